@@ -1,0 +1,28 @@
+"""Motet: train a language model once and answer many questions with that one run."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Corpus": "motet.experiments.corpus",
+    "Stream": "motet.experiments.stream",
+    "Plan": "motet.experiments.plan",
+    "Tokenizer": "motet.experiments.tokenizer",
+    "UserError": "motet.experiments.errors",
+    "ModelConfig": "motet.models.config",
+    "Decoder": "motet.models.decoder",
+    "RunDir": "motet.launcher.rundir",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import motet` stays instant."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'motet' has no attribute {name!r}")

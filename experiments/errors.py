@@ -1,0 +1,40 @@
+"""Errors that a user's setting or file can cause, told as one message.
+
+They live in the lowest room so that every other room can raise them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the command line prints it, without a traceback, and exits 2."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: `setting` names it, `message` says its value, why not and what would work."""
+
+    setting: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.message}"
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise one `UserError` that lists every problem; do nothing when there is none."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise UserError(str(problems[0]))
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    raise UserError(f"{len(problems)} problems:\n{lines}")
+
+
+def suggest(word: str, options: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the nearest option, or `""` when none is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

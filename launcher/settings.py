@@ -1,0 +1,375 @@
+"""The sections of a run.yaml, as typed dataclasses.
+
+Every field says its meaning, its unit and its bounds in its metadata: `config.py` checks values against them and
+`reference.py` prints them. Imports neither torch nor OmegaConf.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    kind: str = "",
+    key: str = "",
+) -> Any:
+    """A dataclass field with its documentation.
+
+    `least`/`most` are inclusive bounds and `above`/`below` exclusive ones. `kind` is "path" (relative to the folder of the
+    run.yaml), "free" (passed on as it is written) or "hidden" (not a setting). `key` is the name in YAML where that is a
+    Python keyword.
+    """
+    bounds = {"least": least, "above": above, "most": most, "below": below}
+    metadata = {
+        "doc": doc,
+        "unit": unit,
+        "choices": tuple(choices),
+        "kind": kind,
+        "key": key,
+        "bounds": {name: value for name, value in bounds.items() if value is not None},
+    }
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained: a preset, or a Hugging Face folder, and any size in which it should differ."""
+
+    preset: str = setting(
+        "1m", "named size; its name is the approximate number of non-embedding parameters"
+    )
+    from_hf: str | None = setting(
+        None,
+        "folder of a Hugging Face checkpoint to start from, instead of a preset",
+        kind="path",
+    )
+    vocabulary_size: int | None = setting(
+        None,
+        "rows of the embedding; null = the tokenizer's size rounded up to a multiple of 64",
+        unit="tokens",
+        least=2,
+    )
+    d_model: int | None = setting(None, "width of the residual stream", unit="channels", least=1)
+    n_layers: int | None = setting(None, "number of blocks", unit="layers", least=1)
+    n_heads: int | None = setting(None, "attention heads of the queries", unit="heads", least=1)
+    n_kv_heads: int | None = setting(
+        None, "attention heads of keys and values; must divide n_heads", unit="heads", least=1
+    )
+    d_ffn: int | None = setting(None, "hidden width of the SwiGLU", unit="channels", least=1)
+    head_dim: int | None = setting(
+        None, "channels of one head; null = d_model / n_heads", unit="channels", least=2
+    )
+    rope_theta: float | None = setting(None, "base of the rotary frequencies", above=0)
+    norm_eps: float | None = setting(None, "epsilon of RMSNorm", above=0)
+    norm_position: str | None = setting(
+        None,
+        "norm of a sub-layer's input (pre, Llama) or of its output (post, OLMo-2)",
+        choices=("pre", "post"),
+    )
+    qk_norm: str | None = setting(
+        None,
+        "RMSNorm of queries and keys: none, per head (Qwen3) or over all heads (OLMo-2)",
+        choices=("none", "head", "full"),
+    )
+    tied_embeddings: bool | None = setting(None, "input embedding and output head share one matrix")
+    init_std: float | None = setting(
+        None, "standard deviation of the initial weights", above=0, most=1
+    )
+
+    def overrides(self) -> dict[str, Any]:
+        """The sizes that differ from the preset, as keyword arguments of `models.config.preset`."""
+        skipped = ("preset", "from_hf")
+        return {k: v for k, v in vars(self).items() if k not in skipped and v is not None}
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """One corpus of the mixture."""
+
+    path: str = setting("", "folder that `motet data prepare` or `index` made", kind="path")
+    weight: float = setting(
+        1.0, "share of the sequences, relative to the other corpora's weights", above=0
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which tokens the run reads."""
+
+    sequence_length: int = setting(
+        512, "length of one training example", unit="tokens", least=8, most=1 << 20
+    )
+    document_masks: bool = setting(
+        False, "attention stays inside a document when a sequence holds several"
+    )
+    seed: int | None = setting(
+        None, "seed of the order of the sequences; null = the run's seed", least=0
+    )
+    corpora: tuple[CorpusSettings, ...] = setting((), "the corpora that are mixed; at least one")
+    verify: bool = setting(True, "check the SHA-256 of every shard before training starts")
+
+
+@dataclass(frozen=True)
+class RampSettings:
+    """One stage of a batch ramp."""
+
+    step: int = setting(0, "the step from which this stage holds", unit="steps", least=0)
+    sequences: int = setting(0, "sequences per step from then on", unit="sequences", least=1)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How many sequences make one step."""
+
+    sequences: int = setting(32, "sequences per step over all ranks", unit="sequences", least=1)
+    micro_sequences: int = setting(
+        8, "sequences per rank and forward pass", unit="sequences", least=1
+    )
+    ramp: tuple[RampSettings, ...] = setting(
+        (),
+        "stages `{step, sequences}` of other batch sizes; `batch.sequences` holds before the first",
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW."""
+
+    lr: float | None = setting(
+        None, "peak learning rate; null = by the number of parameters", above=0, below=1
+    )
+    betas: tuple[float, ...] = setting(
+        (0.9, 0.95), "decay rates of the two moments", least=0, below=1
+    )
+    eps: float = setting(1e-8, "epsilon of AdamW", above=0)
+    weight_decay: float = setting(
+        0.1, "decoupled weight decay (matrices only, no norms or embeddings)", least=0
+    )
+    fused: bool = setting(True, "fused kernel")
+
+    def learning_rate(self, n_parameters_non_embedding: int) -> float:
+        """`lr` if set, else 0.003239 - 0.0001395 ln(N), at least 3e-4 (Kaplan et al. 2020, appendix D.6)."""
+        if self.lr is not None:
+            return self.lr
+        return max(3e-4, 0.003239 - 0.0001395 * math.log(max(n_parameters_non_embedding, 2)))
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Learning rate over the run."""
+
+    kind: str = setting(
+        "cosine",
+        "shape after the warm-up",
+        choices=("cosine", "wsd", "linear", "constant"),
+    )
+    warmup_steps: int = setting(100, "linear rise from 0", unit="steps", least=0)
+    final_lr_fraction: float = setting(
+        0.1, "learning rate of the last step over the peak", least=0, most=1
+    )
+    decay_fraction: float = setting(
+        0.2, "wsd only: share of the run that decays", unit="fraction of the run", above=0, most=1
+    )
+
+
+@dataclass(frozen=True)
+class BadStepSettings:
+    """What to do when a loss or gradient is not finite, or spikes."""
+
+    policy: str = setting(
+        "skip",
+        "leave the update out, go back to the last checkpoint, or stop",
+        choices=("skip", "rollback", "stop"),
+    )
+    spike_sigma: float = setting(
+        6.0,
+        "a loss this far above the mean of the window is bad; 0 = only non-finite values",
+        unit="standard deviations",
+        least=0,
+    )
+    window: int = setting(128, "steps that the spike test looks back", unit="steps", least=8)
+    most: int = setting(
+        10, "the run stops after this many bad steps in one window", unit="steps", least=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how it is trained. Exactly one of `steps` and `tokens` is given."""
+
+    steps: int | None = setting(None, "length of the run", unit="steps", least=1)
+    tokens: int | None = setting(
+        None, "length of the run; rounded up to a whole step", unit="tokens", least=1
+    )
+    optimizer: OptimizerSettings = setting(OptimizerSettings, "AdamW")
+    schedule: ScheduleSettings = setting(ScheduleSettings, "learning rate over the run")
+    clip_norm: float = setting(1.0, "largest norm of the gradient; 0 = no clipping", least=0)
+    z_loss: float = setting(
+        0.0, "weight of the squared log-partition in the loss (PaLM uses 1e-4)", least=0
+    )
+    precision: str = setting(
+        "auto",
+        "fp32, or bf16 autocast with fp32 weights; auto = bf16 where the device is fast at it",
+        choices=("auto", "fp32", "bf16"),
+    )
+    compile: bool = setting(False, "torch.compile every block")
+    recompute: str = setting(
+        "none",
+        "recompute activations in the backward pass: less memory, about a third more time",
+        choices=("none", "full"),
+    )
+    bad_steps: BadStepSettings = setting(BadStepSettings, "NaN and spikes")
+    deterministic: bool = setting(True, "deterministic kernels: a resumed run is bit-equal")
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """The questions. A bare YAML list under `experiments:` is read as `experiments.list`."""
+
+    list: tuple[Mapping[str, Any], ...] = setting(
+        (), "the experiments; see 'One experiment'", kind="free"
+    )
+    files: tuple[str, ...] = setting(
+        (), "YAML files, or folders of them, that hold more experiments", kind="path"
+    )
+    controls: bool = setting(
+        True, "add an A/A placebo and a positive control unless the list has them"
+    )
+    lock: str | None = setting(
+        None, "plan of an earlier run whose placements must not move", kind="path"
+    )
+    draws: int = setting(
+        10_000,
+        "re-randomizations of the analysis",
+        unit="assignments",
+        least=100,
+        most=1_000_000,
+    )
+    seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """When experiments are measured, unless they say otherwise themselves."""
+
+    every: float = setting(0.1, "time between probes", unit="fraction of the run", above=0, most=1)
+    batch_tokens: int = setting(
+        16_384, "most tokens in one forward pass of a probe, per rank", unit="tokens", least=64
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """How often the run is saved and what is kept."""
+
+    every_steps: int = setting(
+        200, "time between checkpoints; 0 = only the last step", unit="steps", least=0
+    )
+    keep: int = setting(3, "newest checkpoints that are kept", unit="checkpoints", least=1)
+    keep_every_steps: int = setting(
+        0, "checkpoints at multiples of this stay for good; 0 = none", unit="steps", least=0
+    )
+    async_: bool = setting(True, "write while training goes on", key="async")
+
+
+@dataclass(frozen=True)
+class LayoutSettings:
+    """Where it is trained."""
+
+    processes: int = setting(1, "processes per node", unit="processes", least=1, most=64)
+    shard: bool = setting(
+        True, "FSDP2: weights, gradients and optimizer state are divided over all processes"
+    )
+    device: str = setting("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Where the numbers go. `metrics.jsonl` in the run folder is always written."""
+
+    wandb: str = setting("off", "Weights & Biases", choices=("off", "online", "offline"))
+    project: str = setting("motet", "W&B project")
+    group: str | None = setting(None, "W&B group; null = the run's name")
+    tags: tuple[str, ...] = setting((), "W&B tags")
+    entity: str | None = setting(None, "W&B entity (team or user)")
+    log_every: int = setting(1, "time between logged steps", unit="steps", least=1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A whole run.yaml.
+
+    `base` (the folder that relative paths start from) and `as_written` (settings that hold an `${oc.env:...}`, with their
+    unresolved text, so that a secret is never stored) are no settings. Paths are absolute once loaded.
+    """
+
+    name: str = setting("", "name of the run and of its folder; required")
+    seed: int = setting(0, "seed of weights, order and randomization", least=0, most=(1 << 63) - 1)
+    runs: str = setting("runs", "folder of the run folders", kind="path")
+    model: ModelSettings = setting(ModelSettings, "what is trained")
+    data: DataSettings = setting(DataSettings, "which tokens it reads")
+    batch: BatchSettings = setting(BatchSettings, "sequences per step")
+    training: TrainingSettings = setting(TrainingSettings, "how long, optimizer, precision")
+    experiments: ExperimentSettings = setting(ExperimentSettings, "the questions")
+    probes: ProbeSettings = setting(ProbeSettings, "when they are measured")
+    checkpoint: CheckpointSettings = setting(CheckpointSettings, "saving")
+    layout: LayoutSettings = setting(LayoutSettings, "processes and devices")
+    metrics: MetricSettings = setting(MetricSettings, "logging")
+    base: str = setting("", "", kind="hidden")
+    as_written: Mapping[str, str] = setting(dict, "", kind="hidden")
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order of the sequences."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def plan_seed(self) -> int:
+        """Seed of assignment and placement."""
+        return self.seed if self.experiments.seed is None else self.experiments.seed
+
+    def sequences_at(self, step: int) -> int:
+        """Sequences of one step (the batch ramp counted)."""
+        now = self.batch.sequences
+        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
+            if stage.step <= step:
+                now = stage.sequences
+        return now
+
+    def slots_before(self, step: int) -> int:
+        """Sequences consumed before `step`: the first slot of that step."""
+        total, start, now = 0, 0, self.batch.sequences
+        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
+            if stage.step >= step:
+                break
+            total += (stage.step - start) * now
+            start, now = stage.step, stage.sequences
+        return total + (step - start) * now
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, from `training.steps` or `training.tokens`."""
+        if self.training.steps is not None:
+            return self.training.steps
+        slots = -(-(self.training.tokens or 0) // self.data.sequence_length)
+        total, start, now = 0, 0, self.batch.sequences
+        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
+            if total + (stage.step - start) * now >= slots:
+                break
+            total += (stage.step - start) * now
+            start, now = stage.step, stage.sequences
+        return start + -(-(slots - total) // now)
