@@ -107,9 +107,7 @@ def is_time(value: Any) -> bool:
     return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
 
 
-def parse_entry(
-    entry: Any, number: int, base: Path
-) -> tuple[ExperimentSpec | None, list[Problem]]:
+def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | None, list[Problem]]:
     """Read one entry of the list. The spec is None when its name or class is unknown."""
     from motet.experiments.library import LIBRARY
 
@@ -282,7 +280,10 @@ def _schedule(reader: Reader) -> Schedule:
             inner.problem("at", f"has {step!r}; a time is a step >= 0 or a fraction (0.0 to 1.0)")
             at = ()
             break
-    every, start = inner.values.get("every", default.every), inner.values.get("start", default.start)
+    every, start = (
+        inner.values.get("every", default.every),
+        inner.values.get("start", default.start),
+    )
     if not is_time(every) or every == 0:
         inner.problem("every", f"is {every!r}; it must be steps >= 1 or a fraction of the run")
         every = default.every
@@ -319,7 +320,9 @@ def _token_range(reader: Reader, kind: str) -> tuple[int, int] | None:
         return None
     whole = len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     if not whole or not 0 <= value[0] < value[1]:
-        reader.problem("token_range", f"is {value!r}; it must be [first, end] with 0 <= first < end")
+        reader.problem(
+            "token_range", f"is {value!r}; it must be [first, end] with 0 <= first < end"
+        )
         return None
     return value[0], value[1]
 

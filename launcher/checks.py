@@ -168,16 +168,12 @@ def model_problems(settings: RunSettings) -> list[Problem]:
         return [Problem("model", str(error))]
 
 
-CHECKS: tuple[Callable[[RunSettings], list[Problem]], ...] = (
-    name_problems,
-    length_problems,
-    batch_problems,
-    schedule_problems,
-    data_problems,
-    model_problems,
+# Each check with the settings that it reads.
+CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ...] = (
+    (name_problems, ("name",)),
+    (length_problems, ("training.steps", "training.tokens", "batch", "data.sequence_length")),
+    (batch_problems, ("batch", "layout.processes")),
+    (schedule_problems, ("training", "batch", "data.sequence_length")),
+    (data_problems, ("data", "probes")),
+    (model_problems, ("model",)),
 )
-
-
-def cross_problems(settings: RunSettings) -> list[Problem]:
-    """Every contradiction between settings."""
-    return [problem for check in CHECKS for problem in check(settings)]

@@ -9,6 +9,7 @@ line, no environment, no console, no machine description.
 from __future__ import annotations
 
 import contextlib
+import netrc
 import os
 import queue
 import re
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from motet.launcher.rundir import atomic_write
 
@@ -203,6 +205,8 @@ class WandbMirror:
 
     def _init(self, wandb: Any, mode: str) -> Any:
         settings = self.settings
+        if mode == "online" and not has_credentials(wandb.Settings().base_url):
+            raise RuntimeError("no API key: set WANDB_API_KEY, or run `wandb login`")
         return wandb.init(
             id=self.run_id,
             resume="allow",
@@ -290,6 +294,20 @@ def private_settings() -> dict[str, Any]:
         "x_save_requirements": False,
         "x_transaction_log_flush_interval": 2.0,
     }
+
+
+def has_credentials(base_url: str) -> bool:
+    """Whether W&B would find a key without asking at the terminal, which a training run must never do."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(base_url).hostname or ""
+    named = os.environ.get("NETRC")
+    paths = [named] if named else ["~/.netrc", "~/_netrc"]
+    for path in paths:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(os.path.expanduser(path)).authenticators(host):
+                return True
+    return False
 
 
 def history_of(row: Row) -> dict[str, Any]:

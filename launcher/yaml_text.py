@@ -29,12 +29,15 @@ def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
 
 
 def _number(dumper: _Dumper, value: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    text = repr(value)
+    if "e" in text and "." not in text:  # YAML 1.1 wants the point
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def dump(value: Any, as_written: Collection[str] = ()) -> str:
     """YAML of nested dictionaries, lists and scalars; texts in `as_written` keep their `${...}` alive."""
-    kind = type("_Bound", (_Dumper,), {"as_written": as_written})
+    kind: Any = type("_Bound", (_Dumper,), {"as_written": as_written})
     kind.add_representer(str, _text)
     kind.add_representer(float, _number)
     return yaml.dump(

@@ -20,6 +20,7 @@ from motet.launcher.rundir import RunDir
 from motet.launcher.wandb_mirror import (
     MirrorSettings,
     WandbMirror,
+    has_credentials,
     history_of,
     stored_run_id,
     without_secrets,
@@ -252,3 +253,31 @@ def test_secrets_are_dropped_by_name_and_by_value() -> None:
 def test_history_of_a_step_leaves_out_nulls() -> None:
     row = {"kind": "step", "step": 3, "time": 0.0, "loss": None, "skipped": True, "tokens": 9}
     assert history_of(row) == {"step": 3, "tokens": 9, "train/skipped": 1}
+
+
+def test_without_an_api_key_the_run_is_recorded_offline_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said: list[str] = []
+    settings = MirrorSettings(mode="online", init_timeout_s=5.0, finish_timeout_s=3.0)
+    mirror = WandbMirror(RunDir(tmp_path / "r"), {}, settings, say=said.append)
+    mirror.log({"kind": "step", "step": 1, "loss": 2.0})
+    mirror.close()
+    assert len(said) == 1
+    assert "WANDB_API_KEY" in said[0]
+    assert list((tmp_path / "r").glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_key_in_netrc_counts_as_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_IDENTITY_TOKEN_FILE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine api.example.org login user password k\n")
+    assert has_credentials("https://api.example.org")
+    assert not has_credentials("https://other.example.org")

@@ -1,0 +1,229 @@
+"""The command line: arguments, exit codes and messages. What a command does lies in `commands/`.
+
+Nothing heavy is imported here, so that `motet --help` is instant.
+
+Exit codes: 0 done · 1 a check or an audit failed · 2 a mistake of the user's · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from motet.experiments.errors import UserError
+
+PRIVATE_UMASK = 0o077
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+_SETTINGS_HELP = "any setting of docs/reference.md, such as training.steps=100"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggests the nearest command when one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if match:
+            options = [option.strip(" '") for option in match[2].split(",")]
+            near = difflib.get_close_matches(match[1], options, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            message = f"{match[1]!r} is no command{hint}; there are {', '.join(options)}"
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}\n")
+
+
+def _command(
+    group: Any, name: str, target: str, help_text: str, *, dry_run: bool = False, json: bool = False
+) -> argparse.ArgumentParser:
+    """Add one command; `target` is "module:function" under `commands/`."""
+    parser = group.add_parser(name, help=help_text, description=help_text)
+    parser.set_defaults(target=target)
+    if dry_run:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print what would be done, and do nothing"
+        )
+    if json:
+        parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    return parser
+
+
+def _settings_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("run_yaml", metavar="RUN.yaml", nargs=None if required else "?")
+    parser.add_argument("settings", metavar="a.b.c=value", nargs="*", help=_SETTINGS_HELP)
+
+
+def _add_start_commands(commands: Any) -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "demo:run",
+        "train on the text of Python's standard library, with experiments, and report",
+        dry_run=True,
+    )
+    demo.add_argument("--steps", type=int, help="length of the run")
+    demo.add_argument("--folder", default=".", help="where corpora/ and runs/ go")
+    demo.add_argument("settings", metavar="a.b.c=value", nargs="*", help=_SETTINGS_HELP)
+    init = _command(
+        commands, "init", "init:run", "write a commented run.yaml to start from", dry_run=True
+    )
+    init.add_argument("name", metavar="NAME", help="name of the run and of the new folder")
+
+
+def _add_data_commands(commands: Any) -> None:
+    data = commands.add_parser("data", help="text -> token shards; what is in them")
+    group = data.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    prepare = _command(
+        group, "prepare", "data:prepare", "tokenize text into a corpus", dry_run=True
+    )
+    prepare.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="files, folders, .jsonl(.gz|.zst), .parquet, a `datasets` name as hf://NAME, or stdlib",
+    )
+    prepare.add_argument("--output", required=True, metavar="FOLDER", help="the corpus to write")
+    which = prepare.add_mutually_exclusive_group()
+    which.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or Hugging Face folder")
+    which.add_argument(
+        "--vocabulary-size", type=int, metavar="N", help="train a BPE of N tokens (default 32768)"
+    )
+    prepare.add_argument("--text-key", default="text", help="field of the text (default: text)")
+    prepare.add_argument("--id-key", default="id", help="field of the document id (default: id)")
+    prepare.add_argument("--processes", type=int, help="default: one per core")
+    prepare.add_argument("--quiet", action="store_true", help="no progress bar")
+    index = _command(
+        group, "index", "data:index", "make a corpus over existing token files", dry_run=True
+    )
+    index.add_argument(
+        "files", metavar="FILE", nargs="+", help="Megatron .bin, Dolma .npy, nanoGPT .bin"
+    )
+    index.add_argument("--output", required=True, metavar="FOLDER", help="the corpus to write")
+    index.add_argument(
+        "--format", default="auto", choices=("auto", "megatron", "npy", "nanogpt"), dest="layout"
+    )
+    index.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or Hugging Face folder")
+    index.add_argument("--dtype", choices=("uint16", "uint32"), help="of raw token files")
+    index.add_argument("--eod", type=int, metavar="ID", help="end-of-document token")
+    show = _command(group, "inspect", "data:inspect", "documents and tokens of a corpus", json=True)
+    show.add_argument("path", metavar="CORPUS|RUN|RUN.yaml")
+    show.add_argument("--slot", type=int, metavar="N", help="decode this training sequence")
+    show.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard")
+
+
+def _add_experiment_commands(commands: Any) -> None:
+    parser = commands.add_parser("experiments", help="register questions, see their plan first")
+    group = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    listing = _command(
+        group, "list", "experiments:show_list", "built-in experiments, or those of a run", json=True
+    )
+    _settings_arguments(listing, required=False)
+    check = _command(group, "check", "experiments:check", "report every problem at once", json=True)
+    _settings_arguments(check)
+    power = _command(
+        group, "power", "experiments:power", "smallest effect that each can detect", json=True
+    )
+    _settings_arguments(power)
+    preview = _command(
+        group, "preview", "experiments:preview", "decode sample exposures in their context"
+    )
+    preview.add_argument("--count", type=int, default=3, metavar="N", help="per experiment")
+    _settings_arguments(preview)
+    audit = _command(
+        group, "audit", "experiments:audit", "prove what the final weights consumed", json=True
+    )
+    audit.add_argument("--replay", action="store_true", help="recompute every digest from the data")
+    audit.add_argument("run", metavar="RUN", help="folder of the run")
+
+
+def _add_run_commands(commands: Any) -> None:
+    train = _command(commands, "train", "train:run", "train here (starts torchrun)", dry_run=True)
+    _settings_arguments(train)
+    resume = _command(
+        commands, "resume", "train:resume", "go on from the last checkpoint", dry_run=True
+    )
+    resume.add_argument("run", metavar="RUN", help="folder of the run")
+    resume.add_argument("settings", metavar="a.b.c=value", nargs="*", help="see docs/reference.md")
+    report = _command(
+        commands, "report", "report:run", "the answers, as one HTML file", dry_run=True, json=True
+    )
+    report.add_argument("run", metavar="RUN", help="folder of the run")
+    evaluate = _command(commands, "eval", "export:evaluate", "lm-evaluation-harness", dry_run=True)
+    evaluate.add_argument("run", metavar="RUN", help="folder of the run")
+    evaluate.add_argument("--tasks", required=True, help="names, with commas between them")
+    evaluate.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    evaluate.add_argument("--limit", type=int, help="documents per task")
+    export = _command(
+        commands, "export", "export:run", "Hugging Face checkpoint of the model", dry_run=True
+    )
+    export.add_argument("run", metavar="RUN", help="folder of the run")
+    export.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    export.add_argument("--output", metavar="FOLDER", help="default: RUN/members/step-N")
+    export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    from motet import __version__
+
+    parser = _Parser(
+        prog="motet",
+        description="Train a language model once and answer many questions with that one run.",
+        epilog="Any setting of a run.yaml can be given after it, as a.b.c=value. See docs/reference.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"motet {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_start_commands(commands)
+    _add_data_commands(commands)
+    _add_experiment_commands(commands)
+    _add_run_commands(commands)
+    return parser
+
+
+def _target(name: str) -> Callable[[argparse.Namespace], int | None]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"motet.launcher.commands.{module}"), function)  # type: ignore[no-any-return]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand before and after options: argparse alone takes only one group of them."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "settings") and all(re.match(r"[^-=]+=", r) for r in rest)):
+        parser.error(f"unknown argument: {' '.join(rest)}; see --help")
+    if rest:
+        parsed.settings = [*parsed.settings, *rest]
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    os.umask(PRIVATE_UMASK)
+    parsed = _parse(arguments)
+    try:
+        code = _target(parsed.target)(parsed) or 0
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"motet: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("motet: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"motet: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""`motet train` and `motet resume`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from motet.experiments.errors import Problem, UserError, raise_problems
+from motet.launcher import config
+from motet.launcher.command import launch_environment, shell_text, torchrun_command
+from motet.launcher.commands import common
+from motet.launcher.rundir import RunDir
+from motet.launcher.settings import RunSettings
+
+# What may differ when a run goes on. Everything else decides its tokens, its updates or its questions.
+RESUMABLE = (
+    r"layout\..*",
+    r"metrics\..*",
+    r"checkpoint\..*",
+    r"probes\.batch_tokens",
+    r"data\.verify",
+    r"data\.corpora\.\d+\.path",
+    r"batch\.micro_sequences",
+    r"training\.(steps|tokens|compile|recompute)",
+    r"training\.bad_steps\..*",
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train from the start."""
+    settings = common.load_settings(arguments)
+    text = Path(arguments.run_yaml).read_text(encoding="utf-8")
+    return start(settings, common.yaml_with_overrides(text, arguments.settings), arguments.dry_run)
+
+
+def start(settings: RunSettings, yaml_text: str, dry_run: bool) -> int:
+    """Check everything that can be checked before the first process starts; then train."""
+    rundir = RunDir(Path(settings.runs) / settings.name)
+    if dry_run:
+        print_dry_run(settings, rundir)
+        return 0
+    refuse_existing(settings, rundir)
+    from motet.launcher.run import train
+
+    return train(settings, rundir, yaml_text=yaml_text, resume=False)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on from the last checkpoint, perhaps on other processes, perhaps for longer."""
+    rundir = common.open_run(arguments.run)
+    before = config.load(rundir.resolved_yaml)
+    overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
+    settings = config.load(rundir.resolved_yaml, overrides)
+    raise_problems(frozen_problems(before, settings))
+    if arguments.dry_run:
+        print_dry_run(settings, rundir)
+        return 0
+    from motet.launcher.run import train
+
+    text = common.yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
+    return train(settings, rundir, yaml_text=text, resume=True)
+
+
+def _length_override(before: RunSettings, overrides: list[str]) -> list[str]:
+    """Giving the length in the other unit replaces it."""
+    names = {override.partition("=")[0] for override in overrides}
+    extra = []
+    if "training.tokens" in names and before.training.steps is not None:
+        extra.append("training.steps=null")
+    if "training.steps" in names and before.training.tokens is not None:
+        extra.append("training.tokens=null")
+    return [*extra, *overrides]
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path -> scalar."""
+    if isinstance(value, Mapping | list) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        out: dict[str, Any] = {}
+        for key, child in pairs:
+            out |= flat(child, f"{path}.{key}" if path else str(key))
+        return out
+    return {path: value}
+
+
+def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: path -> (before, after). Where the folders lie does not count."""
+    old, new = flat(config.public(before)), flat(config.public(after))
+    return {
+        path: (old.get(path), new.get(path))
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path) and path != "runs"
+    }
+
+
+def frozen_problems(before: RunSettings, after: RunSettings) -> list[Problem]:
+    """Settings that may not change in the middle of a run."""
+    return [
+        Problem(
+            path,
+            f"is {common.cell(old)} in this run and cannot become {common.cell(new)} when it goes on; "
+            "start another run for that",
+        )
+        for path, (old, new) in differences(before, after).items()
+        if not any(re.fullmatch(pattern, path) for pattern in RESUMABLE)
+    ]
+
+
+def refuse_existing(settings: RunSettings, rundir: RunDir) -> None:
+    """Never train over another run: `UserError` that says what is there and what would work."""
+    if not rundir.resolved_yaml.exists():
+        if rundir.root.is_dir() and any(rundir.root.iterdir()):
+            raise UserError(f"name: {rundir.root} exists and is no run; choose another name=...")
+        return
+    try:
+        changed = differences(config.load(rundir.resolved_yaml), settings)
+    except UserError:
+        changed = {"resolved.yaml": ("settings of another version", "these")}
+    state = "is finished" if rundir.done.exists() else "exists"
+    if not changed:
+        advice = f"`motet report {_shown(rundir)}`" if rundir.done.exists() else ""
+        advice = advice or f"`motet resume {_shown(rundir)}` goes on with it"
+        raise UserError(f"name: the run {rundir.root} {state}, with these settings; {advice}")
+    shown = [f"{p}: {common.cell(a)} there, {common.cell(b)} here" for p, (a, b) in changed.items()]
+    more = f"\n  and {len(shown) - 8} more" if len(shown) > 8 else ""
+    raise UserError(
+        f"name: the run {rundir.root} {state}, with other settings; choose another name=...\n  "
+        + "\n  ".join(shown[:8])
+        + more
+    )
+
+
+def _shown(rundir: RunDir) -> str:
+    relative = os.path.relpath(rundir.root)
+    return str(rundir.root) if relative.startswith("..") else relative
+
+
+def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
+    """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
+    from motet.experiments.study import check
+
+    print(config.to_yaml(settings), end="")
+    attempt = rundir.latest_attempt() + 1
+    cores = len(os.sched_getaffinity(0))
+    environment = launch_environment(settings, rundir, {}, cores)
+    print(f"\n# {shell_text(torchrun_command(settings, rundir, attempt), environment)}")
+    common.print_facts(common.run_facts(settings))
+    raise_problems(check(settings))

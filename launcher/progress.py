@@ -1,0 +1,151 @@
+"""What a person sees while a run trains: a bar on a terminal, one line per interval anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+PLAIN_INTERVAL_S = 10.0
+ETA_SMOOTHING = 0.9
+
+
+class Progress:
+    """Shows step, loss, tokens/s and time left; use as a context manager. Rank 0 speaks, others are silent.
+
+    `steps` is where the run ends, `start_step` where this attempt begins. `clock` and `console` are given by tests.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        console: Console | None = None,
+        interval_s: float = PLAIN_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.steps = steps
+        self._step = start_step
+        self._interval_s = interval_s
+        self._clock = clock
+        self._last_s = self._printed_s = clock()
+        self._step_s: float | None = None
+        self._console: Console | None = None
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._text = ""
+        if rank == 0:
+            self._open(console)
+
+    def _open(self, console: Console | None) -> None:
+        from rich.console import Console as RichConsole
+
+        self._console = console or RichConsole(highlight=False)
+        if self._console.is_terminal:
+            self._bar = _bar(self._console)
+            self._task = self._bar.add_task(
+                "training", total=self.steps, completed=self._step, text="", left=""
+            )
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float | None, tokens_per_s: float, note: str = "") -> None:
+        """Tell that `step` updates are done. A step back (rollback) restarts the estimate of time left."""
+        if self._console is None:
+            return
+        now = self._clock()
+        self._estimate(step, now)
+        self._text = f"loss {number(loss)}  {rate(tokens_per_s)} tokens/s" + (note and f"  {note}")
+        left = f"{duration(self.seconds_left())} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, text=self._text, left=left)
+        elif step >= self.steps or now - self._printed_s >= self._interval_s:
+            self._printed_s = now
+            self.print(f"step {step:,}/{self.steps:,}  {self._text}  {left}")
+
+    def seconds_left(self) -> float | None:
+        """Estimate from a moving mean of seconds per step; None before two steps."""
+        return None if self._step_s is None else self._step_s * max(0, self.steps - self._step)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show what happens instead of training, such as "probing" or "saving"."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=name)
+        try:
+            yield
+        finally:
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, description="training")
+
+    def print(self, message: str) -> None:
+        """Print a line above the bar."""
+        if self._console is not None:
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _estimate(self, step: int, now: float) -> None:
+        if step > self._step:
+            latest = (now - self._last_s) / (step - self._step)
+            keep = 0.0 if self._step_s is None else ETA_SMOOTHING
+            self._step_s = keep * (self._step_s or 0.0) + (1 - keep) * latest
+        elif step < self._step:
+            self._step_s = None
+        self._step, self._last_s = step, now
+
+
+def _bar(console: Console) -> RichProgress:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichBar
+
+    return RichBar(
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("{task.fields[left]}", style="dim", markup=False),
+        console=console,
+        refresh_per_second=4,
+        transient=False,
+    )
+
+
+def number(value: float | None) -> str:
+    """A loss: four significant digits, `nan` for what is missing or not finite."""
+    return "nan" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def rate(per_s: float) -> str:
+    """`950`, `12.3k`, `4.5M`."""
+    if not math.isfinite(per_s):
+        return "?"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if per_s >= limit:
+            return f"{per_s / limit:.1f}{unit}"
+    return f"{per_s:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`0:42`, `12:03`, `3:07:00`, `2d 04:00`; `?` when unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02d}:{m:02d}"
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"

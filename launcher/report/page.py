@@ -1,0 +1,156 @@
+"""report.json -> one self-contained HTML page: no script, no request, everything that came from data escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.launcher.report import plots, words
+from motet.launcher.report.forest import forest
+
+HERE = Path(__file__).parent
+CLOSED_AFTER_PANELS = 2
+Entry = dict[str, Any]
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page of a report; equal reports give equal bytes. Missing parts are said to be missing."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["w"] = words
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    template = environment.get_template("page.html")
+    return template.render(style=Markup(style), **context(report, Markup)) + "\n"
+
+
+def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
+    """Everything the template shows. `markup` marks drawings, which are the only unescaped parts."""
+    answers = report.get("answers") or {}
+    entries: list[Entry] = list(answers.get("experiments") or [])
+    questions = [e for e in entries if e.get("role", "question") == "question"]
+    controls = control_entries(answers, entries)
+    record = report.get("training") or {}
+    names = [e["name"] for e in entries]
+    names += [n for n in record.get("exposure_steps") or {} if n not in names]
+    loss = plots.training(record, names, "loss")
+    return {
+        "report": report,
+        "run": report.get("run") or {},
+        "cost": report.get("cost") or {},
+        "compliance": report.get("compliance") or {},
+        "answers": answers,
+        "questions": [view(e, f"q{i}", record, markup) for i, e in enumerate(questions)],
+        "controls": [view(e, f"c{i}", record, markup) for i, e in enumerate(controls)],
+        "control_sentences": control_sentences(answers),
+        "alarms": alarms(report),
+        "loss_plot": markup(loss) if loss else None,
+        "spent": spent(record.get("seconds") or {}),
+        "definition_text": pretty(report.get("definition")),
+        "skipped_steps": record.get("skipped_steps") or [],
+    }
+
+
+def control_entries(answers: Mapping[str, Any], entries: Sequence[Entry]) -> list[Entry]:
+    """The placebo and the positive control, wherever the answers hold them, each once."""
+    held = answers.get("controls") or {}
+    named = [held[k] for k in ("placebo", "positive") if held.get(k) and held[k].get("primary")]
+    seen = {entry["name"] for entry in named}
+    return named + [
+        e for e in entries if e.get("role", "question") != "question" and e["name"] not in seen
+    ]
+
+
+def control_sentences(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One plain sentence per control, also when it is absent."""
+    held = answers.get("controls") or {}
+    absent = {
+        "placebo": "This run has no A/A placebo, so nothing here shows that it finds no effect where there is none.",
+        "positive": "This run has no positive control, so nothing here shows that it would find an effect that is there.",
+    }
+    titles = {"placebo": "A/A placebo", "positive": "Positive control"}
+    out = []
+    for kind, title in titles.items():
+        control = held.get(kind)
+        ok = bool(control.get("ok")) if control else None
+        sentence = (control.get("sentence") or "") if control else absent[kind]
+        out.append({"title": title, "ok": ok, "sentence": sentence})
+    return out
+
+
+def alarms(report: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before reading any answer."""
+    out = []
+    answers = report.get("answers") or {}
+    for control in control_sentences(answers):
+        if control["ok"] is False:
+            out.append(f"{control['title']} failed: {control['sentence']}")
+    compliance = report.get("compliance") or {}
+    bad = {k: compliance.get(k) or 0 for k in ("missing", "duplicated")}
+    if any(bad.values()):
+        told = " and ".join(f"{n:,} {kind}" for kind, n in bad.items() if n)
+        out.append(f"Exposures did not all happen as planned: {told} of {compliance.get('planned', 0):,}.")
+    if not (report.get("run") or {}).get("finished"):
+        out.append("This run has not finished: every figure here is provisional.")
+    return out
+
+
+def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict[str, Any]:
+    """One experiment with its drawings. `key` is its anchor and the prefix of ids in its drawings."""
+    curves = entry.get("curves") or {}
+    doses = {arm["name"]: arm.get("dose") for arm in entry.get("arms") or []}
+    window = sorted(set((record.get("exposure_steps") or {}).get(entry["name"], [])))
+    window = window[:: max(1, len(window) // 150)]
+    drawn = [plots.dose_response(entry, f"{key}-dose")]
+    panels = curves.get("over_time") or []
+    drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
+    drawn.append(plots.since_exposure(entry, f"{key}-since"))
+    captions = ["Dose-response"]
+    captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
+    captions.append("Forgetting: since the exposure")
+    figures = [(c, markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
+    if curves.get("since_exposure") and figures:
+        figures.insert(0, figures.pop())
+    kind = (entry.get("verdict") or {}).get("kind") or "not_found"
+    primary = entry.get("primary") or {}
+    return {
+        "entry": entry,
+        "key": key,
+        "kind": kind if kind in words.VERDICT_LABELS else "not_found",
+        "primary": primary,
+        "arms": arm_rows(entry, primary),
+        "forest": markup(forest(primary, kind if kind in words.VERDICT_LABELS else "not_found")),
+        "figures": figures[:CLOSED_AFTER_PANELS],
+        "more_figures": figures[CLOSED_AFTER_PANELS:],
+    }
+
+
+def arm_rows(entry: Entry, primary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Arms with the outcome of each, joined by name."""
+    measured = {row.get("arm"): row for row in primary.get("per_arm") or []}
+    return [{**arm, "outcome": measured.get(arm["name"]) or {}} for arm in entry.get("arms") or []]
+
+
+def spent(seconds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where the time went: name, seconds and share of each phase, largest first."""
+    labels = {"train": "training", "probe": "probes", "checkpoint": "checkpoints", "data": "reading data"}
+    known = [(labels.get(k, k), words.finite(v) or 0.0, k) for k, v in seconds.items()]
+    total = sum(s for _, s, _ in known)
+    if not total:
+        return []
+    ranked = sorted(known, key=lambda item: -item[1])
+    return [{"name": n, "seconds": s, "share": s / total, "key": k} for n, s, k in ranked]
+
+
+def pretty(value: Any) -> str:
+    """Indented JSON with sorted keys; "" for nothing."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) if value else ""

@@ -1,0 +1,207 @@
+"""Numbers and verdicts as a reader wants them. Pure text, no markup: escaping is the template's work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "–"
+MINUS = "\u2212"
+PERCENT_UNITS = frozenset({"accuracy", "probability", "rate", "share", "fraction"})
+
+VERDICT_LABELS = {
+    "found": "Effect found",
+    "not_found": "Not detected",
+    "negligible": "Negligible",
+    "invalid": "Not valid",
+}
+
+TERMS = (
+    ("unit", "The smallest thing that was assigned at random: a canary, a question, a fact, a document. "
+     "Near-duplicates form a cluster and are assigned together."),
+    ("dose", "How often the text of a unit was put into the training stream. Dose 0 is the control: "
+     "prepared in the same way, never shown."),
+    ("placebo", "Ordinary corpus text of equal length, given to dose-0 units in place of their own text."),
+    ("effect", "Mean outcome of treated units minus mean outcome of dose-0 units, in this one run. "
+     "The interval says how precisely these units determine it, not how much other seeds would vary."),
+    ("corrected p", "How often an effect at least this large arises when units are re-assigned at random "
+     "as in this run, corrected for asking several questions (Holm)."),
+    ("smallest detectable", "The effect that this design finds in 80 % of runs. A smaller true effect "
+     "can be missed: “not detected” is no proof of absence."),
+    ("negligible", "The whole interval lies within the margin that was declared before training as too "
+     "small to matter."),
+)  # fmt: skip
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a finite float, else None."""
+    if value is None or isinstance(value, str | bool):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def number(value: Any, signed: bool = False) -> str:
+    """Three significant digits, with a real minus sign; `–` when missing."""
+    x = finite(value)
+    if x is None:
+        return MISSING
+    if x and (abs(x) >= 1e6 or abs(x) < 1e-4):
+        return power_of_ten(x, signed)
+    digits = 3 if not x else max(0, 2 - math.floor(math.log10(abs(x))))
+    text = f"{abs(x):,.{min(digits, 6)}f}"
+    if abs(x) >= 1000:
+        text = f"{abs(x):,.0f}"
+    sign = MINUS if x < 0 else ("+" if signed and x > 0 else "")
+    return sign + ("0" if not x else text)
+
+
+def power_of_ten(value: float, signed: bool = False) -> str:
+    """`1.2 × 10¹⁵`."""
+    mantissa, exponent = f"{abs(value):.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+    sign = MINUS if value < 0 else ("+" if signed else "")
+    return f"{sign}{mantissa} × 10{raised}"
+
+
+def is_percent(unit: str) -> bool:
+    """Whether values of this unit are shares of one, shown in percent."""
+    return unit in PERCENT_UNITS
+
+
+def shown_unit(unit: str, difference: bool = False) -> str:
+    """The unit as printed: differences of shares are percentage points."""
+    if is_percent(unit):
+        return "pp" if difference else "%"
+    return unit
+
+
+def scaled(value: Any, unit: str) -> float | None:
+    """`value` in the unit that is printed."""
+    x = finite(value)
+    return x if x is None or not is_percent(unit) else 100 * x
+
+
+def difference(value: Any, unit: str) -> str:
+    """A signed effect with its unit: `+19.2 pp`, `−0.31 bits`."""
+    text = number(scaled(value, unit), signed=True)
+    return text if text == MISSING else f"{text} {shown_unit(unit, True)}".rstrip()
+
+
+def level(value: Any, unit: str) -> str:
+    """A mean with its unit: `55.2 %`, `3.10 bits`."""
+    text = number(scaled(value, unit))
+    return text if text == MISSING else f"{text} {shown_unit(unit)}".rstrip()
+
+
+def size(value: Any, unit: str) -> str:
+    """An unsigned difference: `1.2 pp`."""
+    return difference(value, unit).lstrip("+")
+
+
+def interval(low: Any, high: Any, unit: str) -> str:
+    """`[+0.9, +1.9]` in the printed unit; `–` when there is none."""
+    ends = [number(scaled(end, unit), signed=True) for end in (low, high)]
+    return MISSING if MISSING in ends else f"[{ends[0]}, {ends[1]}]"
+
+
+def p_value(value: Any) -> str:
+    """Two significant digits, `< 0.0001` below that."""
+    p = finite(value)
+    if p is None:
+        return MISSING
+    if p < 1e-4:
+        return "< 0.0001"
+    if p < 0.001:
+        return f"{p:.4f}"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def count(value: Any) -> str:
+    """`12,345`."""
+    x = finite(value)
+    return MISSING if x is None else f"{x:,.0f}"
+
+
+def big(value: Any) -> str:
+    """`9.83 million`; plain below ten thousand."""
+    x = finite(value)
+    if x is None:
+        return MISSING
+    for limit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if abs(x) >= limit:
+            return f"{number(x / limit)} {name}"
+    return f"{x:,.0f}"
+
+
+def percent(value: Any) -> str:
+    """A share as `2.1 %`."""
+    x = finite(value)
+    return MISSING if x is None else f"{number(100 * x)} %"
+
+
+def duration(seconds: Any) -> str:
+    """`42 s`, `5 min 12 s`, `3 h 07 min`, `2 d 4 h`."""
+    x = finite(seconds)
+    if x is None:
+        return MISSING
+    if x < 60:
+        return f"{number(x)} s"
+    minutes, s = divmod(round(x), 60)
+    hours, m = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s"
+
+
+def dose(value: Any) -> str:
+    """A dose: `16`, `0.001`."""
+    x = finite(value)
+    return MISSING if x is None else f"{x:g}"
+
+
+def plural(amount: int, noun: str) -> str:
+    """`1 question`, `2 questions`."""
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+
+
+def tally(experiments: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence over all questions: how many found what."""
+    kinds = [entry.get("verdict", {}).get("kind") for entry in experiments]
+    if not kinds:
+        return "This run carries no questions."
+    phrases = (
+        ("found", "found an effect"),
+        ("negligible", "found it negligible"),
+        ("not_found", "did not detect one"),
+        ("invalid", "gave no valid answer"),
+    )
+    parts = [f"{kinds.count(kind)} {phrase}" for kind, phrase in phrases if kind in kinds]
+    asked = f"{plural(len(kinds), 'question')} asked"
+    return f"{asked}: {', '.join(parts)}." if parts else f"{asked}, none answered yet."
+
+
+def summary(run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int) -> str:
+    """The opening paragraph: what was trained on what, with which questions inside."""
+    model = run.get("model") or {}
+    shape = ""
+    if model.get("n_layers") and model.get("d_model"):
+        shape = f" ({model['n_layers']} layers, width {model['d_model']})"
+    data = run.get("data") or []
+    names = ", ".join(str(d.get("path", "?")).rstrip("/").rsplit("/", 1)[-1] for d in data) or "?"
+    corpora = "the corpus" if len(data) == 1 else f"{len(data)} corpora:"
+    steps = f" in {run['steps']:,} steps" if finite(run.get("steps")) else ""
+    text = (
+        f"A decoder of {big(run.get('parameters'))} parameters{shape} was trained on "
+        f"{big(run.get('tokens'))} tokens of {corpora} {names}{steps}. "
+    )
+    share = finite(cost.get("experiment_share"))
+    taken = f", taking {percent(share)} of its tokens" if share is not None else ""
+    if n_questions:
+        text += (
+            f"{plural(n_questions, 'randomized experiment').capitalize()} "
+            f"{'was' if n_questions == 1 else 'were'} placed inside this one training run{taken}. "
+            "Every answer compares units of this run that chance alone told apart."
+        )
+    return text

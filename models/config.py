@@ -1,0 +1,186 @@
+"""Sizes and shape of one decoder: a value that needs no torch.
+
+B batch, T tokens, V vocabulary, D model width, H heads, K channels per head.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+NormPosition = Literal["pre", "post"]
+QkNorm = Literal["none", "head", "full"]
+
+
+class ModelError(ValueError):
+    """A model setting, or a checkpoint folder, that cannot be used; the message says what would work."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU; no biases.
+
+    `norm_position="pre"` normalizes what a sub-layer reads (Llama, arXiv:2302.13971);
+    `"post"` normalizes what it adds to the residual stream (OLMo-2, arXiv:2501.00656, section 3.2).
+    `qk_norm="head"` normalizes queries and keys per head (Qwen3), `"full"` over all heads (OLMo-2).
+    `head_dim=None` means `d_model // n_heads`; read `head_width` for the number.
+    """
+
+    vocabulary_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ffn: int
+    head_dim: int | None = None
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    norm_position: NormPosition = "pre"
+    qk_norm: QkNorm = "none"
+    tied_embeddings: bool = False
+    init_std: float = 0.02
+
+    @property
+    def head_width(self) -> int:
+        """Channels per head (K)."""
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def query_width(self) -> int:
+        """Channels of all query heads together (H x K)."""
+        return self.n_heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of all key (or value) heads together."""
+        return self.n_kv_heads * self.head_width
+
+
+def _shape(
+    d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ffn: int, rope_theta: float
+) -> dict[str, Any]:
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "d_ffn": d_ffn,
+        "rope_theta": rope_theta,
+    }
+
+
+# The name is the approximate number of parameters outside the embedding and the head.
+PRESETS: dict[str, dict[str, Any]] = {
+    "1m": _shape(128, 4, 4, 4, 512, 10_000.0),
+    "4m": _shape(256, 4, 4, 4, 1024, 10_000.0),
+    "15m": _shape(384, 8, 6, 6, 1024, 10_000.0),
+    "60m": _shape(640, 12, 10, 10, 1728, 10_000.0),
+    "190m": _shape(1024, 16, 16, 16, 2560, 500_000.0),
+    "370m": _shape(1280, 18, 20, 20, 3584, 500_000.0),
+    "1b": _shape(2048, 16, 16, 16, 8192, 500_000.0),
+    "3b": _shape(3072, 28, 24, 8, 8192, 500_000.0),
+    "7b": _shape(4096, 32, 32, 8, 14336, 500_000.0),
+}
+
+
+def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
+    """Return the preset `name` for a vocabulary, with any field of `ModelConfig` replaced.
+
+    Raises `ModelError` for an unknown preset or field, with the nearest known name.
+    """
+    if name not in PRESETS:
+        raise ModelError(
+            f"model.preset={name!r} is not a preset{_near(name, list(PRESETS))}; "
+            f"known presets are {', '.join(PRESETS)}"
+        )
+    known = [field.name for field in fields(ModelConfig)]
+    for key in overrides:
+        if key not in known:
+            raise ModelError(
+                f"model.{key} is not a setting{_near(key, known)}; settings are {', '.join(known)}"
+            )
+    return ModelConfig(**{"vocabulary_size": vocabulary_size, **PRESETS[name], **overrides})
+
+
+def problems(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return every (setting, message) that makes `config` unusable; an empty list means it is sound."""
+    found = [*_size_problems(config), *_choice_problems(config)]
+    return found if found else _ratio_problems(config)
+
+
+def check(config: ModelConfig) -> None:
+    """Raise one `ModelError` that lists all problems of `config`."""
+    found = problems(config)
+    if found:
+        raise ModelError("; ".join(f"model.{setting}: {message}" for setting, message in found))
+
+
+def _size_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    found = []
+    for setting in ("vocabulary_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ffn"):
+        value = getattr(config, setting)
+        if not _is_whole(value) or value < 1:
+            found.append((setting, f"{value!r} is not a whole number of at least 1"))
+    if config.head_dim is not None and (not _is_whole(config.head_dim) or config.head_dim < 2):
+        found.append(("head_dim", f"{config.head_dim!r} is not a whole number of at least 2, or null"))
+    for setting in ("rope_theta", "norm_eps", "init_std"):
+        value = getattr(config, setting)
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (sound and 0 < value < float("inf")):
+            found.append((setting, f"{value!r} is not a finite number above 0"))
+    return found
+
+
+def _choice_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    found = []
+    choices = {"norm_position": ["pre", "post"], "qk_norm": ["none", "head", "full"]}
+    for setting, options in choices.items():
+        value = getattr(config, setting)
+        if value not in options:
+            hint = _near(str(value), options)
+            found.append((setting, f"{value!r} is not one of {', '.join(options)}{hint}"))
+    if not isinstance(config.tied_embeddings, bool):
+        found.append(("tied_embeddings", f"{config.tied_embeddings!r} is not true or false"))
+    return found
+
+
+def _ratio_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    found = []
+    if config.n_heads % config.n_kv_heads:
+        options = [n for n in range(1, config.n_heads + 1) if config.n_heads % n == 0]
+        found.append(
+            (
+                "n_kv_heads",
+                f"{config.n_kv_heads} does not divide n_heads={config.n_heads}; "
+                f"use one of {', '.join(map(str, options))}",
+            )
+        )
+    if config.head_dim is None and config.d_model % config.n_heads:
+        below = config.d_model // config.n_heads * config.n_heads
+        near = [str(n) for n in (below, below + config.n_heads) if n]
+        found.append(
+            (
+                "d_model",
+                f"{config.d_model} is not a multiple of n_heads={config.n_heads}; "
+                f"nearest is {' or '.join(near)}, or set head_dim",
+            )
+        )
+    elif config.head_width % 2:
+        found.append(
+            (
+                "head_dim",
+                f"{config.head_width} channels per head is odd, rotary positions need pairs; "
+                f"nearest is {config.head_width + 1}",
+            )
+        )
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _near(word: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
