@@ -216,7 +216,7 @@ class CorpusWriter:
         self.partial = partial_folder(self.path)
         self.partial.mkdir(parents=True, exist_ok=True)
         self.shard_tokens = shard_tokens
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocabulary_size)
         state = resume or {"shards": [], "n_documents": 0, "n_bytes": {}}
         self._shards: list[dict[str, Any]] = list(state["shards"])
@@ -240,7 +240,7 @@ class CorpusWriter:
 
     def append(self, tokens: Sequence[int] | Tokens, document_id: str) -> None:
         """Append one document; the end-of-document token is added here."""
-        ended = np.append(np.asarray(tokens, np.int64), self._tokenizer.eod)
+        ended = np.append(np.asarray(tokens, np.int64), self.tokenizer.eod)
         self.append_many(ended.astype(self._dtype), np.array([len(ended)]), [document_id])
 
     def append_many(
@@ -280,13 +280,13 @@ class CorpusWriter:
         else:
             self._tokens.close()
             self._tokens.path.unlink()
-        tokenizer_file = self._tokenizer.save(self.partial)
+        tokenizer_file = self.tokenizer.save(self.partial)
         content = {
             "dtype": self._dtype.name,
-            "eod": self._tokenizer.eod,
-            "eod_token": self._tokenizer.eod_token,
+            "eod": self.tokenizer.eod,
+            "eod_token": self.tokenizer.eod_token,
             "eod_terminated": True,
-            "vocabulary_size": self._tokenizer.vocabulary_size,
+            "vocabulary_size": self.tokenizer.vocabulary_size,
             "n_tokens": n_tokens,
             "n_documents": self.n_documents,
             "shards": self._shards,
@@ -297,8 +297,8 @@ class CorpusWriter:
             },
             "tokenizer": {
                 "path": tokenizer_file.name,
-                "n_bytes": len(self._tokenizer.json_bytes),
-                "sha256": self._tokenizer.sha256,
+                "n_bytes": len(self.tokenizer.json_bytes),
+                "sha256": self.tokenizer.sha256,
             },
         }
         publish(self.partial, self.path, finish_manifest(content))

@@ -230,7 +230,8 @@ def _open_folder(folder: Path, options: ReadOptions) -> list[Source]:
         if path.is_file() and not _hidden(path.relative_to(folder))
     )
     if options.glob is None:
-        files = [path for path in files if _kind(path) in KNOWN_SUFFIXES]
+        # A bare .json in a folder is more often one object (a setting) than lines of text.
+        files = [p for p in files if _kind(p) in KNOWN_SUFFIXES and p.suffix != ".json"]
     if not files:
         looked_for = options.glob or "files with a known suffix (.txt, .md, .py, .jsonl, ...)"
         raise UserError(f"the folder holds no {looked_for}; choose files with glob")

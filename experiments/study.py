@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.assign import assign, make_design
+from motet.experiments.assign import assign, assign_timing, assignment_key, make_design
 from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.experiments.exposures import Question, build_request, request_problems
 from motet.experiments.keys import name_key
@@ -107,15 +107,10 @@ def ask(spec: ExperimentSpec, seed: int) -> Question:
     experiment = LIBRARY[spec.use](spec)
     units = experiment.units()
     design = make_design(units, spec.arms)
-    arms = assign(design, name_key(seed, "assign", spec.name))
+    arms = assign(design, assignment_key(seed, spec.name))
     timing = None
     if spec.schedule.kind == "early_late":
-        within_arm = [
-            replace(unit, block=f"{unit.block}|{spec.arms[arm].name}")
-            for unit, arm in zip(units, arms, strict=True)
-        ]
-        halves = (Arm("early", 1), Arm("late", 1))
-        timing = assign(make_design(within_arm, halves), name_key(seed, "timing", spec.name))
+        timing = assign_timing(design, name_key(seed, "timing", spec.name))
     return Question(experiment, units, design, arms, timing)
 
 

@@ -85,7 +85,7 @@ def _add_data_commands(commands: Any) -> None:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="files, folders, .jsonl(.gz|.zst), .parquet, a `datasets` name as hf://NAME, or stdlib",
+        help="files, folders, .jsonl(.gz|.zst), .parquet, saved data sets, hf:NAME, or stdlib:",
     )
     prepare.add_argument("--output", required=True, metavar="FOLDER", help="the corpus to write")
     which = prepare.add_mutually_exclusive_group()
@@ -93,9 +93,18 @@ def _add_data_commands(commands: Any) -> None:
     which.add_argument(
         "--vocabulary-size", type=int, metavar="N", help="train a BPE of N tokens (default 32768)"
     )
-    prepare.add_argument("--text-key", default="text", help="field of the text (default: text)")
-    prepare.add_argument("--id-key", default="id", help="field of the document id (default: id)")
-    prepare.add_argument("--processes", type=int, help="default: one per core")
+    prepare.add_argument("--eod-token", metavar="TEXT", help="end of document (default: found)")
+    prepare.add_argument("--text-field", default="text", help="field of the text (default: text)")
+    prepare.add_argument("--id-field", default="id", help="field of the id (default: id)")
+    prepare.add_argument("--glob", help="which files of a folder, such as '**/*.txt'")
+    prepare.add_argument("--config", help="configuration of a data set")
+    prepare.add_argument("--split", default="train", help="split of a data set (default: train)")
+    prepare.add_argument(
+        "--streaming", action="store_true", help="read a data set while loading it"
+    )
+    prepare.add_argument("--skip-bad", action="store_true", help="leave out unreadable documents")
+    prepare.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
+    prepare.add_argument("--processes", type=int, default=0, help="default: decided by the input")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     index = _command(
         group, "index", "data:index", "make a corpus over existing token files", dry_run=True
@@ -105,13 +114,16 @@ def _add_data_commands(commands: Any) -> None:
     )
     index.add_argument("--output", required=True, metavar="FOLDER", help="the corpus to write")
     index.add_argument(
-        "--format", default="auto", choices=("auto", "megatron", "npy", "nanogpt"), dest="layout"
+        "--format", default="auto", choices=("auto", "megatron", "dolma", "nanogpt"), dest="layout"
     )
     index.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or Hugging Face folder")
-    index.add_argument("--dtype", choices=("uint16", "uint32"), help="of raw token files")
+    index.add_argument("--dtype", choices=("uint16", "uint32"), help="of files without a header")
     index.add_argument("--eod", type=int, metavar="ID", help="end-of-document token")
+    index.add_argument("--vocabulary-size", type=int, metavar="N", help="without a tokenizer")
     show = _command(group, "inspect", "data:inspect", "documents and tokens of a corpus", json=True)
     show.add_argument("path", metavar="CORPUS|RUN|RUN.yaml")
+    show.add_argument("--documents", type=int, default=3, metavar="N", help="how many to show")
+    show.add_argument("--first", type=int, default=0, metavar="N", help="first document to show")
     show.add_argument("--slot", type=int, metavar="N", help="decode this training sequence")
     show.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard")
 
@@ -201,6 +213,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+def _is_model_error(error: ValueError) -> bool:
+    """The models room has its own error for users, as it imports no other room."""
+    models = sys.modules.get("motet.models.config")
+    return models is not None and isinstance(error, models.ModelError)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.umask(PRIVATE_UMASK)
@@ -210,6 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        print(f"motet: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except ValueError as error:
+        if not _is_model_error(error):
+            raise
         print(f"motet: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

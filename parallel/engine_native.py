@@ -41,7 +41,6 @@ class NativeEngine:
         if sharded:
             _shard(self.model, options, world)
         self.model.to_empty(device=world.device)
-        self.model.reset_buffers()
         self._fill(lambda name, shape: initial_value(name, shape, config, options.seed))
         self.wrapped: nn.Module = self.model
         if world.size > 1 and not sharded:

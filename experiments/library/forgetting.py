@@ -118,7 +118,8 @@ class Forgetting(Experiment):
         series: Mapping[str, F64],
         exposure_steps: Sequence[I64],
     ) -> dict[str, F64]:
-        step = self.exposure_step(int(steps[-1]))
+        shown = [int(when[0]) for when in exposure_steps if len(when)]
+        step = min(shown, default=self.exposure_step(int(steps[-1])))
         values_SU = series["logprob"]
         missing = np.full(len(units), np.nan)
         before = np.flatnonzero(steps == step)

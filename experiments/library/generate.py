@@ -15,11 +15,14 @@ from motet.experiments.library import phrases
 
 T = TypeVar("T")
 
-ONSETS = (
-    "b br c cl d dr f fl g gl h j k kr l m n p pl qu r s sk sp st t th tr v vr w y z zh".split()
-)
-NUCLEI = "a e i o u ae ai ea ei ia io oa ou".split()
-CODAS = ["", "", "", "", *"l m n nd r rn s sk st t th x".split()]
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ONSETS = _words("b br c cl d dr f fl g gl h j k kr l m n p pl qu r s sk sp st t th tr v vr w y z")
+NUCLEI = _words("a e i o u a e i o u ae ai ea io ou")
+CODAS = ("", "", "", "", *_words("l m n nd r rn s sk st t th x"))
 
 
 class Chooser:
@@ -61,7 +64,7 @@ class Names:
         """A new word of two or three syllables."""
         choose = Chooser(*self._path, "word", *path)
         while True:
-            word = syllables(choose, 2 + choose.below(2))
+            word = syllables(choose, 3 if choose.below(4) == 0 else 2)
             if word not in self._given and len(word) >= 5:
                 self._given.add(word)
                 return word
@@ -184,7 +187,7 @@ class Document:
         shifts = [choose.below(len(relation.tellings)) for relation in self.relations]
         openings = [choose.below(len(phrases.OPENINGS)) for _ in self.relations]
         self.sentences = [
-            self._filled(relation.tellings[shift], what)
+            (_capital(self._filled(relation.tellings[shift], what)[0]), f" {what}")
             for relation, shift, what in zip(self.relations, shifts, self.objects, strict=True)
         ]
         self.texts = [
@@ -214,7 +217,7 @@ class Document:
             if variant:
                 turn = openings[fact] + variant // len(relation.tellings) * 3 + fact
                 prompt = f"{phrases.OPENINGS[turn % len(phrases.OPENINGS)]} {prompt}"
-            sentences.append(f"{prompt}{target}.")
+            sentences.append(f"{_capital(prompt)}{target}.")
         if variant:
             sentences = choose.sample(sentences, len(sentences))
         return " ".join(sentences)
@@ -226,3 +229,7 @@ class Document:
             described = self.relations[other].describe.format(o=self.objects[other])
             pairs.append((f"{described} {relation.ask}", f" {self.objects[fact]}"))
         return pairs
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]

@@ -182,7 +182,8 @@ class Knowledge(Experiment):
         final["semantic_by_wording"] = series["semantic"][-1]
         final["retainability"] = retainability(steps, series["semantic"], exposure_steps)
         if self.spec.schedule.kind == "every":
-            times = self.injection_steps(int(steps[-1]))
+            shown = [when for when in exposure_steps if len(when)]
+            times = np.unique(np.concatenate(shown)) if shown else self.injection_steps(int(steps[-1]))
             final["effectivity"] = effectivity(steps, series["semantic"], times)
         return final
 

@@ -9,11 +9,24 @@ from typing import NamedTuple
 
 FACTS_PER_DOCUMENT = 5
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 WORDS = {
-    "colour": "amber azure copper crimson emerald golden indigo ivory ochre purple scarlet silver teal violet".split(),
-    "goods": "almonds barley candles copper furs glass honey indigo leather linen olives pepper silk timber wool".split(),
-    "animal": "badger beaver crane falcon goat hare heron horse lynx otter owl raven salmon stag turtle wolf".split(),
-    "craft": "baker carver cooper dyer farrier glazier mason miller painter potter smith tanner thatcher weaver".split(),
+    "colour": _words(
+        "amber azure copper crimson emerald golden indigo ivory ochre purple scarlet silver teal violet"
+    ),
+    "goods": _words(
+        "almonds barley candles copper furs glass honey indigo leather linen olives pepper silk timber wool"
+    ),
+    "animal": _words(
+        "badger beaver crane falcon goat hare heron horse lynx otter owl raven salmon stag turtle wolf"
+    ),
+    "craft": _words(
+        "baker carver cooper dyer farrier glazier mason miller painter potter smith tanner thatcher weaver"
+    ),
 }
 
 

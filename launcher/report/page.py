@@ -23,7 +23,7 @@ def render(report: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -111,7 +111,7 @@ def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict
     window = sorted(set((record.get("exposure_steps") or {}).get(entry["name"], [])))
     window = window[:: max(1, len(window) // 150)]
     drawn = [plots.dose_response(entry, f"{key}-dose")]
-    panels = curves.get("over_time") or []
+    panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
     drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
     drawn.append(plots.since_exposure(entry, f"{key}-since"))
     captions = ["Dose-response"]
@@ -132,6 +132,11 @@ def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict
         "figures": figures[:CLOSED_AFTER_PANELS],
         "more_figures": figures[CLOSED_AFTER_PANELS:],
     }
+
+
+def primary_first(panels: Sequence[Entry], primary: Mapping[str, Any]) -> list[Entry]:
+    """The curves over time, that of the primary outcome first."""
+    return sorted(panels, key=lambda p: p.get("outcome") not in (primary.get("name"), primary.get("label")))
 
 
 def arm_rows(entry: Entry, primary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -133,6 +133,18 @@ def dose_positions(doses: Sequence[float]) -> list[float]:
     return [0.0 if d <= 0 else 1.0 + math.log2(d / smallest) for d in doses]
 
 
+def dose_ticks(entry: Mapping[str, Any], doses: Sequence[float]) -> tuple[list[str], list[float]]:
+    """Tick texts and places: doses on a logarithmic axis, or arms side by side when they share doses."""
+    arms = entry.get("arms") or []
+    if len(set(doses)) == len(doses):
+        return [dose_text(d) for d in doses], dose_positions(doses)
+    told = [finite(arm.get("dose")) for arm in arms] == list(doses)
+    names = [clip(arms[i]["name"], 14) if told else f"arm {i + 1}" for i in range(len(doses))]
+    return [f"{n}\n{dose_text(d)}" for n, d in zip(names, doses, strict=True)], [
+        float(i) for i in range(len(doses))
+    ]
+
+
 def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
     """Mean outcome and interval at each dose; None without data."""
     curve = (entry.get("curves") or {}).get("dose_response")
@@ -140,18 +152,18 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         return None
     unit = str(curve.get("unit", ""))
     doses = [finite(x) or 0.0 for x in curve["x"]]
-    xs = dose_positions(doses)
+    names, xs = dose_ticks(entry, doses)
     mean, low, high = (values(curve.get(name), unit, len(xs)) for name in ("mean", "low", "high"))
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
         shades = colours([("", d) for d in doses])
-        if len(set(xs)) == len(xs):
+        if len(set(doses)) == len(doses):
             axes.plot(xs, mean, color=SOFT, linewidth=1.0, zorder=2)
         for x, m, lo, hi, shade in zip(xs, mean, low, high, shades, strict=True):
             axes.plot([x, x], [lo, hi], color=shade, linewidth=2.2, solid_capstyle="butt", zorder=3)
             axes.plot([x], [m], "o", color=shade, markersize=6.5, zorder=4)
         axes.axhline(mean[0], color=CONTROL, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_xticks(xs, [dose_text(d) for d in doses])
+        axes.set_xticks(xs, names)
         axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)
         axes.grid(visible=False, axis="x")
         dose_in = str(entry.get("dose_in") or "exposures per unit")

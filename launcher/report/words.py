@@ -36,33 +36,35 @@ TERMS = (
 
 def finite(value: Any) -> float | None:
     """`value` as a finite float, else None."""
-    if value is None or isinstance(value, str | bool):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return float(value)
 
 
 def number(value: Any, signed: bool = False) -> str:
-    """Three significant digits, with a real minus sign; `–` when missing."""
+    """At most three significant digits, with a real minus sign; `–` when missing."""
     x = finite(value)
     if x is None:
         return MISSING
     if x and (abs(x) >= 1e6 or abs(x) < 1e-4):
         return power_of_ten(x, signed)
-    digits = 3 if not x else max(0, 2 - math.floor(math.log10(abs(x))))
+    digits = 0 if not x else max(0, 2 - math.floor(math.log10(abs(x))))
     text = f"{abs(x):,.{min(digits, 6)}f}"
-    if abs(x) >= 1000:
-        text = f"{abs(x):,.0f}"
-    sign = MINUS if x < 0 else ("+" if signed and x > 0 else "")
-    return sign + ("0" if not x else text)
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return sign_of(x, signed) + text
+
+
+def sign_of(x: float, signed: bool) -> str:
+    """A real minus sign, and a plus when asked."""
+    return MINUS if x < 0 else ("+" if signed and x > 0 else "")
 
 
 def power_of_ten(value: float, signed: bool = False) -> str:
     """`1.2 × 10¹⁵`."""
     mantissa, exponent = f"{abs(value):.1e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    sign = MINUS if value < 0 else ("+" if signed else "")
-    return f"{sign}{mantissa} × 10{raised}"
+    return f"{sign_of(value, signed)}{mantissa} × 10{raised}"
 
 
 def is_percent(unit: str) -> bool:
@@ -100,10 +102,21 @@ def size(value: Any, unit: str) -> str:
     return difference(value, unit).lstrip("+")
 
 
-def interval(low: Any, high: Any, unit: str) -> str:
-    """`[+0.9, +1.9]` in the printed unit; `–` when there is none."""
-    ends = [number(scaled(end, unit), signed=True) for end in (low, high)]
-    return MISSING if MISSING in ends else f"[{ends[0]}, {ends[1]}]"
+def estimate(outcome: Any) -> tuple[str, str]:
+    """Effect with unit, and interval, to the precision that the interval has (two digits of its half).
+
+    `("+4.31 bits", "[+3.39, +5.23]")`; the interval is "" when there is none.
+    """
+    unit = str(outcome.get("unit") or "")
+    names = ("effect", "low", "high") if "effect" in outcome else ("slope_per_doubling", "low", "high")
+    effect, low, high = (scaled(outcome.get(name), unit) for name in names)
+    if effect is None:
+        return MISSING, ""
+    if low is None or high is None or high <= low:
+        return difference(outcome[names[0]], unit), ""
+    places = min(8, max(0, 1 - math.floor(math.log10((high - low) / 2))))
+    texts = [sign_of(round(x, places), True) + f"{abs(x):,.{places}f}" for x in (effect, low, high)]
+    return f"{texts[0]} {shown_unit(unit, True)}".rstrip(), f"[{texts[1]}, {texts[2]}]"
 
 
 def p_value(value: Any) -> str:

@@ -55,7 +55,7 @@ def over_time(
         mean = [starts + (end - starts) * g / grown[-1] + half * 0.2 * rng.normal() for g in grown]
         series.append({"arm": arm, "steps": steps, "mean": [float(m) for m in mean],
                        "low": [float(m - half) for m in mean], "high": [float(m + half) for m in mean]})  # fmt: skip
-    return {"outcome": label, "label": label, "unit": unit, "series": series}
+    return {"outcome": label.replace("-", "_"), "label": label, "unit": unit, "series": series}
 
 
 def entry(name: str, use: str, hypothesis: str, primary: dict[str, Any], kind: str, sentence: str,

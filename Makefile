@@ -1,0 +1,64 @@
+# make demo   train a small model with experiments and report: the first thing to try
+# make test   the whole suite · make lint   style and types · make bench · make docs
+#
+# PYTHON=python3.12   the interpreter that .venv is made with (default: the first one >= 3.11)
+# TORCH=torch==2.13.0 installed first, so that a CPU or CUDA build that pip is pointed to is kept
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench docs clean
+
+TORCH ?= torch==2.13.0
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+PYTEST_ARGS ?= -n 2
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/motet demo
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed-dev
+	for script in bench/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+
+docs: $(VENV)/.installed
+	$(VENV)/bin/python -m motet.launcher.reference docs/reference.md
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.made:
+	for candidate in $(CANDIDATES); do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        found="$$candidate"; break; \
+	    fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	    echo "make: no Python >= 3.11 among: $(CANDIDATES)"; \
+	    echo "make: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "make: $$found lacks the venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; \
+	fi; \
+	"$$found" -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.made
+	$(PIP) install "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -e '.[dev]'
+	touch $@ $(VENV)/.installed

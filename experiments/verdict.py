@@ -1,0 +1,137 @@
+"""Verdicts as sentences for a reader who was not there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+POINTS = ("accuracy", "share", "share of peak gain")
+UNITS = {"nats/token": "nats per token"}
+
+
+def amount(value: float | None, unit: str, signed: bool = False) -> str:
+    """A number with its unit, to three digits; shares as percentage points."""
+    if value is None:
+        return "unknown"
+    scaled, name = (
+        (100 * value, "percentage points") if unit in POINTS else (value, UNITS.get(unit, unit))
+    )
+    return f"{number(scaled, signed)} {name}"
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Three significant digits, never in scientific notation above a millionth."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:{'+' if signed else ''}.{min(digits, 6)}f}"
+    return text
+
+
+def p_text(p: float | None) -> str:
+    """p = .012, or p < .001."""
+    if p is None:
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def interval_text(outcome: dict[str, Any]) -> str:
+    """The interval in words."""
+    if outcome["low"] is None or outcome["high"] is None:
+        return "no interval can be given"
+    low, high = (amount(outcome[end], outcome["unit"], signed=True) for end in ("low", "high"))
+    unit = low.split(" ", 1)[1]
+    return f"{outcome['confidence']:.0%} interval {low.split(' ', 1)[0]} to {high.split(' ', 1)[0]} {unit}"
+
+
+def judge(
+    outcome: dict[str, Any], alpha: float, margin: float | None, invalid: str, corrected_over: int
+) -> dict[str, str]:
+    """The verdict on a primary outcome (the report's OUTCOME fields).
+
+    invalid: why no answer of this run can be trusted, or "". corrected_over: how many primary
+    outcomes Holm's method corrected for.
+    """
+    estimate = _estimate_text(outcome, corrected_over)
+    if invalid:
+        return {
+            "kind": "invalid",
+            "sentence": f"Invalid: {invalid} The estimate, not to be relied on: {estimate}.",
+        }
+    if outcome["effect"] is None:
+        return {
+            "kind": "invalid",
+            "sentence": f"Invalid: nothing could be estimated; {outcome['assumption']}.",
+        }
+    low, high, unit = outcome["low"], outcome["high"], outcome["unit"]
+    if (
+        margin is not None
+        and low is not None
+        and high is not None
+        and -margin < low
+        and high < margin
+    ):
+        inside = f"the whole interval lies within the margin of {amount(margin, unit)} set before training"
+        return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
+    if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
+        return {"kind": "found", "sentence": f"Found: {estimate}."}
+    if outcome["smallest_detectable"] is None:
+        limit = "How small an effect would have been found cannot be said"
+    else:
+        size = amount(outcome["smallest_detectable"], unit)
+        limit = (
+            f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
+        )
+    return {"kind": "not_found", "sentence": f"Not found: {estimate}. {limit}."}
+
+
+def _estimate_text(outcome: dict[str, Any], corrected_over: int) -> str:
+    effect = outcome["effect"]
+    if effect is None:
+        return f"{outcome['label']}, {outcome['contrast']}: no estimate"
+    direction = "higher" if effect > 0 else "lower" if effect < 0 else "different"
+    size = amount(abs(effect), outcome["unit"])
+    correction = (
+        f" after Holm's correction over {corrected_over} questions" if corrected_over > 1 else ""
+    )
+    return (
+        f"{outcome['label']} is {size} {direction} ({outcome['contrast']}; "
+        f"{interval_text(outcome)}; {p_text(outcome['p_corrected'])}{correction})"
+    )
+
+
+def placebo_sentence(p: float | None, threshold: float, alpha: float) -> tuple[bool, str]:
+    """Whether the A/A control is sound, and what to say. It fails below `threshold`, not `alpha`."""
+    if p is None:
+        return False, "The A/A control was not measured, so nothing vouches for this run."
+    if p < threshold:
+        return False, (
+            f"The A/A control found a difference where nothing was done ({p_text(p)}; a sound run does "
+            f"so once in {1 / threshold:.0f}), so something other than treatment moves the scores."
+        )
+    if p < alpha:
+        return True, (
+            f"The A/A control, where nothing was done, came out at {p_text(p)}. A sound run does so once "
+            f"in {1 / alpha:.0f}; the run is rejected only below {threshold:g}."
+        )
+    return (
+        True,
+        f"The A/A control, where nothing was done, found nothing ({p_text(p)}), as it should.",
+    )
+
+
+def positive_sentence(outcome: dict[str, Any], alpha: float) -> tuple[bool, str]:
+    """Whether the positive control was found (in the planned direction), and what to say."""
+    p, effect = outcome["p"], outcome["effect"]
+    if p is not None and effect is not None and p <= alpha and effect > 0:
+        size = amount(effect, outcome["unit"], signed=True)
+        return True, f"The positive control was found ({size}, {p_text(p)}), as it should."
+    if p is not None and effect is not None and p <= alpha:
+        return (
+            False,
+            f"The positive control moved in the wrong direction ({amount(effect, outcome['unit'], signed=True)}).",
+        )
+    return False, (
+        f"The positive control was not found ({p_text(p)}): this run cannot show effects that must be "
+        "there. It may be too short, or exposures did not reach the model."
+    )

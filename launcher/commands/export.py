@@ -1,0 +1,120 @@
+"""`motet export` and `motet eval`: the trained model as a Hugging Face folder, and benchmarks on it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from motet.experiments.errors import UserError
+from motet.launcher import config
+from motet.launcher.commands import common
+from motet.launcher.rundir import RunDir, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from motet.models.config import ModelConfig
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the model of one checkpoint as a Hugging Face folder."""
+    rundir = common.open_run(arguments.run)
+    step = chosen_step(rundir, arguments.step)
+    folder = Path(arguments.output) if arguments.output else member_folder(rundir, step)
+    if arguments.dry_run:
+        print(f"# reads  {rundir.checkpoint(step)}\n# writes {folder} ({arguments.dtype})")
+        return 0
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output: {folder} holds files already; give another folder")
+    export(rundir, step, folder, arguments.dtype)
+    print(f"wrote {folder}")
+    return 0
+
+
+def member_folder(rundir: RunDir, step: int) -> Path:
+    """Where the model of one step is exported to."""
+    return rundir.members / f"step-{step:08d}"
+
+
+def chosen_step(rundir: RunDir, step: int | None) -> int:
+    """The asked checkpoint, or the last; `UserError` lists those that exist."""
+    steps = rundir.checkpoint_steps()
+    if not steps:
+        raise UserError(f"{rundir.root} has no checkpoint yet")
+    if step is not None and step not in steps:
+        known = ", ".join(str(s) for s in steps)
+        raise UserError(f"--step {step} has no checkpoint; there are {known}")
+    return steps[-1] if step is None else step
+
+
+def export(rundir: RunDir, step: int, folder: Path, dtype: str) -> None:
+    """Read, verify and convert one checkpoint."""
+    import torch
+
+    from motet.experiments.corpus import Corpus
+    from motet.models.hf import to_hf
+
+    settings = config.load(rundir.resolved_yaml)
+    model_config, state = read_model(rundir, step)
+    tokenizer = Corpus.open(Path(settings.data.corpora[0].path)).tokenizer_path
+    to_hf(state, model_config, tokenizer, folder, getattr(torch, dtype))
+
+
+def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """The model's configuration and unsharded weights, after the checkpoint's files were verified."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    from motet.launcher.checkpoint import damage
+    from motet.launcher.safe_reader import SafeReader
+    from motet.models.config import ModelConfig
+    from motet.models.decoder import Decoder
+
+    folder = rundir.checkpoint(step)
+    manifest = read_json(folder / "manifest.json")
+    complaint = damage(folder, manifest["files"])
+    if complaint:
+        raise UserError(f"checkpoint {folder} is damaged: {complaint}")
+    model_config = ModelConfig(**_model_facts(rundir, manifest))
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Decoder(model_config).named_parameters()}
+    tensors = {f"model.{name}": torch.empty(shape) for name, shape in shapes.items()}
+    dcp.load(dict(tensors), storage_reader=SafeReader(folder), no_dist=True)
+    return model_config, {name.removeprefix("model."): t for name, t in tensors.items()}
+
+
+def _model_facts(rundir: RunDir, manifest: dict[str, Any]) -> dict[str, Any]:
+    facts = manifest.get("model") or read_json(rundir.manifest).get("model")
+    if not isinstance(facts, dict):
+        raise UserError(f"{rundir.manifest} does not say which model was trained")
+    return facts
+
+
+def harness_command(model: Path, tasks: str, output: Path, limit: int | None) -> list[str]:
+    """Arguments of lm-evaluation-harness for an exported model."""
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf"]
+    command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", tasks]
+    command += ["--output_path", str(output)]
+    return command + (["--limit", str(limit)] if limit is not None else [])
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Export the model if need be and run lm-evaluation-harness on it."""
+    rundir = common.open_run(arguments.run)
+    step = chosen_step(rundir, arguments.step)
+    model = member_folder(rundir, step)
+    output = rundir.root / "eval" / f"step-{step:08d}"
+    command = harness_command(model, arguments.tasks, output, arguments.limit)
+    if arguments.dry_run:
+        print(shlex.join(command))
+        return 0
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
+    if not (model / "config.json").exists():
+        export(rundir, step, model, "float32")
+    return subprocess.call(command)

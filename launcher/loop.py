@@ -1,0 +1,168 @@
+"""The step loop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from motet.experiments.ledger import LedgerWriter, Segment, open_segment
+from motet.experiments.steps import Steps
+from motet.launcher.checkpoint import Checkpoints
+from motet.launcher.feed import Feed
+from motet.launcher.metrics import MetricsWriter
+from motet.launcher.probing import ProbeSet
+from motet.launcher.progress import Progress
+from motet.launcher.rundir import RunDir
+from motet.launcher.schedule import learning_rate
+from motet.launcher.settings import RunSettings
+from motet.launcher.wandb_mirror import WandbMirror
+from motet.launcher.stop import Judge, StopRequest
+from motet.parallel.engine import Engine, StepResult
+from motet.parallel.mesh import World, tell_all
+
+
+@dataclass
+class Job:
+    """One attempt of a run, on one rank: everything that the loop drives."""
+
+    settings: RunSettings
+    run: RunDir
+    world: World
+    engine: Engine
+    steps: Steps
+    feed: Feed
+    probes: ProbeSet
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    mirror: WandbMirror | None
+    progress: Progress
+    stop: StopRequest
+    judge: Judge
+    segment: Segment
+    ledger: LedgerWriter
+    facts: dict[str, Any]
+    peak_lr: float
+    flops_per_token: float
+    peak_flops: float | None
+    memory_mib: Any
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def train(job: Job, step: int) -> tuple[int, str]:
+    """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
+    total, stopping = job.settings.steps, False
+    while True:
+        probe(job, step)
+        finished = step >= total
+        if finished or stopping or checkpoint_due(job, step):
+            save(job, step)
+        if finished or stopping:
+            return step, "finished" if finished else "stopped"
+        started = time.perf_counter()
+        share = job.feed.take(step)
+        waited = time.perf_counter() - started
+        labels = job.steps.sequences(step) * (job.settings.data.sequence_length - 1)
+        lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
+        result = job.engine.step(share.batches, labels, lr, job.judge, job.stop.requested())
+        job.ledger.append(replace(share.record, applied=result.applied))
+        job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
+        report(job, step, result, lr)
+        stopping = result.stop
+        if not result.applied:
+            bad_step(job, step)
+        step += 1
+
+
+def checkpoint_due(job: Job, step: int) -> bool:
+    """Return whether a checkpoint is due before `step` trains; not right after one was loaded."""
+    every = job.settings.checkpoint.every_steps
+    return every > 0 and step % every == 0 and step > job.segment.start_step
+
+
+def save(job: Job, step: int) -> None:
+    """Save in the background; the ledger is on disk before the checkpoint is published."""
+    started = time.perf_counter()
+    facts = {**job.facts, "segment": job.segment.segment, "judge": job.judge.state()}
+    job.checkpoints.save(step, job.engine.tensors(), facts, job.ledger.sync)
+    job.seconds["checkpoint"] = time.perf_counter() - started
+    job.metrics.log("checkpoint", step, seconds=job.seconds["checkpoint"])
+
+
+def probe(job: Job, step: int) -> None:
+    """Measure every experiment that is due; training does not notice."""
+    if not job.probes.names(step):
+        return
+    with job.progress.phase("probing"):
+        started = time.perf_counter()
+        scores = job.probes.score(step, job.engine, job.world)
+        if job.world.rank == 0:
+            job.probes.write(
+                job.run, step, job.segment.segment, job.segment.definition_sha256, scores
+            )
+            seconds = time.perf_counter() - started
+            job.metrics.log(
+                "probe", step, experiments=job.probes.means(scores), seconds=seconds
+            )
+        job.seconds["probe"] = time.perf_counter() - started
+
+
+def report(job: Job, step: int, result: StepResult, lr: float) -> None:
+    """Log a step."""
+    tokens = job.steps.sequences(step) * job.settings.data.sequence_length
+    seconds, job.seconds = job.seconds, {}
+    rate = tokens / (seconds["data"] + seconds["train"])
+    flops = rate * job.flops_per_token / job.world.size
+    job.metrics.log(
+        "step",
+        step + 1,
+        loss=result.loss,
+        z_loss=result.z_loss,
+        grad_norm=result.grad_norm,
+        lr=lr,
+        tokens=job.steps.slots_before(step + 1) * job.settings.data.sequence_length,
+        tokens_per_s=rate,
+        mfu=flops / job.peak_flops if job.peak_flops else None,
+        seconds=seconds,
+        memory_mib=job.memory_mib(),
+        skipped=not result.applied,
+        why=job.judge.why,
+    )
+    job.progress.update(step + 1, result.loss, rate)
+
+
+def bad_step(job: Job, step: int) -> None:
+    """Act on an update that was left out, by policy; raises `BadRun` when it is time to give up."""
+    policy = job.settings.training.bad_steps.policy
+    job.metrics.log("event", step + 1, event="bad_step", policy=policy, why=job.judge.why)
+    if policy == "stop" or job.judge.too_many(step):
+        raise BadRun(f"step {step:,}: {job.judge.why}; training.bad_steps.policy={policy} gives up here")
+    if policy == "rollback":
+        roll_back(job, step)
+
+
+def roll_back(job: Job, step: int) -> None:
+    """Put the last checkpoint's weights back and leave out the steps since, as PaLM did at spikes (arXiv:2204.02311, section 5.1).
+
+    The steps stay in the ledger of a new segment, marked as not applied.
+    """
+    job.checkpoints.wait()
+    known = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
+    if not known:
+        return
+    manifest = job.checkpoints.load(known[-1], job.engine.tensors())
+    job.ledger.close()
+    hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
+    if job.world.rank == 0:
+        opened = open_segment(
+            job.run.ledger, manifest["segment"], job.segment.attempt, known[-1], job.world.size, hashes
+        )
+    job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
+    job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
+    for left_out in range(known[-1], step + 1):
+        job.ledger.append(replace(job.feed.read(left_out).record, applied=False))
+    job.metrics.log("event", step + 1, event="rollback", to_step=known[-1])
+
+
+class BadRun(RuntimeError):
+    """Training cannot go on; the last good checkpoint stays."""

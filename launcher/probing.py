@@ -1,0 +1,109 @@
+"""Probes of a running model: which experiments are due, scored on all ranks, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from motet.experiments.exposures import Question
+from motet.experiments.library.base import ItemScores
+from motet.experiments.probes import EncodedItems, encode_items, score_items
+from motet.experiments.results import write_probe
+from motet.experiments.tokenizer import Tokenizer
+from motet.launcher.rundir import RunDir
+from motet.parallel.engine import Engine
+from motet.parallel.mesh import World
+
+
+def due_steps(
+    frozen: Mapping[str, Sequence[int]], questions: Sequence[Question], frozen_total: int, steps_total: int
+) -> dict[str, set[int]]:
+    """Return the steps at which each experiment is probed.
+
+    The frozen steps stay; when the run was made longer, the experiment's own rule adds steps after the old end.
+    """
+    due = {}
+    for question in questions:
+        steps = set(frozen[question.name])
+        if steps_total > frozen_total:
+            longer = question.experiment.probe_steps(steps_total)
+            steps |= {step for step in longer if step > frozen_total}
+        due[question.name] = {step for step in steps if step <= steps_total}
+    return due
+
+
+class ProbeSet:
+    """The probe items of every question, tokenized once."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        due: Mapping[str, set[int]],
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        batch_tokens: int,
+    ) -> None:
+        self.questions = {question.name: question for question in questions}
+        self.due, self.batch_tokens = due, batch_tokens
+        self.items: dict[str, EncodedItems] = {
+            question.name: encode_items(
+                [item for unit in question.units for item in unit.items],
+                tokenizer,
+                sequence_length,
+                f"experiments.{question.name}",
+            )
+            for question in questions
+        }
+
+    @classmethod
+    def none(cls) -> ProbeSet:
+        """Return a set without probes: a run without experiments needs no tokenizer."""
+        empty = cls.__new__(cls)
+        empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
+        return empty
+
+    def names(self, step: int) -> list[str]:
+        """Return the experiments that are due at a step, in a fixed order."""
+        return sorted(name for name, steps in self.due.items() if step in steps)
+
+    def score(self, step: int, engine: Engine, world: World) -> dict[str, ItemScores]:
+        """Score everything that is due (a collective)."""
+
+        def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            if world.size == 1:
+                return values
+            tensor = torch.from_numpy(values)
+            dist.all_reduce(tensor, group=world.saving)
+            return tensor.numpy()
+
+        found = {
+            name: score_items(
+                self.items[name], engine.score, self.batch_tokens, world.rank, world.size, sum_over_ranks
+            )
+            for name in self.names(step)
+        }
+        engine.finish_scoring()
+        return found
+
+    def means(self, scores: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
+        """Return the mean of every outcome series per arm, for the metrics file and W&B."""
+        shown: dict[str, dict[str, float]] = {}
+        for name, found in scores.items():
+            question = self.questions[name]
+            series = question.experiment.measure(question.units, found)
+            shown[name] = {}
+            for number, arm in enumerate(question.spec.arms):
+                members = question.arms == number
+                for key, values in series.items():
+                    chosen = values[members]
+                    if np.isfinite(chosen).any():
+                        shown[name][f"{key}/{arm.name}"] = float(np.nanmean(chosen))
+        return shown
+
+    def write(self, run: RunDir, step: int, segment: int, definition_sha256: str, scores: Mapping[str, ItemScores]) -> None:
+        """Write the scores (rank 0)."""
+        write_probe(run.probes, step, segment, definition_sha256, scores)

@@ -1,0 +1,206 @@
+"""One attempt of a run, from the user's terminal: freeze, start torchrun, pass on a stop, say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import motet
+from motet.experiments.corpus import Corpus
+from motet.experiments.errors import UserError, raise_problems
+from motet.experiments.study import freeze
+from motet.launcher import config as settings_io
+from motet.launcher import snapshot, study
+from motet.launcher.command import launch_environment, recorded_environment, torchrun_command
+from motet.launcher.manifest import data_facts, open_corpora
+from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.launcher.settings import RunSettings
+from motet.models import counts
+from motet.models.config import ModelConfig, preset
+
+INTERRUPTED = 130
+
+
+def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
+    """Freeze a new run or go on with an old one, train it here, and return the exit code.
+
+    Args:
+        settings: checked.
+        rundir: where; for a new run its folder must not hold one.
+        yaml_text: the user's file, kept as it is.
+        resume: go on from the newest checkpoint.
+    """
+    if resume and finished(rundir, settings):
+        print(f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it")
+        return 0
+    verify_corpora(settings)
+    if not resume:
+        prepare_run(settings, rundir, yaml_text)
+    else:
+        atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+        rundir.done.unlink(missing_ok=True)
+    attempt = rundir.next_attempt()
+    environment = launch_environment(settings, rundir, os.environ, len(os.sched_getaffinity(0)))
+    command = torchrun_command(settings, rundir, attempt)
+    write_json(
+        rundir.attempt(attempt) / "environment.json",
+        {"command": command, "environment": recorded_environment(environment)},
+    )
+    code = run_attached(command, environment, rundir.attempt(attempt))
+    return _say_how_it_ended(rundir, attempt, code)
+
+
+def finished(rundir: RunDir, settings: RunSettings) -> bool:
+    """Return whether the run has reached its last step already."""
+    return rundir.done.exists() and int(rundir.done.read_text() or 0) >= settings.steps
+
+
+def verify_corpora(settings: RunSettings) -> None:
+    """Check the SHA-256 of every shard, naming each that is missing, cut short or altered."""
+    corpora = open_corpora(settings)
+    if not settings.data.verify:
+        return
+    problems = [problem for corpus in corpora for problem in _verified(corpus)]
+    raise_problems(problems)
+
+
+def _verified(corpus: Corpus) -> list[Any]:
+    return corpus.verify()
+
+
+def prepare_run(settings: RunSettings, rundir: RunDir, yaml_text: str) -> None:
+    """Make the run folder: plan and definition frozen and hashed, code copied, manifest written last.
+
+    A failure leaves no folder behind.
+    """
+    model, imported = model_of(settings)
+    built = study.build(settings)
+    existed = rundir.root.exists()
+    try:
+        rundir.create()
+        hashes = freeze(built, rundir.plan)
+        snapshot.take(rundir)
+        atomic_write(rundir.run_yaml, yaml_text)
+        write_json(rundir.manifest, manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256, imported))
+        atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+    except BaseException:
+        if not existed:
+            shutil.rmtree(rundir.root, ignore_errors=True)
+        raise
+
+
+def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
+    """Return the model's sizes, and whether its weights are imported."""
+    if settings.model.from_hf:
+        from motet.models.hf import read_config
+
+        return read_config(Path(settings.model.from_hf)), True
+    overrides = settings.model.overrides()
+    size = overrides.pop("vocabulary_size", None)
+    needed = open_corpora(settings)[0].vocabulary_size
+    size = size or -(-needed // 64) * 64
+    if size < needed:
+        raise UserError(
+            f"model.vocabulary_size={size:,} is smaller than the tokenizer's {needed:,}; leave it out, or raise it"
+        )
+    return preset(settings.model.preset, size, **overrides), False
+
+
+def manifest(
+    settings: RunSettings, model: ModelConfig, definition_sha256: str, plan_sha256: str, imported: bool
+) -> dict[str, Any]:
+    """Return the frozen facts of a run."""
+    length = settings.data.sequence_length
+    return {
+        "version": 1,
+        "name": settings.name,
+        "created": time.time(),
+        "motet_version": motet.__version__,
+        "definition_sha256": definition_sha256,
+        "plan_sha256": plan_sha256,
+        "model": vars(model),
+        "imported_weights": imported,
+        "parameters": counts.parameters(model),
+        "parameters_non_embedding": counts.parameters_non_embedding(model),
+        "flops_per_token": counts.training_flops_per_token(model, length),
+        "sequence_length": length,
+        "tokens_per_step": settings.batch.sequences * length,
+        "data": data_facts(settings),
+        "corpora": [
+            {
+                "path": str(corpus.path),
+                "fingerprint": corpus.fingerprint,
+                "tokens": corpus.n_tokens,
+                "documents": corpus.n_documents,
+                "weight": entry.weight,
+            }
+            for corpus, entry in zip(open_corpora(settings), settings.data.corpora, strict=True)
+        ],
+        "config": settings_io.public(settings),
+    }
+
+
+def run_attached(command: list[str], environment: dict[str, str], attempt: Path) -> int:
+    """Run torchrun; Ctrl-C and SIGTERM ask rank 0 to stop (all ranks then agree), a second Ctrl-C kills."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    with _forwarding(process, attempt):
+        return process.wait()
+
+
+@contextlib.contextmanager
+def _forwarding(process: subprocess.Popen[bytes], attempt: Path) -> Iterator[None]:
+    """Turn signals to this process into a stop request for the run."""
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            os.killpg(process.pid, signal.SIGKILL)
+            return
+        asked.append(number)
+        print("motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)", file=sys.stderr)
+        pid = attempt / "pid-0"
+        try:
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+        except (OSError, ValueError):
+            process.terminate()
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
+    """Print the next command; return the exit code."""
+    shown = _relative(rundir.root)
+    if rundir.done.exists():
+        print(f"finished; `motet report {shown}` shows the answers")
+        return 0
+    steps = rundir.checkpoint_steps()
+    at = f"the checkpoint after step {steps[-1]:,}" if steps else "the start"
+    error = rundir.attempt(attempt) / "error.txt"
+    if code == 0:
+        print(f"stopped; to go on from {at}:\n  motet resume {shown}")
+        return 0
+    if error.exists():
+        print(f"motet: {error.read_text().rstrip()}", file=sys.stderr)
+    print(f"motet: attempt {attempt} failed (logs in {rundir.attempt(attempt)}); to go on from {at}:\n  motet resume {shown}", file=sys.stderr)
+    return 2 if error.exists() else 1
+
+
+def _relative(path: Path) -> str:
+    shown = os.path.relpath(path)
+    return str(path) if shown.startswith("..") else shown

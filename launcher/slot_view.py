@@ -1,0 +1,103 @@
+"""One training sequence in words: where it comes from, what the plan lays over it, and its text."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motet.experiments.corpus import Corpus
+from motet.experiments.errors import UserError
+from motet.experiments.inspection import load_tokenizer
+from motet.experiments.plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream import Stream
+from motet.experiments.tokenizer import Tokenizer
+from motet.launcher.settings import RunSettings
+
+PLAN_FILE = "exposures.plan"
+
+
+def open_corpora(settings: RunSettings) -> list[Corpus]:
+    """The corpora of a run."""
+    return [Corpus.open(corpus.path) for corpus in settings.data.corpora]
+
+
+def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dict[str, Any]:
+    """Slot `slot` of a run, with the plan in `plan_folder` laid over it (None: the clean stream).
+
+    Raises `UserError` for a slot outside the run.
+    """
+    slots = settings.slots_before(settings.steps)
+    if not 0 <= slot < slots:
+        raise UserError(f"--slot {slot:,} is outside the run, which has slots 0 to {slots - 1:,}")
+    corpora = open_corpora(settings)
+    plan = Plan(plan_folder / PLAN_FILE) if plan_folder else None
+    stream = Stream(
+        corpora,
+        [corpus.weight for corpus in settings.data.corpora],
+        settings.data.sequence_length,
+        settings.data_seed,
+        plan,
+        settings.data.document_masks,
+    )
+    number, epoch, sequence = (int(a[0]) for a in stream.locate(np.array([slot], dtype=np.int64)))
+    corpus, length = corpora[number], settings.data.sequence_length
+    tokenizer = load_tokenizer(corpus)
+    tokens = stream.batch(slot, 1).tokens_BT[0].tolist()
+    start = sequence * length
+    return {
+        "slot": slot,
+        "step": bisect.bisect_right(range(settings.steps + 1), slot, key=settings.slots_before) - 1,
+        "corpus": str(corpus.path),
+        "epoch": epoch,
+        "sequence": sequence,
+        "documents": _documents(corpus, start, start + length),
+        "exposures": _exposures(plan, plan_folder, slot, tokenizer) if plan else [],
+        "text": _text(tokenizer, tokens),
+    }
+
+
+def _documents(corpus: Corpus, start: int, stop: int) -> list[str]:
+    first, last = corpus.document_at(start), corpus.document_at(stop - 1)
+    return [corpus.document_id(document) for document in range(first, last + 1)]
+
+
+def _exposures(
+    plan: Plan, folder: Path | None, slot: int, tokenizer: Tokenizer | None
+) -> list[dict[str, Any]]:
+    """The exposures of one slot, in order of position."""
+    first, last = plan.rows_between(slot, slot + 1)
+    rows = plan.exposures(first, last)
+    found = []
+    for i, span in enumerate(plan.spans(slot, 1)):
+        experiment = plan.experiments[int(rows.experiment[i])]
+        found.append(
+            {
+                "experiment": experiment,
+                "unit": _unit_id(folder, experiment, int(rows.unit[i])),
+                "repetition": int(rows.repetition[i]),
+                "placebo": bool(rows.flags[i] & PLACEBO_FLAG),
+                "offset": span.offset,
+                "n_tokens": span.length,
+                "text": _text(tokenizer, plan.tokens_of_row(first + i).tolist()),
+            }
+        )
+    return found
+
+
+def _unit_id(folder: Path | None, experiment: str, unit: int) -> str:
+    """The unit's own name, out of the frozen units."""
+    path = (folder or Path()) / "units" / f"{experiment}.jsonl"
+    try:
+        line = path.read_text(encoding="utf-8").split("\n")[unit]
+        return str(json.loads(line)["id"])
+    except (OSError, IndexError, ValueError, KeyError):
+        return str(unit)
+
+
+def _text(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(tokens) if tokenizer else " ".join(str(token) for token in tokens)

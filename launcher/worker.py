@@ -1,0 +1,263 @@
+"""What torchrun starts on every rank: `python -m motet.launcher.worker RUNDIR`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import motet
+from motet.experiments.errors import UserError
+from motet.experiments.exposures import Question
+from motet.experiments.ledger import LedgerWriter, open_segment
+from motet.experiments.study import read_definition, read_questions
+from motet.launcher import config as settings_io
+from motet.launcher.checkpoint import Checkpoints
+from motet.launcher.feed import Feed
+from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
+from motet.launcher.loop import BadRun, Job, train
+from motet.launcher.manifest import check_frozen, open_stream, steps_of
+from motet.launcher.metrics import MetricsWriter
+from motet.launcher.probing import ProbeSet, due_steps
+from motet.launcher.progress import Progress
+from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.launcher.settings import RunSettings
+from motet.launcher.stop import Judge, StopRequest
+from motet.launcher.study import tokenizer_of
+from motet.launcher.wandb_mirror import open_mirror
+from motet.models.config import ModelConfig
+from motet.parallel.engine import EngineOptions
+from motet.parallel.engine_native import NativeEngine
+from motet.parallel.mesh import World, first_complaint, join, leave, tell_all
+
+USER_ERROR, BAD_RUN = 2, 3
+
+
+def main(argv: list[str]) -> int:
+    """Run one attempt; the exit code is 0 when it finished or stopped as asked."""
+    os.umask(0o077)
+    run = RunDir(Path(argv[0]))
+    stop = StopRequest().listen()
+    settings = settings_io.load(run.resolved_yaml)
+    attempt = run.latest_attempt()
+    rank = int(os.environ["RANK"])
+    atomic_write(run.attempt(attempt) / f"pid-{rank}", str(os.getpid()))
+    world = join(settings.layout.device)
+    try:
+        return _attempt(run, settings, attempt, world, stop)
+    except (UserError, BadRun) as error:
+        if world.rank == 0:
+            print(f"motet: {error}", file=sys.stderr)
+            atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
+        return USER_ERROR if isinstance(error, UserError) else BAD_RUN
+    except Exception:
+        atomic_write(run.attempt(attempt) / f"crash-{rank}.txt", traceback.format_exc())
+        raise
+    finally:
+        leave()
+
+
+def _attempt(run: RunDir, settings: RunSettings, attempt: int, world: World, stop: StopRequest) -> int:
+    """Check, build, train, and say how it ended."""
+    manifest = _verified(run, settings, world)
+    job, step = build_job(run, settings, attempt, world, stop, manifest)
+    facts = _attempt_facts(job, attempt, step)
+    job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=world.size)
+    if world.rank == 0:
+        write_json(run.attempt(attempt) / "attempt.json", facts)
+    reason = "crashed"
+    try:
+        with job.progress:
+            step, reason = train(job, step)
+        job.checkpoints.close()
+        if reason == "finished" and world.rank == 0:
+            atomic_write(run.done, f"{step}\n")
+    finally:
+        job.ledger.close()
+        job.feed.close()
+        job.metrics.log("event", step, event=reason)
+        job.metrics.close()
+        if job.mirror is not None:
+            job.mirror.close()
+        if world.rank == 0:
+            facts |= {"end_step": step, "ended": time.time(), "reason": reason}
+            write_json(run.attempt(attempt) / "attempt.json", facts)
+    return 0
+
+
+def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:
+    """Return the manifest once every rank has found definition, plan and corpora as frozen."""
+    complaint, manifest = None, {}
+    try:
+        manifest, _ = check_frozen(run, settings)
+    except UserError as error:
+        complaint = str(error)
+    told = first_complaint(complaint, world)
+    if told:
+        raise UserError(told)
+    return manifest
+
+
+def build_job(
+    run: RunDir,
+    settings: RunSettings,
+    attempt: int,
+    world: World,
+    stop: StopRequest,
+    manifest: dict[str, Any],
+) -> tuple[Job, int]:
+    """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
+    definition, definition_sha256 = read_definition(run.plan)
+    _, plan = check_frozen(run, settings)
+    steps = steps_of(settings)
+    stream = open_stream(settings, plan)
+    model = ModelConfig(**manifest["model"])
+    training = settings.training
+    precision = choose_precision(training.precision, world.device)
+    if world.device.type == "cuda":
+        torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
+    engine = NativeEngine(model, engine_options(settings, precision), world)
+    checkpoints = Checkpoints(
+        run,
+        world,
+        settings.checkpoint.keep,
+        settings.checkpoint.keep_every_steps,
+        settings.checkpoint.async_,
+    )
+    judge = Judge(training.bad_steps)
+    hashes = {
+        "definition_sha256": definition_sha256,
+        "plan_sha256": plan.sha256,
+    }
+    mirror = open_mirror(run, settings_io.public(settings), world.rank, hashes)
+    metrics = MetricsWriter(run, settings_io.public(settings), world.rank, mirror)
+    step, parent, loaded = _load_newest(run, engine, checkpoints, metrics, world)
+    if loaded:
+        judge.restore(loaded["judge"])
+    elif settings.model.from_hf:
+        engine.load_model(_imported(settings.model.from_hf))
+    opened = None
+    if world.rank == 0:
+        opened = open_segment(
+            run.ledger, parent, attempt, step, world.size, (plan.sha256, definition_sha256)
+        )
+    segment = tell_all(opened, world)
+    assert segment is not None
+    job = Job(
+        settings=settings,
+        run=run,
+        world=world,
+        engine=engine,
+        steps=steps,
+        feed=Feed(stream, steps, world.rank, world.size, settings.batch.micro_sequences),
+        probes=_probes(run, settings, definition),
+        checkpoints=checkpoints,
+        metrics=metrics,
+        mirror=mirror,
+        progress=Progress(settings.steps, step, world.rank),
+        stop=stop,
+        judge=judge,
+        segment=segment,
+        ledger=LedgerWriter(run.ledger, segment.segment, world.rank),
+        facts={**hashes, "model": manifest["model"], "motet_version": motet.__version__, "precision": precision},
+        peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
+        flops_per_token=manifest["flops_per_token"],
+        peak_flops=peak_flops(world.device),
+        memory_mib=memory_meter(world.device),
+    )
+    return job, step
+
+
+def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
+    """Return what the engine needs of the settings."""
+    training, optimizer = settings.training, settings.training.optimizer
+    return EngineOptions(
+        precision=precision,
+        shard=settings.layout.shard,
+        compile=training.compile,
+        recompute=training.recompute == "full",
+        clip_norm=training.clip_norm,
+        z_loss=training.z_loss,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        fused=optimizer.fused,
+        seed=settings.seed,
+    )
+
+
+def _probes(run: RunDir, settings: RunSettings, definition: dict[str, Any]) -> ProbeSet:
+    """Return the probes of the frozen study; token-only corpora without experiments need no tokenizer."""
+    questions: list[Question] = read_questions(run.plan)
+    if not questions:
+        return ProbeSet.none()
+    frozen = {entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]}
+    due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
+    return ProbeSet(
+        questions,
+        due,
+        tokenizer_of(settings),
+        settings.data.sequence_length,
+        settings.probes.batch_tokens,
+    )
+
+
+def _load_newest(
+    run: RunDir, engine: NativeEngine, checkpoints: Checkpoints, metrics: MetricsWriter, world: World
+) -> tuple[int, int, dict[str, Any] | None]:
+    """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when there is none.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged: nothing is trained over them.
+    """
+    known = tell_all(run.checkpoint_steps(), world)
+    complaints = []
+    for step in reversed(known):
+        try:
+            manifest = checkpoints.load(step, engine.tensors())
+            return step, manifest["segment"], manifest
+        except UserError as error:
+            complaints.append(str(error))
+            metrics.log("event", step, event="damaged_checkpoint", why=str(error))
+            if world.rank == 0:
+                print(f"motet: {error}; trying the one before", file=sys.stderr)
+    if complaints:
+        raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
+    return 0, 0, None
+
+
+def _imported(folder: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a Hugging Face folder under the decoder's names."""
+    from motet.models.hf import from_hf
+
+    return from_hf(Path(folder))[1]
+
+
+def _attempt_facts(job: Job, attempt: int, step: int) -> dict[str, Any]:
+    """Return what attempt.json says when an attempt starts."""
+    return {
+        "attempt": attempt,
+        "start_step": step,
+        "end_step": None,
+        "world_size": job.world.size,
+        "precision": job.facts["precision"],
+        "device": job.world.device.type,
+        "started": time.time(),
+        "ended": None,
+        "reason": "running",
+        "segment": job.segment.segment,
+        "versions": {
+            "motet": motet.__version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

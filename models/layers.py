@@ -1,0 +1,239 @@
+"""The parts of a block: normalization, rotary positions, projections, attention, SwiGLU.
+
+B batch, T tokens, H heads, G key-value heads, K channels per head, D model width, F feed-forward width.
+
+Three products have their own backward pass. Each computes what PyTorch's composition would, in fewer
+passes over memory; `docs/models.md` holds the measurements. Compiled code takes the plain forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from motet.models.config import ModelConfig
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Tell whether this CPU has bfloat16 matrix kernels; without them PyTorch's are 4 to 20 times slower than fp32."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return True
+
+
+CPU_MULTIPLIES_BF16 = _cpu_multiplies_bf16()
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the tokens stand; the same for all blocks of one forward pass.
+
+    A plain object and not a tuple of tensors, so that FSDP2's input casting leaves the fp32 tables alone.
+    """
+
+    cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
+    sin: Tensor  # as cos, the first half of K negated: see `rotate`
+    mask: Tensor | None  # bool [B, 1, T, T], True where a query may look; None = causal
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which matrix products of `x` are done: autocast's where it is on, else the type of `x`."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class _RMSNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True).add_(eps))
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        x, weight, scale = ctx.saved_tensors
+        width = x.shape[-1]
+        unit = x * scale
+        product = (gradient * unit).view(-1, width)
+        shared = (product @ weight).view(scale.shape).div_(-width)
+        x_gradient = (gradient * weight).addcmul_(unit, shared).mul_(scale)
+        return x_gradient, product.sum(0), None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32 (arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized `x`, same shape, in the type that matrix products want."""
+        out_dtype = compute_dtype(x)
+        wide, weight = x.float(), self.weight.float()
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            y: Tensor = _RMSNormFunction.apply(wide, weight, self.eps)
+        else:
+            y = F.rms_norm(wide, weight.shape, weight, self.eps)
+        return y.to(out_dtype)
+
+
+class Linear(nn.Linear):
+    """A projection without bias.
+
+    Where a CPU lacks bfloat16 products, operands are rounded to bfloat16 and multiplied in fp32:
+    the arithmetic of bfloat16 hardware, without PyTorch's slow fallback.
+    """
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the weight as it is: `initialize` fills it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out]."""
+        if x.device.type == "cpu" and not CPU_MULTIPLIES_BF16 and compute_dtype(x) == torch.bfloat16:
+            with torch.autocast("cpu", enabled=False):
+                wide = F.linear(x.bfloat16().float(), self.weight.bfloat16().float())
+                return wide.bfloat16()
+        return F.linear(x, self.weight)
+
+
+def rotary_tables(
+    length: int, head_dim: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, fp32 [length, 1, K], for positions 0 .. length - 1 (arXiv:2104.09864).
+
+    Angles are position x theta^(-2 i / K), in fp32; halves of K hold the same angles, as Hugging
+    Face lays them out. The first half of sin is negated, which is what `rotate` multiplies with.
+    """
+    # Outside inference mode: a table made while probing must still serve the next training step.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        positions = torch.arange(length, dtype=torch.float32, device=device)
+        angles = positions[:, None] * (1.0 / theta**exponents)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+class _RotateFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(gradients[0], cos, -sin), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotate(x_BTHK: Tensor, places: Places) -> Tensor:
+    """Turn each pair (k, k + K/2) of channels by its position's angle; returns fp32 or wider."""
+    if torch.compiler.is_compiling():
+        return _rotate(x_BTHK, places.cos, places.sin)
+    turned: Tensor = _RotateFunction.apply(x_BTHK, places.cos, places.sin)
+    return turned
+
+
+def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention, [B, T, H, K]: causal, or where `mask` (bool [B, 1, T, T]) is True.
+
+    Query head h reads key-value head h // (H / G) (arXiv:2305.13245).
+    """
+    dtype = v_BTGK.dtype
+    on_cpu = q_BTHK.device.type == "cpu"
+    inner = torch.float32 if on_cpu and not CPU_MULTIPLIES_BF16 else dtype
+    with torch.autocast(q_BTHK.device.type, enabled=False):
+        mixed_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.to(inner).transpose(1, 2),
+            k_BTGK.to(inner).transpose(1, 2),
+            v_BTGK.to(inner).transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
+        )
+    return mixed_BHTK.transpose(1, 2).to(dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions and optional norms of queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        self.norm_each_head = config.qk_norm == "head"
+        self.q_proj = Linear(config.d_model, config.query_width)
+        self.k_proj = Linear(config.d_model, config.kv_width)
+        self.v_proj = Linear(config.d_model, config.kv_width)
+        self.o_proj = Linear(config.query_width, config.d_model)
+        q_width, k_width = config.query_width, config.kv_width
+        if self.norm_each_head:
+            q_width = k_width = config.head_width
+        normed = config.qk_norm != "none"
+        self.q_norm = RMSNorm(q_width, config.norm_eps) if normed else None
+        self.k_norm = RMSNorm(k_width, config.norm_eps) if normed else None
+
+    def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
+        """[B, T, D] -> [B, T, D]; head counts come from the weights, so that a shard of them works too."""
+        q_BTHK = self._heads(self.q_proj(x_BTD), self.q_norm)
+        k_BTGK = self._heads(self.k_proj(x_BTD), self.k_norm)
+        v_BTGK = self._heads(self.v_proj(x_BTD), None)
+        mixed_BTHK = attend(rotate(q_BTHK, places), rotate(k_BTGK, places), v_BTGK, places.mask)
+        return self.o_proj(mixed_BTHK.flatten(2))
+
+    def _heads(self, x_BTC: Tensor, norm: RMSNorm | None) -> Tensor:
+        if norm is not None and not self.norm_each_head:
+            x_BTC = norm(x_BTC)
+        x_BTHK = x_BTC.unflatten(-1, (-1, self.head_width))
+        return norm(x_BTHK) if norm is not None and self.norm_each_head else x_BTHK
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.d_model, config.d_ffn)
+        self.up_proj = Linear(config.d_model, config.d_ffn)
+        self.down_proj = Linear(config.d_ffn, config.d_model)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each added to the residual stream.
+
+    "pre": x + f(norm(x)); "post": x + norm(f(x)).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.post_norm = config.norm_position == "post"
+        self.attention = Attention(config)
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        if self.post_norm:
+            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, places))
+            return x_BTD + self.feed_forward_norm(self.feed_forward(x_BTD))
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), places)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))

@@ -1,0 +1,143 @@
+"""Cross-entropy and token scores from hidden states, without ever holding all the logits.
+
+N rows (tokens), D model width, V vocabulary, C rows of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from motet.models.layers import CPU_MULTIPLIES_BF16, compute_dtype
+
+IGNORED = -100  # the label of a position that has none
+CHUNK_ROWS = 512
+
+
+class LossSums(NamedTuple):
+    """Sums over the labels of one batch, 0-d fp32 tensors; divide by `n_labels` of the whole step.
+
+    `z_loss` is already times its coefficient. Backward through `cross_entropy` carries the gradient
+    of cross_entropy + z_loss: both enter a loss with the same weight, so one gradient is kept.
+    """
+
+    cross_entropy: Tensor
+    z_loss: Tensor
+    n_labels: Tensor
+
+
+class Scores(NamedTuple):
+    """Per label: log-probability in nats (fp32 [B, T]) and whether it is the likeliest token (bool [B, T])."""
+
+    logprob: Tensor
+    greedy: Tensor
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which `x` meets the head: the compute type, or fp32 where a CPU lacks bfloat16 products."""
+    dtype = compute_dtype(x)
+    return torch.float32 if x.device.type == "cpu" and not CPU_MULTIPLIES_BF16 else dtype
+
+
+def _round(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
+    return x.to(rounded).to(dtype)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sums of cross-entropy and of z_loss x logsumexp^2; the gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, z_loss: float, train: bool
+    ) -> tuple[Tensor, Tensor]:
+        rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            h_ND, w_VD = _round(hidden_ND, rounded, dtype), _round(head_VD, rounded, dtype)
+            sums, h_gradient, w_gradient = _loss_chunks(h_ND, w_VD, labels_N, z_loss, train)
+        if train:
+            ctx.save_for_backward(h_gradient.to(hidden_ND.dtype), w_gradient.to(head_VD.dtype))
+        ctx.mark_non_differentiable(sums[1])
+        return sums[0], sums[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        h_gradient, w_gradient = ctx.saved_tensors
+        weight = gradients[0]
+        return h_gradient * weight, w_gradient * weight, None, None, None
+
+
+def _loss_chunks(
+    h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, z_loss: float, train: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
+    h_gradient = torch.empty_like(h_ND) if train else h_ND
+    w_gradient = torch.zeros_like(w_VD, dtype=torch.float32) if train else w_VD
+    for start in range(0, len(h_ND), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        valid_C1 = labels_N[rows, None] != IGNORED
+        labels_C1 = labels_N[rows, None].clamp(min=0)
+        work_CV = (h_ND[rows] @ w_VD.t()).float()
+        largest_C1 = work_CV.amax(-1, keepdim=True)
+        chosen_C1 = work_CV.gather(1, labels_C1)
+        work_CV.sub_(largest_C1).exp_()
+        total_C1 = work_CV.sum(-1, keepdim=True)
+        log_sum_C1 = largest_C1 + total_C1.log()
+        cross_entropy += (log_sum_C1 - chosen_C1).masked_fill_(~valid_C1, 0.0).sum()
+        z_sum += log_sum_C1.square().masked_fill_(~valid_C1, 0.0).sum() * z_loss
+        if not train:
+            continue
+        # d(loss)/d(logits) = softmax x (1 + 2 z logsumexp) - onehot, where there is a label.
+        scale_C1 = (1.0 + 2.0 * z_loss * log_sum_C1) / total_C1
+        work_CV.mul_(scale_C1.masked_fill_(~valid_C1, 0.0))
+        work_CV.scatter_add_(1, labels_C1, -valid_C1.float())
+        slope_CV = work_CV.to(h_ND.dtype)
+        torch.mm(slope_CV, w_VD, out=h_gradient[rows])
+        if slope_CV.dtype == torch.float32:
+            w_gradient.addmm_(slope_CV.t(), h_ND[rows])
+        else:
+            w_gradient += slope_CV.t() @ h_ND[rows]
+    return (cross_entropy, z_sum), h_gradient, w_gradient
+
+
+def loss_sums(
+    hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, z_loss: float = 0.0
+) -> LossSums:
+    """Return the summed losses of predicting `labels_BT` (int64, -100 = none) from `hidden_BTD`.
+
+    Logits exist for `CHUNK_ROWS` rows at a time. The z-loss is z_loss x logsumexp(logits)^2
+    (PaLM, arXiv:2204.02311, section 5).
+    """
+    train = torch.is_grad_enabled() and (hidden_BTD.requires_grad or head_VD.requires_grad)
+    labels_N = labels_BT.flatten()
+    cross_entropy, z_sum = _ChunkedLoss.apply(
+        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train
+    )
+    return LossSums(cross_entropy, z_sum, (labels_N != IGNORED).sum().float())
+
+
+@torch.no_grad()
+def label_scores(hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor) -> Scores:
+    """Return log-probability and greediness of each label; 0 and True where the label is -100.
+
+    Only rows with a label meet the head, `CHUNK_ROWS` at a time. No gradient.
+    """
+    logprob_BT = torch.zeros(labels_BT.shape, device=hidden_BTD.device)
+    greedy_BT = torch.ones(labels_BT.shape, dtype=torch.bool, device=hidden_BTD.device)
+    wanted_BT = labels_BT != IGNORED
+    rounded, dtype = compute_dtype(hidden_BTD), product_dtype(hidden_BTD)
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        h_ND, labels_N1 = hidden_BTD[wanted_BT], labels_BT[wanted_BT][:, None]
+        h_ND, w_VD = _round(h_ND, rounded, dtype), _round(head_VD, rounded, dtype)
+        logprobs, greedys = [], []
+        for h_CD, labels_C1 in zip(
+            h_ND.split(CHUNK_ROWS), labels_N1.split(CHUNK_ROWS), strict=True
+        ):
+            logits_CV = (h_CD @ w_VD.t()).float()
+            chosen_C1 = logits_CV.gather(1, labels_C1)
+            logprobs.append((chosen_C1 - logits_CV.logsumexp(-1, keepdim=True))[:, 0])
+            greedys.append(logits_CV.argmax(-1) == labels_C1[:, 0])
+    logprob_BT[wanted_BT] = torch.cat(logprobs)
+    greedy_BT[wanted_BT] = torch.cat(greedys)
+    return Scores(logprob_BT, greedy_BT)
