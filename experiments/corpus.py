@@ -221,9 +221,10 @@ class CorpusWriter:
         state = resume or {"shards": [], "n_documents": 0, "n_bytes": {}}
         self._shards: list[dict[str, Any]] = list(state["shards"])
         self.n_documents: int = state["n_documents"]
-        if resume is None:
-            for stale in self.partial.glob("tokens-*.bin"):
-                stale.unlink()
+        kept = {shard["path"] for shard in self._shards} | {self._shard_name()}
+        for file in self.partial.glob("tokens-*.bin"):
+            if file.name not in kept:
+                file.unlink()
         self._n_bytes: dict[str, int] = state["n_bytes"]
         self._tokens = self._open_file(self._shard_name())
         self._starts = self._open_file("documents.starts")

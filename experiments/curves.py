@@ -108,6 +108,7 @@ def since_exposure(
     steps_S: I64,
     treated_U: npt.NDArray[np.bool_],
     control_U: npt.NDArray[np.bool_],
+    clusters_U: I64,
     exposure_steps: Sequence[I64],
     alpha: float,
     seed: int,
@@ -132,9 +133,8 @@ def since_exposure(
         return None, ""
     change_SU = values_SU[after] - values_SU[before[-1]]
     lags = (steps_S[after] - last).astype(np.float64)
-    treated, control = change_SU[:, treated_U], change_SU[:, control_U]
-    keep_t, keep_c = np.isfinite(treated).all(axis=0), np.isfinite(control).all(axis=0)
-    treated, control = treated[:, keep_t], control[:, keep_c]
+    treated = _cluster_means(change_SU[:, treated_U], clusters_U[treated_U])
+    control = _cluster_means(change_SU[:, control_U], clusters_U[control_U])
     if min(treated.shape[1], control.shape[1]) < 2:
         return None, ""
     mean, reach = _welch(treated, control, alpha)
@@ -147,6 +147,16 @@ def since_exposure(
     if mean[0] - reach[0] <= 0 or len(lags) < FEWEST_LAGS_TO_FIT:
         return curve, ""
     return curve, half_life_sentence(lags, treated, control, alpha, seed)
+
+
+def _cluster_means(values_SU: F64, clusters_U: I64) -> F64:
+    """One column per cluster, of the units that have a value at every step."""
+    whole = np.isfinite(values_SU).all(axis=0)
+    values, clusters = values_SU[:, whole], clusters_U[whole]
+    _, number = np.unique(clusters, return_inverse=True)
+    total = np.zeros((len(values), int(number.max(initial=-1)) + 1))
+    np.add.at(total, (slice(None), number), values)
+    return total / np.bincount(number, minlength=total.shape[1])
 
 
 def _welch(treated: F64, control: F64, alpha: float) -> tuple[F64, F64]:
@@ -165,7 +175,7 @@ def half_life_sentence(lags: F64, treated: F64, control: F64, alpha: float, seed
     """When half of the gain at the first lag is lost, from a power law fitted to the curve.
 
     gain(lag) = g lag^-b (Chang et al., arXiv 2406.11813, section 4.3: forgetting follows a power law),
-    least squares; the interval is the percentile bootstrap over units.
+    least squares; the interval is the percentile bootstrap over clusters (the columns).
     """
     estimate = _half_life(lags, treated.mean(axis=1) - control.mean(axis=1))
     rng = np.random.Generator(np.random.Philox(key=seed))

@@ -88,9 +88,12 @@ def smallest_standardized(
     def lacking(effect: float) -> float:
         return float(design.power(effect, n_control, alpha, n_treated / n_control)) - POWER
 
-    if not lacking(LARGEST_STANDARDIZED) > 0:
-        return None
-    return float(brentq(lacking, 1e-6, LARGEST_STANDARDIZED))
+    upper = 0.05
+    while not lacking(upper) > 0:
+        upper *= 1.5
+        if upper > LARGEST_STANDARDIZED:
+            return None
+    return float(brentq(lacking, 1e-6, upper))
 
 
 def share_difference(chance: float, h: float) -> float | None:

@@ -83,15 +83,28 @@ def inspect(
     builder = Builder(folder, written, problems)
     settings = builder.section(RunSettings, tree, "")
     settings = dataclasses.replace(settings, base=str(folder), as_written=builder.written)
-    return settings, problems + _cross_problems(settings, problems)
+    problems += _cross_problems(settings, problems)
+    if not _is_frozen(path) and not any(p.setting.startswith("experiments") for p in problems):
+        problems += _experiment_problems(settings)
+    return settings, problems
+
+
+def _is_frozen(path: Path | str | None) -> bool:
+    """Whether these are the settings of a run that was begun: its units lie in `plan/`, not in the user's files."""
+    return bool(path) and Path(path or "").with_name("manifest.json").exists()
+
+
+def _experiment_problems(settings: RunSettings) -> list[Problem]:
+    from motet.experiments.spec import parse_experiments
+
+    return parse_experiments(settings.experiments.list, Path(settings.base))[1]
 
 
 def _cross_problems(settings: RunSettings, found: Sequence[Problem]) -> list[Problem]:
-    """Contradictions among the settings, and what the experiments' own texts get wrong.
+    """Contradictions among the settings.
 
     A check is left out when something that it reads has a problem already: it would judge a default.
     """
-    from motet.experiments.spec import parse_experiments
     from motet.launcher.checks import CHECKS
 
     wrong = [problem.setting for problem in found]
@@ -99,8 +112,6 @@ def _cross_problems(settings: RunSettings, found: Sequence[Problem]) -> list[Pro
     for check, reads in CHECKS:
         if not any(setting.startswith(tuple(reads)) for setting in wrong):
             out += check(settings)
-    if not any(setting.startswith("experiments") for setting in wrong):
-        out += parse_experiments(settings.experiments.list, Path(settings.base))[1]
     return out
 
 

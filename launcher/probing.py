@@ -12,7 +12,7 @@ import torch.distributed as dist
 from motet.experiments.exposures import Question
 from motet.experiments.library.base import ItemScores
 from motet.experiments.probes import EncodedItems, encode_items, score_items
-from motet.experiments.results import write_probe
+from motet.experiments.probe_files import write_probe
 from motet.experiments.tokenizer import Tokenizer
 from motet.launcher.rundir import RunDir
 from motet.parallel.engine import Engine

@@ -14,16 +14,11 @@ from motet.experiments.corpus import Corpus
 from motet.experiments.errors import UserError
 from motet.experiments.inspection import load_tokenizer
 from motet.experiments.plan import PLACEBO_FLAG, Plan
-from motet.experiments.stream import Stream
 from motet.experiments.tokenizer import Tokenizer
+from motet.launcher.manifest import open_corpora, open_stream
 from motet.launcher.settings import RunSettings
 
 PLAN_FILE = "exposures.plan"
-
-
-def open_corpora(settings: RunSettings) -> list[Corpus]:
-    """The corpora of a run."""
-    return [Corpus.open(corpus.path) for corpus in settings.data.corpora]
 
 
 def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dict[str, Any]:
@@ -34,16 +29,8 @@ def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dic
     slots = settings.slots_before(settings.steps)
     if not 0 <= slot < slots:
         raise UserError(f"--slot {slot:,} is outside the run, which has slots 0 to {slots - 1:,}")
-    corpora = open_corpora(settings)
     plan = Plan(plan_folder / PLAN_FILE) if plan_folder else None
-    stream = Stream(
-        corpora,
-        [corpus.weight for corpus in settings.data.corpora],
-        settings.data.sequence_length,
-        settings.data_seed,
-        plan,
-        settings.data.document_masks,
-    )
+    corpora, stream = open_corpora(settings), open_stream(settings, plan)
     number, epoch, sequence = (int(a[0]) for a in stream.locate(np.array([slot], dtype=np.int64)))
     corpus, length = corpora[number], settings.data.sequence_length
     tokenizer = load_tokenizer(corpus)

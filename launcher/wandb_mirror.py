@@ -31,6 +31,7 @@ HASHES = ("definition_sha256", "plan_sha256", "lock_sha256")
 REDACTED = "(redacted)"
 QUEUE_ROWS = 10_000
 ALERT_EVERY_S = 300.0
+ALERT_EVENTS = frozenset({"rollback", "stall", "preempted"})
 _SECRET_NAME = re.compile(
     r"api_?key|passw(or)?d|secret|credential|^(auth_?|access_?|bearer_?|hub_?|hf_?|api_?)?token$",
     re.IGNORECASE,
@@ -236,15 +237,15 @@ class WandbMirror:
             if row.get("skipped"):
                 text = f"{self._name}: step {step} was skipped (loss {row.get('loss')})"
                 self._send_alert(("Bad step", text, "WARN"))
-        elif kind == "event" and row.get("name") in ("stall", "rollback", "bad_step", "preempted"):
-            self._send_alert((str(row["name"]), f"{self._name}: step {step}: {row}", "WARN"))
+        elif kind == "event" and row.get("event") in ALERT_EVENTS:
+            self._send_alert((str(row["event"]), f"{self._name}: step {step}: {row}", "WARN"))
         elif kind == "probe":
             self._send_probe_table(row)
 
     def _send_probe_table(self, row: Row) -> None:
         import wandb
 
-        cells = sorted(flat(row.get("experiment") or {}).items())
+        cells = sorted(flat(row.get("experiments") or {}).items())
         if cells:
             table = wandb.Table(columns=["measure", "value"], data=[list(cell) for cell in cells])
             self._run.log({"step": row["step"], "probes": table}, step=int(row["step"]))
@@ -313,7 +314,7 @@ def has_credentials(base_url: str) -> bool:
 def history_of(row: Row) -> dict[str, Any]:
     """W&B history of a row: `train/...`, `probe/<experiment>/...`, both axes, and loss by tokens."""
     kind = row["kind"]
-    skip = {"kind", "step", "time", "tokens", "nonfinite", "experiment"}
+    skip = {"kind", "step", "time", "tokens", "nonfinite", "experiments"}
     fields = {name: value for name, value in row.items() if name not in skip}
     if kind == "step":
         values = {f"train/{name}": value for name, value in flat(fields).items()}
@@ -321,7 +322,7 @@ def history_of(row: Row) -> dict[str, Any]:
             values["by_tokens/loss"] = row["loss"]
     elif kind == "probe":
         values = {
-            f"probe/{name}": value for name, value in flat(row.get("experiment") or {}).items()
+            f"probe/{name}": value for name, value in flat(row.get("experiments") or {}).items()
         }
         values |= {f"probe_cost/{name}": value for name, value in flat(fields).items()}
     else:
@@ -332,16 +333,16 @@ def history_of(row: Row) -> dict[str, Any]:
     return {**axes, **values}
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """Nested dictionaries as `a/b` names; lists and nulls are left out, flags become 0 or 1."""
-    out: dict[str, int | float | str] = {}
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, int | float]:
+    """The numbers in nested dictionaries under `a/b` names; flags become 0 or 1, the rest is left out."""
+    out: dict[str, int | float] = {}
     for name, item in value.items():
         item = item.tolist() if hasattr(item, "tolist") else item
         if isinstance(item, Mapping):
             out |= flat(item, f"{prefix}{name}/")
         elif isinstance(item, bool):
             out[prefix + str(name)] = int(item)
-        elif isinstance(item, int | float | str):
+        elif isinstance(item, int | float):
             out[prefix + str(name)] = item
     return out
 

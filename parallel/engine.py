@@ -58,7 +58,7 @@ class StepResult:
 
     Attributes:
         loss: mean cross-entropy over the labels of the global batch, nats.
-        z_loss: mean squared log-partition, unweighted.
+        z_loss: mean squared log-partition, times its weight.
         grad_norm: before clipping.
         n_labels: labels of the global batch.
         applied: False when the judge refused the update.

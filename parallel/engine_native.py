@@ -83,8 +83,7 @@ class NativeEngine:
             sums = self.wrapped(
                 tokens_BT, labels_BT, ids_BT, mode="loss", z_loss=self.options.z_loss
             )
-            loss = sums.cross_entropy + self.options.z_loss * sums.z_loss
-        (loss * scale).backward()
+        (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
         parts = torch.stack([sums.cross_entropy, sums.z_loss, sums.n_labels.float()])
         return parts.detach().double().cpu()
 
@@ -146,7 +145,7 @@ class NativeEngine:
                 torch.from_numpy(labels_BT).to(self.world.device),
                 mode="score",
             )
-        return scores.logprob_BT.double().cpu().numpy(), scores.greedy_BT.cpu().numpy()
+        return scores.logprob.double().cpu().numpy(), scores.greedy.cpu().numpy()
 
     def finish_scoring(self) -> None:
         """See `Engine.finish_scoring`: FSDP2 would otherwise keep the root's weights gathered."""

@@ -11,6 +11,15 @@ from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.launcher.commands import common
 from motet.launcher.settings import RunSettings
 
+POWER_COLUMNS = {
+    "name": "experiment",
+    "use": "use",
+    "units": "units",
+    "smallest_detectable": "smallest detectable effect",
+    "unit": "unit",
+    "standardized": "in standard deviations",
+}
+
 
 def show_list(arguments: argparse.Namespace) -> int:
     """The experiments of a run.yaml; without one, the kinds that are built in."""
@@ -77,7 +86,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def _study_problems(settings: RunSettings) -> list[Problem]:
-    from motet.experiments import study
+    from motet.launcher import study
 
     try:
         return list(study.check(settings))
@@ -87,19 +96,25 @@ def _study_problems(settings: RunSettings) -> list[Problem]:
 
 def power(arguments: argparse.Namespace) -> int:
     """The smallest effect that each experiment can detect, before any training."""
-    from motet.experiments import study
+    from motet.launcher import study
 
     rows = study.power_table(common.load_settings(arguments))
     if arguments.json:
         common.print_json(rows)
+    elif not rows:
+        print("no experiments")
     else:
-        common.print_table(rows)
+        common.print_table(rows, POWER_COLUMNS)
+        print()
+        for row in rows:
+            alpha, power_ = common.cell(row.get("alpha")), common.cell(row.get("power"))
+            print(f"{row['name']}: power {power_} at alpha {alpha}; {row.get('assumption')}")
     return 0
 
 
 def preview(arguments: argparse.Namespace) -> int:
     """Sample exposures, decoded in their context."""
-    from motet.experiments import study
+    from motet.launcher import study
 
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")
@@ -109,7 +124,7 @@ def preview(arguments: argparse.Namespace) -> int:
 
 def audit(arguments: argparse.Namespace) -> int:
     """Whether every planned exposure was consumed exactly once in the lineage of the final weights."""
-    from motet.experiments.ledger import audit as audit_run
+    from motet.launcher.outcome import audit_run
 
     result = audit_run(common.open_run(arguments.run).root, arguments.replay)
     if arguments.json:
@@ -119,3 +134,10 @@ def audit(arguments: argparse.Namespace) -> int:
             print(line)
         sys.stdout.flush()
     return 0 if result.ok else 1
+
+
+def audit_run(path: Path, replay: bool) -> Any:
+    """`ok` and `lines` of the audit of one run."""
+    from motet.experiments.ledger import audit
+
+    return audit(path, replay)

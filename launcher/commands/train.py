@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.launcher import config
@@ -15,6 +15,9 @@ from motet.launcher.command import launch_environment, shell_text, torchrun_comm
 from motet.launcher.commands import common
 from motet.launcher.rundir import RunDir
 from motet.launcher.settings import RunSettings
+
+if TYPE_CHECKING:
+    from motet.experiments.study import Study
 
 # What may differ when a run goes on. Everything else decides its tokens, its updates or its questions.
 RESUMABLE = (
@@ -141,7 +144,7 @@ def _shown(rundir: RunDir) -> str:
 
 def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
     """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
-    from motet.experiments.study import check
+    from motet.launcher.study import build, check
 
     print(config.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1
@@ -150,3 +153,21 @@ def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
     print(f"\n# {shell_text(torchrun_command(settings, rundir, attempt), environment)}")
     common.print_facts(common.run_facts(settings))
     raise_problems(check(settings))
+    common.print_facts(_plan_facts(build(settings)))
+
+
+def _plan_facts(study: Study) -> list[tuple[str, str]]:
+    """How much of the run the exposures take, in all and per experiment."""
+    plan, setting = study.plan, study.setting
+    length = plan.texts.lengths()[plan.rows.text]
+    total = setting.steps.slots_before(setting.steps_total) * setting.sequence_length
+    facts = [("exposures", _share(len(length), int(length.sum()), total))]
+    for number, question in enumerate(study.questions):
+        mine = length[plan.rows.experiment == number]
+        shown = _share(len(mine), int(mine.sum()), total)
+        facts.append((f"  {question.name}", f"{shown}, {len(question.units):,} units"))
+    return facts
+
+
+def _share(exposures: int, tokens: int, total: int) -> str:
+    return f"{exposures:,} = {tokens:,} tokens ({tokens / total:.2%} of the run)"

@@ -1,0 +1,42 @@
+"""The report of a run: its answers as `report.json`, as one HTML page, and as a table for the terminal.
+
+`build` reads the run folder, analyses it and writes both files. The page needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from motet.launcher.rundir import RunDir
+
+__all__ = ["build", "terminal_summary"]
+
+
+def build(rundir: RunDir) -> Path:
+    """Write `report.json` and `report.html` of a run, each whole or not at all; return the path of the page.
+
+    Works at any time: an unfinished run gives a provisional page.
+
+    Raises:
+        UserError: the folder has no manifest, so it is no run.
+    """
+    from motet.launcher.report.collect import assemble, collect
+    from motet.launcher.report.page import render
+    from motet.launcher.rundir import atomic_write, write_json
+
+    report = assemble(collect(rundir))
+    write_json(rundir.report_json, report)
+    atomic_write(rundir.report_html, render(report))
+    return rundir.report_html
+
+
+def terminal_summary(report: Mapping[str, Any]) -> Group:
+    """The answers of a `report.json` as something that `rich` prints."""
+    from motet.launcher.report.terminal import terminal_summary as summary
+
+    return summary(report)

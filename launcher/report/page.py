@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from motet.launcher.report.forest import forest
 
 HERE = Path(__file__).parent
 CLOSED_AFTER_PANELS = 2
+BREAK = re.compile(r"\n\s+")
+DOSE_NAMES = {
+    "exposures": "exposures per unit",
+    "documents": "documents in all",
+    "tokens": "tokens in all",
+    "share": "share of the tokens of its window",
+}
 Entry = dict[str, Any]
 
 
@@ -36,7 +44,10 @@ def render(report: Mapping[str, Any]) -> str:
 def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
     """Everything the template shows. `markup` marks drawings, which are the only unescaped parts."""
     answers = report.get("answers") or {}
-    entries: list[Entry] = list(answers.get("experiments") or [])
+    doses = dose_names(report.get("definition") or {})
+    entries: list[Entry] = [
+        {**e, "dose_in": doses.get(e.get("name", ""))} for e in answers.get("experiments") or []
+    ]
     questions = [e for e in entries if e.get("role", "question") == "question"]
     controls = control_entries(answers, entries)
     record = report.get("training") or {}
@@ -57,6 +68,15 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "spent": spent(record.get("seconds") or {}),
         "definition_text": pretty(report.get("definition")),
         "skipped_steps": record.get("skipped_steps") or [],
+    }
+
+
+def dose_names(definition: Mapping[str, Any]) -> dict[str, str]:
+    """What the doses of each experiment count, in words, from the frozen definition."""
+    specs = [entry.get("spec") or {} for entry in definition.get("experiments") or []]
+    return {
+        spec.get("name", ""): DOSE_NAMES.get(spec.get("dose_in", ""), "exposures per unit")
+        for spec in specs
     }
 
 
@@ -89,16 +109,15 @@ def control_sentences(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def alarms(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before reading any answer."""
-    out = []
-    answers = report.get("answers") or {}
-    for control in control_sentences(answers):
-        if control["ok"] is False:
-            out.append(f"{control['title']} failed: {control['sentence']}")
+    controls = control_sentences(report.get("answers") or {})
+    out = [f"{c['title']} failed: {c['sentence']}" for c in controls if c["ok"] is False]
     compliance = report.get("compliance") or {}
     bad = {k: compliance.get(k) or 0 for k in ("missing", "duplicated")}
     if any(bad.values()):
         told = " and ".join(f"{n:,} {kind}" for kind, n in bad.items() if n)
-        out.append(f"Exposures did not all happen as planned: {told} of {compliance.get('planned', 0):,}.")
+        out.append(
+            f"Exposures did not all happen as planned: {told} of {compliance.get('planned', 0):,}."
+        )
     if not (report.get("run") or {}).get("finished"):
         out.append("This run has not finished: every figure here is provisional.")
     return out
@@ -136,7 +155,9 @@ def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict
 
 def primary_first(panels: Sequence[Entry], primary: Mapping[str, Any]) -> list[Entry]:
     """The curves over time, that of the primary outcome first."""
-    return sorted(panels, key=lambda p: p.get("outcome") not in (primary.get("name"), primary.get("label")))
+    return sorted(
+        panels, key=lambda p: p.get("outcome") not in (primary.get("name"), primary.get("label"))
+    )
 
 
 def arm_rows(entry: Entry, primary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -147,7 +168,12 @@ def arm_rows(entry: Entry, primary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def spent(seconds: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where the time went: name, seconds and share of each phase, largest first."""
-    labels = {"train": "training", "probe": "probes", "checkpoint": "checkpoints", "data": "reading data"}
+    labels = {
+        "train": "training",
+        "probe": "probes",
+        "checkpoint": "checkpoints",
+        "data": "reading data",
+    }
     known = [(labels.get(k, k), words.finite(v) or 0.0, k) for k, v in seconds.items()]
     total = sum(s for _, s, _ in known)
     if not total:
@@ -157,5 +183,9 @@ def spent(seconds: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def pretty(value: Any) -> str:
-    """Indented JSON with sorted keys; "" for nothing."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) if value else ""
+    """Indented JSON with sorted keys and short lists on one line; "" for nothing."""
+    if not value:
+        return ""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    # a raw line break is never inside a JSON string, so this folds only lists of plain values
+    return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{re.sub(BREAK, ' ', m[1])}]", text)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report.words import dose as dose_text
-from motet.launcher.report.words import finite, scaled, shown_unit
+from motet.launcher.report.words import finite, printable, scaled, shown_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,14 +68,19 @@ def figure(key: str, inches: tuple[float, float]) -> Iterator[Figure]:
     import matplotlib as mpl
     from matplotlib.figure import Figure as MplFigure
 
-    with mpl.rc_context({**STYLE, "svg.hashsalt": key}):
+    style: dict[Any, Any] = {**STYLE, "svg.hashsalt": key}
+    with mpl.rc_context(style):
         yield MplFigure(figsize=inches, layout="constrained")
 
 
 def to_svg(fig: Figure, key: str, label: str) -> str:
     """The figure as an `<svg>` element: no header, no metadata, no address, ids prefixed with `key`."""
     buffer = io.StringIO()
-    fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's font draws the text
+        fig.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -88,7 +94,7 @@ def to_svg(fig: Figure, key: str, label: str) -> str:
     body = body.replace("xlink:href", "href")
     return (
         f'<svg class="plot" viewBox="{box[1] if box else ""}" role="img" '
-        f'aria-label="{escape(label)}">{body.strip()}'
+        f'aria-label="{escape(printable(label))}">{body.strip()}'
     )
 
 
@@ -101,7 +107,7 @@ def escape(text: str) -> str:
 
 def clip(text: str, most: int = 34) -> str:
     """Text short enough for a legend; control characters become spaces."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
+    clean = printable(text)
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
@@ -167,8 +173,10 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)
         axes.grid(visible=False, axis="x")
         dose_in = str(entry.get("dose_in") or "exposures per unit")
-        name_axes(axes, f"dose ({dose_in}; 0 = never shown)", str(curve.get("label", "")), unit)
-        points = "; ".join(f"dose {dose_text(d)}: {m:.3g}" for d, m in zip(doses, mean, strict=True))
+        name_axes(axes, f"dose: {dose_in} (0 = never shown)", str(curve.get("label", "")), unit)
+        points = "; ".join(
+            f"dose {dose_text(d)}: {m:.3g}" for d, m in zip(doses, mean, strict=True)
+        )
         label = f"{curve.get('label', 'outcome')} by dose, in {shown_unit(unit)}. {points}."
         return to_svg(fig, key, label)
 
@@ -189,14 +197,18 @@ def over_time(
                       transform=axes.get_xaxis_transform(), clip_on=False, zorder=1)  # fmt: skip
         for i, (one, shade) in enumerate(zip(series, shades, strict=True)):
             steps = [float(s) for s in one["steps"]]
-            mean, low, high = (values(one.get(n), unit, len(steps)) for n in ("mean", "low", "high"))
+            mean, low, high = (
+                values(one.get(n), unit, len(steps)) for n in ("mean", "low", "high")
+            )
             axes.fill_between(steps, low, high, color=shade, alpha=0.14, linewidth=0)
             mark = MARKERS[i % len(MARKERS)] if len(steps) <= 24 else ""
             axes.plot(steps, mean, color=shade, marker=mark, markersize=3.5, label=clip(one["arm"]))
         name_axes(axes, "training step", str(panel.get("label", "")), unit)
         columns = 4 if all(len(clip(s["arm"])) <= 10 for s in series) else 2
         fig.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
-        ends = "; ".join(f"{s['arm']}: {m:.3g}" for s in series if (m := last(s["mean"], unit)) is not None)
+        ends = "; ".join(
+            f"{s['arm']}: {m:.3g}" for s in series if (m := last(s["mean"], unit)) is not None
+        )
         label = f"{panel.get('label', 'outcome')} over training steps per arm. At the end, {ends}."
         return to_svg(fig, key, label)
 
@@ -222,7 +234,9 @@ def since_exposure(entry: Mapping[str, Any], key: str) -> str | None:
         plain_ticks(axes, xs)
         name_axes(axes, "steps since exposure (log scale)", str(curve.get("label", "")), unit)
         points = "; ".join(f"{x:g} steps: {m:.3g}" for x, m in zip(xs, mean, strict=True))
-        return to_svg(fig, key, f"{curve.get('label', 'outcome')} by steps since exposure. {points}.")
+        return to_svg(
+            fig, key, f"{curve.get('label', 'outcome')} by steps since exposure. {points}."
+        )
 
 
 def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str | None:
@@ -240,7 +254,7 @@ def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str |
             top, rug = fig.subplots(), None
         top.plot(steps, ys, color=SOFT, linewidth=0.8, alpha=0.55)
         top.plot(steps, smooth(ys), color=ORDERED[3], linewidth=1.8)
-        bad = [s for s in record.get("skipped_steps") or []]
+        bad = list(record.get("skipped_steps") or [])
         if bad:
             top.plot(bad, [1.0] * len(bad), "v", color=DISTINCT[1], markersize=6,
                      transform=top.get_xaxis_transform(), clip_on=False)  # fmt: skip
@@ -248,16 +262,21 @@ def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str |
         if rug is not None:
             draw_rug(rug, rows, record["exposure_steps"], (min(steps), max(steps)))
         first, final = next((y for y in ys if y == y), math.nan), smooth(ys)[-1]
-        label = f"Training loss from {first:.3g} to {final:.3g} nats per token over {max(steps)} steps."
+        label = (
+            f"Training loss from {first:.3g} to {final:.3g} nats per token over {max(steps)} steps."
+        )
         return to_svg(fig, key, label)
 
 
 def draw_rug(
-    axes: Axes, rows: Sequence[str], exposure_steps: Mapping[str, Sequence[int]], span: tuple[int, int]
+    axes: Axes,
+    rows: Sequence[str],
+    exposure_steps: Mapping[str, Sequence[int]],
+    span: tuple[int, int],
 ) -> None:
     """One row of ticks per experiment; steps are binned, darker where more exposures fell."""
-    from matplotlib.path import Path
     from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
 
     bins = 400
     width = max(1.0, (span[1] - span[0] + 1) / bins)

@@ -108,7 +108,9 @@ def estimate(outcome: Any) -> tuple[str, str]:
     `("+4.31 bits", "[+3.39, +5.23]")`; the interval is "" when there is none.
     """
     unit = str(outcome.get("unit") or "")
-    names = ("effect", "low", "high") if "effect" in outcome else ("slope_per_doubling", "low", "high")
+    names = (
+        ("effect", "low", "high") if "effect" in outcome else ("slope_per_doubling", "low", "high")
+    )
     effect, low, high = (scaled(outcome.get(name), unit) for name in names)
     if effect is None:
         return MISSING, ""
@@ -151,7 +153,10 @@ def big(value: Any) -> str:
 def percent(value: Any) -> str:
     """A share as `2.1 %`."""
     x = finite(value)
-    return MISSING if x is None else f"{number(100 * x)} %"
+    if x is None:
+        return MISSING
+    places = 0 if not x or abs(x) >= 0.1 else max(0, min(6, -1 - math.floor(math.log10(abs(x)))))
+    return f"{number(round(100 * x, places))} %"
 
 
 def duration(seconds: Any) -> str:
@@ -172,6 +177,11 @@ def dose(value: Any) -> str:
     """A dose: `16`, `0.001`."""
     x = finite(value)
     return MISSING if x is None else f"{x:g}"
+
+
+def printable(text: Any) -> str:
+    """One line without control characters, which could end an SVG or command a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def plural(amount: int, noun: str) -> str:
@@ -195,26 +205,48 @@ def tally(experiments: Sequence[Mapping[str, Any]]) -> str:
     return f"{asked}: {', '.join(parts)}." if parts else f"{asked}, none answered yet."
 
 
+NUMBER_WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
+
+
+def spelled(amount: int, noun: str) -> str:
+    """`six questions`: small numbers as words."""
+    if 0 <= amount < len(NUMBER_WORDS):
+        return f"{NUMBER_WORDS[amount]} {noun}" + ("" if amount == 1 else "s")
+    return plural(amount, noun)
+
+
 def summary(run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int) -> str:
     """The opening paragraph: what was trained on what, with which questions inside."""
     model = run.get("model") or {}
     shape = ""
     if model.get("n_layers") and model.get("d_model"):
         shape = f" ({model['n_layers']} layers, width {model['d_model']})"
-    data = run.get("data") or []
-    names = ", ".join(str(d.get("path", "?")).rstrip("/").rsplit("/", 1)[-1] for d in data) or "?"
-    corpora = "the corpus" if len(data) == 1 else f"{len(data)} corpora:"
-    steps = f" in {run['steps']:,} steps" if finite(run.get("steps")) else ""
-    text = (
-        f"A decoder of {big(run.get('parameters'))} parameters{shape} was trained on "
-        f"{big(run.get('tokens'))} tokens of {corpora} {names}{steps}. "
-    )
+    subject = f"A decoder of {big(run.get('parameters'))} parameters{shape}"
+    if not finite(run.get("tokens")):
+        return f"{subject} is set up; no step has been recorded yet."
+    verb = "was trained" if run.get("finished") else "has so far been trained"
+    text = f"{subject} {verb} on {big(run.get('tokens'))} tokens{corpora(run.get('data') or [])}"
+    text += f" in {run['steps']:,} steps. " if finite(run.get("steps")) else ". "
+    if not n_questions:
+        return text + "It carries no randomized experiments."
     share = finite(cost.get("experiment_share"))
-    taken = f", taking {percent(share)} of its tokens" if share is not None else ""
-    if n_questions:
-        text += (
-            f"{plural(n_questions, 'randomized experiment').capitalize()} "
-            f"{'was' if n_questions == 1 else 'were'} placed inside this one training run{taken}. "
-            "Every answer compares units of this run that chance alone told apart."
-        )
-    return text
+    taken = "" if share is None else f" and took {percent(share)} of its tokens"
+    verb = "was" if n_questions == 1 else "were"
+    asked = spelled(n_questions, "randomized experiment")
+    return (
+        f"{text}{asked[0].upper()}{asked[1:]} {verb} placed inside this one training run{taken}"
+        f"{', controls included' if taken else ''}. "
+        "Every answer compares units of this run that chance alone told apart."
+    )
+
+
+def corpora(data: Sequence[Mapping[str, Any]]) -> str:
+    """` of the corpus stdlib`, or of several."""
+    names = [str(d.get("path") or "?").rstrip("/").rsplit("/", 1)[-1] for d in data]
+    if not names:
+        return ""
+    if len(names) == 1:
+        return f" of the corpus {names[0]}"
+    return f" of {len(names)} corpora ({', '.join(names)})"

@@ -16,7 +16,14 @@ STEPS = 600
 
 
 def outcome(
-    name: str, label: str, unit: str, effect: float | None, half: float, p: float | None, n: int, **more: Any
+    name: str,
+    label: str,
+    unit: str,
+    effect: float | None,
+    half: float,
+    p: float | None,
+    n: int,
+    **more: Any,
 ) -> dict[str, Any]:
     found = effect is not None
     control = more.pop("control", 1.0)
@@ -41,7 +48,13 @@ def arms(doses: list[float], n: int, names: list[str] | None = None) -> list[dic
 
 
 def curve(x: list[float], mean: list[float], half: float, **more: Any) -> dict[str, Any]:
-    return {"x": x, "mean": mean, "low": [m - half for m in mean], "high": [m + half for m in mean], **more}
+    return {
+        "x": x,
+        "mean": mean,
+        "low": [m - half for m in mean],
+        "high": [m + half for m in mean],
+        **more,
+    }
 
 
 def over_time(
@@ -264,7 +277,9 @@ def sample(first_line: str | None = None) -> dict[str, Any]:
         "training": training(),
         "cost": {"wall_s": 251.0, "tokens": 9_830_400, "tokens_per_s": 41_200.0, "flops": 8.9e13,
                  "mfu": None, "experiment_tokens": 214_000, "experiment_share": 0.0218, "probe_share": 0.09},
-        "definition": {"version": 1, "seed": 0, "experiments": [{"name": "canaries", "note": HOSTILE}]},
+        "definition": {"version": 1, "seed": 0, "steps_total": STEPS, "experiments": [
+            {"spec": {"name": "canaries", "dose_in": "exposures", "hypothesis": HOSTILE}, "tokens": 9000,
+             "probe_steps": list(range(0, STEPS + 1, 60))}]},
         "hashes": {"definition_sha256": "0f" * 32, "plan_sha256": "1e" * 32, "lock_sha256": "2d" * 32},
     }  # fmt: skip
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -222,7 +223,7 @@ def test_a_variable_that_is_not_set_is_named() -> None:
 def test_an_alias_bomb_is_refused_quickly() -> None:
     names = "abcdefgh"
     lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in itertools.pairwise(names):
         lines.append(f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]")
     start_s = time.perf_counter()
     assert "aliases" in problems("\n".join(lines))
@@ -315,13 +316,14 @@ def test_the_batch_sizes_that_are_proposed_would_work(
         assert min(abs(n - sequences) for n in near) <= micro * processes
 
 
-def test_the_resolved_yaml_reads_back_to_the_same_settings() -> None:
-    text = GOOD + (
+def test_the_resolved_yaml_reads_back_to_the_same_settings(tmp_path: Path) -> None:
+    (tmp_path / "u.jsonl").write_text("{}\n")
+    text = GOOD.replace("training: {steps: 1000}\n", "") + (
         "metrics: {group: 'no', tags: ['1e3', '~', 'a: b', \"\\\\${x}\", 'two words', '', 'tab\\tnew']}\n"
         "experiments:\n- {name: c, use: knowledge, schedule: {window: [0.0, 1.0]}, hypothesis: '1.0', items: u.jsonl}\n"
         "training: {optimizer: {eps: 1e-12}, tokens: 1000000}\nbatch: {ramp: [{step: 3, sequences: 64}]}\n"
-    ).replace("training: {steps: 1000}\n", "")
-    settings = load(text)
+    )
+    settings = load(text, base=tmp_path)
     again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(settings))
     assert config.public(again) == config.public(settings)
     assert config.resolved_json(again) == config.resolved_json(settings)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from motet.launcher.metrics import MetricsReader, MetricsWriter, encode_row, read_metrics
 from motet.launcher.rundir import RunDir
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from motet.launcher.progress import Progress, duration, number, rate
 from rich.console import Console
+
+from motet.launcher.progress import Progress, duration, number, rate
 
 
 class Clock:

@@ -46,7 +46,7 @@ with MetricsWriter(rundir, config, mirror=mirror) as metrics:
     for step in range(start + 1, start + 5):
         metrics.log("step", step, loss=3.0 / step, tokens=512 * step, seconds={"data": 0.1},
                     skipped=step == 3)
-    metrics.log("probe", start + 4, experiment={"canaries": {"rank": {"dose_16": 0.25}}}, seconds=1.0)
+    metrics.log("probe", start + 4, experiments={"canaries": {"rank/dose 16": 0.25}}, seconds=1.0)
 mirror.table("units", ["unit", "score"], [["u1", 0.5]], step=start + 4)
 mirror.alert("Training has stalled", "no step for 900 s")
 mirror.summary({"answers/canaries/effect": 1.25})
@@ -152,7 +152,7 @@ def test_metrics_are_drawn_against_steps_and_tokens(two_attempts: Any) -> None:
 def test_probes_tables_alerts_and_summary_arrive(two_attempts: Any) -> None:
     root, _, files = two_attempts
     found = files[0]
-    assert any(row.get("probe/canaries/rank/dose_16") == 0.25 for row in history(found))
+    assert any(row.get("probe/canaries/rank/dose 16") == 0.25 for row in history(found))
     tables = sorted(p.name for p in (root / "wandb").glob("*/files/media/table/*.json"))
     assert any(name.startswith("units") for name in tables)
     assert any(name.startswith("probes") for name in tables)
@@ -251,7 +251,15 @@ def test_secrets_are_dropped_by_name_and_by_value() -> None:
 
 
 def test_history_of_a_step_leaves_out_nulls() -> None:
-    row = {"kind": "step", "step": 3, "time": 0.0, "loss": None, "skipped": True, "tokens": 9}
+    row = {
+        "kind": "step",
+        "step": 3,
+        "time": 0.0,
+        "loss": None,
+        "skipped": True,
+        "tokens": 9,
+        "why": "x",
+    }
     assert history_of(row) == {"step": 3, "tokens": 9, "train/skipped": 1}
 
 

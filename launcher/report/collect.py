@@ -1,0 +1,351 @@
+"""The run folder as one dictionary, `report.json`: pure functions over what was read, then one that reads.
+
+Everything in it is plain JSON: no NaN, no NumPy value, no text that UTF-8 cannot hold.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from motet.launcher.metrics import Row, read_metrics, rows_of
+from motet.launcher.report.words import finite
+from motet.launcher.rundir import read_json
+
+if TYPE_CHECKING:
+    from motet.launcher.rundir import RunDir
+
+VERSION = 1
+MOST_POINTS = 2_000
+NO_ANSWERS: dict[str, Any] = {
+    "alpha": None,
+    "draws": None,
+    "experiments": [],
+    "controls": {"placebo": None, "positive": None},
+    "multiplicity": {},
+}
+NO_COMPLIANCE: dict[str, Any] = {
+    "planned": 0,
+    "consumed_once": 0,
+    "missing": 0,
+    "duplicated": 0,
+    "skipped_updates": 0,
+    "per_experiment": [],
+    "ledger_ok": None,
+    "problems": [],
+}
+HASHES = ("definition_sha256", "plan_sha256", "lock_sha256")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is made of. Only the manifest must be there.
+
+    Attributes:
+        manifest: `manifest.json`.
+        rows: of `metrics.jsonl`, superseded steps left out.
+        attempts: each `attempt.json`, in order.
+        config_yaml: the configuration as text, without secrets.
+        finished: the run has its DONE marker.
+        study: what `experiments.study.load_measured` gave, or None.
+        answers: what `experiments.analysis.analyze` gave, or None.
+        problems: why study or answers are missing, in words.
+    """
+
+    manifest: Mapping[str, Any]
+    rows: Sequence[Row] = ()
+    attempts: Sequence[Mapping[str, Any]] = ()
+    config_yaml: str = ""
+    finished: bool = False
+    study: Any = None
+    answers: Mapping[str, Any] | None = None
+    problems: Sequence[str] = field(default_factory=tuple)
+
+
+def assemble(sources: Sources) -> dict[str, Any]:
+    """The report of a run as plain JSON, with the keys of `report.json`."""
+    study = sources.study
+    definition = dict(study.definition) if study is not None else {}
+    training = training_record(sources.rows, exposure_steps(study.measured if study else ()))
+    return plain(
+        {
+            "version": VERSION,
+            "first_line": deviation_line(study.deviations if study is not None else ()),
+            "run": run_facts(sources),
+            "answers": {**NO_ANSWERS, **(sources.answers or {})},
+            "compliance": compliance(study, sources.problems),
+            "training": training,
+            "cost": cost(sources, definition, training["seconds"]),
+            "definition": definition,
+            "hashes": {
+                name: sources.manifest[name] for name in HASHES if sources.manifest.get(name)
+            },
+        }
+    )
+
+
+def deviation_line(deviations: Sequence[str]) -> str | None:
+    """The first line of a report whose definition is not the one that was frozen; else None."""
+    if not deviations:
+        return None
+    return "Deviation from the definition that was frozen before step 1: " + "; ".join(deviations)
+
+
+def run_facts(sources: Sources) -> dict[str, Any]:
+    """What was trained on what, and in which attempts."""
+    manifest, attempts = sources.manifest, sources.attempts
+    config = manifest.get("config") or {}
+    latest = attempts[-1] if attempts else {}
+    kept = ("attempt", "start_step", "end_step", "reason", "world_size")
+    return {
+        "name": manifest.get("name"),
+        "created": manifest.get("created"),
+        "finished": (latest.get("ended") or manifest.get("created")) if sources.finished else None,
+        "steps": last_step(sources.rows),
+        "tokens": tokens_consumed(sources),
+        "parameters": manifest.get("parameters"),
+        "parameters_non_embedding": manifest.get("parameters_non_embedding"),
+        "model": manifest.get("model") or config.get("model") or {},
+        "data": [corpus_facts(corpus) for corpus in manifest.get("corpora") or []],
+        "sequence_length": manifest.get("sequence_length"),
+        "batch": (config.get("batch") or {}).get("sequences"),
+        "world_size": latest.get("world_size"),
+        "precision": latest.get("precision"),
+        "definition_sha256": manifest.get("definition_sha256"),
+        "plan_sha256": manifest.get("plan_sha256"),
+        "motet_version": manifest.get("motet_version"),
+        "config_yaml": sources.config_yaml,
+        "attempts": [{name: attempt.get(name) for name in kept} for attempt in attempts],
+    }
+
+
+def corpus_facts(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """One corpus of the manifest."""
+    return {
+        "path": corpus.get("path"),
+        "fingerprint": corpus.get("fingerprint"),
+        "tokens": corpus.get("tokens", corpus.get("n_tokens")),
+        "documents": corpus.get("documents", corpus.get("n_documents")),
+        "weight": corpus.get("weight", 1.0),
+    }
+
+
+def last_step(rows: Sequence[Row]) -> int:
+    """Updates completed."""
+    return max((row["step"] for row in rows_of(rows, "step")), default=0)
+
+
+def tokens_consumed(sources: Sources) -> int:
+    """Tokens read up to the last recorded step; rows count them from the start of the run."""
+    counted = [row["tokens"] for row in rows_of(sources.rows, "step") if row.get("tokens")]
+    per_step = sources.manifest.get("tokens_per_step") or 0
+    return int(max(counted, default=last_step(sources.rows) * per_step))
+
+
+def exposure_steps(measured: Iterable[Any]) -> dict[str, list[int]]:
+    """Steps at which each experiment put text into the stream, at most `MOST_POINTS`, ascending."""
+    import numpy as np
+
+    found = {}
+    for one in measured:
+        parts = [np.asarray(steps) for steps in one.exposure_steps]
+        steps = np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+        chosen = np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(np.int64)
+        found[one.experiment.spec.name] = [int(step) for step in steps[chosen]]
+    return found
+
+
+def training_record(rows: Sequence[Row], exposures: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Curves of training, thinned to `MOST_POINTS` steps, and the time that each phase took."""
+    steps = rows_of(rows, "step")
+    thin = steps[:: max(1, -(-len(steps) // MOST_POINTS))]
+    if steps and thin[-1] is not steps[-1]:
+        thin.append(steps[-1])
+    curves = {
+        name: [finite(row.get(name)) for row in thin]
+        for name in ("loss", "lr", "grad_norm", "tokens_per_s")
+    }
+    return {
+        "steps": [row["step"] for row in thin],
+        **curves,
+        "exposure_steps": dict(exposures),
+        "seconds": seconds_by_phase(rows),
+        "skipped_steps": skipped_steps(rows),
+    }
+
+
+def skipped_steps(rows: Sequence[Row]) -> list[int]:
+    """Steps whose update was left out: bad ones, and those that a rollback took back."""
+    found = {row["step"] for row in rows_of(rows, "step") if row.get("skipped")}
+    for event in rows_of(rows, "event"):
+        if event.get("event") == "rollback" and "to_step" in event:
+            found.update(range(event["to_step"] + 1, event["step"] + 1))
+    return sorted(found)
+
+
+def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
+    """Seconds of training, probes, checkpoints and waiting for data.
+
+    Probes and checkpoints have rows of their own; the rest is in `seconds` of the step rows.
+    """
+    phases = {"train": 0.0, "probe": 0.0, "checkpoint": 0.0, "data": 0.0}
+    own = {"train": "train", "forward_backward": "train", "optimizer": "train", "data": "data"}
+    for row in rows_of(rows, "step"):
+        for name, seconds in (row.get("seconds") or {}).items():
+            if name in own:
+                phases[own[name]] += finite(seconds) or 0.0
+    for kind in ("probe", "checkpoint"):
+        phases[kind] = sum(finite(row.get("seconds")) or 0.0 for row in rows_of(rows, kind))
+    return phases
+
+
+def cost(
+    sources: Sources, definition: Mapping[str, Any], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Time, tokens and arithmetic, and the shares that experiments took of them."""
+    manifest, steps = sources.manifest, rows_of(sources.rows, "step")
+    tokens = tokens_consumed(sources)
+    per_token = finite(manifest.get("flops_per_token"))
+    rates = [r for row in steps if (r := finite(row.get("tokens_per_s"))) is not None]
+    used = [m for row in steps if (m := finite(row.get("mfu"))) is not None]
+    taken = experiment_tokens(definition, last_step(sources.rows))
+    busy_s = sum(seconds.values())
+    return {
+        "wall_s": wall_seconds(sources),
+        "tokens": tokens,
+        "tokens_per_s": statistics.median(rates) if rates else None,
+        "flops": per_token * tokens if per_token is not None else None,
+        "mfu": statistics.median(used) if used else None,
+        "experiment_tokens": taken,
+        "experiment_share": taken / tokens if taken is not None and tokens else None,
+        "probe_share": seconds["probe"] / busy_s if busy_s else None,
+    }
+
+
+def experiment_tokens(definition: Mapping[str, Any], steps: int) -> int | None:
+    """Tokens that exposures and placebos took; in proportion to steps while the run is not finished."""
+    counted = [entry.get("tokens") for entry in definition.get("experiments") or []]
+    if not counted or any(tokens is None for tokens in counted):
+        return None
+    total = definition.get("steps_total") or steps
+    return round(sum(counted) * min(1.0, steps / total)) if total else 0
+
+
+def wall_seconds(sources: Sources) -> float | None:
+    """Time of all attempts; one that left no end is counted to its last row."""
+    last_row = max((finite(row.get("time")) or 0.0 for row in sources.rows), default=0.0)
+    total, known = 0.0, False
+    for i, attempt in enumerate(sources.attempts):
+        start = instant(attempt.get("started"))
+        end = instant(attempt.get("ended"))
+        if end is None and i == len(sources.attempts) - 1:
+            end = last_row or None
+        if start is not None and end is not None and end >= start:
+            total, known = total + end - start, True
+    return total if known else None
+
+
+def instant(value: Any) -> float | None:
+    """Unix seconds of a number or of an ISO 8601 text."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            return None
+    return finite(value)
+
+
+def compliance(study: Any, problems: Sequence[str]) -> dict[str, Any]:
+    """What the ledger says, with the counts of each experiment that was measured."""
+    found = {**NO_COMPLIANCE, **((study.compliance or {}) if study is not None else {})}
+    if study is not None and not found["per_experiment"]:
+        found["per_experiment"] = [per_experiment(one) for one in study.measured]
+    return {**found, "problems": [*found["problems"], *problems]}
+
+
+def per_experiment(measured: Any) -> dict[str, Any]:
+    """Planned and consumed exposures of one experiment, counted per unit."""
+    pairs = [(int(p), int(c)) for p, c in zip(measured.planned, measured.consumed, strict=True)]
+    return {
+        "name": measured.experiment.spec.name,
+        "planned": sum(p for p, _ in pairs),
+        "consumed_once": sum(min(p, c) for p, c in pairs),
+        "missing": sum(max(0, p - c) for p, c in pairs),
+        "duplicated": sum(max(0, c - p) for p, c in pairs),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A copy as plain JSON: NumPy becomes Python, NaN becomes null, lone surrogates become `?`."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {clean_text(str(name)): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return finite(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    return clean_text(str(value))
+
+
+def clean_text(text: str) -> str:
+    """Text that UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def collect(rundir: RunDir) -> Sources:
+    """Read a run folder and analyse it. What is missing is left out and named in `problems`.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    manifest = read_json(rundir.manifest)
+    study, answers, problems = analysed(rundir.root) if has_study(rundir) else (None, None, [])
+    return Sources(
+        manifest=manifest,
+        rows=read_metrics(rundir.metrics),
+        attempts=read_attempts(rundir),
+        config_yaml=read_text(rundir.resolved_yaml) or read_text(rundir.run_yaml),
+        finished=rundir.done.exists(),
+        study=study,
+        answers=answers,
+        problems=problems,
+    )
+
+
+def has_study(rundir: RunDir) -> bool:
+    """Whether the run was frozen with experiments."""
+    return (rundir.plan / "definition.json").exists()
+
+
+def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
+    """Measurements, answers, and why there are none, as far as the run has come."""
+    from motet.experiments.analysis import analyze
+    from motet.experiments.errors import UserError
+    from motet.experiments.study import load_measured
+
+    try:
+        study = load_measured(root)
+    except (UserError, FileNotFoundError) as error:
+        return None, None, [f"the experiments cannot be read yet: {error}"]
+    if not study.measured:
+        return study, None, []
+    return study, analyze(study.measured, study.seed, study.draws), []
+
+
+def read_attempts(rundir: RunDir) -> list[dict[str, Any]]:
+    """Every `attempt.json`, in order; an attempt without one is left out."""
+    numbers = range(1, rundir.latest_attempt() + 1)
+    paths = [rundir.attempt(number) / "attempt.json" for number in numbers]
+    return [read_json(path) for path in paths if path.exists()]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, "" when it is missing."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

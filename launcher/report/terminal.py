@@ -1,0 +1,93 @@
+"""The answers for a terminal: the same rows as the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from motet.launcher.report import words
+from motet.launcher.report.page import alarms, control_sentences
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+STYLES = {"found": "bold green", "not_found": "dim", "negligible": "blue", "invalid": "bold red"}
+
+
+def terminal_summary(report: Mapping[str, Any]) -> Group:
+    """A renderable with the notice of a changed definition, the answers, and the controls.
+
+    Nothing in it is markup, and control characters in texts become spaces.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    answers = report.get("answers") or {}
+    entries = [
+        e for e in answers.get("experiments") or [] if e.get("role", "question") == "question"
+    ]
+    parts: list[Text | Table] = []
+    if report.get("first_line"):
+        parts.append(Text(words.printable(report["first_line"]), style="bold white on red"))
+    run, cost = report.get("run") or {}, report.get("cost") or {}
+    parts.append(Text(words.printable(words.summary(run, cost, len(entries)))))
+    parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]
+    if entries:
+        parts += [Text(""), table(entries)]
+        parts += [sentence_line(entry) for entry in entries]
+        parts += [Text(""), Text(words.tally(entries), style="bold")]
+        parts += [control_line(control) for control in control_sentences(answers)]
+    return Group(*parts)
+
+
+def table(entries: list[Mapping[str, Any]]) -> Table:
+    """One row an experiment; p is corrected, "detectable" the smallest effect that the design finds."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    out.add_column("question", max_width=20, overflow="fold")
+    out.add_column("effect", overflow="fold")
+    for name in ("p", "units", "detectable"):
+        out.add_column(name, justify="right")
+    out.add_column("answer", no_wrap=True)
+    for entry in entries:
+        primary, kind = entry.get("primary") or {}, verdict_kind(entry)
+        unit = str(primary.get("unit") or "")
+        out.add_row(
+            Text(words.printable(entry.get("name"))),
+            Text("\n".join(words.printable(part) for part in words.estimate(primary) if part)),
+            Text(words.p_value(primary.get("p_corrected"))),
+            Text(words.count(primary.get("n"))),
+            Text(words.printable(words.size(primary.get("smallest_detectable"), unit))),
+            Text(words.VERDICT_LABELS.get(kind, kind), style=STYLES.get(kind, "")),
+        )
+    return out
+
+
+def verdict_kind(entry: Mapping[str, Any]) -> str:
+    """`found`, `not_found`, `negligible` or `invalid`."""
+    return str((entry.get("verdict") or {}).get("kind"))
+
+
+def sentence_line(entry: Mapping[str, Any]) -> Text:
+    """The verdict of one experiment as a sentence."""
+    from rich.text import Text
+
+    line = Text(words.printable(f"{entry.get('name')}: "), style="bold")
+    sentence = (entry.get("verdict") or {}).get("sentence", "")
+    return line.append(words.printable(sentence), style="not bold")
+
+
+def control_line(control: Mapping[str, Any]) -> Text:
+    """One control: a sign and its sentence."""
+    from rich.text import Text
+
+    sign, style = {True: ("✓", "green"), False: ("✕", "bold red")}.get(control["ok"], ("○", "dim"))
+    line = Text(f"{sign} ", style=style)
+    return line.append(
+        words.printable(f"{control['title']}: {control['sentence']}"), style="default"
+    )
