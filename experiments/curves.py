@@ -174,7 +174,7 @@ def _welch(treated: F64, control: F64, alpha: float) -> tuple[F64, F64]:
 def half_life_sentence(lags: F64, treated: F64, control: F64, alpha: float, seed: int) -> str:
     """When half of the gain at the first lag is lost, from a power law fitted to the curve.
 
-    gain(lag) = g lag^-b (Chang et al., arXiv 2406.11813, section 4.3: forgetting follows a power law),
+    gain(lag) = g lag^-b (Chang et al., arXiv 2406.11813, find that forgetting follows a power law),
     least squares; the interval is the percentile bootstrap over clusters (the columns).
     """
     estimate = _half_life(lags, treated.mean(axis=1) - control.mean(axis=1))

@@ -8,7 +8,8 @@ standard error (HC0). Its null distribution comes from repeating the assignment,
   size, because blocks and covariate are removed without looking at the treatment;
 * the interval inverts the same test under a constant additive effect; because the statistic is
   studentized it also covers the *average* effect in large samples when effects differ between
-  units (Wu and Ding, "Randomization tests for weak null hypotheses", JASA 2021) - an unstudentized
+  units (Wu and Ding, "Randomization Tests for Weak Null Hypotheses in
+  Randomized Experiments", JASA 2021) - an unstudentized
   difference of means does not when arms have unequal sizes.
 
 This is `scipy.stats.monte_carlo_test` with the assignment as the sampler of the null, written with

@@ -243,5 +243,6 @@ def _too_full(
     return (
         f"experiments.{request.experiment}: {len(pending):,} of {len(request):,} exposures found no free place in "
         f"their windows after {MOST_ATTEMPTS} draws; the experiment asks for {asked:,} of the {slots * sequence_length:,} "
-        "tokens there, next to what other experiments hold. Widen schedule.window, lower the doses, or lengthen the run"
+        "tokens there, next to what other experiments hold (random places without overlap fill about three quarters at most, "
+        "Renyi 1958). Widen schedule.window, lower the doses, or lengthen the run"
     )

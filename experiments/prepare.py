@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -229,7 +230,8 @@ def _sample(
 
     The beginning of the input is taken where its size cannot be known before reading.
     """
-    every = max(1, (_total_bytes(sources) or 0) // sample_bytes)
+    total_bytes = _total_bytes(sources)
+    every = math.ceil((total_bytes or 1) / sample_bytes)
     n_bytes, n_documents = 0, 0
     for block in itertools.islice(_blocks(sources, options), 0, None, every):
         for document in block.parse(options).documents:
@@ -237,7 +239,7 @@ def _sample(
             n_documents += 1
         n_bytes += block.n_bytes
         show(Progress("train tokenizer", n_bytes, None, n_bytes, n_documents, 0))
-        if n_bytes >= sample_bytes:
+        if total_bytes is None and n_bytes >= sample_bytes:
             return
 
 

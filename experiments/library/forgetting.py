@@ -1,6 +1,6 @@
 """Forgetting: one exposure at a known step, probes on a log grid of steps since.
 
-Source: the forgetting curves of AdEMAMix (Pagliardini et al., arXiv 2409.03137, section 3) and of
+Source: the forgetting curves of AdEMAMix (Pagliardini et al., arXiv 2409.03137) and of
 "Train Once, Answer All" (arXiv 2509.23383): a held-out text is shown once, and its likelihood is
 followed before and after. The held-out units of the same run say what training alone would have done.
 """

@@ -2,8 +2,8 @@
 
 Source: Chang et al., "How Do Large Language Models Acquire Factual Knowledge During Pretraining?"
 (arXiv 2406.11813): injection every 100 steps, ten times, at the start of a sequence; log-probability
-of memorization, semantic and compositional probes; effectivity and retainability (section 3.3, with
-the removal of outliers by the interquartile rule).
+of memorization, semantic and compositional probes; effectivity and retainability (with outliers
+removed by the interquartile rule).
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ class Knowledge(Experiment):
         final["retainability"] = retainability(steps, series["semantic"], exposure_steps)
         if self.spec.schedule.kind == "every":
             shown = [when for when in exposure_steps if len(when)]
-            times = np.unique(np.concatenate(shown)) if shown else self.injection_steps(int(steps[-1]))
+            times = (
+                np.unique(np.concatenate(shown)) if shown else self.injection_steps(int(steps[-1]))
+            )
             final["effectivity"] = effectivity(steps, series["semantic"], times)
         return final
 

@@ -1,9 +1,10 @@
 """Memorization: random secrets in a fixed format, shown k times; exposure and extraction.
 
-Source: Carlini et al., "The Secret Sharer" (USENIX Security 2019), sections 4 and 5. A canary's
+Source: Carlini et al., "The Secret Sharer" (USENIX Security 2019). A canary's
 secret is drawn from a space R. Exposure is log2 |R| minus log2 of the secret's rank, by likelihood,
 among R. Here the rank is taken among sampled references that are never inserted, so exposure is at
-most log2(n_references + 1); a second estimate extrapolates with a skew-normal fit (section 5.2).
+most log2(n_references + 1); a second estimate extrapolates with a skew-normal fit to the references (their
+"approximation by distribution modeling").
 """
 
 from __future__ import annotations

@@ -134,10 +134,3 @@ def audit(arguments: argparse.Namespace) -> int:
             print(line)
         sys.stdout.flush()
     return 0 if result.ok else 1
-
-
-def audit_run(path: Path, replay: bool) -> Any:
-    """`ok` and `lines` of the audit of one run."""
-    from motet.experiments.ledger import audit
-
-    return audit(path, replay)

@@ -60,7 +60,9 @@ def resume(arguments: argparse.Namespace) -> int:
     settings = config.load(rundir.resolved_yaml, overrides)
     raise_problems(frozen_problems(before, settings))
     if arguments.dry_run:
-        print_dry_run(settings, rundir)
+        print_command(settings, rundir)
+        steps = rundir.checkpoint_steps()
+        common.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
     from motet.launcher.run import train
 
@@ -101,7 +103,13 @@ def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any,
 
 
 def frozen_problems(before: RunSettings, after: RunSettings) -> list[Problem]:
-    """Settings that may not change in the middle of a run."""
+    """Settings that may not change in the middle of a run; it may become longer, not shorter."""
+    shorter = [
+        Problem(
+            "training.steps",
+            f"{after.steps:,} steps are fewer than the {before.steps:,} that the plan was made for; a run can only be extended",
+        )
+    ]
     return [
         Problem(
             path,
@@ -110,7 +118,7 @@ def frozen_problems(before: RunSettings, after: RunSettings) -> list[Problem]:
         )
         for path, (old, new) in differences(before, after).items()
         if not any(re.fullmatch(pattern, path) for pattern in RESUMABLE)
-    ]
+    ] + (shorter if after.steps < before.steps else [])
 
 
 def refuse_existing(settings: RunSettings, rundir: RunDir) -> None:
@@ -143,17 +151,22 @@ def _shown(rundir: RunDir) -> str:
 
 
 def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
-    """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
+    """What `print_command` prints, every problem of the experiments, and how much room they take."""
     from motet.launcher.study import build, check
 
+    print_command(settings, rundir)
+    raise_problems(check(settings))
+    common.print_facts(_plan_facts(build(settings)))
+
+
+def print_command(settings: RunSettings, rundir: RunDir) -> None:
+    """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
     print(config.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1
     cores = len(os.sched_getaffinity(0))
     environment = launch_environment(settings, rundir, {}, cores)
     print(f"\n# {shell_text(torchrun_command(settings, rundir, attempt), environment)}")
     common.print_facts(common.run_facts(settings))
-    raise_problems(check(settings))
-    common.print_facts(_plan_facts(build(settings)))
 
 
 def _plan_facts(study: Study) -> list[tuple[str, str]]:

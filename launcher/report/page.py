@@ -45,9 +45,7 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
     """Everything the template shows. `markup` marks drawings, which are the only unescaped parts."""
     answers = report.get("answers") or {}
     doses = dose_names(report.get("definition") or {})
-    entries: list[Entry] = [
-        {**e, "dose_in": doses.get(e.get("name", ""))} for e in answers.get("experiments") or []
-    ]
+    entries: list[Entry] = list(answers.get("experiments") or [])
     questions = [e for e in entries if e.get("role", "question") == "question"]
     controls = control_entries(answers, entries)
     record = report.get("training") or {}
@@ -60,8 +58,8 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "cost": report.get("cost") or {},
         "compliance": report.get("compliance") or {},
         "answers": answers,
-        "questions": [view(e, f"q{i}", record, markup) for i, e in enumerate(questions)],
-        "controls": [view(e, f"c{i}", record, markup) for i, e in enumerate(controls)],
+        "questions": [view(e, f"q{i}", record, doses, markup) for i, e in enumerate(questions)],
+        "controls": [view(e, f"c{i}", record, doses, markup) for i, e in enumerate(controls)],
         "control_sentences": control_sentences(answers),
         "alarms": alarms(report),
         "loss_plot": markup(loss) if loss else None,
@@ -72,7 +70,7 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
 
 
 def dose_names(definition: Mapping[str, Any]) -> dict[str, str]:
-    """What the doses of each experiment count, in words, from the frozen definition."""
+    """What the doses of each experiment's arms count, in words, from the frozen definition."""
     specs = [entry.get("spec") or {} for entry in definition.get("experiments") or []]
     return {
         spec.get("name", ""): DOSE_NAMES.get(spec.get("dose_in", ""), "exposures per unit")
@@ -123,7 +121,9 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict[str, Any]:
+def view(
+    entry: Entry, key: str, record: Mapping[str, Any], dose_in: Mapping[str, str], markup: Any
+) -> dict[str, Any]:
     """One experiment with its drawings. `key` is its anchor and the prefix of ids in its drawings."""
     curves = entry.get("curves") or {}
     doses = {arm["name"]: arm.get("dose") for arm in entry.get("arms") or []}
@@ -133,19 +133,21 @@ def view(entry: Entry, key: str, record: Mapping[str, Any], markup: Any) -> dict
     panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
     drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
     drawn.append(plots.since_exposure(entry, f"{key}-since"))
-    captions = ["Dose-response"]
+    dose_label = (curves.get("dose_response") or {}).get("label") or "outcome"
+    captions = [f"Dose-response: {dose_label}"]
     captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
-    captions.append("Forgetting: since the exposure")
+    captions.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
     figures = [(c, markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
     if curves.get("since_exposure") and figures:
         figures.insert(0, figures.pop())
     kind = (entry.get("verdict") or {}).get("kind") or "not_found"
     primary = entry.get("primary") or {}
     return {
-        "entry": entry,
+        "entry": {**entry, "dose_in": dose_in.get(entry["name"])},
         "key": key,
         "kind": kind if kind in words.VERDICT_LABELS else "not_found",
         "primary": primary,
+        "sentence": words.sentence(entry.get("verdict") or {}),
         "arms": arm_rows(entry, primary),
         "forest": markup(forest(primary, kind if kind in words.VERDICT_LABELS else "not_found")),
         "figures": figures[:CLOSED_AFTER_PANELS],

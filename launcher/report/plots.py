@@ -59,6 +59,8 @@ STYLE = {
 }
 MARKERS = "osD^vP"
 SMALL = (5.0, 2.9)
+LONGEST_Y = 34
+LEGEND_CHARACTERS = 66
 WIDE = (10.2, 3.6)
 
 
@@ -139,16 +141,13 @@ def dose_positions(doses: Sequence[float]) -> list[float]:
     return [0.0 if d <= 0 else 1.0 + math.log2(d / smallest) for d in doses]
 
 
-def dose_ticks(entry: Mapping[str, Any], doses: Sequence[float]) -> tuple[list[str], list[float]]:
+def dose_ticks(arms: Sequence[str], doses: Sequence[float]) -> tuple[list[str], list[float]]:
     """Tick texts and places: doses on a logarithmic axis, or arms side by side when they share doses."""
-    arms = entry.get("arms") or []
     if len(set(doses)) == len(doses):
         return [dose_text(d) for d in doses], dose_positions(doses)
-    told = [finite(arm.get("dose")) for arm in arms] == list(doses)
-    names = [clip(arms[i]["name"], 14) if told else f"arm {i + 1}" for i in range(len(doses))]
-    return [f"{n}\n{dose_text(d)}" for n, d in zip(names, doses, strict=True)], [
-        float(i) for i in range(len(doses))
-    ]
+    known = list(arms) if len(arms) == len(doses) else [f"arm {i + 1}" for i in range(len(doses))]
+    texts = [f"{clip(name, 14)}\n{dose_text(d)}" for name, d in zip(known, doses, strict=True)]
+    return texts, [float(i) for i in range(len(doses))]
 
 
 def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
@@ -158,7 +157,7 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         return None
     unit = str(curve.get("unit", ""))
     doses = [finite(x) or 0.0 for x in curve["x"]]
-    names, xs = dose_ticks(entry, doses)
+    names, xs = dose_ticks(curve.get("arms") or [], doses)
     mean, low, high = (values(curve.get(name), unit, len(xs)) for name in ("mean", "low", "high"))
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
@@ -172,8 +171,9 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         axes.set_xticks(xs, names)
         axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)
         axes.grid(visible=False, axis="x")
-        dose_in = str(entry.get("dose_in") or "exposures per unit")
-        name_axes(axes, f"dose: {dose_in} (0 = never shown)", str(curve.get("label", "")), unit)
+        name_axes(
+            axes, "dose: exposures per unit (0 = never shown)", str(curve.get("label", "")), unit
+        )
         points = "; ".join(
             f"dose {dose_text(d)}: {m:.3g}" for d, m in zip(doses, mean, strict=True)
         )
@@ -204,7 +204,7 @@ def over_time(
             mark = MARKERS[i % len(MARKERS)] if len(steps) <= 24 else ""
             axes.plot(steps, mean, color=shade, marker=mark, markersize=3.5, label=clip(one["arm"]))
         name_axes(axes, "training step", str(panel.get("label", "")), unit)
-        columns = 4 if all(len(clip(s["arm"])) <= 10 for s in series) else 2
+        columns = legend_columns([one["arm"] for one in series])
         fig.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
         ends = "; ".join(
             f"{s['arm']}: {m:.3g}" for s in series if (m := last(s["mean"], unit)) is not None
@@ -224,7 +224,7 @@ def since_exposure(entry: Mapping[str, Any], key: str) -> str | None:
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
         axes.fill_between(xs, low, high, color=ORDERED[3], alpha=0.16, linewidth=0)
-        axes.plot(xs, mean, color=ORDERED[3], marker="o", markersize=3.5)
+        axes.plot(xs, mean, color=ORDERED[3], marker="o" if len(xs) <= 40 else "", markersize=3.5)
         axes.axhline(0.0, color=CONTROL, linewidth=0.9, linestyle=(0, (4, 3)))
         if min(xs) > 0:
             axes.set_xscale("log")
@@ -323,10 +323,17 @@ def smooth(ys: Sequence[float]) -> list[float]:
 
 
 def name_axes(axes: Axes, x: str, y: str, unit: str) -> None:
-    """Axis titles; the vertical one carries its unit."""
+    """Axis titles; the vertical one carries its unit, and only that when the name is long."""
     shown = shown_unit(unit)
+    named = f"{y} ({shown})" if shown and shown not in y else y
     axes.set_xlabel(x)
-    axes.set_ylabel(clip(f"{y} ({shown})" if shown and shown not in y else y, 44))
+    axes.set_ylabel(clip(named if len(named) <= LONGEST_Y or not shown else shown, LONGEST_Y))
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    """As many columns as fit beside each other above a small figure."""
+    longest = max((len(clip(name)) for name in names), default=1)
+    return max(1, min(len(names), LEGEND_CHARACTERS // (longest + 6)))
 
 
 def plain_ticks(axes: Axes, xs: Sequence[float]) -> None:

@@ -78,7 +78,7 @@ def sentence_line(entry: Mapping[str, Any]) -> Text:
     from rich.text import Text
 
     line = Text(words.printable(f"{entry.get('name')}: "), style="bold")
-    sentence = (entry.get("verdict") or {}).get("sentence", "")
+    sentence = words.sentence(entry.get("verdict") or {})
     return line.append(words.printable(sentence), style="not bold")
 
 

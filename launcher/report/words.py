@@ -179,6 +179,15 @@ def dose(value: Any) -> str:
     return MISSING if x is None else f"{x:g}"
 
 
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """The verdict in words, without the label that is shown beside it."""
+    text = str(verdict.get("sentence") or "")
+    label, colon, rest = text.partition(": ")
+    if colon and label.lower() in ("found", "not found", "negligible", "invalid"):
+        return rest[:1].upper() + rest[1:]
+    return text
+
+
 def printable(text: Any) -> str:
     """One line without control characters, which could end an SVG or command a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(text))

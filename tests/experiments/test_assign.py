@@ -69,7 +69,7 @@ def test_arms_are_balanced_in_every_block_and_overall(n, blocks, weights, key) -
     width = int(shares.sum())
     for draw in labels:
         counts = np.bincount(draw, minlength=len(arms))
-        assert np.all(np.abs(counts - n * shares / width) <= shares * (1 + blocks * (width > 1)))
+        assert np.all(np.abs(counts - n * shares / width) <= shares)
         for block in range(design.n_blocks):
             here = np.bincount(
                 draw[design.block_of_cluster[design.cluster_of_unit] == block], minlength=len(arms)
@@ -142,7 +142,7 @@ def test_shuffled_labels_keep_the_counts_of_every_block(blocks: list[int], key: 
 
 
 def test_near_duplicates_are_one_cluster_and_a_chain_of_them_too() -> None:
-    base = "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest at night".split()
+    base = [f"word{k}" for k in range(19)]
     changed = [list(base) for _ in range(4)]
     for number, words in enumerate(changed):
         words[: number + 1] = [f"w{number}{k}" for k in range(number + 1)]
@@ -179,9 +179,10 @@ def test_prefix_filtering_finds_exactly_the_pairs_of_brute_force() -> None:
                 parent[root(i)] = root(j)
     expected = [root(i) for i in range(len(texts))]
     found = near_duplicate_clusters(texts, 0.4).tolist()
-    same = lambda labels: {
-        (i, j) for i in range(len(texts)) for j in range(i) if labels[i] == labels[j]
-    }  # noqa: E731
+
+    def same(labels: list[int]) -> set[tuple[int, int]]:
+        return {(i, j) for i in range(len(texts)) for j in range(i) if labels[i] == labels[j]}
+
     assert same(found) == same(expected)
     assert same(expected)
 

@@ -38,7 +38,7 @@ def small(path: Path) -> Corpus:
 
 
 @given(documents_strategy, st.integers(1, 9), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_token_and_document_is_read_back_across_shard_borders(
     documents: list[tuple[list[int], str]], shard_tokens: int, data: st.DataObject
 ) -> None:
@@ -58,7 +58,7 @@ def test_every_token_and_document_is_read_back_across_shard_borders(
 
 
 @given(documents_strategy, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_documents_are_found_by_ordinal_by_position_and_by_range(
     documents: list[tuple[list[int], str]], data: st.DataObject
 ) -> None:

@@ -19,7 +19,11 @@ from motet.experiments.blocks import ReadOptions
 from motet.experiments.errors import UserError
 from motet.experiments.sources import open_sources, read_documents, stdlib_sources
 
-RECORDS = [{"id": "first", "text": "Hello"}, {"text": "no id: ü\n"}, {"id": 7, "text": ""}]
+RECORDS: list[dict[str, Any]] = [
+    {"id": "first", "text": "Hello"},
+    {"text": "no id: ü\n"},
+    {"id": 7, "text": ""},
+]
 
 
 def json_lines(records: list[dict[str, Any]]) -> bytes:
@@ -58,9 +62,13 @@ def test_a_folder_gives_known_files_sorted_and_called_from_its_name_on(tmp_path:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".json.gz"])
 def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
-    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(suffix).suffix, bytes)
+    content = json_lines(RECORDS)
+    if suffix.endswith(".gz"):
+        content = gzip.compress(content)
+    if suffix.endswith(".zst"):
+        content = zstandard.compress(content)
     file = tmp_path / f"data{suffix}"
-    file.write_bytes(pack(json_lines(RECORDS)))
+    file.write_bytes(content)
     assert read(file) == expected(str(file), 1)
 
 

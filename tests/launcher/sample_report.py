@@ -149,7 +149,7 @@ def questions() -> list[dict[str, Any]]:
             "not_found", "No difference was detected; with 90 facts only effects above 0.29 nats/token would be.",
             arms([0.0, 1.0, 10.0, 10.0], 30, ["control", "once", "duplicate", "paraphrase"]),
             curves={
-                "dose_response": curve([0.0, 1.0, 10.0, 10.0], [-3.9, -3.7, -3.1, -3.02], 0.2, n=[30] * 4,
+                "dose_response": curve([0.0, 1.0, 10.0, 10.0], [-3.9, -3.7, -3.1, -3.02], 0.2, n=[30] * 4, names=["control", "once", "duplicate", "paraphrase"],
                                        label="semantic log-probability", unit="nats/token"),
                 "over_time": [
                     over_time(name, "nats/token", -5.2, {"control": -3.9 + 0.1 * i, "once": -3.7,
@@ -300,3 +300,14 @@ def bare() -> dict[str, Any]:
                  "experiment_tokens": None, "experiment_share": None, "probe_share": None},
         "definition": {}, "hashes": {},
     }  # fmt: skip
+
+
+def small() -> dict[str, Any]:
+    """The sample with its second question only (one hostile example) and no control."""
+    report = sample()
+    report["answers"] |= {
+        "experiments": questions()[1:2],
+        "controls": {"placebo": None, "positive": None},
+    }
+    report["training"]["exposure_steps"] = {"invented-mcq": [1, 5, 9]}
+    return report

@@ -20,9 +20,9 @@ from motet.launcher.rundir import RunDir, atomic_write, write_json
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUN_YAML = """\
 name: first
-data: {sequence_length: 64, corpora: [{path: corpora/x}]}
-batch: {sequences: 4, micro_sequences: 2}
-training: {steps: 50, schedule: {warmup_steps: 2}}
+data: {sequence_length: 128, corpora: [{path: corpora/x}]}
+batch: {sequences: 8, micro_sequences: 2}
+training: {steps: 200, schedule: {warmup_steps: 2}}
 experiments: [{name: canaries, use: memorization, generate: {count: 16, seed: 1}}]
 """
 Main = Callable[..., tuple[int, str, str]]
@@ -238,7 +238,7 @@ def test_a_dry_run_prints_settings_command_and_plan_and_touches_nothing(
     code, out, err = main("train", "run.yaml", "layout.processes=2", "--dry-run")
     assert (code, err) == (0, "")
     assert "-m torch.distributed.run --standalone --nproc-per-node 2" in out
-    assert "50 steps = 12,800 tokens (256 per step)" in out
+    assert "200 steps = 204,800 tokens (1,024 per step)" in out
     assert "canaries" in out
     assert "% of the run)" in out
     settings = config.load(None, [], text=out)
@@ -255,12 +255,12 @@ def test_a_dry_run_tells_what_stands_in_the_way(main: Main, folder: Path) -> Non
 def test_training_gets_the_checked_settings_and_the_text_as_written(
     main: Main, folder: Path, trained: list[SimpleNamespace]
 ) -> None:
-    assert main("train", "run.yaml", "training.steps=60")[0] == 0
+    assert main("train", "run.yaml", "training.steps=260")[0] == 0
     (call,) = trained
-    assert call.settings.training.steps == 60
+    assert call.settings.training.steps == 260
     assert call.rundir.root == folder / "runs" / "first"
     assert call.text.startswith(RUN_YAML.rstrip())
-    assert "#   training.steps=60" in call.text
+    assert "#   training.steps=260" in call.text
     assert call.resume is False
 
 
@@ -286,18 +286,20 @@ def test_a_run_goes_on_with_other_processes_or_for_longer_but_not_as_another(
     main: Main, folder: Path, trained: list[SimpleNamespace]
 ) -> None:
     main("train", "run.yaml")
-    assert main("resume", "runs/first", "layout.processes=2", "training.steps=80")[0] == 0
+    assert main("resume", "runs/first", "layout.processes=2", "training.steps=280")[0] == 0
     assert trained[-1].resume is True
     assert trained[-1].settings.layout.processes == 2
-    assert trained[-1].settings.steps == 80
-    assert main("resume", "runs/first", "training.tokens=100000")[0] == 0
+    assert trained[-1].settings.steps == 280
+    assert main("resume", "runs/first", "training.tokens=400000")[0] == 0
     assert trained[-1].settings.training.steps is None
     code, _, err = main("resume", "runs/first", "seed=1", "training.optimizer.lr=0.1")
     assert code == 2
     assert "seed: is 0 in this run and cannot become 1 when it goes on" in err
     assert "training.optimizer.lr" in err
+    assert "a run can only be extended" in main("resume", "runs/first", "training.steps=9")[2]
     code, out, _ = main("resume", "runs/first", "--dry-run")
     assert code == 0
+    assert "goes on from  the start" in out
     assert "torch.distributed.run" in out
 
 
@@ -414,9 +416,9 @@ def test_a_corpus_and_a_slot_can_be_looked_at(main: Main, folder: Path) -> None:
     assert told["n_documents"] == 12
     code, out, _ = main("data", "inspect", "run.yaml", "--slot", "7", "--json")
     slot = json.loads(out)
-    assert (slot["slot"], slot["step"], slot["exposures"]) == (7, 1, [])
+    assert (slot["slot"], slot["step"], slot["exposures"]) == (7, 0, [])
     assert slot["text"]
-    assert "slots 0 to 199" in main("data", "inspect", "run.yaml", "--slot", "200")[2]
+    assert "slots 0 to 1,599" in main("data", "inspect", "run.yaml", "--slot", "1600")[2]
     assert "belongs to a run" in main("data", "inspect", "corpora/x", "--slot", "1")[2]
 
 
@@ -433,7 +435,7 @@ def test_a_slot_of_a_begun_run_shows_its_exposures(main: Main, folder: Path) -> 
     slot = int(built.plan.rows.slot[0])
     view = json.loads(main("data", "inspect", "runs/first", "--slot", str(slot), "--json")[1])
     first = view["exposures"][0]
-    assert first["text"].strip("<|endofdoc|>")[:10] in view["text"]
+    assert first["text"].removeprefix("<|endofdoc|>")[:10] in view["text"]
     units = {unit.id for question in built.questions for unit in question.units}
     assert first["unit"] in units
     assert first["offset"] == int(built.plan.rows.offset[0])
@@ -503,7 +505,7 @@ def test_the_new_folder_passes_its_own_check(main: Main, folder: Path) -> None:
 def test_the_audit_prints_its_lines_and_fails_when_it_does(
     main: Main, folder: Path, trained: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.commands import experiments
+    from motet.launcher import outcome
 
     main("train", "run.yaml")
     seen = []
@@ -515,9 +517,9 @@ def test_the_audit_prints_its_lines_and_fails_when_it_does(
 
         return audit
 
-    monkeypatch.setattr(experiments, "audit_run", fake(True), raising=False)
+    monkeypatch.setattr(outcome, "audit_run", fake(True))
     assert main("experiments", "audit", "runs/first") == (0, "planned 3\nconsumed once 3\n", "")
-    monkeypatch.setattr(experiments, "audit_run", fake(False))
+    monkeypatch.setattr(outcome, "audit_run", fake(False))
     code, out, _ = main("experiments", "audit", "runs/first", "--replay", "--json")
     assert (code, json.loads(out)["ok"]) == (1, False)
     assert seen == [(folder / "runs" / "first", False), (folder / "runs" / "first", True)]

@@ -119,10 +119,8 @@ def test_another_demo_needs_another_name(
     assert world.reported[-1] == world.folder / "runs" / "short"
 
 
-def test_the_text_of_the_standard_library_makes_a_corpus(tmp_path: Path) -> None:
-    from motet.experiments.prepare import PrepareRequest, prepare
+def test_the_standard_library_is_there_to_be_read(tmp_path: Path) -> None:
+    from motet.experiments.prepare import PrepareRequest, prepare_request_problems, stdlib_sources
 
-    request = PrepareRequest(
-        [demo.CORPUS_INPUT], tmp_path / "c", vocabulary_size=512, max_documents=3, sample_mib=1
-    )
-    assert prepare(request).n_documents == 3
+    assert len(stdlib_sources()) > 100
+    assert not prepare_request_problems(PrepareRequest([demo.CORPUS_INPUT], tmp_path / "c"))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from motet.experiments.errors import UserError
 from motet.launcher import report as report_package
-from motet.launcher.report import collect, words
-from motet.launcher.report.collect import Sources, assemble
+from motet.launcher.report import words
 from motet.launcher.report.page import render
-from motet.launcher.rundir import RunDir
 from tests.launcher import sample_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "use", "path"}
@@ -90,8 +83,8 @@ def every_text_hostile(value: Any, keep: frozenset[str]) -> Any:
 
 
 def test_no_field_of_the_report_can_bring_in_a_tag_or_an_attribute() -> None:
-    attacked = every_text_hostile(sample_report.sample(), frozenset({"role"}))
-    clean = Page(render(sample_report.sample()))
+    attacked = every_text_hostile(sample_report.small(), frozenset({"role"}))
+    clean = Page(render(sample_report.small()))
     page = Page(render(attacked))
     assert "script" not in page.tags
     assert set(page.tags) <= set(clean.tags) | {"p"}
@@ -129,7 +122,7 @@ def test_every_link_of_the_page_has_its_target(page: Page) -> None:
 
 def test_a_changed_definition_is_the_first_line() -> None:
     notice = "Deviation from the definition: margin was 0.02 <now> 0.05"
-    page = Page(render(sample_report.sample(notice)))
+    page = Page(render(sample_report.small() | {"first_line": notice}))
     body = page.text[page.text.index("one run") + len("one run") :].strip()
     assert body.startswith(notice)
     out = io.StringIO()
@@ -155,15 +148,15 @@ def test_every_question_has_a_row_and_a_section_and_every_control_a_sentence(pag
 
 
 def test_controls_listed_among_the_experiments_are_shown_once_and_not_as_questions() -> None:
-    report = sample_report.sample()
-    answers = report["answers"]
-    answers["experiments"] += [answers["controls"]["placebo"], answers["controls"]["positive"]]
+    report = sample_report.small()
+    answers, controls = report["answers"], sample_report.controls()
+    answers["experiments"] += [controls["placebo"], controls["positive"]]
     answers["controls"] = {
         "placebo": {"name": "placebo", "ok": True, "sentence": "A/A is quiet."},
         "positive": None,
     }
     page = Page(render(report))
-    assert "6 questions asked" in page.text
+    assert "1 question asked" in page.text
     assert "A/A is quiet." in page.text
     assert "no positive control" in page.text
     assert [v for t, n, v in page.attributes if n == "id" and re.fullmatch(r"c\d", v)] == [
@@ -173,11 +166,12 @@ def test_controls_listed_among_the_experiments_are_shown_once_and_not_as_questio
 
 
 def test_a_failed_control_and_lost_exposures_are_told_before_the_answers() -> None:
-    report = sample_report.sample()
+    report = sample_report.small()
+    report["answers"]["controls"] = sample_report.controls()
     report["answers"]["controls"]["placebo"] |= {"ok": False, "sentence": "It found an effect."}
     text = Page(render(report)).text
-    assert text.index("A/A placebo failed: It found an effect.") < text.index("questions asked")
-    assert text.index("7 missing of 5,933") < text.index("questions asked")
+    assert text.index("A/A placebo failed: It found an effect.") < text.index("question asked")
+    assert text.index("7 missing of 5,933") < text.index("question asked")
 
 
 def test_the_page_shows_cost_compliance_hashes_and_how_to_audit(page: Page) -> None:
@@ -202,7 +196,7 @@ def test_a_run_without_experiments_ledger_or_steps_still_gives_a_page() -> None:
     "part", ["answers", "compliance", "training", "cost", "definition", "hashes", "run"]
 )
 def test_a_report_that_lacks_a_part_still_gives_a_page(part: str) -> None:
-    report = sample_report.sample()
+    report = sample_report.small()
     del report[part]
     assert "</html>" in render(report)
     Console(file=io.StringIO()).print(report_package.terminal_summary(report))
@@ -223,16 +217,14 @@ def test_a_report_that_lacks_a_part_still_gives_a_page(part: str) -> None:
     ],
 )
 def test_an_entry_that_lacks_a_part_still_gives_a_page(part: str) -> None:
-    report = sample_report.sample()
-    entry = report["answers"]["experiments"][0]
-    del entry[part]
-    report["answers"]["experiments"] = [entry]
-    assert "canaries" in Page(render(report)).text
+    report = sample_report.small()
+    del report["answers"]["experiments"][0][part]
+    assert "invented-mcq" in Page(render(report)).text
 
 
-def test_equal_reports_give_equal_bytes(html: str) -> None:
-    assert render(sample_report.sample()) == html
-    assert render(json.loads(json.dumps(sample_report.sample()))) == html
+def test_equal_reports_give_equal_bytes() -> None:
+    first = render(sample_report.small())
+    assert render(json.loads(json.dumps(sample_report.small()))) == first
 
 
 def test_numbers_are_shown_to_the_precision_that_they_have() -> None:
@@ -262,6 +254,12 @@ def test_no_estimate_is_shown_with_digits_beyond_its_interval(
     assert not shown or len(set(places)) == 1
 
 
+def test_the_label_of_a_verdict_is_not_said_twice() -> None:
+    assert words.sentence({"sentence": "Not found: it is 2 bits."}) == "It is 2 bits."
+    assert words.sentence({"sentence": "A note: nothing."}) == "A note: nothing."
+    assert words.sentence({}) == ""
+
+
 def test_the_terminal_summary_holds_the_answers_as_plain_text() -> None:
     out = io.StringIO()
     Console(file=out, width=80).print(report_package.terminal_summary(sample_report.sample()))
@@ -287,187 +285,3 @@ def test_no_text_can_command_the_terminal() -> None:
     assert "alert(1)" in out.getvalue()
     assert "\x1b" not in out.getvalue()
     assert "\r" not in out.getvalue()
-
-
-# ---- report.json from what a run leaves behind
-
-
-def fake_measured(name: str = "canaries") -> SimpleNamespace:
-    return SimpleNamespace(
-        experiment=SimpleNamespace(spec=SimpleNamespace(name=name)),
-        exposure_steps=[np.array([3, 9]), np.array([5]), np.array([], dtype=np.int64)],
-        planned=np.array([2, 1, 0]),
-        consumed=np.array([2, 0, 0]),
-    )
-
-
-def fake_study(**changes: Any) -> SimpleNamespace:
-    definition = {
-        "steps_total": 10, "experiments": [{"spec": {"name": "canaries"}, "tokens": 1000}],
-    }  # fmt: skip
-    base: dict[str, Any] = {
-        "measured": [fake_measured()], "definition": definition, "deviations": [], "seed": 0, "draws": 99,
-        "compliance": {"planned": 3, "consumed_once": 2, "missing": 1, "ledger_ok": False, "problems": ["gone"]},
-    }  # fmt: skip
-    return SimpleNamespace(**(base | changes))
-
-
-MANIFEST: dict[str, Any] = {
-    "name": "r", "created": "2026-01-01T00:00:00+00:00", "motet_version": "0.1.0", "parameters": 10,
-    "definition_sha256": "d" * 64, "plan_sha256": "e" * 64, "lock_sha256": None, "flops_per_token": 60.0,
-    "tokens_per_step": 100, "sequence_length": 10, "config": {"batch": {"sequences": 10}, "model": {"d_model": 8}},
-    "corpora": [{"path": "c", "fingerprint": "f" * 64, "n_tokens": 5, "n_documents": 2, "weight": 1.0}],
-}  # fmt: skip
-
-
-def step_row(step: int, **more: Any) -> dict[str, Any]:
-    return {
-        "kind": "step", "step": step, "time": 1000.0 + step, "loss": 3.0, "lr": 1e-3, "grad_norm": 1.0,
-        "tokens": 100 * step, "tokens_per_s": 50.0, "seconds": {"data": 0.5, "train": 1.5}, "skipped": False,
-    } | more  # fmt: skip
-
-
-def sources(**changes: Any) -> Sources:
-    rows = [step_row(step) for step in range(1, 11)]
-    rows.append({"kind": "probe", "step": 10, "time": 1011.0, "seconds": 5.0, "experiments": {}})
-    attempts = [
-        {
-            "attempt": 1,
-            "started": 1000.0,
-            "ended": 1004.0,
-            "start_step": 0,
-            "end_step": 4,
-            "world_size": 2,
-        },
-        {
-            "attempt": 2,
-            "started": "1970-01-01T00:20:00+00:00",
-            "ended": "1970-01-01T00:20:06+00:00",
-        },
-    ]
-    base: dict[str, Any] = {
-        "manifest": MANIFEST, "rows": rows, "attempts": attempts, "finished": True, "study": fake_study(),
-        "answers": sample_report.sample()["answers"],
-    }  # fmt: skip
-    return Sources(**(base | changes))
-
-
-def keys(value: Any) -> Any:
-    return {k: keys(v) for k, v in value.items()} if isinstance(value, dict) else None
-
-
-def test_report_json_has_the_keys_that_it_promises() -> None:
-    report = assemble(sources())
-    promised = sample_report.sample()
-    assert set(report) == set(promised)
-    for part in ("answers", "compliance", "training", "cost"):
-        assert set(report[part]) == set(promised[part]), part
-    assert set(promised["run"]) <= set(report["run"])
-    assert set(report["run"]["data"][0]) == set(promised["run"]["data"][0])
-    assert set(report["run"]["attempts"][0]) == set(promised["run"]["attempts"][0])
-    json.dumps(report, allow_nan=False)
-
-
-def test_costs_are_added_up_from_rows_and_attempts() -> None:
-    report = assemble(sources())
-    assert report["cost"] == {
-        "wall_s": 10.0, "tokens": 1000, "tokens_per_s": 50.0, "flops": 60_000.0, "mfu": None,
-        "experiment_tokens": 1000, "experiment_share": 1.0, "probe_share": pytest.approx(5 / 25),
-    }  # fmt: skip
-    assert report["training"]["seconds"] == {
-        "train": 15.0,
-        "probe": 5.0,
-        "checkpoint": 0,
-        "data": 5.0,
-    }
-    assert report["hashes"] == {"definition_sha256": "d" * 64, "plan_sha256": "e" * 64}
-
-
-def test_an_unfinished_run_counts_the_exposures_of_its_part() -> None:
-    rows = [step_row(step) for step in range(1, 5)]
-    report = assemble(sources(rows=rows, finished=False))
-    assert report["run"]["finished"] is None
-    assert report["cost"]["experiment_tokens"] == 400
-
-
-def test_compliance_is_counted_per_experiment() -> None:
-    report = assemble(sources(problems=["and more"]))
-    assert report["compliance"]["per_experiment"] == [
-        {"name": "canaries", "planned": 3, "consumed_once": 2, "missing": 1, "duplicated": 0}
-    ]
-    assert report["compliance"]["problems"] == ["gone", "and more"]
-    assert report["training"]["exposure_steps"] == {"canaries": [3, 5, 9]}
-
-
-def test_bad_steps_and_those_that_a_rollback_took_back_count_as_skipped() -> None:
-    rows = [step_row(step, skipped=step == 2) for step in range(1, 9)]
-    rows.append({"kind": "event", "step": 8, "event": "rollback", "to_step": 6})
-    assert assemble(sources(rows=rows))["training"]["skipped_steps"] == [2, 7, 8]
-
-
-def test_a_deviation_becomes_the_first_line() -> None:
-    assert assemble(sources())["first_line"] is None
-    report = assemble(
-        sources(study=fake_study(deviations=["margin changed", "units.jsonl changed"]))
-    )
-    assert "margin changed; units.jsonl changed" in report["first_line"]
-
-
-def test_curves_of_long_runs_are_thinned_and_keep_their_last_step() -> None:
-    rows = [step_row(step) for step in range(1, 50_001)]
-    record = assemble(sources(rows=rows))["training"]
-    assert len(record["steps"]) <= collect.MOST_POINTS + 1
-    assert record["steps"][-1] == 50_000
-
-
-def test_numpy_values_nan_and_broken_text_become_plain_json() -> None:
-    found = collect.plain(
-        {"a": np.float32("nan"), "b": np.arange(2), 3: "x\ud800y", "c": (True, None)}
-    )
-    assert found == {"a": None, "b": [0, 1], "3": "x?y", "c": [True, None]}
-
-
-def write_run(root: Path) -> RunDir:
-    rundir = RunDir(root)
-    rundir.create()
-    rundir.manifest.write_text(json.dumps(MANIFEST))
-    rows = [json.dumps(row) for row in sources().rows]
-    rundir.metrics.write_text("\n".join(rows) + "\n")
-    return rundir
-
-
-def test_build_writes_both_files_for_their_owner_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rundir = write_run(tmp_path / "r")
-    rundir.plan.mkdir()
-    (rundir.plan / "definition.json").write_text("{}")
-    answers = copy.deepcopy(sample_report.sample()["answers"])
-    monkeypatch.setattr(collect, "analysed", lambda root: (fake_study(), answers, []))
-    path = report_package.build(rundir)
-    assert path == rundir.report_html
-    assert path.stat().st_mode & 0o077 == 0
-    saved = json.loads(rundir.report_json.read_text())
-    assert saved["answers"]["experiments"][0]["name"] == "canaries"
-    assert render(saved) == path.read_text()
-
-
-def test_a_run_without_experiments_is_reported(tmp_path: Path) -> None:
-    text = Page(report_package.build(write_run(tmp_path / "r")).read_text()).text
-    assert "It carries no randomized experiments." in text
-
-
-def test_experiments_that_cannot_be_read_yet_are_told_in_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rundir = write_run(tmp_path / "r")
-    rundir.plan.mkdir()
-    (rundir.plan / "definition.json").write_text("{}")
-    problem = ["the experiments cannot be read yet: no probe"]
-    monkeypatch.setattr(collect, "analysed", lambda root: (None, None, problem))
-    assert "no probe" in Page(report_package.build(rundir).read_text()).text
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="manifest"):
-        report_package.build(RunDir(tmp_path))

@@ -119,8 +119,8 @@ def test_shares_are_drawn_in_percent() -> None:
 
 
 def test_arms_that_share_a_dose_stand_side_by_side() -> None:
-    entry = sample_report.questions()[2]
-    names, places = plots.dose_ticks(entry, [0.0, 1.0, 10.0, 10.0])
+    arms = ["control", "once", "duplicate", "paraphrase"]
+    names, places = plots.dose_ticks(arms, [0.0, 1.0, 10.0, 10.0])
     assert len(set(places)) == 4
     assert names[3].startswith("paraphrase")
 

@@ -1,0 +1,22 @@
+"""With MOTET_REQUIRE_ALL=1 (as `.ci/run` sets it) a test that skips for want of a package fails instead."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+HARDWARE = ("cuda", "gpu", "accelerator")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):  # type: ignore[no-untyped-def]
+    outcome = yield
+    report = outcome.get_result()
+    reason = (
+        str(report.longrepr[2]) if report.skipped and isinstance(report.longrepr, tuple) else ""
+    )
+    allowed = hasattr(report, "wasxfail") or any(word in reason.lower() for word in HARDWARE)
+    if report.skipped and os.environ.get("MOTET_REQUIRE_ALL") == "1" and not allowed:
+        report.outcome = "failed"
+        report.longrepr = f"skipped although MOTET_REQUIRE_ALL=1: {reason}"

@@ -1,0 +1,42 @@
+"""Steps and slots under batch ramps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motet.experiments.errors import UserError
+from motet.experiments.steps import Steps, rank_slots
+
+ramps = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), max_size=4).map(
+    lambda parts: [(0, 3), *sorted(dict(parts).items())]
+)
+
+
+@given(ramp=ramps)
+def test_slots_add_up_step_by_step_and_invert(ramp: list[tuple[int, int]]) -> None:
+    steps = Steps.of(1, ramp)
+    total = 0
+    for step in range(40):
+        assert steps.slots_before(step) == total
+        size = steps.sequences(step)
+        assert steps.step_of(np.arange(total, total + size)).tolist() == [step] * size
+        total += size
+
+
+@given(count=st.integers(0, 100), world=st.integers(1, 9), first=st.integers(0, 1000))
+def test_ranks_tile_a_step_in_order(count: int, world: int, first: int) -> None:
+    position = first
+    for rank in range(world):
+        start, taken = rank_slots(first, count, rank, world)
+        assert start == position
+        assert taken in (count // world, count // world + 1)
+        position += taken
+    assert position == first + count
+
+
+def test_a_ramp_that_does_not_ascend_is_refused() -> None:
+    with pytest.raises(UserError, match="must ascend from 0"):
+        Steps.of(8, [(0, 4), (10, 8), (5, 2)])
