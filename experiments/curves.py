@@ -154,9 +154,8 @@ def _cluster_means(values_SU: F64, clusters_U: I64) -> F64:
     whole = np.isfinite(values_SU).all(axis=0)
     values, clusters = values_SU[:, whole], clusters_U[whole]
     _, number = np.unique(clusters, return_inverse=True)
-    total = np.zeros((len(values), int(number.max(initial=-1)) + 1))
-    np.add.at(total, (slice(None), number), values)
-    return total / np.bincount(number, minlength=total.shape[1])
+    member = (number[:, None] == np.arange(int(number.max(initial=-1)) + 1)).astype(np.float64)
+    return (values @ member) / member.sum(axis=0)
 
 
 def _welch(treated: F64, control: F64, alpha: float) -> tuple[F64, F64]:

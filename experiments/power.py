@@ -55,7 +55,7 @@ def power(
     n_treated = design.n_clusters * float(share[scores == 1].sum())
     size = smallest_standardized(n_control, n_treated, alpha, outcome.binary)
     groups = f"{n_treated:.0f} treated and {n_control:.0f} control clusters, two-sided test"
-    result = {
+    result: dict[str, Any] = {
         "smallest_detectable": None,
         "unit": outcome.unit,
         "standardized": size,

@@ -131,7 +131,8 @@ def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | N
         return None, problems
     kind = LIBRARY[str(use)]
     given = {key: value for key, value in entry.items() if value is not None or key == "margin"}
-    reader = Reader({**_inherited(kind.defaults, given), **given}, where, problems)
+    values = {**_inherited(kind.defaults, given), **given, **_scheduled(kind.defaults, given)}
+    reader = Reader(values, where, problems)
     reader.known(KEYS)
     spec = ExperimentSpec(
         name=str(name),
@@ -167,9 +168,15 @@ def _inherited(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
             inherited.pop(one, None)
     if ("doses" in given or "arms" in given) and "weights" not in given:
         inherited.pop("weights", None)
-    if isinstance(given.get("schedule"), Mapping):
-        inherited["schedule"] = {}
     return inherited
+
+
+def _scheduled(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule that names no kind changes the class's schedule; one that names a kind replaces it."""
+    schedule = given.get("schedule")
+    if not isinstance(schedule, Mapping) or "kind" in schedule:
+        return {}
+    return {"schedule": {**defaults.get("schedule", {}), **schedule}}
 
 
 def _text(reader: Reader, key: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from motet.experiments.analysis import Measured, analyze, smallest_p
+from motet.experiments.analysis import Measured, analyze
 from motet.experiments.assign import (
     Design,
     assign,
@@ -27,6 +27,7 @@ from motet.experiments.comparisons import Repeater
 from motet.experiments.estimate import Comparison, Estimate, estimate
 from motet.experiments.library import LIBRARY
 from motet.experiments.library.base import ItemScores, Unit
+from motet.experiments.measured import smallest_p
 from motet.experiments.spec import Arm, parse_experiments
 
 F64 = npt.NDArray[np.float64]
