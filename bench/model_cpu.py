@@ -102,7 +102,9 @@ def main() -> None:
         result = measure(
             config, arguments.batch, arguments.length, precision == "bf16", arguments.repeats
         )
-        print(json.dumps({"preset": arguments.preset, "precision": precision, **result}), flush=True)
+        print(
+            json.dumps({"preset": arguments.preset, "precision": precision, **result}), flush=True
+        )
 
 
 if __name__ == "__main__":

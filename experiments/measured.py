@@ -95,7 +95,7 @@ def noncompliance(m: Measured) -> str:
     planned, consumed = m.planned, m.consumed
     held_out = np.array([arm.is_control for arm in m.experiment.spec.arms])[m.arms]
     leaked = int((consumed[held_out] > 0).sum())
-    if leaked:
+    if leaked and m.experiment.inserts_units:
         return f"{leaked} held-out units were shown in training."
     extra = int(np.maximum(consumed - planned, 0).sum())
     if extra:

@@ -215,6 +215,12 @@ def _disjoint(start: I64, stop: I64, priority: U64) -> I64:
         order = order[keep[order]]
 
 
+def repeats(keys: U64) -> bool:
+    """Return whether a value occurs twice."""
+    ordered = np.sort(keys)
+    return bool(np.any(ordered[1:] == ordered[:-1]))
+
+
 def _check_request(
     request: Request, sequence_length: int, boundaries: Boundaries | None
 ) -> None:
@@ -224,7 +230,7 @@ def _check_request(
         raise UserError(f"{name}.placement={request.placement!r}: use one of {PLACEMENTS}")
     if request.placement == "boundary" and boundaries is None:
         raise UserError(f"{name}.placement='boundary' needs the corpus to find boundaries")
-    if len(np.unique(request.unit_keys)) != len(request.unit_keys):
+    if repeats(request.unit_keys):
         raise UserError(f"{name}: two units have the same id")
     lengths = request.texts.lengths()
     if len(request) and lengths[request.text].max() > sequence_length:

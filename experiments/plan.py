@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from motet.experiments.errors import UserError
 from motet.experiments.keys import U64, mix64, name_key
-from motet.experiments.placement import Boundaries, Claims, Request, Texts, place
+from motet.experiments.placement import Boundaries, Claims, Request, Texts, place, repeats
 
 MAGIC = b"MOTETPL1"
 PIECE_BYTES = 16 * 2**20
-RESIDENT_BYTES = 8 * 2**20
+RESIDENT_BYTES = 4 * 2**20
 _COLUMNS = {
     "slot": np.int64,
     "offset": np.int32,
@@ -145,8 +145,7 @@ def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
     }
     order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
     rows = Exposures(**{name: column[order] for name, column in joined.items()})
-    ids = np.sort(rows.id)
-    if np.any(ids[1:] == ids[:-1]):
+    if repeats(rows.id):
         raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
     return rows
 
@@ -216,7 +215,7 @@ class Plan:
     """A plan on disk, read through one shared memory map.
 
     A reader's memory does not grow with the plan: pages that look-ups touched are handed back to the kernel's cache
-    whenever about 8 MiB of them have been used.
+    whenever about 4 MiB of them have been used.
     """
 
     def __init__(self, path: Path) -> None:

@@ -59,8 +59,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
         """Return each text's ids as a uint16 array (uint32 when the vocabulary needs it).
 
-        Runs on the `tokenizers` library's own threads; skips its character offsets, which take
-        a third of the time and are not needed.
+        Runs on the `tokenizers` library's own threads; skips its character offsets, which cost
+        time and are not needed.
         """
         encode = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
         dtype = token_dtype(self.vocabulary_size)

@@ -59,7 +59,7 @@ class Checkpoints:
         if self.world.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-        dist.barrier(group=self.world.saving)
+        dist.barrier(group=self.world.control)
         writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
         written = dcp.async_save(
             dict(tensors), storage_writer=writer, process_group=self.world.saving

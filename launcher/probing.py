@@ -77,7 +77,7 @@ class ProbeSet:
             if world.size == 1:
                 return values
             tensor = torch.from_numpy(values)
-            dist.all_reduce(tensor, group=world.saving)
+            dist.all_reduce(tensor, group=world.control)
             return tensor.numpy()
 
         found = {

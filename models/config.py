@@ -72,7 +72,7 @@ def _shape(
 
 # The name is the approximate number of parameters outside the embedding and the head.
 PRESETS: dict[str, dict[str, Any]] = {
-    "1m": _shape(128, 4, 4, 4, 512, 10_000.0),
+    "1m": _shape(128, 4, 2, 2, 512, 10_000.0),
     "4m": _shape(256, 4, 4, 4, 1024, 10_000.0),
     "15m": _shape(384, 8, 6, 6, 1024, 10_000.0),
     "60m": _shape(640, 12, 10, 10, 1728, 10_000.0),
@@ -123,7 +123,9 @@ def _size_problems(config: ModelConfig) -> list[tuple[str, str]]:
         if not _is_whole(value) or value < 1:
             found.append((setting, f"{value!r} is not a whole number of at least 1"))
     if config.head_dim is not None and (not _is_whole(config.head_dim) or config.head_dim < 2):
-        found.append(("head_dim", f"{config.head_dim!r} is not a whole number of at least 2, or null"))
+        found.append(
+            ("head_dim", f"{config.head_dim!r} is not a whole number of at least 2, or null")
+        )
     for setting in ("rope_theta", "norm_eps", "init_std"):
         value = getattr(config, setting)
         sound = isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from motet.models.attention import document_places
 from motet.models.config import ModelConfig, check
 from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
 from motet.models.loss import LossSums, Scores, label_scores, loss_sums
@@ -34,7 +35,9 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = None if config.tied_embeddings else Linear(config.d_model, config.vocabulary_size)
+        self.head = (
+            None if config.tied_embeddings else Linear(config.d_model, config.vocabulary_size)
+        )
         self._recompute = False
         self._tables: tuple[Tensor, Tensor] | None = None
 
@@ -89,7 +92,9 @@ class Decoder(nn.Module):
         if mode not in ("loss", "score"):
             raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score'")
         if labels_BT is None:
-            raise ValueError(f"mode={mode!r} needs labels_BT: the token to predict at each position")
+            raise ValueError(
+                f"mode={mode!r} needs labels_BT: the token to predict at each position"
+            )
         if mode == "loss":
             return loss_sums(hidden_BTD, head_VD, labels_BT, z_loss)
         return label_scores(hidden_BTD, head_VD, labels_BT)
@@ -137,22 +142,6 @@ class Embedding(nn.Embedding):
         """Leave the weight as it is."""
 
 
-def document_places(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positions int64 [B, T] that restart at each document, and the mask bool [B, 1, T, T].
-
-    A document is a run of equal ids: an id that returns after another one is a new document.
-    """
-    length = document_ids_BT.shape[1]
-    order_T = torch.arange(length, device=document_ids_BT.device)
-    starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    segment_BT = starts_BT.cumsum(1)
-    first_BT = torch.where(starts_BT, order_T, 0).cummax(1).values
-    causal_TT = order_T[:, None] >= order_T
-    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return order_T - first_BT, (same_BTT & causal_TT)[:, None]
-
-
 def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
     """Return the first value of parameter `name` (its full name in `Decoder`), fp32 on the CPU.
 
@@ -160,6 +149,8 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
     Norms are 1. Others are normal with `init_std`; projections that write to the residual stream
     (`o_proj`, `down_proj`) are divided by sqrt(2 n_layers), as in GPT-2 (section 2.3).
     """
+    for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module."):
+        name = name.replace(wrapper, "")
     if name.split(".")[-2].endswith("norm"):
         return torch.ones(shape)
     std = config.init_std

@@ -1,9 +1,9 @@
 """The parts of a block: normalization, rotary positions, projections, attention, SwiGLU.
 
-B batch, T tokens, H heads, G key-value heads, K channels per head, D model width, F feed-forward width.
+B batch, T tokens, H heads, G key-value heads, K channels per head, D model width, C channels of all heads.
 
-Three products have their own backward pass. Each computes what PyTorch's composition would, in fewer
-passes over memory; `docs/models.md` holds the measurements. Compiled code takes the plain forms.
+Normalization and rotation have their own backward pass: what PyTorch's composition computes, in
+fewer passes over memory (`docs/models.md` has the measurements). Compiled code takes the plain forms.
 """
 
 from __future__ import annotations
@@ -15,18 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motet.models.attention import attend
 from motet.models.config import ModelConfig
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Tell whether this CPU has bfloat16 matrix kernels; without them PyTorch's are 4 to 20 times slower than fp32."""
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        return True
-
-
-CPU_MULTIPLIES_BF16 = _cpu_multiplies_bf16()
+from motet.models.precision import compute_dtype, product_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +30,6 @@ class Places:
     cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
     sin: Tensor  # as cos, the first half of K negated: see `rotate`
     mask: Tensor | None  # bool [B, 1, T, T], True where a query may look; None = causal
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type in which matrix products of `x` are done: autocast's where it is on, else the type of `x`."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -101,10 +85,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
-        if x.device.type == "cpu" and not CPU_MULTIPLIES_BF16 and compute_dtype(x) == torch.bfloat16:
-            with torch.autocast("cpu", enabled=False):
-                wide = F.linear(x.bfloat16().float(), self.weight.bfloat16().float())
-                return wide.bfloat16()
+        dtype, inner = compute_dtype(x), product_dtype(x)
+        if dtype != inner:
+            with torch.autocast(x.device.type, enabled=False):
+                return F.linear(x.to(dtype).to(inner), self.weight.to(dtype).to(inner)).to(dtype)
         return F.linear(x, self.weight)
 
 
@@ -147,26 +131,6 @@ def rotate(x_BTHK: Tensor, places: Places) -> Tensor:
         return _rotate(x_BTHK, places.cos, places.sin)
     turned: Tensor = _RotateFunction.apply(x_BTHK, places.cos, places.sin)
     return turned
-
-
-def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention, [B, T, H, K]: causal, or where `mask` (bool [B, 1, T, T]) is True.
-
-    Query head h reads key-value head h // (H / G) (arXiv:2305.13245).
-    """
-    dtype = v_BTGK.dtype
-    on_cpu = q_BTHK.device.type == "cpu"
-    inner = torch.float32 if on_cpu and not CPU_MULTIPLIES_BF16 else dtype
-    with torch.autocast(q_BTHK.device.type, enabled=False):
-        mixed_BHTK = F.scaled_dot_product_attention(
-            q_BTHK.to(inner).transpose(1, 2),
-            k_BTGK.to(inner).transpose(1, 2),
-            v_BTGK.to(inner).transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
-        )
-    return mixed_BHTK.transpose(1, 2).to(dtype)
 
 
 class Attention(nn.Module):

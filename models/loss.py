@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from motet.models.layers import CPU_MULTIPLIES_BF16, compute_dtype
+from motet.models.precision import compute_dtype, product_dtype
 
 IGNORED = -100  # the label of a position that has none
 CHUNK_ROWS = 512
@@ -33,12 +33,6 @@ class Scores(NamedTuple):
 
     logprob: Tensor
     greedy: Tensor
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the type in which `x` meets the head: the compute type, or fp32 where a CPU lacks bfloat16 products."""
-    dtype = compute_dtype(x)
-    return torch.float32 if x.device.type == "cpu" and not CPU_MULTIPLIES_BF16 else dtype
 
 
 def _round(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:

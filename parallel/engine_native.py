@@ -41,16 +41,17 @@ class NativeEngine:
         if sharded:
             _shard(self.model, options, world)
         self.model.to_empty(device=world.device)
+        self.parameters = dict(self.model.named_parameters())  # each rank's own part, for good
         self._fill(lambda name, shape: initial_value(name, shape, config, options.seed))
         self.wrapped: nn.Module = self.model
         if world.size > 1 and not sharded:
             self.wrapped = DistributedDataParallel(self.model, process_group=dist.group.WORLD)
-        self.optimizer = _adamw(self.model, options)
+        self.optimizer = _adamw(self.parameters, options)
 
     def _fill(self, value_of: _ValueOf) -> None:
         """Set every weight from its unsharded value; each rank keeps its own part."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self.parameters.items():
                 value = value_of(name, tuple(parameter.shape)).to(parameter.device, parameter.dtype)
                 if isinstance(parameter, DTensor):
                     value = distribute_tensor(
@@ -69,7 +70,7 @@ class NativeEngine:
                 totals[:3] += self._forward_backward(batch, scale)
         totals[3] = float(stop)
         if self.world.size > 1:
-            dist.all_reduce(totals, group=self.world.saving)
+            dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, n_labels, stops = totals.tolist()
         correction = expected_labels / max(n_labels, 1.0)
         loss, z_mean = cross_entropy / max(n_labels, 1.0), z_loss / max(n_labels, 1.0)
@@ -103,7 +104,7 @@ class NativeEngine:
 
     def _update(self, correction: float, lr: float, judge: _JudgeNorm) -> tuple[float, bool]:
         """Scale, judge, clip and apply the gradient; return its norm and whether it was applied."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if correction != 1.0:
             torch._foreach_mul_(gradients, correction)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -112,7 +113,7 @@ class NativeEngine:
         if applied:
             if self.options.clip_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(
-                    self.model.parameters(), self.options.clip_norm, norm
+                    self.parameters.values(), self.options.clip_norm, norm
                 )
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -148,14 +149,15 @@ class NativeEngine:
         return scores.logprob.double().cpu().numpy(), scores.greedy.cpu().numpy()
 
     def finish_scoring(self) -> None:
-        """See `Engine.finish_scoring`: FSDP2 would otherwise keep the root's weights gathered."""
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()
+        """See `Engine.finish_scoring`: FSDP2 would otherwise keep weights gathered, and show them as parameters."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Engine.tensors`: "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N."""
         found: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             found[f"model.{name}"] = parameter.detach()
             for key, value in self.optimizer.state[parameter].items():
                 found[f"{key}.{name}"] = value
@@ -164,7 +166,7 @@ class NativeEngine:
     def full_model(self) -> dict[str, Tensor]:
         """See `Engine.full_model`."""
         full: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             value = parameter.detach()
             value = value.full_tensor() if isinstance(value, DTensor) else value
             if self.world.rank == 0:
@@ -190,11 +192,10 @@ def _shard(model: Decoder, options: EngineOptions, world: World) -> None:
     fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
 
 
-def _adamw(model: Decoder, options: EngineOptions) -> torch.optim.AdamW:
+def _adamw(parameters: dict[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:
     """Return AdamW with its state in place, so that a checkpoint can be loaded before the first step."""
-    named = list(model.named_parameters())
-    decayed = [p for name, p in named if p.ndim >= 2 and "embed" not in name]
-    plain = [p for name, p in named if p.ndim < 2 or "embed" in name]
+    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "embed" not in name]
+    plain = [p for name, p in parameters.items() if p.ndim < 2 or "embed" in name]
     optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": options.weight_decay},
@@ -205,7 +206,7 @@ def _adamw(model: Decoder, options: EngineOptions) -> torch.optim.AdamW:
         eps=options.eps,
         fused=options.fused,
     )
-    for _, parameter in named:
+    for parameter in parameters.values():
         device = parameter.device if options.fused else "cpu"
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=device),

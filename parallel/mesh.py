@@ -24,7 +24,9 @@ class World:
         local_rank: its number on this node.
         device: where it computes.
         mesh: one dimension, "dp", over all ranks.
-        saving: a second group (gloo) for checkpoints, so that saving in the background meets no other collective.
+        control: a gloo group for small agreements, used by the main thread only.
+        saving: a gloo group for checkpoints, used by whichever thread saves: collectives of two threads in one group would meet in
+            different orders on different ranks.
     """
 
     rank: int
@@ -32,6 +34,7 @@ class World:
     local_rank: int
     device: torch.device
     mesh: DeviceMesh
+    control: dist.ProcessGroup
     saving: dist.ProcessGroup
 
 
@@ -64,8 +67,9 @@ def join(device_setting: str, timeout_s: float = 600.0) -> World:
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp",))
+    control = dist.new_group(backend="gloo", timeout=timeout)
     saving = dist.new_group(backend="gloo", timeout=timeout)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, saving)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, control, saving)
 
 
 def leave() -> None:
@@ -77,20 +81,20 @@ def leave() -> None:
 def agree_any(mine: bool, world: World) -> bool:
     """Return whether the answer is yes on any rank (a collective: every rank calls it)."""
     flag = torch.tensor([int(mine)])
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=world.saving)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=world.control)
     return bool(flag.item())
 
 
 def tell_all(value: _T, world: World) -> _T:
     """Return rank 0's JSON-like value on every rank (a collective)."""
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=world.saving)
+    dist.broadcast_object_list(box, src=0, group=world.control)
     return box[0]
 
 
 def first_complaint(complaint: str | None, world: World) -> str | None:
     """Return one message that names every rank with a complaint, or None when no rank has one (a collective)."""
     boxes: list[str | None] = [None] * world.size
-    dist.all_gather_object(boxes, complaint, group=world.saving)
+    dist.all_gather_object(boxes, complaint, group=world.control)
     told = [f"rank {rank}: {text}" for rank, text in enumerate(boxes) if text]
     return "\n".join(told) or None

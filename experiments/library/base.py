@@ -254,7 +254,7 @@ class Experiment(ABC):
                 raise ValueError(f"has no field {name!r}{near}; a row needs {needed}")
             check_field(name, row[name], types)
         for name, types in self.optional_fields.items():
-            if row.get(name) is not None:
+            if row.get(name) not in (None, "", []):
                 check_field(name, row[name], types)
         known = {*wanted, *self.optional_fields}
         extra = {

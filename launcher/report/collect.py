@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class Sources:
         attempts: each `attempt.json`, in order.
         config_yaml: the configuration as text, without secrets.
         finished: the run has its DONE marker.
-        study: what `experiments.study.load_measured` gave, or None.
+        study: what `launcher.outcome.load_measured` gave, or None.
         answers: what `experiments.analysis.analyze` gave, or None.
         problems: why study or answers are missing, in words.
     """
@@ -103,8 +103,10 @@ def run_facts(sources: Sources) -> dict[str, Any]:
     kept = ("attempt", "start_step", "end_step", "reason", "world_size")
     return {
         "name": manifest.get("name"),
-        "created": manifest.get("created"),
-        "finished": (latest.get("ended") or manifest.get("created")) if sources.finished else None,
+        "created": moment(manifest.get("created")),
+        "finished": moment(latest.get("ended") or manifest.get("created"))
+        if sources.finished
+        else None,
         "steps": last_step(sources.rows),
         "tokens": tokens_consumed(sources),
         "parameters": manifest.get("parameters"),
@@ -259,6 +261,14 @@ def instant(value: Any) -> float | None:
     return finite(value)
 
 
+def moment(value: Any) -> str | None:
+    """A time as ISO 8601 text in UTC, to the second."""
+    seconds = instant(value)
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+
+
 def compliance(study: Any, problems: Sequence[str]) -> dict[str, Any]:
     """What the ledger says, with the counts of each experiment that was measured."""
     found = {**NO_COMPLIANCE, **((study.compliance or {}) if study is not None else {})}
@@ -328,7 +338,7 @@ def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
     """Measurements, answers, and why there are none, as far as the run has come."""
     from motet.experiments.analysis import analyze
     from motet.experiments.errors import UserError
-    from motet.experiments.study import load_measured
+    from motet.launcher.outcome import load_measured
 
     try:
         study = load_measured(root)

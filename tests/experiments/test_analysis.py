@@ -675,3 +675,10 @@ def test_a_unit_text_is_shown_as_an_example_of_its_arm() -> None:
     entry = analyze([measured(QUESTIONS[1])], 0, 99)["experiments"][0]
     assert [example["arm"] for example in entry["examples"]] == ["dose-0", "dose-4", "dose-36"]
     assert all("Question:" in example["text"] for example in entry["examples"])
+
+
+def test_placebo_exposures_of_the_a_a_control_are_no_leak() -> None:
+    m = measured({**CONTROLS[0], "placebo": "matched"})
+    m.planned[:], m.consumed[:] = 4, 4
+    found = analyze([m], 0, 199)
+    assert found["controls"]["placebo"]["verdict"]["kind"] == "not_found"

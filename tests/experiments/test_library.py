@@ -313,3 +313,32 @@ def test_missing_scores_make_missing_outcomes_and_no_crash() -> None:
         units = one.units()
         values = one.measure(units, scores_of(units, lambda *_: math.nan))
         assert all(np.isnan(v).all() for name, v in values.items()), use
+
+
+def test_the_class_in_the_documentation_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    import re
+
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+    monkeypatch.setitem(LIBRARY, "slogans", None)
+    exec(code, {})
+    slogans = experiment({"name": "x", "use": "slogans", "generate": {"count": 9, "seed": 1}})
+    units = slogans.units()
+    assert len(units) == 9
+    assert (
+        slogans.measure(units, scores_of(units, lambda *_: -2.0))["logprob"].tolist() == [-0.5] * 9
+    )
+
+
+def test_the_rows_in_the_documentation_are_accepted(tmp_path: Path) -> None:
+    import re
+
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    rows = re.findall(r'\*\*(\w+)\*\* — `(\{"id".*?\})`[;.]', text, re.S)
+    assert [use for use, _ in rows] == ["memorization", "contamination", "knowledge", "forgetting"]
+    for use, row in rows:
+        first = json.loads(row.replace("[...]", "[]").replace("the beginning of text", "aa"))
+        if use == "forgetting":
+            first["text"] = "aa bb cc"
+        one = from_rows(tmp_path, use, [first, {**first, "id": "other"}], doses=[0, 1])
+        assert one.problems() == [], use

@@ -106,8 +106,8 @@ def test_a_wrong_setting_is_named_with_what_would_work(change: dict[str, Any], n
 def test_forgetting_needs_one_step_and_one_exposure() -> None:
     entry = {"name": "x", "use": "forgetting", "doses": [0, 2]}
     assert "compares 0 with 1" in messages(entry)
-    entry = {"name": "x", "use": "forgetting", "schedule": {"kind": "uniform"}}
-    assert "one step" in messages(entry)
+    other = {"name": "x", "use": "forgetting", "schedule": {"kind": "uniform"}}
+    assert "one step" in messages(other)
 
 
 def test_the_definition_names_items_by_content_and_not_by_path(tmp_path: Path) -> None:

@@ -221,6 +221,13 @@ def controls() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def ledger_row(name: str, planned: int, placebos: int, missing: int = 0) -> dict[str, Any]:
+    return {
+        "name": name, "planned": planned, "planned_placebo": placebos, "consumed_once": planned - missing,
+        "consumed_once_placebo": placebos, "missing": missing, "duplicated": 0, "not_applied": 0,
+    }  # fmt: skip
+
+
 def training(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     steps = np.arange(1, STEPS + 1)
@@ -267,9 +274,9 @@ def sample(first_line: str | None = None) -> dict[str, Any]:
         "compliance": {
             "planned": 5933, "consumed_once": 5926, "missing": 7, "duplicated": 0, "skipped_updates": 1,
             "per_experiment": [
-                {"name": "canaries", "planned": 336, "consumed_once": 336, "missing": 0, "duplicated": 0},
-                {"name": "invented-mcq", "planned": 5200, "consumed_once": 5200, "missing": 0, "duplicated": 0},
-                {"name": "broken-items", "planned": 40, "consumed_once": 33, "missing": 7, "duplicated": 0},
+                ledger_row("canaries", 336, 112),
+                ledger_row("invented-mcq", 5200, 400),
+                ledger_row("broken-items", 40, 0, missing=7),
             ],
             "ledger_ok": False,
             "problems": ["broken-items: 7 exposures fell on the skipped step 233"],

@@ -95,6 +95,13 @@ def test_report_json_has_the_keys_that_it_promises() -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_times_are_told_as_text_whatever_the_run_wrote() -> None:
+    report = assemble(sources(manifest=MANIFEST | {"created": 1767225600.5}))
+    assert report["run"]["created"] == "2026-01-01T00:00:00Z"
+    assert report["run"]["finished"] == "1970-01-01T00:20:06Z"
+    assert "2026-01-01" in render(report)
+
+
 def test_costs_are_added_up_from_rows_and_attempts() -> None:
     report = assemble(sources())
     assert report["cost"] == {

@@ -1,0 +1,108 @@
+"""Real runs of the installed command, small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MOTET = [sys.executable, "-m", "motet.launcher.cli"]
+TIMEOUT_S = 240
+
+RUN_YAML = """
+name: {name}
+seed: 3
+model: {{preset: 1m, d_model: 32, n_layers: 2, n_heads: 2, n_kv_heads: 1, d_ffn: 64, head_dim: 16}}
+data: {{sequence_length: 320, corpora: [{{path: {corpus}}}]}}
+batch: {{sequences: 8, micro_sequences: 2}}
+training:
+  steps: 24
+  precision: fp32
+  schedule: {{warmup_steps: 4}}
+checkpoint: {{every_steps: 6}}
+layout: {{processes: 2, device: cpu}}
+experiments:
+  draws: 200
+  list:
+    - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 7}}}}
+    - {{name: facts, use: knowledge, generate: {{count: 6}}, placement: anywhere, schedule: {{every: 2, start: 1}}}}
+    - {{name: aa, use: placebo, generate: {{count: 8}}}}
+    - {{name: strong, use: positive_control, doses: [0, 8], generate: {{count: 8}}}}
+"""
+
+
+def make_corpus(folder: Path) -> Path:
+    """Prepare a corpus of the project's own documentation and code."""
+    root = Path(__file__).parents[2]
+    inputs = [str(root / "experiments"), str(root / "launcher")]
+    done = motet("data", "prepare", *inputs, "--output", str(folder), "--vocabulary-size", "1024")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+def motet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*MOTET, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment()
+    )
+
+
+def write_yaml(folder: Path, corpus: Path, name: str = "r", edit: Callable[[str], str] = str) -> Path:
+    """Write a run.yaml; its runs go to FOLDER/runs."""
+    path = folder / f"{name}.yaml"
+    path.write_text(edit(RUN_YAML.format(name=name, corpus=corpus)))
+    return path
+
+
+def train_until(yaml: Path, step: int, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start training and return once `step` is in the metrics; the caller ends it."""
+    run = yaml.parent / "runs" / yaml.stem
+    process = subprocess.Popen(
+        [*MOTET, "train", str(yaml), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=yaml.parent,
+        env=environment(),
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(row["step"] >= step for row in rows(run, "step")):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, run
+
+
+def kill_rank(run: Path, rank: int, number: signal.Signals) -> None:
+    """Send a signal to one rank of the newest attempt."""
+    attempt = max(int(path.name) for path in (run / "attempts").iterdir())
+    os.kill(int((run / "attempts" / str(attempt) / f"pid-{rank}").read_text()), number)
+
+
+def rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the metrics rows of one kind as they stand, torn lines left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in found if row["kind"] == kind]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Return the loss of every step, the newest where a step ran twice."""
+    return {row["step"]: row["loss"] for row in rows(run, "step")}

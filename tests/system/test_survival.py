@@ -1,0 +1,131 @@
+"""Kills, stops and resumes: the same tokens, the same losses, every exposure once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.system.runs import kill_rank, losses, motet, rows, train_until, write_yaml
+
+
+def audit(run: Path) -> str:
+    done = motet("experiments", "audit", str(run), "--replay")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_an_uninterrupted_run_passes_its_audit(whole_run: Path) -> None:
+    text = audit(whole_run)
+    assert "missing 0, repeated 0, unplanned 0" in text
+    assert "recomputed the tokens of 48 records" in text
+    assert (whole_run / "DONE").read_text().strip() == "24"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A run that lost a rank to kill -9 after its second checkpoint."""
+    yaml = write_yaml(tmp_path_factory.mktemp("killed"), corpus, "whole")
+    process, run = train_until(yaml, 15)
+    kill_rank(run, 1, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "motet resume" in output
+    return run
+
+
+@pytest.mark.parametrize("processes", [2, 1, 4])
+def test_after_kill_9_a_run_resumes_on_any_number_of_ranks(
+    killed: Path, whole_run: Path, tmp_path: Path, processes: int
+) -> None:
+    run = tmp_path / "whole"
+    shutil.copytree(killed, run)
+    done = motet("resume", str(run), f"layout.processes={processes}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = audit(run)
+    assert f"ranks 2 -> {processes}" in text
+    assert "missing 0, repeated 0, unplanned 0" in text
+    found, expected = losses(run), losses(whole_run)
+    assert sorted(found) == list(range(1, 25))
+    if processes == 2:
+        assert found == expected, "bit-exact at the same world size"
+    np.testing.assert_allclose(
+        [found[step] for step in range(1, 25)], [expected[step] for step in range(1, 25)], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_any_one_rank_saves_on_all_and_exits_0(corpus: Path, tmp_path: Path, rank: int) -> None:
+    yaml = write_yaml(tmp_path, corpus, "r")
+    process, run = train_until(yaml, 8, "training.steps=2000", "training.schedule.warmup_steps=4", "probes.every=1.0")
+    kill_rank(run, rank, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"motet resume {run.relative_to(tmp_path)}" in output
+    last = rows(run, "step")[-1]["step"]
+    manifest = json.loads((run / "checkpoints" / f"step-{last:08d}" / "manifest.json").read_text())
+    assert manifest["step"] == last
+    assert not (run / "DONE").exists()
+    audit(run)
+
+
+def test_ctrl_c_saves_and_a_longer_run_goes_on_without_moving_an_exposure(
+    corpus: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    yaml = write_yaml(tmp_path, corpus, "whole")
+    process, run = train_until(yaml, 8)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    plan = (run / "plan" / "exposures.plan").read_bytes()
+    assert plan == (whole_run / "plan" / "exposures.plan").read_bytes()
+    done = motet("resume", str(run), "training.steps=30")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (run / "DONE").read_text().strip() == "30"
+    assert (run / "plan" / "exposures.plan").read_bytes() == plan
+    audit(run)
+    again = motet("resume", str(run))
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(corpus: Path, tmp_path: Path) -> None:
+    settings = ["training.bad_steps.spike_sigma=0.3", "training.bad_steps.window=8", "training.bad_steps.most=1000"]
+    for policy in ("skip", "rollback"):
+        yaml = write_yaml(tmp_path, corpus, policy)
+        constant = ["training.schedule.kind=constant", "training.optimizer.lr=1e-6", "training.steps=24"]
+        extra = [*settings, *constant, f"training.bad_steps.policy={policy}"]
+        done = motet("train", str(yaml), *extra, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = tmp_path / "runs" / policy
+        events = [row["event"] for row in rows(run, "event")]
+        assert "bad_step" in events
+        assert ("rollback" in events) == (policy == "rollback")
+        assert "steps left their update out" in audit(run)
+    stopping = write_yaml(tmp_path, corpus, "stopping")
+    done = motet(
+        "train", str(stopping), *settings, *constant, "training.bad_steps.policy=stop", cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert "gives up here" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+
+
+def test_a_run_whose_plan_or_corpus_was_altered_stops_with_the_reason(whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "whole"
+    shutil.copytree(whole_run, run)
+    path = run / "plan" / "exposures.plan"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(bytes(content))
+    done = motet("resume", str(run), "training.steps=26")
+    assert done.returncode == 2
+    assert "was altered since the plan was frozen" in done.stderr
+    path.unlink()
+    done = motet("resume", str(run), "training.steps=26")
+    assert done.returncode == 2
+    assert "cannot be opened" in done.stderr
