@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, made, some_tokens, tiny
+
+from motet.models.config import ModelConfig, ModelError
+from motet.models.decoder import Decoder
+from motet.models.hf import from_hf, hf_config, hf_names, to_hf
+
+transformers = pytest.importorskip("transformers")
+
+VARIANTS = [
+    pytest.param(family, tied, extra, id=f"{family}-{'tied' if tied else 'untied'}-{label}")
+    for family in FAMILIES
+    for tied, extra, label in (
+        (False, {}, "gqa"),
+        (True, {"n_kv_heads": 4}, "mha"),
+        (False, {"head_dim": 12, "rope_theta": 500_000.0}, "wide-heads"),
+    )
+]
+
+
+def twin(config: ModelConfig, folder: Path) -> tuple[Decoder, torch.nn.Module]:
+    """Return a decoder and the transformers model loaded from its export."""
+    decoder = made(config)
+    to_hf(decoder.state_dict(), config, None, folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return decoder, model
+
+
+@pytest.mark.parametrize(("family", "tied", "extra"), VARIANTS)
+def test_an_export_has_equal_logits_and_gradients_in_transformers(
+    family: str, tied: bool, extra: dict, tmp_path: Path
+) -> None:
+    config = tiny(family, tied_embeddings=tied, **extra)
+    decoder, model = twin(config, tmp_path)
+    assert type(model).__name__ == hf_config(config, torch.float32, 1)["architectures"][0]
+    tokens = some_tokens(config, 2, 23)
+    torch.testing.assert_close(decoder(tokens), model(tokens).logits, rtol=0, atol=1e-4)
+
+    sums = decoder(tokens[:, :-1], tokens[:, 1:], mode="loss")
+    (sums.cross_entropy / sums.n_labels).backward()
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    assert sums.cross_entropy / sums.n_labels == pytest.approx(loss.item(), rel=1e-5)
+    theirs = dict(model.named_parameters())
+    for name, parameter in decoder.named_parameters():
+        wanted = theirs[hf_names(config)[name]].grad
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("family", "tied", "extra"), VARIANTS)
+def test_an_import_of_a_transformers_folder_has_equal_logits(
+    family: str, tied: bool, extra: dict, tmp_path: Path
+) -> None:
+    config = tiny(family, tied_embeddings=tied, **extra)
+    settings = hf_config(config, torch.float32, 64)
+    del settings["rope_theta"]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**settings)
+    )
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    found, state = from_hf(tmp_path)
+    assert replace(found, head_dim=found.head_width) == replace(config, head_dim=config.head_width)
+    decoder = Decoder(found)
+    decoder.load_state_dict(state)
+    tokens = some_tokens(config, 2, 23)
+    torch.testing.assert_close(decoder(tokens), model(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_round_trip_in_shards_changes_no_bit(family: str, tmp_path: Path) -> None:
+    config = tiny(family)
+    decoder = made(config)
+    to_hf(decoder.state_dict(), config, None, tmp_path, max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 2
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == files
+    found, state = from_hf(tmp_path)
+    assert found == config
+    assert all(torch.equal(state[name], value) for name, value in decoder.state_dict().items())
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = some_tokens(config, 1, 9)
+    torch.testing.assert_close(decoder(tokens), model(tokens).logits, rtol=0, atol=1e-4)
+
+
+def test_an_export_in_bf16_loads_in_bf16(tmp_path: Path) -> None:
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path, torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    _, state = from_hf(tmp_path)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_the_tokenizer_goes_along_and_loads(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endofdoc|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["one two three"] * 9, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = tiny(vocabulary_size=320)
+    to_hf(made(config).state_dict(), config, tmp_path / "tokenizer.json", tmp_path / "out")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "two one — é three"
+    assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
+    assert loaded.decode(tokenizer.encode(text).ids) == text
+    assert loaded.eos_token == "<|endofdoc|>"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.eos_token_id == loaded.eos_token_id == 0
+    again = tmp_path / "again"
+    to_hf(made(config).state_dict(), config, tmp_path / "out", again)
+    assert transformers.AutoTokenizer.from_pretrained(again).eos_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2'"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_attention_heads": 5}, "d_model"),
+        ({"hidden_size": 64}, "has shape"),
+        ({"num_hidden_layers": 3}, "lacks tensors: blocks.2"),
+        ({"num_hidden_layers": 1}, "tensors that this model lacks: model.layers.1"),
+    ],
+)
+def test_an_unsupported_folder_is_refused_with_the_reason(
+    change: dict, match: str, tmp_path: Path
+) -> None:
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["head_dim"]
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(ModelError, match=match):
+        from_hf(tmp_path)
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickled weights"):
+        from_hf(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        from_hf(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "gone.safetensors"])
+def test_an_index_cannot_point_outside_or_at_nothing(name: str, tmp_path: Path) -> None:
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    index = {"weight_map": {"model.norm.weight": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=name):
+        from_hf(tmp_path)
+
+
+def test_a_shape_without_a_transformers_class_is_refused() -> None:
+    with pytest.raises(ModelError, match="LlamaForCausalLM"):
+        hf_config(tiny("llama", norm_position="post"), torch.float32, 64)
+
+
+def test_an_export_refuses_incomplete_states_and_used_folders(tmp_path: Path) -> None:
+    config = tiny()
+    state = made(config).state_dict()
+    with pytest.raises(ModelError, match=r"lacks tensors: head\.weight"):
+        to_hf({n: v for n, v in state.items() if n != "head.weight"}, config, None, tmp_path)
+    to_hf(state, config, None, tmp_path)
+    with pytest.raises(ModelError, match="already holds weights"):
+        to_hf(state, config, None, tmp_path)
