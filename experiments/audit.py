@@ -105,7 +105,9 @@ def check_ledger(
     expected = 0
     for stretch in lineage(read_segments(ledger), segment, step):
         if stretch.start_step != expected:
-            audit.problems.append(f"steps {expected:,} to {stretch.start_step:,} are in no segment of the lineage")
+            audit.problems.append(
+                f"steps {expected:,} to {stretch.start_step:,} are in no segment of the lineage"
+            )
         expected = stretch.stop_step
         audit.worlds.append(stretch.segment.world_size)
         if stretch.segment.plan_sha256 != plan.sha256:
@@ -141,7 +143,9 @@ def _check_slots(records: list[Record], stretch: Stretch, steps: Steps, audit: C
         )
 
 
-def _count(records: list[Record], order: I64, sorted_ids: npt.NDArray[np.uint64], audit: Compliance) -> None:
+def _count(
+    records: list[Record], order: I64, sorted_ids: npt.NDArray[np.uint64], audit: Compliance
+) -> None:
     """Count how often each planned exposure was consumed."""
     for applied in (True, False):
         parts = [record.exposure_ids for record in records if record.applied == applied]

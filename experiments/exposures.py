@@ -76,7 +76,10 @@ def slot_windows(
     """
     if schedule.kind == "tokens":
         assert schedule.token_range is not None
-        first, last = -(-schedule.token_range[0] // sequence_length), schedule.token_range[1] // sequence_length
+        first, last = (
+            -(-schedule.token_range[0] // sequence_length),
+            schedule.token_range[1] // sequence_length,
+        )
         return np.full(len(repetition), first), np.full(len(repetition), max(last, first + 1))
     if schedule.kind in ("steps", "every"):
         if schedule.kind == "steps":
@@ -262,7 +265,9 @@ def placebo_texts(
     return found
 
 
-def request_problems(request: Request, steps_total: int, steps: Steps, sequence_length: int) -> list[Problem]:
+def request_problems(
+    request: Request, steps_total: int, steps: Steps, sequence_length: int
+) -> list[Problem]:
     """Return what makes a request impossible in this run: too long a text, or a window outside the run."""
     where = f"experiments.{request.experiment}"
     problems = []

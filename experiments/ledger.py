@@ -47,9 +47,17 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        body = _BODY.pack(
-            self.step, self.first_slot, self.count, len(self.exposure_ids), self.digest, APPLIED * self.applied
-        ) + self.exposure_ids.astype("<u8").tobytes()
+        body = (
+            _BODY.pack(
+                self.step,
+                self.first_slot,
+                self.count,
+                len(self.exposure_ids),
+                self.digest,
+                APPLIED * self.applied,
+            )
+            + self.exposure_ids.astype("<u8").tobytes()
+        )
         return _HEAD.pack(_TAG, zlib.crc32(body)) + body
 
 
@@ -72,7 +80,12 @@ def segment_folder(ledger: Path, segment: int) -> Path:
 
 
 def open_segment(
-    ledger: Path, parent: int, attempt: int, start_step: int, world_size: int, hashes: tuple[str, str]
+    ledger: Path,
+    parent: int,
+    attempt: int,
+    start_step: int,
+    world_size: int,
+    hashes: tuple[str, str],
 ) -> Segment:
     """Create the next segment (one process does, then tells the others its number).
 
@@ -163,7 +176,9 @@ def lineage(segments: list[Segment], segment: int, step: int) -> list[Stretch]:
     stretches: list[Stretch] = []
     while True:
         if segment not in by_number:
-            raise UserError(f"ledger: segment {segment} is missing, so the lineage cannot be proved")
+            raise UserError(
+                f"ledger: segment {segment} is missing, so the lineage cannot be proved"
+            )
         entry = by_number[segment]
         stretches.append(Stretch(entry, entry.start_step, step))
         if entry.parent == 0:

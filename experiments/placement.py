@@ -151,9 +151,7 @@ def place(
         rows: slice | npt.NDArray[np.int64] = slice(None) if whole else pending
         bits0, bits1 = philox(key, units[rows], low_word[rows] | np.uint64(attempt))
         slots = uniform_int(bits0, request.first_slot[rows], request.last_slot[rows])
-        offsets = _draw_offsets(
-            request, bits1, slots, lengths[rows], sequence_length, boundaries
-        )
+        offsets = _draw_offsets(request, bits1, slots, lengths[rows], sequence_length, boundaries)
         start = slots * sequence_length + np.where(offsets < 0, 0, offsets)
         stop = start + lengths[rows]
         if request.placement == "boundary":
@@ -221,9 +219,7 @@ def repeats(keys: U64) -> bool:
     return bool(np.any(ordered[1:] == ordered[:-1]))
 
 
-def _check_request(
-    request: Request, sequence_length: int, boundaries: Boundaries | None
-) -> None:
+def _check_request(request: Request, sequence_length: int, boundaries: Boundaries | None) -> None:
     """Refuse what cannot be placed, before anything is drawn."""
     name = f"experiments.{request.experiment}"
     if request.placement not in PLACEMENTS:

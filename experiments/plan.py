@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -137,10 +137,11 @@ def compile_plan(
 def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
     """Return all rows in order of position."""
     if not parts:
-        empty = {name: np.empty(0, dtype=dtype) for name, dtype in _row_columns().items()}
-        return Exposures(**empty)
+        return Exposures(**{name: np.empty(0, dtype) for name, dtype in _row_columns().items()})
     joined = {
-        name: np.concatenate([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
+        name: np.concatenate([getattr(part, name) for part in parts])
+        if len(parts) > 1
+        else getattr(parts[0], name)
         for name in _row_columns()
     }
     order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
@@ -172,10 +173,7 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
     columns = {name: getattr(plan.rows, name) for name in _row_columns()}
     columns["text_offsets"] = plan.texts.offsets
     columns["tokens"] = plan.texts.tokens
-    blobs = {
-        name: memoryview(np.ascontiguousarray(column)).cast("B") if column.size else memoryview(b"")
-        for name, column in columns.items()
-    }
+    blobs = {name: _bytes_of(column) for name, column in columns.items()}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = {name: list(pool.map(_sha256, _pieces(blob))) for name, blob in blobs.items()}
     header = {
@@ -184,7 +182,11 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
         "seed": plan.seed,
         "experiments": list(plan.experiments),
         "columns": {
-            name: {"dtype": columns[name].dtype.str, "rows": len(columns[name]), "sha256": digests[name]}
+            name: {
+                "dtype": columns[name].dtype.str,
+                "rows": len(columns[name]),
+                "sha256": digests[name],
+            }
             for name in columns
         },
     }
@@ -200,6 +202,11 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
         os.fsync(file.fileno())
     os.replace(aside, path)
     return hashlib.sha256(encoded).hexdigest()
+
+
+def _bytes_of(column: npt.NDArray[Any]) -> memoryview:
+    """Return an array's bytes without copying them (a contiguous array of any size, zero included)."""
+    return memoryview(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
 
 
 def _sha256(piece: memoryview) -> str:
@@ -272,9 +279,13 @@ class Plan:
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, column in self._columns.items():
-                blob = memoryview(column).cast("B") if column.size else memoryview(b"")
-                if list(pool.map(_sha256, _pieces(blob))) != self._header[name]["sha256"]:
-                    raise UserError(f"plan {self.path}: column {name!r} was altered since the plan was frozen")
+                if (
+                    list(pool.map(_sha256, _pieces(_bytes_of(column))))
+                    != self._header[name]["sha256"]
+                ):
+                    raise UserError(
+                        f"plan {self.path}: column {name!r} was altered since the plan was frozen"
+                    )
         self._forget_pages(RESIDENT_BYTES)
 
     def rows_between(self, first_slot: int, last_slot: int) -> tuple[int, int]:
@@ -295,9 +306,7 @@ class Plan:
         bounds = self._columns["text_offsets"][text : text + 2]
         return self._columns["tokens"][bounds[0] : bounds[1]]
 
-    def overlay(
-        self, first_slot: int, tokens_BT: npt.NDArray[np.int32]
-    ) -> U64:
+    def overlay(self, first_slot: int, tokens_BT: npt.NDArray[np.int32]) -> U64:
         """Write the exposures of slots [first_slot, first_slot + B) over base tokens; return their ids.
 
         Args:
@@ -320,17 +329,15 @@ class Plan:
     def spans(self, first_slot: int, count: int) -> list[Span]:
         """Return where the exposures of slots [first_slot, first_slot + count) lie."""
         columns = self._columns
-        found = []
-        for row in range(*self.rows_between(first_slot, first_slot + count)):
-            found.append(
-                Span(
-                    int(columns["slot"][row]) - first_slot,
-                    int(columns["offset"][row]),
-                    len(self.tokens_of_row(row)),
-                    bool(columns["flags"][row] & SHIFT_FLAG),
-                )
+        return [
+            Span(
+                int(columns["slot"][row]) - first_slot,
+                int(columns["offset"][row]),
+                len(self.tokens_of_row(row)),
+                bool(columns["flags"][row] & SHIFT_FLAG),
             )
-        return found
+            for row in range(*self.rows_between(first_slot, first_slot + count))
+        ]
 
     def _forget_pages(self, touched_bytes: int) -> None:
         """Give touched pages back once enough have gathered; the kernel's cache keeps their contents."""

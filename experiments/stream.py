@@ -213,7 +213,9 @@ class Stream:
             source = self.corpora[corpus[row]]
             if not source.eod_terminated:
                 first = int(sequence[row]) * self.sequence_length
-                starts_BT[row, source.document_starts(first, first + self.sequence_length) - first] = True
+                starts_BT[
+                    row, source.document_starts(first, first + self.sequence_length) - first
+                ] = True
         return starts_BT
 
 

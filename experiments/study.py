@@ -234,9 +234,16 @@ def read_lock(folder: Path) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
     try:
         content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"experiments.lock={folder}: cannot be read ({error}); give the plan folder of a run") from None
+        raise UserError(
+            f"experiments.lock={folder}: cannot be read ({error}); give the plan folder of a run"
+        ) from None
     lock = tuple(
-        Registered(entry["name"], schedule_of(entry["schedule"]), entry["placement_sha256"], entry["removed"])
+        Registered(
+            entry["name"],
+            schedule_of(entry["schedule"]),
+            entry["placement_sha256"],
+            entry["removed"],
+        )
         for entry in content["experiments"]
     )
     plan = Plan(folder / "exposures.plan")
@@ -252,7 +259,9 @@ def read_lock(folder: Path) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
 
 def schedule_of(fields: Mapping[str, Any]) -> Schedule:
     """Return a Schedule from its JSON."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
     return Schedule(**values)
 
 
@@ -286,7 +295,9 @@ def _defined(
     question: Question, request: Request, entry: Registered, setting: Setting
 ) -> dict[str, Any]:
     rows = unit_rows(question)
-    treatment = ~request.placebo if question.experiment.inserts_units else np.ones(len(request), bool)
+    treatment = (
+        ~request.placebo if question.experiment.inserts_units else np.ones(len(request), bool)
+    )
     lengths = request.texts.lengths()[request.text]
     return {
         "spec": question.spec.to_json(),

@@ -32,7 +32,12 @@ class Checkpoints:
     """The checkpoints of one run, as one rank sees them; every method is called by all ranks."""
 
     def __init__(
-        self, run: RunDir, world: World, keep: int = 3, keep_every_steps: int = 0, background: bool = True
+        self,
+        run: RunDir,
+        world: World,
+        keep: int = 3,
+        keep_every_steps: int = 0,
+        background: bool = True,
     ) -> None:
         self.run, self.world = run, world
         self.keep, self.keep_every_steps, self.background = keep, keep_every_steps, background
@@ -100,10 +105,12 @@ class Checkpoints:
         if before_publish is not None:
             before_publish()
         rank, size = self.world.rank, self.world.size
-        mine = [path for path in aside.glob(f"__{rank}_*.distcp")]
+        mine = list(aside.glob(f"__{rank}_*.distcp"))
         if rank == 0:
             mine.append(aside / ".metadata")
-        hashes = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in mine}
+        hashes = {
+            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in mine
+        }
         write_json(aside / f"hashes-{rank}.json", hashes)
         if rank == 0:
             manifest = {"version": 1, "step": step, "world_size": size, **facts}

@@ -19,13 +19,13 @@ model:
   preset: 1m
 
 data:
-  sequence_length: 256
+  sequence_length: 512
   corpora:
   - path: {corpus}        # motet data prepare stdlib: --vocabulary-size {vocabulary_size}
 
 batch:
   sequences: 32           # per step, over all processes
-  micro_sequences: 16
+  micro_sequences: 8
 
 training:
   steps: {steps}
@@ -50,11 +50,13 @@ experiments:
   - name: new_facts
     use: knowledge
     hypothesis: Facts about invented things are learned from text, better from paraphrases than from copies.
-    generate: {{count: 64, seed: 3}}
+    generate: {{count: 32, seed: 3}}
+    placement: anywhere     # as at the start of sequences, but a step of this small run has only 32 of them
+    schedule: {{start: 0.1, every: 0.08}}
   - name: one_look
     use: forgetting
     hypothesis: A single exposure leaves a trace that fades over the following steps.
-    generate: {{count: 64, seed: 4}}
+    generate: {{count: 32, seed: 4}}
 
 probes: {{every: 0.1}}
 checkpoint: {{every_steps: {every_steps}, keep: 2}}

@@ -16,8 +16,8 @@ from motet.launcher.progress import Progress
 from motet.launcher.rundir import RunDir
 from motet.launcher.schedule import learning_rate
 from motet.launcher.settings import RunSettings
-from motet.launcher.wandb_mirror import WandbMirror
 from motet.launcher.stop import Judge, StopRequest
+from motet.launcher.wandb_mirror import WandbMirror
 from motet.parallel.engine import Engine, StepResult
 from motet.parallel.mesh import World, tell_all
 
@@ -101,9 +101,7 @@ def probe(job: Job, step: int) -> None:
                 job.run, step, job.segment.segment, job.segment.definition_sha256, scores
             )
             seconds = time.perf_counter() - started
-            job.metrics.log(
-                "probe", step, experiments=job.probes.means(scores), seconds=seconds
-            )
+            job.metrics.log("probe", step, experiments=job.probes.means(scores), seconds=seconds)
         job.seconds["probe"] = time.perf_counter() - started
 
 
@@ -136,7 +134,9 @@ def bad_step(job: Job, step: int) -> None:
     policy = job.settings.training.bad_steps.policy
     job.metrics.log("event", step + 1, event="bad_step", policy=policy, why=job.judge.why)
     if policy == "stop" or job.judge.too_many(step):
-        raise BadRun(f"step {step:,}: {job.judge.why}; training.bad_steps.policy={policy} gives up here")
+        raise BadRun(
+            f"step {step:,}: {job.judge.why}; training.bad_steps.policy={policy} gives up here"
+        )
     if policy == "rollback":
         roll_back(job, step)
 
@@ -155,7 +155,12 @@ def roll_back(job: Job, step: int) -> None:
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
     if job.world.rank == 0:
         opened = open_segment(
-            job.run.ledger, manifest["segment"], job.segment.attempt, known[-1], job.world.size, hashes
+            job.run.ledger,
+            manifest["segment"],
+            job.segment.attempt,
+            known[-1],
+            job.world.size,
+            hashes,
         )
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)

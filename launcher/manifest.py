@@ -16,7 +16,9 @@ from motet.launcher.settings import RunSettings
 
 def steps_of(settings: RunSettings) -> Steps:
     """Return the batch size of every step."""
-    ramp = [(stage.step, stage.sequences) for stage in sorted(settings.batch.ramp, key=lambda s: s.step)]
+    ramp = [
+        (stage.step, stage.sequences) for stage in sorted(settings.batch.ramp, key=lambda s: s.step)
+    ]
     if ramp and ramp[0][0] > 0:
         ramp.insert(0, (0, settings.batch.sequences))
     return Steps.of(settings.batch.sequences, ramp)

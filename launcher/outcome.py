@@ -132,8 +132,12 @@ def definition_deviations(
         now = {spec.name: canonical_json(spec.to_json()) for spec in specs}
     except OSError as error:
         return [*found, f"a file of items cannot be read any more ({error.filename})"]
-    frozen = {entry["spec"]["name"]: canonical_json(entry["spec"]) for entry in definition["experiments"]}
-    changed = sorted(name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name))
+    frozen = {
+        entry["spec"]["name"]: canonical_json(entry["spec"]) for entry in definition["experiments"]
+    }
+    changed = sorted(
+        name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name)
+    )
     if changed or problems:
         what = ", ".join(changed) or "; ".join(str(problem) for problem in problems)
         found.append(f"the settings now define {what} differently; the frozen definition is used")

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from motet.experiments.exposures import Question
 from motet.experiments.library.base import ItemScores
-from motet.experiments.probes import EncodedItems, encode_items, score_items
 from motet.experiments.probe_files import write_probe
+from motet.experiments.probes import EncodedItems, encode_items, score_items
 from motet.experiments.tokenizer import Tokenizer
 from motet.launcher.rundir import RunDir
 from motet.parallel.engine import Engine
@@ -20,7 +20,10 @@ from motet.parallel.mesh import World
 
 
 def due_steps(
-    frozen: Mapping[str, Sequence[int]], questions: Sequence[Question], frozen_total: int, steps_total: int
+    frozen: Mapping[str, Sequence[int]],
+    questions: Sequence[Question],
+    frozen_total: int,
+    steps_total: int,
 ) -> dict[str, set[int]]:
     """Return the steps at which each experiment is probed.
 
@@ -82,7 +85,12 @@ class ProbeSet:
 
         found = {
             name: score_items(
-                self.items[name], engine.score, self.batch_tokens, world.rank, world.size, sum_over_ranks
+                self.items[name],
+                engine.score,
+                self.batch_tokens,
+                world.rank,
+                world.size,
+                sum_over_ranks,
             )
             for name in self.names(step)
         }
@@ -104,6 +112,13 @@ class ProbeSet:
                         shown[name][f"{key}/{arm.name}"] = float(np.nanmean(chosen))
         return shown
 
-    def write(self, run: RunDir, step: int, segment: int, definition_sha256: str, scores: Mapping[str, ItemScores]) -> None:
+    def write(
+        self,
+        run: RunDir,
+        step: int,
+        segment: int,
+        definition_sha256: str,
+        scores: Mapping[str, ItemScores],
+    ) -> None:
         """Write the scores (rank 0)."""
         write_probe(run.probes, step, segment, definition_sha256, scores)

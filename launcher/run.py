@@ -22,7 +22,7 @@ from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
 from motet.launcher.command import launch_environment, recorded_environment, torchrun_command
 from motet.launcher.manifest import data_facts, open_corpora
-from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
@@ -40,7 +40,9 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
         resume: go on from the newest checkpoint.
     """
     if resume and finished(rundir, settings):
-        print(f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it")
+        print(
+            f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it"
+        )
         return 0
     verify_corpora(settings)
     if not resume:
@@ -90,7 +92,10 @@ def prepare_run(settings: RunSettings, rundir: RunDir, yaml_text: str) -> None:
         hashes = freeze(built, rundir.plan)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
-        write_json(rundir.manifest, manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256, imported))
+        write_json(
+            rundir.manifest,
+            manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256, imported),
+        )
         atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
     except BaseException:
         if not existed:
@@ -101,9 +106,9 @@ def prepare_run(settings: RunSettings, rundir: RunDir, yaml_text: str) -> None:
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     """Return the model's sizes, and whether its weights are imported."""
     if settings.model.from_hf:
-        from motet.models.hf import read_config
+        from motet.models.hf import config_from_hf
 
-        return read_config(Path(settings.model.from_hf)), True
+        return config_from_hf(read_json(Path(settings.model.from_hf) / "config.json")), True
     overrides = settings.model.overrides()
     size = overrides.pop("vocabulary_size", None)
     needed = open_corpora(settings)[0].vocabulary_size
@@ -116,7 +121,11 @@ def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
 
 
 def manifest(
-    settings: RunSettings, model: ModelConfig, definition_sha256: str, plan_sha256: str, imported: bool
+    settings: RunSettings,
+    model: ModelConfig,
+    definition_sha256: str,
+    plan_sha256: str,
+    imported: bool,
 ) -> dict[str, Any]:
     """Return the frozen facts of a run."""
     length = settings.data.sequence_length
@@ -166,7 +175,10 @@ def _forwarding(process: subprocess.Popen[bytes], attempt: Path) -> Iterator[Non
             os.killpg(process.pid, signal.SIGKILL)
             return
         asked.append(number)
-        print("motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)", file=sys.stderr)
+        print(
+            "motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)",
+            file=sys.stderr,
+        )
         pid = attempt / "pid-0"
         try:
             os.kill(int(pid.read_text()), signal.SIGTERM)
@@ -197,7 +209,10 @@ def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
         return 0
     if error.exists():
         print(f"motet: {error.read_text().rstrip()}", file=sys.stderr)
-    print(f"motet: attempt {attempt} failed (logs in {rundir.attempt(attempt)}); to go on from {at}:\n  motet resume {shown}", file=sys.stderr)
+    print(
+        f"motet: attempt {attempt} failed (logs in {rundir.attempt(attempt)}); to go on from {at}:\n  motet resume {shown}",
+        file=sys.stderr,
+    )
     return 2 if error.exists() else 1
 
 

@@ -50,7 +50,9 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint index needs")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, which no checkpoint index needs"
+        )
 
 
 class SafeReader(FileSystemReader):

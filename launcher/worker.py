@@ -62,7 +62,9 @@ def main(argv: list[str]) -> int:
         leave()
 
 
-def _attempt(run: RunDir, settings: RunSettings, attempt: int, world: World, stop: StopRequest) -> int:
+def _attempt(
+    run: RunDir, settings: RunSettings, attempt: int, world: World, stop: StopRequest
+) -> int:
     """Check, build, train, and say how it ended."""
     manifest = _verified(run, settings, world)
     job, step = build_job(run, settings, attempt, world, stop, manifest)
@@ -92,7 +94,8 @@ def _attempt(run: RunDir, settings: RunSettings, attempt: int, world: World, sto
 
 def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:
     """Return the manifest once every rank has found definition, plan and corpora as frozen."""
-    complaint, manifest = None, {}
+    complaint: str | None = None
+    manifest: dict[str, Any] = {}
     try:
         manifest, _ = check_frozen(run, settings)
     except UserError as error:
@@ -164,7 +167,12 @@ def build_job(
         judge=judge,
         segment=segment,
         ledger=LedgerWriter(run.ledger, segment.segment, world.rank),
-        facts={**hashes, "model": manifest["model"], "motet_version": motet.__version__, "precision": precision},
+        facts={
+            **hashes,
+            "model": manifest["model"],
+            "motet_version": motet.__version__,
+            "precision": precision,
+        },
         peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
         flops_per_token=manifest["flops_per_token"],
         peak_flops=peak_flops(world.device),
@@ -208,7 +216,11 @@ def _probes(run: RunDir, settings: RunSettings, definition: dict[str, Any]) -> P
 
 
 def _load_newest(
-    run: RunDir, engine: NativeEngine, checkpoints: Checkpoints, metrics: MetricsWriter, world: World
+    run: RunDir,
+    engine: NativeEngine,
+    checkpoints: Checkpoints,
+    metrics: MetricsWriter,
+    world: World,
 ) -> tuple[int, int, dict[str, Any] | None]:
     """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when there is none.
 

@@ -99,20 +99,26 @@ class _TiledCausalAttention(torch.autograd.Function):
         saved = ctx.saved_tensors
         slope_BHTK = gradients[0].transpose(1, 2).contiguous()
         q_slope, k_slope, v_slope = (torch.zeros_like(x) for x in saved)
-        for q, k, v, slope, dq, dk, dv in zip(
-            *saved, slope_BHTK, q_slope, k_slope, v_slope, strict=True
-        ):
-            for start, stop in _tiles(q.shape[1]):
-                rows, seen = slice(start, stop), slice(0, stop)
-                weights_HQT = _tile_weights(q, k, start, stop)
-                dv[:, seen].baddbmm_(weights_HQT.mT, slope[:, rows])
-                scores_HQT = torch.ops.aten._softmax_backward_data(
-                    torch.bmm(slope[:, rows], v[:, seen].mT), weights_HQT, -1, q.dtype
-                )
-                torch.bmm(scores_HQT, k[:, seen], out=dq[:, rows])
-                dk[:, seen].baddbmm_(scores_HQT.mT, q[:, rows])
+        with torch.autocast("cpu", enabled=False):
+            for part in zip(*saved, slope_BHTK, q_slope, k_slope, v_slope, strict=True):
+                _add_slopes(*part)
         q_slope.mul_(q_slope.shape[-1] ** -0.5)
         return q_slope.transpose(1, 2), k_slope.transpose(1, 2), v_slope.transpose(1, 2)
+
+
+def _add_slopes(
+    q: Tensor, k: Tensor, v: Tensor, slope: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
+) -> None:
+    """Add one sequence's gradients to `dq`, `dk`, `dv`; all tensors [H, T, K], `slope` that of the output."""
+    for start, stop in _tiles(q.shape[1]):
+        rows, seen = slice(start, stop), slice(0, stop)
+        weights_HQT = _tile_weights(q, k, start, stop)
+        dv[:, seen].baddbmm_(weights_HQT.mT, slope[:, rows])
+        scores_HQT = torch.ops.aten._softmax_backward_data(
+            torch.bmm(slope[:, rows], v[:, seen].mT), weights_HQT, -1, q.dtype
+        )
+        torch.bmm(scores_HQT, k[:, seen], out=dq[:, rows])
+        dk[:, seen].baddbmm_(scores_HQT.mT, q[:, rows])
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:

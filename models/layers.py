@@ -45,8 +45,9 @@ class _RMSNormFunction(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         width = x.shape[-1]
         unit = x * scale
-        product = (gradient * unit).view(-1, width)
-        shared = (product @ weight).view(scale.shape).div_(-width)
+        product = (gradient * unit).reshape(-1, width)
+        with torch.autocast(x.device.type, enabled=False):
+            shared = (product @ weight).view(scale.shape).div_(-width)
         x_gradient = (gradient * weight).addcmul_(unit, shared).mul_(scale)
         return x_gradient, product.sum(0), None
 

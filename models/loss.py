@@ -85,7 +85,8 @@ def _loss_chunks(
         # d(loss)/d(logits) = softmax x (1 + 2 z logsumexp) - onehot, where there is a label.
         scale_C1 = (1.0 + 2.0 * z_loss * log_sum_C1) / total_C1
         work_CV.mul_(scale_C1.masked_fill_(~valid_C1, 0.0))
-        work_CV.scatter_add_(1, labels_C1, -valid_C1.float())
+        # Not scatter_add_: one write per row stays deterministic on every device.
+        work_CV.scatter_(1, labels_C1, work_CV.gather(1, labels_C1) - valid_C1.float())
         slope_CV = work_CV.to(h_ND.dtype)
         torch.mm(slope_CV, w_VD, out=h_gradient[rows])
         if slope_CV.dtype == torch.float32:

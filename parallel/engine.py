@@ -81,7 +81,12 @@ class Engine(Protocol):
     """What trains a model; the same experiments, probes and checkpoints run on any of them."""
 
     def step(
-        self, batches: Sequence[MicroBatch], expected_labels: int, lr: float, judge: Judge, stop: bool
+        self,
+        batches: Sequence[MicroBatch],
+        expected_labels: int,
+        lr: float,
+        judge: Judge,
+        stop: bool,
     ) -> StepResult:
         """Train on this rank's share of one global batch.
 

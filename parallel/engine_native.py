@@ -60,7 +60,12 @@ class NativeEngine:
                 parameter.copy_(value)
 
     def step(
-        self, batches: Sequence[MicroBatch], expected_labels: int, lr: float, judge: Judge, stop: bool
+        self,
+        batches: Sequence[MicroBatch],
+        expected_labels: int,
+        lr: float,
+        judge: Judge,
+        stop: bool,
     ) -> StepResult:
         """See `Engine.step`."""
         scale = self.world.size / expected_labels

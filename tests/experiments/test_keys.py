@@ -44,7 +44,9 @@ def test_philox_gives_the_published_vectors(counter: tuple, key: tuple, output: 
 def test_philox_does_not_depend_on_how_many_counters_are_asked_for() -> None:
     counters = np.arange(100_000, dtype=np.uint64)
     whole = philox(7, counters, counters)[0]
-    assert np.array_equal(whole[70_000:70_010], philox(7, counters[70_000:70_010], counters[70_000:70_010])[0])
+    assert np.array_equal(
+        whole[70_000:70_010], philox(7, counters[70_000:70_010], counters[70_000:70_010])[0]
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -54,7 +54,7 @@ def train(folder: Path, stream: Stream, parent: int, start: int, stop: int, worl
     return segment.segment
 
 
-def audit(folder: Path, stream: Stream, segment: int, step: int, replay: bool = True):  # noqa: ANN201
+def audit(folder: Path, stream: Stream, segment: int, step: int, replay: bool = True):
     assert stream.plan is not None
     digest = (lambda first, count: stream.batch(first, count).digest()) if replay else None
     return check_ledger(folder, stream.plan, STEPS, segment, step, digest)
@@ -68,8 +68,12 @@ def test_an_uninterrupted_run_passes(tmp_path: Path, stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("worlds", [(2, 1, 3), (1, 2, 6)])
-def test_kills_resumes_and_other_world_sizes_pass(tmp_path: Path, stream: Stream, worlds: tuple) -> None:
-    first = train(tmp_path, stream, 0, 0, 9, worlds[0])  # killed after step 9; its checkpoint is at 6
+def test_kills_resumes_and_other_world_sizes_pass(
+    tmp_path: Path, stream: Stream, worlds: tuple
+) -> None:
+    first = train(
+        tmp_path, stream, 0, 0, 9, worlds[0]
+    )  # killed after step 9; its checkpoint is at 6
     second = train(tmp_path, stream, first, 6, 14, worlds[1])
     train(tmp_path, stream, first, 6, 8, 1)  # another branch that came to nothing
     last = train(tmp_path, stream, second, 12, TOTAL, worlds[2])
@@ -148,7 +152,9 @@ def test_skipped_updates_are_consumed_but_not_applied(tmp_path: Path, stream: St
     assert counts.sum() == 45 - lost
 
 
-def test_a_torn_tail_ends_a_file_and_an_altered_record_is_an_error(tmp_path: Path, stream: Stream) -> None:
+def test_a_torn_tail_ends_a_file_and_an_altered_record_is_an_error(
+    tmp_path: Path, stream: Stream
+) -> None:
     segment = train(tmp_path, stream, 0, 0, 5, 1)
     path = tmp_path / f"segment-{segment:05d}" / "rank-00000.bin"
     whole = path.read_bytes()
@@ -168,7 +174,12 @@ def test_a_torn_tail_ends_a_file_and_an_altered_record_is_an_error(tmp_path: Pat
     ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
 )
 def test_records_read_back_as_written(
-    tmp_path_factory: pytest.TempPathFactory, step: int, count: int, digest: int, applied: bool, ids: list[int]
+    tmp_path_factory: pytest.TempPathFactory,
+    step: int,
+    count: int,
+    digest: int,
+    applied: bool,
+    ids: list[int],
 ) -> None:
     path = tmp_path_factory.mktemp("ledger") / "rank-00000.bin"
     made = Record(step, step * 3, count, digest, applied, np.array(ids, dtype=np.uint64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,12 @@ def requests(draw: st.DrawFn) -> list[Request]:
 
 @settings(max_examples=80, deadline=None)
 @given(asked=requests(), seed=st.integers(0, 1000))
-def test_no_token_is_claimed_twice_and_nothing_leaves_its_window(asked: list[Request], seed: int) -> None:
+def test_no_token_is_claimed_twice_and_nothing_leaves_its_window(
+    asked: list[Request], seed: int
+) -> None:
     plan = compile_plan(asked, seed, LENGTH)
     ranges = claimed(plan)
-    assert all(one[1] <= two[0] for one, two in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] <= two[0] for one, two in pairwise(ranges))
     assert len(plan.rows) == sum(len(part) for part in asked)
     for start, stop in ranges:
         assert start // LENGTH == (stop - 1) // LENGTH
@@ -69,7 +72,9 @@ def test_no_token_is_claimed_twice_and_nothing_leaves_its_window(asked: list[Req
 
 @settings(max_examples=60, deadline=None)
 @given(asked=requests(), seed=st.integers(0, 1000))
-def test_adding_an_experiment_moves_no_exposure_of_the_others(asked: list[Request], seed: int) -> None:
+def test_adding_an_experiment_moves_no_exposure_of_the_others(
+    asked: list[Request], seed: int
+) -> None:
     before = compile_plan(asked[:-1], seed, LENGTH)
     after = compile_plan(asked, seed, LENGTH)
     for part in asked[:-1]:
@@ -93,7 +98,9 @@ def test_removing_an_experiment_leaves_a_tombstone_and_moves_nothing(
 
 @settings(max_examples=40, deadline=None)
 @given(asked=requests(), seed=st.integers(0, 1000))
-def test_the_order_of_units_inside_an_experiment_moves_nothing(asked: list[Request], seed: int) -> None:
+def test_the_order_of_units_inside_an_experiment_moves_nothing(
+    asked: list[Request], seed: int
+) -> None:
     first = asked[0]
     order = np.random.default_rng(seed).permutation(len(first))
     shuffled = Request(
@@ -131,16 +138,22 @@ def test_sixty_per_cent_of_a_window_can_be_filled() -> None:
 
 
 def test_a_text_longer_than_a_sequence_is_refused() -> None:
-    with pytest.raises(UserError, match="does not fit in data.sequence_length=64"):
+    with pytest.raises(UserError, match=r"does not fit in data\.sequence_length=64"):
         compile_plan([request("x", 2, 1, (0, 9), length=65)], 0, LENGTH)
 
 
 def test_placement_start_begins_at_offset_zero_and_boundary_at_a_document() -> None:
     start = compile_plan([request("x", 9, 1, (0, 90), placement="start")], 0, LENGTH)
     assert set(start.rows.offset.tolist()) == {0}
-    offsets = {slot: np.array([7, 40, 62]) if slot % 2 else np.array([], dtype=np.int64) for slot in range(90)}
+    offsets = {
+        slot: np.array([7, 40, 62]) if slot % 2 else np.array([], dtype=np.int64)
+        for slot in range(90)
+    }
     boundary = compile_plan(
-        [request("x", 9, 1, (0, 90), placement="boundary")], 0, LENGTH, boundaries=lambda slot: offsets[slot]
+        [request("x", 9, 1, (0, 90), placement="boundary")],
+        0,
+        LENGTH,
+        boundaries=lambda slot: offsets[slot],
     )
     assert set(boundary.rows.offset.tolist()) <= {7, 40}
     assert set((boundary.rows.slot % 2).tolist()) == {1}
@@ -157,7 +170,9 @@ def test_a_written_plan_reads_back_as_it_was(tmp_path: Path) -> None:
     path, sha256 = plan_file(tmp_path)
     plan = Plan(path)
     plan.verify(sha256)
-    compiled = compile_plan([request("x", 30, 3, (0, 500)), request("y", 4, 2, (100, 200))], 5, LENGTH)
+    compiled = compile_plan(
+        [request("x", 30, 3, (0, 500)), request("y", 4, 2, (100, 200))], 5, LENGTH
+    )
     rows = plan.exposures()
     assert np.array_equal(rows.slot, compiled.rows.slot)
     assert np.array_equal(rows.id, compiled.rows.id)

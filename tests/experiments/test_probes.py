@@ -60,12 +60,14 @@ def test_scores_equal_a_walk_by_hand_for_any_batch_size_and_world(
     for rank in range(world):
         count = [0]
 
-        def counted(tokens, labels, count=count):  # noqa: ANN001, ANN202
+        def counted(tokens, labels, count=count):
             count[0] += 1
             return bigram(tokens, labels)
 
         raw: list[npt.NDArray[np.float64]] = []
-        score_items(encoded, counted, batch_tokens, rank, world, lambda v, raw=raw: (raw.append(v), v)[1])
+        score_items(
+            encoded, counted, batch_tokens, rank, world, lambda v, raw=raw: (raw.append(v), v)[1]
+        )
         parts.append(raw[0])
         calls.append(count[0])
     assert len(set(calls)) == 1, "every rank must make the same number of forward passes"
@@ -103,10 +105,12 @@ def test_a_probe_longer_than_a_sequence_is_named(tokenizer: Tokenizer) -> None:
 
 
 def test_positions_without_a_label_count_for_nothing(tokenizer: Tokenizer) -> None:
-    def loud(tokens, labels):  # noqa: ANN001, ANN202
+    def loud(tokens, labels):
         return np.full(labels.shape, -1.0), labels != IGNORED_LABEL
 
-    encoded = encode_items([ProbeItem("a", "k", "the cat", " sat"), ProbeItem("b", "k", "a", " b")], tokenizer, 64, "x")
+    encoded = encode_items(
+        [ProbeItem("a", "k", "the cat", " sat"), ProbeItem("b", "k", "a", " b")], tokenizer, 64, "x"
+    )
     found = score_items(encoded, loud, 10_000)
     assert found.logprob.tolist() == (-encoded.n_tokens).tolist()
     assert found.greedy.all()

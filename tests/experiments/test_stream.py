@@ -20,7 +20,10 @@ LENGTH = 40
 def overlaid(folder: Path, source: ArrayCorpus, placement: str, masks: bool = True) -> Stream:
     clean = Stream([source], [1.0], LENGTH, seed=3, document_masks=masks)
     plan = compile_plan(
-        [request("x", 20, 2, (0, 90), length=9, placement=placement)], 1, LENGTH, boundaries=clean.boundaries
+        [request("x", 20, 2, (0, 90), length=9, placement=placement)],
+        1,
+        LENGTH,
+        boundaries=clean.boundaries,
     )
     write_plan(plan, folder / "p.plan")
     return Stream([source], [1.0], LENGTH, 3, Plan(folder / "p.plan"), masks)
@@ -37,7 +40,9 @@ def test_an_epoch_holds_every_sequence_once_and_the_next_another_order() -> None
 
 @settings(max_examples=40, deadline=None)
 @given(first=st.integers(0, 250), cuts=st.lists(st.integers(1, 12), min_size=1, max_size=6))
-def test_any_way_of_cutting_slots_into_batches_gives_the_same_tokens(first: int, cuts: list[int]) -> None:
+def test_any_way_of_cutting_slots_into_batches_gives_the_same_tokens(
+    first: int, cuts: list[int]
+) -> None:
     stream = Stream([corpus(), corpus(seed=1)], [2.0, 1.0], LENGTH, seed=1)
     whole = stream.batch(first, sum(cuts))
     parts, at, digest = [], first, 0
@@ -103,7 +108,10 @@ def test_a_corpus_shorter_than_a_sequence_is_refused() -> None:
 
 def test_overwriting_exposures_change_their_own_tokens_only(tmp_path: Path) -> None:
     source = corpus()
-    clean, full = Stream([source], [1.0], LENGTH, 3), overlaid(tmp_path, source, "anywhere", masks=False)
+    clean, full = (
+        Stream([source], [1.0], LENGTH, 3),
+        overlaid(tmp_path, source, "anywhere", masks=False),
+    )
     before, after = clean.batch(0, 90), full.batch(0, 90)
     covered = np.zeros(before.tokens_BT.shape, dtype=bool)
     assert full.plan is not None
@@ -144,7 +152,9 @@ def reference_documents(tokens: np.ndarray, index_starts: set[int], spans: list)
 
 @pytest.mark.parametrize("placement", ["anywhere", "boundary", "start"])
 @pytest.mark.parametrize("terminated", [True, False])
-def test_document_ids_and_labels_follow_the_overlay(tmp_path: Path, placement: str, terminated: bool) -> None:
+def test_document_ids_and_labels_follow_the_overlay(
+    tmp_path: Path, placement: str, terminated: bool
+) -> None:
     source = corpus(eod_terminated=terminated)
     stream = overlaid(tmp_path, source, placement)
     batch = stream.batch(0, 90)
@@ -166,5 +176,7 @@ def test_document_ids_and_labels_follow_the_overlay(tmp_path: Path, placement: s
         assert np.array_equal(found - found[0], expected - expected[0]), (row, mine)
         crossing = np.diff(expected) > 0
         assert np.all(batch.labels_BT[row, :-1][crossing] == IGNORED_LABEL)
-        assert np.array_equal(batch.labels_BT[row, :-1][~crossing], batch.tokens_BT[row, 1:][~crossing])
+        assert np.array_equal(
+            batch.labels_BT[row, :-1][~crossing], batch.tokens_BT[row, 1:][~crossing]
+        )
         assert batch.labels_BT[row, -1] == IGNORED_LABEL

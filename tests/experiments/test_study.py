@@ -29,9 +29,24 @@ from motet.experiments.tokenizer import Tokenizer, train_bpe
 from tests.experiments.plans import ArrayCorpus
 
 LENGTH = 640
-CANARIES = {"name": "canaries", "use": "memorization", "doses": [0, 1, 3], "generate": {"count": 30}}
-FACTS = {"name": "facts", "use": "knowledge", "generate": {"count": 12}, "schedule": {"every": 3, "start": 2}}
-LATER = {"name": "later", "use": "forgetting", "generate": {"count": 8}, "schedule": {"kind": "steps", "at": [5]}}
+CANARIES = {
+    "name": "canaries",
+    "use": "memorization",
+    "doses": [0, 1, 3],
+    "generate": {"count": 30},
+}
+FACTS = {
+    "name": "facts",
+    "use": "knowledge",
+    "generate": {"count": 12},
+    "schedule": {"every": 3, "start": 2},
+}
+LATER = {
+    "name": "later",
+    "use": "forgetting",
+    "generate": {"count": 8},
+    "schedule": {"kind": "steps", "at": [5]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +142,16 @@ def test_every_unit_gets_its_dose_and_a_held_out_unit_gets_placebo_text_only(
 
 
 def test_the_aa_control_never_shows_a_unit(tokenizer: Tokenizer, stream: Stream) -> None:
-    made = study(setting(tokenizer, stream), {"name": "aa", "use": "placebo", "generate": {"count": 16}})
+    made = study(
+        setting(tokenizer, stream), {"name": "aa", "use": "placebo", "generate": {"count": 16}}
+    )
     assert len(made.plan.rows) > 0
     assert np.all((made.plan.rows.flags & PLACEBO_FLAG) > 0)
 
 
-def test_arms_show_duplicates_or_paraphrases_as_they_say(tokenizer: Tokenizer, stream: Stream) -> None:
+def test_arms_show_duplicates_or_paraphrases_as_they_say(
+    tokenizer: Tokenizer, stream: Stream
+) -> None:
     made = study(setting(tokenizer, stream), FACTS)
     question, rows = made.questions[0], made.plan.rows
     names = [arm.name for arm in question.spec.arms]
@@ -152,7 +171,8 @@ def test_arms_show_duplicates_or_paraphrases_as_they_say(tokenizer: Tokenizer, s
 
 
 @pytest.mark.parametrize(
-    ("dose_in", "dose", "expected"), [("documents", 50, 50), ("tokens", 2000, None), ("share", 0.05, None)]
+    ("dose_in", "dose", "expected"),
+    [("documents", 50, 50), ("tokens", 2000, None), ("share", 0.05, None)],
 )
 def test_doses_in_documents_tokens_and_share_are_totals_of_the_arm(
     tokenizer: Tokenizer, stream: Stream, dose_in: str, dose: float, expected: int | None
@@ -184,7 +204,10 @@ def test_slot_windows_of_every_schedule() -> None:
     assert windows(base) == [(100, 500)] * 2
     assert windows(replace(base, kind="early")) == [(100, 200)] * 2
     assert windows(replace(base, kind="late")) == [(400, 500)] * 2
-    assert windows(replace(base, kind="early_late"), np.array([EARLY, LATE])) == [(100, 200), (400, 500)]
+    assert windows(replace(base, kind="early_late"), np.array([EARLY, LATE])) == [
+        (100, 200),
+        (400, 500),
+    ]
     assert windows(replace(base, kind="steps", at=(7, 30))) == [(70, 80), (300, 310)]
     assert windows(replace(base, kind="every", start=5, every=20)) == [(50, 60), (250, 260)]
     assert windows(replace(base, kind="tokens", token_range=(1, 1280))) == [(1, 10)] * 2
@@ -198,10 +221,17 @@ def test_a_schedule_that_leaves_the_run_and_a_text_that_does_not_fit_are_reporte
         "".join(json.dumps({"id": f"d{n}", "text": f"word{n} " * 400}) + "\n" for n in range(4))
     )
     late = {**CANARIES, "name": "late", "schedule": {"kind": "steps", "at": [1000]}}
-    long = {"name": "long", "use": "forgetting", "items": str(tmp_path / "long.jsonl"), "schedule": {"at": [5]}}
+    long = {
+        "name": "long",
+        "use": "forgetting",
+        "items": str(tmp_path / "long.jsonl"),
+        "schedule": {"at": [5]},
+    }
     with pytest.raises(UserError) as error:
         study(setting(tokenizer, stream), late, long)
-    assert "experiments.late.schedule: places exposures up to step 1,000, but the run ends" in str(error.value)
+    assert "experiments.late.schedule: places exposures up to step 1,000, but the run ends" in str(
+        error.value
+    )
     assert "experiments.long: a text has" in str(error.value)
 
 
@@ -235,7 +265,9 @@ def test_altered_units_of_a_frozen_study_are_refused(
         read_questions(tmp_path)
 
 
-def test_early_and_late_units_are_both_there_in_every_arm(tokenizer: Tokenizer, stream: Stream) -> None:
+def test_early_and_late_units_are_both_there_in_every_arm(
+    tokenizer: Tokenizer, stream: Stream
+) -> None:
     made = study(setting(tokenizer, stream), {**CANARIES, "schedule": {"kind": "early_late"}})
     question = made.questions[0]
     assert question.timing is not None
@@ -247,6 +279,10 @@ def test_early_and_late_units_are_both_there_in_every_arm(tokenizer: Tokenizer, 
 
 def test_controls_are_added_only_where_they_are_missing() -> None:
     assert with_controls([]) == []
-    assert [entry["use"] for entry in with_controls([CANARIES])] == ["memorization", "placebo", "positive_control"]
+    assert [entry["use"] for entry in with_controls([CANARIES])] == [
+        "memorization",
+        "placebo",
+        "positive_control",
+    ]
     own = {"name": "mine", "use": "placebo"}
     assert [entry["name"] for entry in with_controls([own])] == ["mine", "positive-control"]

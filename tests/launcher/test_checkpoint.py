@@ -56,7 +56,9 @@ def test_what_was_saved_is_what_the_weights_were_at_the_time(tmp_path: Path) -> 
     assert not list(RunDir(tmp_path).checkpoints.glob(".*"))
 
 
-def test_one_flipped_bit_a_cut_file_and_a_missing_file_are_named_on_every_rank(tmp_path: Path) -> None:
+def test_one_flipped_bit_a_cut_file_and_a_missing_file_are_named_on_every_rank(
+    tmp_path: Path,
+) -> None:
     run_ranks(1, save, tmp_path, [5])
     path = RunDir(tmp_path).checkpoint(5) / "__0_0.distcp"
     whole = path.read_bytes()
@@ -97,7 +99,9 @@ def test_an_index_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     assert not marker.exists()
 
 
-def test_an_entry_that_is_not_a_tensor_is_refused_because_it_would_be_unpickled(tmp_path: Path) -> None:
+def test_an_entry_that_is_not_a_tensor_is_refused_because_it_would_be_unpickled(
+    tmp_path: Path,
+) -> None:
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
     from motet.launcher.safe_reader import SafeReader

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -28,8 +29,8 @@ def test_a_schedule_rises_to_its_peak_and_ends_at_its_floor(
     schedule = ScheduleSettings(kind=kind, warmup_steps=warmup, final_lr_fraction=final)
     rates = [learning_rate(schedule, step, steps, 2.0) for step in range(steps)]
     assert max(rates) == pytest.approx(2.0)
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
     assert rates[-1] == pytest.approx(2.0 if kind == "constant" else 2.0 * final)
     assert learning_rate(schedule, steps + 50, steps, 2.0) == pytest.approx(rates[-1])
 
@@ -52,7 +53,9 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_remembered_and_a_second_interrupt_is_not_held_back(number: signal.Signals) -> None:
+def test_a_signal_is_remembered_and_a_second_interrupt_is_not_held_back(
+    number: signal.Signals,
+) -> None:
     stop = StopRequest().listen()
     assert not stop.requested()
     os.kill(os.getpid(), number)
@@ -100,4 +103,10 @@ def test_a_restored_judge_decides_as_the_one_that_went_on() -> None:
 
 def test_many_bad_steps_in_one_window_are_too_many() -> None:
     judge = Judge(BadStepSettings(window=10, most=3))
-    assert [judge.too_many(step) for step in (1, 20, 25, 28, 60)] == [False, False, False, True, False]
+    assert [judge.too_many(step) for step in (1, 20, 25, 28, 60)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]

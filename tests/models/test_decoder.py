@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from families import FAMILIES, made, some_tokens, tiny
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from motet.models import attention
 from motet.models.attention import attend, document_places
@@ -186,27 +191,69 @@ def test_a_meta_decoder_initializes_to_the_same_model(family: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("documents", [False, True])
-def test_compiled_blocks_give_the_same_gradients(documents: bool) -> None:
+def test_compiled_blocks_give_the_same_gradients() -> None:
     config = tiny("qwen3", n_layers=1)
     decoder, tokens = made(config), some_tokens(config, 2, 17)
-    ids = (torch.arange(16) // 6).expand(2, 16) if documents else None
-    plain = gradients_of(decoder, tokens, document_ids_BT=ids)
-    for block in decoder.blocks:
-        block.compile(fullgraph=True)
-    compiled = gradients_of(decoder, tokens, document_ids_BT=ids)
+    plain = gradients_of(decoder, tokens)
+    decoder.blocks[0].compile(fullgraph=True)
+    compiled = gradients_of(decoder, tokens)
     for a, b in zip(plain, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_block_compiles_as_one_graph_under_autocast() -> None:
-    config = tiny("olmo2", n_layers=1)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_block_is_one_graph_with_documents_autocast_and_recomputation(
+    family: str, bf16: bool
+) -> None:
+    config = tiny(family, n_layers=2, init_std=0.05)
     decoder, tokens = made(config), some_tokens(config, 2, 17)
-    decoder.blocks[0].compile(fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", torch.bfloat16):
-        gradients = gradients_of(decoder, tokens)
-    assert all(torch.isfinite(g).all() for g in gradients)
+    ids = (torch.arange(16) // 6).expand(2, 16)
+    decoder.set_recompute(True)
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            for block in decoder.blocks:
+                block.compile(fullgraph=True, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            results.append(gradients_of(decoder, tokens, document_ids_BT=ids))
+    for a, b in zip(*results, strict=True):
+        assert F.cosine_similarity(a.flatten(), b.flatten(), 0) > (0.995 if bf16 else 0.99999)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fully_sharded_gradients_are_those_of_the_plain_model(tied: bool, bf16: bool) -> None:
+    config = tiny("qwen3", tied_embeddings=tied, init_std=0.05)
+    tokens = some_tokens(config, 2, 300)
+    plain = gradients_of(made(config), tokens)
+    with torch.device("meta"):
+        sharded = Decoder(config)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None)
+    for block in sharded.blocks:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(sharded, mp_policy=policy)
+    sharded.to_empty(device="cpu")
+    source = made(config).state_dict()
+    for name, parameter in sharded.named_parameters():
+        with torch.no_grad():
+            parameter.to_local().copy_(source[name])
+    sharded.set_recompute(True)
+    for a, b in zip(plain, gradients_of(sharded, tokens), strict=True):
+        found = b.full_tensor()
+        assert found.dtype == torch.float32
+        if bf16:
+            assert F.cosine_similarity(a.flatten(), found.flatten(), 0) > 0.99
+        else:
+            torch.testing.assert_close(found, a, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["loss", "score", "other"])

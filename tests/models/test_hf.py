@@ -47,7 +47,8 @@ def test_an_export_has_equal_logits_and_gradients_in_transformers(
     (sums.cross_entropy / sums.n_labels).backward()
     loss = model(input_ids=tokens, labels=tokens).loss
     loss.backward()
-    assert sums.cross_entropy / sums.n_labels == pytest.approx(loss.item(), rel=1e-5)
+    mean = sums.cross_entropy / sums.n_labels
+    assert mean.item() == pytest.approx(loss.item(), rel=1e-5)
     theirs = dict(model.named_parameters())
     for name, parameter in decoder.named_parameters():
         wanted = theirs[hf_names(config)[name]].grad

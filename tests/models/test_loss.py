@@ -130,7 +130,7 @@ def test_bf16_autocast_stays_near_fp32(tied: bool) -> None:
     loss, gradients = run(False)
     rough_loss, rough_gradients = run(True)
     assert rough_loss.dtype == torch.float32
-    assert rough_loss == pytest.approx(loss.item(), rel=5e-3)
+    assert rough_loss.item() == pytest.approx(loss.item(), rel=5e-3)
     assert not torch.equal(rough_loss, loss)
     for rough, exact in zip(rough_gradients, gradients, strict=True):
         assert rough.dtype == torch.float32

@@ -19,7 +19,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _rank(function: Callable[..., Any], rank: int, world: int, port: int, args: tuple, out: Any) -> None:
+def _rank(
+    function: Callable[..., Any], rank: int, world: int, port: int, args: tuple, out: Any
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -45,7 +47,9 @@ def _rank(function: Callable[..., Any], rank: int, world: int, port: int, args: 
 def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Return function(world, *args) of every rank; the function must be importable, the results picklable."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "motet.parallel.engine_native"])
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed.fsdp", "motet.parallel.engine_native"]
+    )
     out = context.Queue()
     port = free_port()
     ranks = [

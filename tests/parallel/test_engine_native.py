@@ -59,7 +59,9 @@ def share(world: World, step: int, micro: int, masked: bool) -> list[Micro]:
     ]
 
 
-def one_step(world: World, engine: NativeEngine, step: int, micro: int = 2, masked: bool = False, **kw: Any) -> Any:
+def one_step(
+    world: World, engine: NativeEngine, step: int, micro: int = 2, masked: bool = False, **kw: Any
+) -> Any:
     judge = kw.get("judge", lambda loss, norm: True)
     batches = share(world, step, micro, masked)
     return engine.step(batches, BATCH * (LENGTH - 1), 1e-2, judge, kw.get("stop", False))
@@ -123,7 +125,9 @@ def scores(world: World) -> Any:
     tokens = generator.integers(0, 96, (12, 20)).astype(np.int64)
     labels = np.roll(tokens, -1, axis=1)
     together = engine.score(tokens, labels)[0]
-    alone = np.concatenate([engine.score(tokens[row : row + 1], labels[row : row + 1])[0] for row in range(12)])
+    alone = np.concatenate(
+        [engine.score(tokens[row : row + 1], labels[row : row + 1])[0] for row in range(12)]
+    )
     padded_tokens = np.pad(tokens, ((0, 0), (0, 44)))
     padded_labels = np.pad(labels, ((0, 0), (0, 44)), constant_values=-100)
     padded = engine.score(padded_tokens, padded_labels)[0]
@@ -177,7 +181,9 @@ def saved(world: World, folder: Path) -> list[float]:
     for step in range(STEPS):
         if step == 3:
             engine.score(np.zeros((2, 8), dtype=np.int64), np.ones((2, 8), dtype=np.int64))
-            checkpoints.save(3, engine.tensors(), {"segment": 1})  # training goes on while it is written
+            checkpoints.save(
+                3, engine.tensors(), {"segment": 1}
+            )  # training goes on while it is written
         losses.append(one_step(world, engine, step).loss)
     checkpoints.close()
     return losses

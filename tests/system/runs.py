@@ -53,11 +53,18 @@ def environment() -> dict[str, str]:
 def motet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        [*MOTET, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment()
+        [*MOTET, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=cwd,
+        env=environment(),
     )
 
 
-def write_yaml(folder: Path, corpus: Path, name: str = "r", edit: Callable[[str], str] = str) -> Path:
+def write_yaml(
+    folder: Path, corpus: Path, name: str = "r", edit: Callable[[str], str] = str
+) -> Path:
     """Write a run.yaml; its runs go to FOLDER/runs."""
     path = folder / f"{name}.yaml"
     path.write_text(edit(RUN_YAML.format(name=name, corpus=corpus)))

@@ -59,9 +59,13 @@ def test_after_kill_9_a_run_resumes_on_any_number_of_ranks(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_any_one_rank_saves_on_all_and_exits_0(corpus: Path, tmp_path: Path, rank: int) -> None:
+def test_sigterm_to_any_one_rank_saves_on_all_and_exits_0(
+    corpus: Path, tmp_path: Path, rank: int
+) -> None:
     yaml = write_yaml(tmp_path, corpus, "r")
-    process, run = train_until(yaml, 8, "training.steps=2000", "training.schedule.warmup_steps=4", "probes.every=1.0")
+    process, run = train_until(
+        yaml, 8, "training.steps=2000", "training.schedule.warmup_steps=4", "probes.every=1.0"
+    )
     kill_rank(run, rank, signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -93,11 +97,21 @@ def test_ctrl_c_saves_and_a_longer_run_goes_on_without_moving_an_exposure(
     assert "is finished" in again.stdout
 
 
-def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(corpus: Path, tmp_path: Path) -> None:
-    settings = ["training.bad_steps.spike_sigma=0.3", "training.bad_steps.window=8", "training.bad_steps.most=1000"]
+def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(
+    corpus: Path, tmp_path: Path
+) -> None:
+    settings = [
+        "training.bad_steps.spike_sigma=0.3",
+        "training.bad_steps.window=8",
+        "training.bad_steps.most=1000",
+    ]
     for policy in ("skip", "rollback"):
         yaml = write_yaml(tmp_path, corpus, policy)
-        constant = ["training.schedule.kind=constant", "training.optimizer.lr=1e-6", "training.steps=24"]
+        constant = [
+            "training.schedule.kind=constant",
+            "training.optimizer.lr=1e-6",
+            "training.steps=24",
+        ]
         extra = [*settings, *constant, f"training.bad_steps.policy={policy}"]
         done = motet("train", str(yaml), *extra, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -115,7 +129,9 @@ def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(corpus: Path
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
 
 
-def test_a_run_whose_plan_or_corpus_was_altered_stops_with_the_reason(whole_run: Path, tmp_path: Path) -> None:
+def test_a_run_whose_plan_or_corpus_was_altered_stops_with_the_reason(
+    whole_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "whole"
     shutil.copytree(whole_run, run)
     path = run / "plan" / "exposures.plan"
