@@ -46,8 +46,8 @@ def requests(draw: st.DrawFn) -> list[Request]:
             name,
             n_units=draw(st.integers(1, 12)),
             repetitions=draw(st.integers(1, 4)),
-            window=(draw(st.integers(0, 5)), draw(st.integers(30, 60))),
-            length=draw(st.integers(3, 20)),
+            window=(draw(st.integers(0, 5)), draw(st.integers(40, 80))),
+            length=draw(st.integers(3, 10)),
         )
         for name in names
     ]
