@@ -120,7 +120,7 @@ def build_study(
     """Assign units, resolve schedules, and place every exposure.
 
     Args:
-        specs: in any order; precedence is the lock's, and names in alphabetical order for new ones.
+        specs: in any order; precedence is the lock's; new ones follow, narrow windows first, then by name.
         setting: the run.
         lock_folder: `plan/` of an earlier run, whose placements must not move.
 
@@ -128,29 +128,30 @@ def build_study(
         UserError: every problem of items, schedules and room, at once.
     """
     registered, tombstones = read_lock(lock_folder) if lock_folder else ((), {})
-    by_name = {spec.name: spec for spec in specs}
     known = {entry.name: entry for entry in registered}
-    order = [entry.name for entry in registered if entry.name in by_name]
-    order += sorted(name for name in by_name if name not in known)
-    questions, requests, problems = [], [], []
+    asked: dict[str, tuple[Question, Request]] = {}
     entries: dict[str, Registered] = {}
-    for name in order:
+    problems: list[Problem] = []
+    for spec in specs:
         try:
-            question = ask(by_name[name], setting.seed)
+            question = ask(spec, setting.seed)
         except UserError as error:
-            problems.append(Problem(f"experiments.{name}", str(error)))
+            problems.append(Problem(f"experiments.{spec.name}", str(error)))
             continue
-        resolved = question.spec.schedule.resolve(setting.steps_total)
-        schedule = known[name].schedule if name in known else resolved
+        before = known.get(spec.name)
+        schedule = before.schedule if before else spec.schedule.resolve(setting.steps_total)
         request = _request(question, schedule, setting)
-        entries[name] = Registered(name, schedule, placement_hash(request))
+        entries[spec.name] = Registered(spec.name, schedule, placement_hash(request))
+        asked[spec.name] = question, request
         problems += request_problems(
             request, setting.steps_total, setting.steps, setting.sequence_length
         )
-        problems += _changed(known.get(name), entries[name])
-        questions.append(question)
-        requests.append(request)
+        problems += _changed(before, entries[spec.name])
     raise_problems(problems)
+    order = [entry.name for entry in registered if entry.name in asked]
+    order += sorted(asked.keys() - known.keys(), key=lambda name: (tightness(asked[name][1]), name))
+    questions = tuple(asked[name][0] for name in order)
+    requests = tuple(asked[name][1] for name in order)
     lock = _next_lock(registered, entries, order)
     plan = compile_plan(
         requests,
@@ -159,7 +160,12 @@ def build_study(
         _placed_tombstones(lock, tombstones),
         setting.stream.boundaries,
     )
-    return Study(setting, tuple(questions), tuple(requests), lock, tombstones, plan)
+    return Study(setting, questions, requests, lock, tombstones, plan)
+
+
+def tightness(request: Request) -> int:
+    """Return the narrowest window of a request in slots: experiments with little choice register first."""
+    return int((request.last_slot - request.first_slot).min(initial=1 << 62))
 
 
 def _request(question: Question, schedule: Schedule, setting: Setting) -> Request:

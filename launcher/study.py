@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ def specs_of(settings: RunSettings) -> tuple[list[ExperimentSpec], list[Problem]
     entries = list(settings.experiments.list)
     if settings.experiments.controls:
         entries = with_controls(entries)
-    return parse_experiments(entries, Path(settings.base))
+    return parse_experiments([_timed(entry, settings) for entry in entries], Path(settings.base))
+
+
+def _timed(entry: Mapping[str, Any], settings: RunSettings) -> Mapping[str, Any]:
+    """Return an entry probed at `probes.every`, unless it or its class asks for particular steps."""
+    kind = LIBRARY.get(str(entry.get("use"))) if isinstance(entry, Mapping) else None
+    if kind is None or "probe_at" in entry or set(kind.defaults.get("probe_at", {})) - {"every"}:
+        return entry
+    return {**entry, "probe_at": {"every": settings.probes.every}}
 
 
 def tokenizer_of(settings: RunSettings) -> Tokenizer:
