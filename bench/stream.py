@@ -32,7 +32,7 @@ def make_corpus(folder: Path, n_tokens: int) -> Corpus:
     generator = np.random.default_rng(0)
     writer = CorpusWriter(folder, tokenizer)
     for start in range(0, n_tokens, 1000):
-        writer.append(f"doc-{start}", generator.integers(1, 300, 999, dtype=np.uint16))
+        writer.append(generator.integers(1, 300, 999, dtype=np.uint16), f"doc-{start}")
     writer.close()
     return Corpus.open(folder)
 

@@ -5,6 +5,7 @@ B batch, T tokens, H heads, G key-value heads, K channels per head, Q rows of on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from motet.models.precision import CPU_MULTIPLIES_BF16
 
-TILE_ROWS = 64
+TILE_ROWS = 128
+TILE_HEADS = 8
 TILED_LENGTHS = range(257, 1025)  # where tiles measured faster than SDPA: see docs/models.md
 
 
@@ -79,7 +81,7 @@ def _repeat_heads(x_BTGK: Tensor, groups: int) -> Tensor:
 class _TiledCausalAttention(torch.autograd.Function):
     """Causal attention in tiles of queries, each against the keys before it; softmax is redone in backward.
 
-    One sequence at a time, so that a tile's scores [H, Q, T] stay in the cache.
+    `TILE_HEADS` heads at a time, so that a tile's scores [H, Q, T] stay in the cache.
     """
 
     @staticmethod
@@ -87,7 +89,7 @@ class _TiledCausalAttention(torch.autograd.Function):
         q_BHTK = (q_BTHK * q_BTHK.shape[-1] ** -0.5).transpose(1, 2).contiguous()
         k_BHTK, v_BHTK = (x.transpose(1, 2).contiguous() for x in (k_BTHK, v_BTHK))
         mixed_BHTK = torch.empty_like(q_BHTK)
-        for mixed, q, k, v in zip(mixed_BHTK, q_BHTK, k_BHTK, v_BHTK, strict=True):
+        for mixed, q, k, v in _groups(mixed_BHTK, q_BHTK, k_BHTK, v_BHTK):
             for start, stop in _tiles(q.shape[1]):
                 weights_HQT = _tile_weights(q, k, start, stop)
                 torch.bmm(weights_HQT, v[:, :stop], out=mixed[:, start:stop])
@@ -100,16 +102,21 @@ class _TiledCausalAttention(torch.autograd.Function):
         slope_BHTK = gradients[0].transpose(1, 2).contiguous()
         q_slope, k_slope, v_slope = (torch.zeros_like(x) for x in saved)
         with torch.autocast("cpu", enabled=False):
-            for part in zip(*saved, slope_BHTK, q_slope, k_slope, v_slope, strict=True):
-                _add_slopes(*part)
+            for group in _groups(*saved, slope_BHTK, q_slope, k_slope, v_slope):
+                _add_slopes(*group)
         q_slope.mul_(q_slope.shape[-1] ** -0.5)
         return q_slope.transpose(1, 2), k_slope.transpose(1, 2), v_slope.transpose(1, 2)
+
+
+def _groups(*tensors_BHTK: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views [`TILE_HEADS` or fewer, T, K] over the heads of all sequences, in step."""
+    return zip(*(x.flatten(0, 1).split(TILE_HEADS) for x in tensors_BHTK), strict=True)
 
 
 def _add_slopes(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
-    """Add one sequence's gradients to `dq`, `dk`, `dv`; all tensors [H, T, K], `slope` that of the output."""
+    """Add the gradients of one group of heads to `dq`, `dk`, `dv`; all tensors [H, T, K], `slope` that of the output."""
     for start, stop in _tiles(q.shape[1]):
         rows, seen = slice(start, stop), slice(0, stop)
         weights_HQT = _tile_weights(q, k, start, stop)
