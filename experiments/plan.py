@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
+import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from motet.experiments.placement import Boundaries, Claims, Request, Texts, plac
 
 MAGIC = b"MOTETPL1"
 PIECE_BYTES = 16 * 2**20
-RESIDENT_BYTES = 4 * 2**20
+INDEX_ROWS = 512
+_PLACE = struct.Struct("<qii")
 _COLUMNS = {
     "slot": np.int64,
     "offset": np.int32,
@@ -36,8 +38,9 @@ _COLUMNS = {
     "unit": np.int32,
     "repetition": np.int32,
     "flags": np.uint8,
-    "text_offsets": np.int64,
 }
+PLACE = np.dtype([("start", "<i8"), ("length", "<i4"), ("offset", "<i4")])
+"""Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in the slot."""
 PLACEBO_FLAG, SHIFT_FLAG = 1, 2
 
 
@@ -137,22 +140,18 @@ def compile_plan(
 def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
     """Return all rows in order of position."""
     if not parts:
-        return Exposures(**{name: np.empty(0, dtype) for name, dtype in _row_columns().items()})
+        return Exposures(**{name: np.empty(0, dtype) for name, dtype in _COLUMNS.items()})
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts])
         if len(parts) > 1
         else getattr(parts[0], name)
-        for name in _row_columns()
+        for name in _COLUMNS
     }
     order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
     rows = Exposures(**{name: column[order] for name, column in joined.items()})
     if repeats(rows.id):
         raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
     return rows
-
-
-def _row_columns() -> dict[str, type]:
-    return {name: dtype for name, dtype in _COLUMNS.items() if name != "text_offsets"}
 
 
 def _join_texts(tables: list[Texts]) -> Texts:
@@ -170,38 +169,59 @@ def _join_texts(tables: list[Texts]) -> Texts:
 
 def write_plan(plan: CompiledPlan, path: Path) -> str:
     """Write a plan (aside, then renamed) and return its SHA-256."""
-    columns = {name: getattr(plan.rows, name) for name in _row_columns()}
-    columns["text_offsets"] = plan.texts.offsets
+    columns = {name: getattr(plan.rows, name) for name in _COLUMNS}
+    columns["place"] = _places(plan)
+    columns["slot_index"] = np.ascontiguousarray(plan.rows.slot[::INDEX_ROWS])
     columns["tokens"] = plan.texts.tokens
     blobs = {name: _bytes_of(column) for name, column in columns.items()}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = {name: list(pool.map(_sha256, _pieces(blob))) for name, blob in blobs.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    unhashed = {name: ["0" * 64 for _ in _pieces(blob)] for name, blob in blobs.items()}
+    size = len(_header(plan, columns, unhashed))
+    with open(aside, "wb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        hashing = {name: pool.map(_sha256, _pieces(blob)) for name, blob in blobs.items()}
+        file.seek(16 + size)
+        for blob in blobs.values():
+            file.write(b"\0" * (-file.tell() % 64))
+            file.write(blob)
+        encoded = _header(plan, columns, {name: list(found) for name, found in hashing.items()})
+        assert len(encoded) == size
+        file.seek(0)
+        file.write(MAGIC + size.to_bytes(8, "little") + encoded)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _places(plan: CompiledPlan) -> npt.NDArray[np.void]:
+    """Return the column "place"."""
+    places = np.empty(len(plan.rows), dtype=PLACE)
+    places["start"] = plan.texts.offsets[plan.rows.text]
+    places["length"] = plan.texts.lengths()[plan.rows.text]
+    places["offset"] = plan.rows.offset
+    return places
+
+
+def _header(
+    plan: CompiledPlan, columns: dict[str, npt.NDArray[Any]], digests: dict[str, list[str]]
+) -> bytes:
+    """Return the header as JSON; its length does not depend on the digests."""
     header = {
         "version": 1,
         "sequence_length": plan.sequence_length,
         "seed": plan.seed,
         "experiments": list(plan.experiments),
         "columns": {
-            name: {
-                "dtype": columns[name].dtype.str,
-                "rows": len(columns[name]),
-                "sha256": digests[name],
-            }
-            for name in columns
+            name: {"dtype": _dtype_name(column.dtype), "rows": len(column), "sha256": digests[name]}
+            for name, column in columns.items()
         },
     }
-    encoded = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
-        file.write(MAGIC + len(encoded).to_bytes(8, "little") + encoded)
-        for blob in blobs.values():
-            file.write(b"\0" * (-file.tell() % 64))
-            file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    return hashlib.sha256(encoded).hexdigest()
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return "place" if dtype == PLACE else dtype.str
 
 
 def _bytes_of(column: npt.NDArray[Any]) -> memoryview:
@@ -219,52 +239,74 @@ def _pieces(blob: memoryview) -> Iterator[memoryview]:
 
 
 class Plan:
-    """A plan on disk, read through one shared memory map.
+    """A plan on disk, read in small pieces through the kernel's cache.
 
-    A reader's memory does not grow with the plan: pages that look-ups touched are handed back to the kernel's cache
-    whenever about 4 MiB of them have been used.
+    All readers of a machine share that cache, and a reader holds only a sparse index (one slot in 512) and an open file:
+    its memory does not grow with the plan. (A memory map did grow: see docs/decisions.md.)
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a plan without reading it.
+        """Open a plan; only its header and sparse index are read.
 
         Raises:
             UserError: no such file, not a plan, or cut short.
         """
         self.path = path
         try:
-            with open(path, "rb") as file:
-                magic, size = file.read(8), int.from_bytes(file.read(8), "little")
-                encoded = file.read(size) if magic == MAGIC else b""
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (FileNotFoundError, ValueError) as error:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the plan is
+        except OSError as error:
             raise UserError(f"plan {path}: cannot be opened ({error})") from None
-        if magic != MAGIC or len(encoded) != size:
+        self._handle = self._file.fileno()
+        start = os.pread(self._handle, 16, 0)
+        size = int.from_bytes(start[8:], "little")
+        encoded = os.pread(self._handle, size, 16) if start[:8] == MAGIC else b""
+        if not encoded or len(encoded) != size:
             raise UserError(f"plan {path}: not a plan file, or cut short")
         self.sha256 = hashlib.sha256(encoded).hexdigest()
         header = json.loads(encoded)
         self.sequence_length: int = header["sequence_length"]
         self.seed: int = header["seed"]
         self.experiments: tuple[str, ...] = tuple(header["experiments"])
-        self._header = header["columns"]
-        self._columns = self._map_columns(16 + size)
-        self._slots = self._columns["slot"]
-        self._touched_bytes = 0
+        self._columns = self._locate(header["columns"], 16 + size)
+        self._rows = self._columns["slot"].rows
+        self._index: list[int] = self._read(
+            "slot_index", 0, self._columns["slot_index"].rows
+        ).tolist()
 
-    def _map_columns(self, position: int) -> dict[str, npt.NDArray]:
-        columns = {}
-        for name in [*_COLUMNS, "tokens"]:
-            entry = self._header[name]
-            dtype, rows = np.dtype(entry["dtype"]), entry["rows"]
+    def _locate(self, entries: dict[str, Any], position: int) -> dict[str, _Column]:
+        """Return where each column lies in the file."""
+        columns, end = {}, os.fstat(self._handle).st_size
+        for name in [*_COLUMNS, "place", "slot_index", "tokens"]:
             position += -position % 64
-            if position + rows * dtype.itemsize > len(self._map):
+            entry = entries[name]
+            columns[name] = _Column(
+                PLACE if entry["dtype"] == "place" else np.dtype(entry["dtype"]),
+                entry["rows"],
+                position,
+                tuple(entry["sha256"]),
+            )
+            position += columns[name].rows * columns[name].dtype.itemsize
+            if position > end:
                 raise UserError(f"plan {self.path}: cut short in column {name!r}")
-            columns[name] = np.frombuffer(self._map, dtype, rows, position)
-            position += rows * dtype.itemsize
         return columns
 
+    def _read(self, name: str, first: int, last: int) -> npt.NDArray[Any]:
+        """Return entries [first, last) of a column."""
+        dtype, _, position, _ = self._columns[name]
+        size = dtype.itemsize
+        return np.frombuffer(
+            os.pread(self._handle, (last - first) * size, position + first * size), dtype
+        )
+
+    def _whole(self, name: str) -> npt.NDArray[Any]:
+        """Return a whole column as a memory map, for passes over all rows."""
+        dtype, rows, position, _ = self._columns[name]
+        if rows == 0:
+            return np.empty(0, dtype)
+        return np.memmap(self.path, dtype, "r", position, (rows,))
+
     def __len__(self) -> int:
-        return len(self._slots)
+        return self._rows
 
     def verify(self, expected_sha256: str | None = None) -> None:
         """Read every byte and compare it with the hashes.
@@ -279,32 +321,43 @@ class Plan:
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, column in self._columns.items():
-                if (
-                    list(pool.map(_sha256, _pieces(_bytes_of(column))))
-                    != self._header[name]["sha256"]
-                ):
+                found = tuple(pool.map(_sha256, _pieces(_bytes_of(self._whole(name)))))
+                if found != column.sha256:
                     raise UserError(
                         f"plan {self.path}: column {name!r} was altered since the plan was frozen"
                     )
-        self._forget_pages(RESIDENT_BYTES)
 
     def rows_between(self, first_slot: int, last_slot: int) -> tuple[int, int]:
         """Return the row range [a, b) of exposures with first_slot <= slot < last_slot."""
-        bounds = np.searchsorted(self._slots, np.array([first_slot, last_slot], dtype=np.int64))
-        return int(bounds[0]), int(bounds[1])
+        block = max(bisect_left(self._index, first_slot) - 1, 0)
+        slots = self._block(block)
+        first = block * INDEX_ROWS + bisect_left(slots, first_slot)
+        last_block = max(bisect_left(self._index, last_slot) - 1, 0)
+        if last_block != block:
+            slots = self._block(last_block)
+        return first, last_block * INDEX_ROWS + bisect_left(slots, last_slot)
+
+    def _block(self, number: int) -> memoryview:
+        """Return the slots of one block of the index."""
+        size = min(INDEX_ROWS, self._rows - number * INDEX_ROWS) * 8
+        position = self._columns["slot"].position + number * INDEX_ROWS * 8
+        return memoryview(os.pread(self._handle, size, position)).cast("q")
 
     def lookup(self, slot: int) -> list[tuple[int, npt.NDArray[np.unsignedinteger]]]:
         """Return (offset, tokens) of every exposure in a slot."""
-        first, last = self.rows_between(slot, slot + 1)
-        offsets = self._columns["offset"]
-        self._forget_pages(16384)
-        return [(int(offsets[row]), self.tokens_of_row(row)) for row in range(first, last)]
+        return self._inserted(*self.rows_between(slot, slot + 1))
 
-    def tokens_of_row(self, row: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return the tokens that the exposure in a row inserts (a view)."""
-        text = self._columns["text"][row]
-        bounds = self._columns["text_offsets"][text : text + 2]
-        return self._columns["tokens"][bounds[0] : bounds[1]]
+    def _inserted(self, first: int, last: int) -> list[tuple[int, npt.NDArray[np.unsignedinteger]]]:
+        """Return (offset, tokens) of rows [first, last)."""
+        size, column = PLACE.itemsize, self._columns["tokens"]
+        places = os.pread(
+            self._handle, (last - first) * size, self._columns["place"].position + first * size
+        )
+        width, found = column.dtype.itemsize, []
+        for start, length, offset in _PLACE.iter_unpack(places):
+            data = os.pread(self._handle, length * width, column.position + start * width)
+            found.append((offset, np.frombuffer(data, column.dtype)))
+        return found
 
     def overlay(self, first_slot: int, tokens_BT: npt.NDArray[np.int32]) -> U64:
         """Write the exposures of slots [first_slot, first_slot + B) over base tokens; return their ids.
@@ -315,58 +368,55 @@ class Plan:
         length = tokens_BT.shape[1]
         assert length == self.sequence_length
         first, last = self.rows_between(first_slot, first_slot + len(tokens_BT))
-        columns = self._columns
-        for row in range(first, last):
-            target = tokens_BT[int(columns["slot"][row]) - first_slot]
-            offset, inserted = int(columns["offset"][row]), self.tokens_of_row(row)
-            end = offset + len(inserted)
-            if columns["flags"][row] & SHIFT_FLAG:
+        if first == last:
+            return np.empty(0, dtype=np.uint64)
+        slots = self._read("slot", first, last).tolist()
+        flags = self._read("flags", first, last).tolist()
+        rows = zip(slots, flags, self._inserted(first, last), strict=True)
+        for slot, flag, (offset, inserted) in rows:
+            target, end = tokens_BT[slot - first_slot], offset + len(inserted)
+            if flag & SHIFT_FLAG:
                 target[end:] = target[offset : length - len(inserted)].copy()
             target[offset:end] = inserted
-        self._forget_pages(16384 * (last - first + 1))
-        return columns["id"][first:last].copy()
+        return self._read("id", first, last)
 
     def spans(self, first_slot: int, count: int) -> list[Span]:
         """Return where the exposures of slots [first_slot, first_slot + count) lie."""
-        columns = self._columns
+        first, last = self.rows_between(first_slot, first_slot + count)
+        slots = self._read("slot", first, last).tolist()
+        flags = self._read("flags", first, last).tolist()
+        rows = zip(slots, flags, self._inserted(first, last), strict=True)
         return [
-            Span(
-                int(columns["slot"][row]) - first_slot,
-                int(columns["offset"][row]),
-                len(self.tokens_of_row(row)),
-                bool(columns["flags"][row] & SHIFT_FLAG),
-            )
-            for row in range(*self.rows_between(first_slot, first_slot + count))
+            Span(slot - first_slot, offset, len(inserted), bool(flag & SHIFT_FLAG))
+            for slot, flag, (offset, inserted) in rows
         ]
 
-    def _forget_pages(self, touched_bytes: int) -> None:
-        """Give touched pages back once enough have gathered; the kernel's cache keeps their contents."""
-        self._touched_bytes += touched_bytes
-        if self._touched_bytes >= RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched_bytes = 0
-
     def exposures(self, first: int = 0, last: int | None = None) -> Exposures:
-        """Return rows [first, last) as copies."""
-        part = slice(first, len(self) if last is None else last)
-        return Exposures(**{name: self._columns[name][part].copy() for name in _row_columns()})
-
-    def n_texts(self) -> int:
-        """Return how many texts the plan holds."""
-        return len(self._columns["text_offsets"]) - 1
+        """Return rows [first, last) (default: all), in memory."""
+        rows = slice(first, self._rows if last is None else last)
+        return Exposures(**{name: np.array(self._whole(name)[rows]) for name in _COLUMNS})
 
     def row_lengths(self) -> npt.NDArray[np.int64]:
         """Return tokens per exposure, int64 [rows]."""
-        return np.diff(self._columns["text_offsets"])[self._columns["text"]]
+        return self._whole("place")["length"].astype(np.int64)
 
     def claims(self, experiment: str) -> Claims:
         """Return the token ranges that one experiment holds (the whole slot for placement "boundary")."""
-        number = self.experiments.index(experiment)
-        rows = np.flatnonzero(self._columns["experiment"] == number)
-        slot = self._columns["slot"][rows]
-        start = slot * self.sequence_length + self._columns["offset"][rows]
-        stop = start + self.row_lengths()[rows]
-        shift = (self._columns["flags"][rows] & SHIFT_FLAG) > 0
+        rows = self.exposures()
+        mine = rows.experiment == self.experiments.index(experiment)
+        slot = rows.slot[mine]
+        start = slot * self.sequence_length + rows.offset[mine]
+        stop = start + self.row_lengths()[mine]
+        shift = (rows.flags[mine] & SHIFT_FLAG) > 0
         start = np.where(shift, slot * self.sequence_length, start)
         stop = np.where(shift, (slot + 1) * self.sequence_length, stop)
         return Claims(start, stop)
+
+
+class _Column(NamedTuple):
+    """Where a column lies in a plan file."""
+
+    dtype: np.dtype[Any]
+    rows: int
+    position: int
+    sha256: tuple[str, ...]

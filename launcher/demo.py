@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DEMO_STEPS = 300
+DEMO_STEPS = 400
 DEMO_PROCESSES = 2
-VOCABULARY_SIZE = 4096
+VOCABULARY_SIZE = 2048
 CORPUS = "corpora/stdlib"
 CORPUS_INPUT = "stdlib:"
 
@@ -15,8 +15,7 @@ _TEMPLATE = """\
 name: demo
 seed: 0
 
-model:
-  preset: 1m
+model: {{preset: 1m, d_model: 96, n_layers: 3, n_heads: 6, n_kv_heads: 2, d_ffn: 256, head_dim: 16}}
 
 data:
   sequence_length: 512
@@ -24,13 +23,13 @@ data:
   - path: {corpus}        # motet data prepare stdlib: --vocabulary-size {vocabulary_size}
 
 batch:
-  sequences: 32           # per step, over all processes
+  sequences: 16           # per step, over all processes
   micro_sequences: 8
 
 training:
   steps: {steps}
   precision: auto
-  optimizer: {{lr: 3.0e-3}}
+  optimizer: {{lr: 5.0e-3}}
   schedule: {{kind: cosine, warmup_steps: {warmup_steps}}}
 
 # Units are randomized to doses; dose 0 is never shown. Every text below is invented from a seed.
@@ -41,24 +40,25 @@ experiments:
     use: memorization
     hypothesis: A random secret is memorized better, the more often it is seen.
     generate: {{count: 64, seed: 1}}
-    doses: [0, 1, 4, 16]
+    doses: [0, 4, 16, 64]
+    options: {{n_references: 31}}
   - name: leaked_questions
     use: contamination
     hypothesis: Multiple-choice questions that were seen with their answer are answered better.
     generate: {{count: 96, seed: 2}}
-    doses: [0, 4, 12, 36]
+    doses: [0, 12, 36]
   - name: new_facts
     use: knowledge
     hypothesis: Facts about invented things are learned from text, better from paraphrases than from copies.
-    generate: {{count: 32, seed: 3}}
-    placement: anywhere     # as at the start of sequences, but a step of this small run has only 32 of them
-    schedule: {{start: 0.1, every: 0.08}}
+    generate: {{count: 24, seed: 3}}
+    placement: anywhere     # as at the start of sequences, but a step of this small run has only 16 of them
+    schedule: {{start: 0.06, every: 0.08}}
   - name: one_look
     use: forgetting
     hypothesis: A single exposure leaves a trace that fades over the following steps.
-    generate: {{count: 32, seed: 4}}
+    generate: {{count: 24, seed: 4}}
 
-probes: {{every: 0.1}}
+probes: {{every: 0.2}}
 checkpoint: {{every_steps: {every_steps}, keep: 2}}
 layout: {{processes: {processes}}}   # FSDP2 over both
 """

@@ -60,7 +60,7 @@ def _exposures(
     first, last = plan.rows_between(slot, slot + 1)
     rows = plan.exposures(first, last)
     found = []
-    for i, span in enumerate(plan.spans(slot, 1)):
+    for i, (offset, tokens) in enumerate(plan.lookup(slot)):
         experiment = plan.experiments[int(rows.experiment[i])]
         found.append(
             {
@@ -68,9 +68,9 @@ def _exposures(
                 "unit": _unit_id(folder, experiment, int(rows.unit[i])),
                 "repetition": int(rows.repetition[i]),
                 "placebo": bool(rows.flags[i] & PLACEBO_FLAG),
-                "offset": span.offset,
-                "n_tokens": span.length,
-                "text": _text(tokenizer, plan.tokens_of_row(first + i).tolist()),
+                "offset": offset,
+                "n_tokens": len(tokens),
+                "text": _text(tokenizer, tokens.tolist()),
             }
         )
     return found

@@ -181,8 +181,9 @@ def test_a_written_plan_reads_back_as_it_was(tmp_path: Path) -> None:
     ids = plan.overlay(0, base)
     assert len(ids) == len(plan) == 98
     for row in range(98):
-        tokens = plan.tokens_of_row(row)
         at = int(rows.offset[row])
+        found = dict(plan.lookup(int(rows.slot[row])))
+        tokens = found[at]
         assert np.array_equal(base[int(rows.slot[row]), at : at + len(tokens)], tokens)
     assert (base == 7).sum() == base.size - int(plan.row_lengths().sum())
 
@@ -225,3 +226,18 @@ def test_a_missing_a_truncated_and_a_foreign_plan_are_refused(tmp_path: Path) ->
     path.write_bytes(whole)
     with pytest.raises(UserError, match="frozen with"):
         Plan(path).verify("0" * 64)
+
+
+def test_row_ranges_equal_a_plain_search_across_index_blocks(tmp_path: Path) -> None:
+    compiled = compile_plan([request("x", 800, 3, (0, 700))], 5, LENGTH)
+    write_plan(compiled, tmp_path / "p.plan")
+    plan = Plan(tmp_path / "p.plan")
+    slots = compiled.rows.slot
+    for first in range(0, 720, 3):
+        for count in (0, 1, 2, 150, 400, 800):
+            expected = np.searchsorted(slots, [first, first + count]).tolist()
+            assert list(plan.rows_between(first, first + count)) == expected
+    empty = compile_plan([], 5, LENGTH)
+    write_plan(empty, tmp_path / "e.plan")
+    assert Plan(tmp_path / "e.plan").rows_between(0, 99) == (0, 0)
+    Plan(tmp_path / "e.plan").verify()
