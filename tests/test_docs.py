@@ -196,13 +196,3 @@ def test_the_checks_see_a_mistake(parse: Any) -> None:
     assert known_setting("data.corpora.0.weight")
     assert known_setting("experiments.list.0.doses")
     assert not known_setting("experiments.list.0.dosis")
-
-
-def test_the_pages_speak_of_the_product_only() -> None:
-    word = re.compile(r"(?i)\b(chatgpt|copilot|sub-?agent|issue #?\d+|as an ai|todo|fixme|xxx)\b")
-    wrong = [
-        f"{page.name}: {match[0]}"
-        for page in PAGES
-        for match in word.finditer(page.read_text(encoding="utf-8"))
-    ]
-    assert not wrong
