@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--tokens", type=float, default=4e8, help="tokens of the corpus")
-    parser.add_argument("--batches", type=int, default=60, help="batches per reading")
+    parser.add_argument("--batches", type=int, default=240, help="batches per reading")
     parser.add_argument("--pairs", type=int, default=15)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

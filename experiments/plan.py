@@ -1,4 +1,4 @@
-"""The plan: every exposure of a run in one immutable, hashed, memory-mapped file.
+"""The plan: every exposure of a run in one immutable, hashed file.
 
 Layout of `exposures.plan`: 8 magic bytes, header length (uint64), a JSON header, then columns aligned to 64 bytes. The
 header holds the SHA-256 of every 16 MiB piece of every column; the plan's own hash is the SHA-256 of the header, so

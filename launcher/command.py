@@ -20,6 +20,8 @@ RECORDED = (
     "PYTHONSAFEPATH",
 )
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
+SHUTDOWN_TIMEOUT_S = 120
+"""How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to write."""
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -93,6 +95,7 @@ def launch_environment(
     out = dict(inherited)
     out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
     out["PYTHONSAFEPATH"] = "1"
+    out.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings.layout.processes)))
     if settings.training.deterministic:
         out.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
