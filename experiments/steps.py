@@ -45,6 +45,16 @@ class Steps:
             total += max(0, min(step, after) - first) * size
         return total
 
+    def steps_for(self, slots: int) -> int:
+        """Return the fewest steps that consume at least so many slots."""
+        if slots <= 0:
+            return 0
+        part = max(
+            k for k, (first, _) in enumerate(self.changes) if self.slots_before(first) < slots
+        )
+        first, size = self.changes[part]
+        return first - (self.slots_before(first) - slots) // size
+
     def sequences(self, step: int) -> int:
         """Return how many slots a step consumes."""
         return next(size for first, size in reversed(self.changes) if first <= step)

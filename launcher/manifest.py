@@ -7,21 +7,10 @@ from typing import Any
 from motet.experiments.corpus import Corpus
 from motet.experiments.errors import UserError
 from motet.experiments.plan import Plan
-from motet.experiments.steps import Steps
 from motet.experiments.stream import Stream
 from motet.experiments.study import read_definition
 from motet.launcher.rundir import RunDir, read_json
 from motet.launcher.settings import RunSettings
-
-
-def steps_of(settings: RunSettings) -> Steps:
-    """Return the batch size of every step."""
-    ramp = [
-        (stage.step, stage.sequences) for stage in sorted(settings.batch.ramp, key=lambda s: s.step)
-    ]
-    if ramp and ramp[0][0] > 0:
-        ramp.insert(0, (0, settings.batch.sequences))
-    return Steps.of(settings.batch.sequences, ramp)
 
 
 def open_corpora(settings: RunSettings) -> list[Corpus]:

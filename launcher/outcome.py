@@ -17,7 +17,7 @@ from motet.experiments.results import measure, read_probes
 from motet.experiments.spec import canonical_json
 from motet.experiments.study import read_definition, read_questions
 from motet.launcher import config as settings_io
-from motet.launcher.manifest import open_stream, steps_of
+from motet.launcher.manifest import open_stream
 from motet.launcher.rundir import RunDir, read_json
 from motet.launcher.settings import RunSettings
 from motet.launcher.study import specs_of
@@ -71,7 +71,7 @@ def audit(run: RunDir, settings: RunSettings, plan: Plan, replay: bool) -> Compl
     return check_ledger(
         run.ledger,
         plan,
-        steps_of(settings),
+        settings.batch_steps,
         segment,
         step,
         None if stream is None else lambda first, count: stream.batch(first, count).digest(),
@@ -102,7 +102,7 @@ def load_measured(root: Path) -> StudyResult:
     step, segment = newest_checkpoint(run)
     probed = read_probes(run.probes, lineage(read_segments(run.ledger), segment, step))
     return StudyResult(
-        measured=measure(questions, probed, plan, steps_of(settings), compliance),
+        measured=measure(questions, probed, plan, settings.batch_steps, compliance),
         definition=definition,
         deviations=deviations,
         seed=int(definition["seed"]),

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from motet.experiments.steps import Steps
 
 
 def setting(
@@ -342,23 +345,17 @@ class RunSettings:
         """Seed of assignment and placement."""
         return self.seed if self.experiments.seed is None else self.experiments.seed
 
-    def sequences_at(self, step: int) -> int:
-        """Sequences of one step (the batch ramp counted)."""
-        now = self.batch.sequences
-        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
-            if stage.step <= step:
-                now = stage.sequences
-        return now
+    @property
+    def batch_steps(self) -> Steps:
+        """The batch size of every step (the ramp counted)."""
+        from motet.experiments.steps import Steps
+
+        sizes = {0: self.batch.sequences, **{s.step: s.sequences for s in self.batch.ramp}}
+        return Steps.of(self.batch.sequences, sorted(sizes.items()))
 
     def slots_before(self, step: int) -> int:
         """Sequences consumed before `step`: the first slot of that step."""
-        total, start, now = 0, 0, self.batch.sequences
-        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
-            if stage.step >= step:
-                break
-            total += (stage.step - start) * now
-            start, now = stage.step, stage.sequences
-        return total + (step - start) * now
+        return self.batch_steps.slots_before(step)
 
     @property
     def steps(self) -> int:
@@ -366,10 +363,4 @@ class RunSettings:
         if self.training.steps is not None:
             return self.training.steps
         slots = -(-(self.training.tokens or 0) // self.data.sequence_length)
-        total, start, now = 0, 0, self.batch.sequences
-        for stage in sorted(self.batch.ramp, key=lambda stage: stage.step):
-            if total + (stage.step - start) * now >= slots:
-                break
-            total += (stage.step - start) * now
-            start, now = stage.step, stage.sequences
-        return start + -(-(slots - total) // now)
+        return self.batch_steps.steps_for(slots)

@@ -15,7 +15,7 @@ from motet.experiments.probes import encode_items
 from motet.experiments.spec import ExperimentSpec, parse_experiments
 from motet.experiments.study import Setting, Study, ask, build_study, with_controls
 from motet.experiments.tokenizer import Tokenizer
-from motet.launcher.manifest import data_facts, open_corpora, open_stream, steps_of
+from motet.launcher.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.settings import RunSettings
 
 CONTEXT_TOKENS = 24
@@ -56,7 +56,7 @@ def setting_of(settings: RunSettings) -> Setting:
     """Return where the study takes place."""
     return Setting(
         seed=settings.plan_seed,
-        steps=steps_of(settings),
+        steps=settings.batch_steps,
         steps_total=settings.steps,
         tokenizer=tokenizer_of(settings),
         stream=open_stream(settings),

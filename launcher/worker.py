@@ -21,7 +21,7 @@ from motet.launcher.checkpoint import Checkpoints
 from motet.launcher.feed import Feed
 from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
 from motet.launcher.loop import BadRun, Job, train
-from motet.launcher.manifest import check_frozen, open_stream, steps_of
+from motet.launcher.manifest import check_frozen, open_stream
 from motet.launcher.metrics import MetricsWriter
 from motet.launcher.probing import ProbeSet, due_steps
 from motet.launcher.progress import Progress
@@ -117,7 +117,7 @@ def build_job(
     """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
     definition, definition_sha256 = read_definition(run.plan)
     _, plan = check_frozen(run, settings)
-    steps = steps_of(settings)
+    steps = settings.batch_steps
     stream = open_stream(settings, plan)
     model = ModelConfig(**manifest["model"])
     training = settings.training

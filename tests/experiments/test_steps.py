@@ -26,6 +26,16 @@ def test_slots_add_up_step_by_step_and_invert(ramp: list[tuple[int, int]]) -> No
         total += size
 
 
+@given(ramp=ramps, slots=st.integers(0, 200))
+def test_steps_for_is_the_fewest_that_reach_the_slots(
+    ramp: list[tuple[int, int]], slots: int
+) -> None:
+    steps = Steps.of(1, ramp)
+    found = steps.steps_for(slots)
+    assert steps.slots_before(found) >= slots
+    assert found == 0 or steps.slots_before(found - 1) < slots
+
+
 @given(count=st.integers(0, 100), world=st.integers(1, 9), first=st.integers(0, 1000))
 def test_ranks_tile_a_step_in_order(count: int, world: int, first: int) -> None:
     position = first
