@@ -4,8 +4,8 @@
 uniform, and the false-positive rate of the whole pipeline at its nominal level.
 (b) Real trainings: for every seed one run that holds all four experiments, and four that hold one each; nothing else differs. The
 effect from the shared run must agree with the effect from the run that the experiment had for itself: their difference lies within its
-95 % interval (the two half-widths in quadrature; both runs share data and initial weights, so this is, if anything, too wide by chance
-and too narrow by nothing). At least 9 of 10 pairs must agree.
+95 % interval, the two half-widths in quadrature as for independent estimates. The runs share units, data and initial weights, so that
+interval is generous; the share of effects alone that lie inside the shared run's own interval is given as well. At least 9 of 10 pairs must agree.
 """
 
 from __future__ import annotations
@@ -137,14 +137,15 @@ def plot(pairs: list[dict[str, Any]], path: str) -> None:
         for row, pair in enumerate(mine):
             for shift, key, color in ((-0.12, "joint", "#0b6e6e"), (0.12, "alone", "#b35c00")):
                 effect, low, high = pair[key]
-                label = f"{key if key == 'alone' else 'shared'} run" if row == 0 else None
+                label = {"joint": "shared run", "alone": "alone"}[key] if row == 0 else None
                 axis.plot([low, high], [row + shift] * 2, color=color, label=label)
                 axis.plot(effect, row + shift, "o", color=color, markersize=4)
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set(title=name, xlabel=mine[0]["unit"], yticks=range(len(mine)))
         axis.set_yticklabels([f"seed {pair['seed']}" for pair in mine])
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncol=2, loc="upper right")
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=130)
 
 

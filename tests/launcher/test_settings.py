@@ -56,7 +56,9 @@ def test_the_first_slot_of_a_step_is_the_sum_of_the_batches_before_it(
     first: int, stages: list[tuple[int, int]], step: int
 ) -> None:
     settings = ramped(first, stages, steps=100)
-    assert settings.slots_before(step) == sum(settings.batch_steps.sequences(s) for s in range(step))
+    assert settings.slots_before(step) == sum(
+        settings.batch_steps.sequences(s) for s in range(step)
+    )
 
 
 @given(first=st.integers(1, 9), stages=STAGES, tokens=st.integers(1, 9000))
