@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -47,9 +48,30 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
     verify_corpora(settings)
     if not resume:
         prepare_run(settings, rundir, yaml_text)
-    else:
-        atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
-        rundir.done.unlink(missing_ok=True)
+    with only_one(rundir):
+        if resume:
+            atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+            rundir.done.unlink(missing_ok=True)
+        return _attempt(settings, rundir)
+
+
+@contextlib.contextmanager
+def only_one(rundir: RunDir) -> Iterator[None]:
+    """Hold the run folder for one attempt; the kernel lets go of it however this process ends.
+
+    Raises:
+        UserError: another attempt of the run is under way.
+    """
+    with open(rundir.root / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{rundir.root} is being trained already, by another process") from None
+        yield
+
+
+def _attempt(settings: RunSettings, rundir: RunDir) -> int:
+    """Make one attempt; return the exit code."""
     attempt = rundir.next_attempt()
     environment = launch_environment(settings, rundir, os.environ, len(os.sched_getaffinity(0)))
     command = torchrun_command(settings, rundir, attempt)

@@ -25,7 +25,7 @@ from motet.launcher.manifest import check_frozen, open_stream
 from motet.launcher.metrics import MetricsWriter
 from motet.launcher.probing import ProbeSet, due_steps
 from motet.launcher.progress import Progress
-from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.launcher.stop import Judge, StopRequest
 from motet.launcher.study import tokenizer_of
@@ -121,7 +121,7 @@ def build_job(
     stream = open_stream(settings, plan)
     model = ModelConfig(**manifest["model"])
     training = settings.training
-    precision = choose_precision(training.precision, world.device)
+    precision = _begun_precision(run, world) or choose_precision(training.precision, world.device)
     if world.device.type == "cuda":
         torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     engine = NativeEngine(model, engine_options(settings, precision), world)
@@ -179,6 +179,14 @@ def build_job(
         memory_mib=memory_meter(world.device),
     )
     return job, step
+
+
+def _begun_precision(run: RunDir, world: World) -> str | None:
+    """Return the precision that the newest checkpoint was trained with: "auto" is decided once for a run."""
+    known = tell_all(run.checkpoint_steps(), world)
+    if not known:
+        return None
+    return str(read_json(run.checkpoint(known[-1]) / "manifest.json")["precision"])
 
 
 def engine_options(settings: RunSettings, precision: str) -> EngineOptions:

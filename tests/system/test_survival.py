@@ -82,6 +82,9 @@ def test_ctrl_c_saves_and_a_longer_run_goes_on_without_moving_an_exposure(
 ) -> None:
     yaml = write_yaml(tmp_path, corpus, "whole")
     process, run = train_until(yaml, 8)
+    second = motet("resume", str(run))
+    assert second.returncode == 2
+    assert "is being trained already" in second.stderr
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
