@@ -133,8 +133,11 @@ def _check_slots(records: list[Record], stretch: Stretch, steps: Steps, audit: C
             position = position + record.count if record.first_slot == position else -1
         if position != steps.slots_before(step + 1):
             bad.append(step)
-        if by_step.get(step) and not by_step[step][0].applied:
+        applied = {record.applied for record in by_step.get(step, [])}
+        if applied == {False}:
             audit.skipped_steps.append(step)
+        elif len(applied) == 2:
+            audit.problems.append(f"step {step:,}: ranks disagree whether its update was applied")
     if bad:
         shown = ", ".join(f"{step:,}" for step in bad[:MOST_SHOWN])
         audit.problems.append(

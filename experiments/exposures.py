@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.assign import Design
-from motet.experiments.errors import Problem
+from motet.experiments.errors import Problem, UserError
 from motet.experiments.keys import U64, name_key, philox, text_keys, uniform_int
 from motet.experiments.library.base import Experiment, Unit
 from motet.experiments.placement import Request, Texts
@@ -154,6 +154,11 @@ def _spread(
     if spec.dose_in in ("tokens", "share"):
         tokens = dose if spec.dose_in == "tokens" else dose * tokens_in_window
         total = round(tokens / float(lengths[members].mean()))
+    if total == 0:
+        raise UserError(
+            f"experiments.{spec.name}.doses: {dose:g} (dose_in: {spec.dose_in}) is less than one exposure of "
+            f"{lengths[members].mean():.0f} tokens; raise it, or widen the window"
+        )
     base, extra = divmod(total, len(members))
     counts = np.full(len(members), base, dtype=np.int64)
     counts[np.argsort(order[members])[:extra]] += 1

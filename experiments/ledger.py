@@ -96,10 +96,12 @@ def open_segment(
     segment = Segment(number, parent, attempt, start_step, world_size, *hashes)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "segment.json", "w", encoding="utf-8") as file:
+    aside = folder / "segment.json.part"
+    with open(aside, "w", encoding="utf-8") as file:
         json.dump(asdict(segment), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(aside, folder / "segment.json")
     return segment
 
 

@@ -27,6 +27,7 @@ from motet.experiments.placement import Boundaries, Claims, Request, Texts, plac
 
 MAGIC = b"MOTETPL1"
 PIECE_BYTES = 16 * 2**20
+VERSION = 1
 INDEX_ROWS = 512
 _PLACE = struct.Struct("<qii")
 _COLUMNS = {
@@ -208,7 +209,7 @@ def _header(
 ) -> bytes:
     """Return the header as JSON; its length does not depend on the digests."""
     header = {
-        "version": 1,
+        "version": VERSION,
         "sequence_length": plan.sequence_length,
         "seed": plan.seed,
         "experiments": list(plan.experiments),
@@ -263,7 +264,14 @@ class Plan:
         if not encoded or len(encoded) != size:
             raise UserError(f"plan {path}: not a plan file, or cut short")
         self.sha256 = hashlib.sha256(encoded).hexdigest()
-        header = json.loads(encoded)
+        try:
+            header = json.loads(encoded)
+        except ValueError as error:
+            raise UserError(f"plan {path}: its header was altered ({error})") from None
+        if header.get("version") != VERSION:
+            raise UserError(
+                f"plan {path}: has format {header.get('version')}, this Motet reads {VERSION}"
+            )
         self.sequence_length: int = header["sequence_length"]
         self.seed: int = header["seed"]
         self.experiments: tuple[str, ...] = tuple(header["experiments"])

@@ -54,7 +54,7 @@ def measure(
     """Join questions, probes and what the ledger says was consumed; experiments without a probe are left out."""
     rows = plan.exposures()
     rows_step = steps.step_of(rows.slot)
-    due = audit.due.astype(np.int64)
+    everything = np.ones(len(rows), dtype=np.int64)
     lengths = plan.row_lengths()
     measured = []
     for question in questions:
@@ -64,7 +64,9 @@ def measure(
         n_units = len(question.units)
         placebos = not question.experiment.inserts_units
         mine = (rows.experiment == number) & (((rows.flags & PLACEBO_FLAG) > 0) == placebos)
-        shown = mine & (audit.applied > 0)
+        measured_until = probed[question.name].steps[-1]
+        seen = np.where(rows_step < measured_until, audit.applied, 0)
+        shown = mine & (seen > 0)
         by_unit: list[list[int]] = [[] for _ in range(n_units)]
         for unit, step in zip(rows.unit[shown], rows_step[shown], strict=True):
             by_unit[int(unit)].append(int(step))
@@ -78,8 +80,8 @@ def measure(
                 design=question.design,
                 steps=np.array(probed[question.name].steps, dtype=np.int64),
                 scores=probed[question.name].scores,
-                planned=per_unit(plan, number, n_units, due, placebos),
-                consumed=per_unit(plan, number, n_units, audit.applied, placebos),
+                planned=per_unit(plan, number, n_units, everything, placebos),
+                consumed=per_unit(plan, number, n_units, seen, placebos),
                 exposure_steps=[np.array(sorted(found), dtype=np.int64) for found in by_unit],
                 loss_tokens_skipped=int(lengths[lost].sum()),
             )

@@ -29,6 +29,10 @@ from motet.experiments.steps import Steps
 from motet.experiments.stream import Stream
 from motet.experiments.tokenizer import Tokenizer
 
+CHANGED = (
+    "its units, doses, lengths or windows differ from those registered in experiments.lock; "
+    "restore them, or give the changed experiment a new name"
+)
 CONTROLS = (
     {"name": "aa-placebo", "use": "placebo"},
     {"name": "positive-control", "use": "positive_control"},
@@ -65,10 +69,12 @@ class Setting:
 class Registered:
     """One entry of the lock: an experiment, in order of registration.
 
-    `schedule` has absolute steps; `placement_sha256` identifies everything that its positions depend on.
+    `asked` is the schedule as written and `schedule` has absolute steps; `placement_sha256` identifies everything that its
+    positions depend on.
     """
 
     name: str
+    asked: Schedule
     schedule: Schedule
     placement_sha256: str
     removed: bool = False
@@ -127,7 +133,7 @@ def build_study(
     Raises:
         UserError: every problem of items, schedules and room, at once.
     """
-    registered, tombstones = read_lock(lock_folder) if lock_folder else ((), {})
+    registered, tombstones = read_lock(lock_folder, setting) if lock_folder else ((), {})
     known = {entry.name: entry for entry in registered}
     asked: dict[str, tuple[Question, Request]] = {}
     entries: dict[str, Registered] = {}
@@ -140,8 +146,10 @@ def build_study(
             continue
         before = known.get(spec.name)
         schedule = before.schedule if before else spec.schedule.resolve(setting.steps_total)
+        if before and spec.schedule != before.asked:
+            problems.append(Problem(f"experiments.{spec.name}.schedule", CHANGED))
         request = _request(question, schedule, setting)
-        entries[spec.name] = Registered(spec.name, schedule, placement_hash(request))
+        entries[spec.name] = Registered(spec.name, spec.schedule, schedule, placement_hash(request))
         asked[spec.name] = question, request
         problems += request_problems(
             request, setting.steps_total, setting.steps, setting.sequence_length
@@ -195,13 +203,12 @@ def placement_hash(request: Request) -> str:
 
 def _changed(before: Registered | None, now: Registered) -> list[Problem]:
     """Return a problem when an experiment is not the one that was registered under its name."""
-    if before is None or before.removed or before.placement_sha256 == now.placement_sha256:
+    if before is None or before.placement_sha256 == now.placement_sha256:
         return []
     return [
         Problem(
             f"experiments.{now.name}",
-            "its units, doses, lengths or windows differ from those registered in experiments.lock; "
-            "restore them, or give the changed experiment a new name",
+            CHANGED,
         )
     ]
 
@@ -231,11 +238,11 @@ def _placed_tombstones(
     return placed
 
 
-def read_lock(folder: Path) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
+def read_lock(folder: Path, setting: Setting) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
     """Read a lock, and the claims of every experiment in it (only removed ones will be used).
 
     Raises:
-        UserError: no lock there.
+        UserError: no lock there, or one made with another seed or sequence length, under which every place would move.
     """
     try:
         content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
@@ -246,6 +253,7 @@ def read_lock(folder: Path) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
     lock = tuple(
         Registered(
             entry["name"],
+            schedule_of(entry["asked"]),
             schedule_of(entry["schedule"]),
             entry["placement_sha256"],
             entry["removed"],
@@ -253,6 +261,14 @@ def read_lock(folder: Path) -> tuple[tuple[Registered, ...], dict[str, Claims]]:
         for entry in content["experiments"]
     )
     plan = Plan(folder / "exposures.plan")
+    for name, then, now in (
+        ("seed", plan.seed, setting.seed),
+        ("data.sequence_length", plan.sequence_length, setting.sequence_length),
+    ):
+        if then != now:
+            raise UserError(
+                f"experiments.lock={folder}: was made with {name}={then}, this run has {now}; every exposure would move"
+            )
     claims = {}
     for entry in lock:
         if entry.removed:

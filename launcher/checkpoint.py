@@ -140,8 +140,15 @@ class Checkpoints:
         for step in kept_out(self.run.checkpoint_steps(), self.keep, self.keep_every_steps):
             shutil.rmtree(self.run.checkpoint(step), ignore_errors=True)
 
-    def load(self, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def load(
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        expected: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Verify a checkpoint and read it into `tensors` in place; return its manifest.
+
+        `expected` are facts that its manifest must hold, such as the hashes of this run's study.
 
         Raises:
             UserError: a file is missing, altered or refused; every rank raises it.
@@ -150,12 +157,16 @@ class Checkpoints:
         complaint = first_complaint(self._damage(folder), self.world)
         if complaint:
             raise UserError(f"checkpoint {folder} is damaged: {complaint}")
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        foreign = [key for key, value in (expected or {}).items() if manifest.get(key) != value]
+        if told := first_complaint(", ".join(foreign) or None, self.world):
+            raise UserError(f"checkpoint {folder} is not of this run: it differs in {told}")
         dcp.load(
             cast("dict[str, Any]", dict(tensors)),
             storage_reader=SafeReader(folder),
             process_group=self.world.saving,
         )
-        return read_json(folder / "manifest.json")
+        return manifest
 
     def _damage(self, folder: Path) -> str | None:
         """Return what is wrong with this rank's share of a checkpoint's files."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from motet.experiments.corpus import Corpus
@@ -21,13 +23,20 @@ def open_corpora(settings: RunSettings) -> list[Corpus]:
     """
     corpora = [Corpus.open(entry.path) for entry in settings.data.corpora]
     for number, corpus in enumerate(corpora[1:], start=1):
-        if (corpus.eod, corpus.vocabulary_size) != (corpora[0].eod, corpora[0].vocabulary_size):
+        if _vocabulary(corpus) != _vocabulary(corpora[0]):
             raise UserError(
                 f"data.corpora[{number}].path={settings.data.corpora[number].path}: its vocabulary has "
-                f"{corpus.vocabulary_size:,} tokens and ends documents with {corpus.eod}, but data.corpora[0] has "
-                f"{corpora[0].vocabulary_size:,} and {corpora[0].eod}; prepare both with one tokenizer"
+                f"{corpus.vocabulary_size:,} tokens and ends documents with {corpus.eod}, data.corpora[0] has "
+                f"{corpora[0].vocabulary_size:,} and {corpora[0].eod}, or their tokenizers differ; prepare both with one tokenizer"
             )
     return corpora
+
+
+def _vocabulary(corpus: Corpus) -> tuple[int, int, str | None]:
+    """Return what two corpora must share: end of document, size, and the tokenizer's hash."""
+    path = corpus.tokenizer_path
+    content = None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return corpus.eod, corpus.vocabulary_size, content
 
 
 def open_stream(settings: RunSettings, plan: Plan | None = None) -> Stream:

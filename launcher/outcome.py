@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def load_measured(root: Path) -> StudyResult:
     if plan.sha256 != read_json(run.manifest)["plan_sha256"]:
         deviations.append("the plan file is not the one that was frozen")
     questions = read_questions(run.plan)
+    deviations += _outcome_deviations(definition, questions)
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
     probed = read_probes(run.probes, lineage(read_segments(run.ledger), segment, step))
@@ -142,6 +143,16 @@ def definition_deviations(
         what = ", ".join(changed) or "; ".join(str(problem) for problem in problems)
         found.append(f"the settings now define {what} differently; the frozen definition is used")
     return found
+
+
+def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question]) -> list[str]:
+    """Return the experiments that this version of the code judges by other outcomes than were frozen."""
+    return [
+        f"this version judges {question.name} by other outcomes than were frozen"
+        for entry, question in zip(definition["experiments"], questions, strict=True)
+        if canonical_json([asdict(outcome) for outcome in question.experiment.outcomes])
+        != canonical_json(entry["outcomes"])
+    ]
 
 
 def compliance_json(audit: Compliance, plan: Plan, questions: Sequence[Question]) -> dict[str, Any]:

@@ -113,9 +113,11 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     specs, problems = specs_of(settings)
     raise_problems(problems)
     rows = []
+    n_questions = max(1, sum(spec.role == "question" for spec in specs))
     for spec in specs:
         question = ask(spec, settings.plan_seed)
-        found = power(question.experiment, question.units, question.design, spec.alpha)
+        alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha
+        found = power(question.experiment, question.units, question.design, alpha)
         rows.append({"name": spec.name, "use": spec.use, "units": len(question.units), **found})
     return rows
 

@@ -51,9 +51,10 @@ def main(argv: list[str]) -> int:
     try:
         return _attempt(run, settings, attempt, world, stop)
     except (UserError, BadRun) as error:
-        if world.rank == 0:
+        told = run.attempt(attempt) / "error.txt"
+        if world.rank == 0 or not told.exists():
             print(f"motet: {error}", file=sys.stderr)
-            atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
+            atomic_write(told, f"{error}\n")
         return USER_ERROR if isinstance(error, UserError) else BAD_RUN
     except Exception:
         atomic_write(run.attempt(attempt) / f"crash-{rank}.txt", traceback.format_exc())
@@ -79,6 +80,9 @@ def _attempt(
         job.checkpoints.close()
         if reason == "finished" and world.rank == 0:
             atomic_write(run.done, f"{step}\n")
+    except BadRun:
+        job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
+        raise
     finally:
         job.ledger.close()
         job.feed.close()
@@ -139,7 +143,7 @@ def build_job(
     }
     mirror = open_mirror(run, settings_io.public(settings), world.rank, hashes)
     metrics = MetricsWriter(run, settings_io.public(settings), world.rank, mirror)
-    step, parent, loaded = _load_newest(run, engine, checkpoints, metrics, world)
+    step, parent, loaded = _load_newest(run, engine, checkpoints, metrics, world, hashes)
     if loaded:
         judge.restore(loaded["judge"])
     elif settings.model.from_hf:
@@ -229,6 +233,7 @@ def _load_newest(
     checkpoints: Checkpoints,
     metrics: MetricsWriter,
     world: World,
+    hashes: dict[str, str],
 ) -> tuple[int, int, dict[str, Any] | None]:
     """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when there is none.
 
@@ -239,16 +244,23 @@ def _load_newest(
     complaints = []
     for step in reversed(known):
         try:
-            manifest = checkpoints.load(step, engine.tensors())
+            manifest = checkpoints.load(step, engine.tensors(), hashes)
             return step, manifest["segment"], manifest
         except UserError as error:
             complaints.append(str(error))
             metrics.log("event", step, event="damaged_checkpoint", why=str(error))
             if world.rank == 0:
                 print(f"motet: {error}; trying the one before", file=sys.stderr)
+                set_aside(run, step)
     if complaints:
         raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
     return 0, 0, None
+
+
+def set_aside(run: RunDir, step: int) -> None:
+    """Rename a checkpoint that cannot be used: retention must not count it among the newest."""
+    folder = run.checkpoint(step)
+    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
 
 
 def _imported(folder: str) -> dict[str, torch.Tensor]:
