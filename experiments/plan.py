@@ -277,6 +277,7 @@ class Plan:
         self.experiments: tuple[str, ...] = tuple(header["experiments"])
         self._columns = self._locate(header["columns"], 16 + size)
         self._rows = self._columns["slot"].rows
+        self._last_block: tuple[int, memoryview] | None = None
         self._index: list[int] = self._read(
             "slot_index", 0, self._columns["slot_index"].rows
         ).tolist()
@@ -346,10 +347,15 @@ class Plan:
         return first, last_block * INDEX_ROWS + bisect_left(slots, last_slot)
 
     def _block(self, number: int) -> memoryview:
-        """Return the slots of one block of the index."""
+        """Return the slots of one block of the index; consecutive steps mostly ask for the same one."""
+        known = self._last_block
+        if known is not None and known[0] == number:
+            return known[1]
         size = min(INDEX_ROWS, self._rows - number * INDEX_ROWS) * 8
         position = self._columns["slot"].position + number * INDEX_ROWS * 8
-        return memoryview(os.pread(self._handle, size, position)).cast("q")
+        slots = memoryview(os.pread(self._handle, size, position)).cast("q")
+        self._last_block = (number, slots)
+        return slots
 
     def lookup(self, slot: int) -> list[tuple[int, npt.NDArray[np.unsignedinteger]]]:
         """Return (offset, tokens) of every exposure in a slot."""
