@@ -1,0 +1,157 @@
+"""How one run is split over ranks: a value that needs no torch, and every rule that it must obey.
+
+A layout is a grid of ranks. Outermost first: pipeline stage (pp), replica (dp_replicate), shard (dp_shard), context (cp), tensor (tp).
+The experts of a mixture use another grid over the same ranks of a stage: replica, expert shard (edp), expert (ep), expert tensor
+(etp), with dp_shard x cp x tp = edp x ep x etp (parallel folding, arXiv:2504.14960).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ENGINES = ("native", "deepspeed", "accelerate")
+SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank stands in the grid of a layout."""
+
+    pp: int
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to split a run over `world_size` ranks.
+
+    Attributes:
+        engine: what runs it.
+        dp_replicate: data-parallel replicas that each hold a whole (sharded) model and add their gradients.
+        dp_shard: ranks that divide weights, gradients and optimizer state and read different data (FSDP2).
+        tp, pp, cp, ep, etp: degrees of tensor, pipeline, context, expert and expert-tensor parallelism.
+        stage_layers: layers of every pipeline stage in order, pp x virtual_stages entries; () = `balanced_stages`.
+        virtual_stages: pipeline stages per rank.
+        schedule: order of forward and backward passes, one of `SCHEDULES`.
+        micro_sequences: sequences of one forward pass on one replica.
+        recompute: activations that the backward pass makes again: "none", "selective" (attention and feed-forward inner), "full".
+        sequence_parallel: with tp > 1, split the residual stream along the sequence between tensor-parallel regions.
+        vocabulary_parallel: with tp > 1, split embedding, head and loss over the vocabulary; logits never exist whole.
+        shares: micro-batches of the same step that each of the dp_replicate replicas takes, in proportion; () = equal.
+        placement: which rank stands at each position of the grid; () = in order.
+    """
+
+    engine: str = "native"
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    stage_layers: tuple[int, ...] = ()
+    virtual_stages: int = 1
+    schedule: str = "1f1b"
+    micro_sequences: int = 1
+    recompute: str = "none"
+    sequence_parallel: bool = True
+    vocabulary_parallel: bool = True
+    shares: tuple[int, ...] = ()
+    placement: tuple[int, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the whole run."""
+        return self.pp * self.stage_ranks
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.dp_replicate * self.fsdp * self.tp
+
+    @property
+    def fsdp(self) -> int:
+        """Ranks that divide weights: data shards and context ranks together."""
+        return self.dp_shard * self.cp
+
+    @property
+    def edp(self) -> int:
+        """Ranks of one replica and stage that divide the same experts' weights."""
+        return self.fsdp * self.tp // (self.ep * self.etp)
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages."""
+        return self.pp * self.virtual_stages
+
+    @property
+    def readers(self) -> int:
+        """Groups of ranks that read different data."""
+        return self.dp_replicate * self.dp_shard
+
+    def place(self, rank: int) -> Place:
+        """Return where a rank stands."""
+        position = self.placement.index(rank) if self.placement else rank
+        position, tp = divmod(position, self.tp)
+        position, cp = divmod(position, self.cp)
+        position, dp_shard = divmod(position, self.dp_shard)
+        pp, dp_replicate = divmod(position, self.dp_replicate)
+        return Place(pp, dp_replicate, dp_shard, cp, tp)
+
+    def reader(self, rank: int) -> int:
+        """Return which group of readers a rank belongs to: ranks of a group read the same sequences."""
+        place = self.place(rank)
+        return place.dp_replicate * self.dp_shard + place.dp_shard
+
+    def is_first_of_readers(self, rank: int) -> bool:
+        """Return whether a rank answers for its group of readers: the ledger and sums count each group once."""
+        place = self.place(rank)
+        return place.pp == place.cp == place.tp == 0
+
+    def reader_sequences(self, sequences: int, reader: int) -> tuple[int, int]:
+        """Return (offset, count) of the sequences of one step that a reader takes; readers in order hold them in order."""
+        replica, shard = divmod(reader, self.dp_shard)
+        shares = self.shares or (1,) * self.dp_replicate
+        unit, rest = divmod(sequences, sum(shares) * self.dp_shard)
+        assert rest == 0, "checked by `problems`"
+        count = unit * shares[replica]
+        return unit * self.dp_shard * sum(shares[:replica]) + shard * count, count
+
+    def layers_of_stages(self, n_layers: int) -> list[range]:
+        """Return the layers of every stage."""
+        counts = self.stage_layers or balanced_stages(n_layers, self.stages)
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+    def stages_of(self, pipeline_rank: int) -> list[int]:
+        """Return the stages that one pipeline rank holds: every pp-th, or both arms of a V."""
+        if self.schedule == "zbv_zero_bubble":
+            return [pipeline_rank, self.stages - 1 - pipeline_rank]
+        return list(range(pipeline_rank, self.stages, self.pp))
+
+
+def balanced_stages(n_layers: int, stages: int) -> tuple[int, ...]:
+    """Return layers per stage, equal as far as they go; the first and the last stage, which hold embedding and head, get fewer.
+
+    A stage's load is its layers, plus one for the head on the last and half of one for the embedding on the first: the longest
+    stage is made as short as it can be.
+    """
+    counts = [0] * stages
+    load = [0.0] * stages
+    load[0] += 0.5 if stages > 1 else 0.0
+    load[-1] += 1.0 if stages > 1 else 0.0
+    for _ in range(n_layers):
+        stage = min(range(stages), key=lambda s: (load[s], abs(2 * s - stages + 1)))
+        counts[stage] += 1
+        load[stage] += 1.0
+    return tuple(counts)
+
+
+def ranks_grid(layout: Layout) -> Sequence[int]:
+    """Return the rank at every position of the grid, outermost dimension first."""
+    return layout.placement or tuple(range(layout.world_size))
