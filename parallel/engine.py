@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+if TYPE_CHECKING:
+    from motet.models.config import ModelConfig
+    from motet.parallel.layout import Layout
+    from motet.parallel.mesh import World
 
 
 class MicroBatch(Protocol):
@@ -30,19 +36,16 @@ class EngineOptions:
 
     Attributes:
         precision: "fp32" or "bf16" (bf16 compute, fp32 weights and reductions).
-        shard: FSDP2 over all ranks; otherwise weights are replicated.
         compile: torch.compile every block.
-        recompute: recompute activations in the backward pass.
         clip_norm: largest gradient norm, 0 for no clipping.
         z_loss: weight of the squared log-partition.
         betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the embedding.
         seed: of the initial weights.
+        zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or "parameters"; settings passed through.
     """
 
     precision: str = "fp32"
-    shard: bool = True
     compile: bool = False
-    recompute: bool = False
     clip_norm: float = 1.0
     z_loss: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
@@ -50,6 +53,9 @@ class EngineOptions:
     weight_decay: float = 0.1
     fused: bool = True
     seed: int = 0
+    zero_stage: int = 2
+    offload: str = "none"
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class StepResult:
         z_loss: mean squared log-partition, times its weight.
         grad_norm: before clipping.
         n_labels: labels of the global batch.
+        balance_loss: load-balancing and router losses of a mixture of experts, with their coefficients; 0 for a dense model.
         applied: False when the judge refused the update.
         stop: some rank was asked to stop.
     """
@@ -71,6 +78,7 @@ class StepResult:
     n_labels: int
     applied: bool
     stop: bool
+    balance_loss: float = 0.0
 
 
 Judge = Callable[[float, float], bool]
@@ -83,16 +91,14 @@ class Engine(Protocol):
     def step(
         self,
         batches: Sequence[MicroBatch],
-        expected_labels: int,
         lr: float,
         judge: Judge,
         stop: bool,
     ) -> StepResult:
-        """Train on this rank's share of one global batch.
+        """Train on one global batch; the loss is the mean over all its labels, however they are spread over ranks.
 
         Args:
-            batches: this rank's micro-batches.
-            expected_labels: labels of the global batch if none were masked; only a scale, corrected by the true count.
+            batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one shape.
             lr: learning rate of this step.
             judge: decides whether the update is applied.
             stop: this rank was asked to stop.
@@ -101,16 +107,41 @@ class Engine(Protocol):
     def score(
         self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Return log-probability (nats) and greedy agreement of every label, [B, T]. A collective under FSDP."""
+        """Return log-probability (nats) and greedy agreement of every label, [B, T].
+
+        A collective: ranks of one group of readers bring the same rows and get the same scores; all groups call it equally often.
+        """
 
     def finish_scoring(self) -> None:
         """Give back what scoring held, so that the next step finds the engine as it was."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return every tensor of model and optimizer by a layout-independent name; loading writes into them."""
+        """Return this rank's part of model and optimizer by layout-independent names (a collective).
+
+        "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N that this rank holds a part of.
+        """
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what a checkpoint was read into: the very tensors that `tensors` returned (a collective)."""
 
     def full_model(self) -> dict[str, torch.Tensor]:
         """Return the unsharded model on the CPU of rank 0, {} elsewhere. A collective."""
 
     def load_model(self, state: dict[str, torch.Tensor]) -> None:
         """Set the weights from unsharded tensors, present on every rank."""
+
+
+ENGINES = {
+    "native": ("motet.parallel.engine_native", "NativeEngine"),
+    "deepspeed": ("motet.parallel.engine_deepspeed", "DeepSpeedEngine"),
+    "accelerate": ("motet.parallel.engine_accelerate", "AccelerateEngine"),
+}
+
+
+def build_engine(
+    config: ModelConfig, options: EngineOptions, layout: Layout, world: World
+) -> Engine:
+    """Build the engine that a layout asks for; its module, and what that needs, is imported only then."""
+    module, name = ENGINES[layout.engine]
+    engine: Engine = getattr(import_module(module), name)(config, options, layout, world)
+    return engine
