@@ -6,19 +6,32 @@ B batch, T tokens, V vocabulary, D model width. It knows no rank, no environment
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, overload
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from motet.models.attention import document_places
 from motet.models.config import ModelConfig, check
 from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
-from motet.models.loss import LossSums, Scores, label_scores, loss_sums
+from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, loss_sums
+from motet.models.precision import own
 
 MIN_TABLE_POSITIONS = 2048
+MATRIX_PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of the decoder a pipeline stage holds: some blocks, and the embedding or norm and head at the ends."""
+
+    layers: range
+    first: bool = True
+    last: bool = True
 
 
 class Decoder(nn.Module):
@@ -26,19 +39,27 @@ class Decoder(nn.Module):
 
     Made on the meta device it holds no values; `initialize`, or a loaded state, fills it. Its state
     is the parameters alone: rotary tables are computed when first needed, on the tokens' device.
+
+    With `part` it is one stage of a pipeline: some of the blocks under their own numbers, the embedding only in the first stage,
+    norm and head only in the last. Stages other than the first read hidden states [B, T, D] instead of tokens, and stages other
+    than the last return them in every mode.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, part: Part | None = None) -> None:
         super().__init__()
         check(config)
         self.config = config
-        self.embedding = Embedding(config.vocabulary_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.part = part = part or Part(range(config.n_layers))
+        self.embedding = Embedding(config.vocabulary_size, config.d_model) if part.first else None
+        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in part.layers})
+        self.norm = RMSNorm(config.d_model, config.norm_eps) if part.last else None
         self.head = (
-            None if config.tied_embeddings else Linear(config.d_model, config.vocabulary_size)
+            Linear(config.d_model, config.vocabulary_size)
+            if part.last and not config.tied_embeddings
+            else None
         )
-        self._recompute = False
+        self.vocabulary: VocabularyShard | None = None
+        self.recompute = "none"
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @overload
@@ -49,6 +70,7 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None = None,
         mode: Literal["logits"] = "logits",
         z_loss: float = 0.0,
+        places: Places | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -59,6 +81,7 @@ class Decoder(nn.Module):
         *,
         mode: Literal["loss"],
         z_loss: float = 0.0,
+        places: Places | None = None,
     ) -> LossSums: ...
     @overload
     def forward(
@@ -69,6 +92,7 @@ class Decoder(nn.Module):
         *,
         mode: Literal["score"],
         z_loss: float = 0.0,
+        places: Places | None = None,
     ) -> Scores: ...
     def forward(
         self,
@@ -77,6 +101,7 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None = None,
         mode: Literal["logits", "loss", "score"] = "logits",
         z_loss: float = 0.0,
+        places: Places | None = None,
     ) -> Tensor | LossSums | Scores:
         """Run the model on int64 [B, T] tokens.
 
@@ -84,62 +109,96 @@ class Decoder(nn.Module):
         With `document_ids_BT` a token sees only earlier tokens of its own document, and positions
         restart at each change of id. Modes: "logits" returns [B, T, V]; "loss" `LossSums`, with
         gradient; "score" `Scores`, without. Padding on the right changes no result on its left.
+        `places` says where the tokens stand when they are not a whole sequence in order.
         """
-        hidden_BTD = self._hidden(tokens_BT, document_ids_BT)
-        head_VD = self.embedding.weight if self.head is None else self.head.weight
-        if mode == "logits":
-            return F.linear(hidden_BTD, head_VD) if self.head is None else self.head(hidden_BTD)
-        if mode not in ("loss", "score"):
+        if mode not in ("logits", "loss", "score"):
             raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score'")
-        if labels_BT is None:
+        if mode != "logits" and labels_BT is None:
             raise ValueError(
                 f"mode={mode!r} needs labels_BT: the token to predict at each position"
             )
+        hidden_BTD = self._hidden(tokens_BT, places or self.places(tokens_BT, document_ids_BT))
+        if not self.part.last:
+            return hidden_BTD
+        head_VD = self._head_weight()
+        if mode == "logits":
+            return F.linear(hidden_BTD, head_VD) if self.head is None else self.head(hidden_BTD)
+        assert labels_BT is not None
         if mode == "loss":
-            return loss_sums(hidden_BTD, head_VD, labels_BT, z_loss)
-        return label_scores(hidden_BTD, head_VD, labels_BT)
+            return loss_sums(hidden_BTD, head_VD, labels_BT, z_loss, self.vocabulary)
+        return label_scores(hidden_BTD, head_VD, labels_BT, self.vocabulary)
 
-    def set_recompute(self, on: bool) -> None:
-        """Keep only each block's input for the backward pass, and run the block again there."""
-        self._recompute = on
+    def _head_weight(self) -> Tensor:
+        module = self.embedding if self.head is None else self.head
+        assert module is not None
+        return own(module.weight)
 
-    def _hidden(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:
-        places = self._places(tokens_BT, document_ids_BT)
-        x_BTD = self.embedding(tokens_BT)
-        recompute = self._recompute and torch.is_grad_enabled()
-        for block in self.blocks:
-            if recompute:
-                x_BTD = checkpoint(
-                    block, x_BTD, places, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x_BTD = block(x_BTD, places)
-        return self.norm(x_BTD)
+    def _hidden(self, x: Tensor, places: Places) -> Tensor:
+        x_BTD = x if self.embedding is None else self.embedding(x)
+        recompute = self.recompute != "none" and torch.is_grad_enabled()
+        for block in self.blocks.values():
+            x_BTD = (
+                _again(block, x_BTD, places, self.recompute) if recompute else block(x_BTD, places)
+            )
+        return x_BTD if self.norm is None else self.norm(x_BTD)
 
-    def _places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> Places:
+    def places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Places:
+        """Return the places of whole sequences: positions that restart at each document, and the mask between documents."""
         length = tokens_BT.shape[1]
+        if document_ids_BT is None:
+            cos, sin = self._rotary(length, tokens_BT.device)
+            return Places(cos[:length], sin[:length], None)
+        positions_BT, mask = document_places(document_ids_BT)
+        return replace(self.places_at(positions_BT, length), mask=mask)
+
+    def places_at(self, positions_BT: Tensor, length: int) -> Places:
+        """Return places of tokens at given positions, int64 [B, T] or [T], below `length`; without a mask."""
+        cos, sin = self._rotary(length, positions_BT.device)
+        return Places(cos[positions_BT], sin[positions_BT], None)
+
+    def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if (
             self._tables is None
             or len(self._tables[0]) < length
-            or self._tables[0].device != tokens_BT.device
+            or self._tables[0].device != device
         ):
             rows = max(MIN_TABLE_POSITIONS, 1 << (length - 1).bit_length())
             config = self.config
-            self._tables = rotary_tables(
-                rows, config.head_width, config.rope_theta, tokens_BT.device
-            )
-        cos, sin = self._tables
-        if document_ids_BT is None:
-            return Places(cos[:length], sin[:length], None)
-        positions_BT, mask = document_places(document_ids_BT)
-        return Places(cos[positions_BT], sin[positions_BT], mask)
+            self._tables = rotary_tables(rows, config.head_width, config.rope_theta, device)
+        return self._tables
+
+
+def _again(block: nn.Module, x_BTD: Tensor, places: Places, recompute: str) -> Tensor:
+    """Run a block that keeps little for the backward pass and runs again there.
+
+    "full" keeps the block's input only; "selective" keeps the results of matrix products, the dear part to make again
+    (Korthikanti et al., arXiv:2205.05198, section 5).
+    """
+    extra: dict[str, Any] = {}
+    if recompute == "selective":
+        extra["context_fn"] = partial(create_selective_checkpoint_contexts, MATRIX_PRODUCTS)
+    y_BTD: Tensor = checkpoint(
+        block, x_BTD, places, use_reentrant=False, preserve_rng_state=False, **extra
+    )
+    return y_BTD
 
 
 class Embedding(nn.Embedding):
     """A lookup table whose values come from `initialize` or from a checkpoint."""
 
+    first_row: int | None = None  # of the rows that this process holds, when others hold the rest
+
     def reset_parameters(self) -> None:
         """Leave the weight as it is."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] -> [B, T, D]; zeros where another process holds the row."""
+        weight_VD = own(self.weight)
+        if self.first_row is None:
+            return F.embedding(tokens_BT, weight_VD)
+        rows_BT = tokens_BT - self.first_row
+        held_BT = (rows_BT >= 0) & (rows_BT < len(weight_VD))
+        return F.embedding(rows_BT.where(held_BT, 0), weight_VD) * held_BT[..., None]
 
 
 def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:

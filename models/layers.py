@@ -8,6 +8,7 @@ fewer passes over memory (`docs/models.md` has the measurements). Compiled code 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from motet.models.attention import attend
 from motet.models.config import ModelConfig
-from motet.models.precision import compute_dtype, product_dtype
+from motet.models.precision import compute_dtype, own, product_dtype
+
+Across = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(queries [B, T, H, K], keys, values [B, T, G, K], segments [B, T] or None) -> [B, T, H, K]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,10 @@ class Places:
     cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
     sin: Tensor  # as cos, the first half of K negated: see `rotate`
     mask: Tensor | None  # bool [B, 1, T, T], True where a query may look; None = causal
+    segments: Tensor | None = (
+        None  # int64 [B, T], number of each token's document within its sequence
+    )
+    across: Across | None = None  # attention that also reaches tokens held by other processes
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -53,7 +61,15 @@ class _RMSNormFunction(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32 (arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32 (arXiv:1910.07467).
+
+    Attributes:
+        gradient_placements: see `own`.
+        mean_of_all: where processes hold parts of the axis: mean of this process's value over them all, differentiable.
+    """
+
+    gradient_placements: Any = None
+    mean_of_all: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -63,7 +79,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized `x`, same shape, in the type that matrix products want."""
         out_dtype = compute_dtype(x)
-        wide, weight = x.float(), self.weight.float()
+        wide, weight = x.float(), own(self.weight, self.gradient_placements).float()
+        if self.mean_of_all is not None:
+            square = self.mean_of_all(wide.square().mean(-1, keepdim=True))
+            return (wide * torch.rsqrt(square + self.eps) * weight).to(out_dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             y: Tensor = _RMSNormFunction.apply(wide, weight, self.eps)
         else:
@@ -78,6 +97,8 @@ class Linear(nn.Linear):
     the arithmetic of bfloat16 hardware, without PyTorch's slow fallback.
     """
 
+    gradient_placements: Any = None  # see `own`
+
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out, bias=False)
 
@@ -87,10 +108,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
         dtype, inner = compute_dtype(x), product_dtype(x)
+        weight = own(self.weight, self.gradient_placements)
         if dtype != inner:
             with torch.autocast(x.device.type, enabled=False):
-                return F.linear(x.to(dtype).to(inner), self.weight.to(dtype).to(inner)).to(dtype)
-        return F.linear(x, self.weight)
+                return F.linear(x.to(dtype).to(inner), weight.to(dtype).to(inner)).to(dtype)
+        return F.linear(x, weight)
 
 
 def rotary_tables(
@@ -157,7 +179,11 @@ class Attention(nn.Module):
         q_BTHK = self._heads(self.q_proj(x_BTD), self.q_norm)
         k_BTGK = self._heads(self.k_proj(x_BTD), self.k_norm)
         v_BTGK = self._heads(self.v_proj(x_BTD), None)
-        mixed_BTHK = attend(rotate(q_BTHK, places), rotate(k_BTGK, places), v_BTGK, places.mask)
+        q_BTHK, k_BTGK = rotate(q_BTHK, places), rotate(k_BTGK, places)
+        if places.across is not None:
+            mixed_BTHK = places.across(q_BTHK, k_BTGK, v_BTGK, places.segments)
+        else:
+            mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, places.mask)
         return self.o_proj(mixed_BTHK.flatten(2))
 
     def _heads(self, x_BTC: Tensor, norm: RMSNorm | None) -> Tensor:

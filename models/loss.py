@@ -5,6 +5,8 @@ N rows (tokens), D model width, V vocabulary, C rows of one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,20 @@ class LossSums(NamedTuple):
     n_labels: Tensor
 
 
+@dataclass(frozen=True)
+class VocabularyShard:
+    """The rows of the head that this process holds, and how it reaches the others (Megatron-LM, arXiv:1909.08053, section 3).
+
+    Attributes:
+        first: number of its first row.
+        maximum, total: elementwise maximum and sum over the processes, in place, of a tensor without gradient.
+    """
+
+    first: int
+    maximum: Callable[[Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
+
+
 class Scores(NamedTuple):
     """Per label: log-probability in nats (fp32 [B, T]) and whether it is the likeliest token (bool [B, T])."""
 
@@ -44,26 +60,37 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, z_loss: float, train: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        z_loss: float,
+        train: bool,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             h_ND, w_VD = _round(hidden_ND, rounded, dtype), _round(head_VD, rounded, dtype)
-            sums, h_gradient, w_gradient = _loss_chunks(h_ND, w_VD, labels_N, z_loss, train)
+            sums, h_gradient, w_gradient = _loss_chunks(h_ND, w_VD, labels_N, z_loss, train, shard)
         if train:
             ctx.save_for_backward(h_gradient.to(hidden_ND.dtype), w_gradient.to(head_VD.dtype))
         ctx.mark_non_differentiable(sums[1])
         return sums[0], sums[1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         h_gradient, w_gradient = ctx.saved_tensors
         weight = gradients[0]
-        return h_gradient * weight, w_gradient * weight, None, None, None
+        return h_gradient * weight, w_gradient * weight, None, None, None, None
 
 
 def _loss_chunks(
-    h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, z_loss: float, train: bool
+    h_ND: Tensor,
+    w_VD: Tensor,
+    labels_N: Tensor,
+    z_loss: float,
+    train: bool,
+    shard: VocabularyShard | None,
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND) if train else h_ND
@@ -71,13 +98,9 @@ def _loss_chunks(
     for start in range(0, len(h_ND), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         valid_C1 = labels_N[rows, None] != IGNORED
-        labels_C1 = labels_N[rows, None].clamp(min=0)
+        columns_C1, held_C1 = _held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
         work_CV = (h_ND[rows] @ w_VD.t()).float()
-        largest_C1 = work_CV.amax(-1, keepdim=True)
-        chosen_C1 = work_CV.gather(1, labels_C1)
-        work_CV.sub_(largest_C1).exp_()
-        total_C1 = work_CV.sum(-1, keepdim=True)
-        log_sum_C1 = largest_C1 + total_C1.log()
+        chosen_C1, total_C1, log_sum_C1 = _exponentials(work_CV, columns_C1, held_C1, shard)
         cross_entropy += (log_sum_C1 - chosen_C1).masked_fill_(~valid_C1, 0.0).sum()
         z_sum += log_sum_C1.square().masked_fill_(~valid_C1, 0.0).sum() * z_loss
         if not train:
@@ -86,7 +109,8 @@ def _loss_chunks(
         scale_C1 = (1.0 + 2.0 * z_loss * log_sum_C1) / total_C1
         work_CV.mul_(scale_C1.masked_fill_(~valid_C1, 0.0))
         # Not scatter_add_: one write per row stays deterministic on every device.
-        work_CV.scatter_(1, labels_C1, work_CV.gather(1, labels_C1) - valid_C1.float())
+        ones_C1 = (valid_C1 & held_C1).float()
+        work_CV.scatter_(1, columns_C1, work_CV.gather(1, columns_C1) - ones_C1)
         slope_CV = work_CV.to(h_ND.dtype)
         torch.mm(slope_CV, w_VD, out=h_gradient[rows])
         if slope_CV.dtype == torch.float32:
@@ -96,24 +120,56 @@ def _loss_chunks(
     return (cross_entropy, z_sum), h_gradient, w_gradient
 
 
+def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
+    """Return the column of each label among the `width` held here, and whether it is one of them."""
+    if shard is None:
+        return labels_C1, torch.ones_like(labels_C1, dtype=torch.bool)
+    columns_C1 = labels_C1 - shard.first
+    held_C1 = (columns_C1 >= 0) & (columns_C1 < width)
+    return columns_C1.where(held_C1, 0), held_C1
+
+
+def _exponentials(
+    logits_CV: Tensor, columns_C1: Tensor, held_C1: Tensor, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace logits by exp(logit - largest); return the labels' logits, the sums of exponentials and logsumexp, each [C, 1]."""
+    largest_C1 = logits_CV.amax(-1, keepdim=True)
+    if shard is not None:
+        largest_C1 = shard.maximum(largest_C1)
+    chosen_C1 = logits_CV.gather(1, columns_C1)
+    logits_CV.sub_(largest_C1).exp_()
+    total_C1 = logits_CV.sum(-1, keepdim=True)
+    if shard is not None:
+        both_C2 = shard.total(torch.cat((total_C1, chosen_C1.masked_fill(~held_C1, 0.0)), 1))
+        total_C1, chosen_C1 = both_C2.split(1, dim=1)
+    return chosen_C1, total_C1, largest_C1 + total_C1.log()
+
+
 def loss_sums(
-    hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, z_loss: float = 0.0
+    hidden_BTD: Tensor,
+    head_VD: Tensor,
+    labels_BT: Tensor,
+    z_loss: float = 0.0,
+    shard: VocabularyShard | None = None,
 ) -> LossSums:
     """Return the summed losses of predicting `labels_BT` (int64, -100 = none) from `hidden_BTD`.
 
     Logits exist for `CHUNK_ROWS` rows at a time. The z-loss is z_loss x logsumexp(logits)^2
-    (PaLM, arXiv:2204.02311, section 5).
+    (PaLM, arXiv:2204.02311, section 5). With a `shard` of the vocabulary each process holds some columns of the logits only;
+    all get the same sums, and the gradient of `hidden_BTD` is this process's part, to be summed over them.
     """
     train = torch.is_grad_enabled() and (hidden_BTD.requires_grad or head_VD.requires_grad)
     labels_N = labels_BT.flatten()
     cross_entropy, z_sum = _ChunkedLoss.apply(
-        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train
+        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard
     )
     return LossSums(cross_entropy, z_sum, (labels_N != IGNORED).sum().float())
 
 
 @torch.no_grad()
-def label_scores(hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor) -> Scores:
+def label_scores(
+    hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, shard: VocabularyShard | None = None
+) -> Scores:
     """Return log-probability and greediness of each label; 0 and True where the label is -100.
 
     Only rows with a label meet the head, `CHUNK_ROWS` at a time. No gradient.
@@ -130,9 +186,22 @@ def label_scores(hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor) -> Scor
             h_ND.split(CHUNK_ROWS), labels_N1.split(CHUNK_ROWS), strict=True
         ):
             logits_CV = (h_CD @ w_VD.t()).float()
-            chosen_C1 = logits_CV.gather(1, labels_C1)
-            logprobs.append((chosen_C1 - logits_CV.logsumexp(-1, keepdim=True))[:, 0])
-            greedys.append(logits_CV.argmax(-1) == labels_C1[:, 0])
+            columns_C1, held_C1 = _held(labels_C1, len(w_VD), shard)
+            greedys.append(_likeliest(logits_CV, shard) == labels_C1[:, 0])
+            chosen_C1, _, log_sum_C1 = _exponentials(logits_CV, columns_C1, held_C1, shard)
+            logprobs.append((chosen_C1 - log_sum_C1)[:, 0])
     logprob_BT[wanted_BT] = torch.cat(logprobs)
     greedy_BT[wanted_BT] = torch.cat(greedys)
     return Scores(logprob_BT, greedy_BT)
+
+
+def _likeliest(logits_CV: Tensor, shard: VocabularyShard | None) -> Tensor:
+    """Return the token with the largest logit, int64 [C]; the first of equals."""
+    column_C = logits_CV.argmax(-1)
+    if shard is None:
+        return column_C
+    largest_C1 = logits_CV.amax(-1, keepdim=True)
+    mine_C = (largest_C1 == shard.maximum(largest_C1.clone()))[:, 0]
+    # The smallest token among the processes that hold the maximum: a maximum of negatives.
+    candidate_C = -(column_C + shard.first).where(mine_C, 1 << 62)
+    return -shard.maximum(candidate_C)

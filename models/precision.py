@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,17 @@ def product_dtype(x: Tensor) -> torch.dtype:
     dtype = compute_dtype(x)
     emulate = dtype == torch.bfloat16 and x.device.type == "cpu" and not CPU_MULTIPLIES_BF16
     return torch.float32 if emulate else dtype
+
+
+def own(weight: Tensor, gradient_placements: Any = None) -> Tensor:
+    """Return this process's part of a weight that several processes share, or the weight itself.
+
+    Args:
+        weight: plain, or a distributed tensor (anything with a differentiable `to_local`).
+        gradient_placements: how the gradient of the part adds up over processes, where that differs from how the weight is split.
+    """
+    to_local = getattr(weight, "to_local", None)
+    if to_local is None:
+        return weight
+    part: Tensor = to_local(grad_placements=gradient_placements)
+    return part

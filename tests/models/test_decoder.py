@@ -123,8 +123,8 @@ def test_recomputation_gives_the_same_gradients(family: str, documents: bool) ->
         nonlocal calls
         calls += 1
 
-    decoder.blocks[0].register_forward_pre_hook(count)
-    decoder.set_recompute(True)
+    decoder.blocks["0"].register_forward_pre_hook(count)
+    decoder.recompute = "full"
     again = gradients_of(decoder, tokens, document_ids_BT=ids)
     assert calls == 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
@@ -195,7 +195,7 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
     config = tiny("qwen3", n_layers=1)
     decoder, tokens = made(config), some_tokens(config, 2, 17)
     plain = gradients_of(decoder, tokens)
-    decoder.blocks[0].compile(fullgraph=True)
+    decoder.blocks["0"].compile(fullgraph=True)
     compiled = gradients_of(decoder, tokens)
     for a, b in zip(plain, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -209,11 +209,11 @@ def test_a_block_is_one_graph_with_documents_autocast_and_recomputation(
     config = tiny(family, n_layers=2, init_std=0.05)
     decoder, tokens = made(config), some_tokens(config, 2, 17)
     ids = (torch.arange(16) // 6).expand(2, 16)
-    decoder.set_recompute(True)
+    decoder.recompute = "full"
     results = []
     for compiled in (False, True):
         if compiled:
-            for block in decoder.blocks:
+            for block in decoder.blocks.values():
                 block.compile(fullgraph=True, backend="aot_eager")
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             results.append(gradients_of(decoder, tokens, document_ids_BT=ids))
@@ -238,7 +238,7 @@ def test_fully_sharded_gradients_are_those_of_the_plain_model(tied: bool, bf16: 
     with torch.device("meta"):
         sharded = Decoder(config)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None)
-    for block in sharded.blocks:
+    for block in sharded.blocks.values():
         fully_shard(block, mp_policy=policy)
     fully_shard(sharded, mp_policy=policy)
     sharded.to_empty(device="cpu")
@@ -246,7 +246,7 @@ def test_fully_sharded_gradients_are_those_of_the_plain_model(tied: bool, bf16: 
     for name, parameter in sharded.named_parameters():
         with torch.no_grad():
             parameter.to_local().copy_(source[name])
-    sharded.set_recompute(True)
+    sharded.recompute = "full"
     for a, b in zip(plain, gradients_of(sharded, tokens), strict=True):
         found = b.full_tensor()
         assert found.dtype == torch.float32
