@@ -49,7 +49,7 @@ RUN = {
         "d_ffn": 192,
     },
     "data": {"sequence_length": 512},
-    "batch": {"sequences": 12, "micro_sequences": 12},
+    "batch": {"sequences": 12},
     "training": {
         "precision": "fp32",
         "optimizer": {"lr": 4e-3},
@@ -58,7 +58,7 @@ RUN = {
     },
     "checkpoint": {"every_steps": 0},
     "probes": {"every": 0.5},
-    "layout": {"processes": 1, "device": "cpu"},
+    "layout": {"processes": 1, "device": "cpu", "micro_sequences": 12},
 }
 
 

@@ -24,7 +24,7 @@ def batch_problem(
     return [
         Problem(
             setting,
-            f"{sequences:,} is not a multiple of {unit:,} (batch.micro_sequences {micro_sequences:,} x "
+            f"{sequences:,} is not a multiple of {unit:,} (layout.micro_sequences {micro_sequences:,} x "
             f"{processes:,} processes); nearest: {near}",
         )
     ]
@@ -63,12 +63,14 @@ def length_problems(settings: RunSettings) -> list[Problem]:
 def batch_problems(settings: RunSettings, nodes: int = 1) -> list[Problem]:
     """Batch and every stage of its ramp divide among the processes; stages are in order."""
     batch, processes = settings.batch, settings.layout.processes * nodes
-    out = batch_problem("batch.sequences", batch.sequences, batch.micro_sequences, processes)
+    out = batch_problem(
+        "batch.sequences", batch.sequences, settings.layout.micro_sequences, processes
+    )
     seen: set[int] = set()
     for i, stage in enumerate(batch.ramp):
         where = f"batch.ramp.{i}"
         out += batch_problem(
-            f"{where}.sequences", stage.sequences, batch.micro_sequences, processes
+            f"{where}.sequences", stage.sequences, settings.layout.micro_sequences, processes
         )
         if stage.step in seen:
             out.append(
@@ -172,7 +174,7 @@ def model_problems(settings: RunSettings) -> list[Problem]:
 CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ...] = (
     (name_problems, ("name",)),
     (length_problems, ("training.steps", "training.tokens", "batch", "data.sequence_length")),
-    (batch_problems, ("batch", "layout.processes")),
+    (batch_problems, ("batch", "layout.processes", "layout.micro_sequences")),
     (schedule_problems, ("training", "batch", "data.sequence_length")),
     (data_problems, ("data", "probes")),
     (model_problems, ("model",)),

@@ -24,7 +24,6 @@ data:
 
 batch:
   sequences: 16           # per step, over all processes
-  micro_sequences: 8
 
 training:
   steps: {steps}
@@ -60,7 +59,7 @@ experiments:
 
 probes: {{every: 0.2}}
 checkpoint: {{every_steps: {every_steps}, keep: 2}}
-layout: {{processes: {processes}}}   # FSDP2 over both
+layout: {{processes: {processes}, micro_sequences: 8}}   # FSDP2 over both
 """
 
 

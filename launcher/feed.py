@@ -1,4 +1,4 @@
-"""This rank's share of every step, read one step ahead in the background."""
+"""What this rank trains on in every step, read one step ahead in the background."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from motet.experiments.ledger import Record
-from motet.experiments.steps import Steps, rank_slots
+from motet.experiments.steps import Steps
 from motet.experiments.stream import Batch, Stream
+from motet.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,11 @@ class Share:
 
 
 class Feed:
-    """Cuts each step into this rank's micro-batches; the next step is read while this one trains."""
+    """Cuts each step into the micro-batches of this rank's group of readers; the next step is read while this one trains."""
 
-    def __init__(
-        self, stream: Stream, steps: Steps, rank: int, world_size: int, micro_sequences: int
-    ) -> None:
-        self.stream, self.steps = stream, steps
-        self.rank, self.world_size, self.micro_sequences = rank, world_size, micro_sequences
+    def __init__(self, stream: Stream, steps: Steps, layout: Layout, rank: int) -> None:
+        self.stream, self.steps, self.layout = stream, steps, layout
+        self.reader = layout.reader(rank)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[Share]] | None = None
 
@@ -45,13 +44,9 @@ class Feed:
 
     def read(self, step: int) -> Share:
         """Read this rank's share of a step."""
-        first, count = rank_slots(
-            self.steps.slots_before(step), self.steps.sequences(step), self.rank, self.world_size
-        )
-        batches = [
-            self.stream.batch(start, min(self.micro_sequences, first + count - start))
-            for start in range(first, first + count, self.micro_sequences)
-        ]
+        offset, count = self.layout.reader_sequences(self.steps.sequences(step), self.reader)
+        first, micro = self.steps.slots_before(step) + offset, self.layout.micro_sequences
+        batches = [self.stream.batch(start, micro) for start in range(first, first + count, micro)]
         digest = sum(batch.digest() for batch in batches) & 0xFFFFFFFFFFFFFFFF
         ids = [batch.exposure_ids for batch in batches]
         joined = np.concatenate(ids) if ids else np.empty(0, dtype=np.uint64)

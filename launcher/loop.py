@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from motet.experiments.ledger import LedgerWriter, Segment, open_segment
+from motet.experiments.ledger import LedgerWriter, Record, Segment, open_segment
 from motet.experiments.steps import Steps
 from motet.launcher.checkpoint import Checkpoints
 from motet.launcher.feed import Feed
@@ -19,6 +19,7 @@ from motet.launcher.settings import RunSettings
 from motet.launcher.stop import Judge, StopRequest
 from motet.launcher.wandb_mirror import WandbMirror
 from motet.parallel.engine import Engine, StepResult
+from motet.parallel.layout import Layout
 from motet.parallel.mesh import World, tell_all
 
 
@@ -29,6 +30,7 @@ class Job:
     settings: RunSettings
     run: RunDir
     world: World
+    layout: Layout
     engine: Engine
     steps: Steps
     feed: Feed
@@ -62,10 +64,9 @@ def train(job: Job, step: int) -> tuple[int, str]:
         started = time.perf_counter()
         share = job.feed.take(step)
         waited = time.perf_counter() - started
-        labels = job.steps.sequences(step) * (job.settings.data.sequence_length - 1)
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
-        result = job.engine.step(share.batches, labels, lr, job.judge, job.stop.requested())
-        job.ledger.append(replace(share.record, applied=result.applied))
+        result = job.engine.step(share.batches, lr, job.judge, job.stop.requested())
+        note(job, share.record, result.applied)
         job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
         report(job, step, result, lr)
         stopping = result.stop
@@ -89,13 +90,29 @@ def save(job: Job, step: int) -> None:
     job.metrics.log("checkpoint", step, seconds=job.seconds["checkpoint"])
 
 
+def load(
+    checkpoints: Checkpoints, engine: Engine, step: int, expected: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Let the engine go on from a checkpoint; return its manifest."""
+    tensors = engine.tensors()
+    manifest = checkpoints.load(step, tensors, expected)
+    engine.restore(tensors)
+    return manifest
+
+
+def note(job: Job, record: Record, applied: bool) -> None:
+    """Write what a group of readers consumed to the ledger, once for the group."""
+    if job.layout.is_first_of_readers(job.world.rank):
+        job.ledger.append(replace(record, applied=applied))
+
+
 def probe(job: Job, step: int) -> None:
     """Measure every experiment that is due; training does not notice."""
     if not job.probes.names(step):
         return
     with job.progress.phase("probing"):
         started = time.perf_counter()
-        scores = job.probes.score(step, job.engine, job.world)
+        scores = job.probes.score(step, job.engine, job.layout, job.world)
         if job.world.rank == 0:
             job.probes.write(
                 job.run, step, job.segment.segment, job.segment.definition_sha256, scores
@@ -116,6 +133,7 @@ def report(job: Job, step: int, result: StepResult, lr: float) -> None:
         step + 1,
         loss=result.loss,
         z_loss=result.z_loss,
+        balance_loss=result.balance_loss,
         grad_norm=result.grad_norm,
         lr=lr,
         tokens=job.steps.slots_before(step + 1) * job.settings.data.sequence_length,
@@ -150,7 +168,7 @@ def roll_back(job: Job, step: int) -> None:
     known = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
     if not known:
         return
-    manifest = job.checkpoints.load(known[-1], job.engine.tensors())
+    manifest = load(job.checkpoints, job.engine, known[-1])
     job.ledger.close()
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
     if job.world.rank == 0:
@@ -165,7 +183,7 @@ def roll_back(job: Job, step: int) -> None:
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
     for left_out in range(known[-1], step + 1):
-        job.ledger.append(replace(job.feed.read(left_out).record, applied=False))
+        note(job, job.feed.read(left_out).record, applied=False)
     job.metrics.log("event", step + 1, event="rollback", to_step=known[-1])
 
 

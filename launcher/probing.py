@@ -16,6 +16,7 @@ from motet.experiments.probes import EncodedItems, encode_items, score_items
 from motet.experiments.tokenizer import Tokenizer
 from motet.launcher.rundir import RunDir
 from motet.parallel.engine import Engine
+from motet.parallel.layout import Layout
 from motet.parallel.mesh import World
 
 
@@ -73,13 +74,16 @@ class ProbeSet:
         """Return the experiments that are due at a step, in a fixed order."""
         return sorted(name for name, steps in self.due.items() if step in steps)
 
-    def score(self, step: int, engine: Engine, world: World) -> dict[str, ItemScores]:
-        """Score everything that is due (a collective)."""
+    def score(
+        self, step: int, engine: Engine, layout: Layout, world: World
+    ) -> dict[str, ItemScores]:
+        """Score everything that is due (a collective): each group of readers its share of the items."""
 
         def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             if world.size == 1:
                 return values
-            tensor = torch.from_numpy(values)
+            counted = layout.is_first_of_readers(world.rank)
+            tensor = torch.from_numpy(values if counted else np.zeros_like(values))
             dist.all_reduce(tensor, group=world.control)
             return tensor.numpy()
 
@@ -88,8 +92,8 @@ class ProbeSet:
                 self.items[name],
                 engine.score,
                 self.batch_tokens,
-                world.rank,
-                world.size,
+                layout.reader(world.rank),
+                layout.readers,
                 sum_over_ranks,
             )
             for name in self.names(step)

@@ -7,45 +7,16 @@ Every field says its meaning, its unit and its bounds in its metadata: `config.p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from motet.launcher.layout_settings import LayoutSettings as LayoutSettings
+from motet.launcher.setting import setting
 
 if TYPE_CHECKING:
     from motet.experiments.steps import Steps
-
-
-def setting(
-    default: Any,
-    doc: str,
-    *,
-    unit: str = "",
-    choices: Sequence[str] = (),
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    kind: str = "",
-    key: str = "",
-) -> Any:
-    """A dataclass field with its documentation.
-
-    `least`/`most` are inclusive bounds and `above`/`below` exclusive ones. `kind` is "path" (relative to the folder of the
-    run.yaml), "free" (passed on as it is written) or "hidden" (not a setting). `key` is the name in YAML where that is a
-    Python keyword.
-    """
-    bounds = {"least": least, "above": above, "most": most, "below": below}
-    metadata = {
-        "doc": doc,
-        "unit": unit,
-        "choices": tuple(choices),
-        "kind": kind,
-        "key": key,
-        "bounds": {name: value for name, value in bounds.items() if value is not None},
-    }
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    from motet.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -139,9 +110,6 @@ class BatchSettings:
     """How many sequences make one step."""
 
     sequences: int = setting(32, "sequences per step over all ranks", unit="sequences", least=1)
-    micro_sequences: int = setting(
-        8, "sequences per rank and forward pass", unit="sequences", least=1
-    )
     ramp: tuple[RampSettings, ...] = setting(
         (),
         "stages `{step, sequences}` of other batch sizes; `batch.sequences` holds before the first",
@@ -230,11 +198,6 @@ class TrainingSettings:
         choices=("auto", "fp32", "bf16"),
     )
     compile: bool = setting(False, "torch.compile every block")
-    recompute: str = setting(
-        "none",
-        "recompute activations in the backward pass: less memory, about a third more time",
-        choices=("none", "full"),
-    )
     bad_steps: BadStepSettings = setting(BadStepSettings, "NaN and spikes")
     deterministic: bool = setting(True, "deterministic kernels: a resumed run is bit-equal")
 
@@ -290,17 +253,6 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
-class LayoutSettings:
-    """Where it is trained."""
-
-    processes: int = setting(1, "processes per node", unit="processes", least=1, most=64)
-    shard: bool = setting(
-        True, "FSDP2: weights, gradients and optimizer state are divided over all processes"
-    )
-    device: str = setting("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
-
-
-@dataclass(frozen=True)
 class MetricSettings:
     """Where the numbers go. `metrics.jsonl` in the run folder is always written."""
 
@@ -330,7 +282,7 @@ class RunSettings:
     experiments: ExperimentSettings = setting(ExperimentSettings, "the questions")
     probes: ProbeSettings = setting(ProbeSettings, "when they are measured")
     checkpoint: CheckpointSettings = setting(CheckpointSettings, "saving")
-    layout: LayoutSettings = setting(LayoutSettings, "processes and devices")
+    layout: LayoutSettings = setting(LayoutSettings, "processes, devices, parallelism")
     metrics: MetricSettings = setting(MetricSettings, "logging")
     base: str = setting("", "", kind="hidden")
     as_written: Mapping[str, str] = setting(dict, "", kind="hidden")
@@ -344,6 +296,10 @@ class RunSettings:
     def plan_seed(self) -> int:
         """Seed of assignment and placement."""
         return self.seed if self.experiments.seed is None else self.experiments.seed
+
+    def layout_for(self, world_size: int) -> Layout:
+        """How the run is split over `world_size` ranks (see `LayoutSettings.layout_for`)."""
+        return self.layout.layout_for(world_size)
 
     @property
     def batch_steps(self) -> Steps:

@@ -15,6 +15,7 @@ from typing import Any
 
 from motet.experiments.errors import Problem, suggest
 from motet.launcher.document import COMMAND_LINE, Items, Leaf, Map, Node, plain
+from motet.launcher.layout_settings import MOVED
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 _MISSING = object()
@@ -69,6 +70,7 @@ class Builder:
             inner = f"{path}.{key}" if path else key
             if key not in fields:
                 hint = suggest(key, fields) or f"; known here: {', '.join(fields)}"
+                hint = f"; write {MOVED[inner]}" if inner in MOVED else hint
                 self.problem(inner, child, f"is no setting{hint}")
                 continue
             field, hint = fields[key]
@@ -86,6 +88,8 @@ class Builder:
             return self.section(typing.cast(type, hint), node, path)
         if typing.get_origin(hint) is tuple:
             return self.items(field, typing.get_args(hint)[0], node, path)
+        if field.metadata["kind"] == "free":
+            return self.mapping(node, path)
         return self.scalar(field, hint, node, path)
 
     def items(self, field: dataclasses.Field[Any], hint: Any, node: Node, path: str) -> Any:
@@ -111,6 +115,12 @@ class Builder:
         if isinstance(items, Leaf) and not items.is_null:
             out["items"] = absolute(items, self.folder)
         return out
+
+    def mapping(self, node: Node, path: str) -> Any:
+        """Settings of another program, for it to judge."""
+        if isinstance(node, Leaf) and node.is_null:
+            return {}
+        return plain(node) if isinstance(node, Map) else self.problem(path, node, "is a mapping")
 
     def scalar(self, field: dataclasses.Field[Any], hint: Any, node: Node, path: str) -> Any:
         options = options_of(hint)

@@ -20,7 +20,7 @@ from motet.launcher import config as settings_io
 from motet.launcher.checkpoint import Checkpoints
 from motet.launcher.feed import Feed
 from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
-from motet.launcher.loop import BadRun, Job, train
+from motet.launcher.loop import BadRun, Job, load, train
 from motet.launcher.manifest import check_frozen, open_stream
 from motet.launcher.metrics import MetricsWriter
 from motet.launcher.probing import ProbeSet, due_steps
@@ -31,8 +31,8 @@ from motet.launcher.stop import Judge, StopRequest
 from motet.launcher.study import tokenizer_of
 from motet.launcher.wandb_mirror import open_mirror
 from motet.models.config import ModelConfig
-from motet.parallel.engine import EngineOptions
-from motet.parallel.engine_native import NativeEngine
+from motet.parallel.engine import Engine, EngineOptions, build_engine
+from motet.parallel.layout import Layout
 from motet.parallel.mesh import World, first_complaint, join, leave, tell_all
 
 USER_ERROR, BAD_RUN = 2, 3
@@ -47,9 +47,10 @@ def main(argv: list[str]) -> int:
     attempt = run.latest_attempt()
     rank = int(os.environ["RANK"])
     atomic_write(run.attempt(attempt) / f"pid-{rank}", str(os.getpid()))
-    world = join(settings.layout.device)
+    layout = settings.layout_for(int(os.environ["WORLD_SIZE"]))
+    world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
     try:
-        return _attempt(run, settings, attempt, world, stop)
+        return _attempt(run, settings, attempt, world, layout, stop)
     except (UserError, BadRun) as error:
         told = run.attempt(attempt) / "error.txt"
         if world.rank == 0 or not told.exists():
@@ -64,11 +65,16 @@ def main(argv: list[str]) -> int:
 
 
 def _attempt(
-    run: RunDir, settings: RunSettings, attempt: int, world: World, stop: StopRequest
+    run: RunDir,
+    settings: RunSettings,
+    attempt: int,
+    world: World,
+    layout: Layout,
+    stop: StopRequest,
 ) -> int:
     """Check, build, train, and say how it ended."""
     manifest = _verified(run, settings, world)
-    job, step = build_job(run, settings, attempt, world, stop, manifest)
+    job, step = build_job(run, settings, attempt, world, layout, stop, manifest)
     facts = _attempt_facts(job, attempt, step)
     job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=world.size)
     if world.rank == 0:
@@ -115,6 +121,7 @@ def build_job(
     settings: RunSettings,
     attempt: int,
     world: World,
+    layout: Layout,
     stop: StopRequest,
     manifest: dict[str, Any],
 ) -> tuple[Job, int]:
@@ -128,7 +135,7 @@ def build_job(
     precision = _begun_precision(run, world) or choose_precision(training.precision, world.device)
     if world.device.type == "cuda":
         torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
-    engine = NativeEngine(model, engine_options(settings, precision), world)
+    engine = build_engine(model, engine_options(settings, precision), layout, world)
     checkpoints = Checkpoints(
         run,
         world,
@@ -159,9 +166,10 @@ def build_job(
         settings=settings,
         run=run,
         world=world,
+        layout=layout,
         engine=engine,
         steps=steps,
-        feed=Feed(stream, steps, world.rank, world.size, settings.batch.micro_sequences),
+        feed=Feed(stream, steps, layout, world.rank),
         probes=_probes(run, settings, definition),
         checkpoints=checkpoints,
         metrics=metrics,
@@ -198,9 +206,7 @@ def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
     training, optimizer = settings.training, settings.training.optimizer
     return EngineOptions(
         precision=precision,
-        shard=settings.layout.shard,
         compile=training.compile,
-        recompute=training.recompute == "full",
         clip_norm=training.clip_norm,
         z_loss=training.z_loss,
         betas=(optimizer.betas[0], optimizer.betas[1]),
@@ -208,6 +214,9 @@ def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
         weight_decay=optimizer.weight_decay,
         fused=optimizer.fused,
         seed=settings.seed,
+        zero_stage=settings.layout.zero_stage,
+        offload=settings.layout.offload,
+        deepspeed=settings.layout.deepspeed,
     )
 
 
@@ -229,7 +238,7 @@ def _probes(run: RunDir, settings: RunSettings, definition: dict[str, Any]) -> P
 
 def _load_newest(
     run: RunDir,
-    engine: NativeEngine,
+    engine: Engine,
     checkpoints: Checkpoints,
     metrics: MetricsWriter,
     world: World,
@@ -244,7 +253,7 @@ def _load_newest(
     complaints = []
     for step in reversed(known):
         try:
-            manifest = checkpoints.load(step, engine.tensors(), hashes)
+            manifest = load(checkpoints, engine, step, hashes)
             return step, manifest["segment"], manifest
         except UserError as error:
             complaints.append(str(error))

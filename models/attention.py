@@ -45,20 +45,25 @@ def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None) 
     return mixed_BHTK.transpose(1, 2).to(dtype)
 
 
-def document_places(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positions int64 [B, T] that restart at each document, and the mask bool [B, 1, T, T].
+def document_positions(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions that restart at each document, and the number of each token's document, both int64 [B, T].
 
     A document is a run of equal ids: an id that returns after another one is a new document.
     """
-    length = document_ids_BT.shape[1]
-    order_T = torch.arange(length, device=document_ids_BT.device)
+    order_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
     starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
     starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    segment_BT = starts_BT.cumsum(1)
     first_BT = torch.where(starts_BT, order_T, 0).cummax(1).values
+    return order_T - first_BT, starts_BT.cumsum(1)
+
+
+def document_places(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions int64 [B, T] that restart at each document, and the mask bool [B, 1, T, T]."""
+    positions_BT, segments_BT = document_positions(document_ids_BT)
+    order_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
     causal_TT = order_T[:, None] >= order_T
-    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return order_T - first_BT, (same_BTT & causal_TT)[:, None]
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return positions_BT, (same_BTT & causal_TT)[:, None]
 
 
 def _tiles_are_faster(q_BTHK: Tensor, mask: Tensor | None) -> bool:

@@ -1,6 +1,6 @@
 """Sizes and shape of one decoder: a value that needs no torch.
 
-B batch, T tokens, V vocabulary, D model width, H heads, K channels per head.
+B batch, T tokens, V vocabulary, D model width, H heads, K channels per head, E experts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 NormPosition = Literal["pre", "post"]
 QkNorm = Literal["none", "head", "full"]
+RouterScore = Literal["softmax", "sigmoid"]
+BalanceScope = Literal["batch", "micro"]
 
 
 class ModelError(ValueError):
@@ -19,12 +21,28 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU; no biases.
+    """Shape of a decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
 
     `norm_position="pre"` normalizes what a sub-layer reads (Llama, arXiv:2302.13971);
     `"post"` normalizes what it adds to the residual stream (OLMo-2, arXiv:2501.00656, section 3.2).
     `qk_norm="head"` normalizes queries and keys per head (Qwen3), `"full"` over all heads (OLMo-2).
     `head_dim=None` means `d_model // n_heads`; read `head_width` for the number.
+    `qkv_bias` adds a bias to queries, keys and values alone (Qwen2, arXiv:2407.10671).
+
+    `n_experts > 0` makes the feed-forward of some layers a mixture of experts (`moe.py`): layer i has
+    experts where i >= n_dense_layers and (i + 1) is a multiple of `moe_every`, the rule of Qwen-MoE.
+
+    Attributes:
+        experts_per_token: routed experts that a token visits.
+        d_expert: hidden width of one routed expert; None = d_ffn. Read `expert_width` for the number.
+        n_shared_experts, d_shared: experts that every token visits, as one block of width `d_shared`;
+            None = n_shared_experts x expert width. Read `shared_width`.
+        shared_gate: a sigmoid gate scales the shared block (Qwen2-MoE).
+        router_score: "softmax" over all experts (Mixtral, Qwen), or "sigmoid" of each (DeepSeek-V3).
+        normalize_top_k: the chosen experts' weights of a token sum to 1.
+        capacity_factor: 0 = dropless; else an expert takes at most ceil(factor x tokens x experts_per_token
+            / n_experts) rows of a micro-batch of one rank, and later tokens go without it.
+        balance_loss, balance_scope, router_z_loss, bias_rate: see `moe.MoE`; 0 = off.
     """
 
     vocabulary_size: int
@@ -40,6 +58,22 @@ class ModelConfig:
     qk_norm: QkNorm = "none"
     tied_embeddings: bool = False
     init_std: float = 0.02
+    qkv_bias: bool = False
+    n_experts: int = 0
+    experts_per_token: int = 2
+    d_expert: int | None = None
+    n_shared_experts: int = 0
+    d_shared: int | None = None
+    shared_gate: bool = False
+    router_score: RouterScore = "softmax"
+    normalize_top_k: bool = True
+    capacity_factor: float = 0.0
+    balance_loss: float = 0.0
+    balance_scope: BalanceScope = "batch"
+    router_z_loss: float = 0.0
+    bias_rate: float = 0.0
+    n_dense_layers: int = 0
+    moe_every: int = 1
 
     @property
     def head_width(self) -> int:
@@ -55,6 +89,31 @@ class ModelConfig:
     def kv_width(self) -> int:
         """Channels of all key (or value) heads together."""
         return self.n_kv_heads * self.head_width
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden channels of one routed expert (F)."""
+        return self.d_ffn if self.d_expert is None else self.d_expert
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden channels of the shared experts together; 0 without them."""
+        if self.n_shared_experts == 0:
+            return 0
+        return self.n_shared_experts * self.expert_width if self.d_shared is None else self.d_shared
+
+    def has_experts(self, layer: int) -> bool:
+        """Tell whether the feed-forward of block `layer` (from 0) is a mixture of experts."""
+        return (
+            self.n_experts > 0
+            and layer >= self.n_dense_layers
+            and (layer + 1) % self.moe_every == 0
+        )
+
+    @property
+    def n_moe_layers(self) -> int:
+        """Number of blocks with experts."""
+        return sum(self.has_experts(layer) for layer in range(self.n_layers))
 
 
 def _shape(
@@ -105,8 +164,8 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
 
 def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Return every (setting, message) that makes `config` unusable; an empty list means it is sound."""
-    found = [*_size_problems(config), *_choice_problems(config)]
-    return found if found else _ratio_problems(config)
+    found = [*_size_problems(config), *_choice_problems(config), *_expert_size_problems(config)]
+    return found if found else [*_ratio_problems(config), *_expert_problems(config)]
 
 
 def check(config: ModelConfig) -> None:
@@ -136,15 +195,77 @@ def _size_problems(config: ModelConfig) -> list[tuple[str, str]]:
 
 def _choice_problems(config: ModelConfig) -> list[tuple[str, str]]:
     found = []
-    choices = {"norm_position": ["pre", "post"], "qk_norm": ["none", "head", "full"]}
+    choices = {
+        "norm_position": ["pre", "post"],
+        "qk_norm": ["none", "head", "full"],
+        "router_score": ["softmax", "sigmoid"],
+        "balance_scope": ["batch", "micro"],
+    }
     for setting, options in choices.items():
         value = getattr(config, setting)
         if value not in options:
             hint = _near(str(value), options)
             found.append((setting, f"{value!r} is not one of {', '.join(options)}{hint}"))
-    if not isinstance(config.tied_embeddings, bool):
-        found.append(("tied_embeddings", f"{config.tied_embeddings!r} is not true or false"))
+    for setting in ("tied_embeddings", "qkv_bias", "shared_gate", "normalize_top_k"):
+        value = getattr(config, setting)
+        if not isinstance(value, bool):
+            found.append((setting, f"{value!r} is not true or false"))
     return found
+
+
+def _expert_size_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    found = []
+    least = {"n_experts": 0, "n_shared_experts": 0, "n_dense_layers": 0}
+    least |= {"experts_per_token": 1, "moe_every": 1}
+    for setting, bound in least.items():
+        value = getattr(config, setting)
+        if not _is_whole(value) or value < bound:
+            found.append((setting, f"{value!r} is not a whole number of at least {bound}"))
+    for setting in ("d_expert", "d_shared"):
+        value = getattr(config, setting)
+        if value is not None and (not _is_whole(value) or value < 1):
+            found.append((setting, f"{value!r} is not a whole number of at least 1, or null"))
+    for setting in ("capacity_factor", "balance_loss", "router_z_loss", "bias_rate"):
+        value = getattr(config, setting)
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (sound and 0 <= value < float("inf")):
+            found.append((setting, f"{value!r} is not a finite number of at least 0"))
+    return found
+
+
+def _expert_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return settings of experts that do not fit each other, or that have no experts to act on."""
+    if config.n_experts == 0:
+        return _idle_problems(config)
+    found = []
+    if config.experts_per_token > config.n_experts:
+        why = f"{config.experts_per_token} is more than n_experts={config.n_experts}; at most that"
+        found.append(("experts_per_token", why))
+    if config.n_shared_experts == 0:
+        for setting in ("d_shared", "shared_gate"):
+            if getattr(config, setting):
+                why = "has no shared expert to act on; set n_shared_experts to at least 1"
+                found.append((setting, why))
+    if config.moe_every > config.n_layers:
+        why = f"{config.moe_every} is more than n_layers={config.n_layers}, so that no layer has experts; at most that"
+        found.append(("moe_every", why))
+    elif config.n_moe_layers == 0:
+        most = config.n_layers // config.moe_every * config.moe_every - 1
+        why = f"{config.n_dense_layers} leaves no layer with experts; at most {most}"
+        found.append(("n_dense_layers", why))
+    return found
+
+
+def _idle_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    names = [field.name for field in fields(config)]
+    return [
+        (
+            field.name,
+            f"{getattr(config, field.name)!r} needs experts; set n_experts, or leave it out",
+        )
+        for field in fields(config)[names.index("n_experts") + 1 :]
+        if getattr(config, field.name) != field.default
+    ]
 
 
 def _ratio_problems(config: ModelConfig) -> list[tuple[str, str]]:

@@ -8,21 +8,37 @@ from __future__ import annotations
 from motet.models.config import ModelConfig
 
 
-def parameters_per_layer(config: ModelConfig) -> int:
-    """Return the parameters of one block, norms included."""
+def parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
+    """Return the parameters of block `layer` (from 0), norms included; blocks differ where only some have experts."""
     attention = 2 * config.d_model * (config.query_width + config.kv_width)
-    feed_forward = 3 * config.d_model * config.d_ffn
+    if config.qkv_bias:
+        attention += config.query_width + 2 * config.kv_width
     norms = 2 * config.d_model
     if config.qk_norm == "head":
         norms += 2 * config.head_width
     elif config.qk_norm == "full":
         norms += config.query_width + config.kv_width
-    return attention + feed_forward + norms
+    routed = expert_parameters_per_layer(config) if config.has_experts(layer) else 0
+    return attention + norms + routed + _always_on(config, layer)
+
+
+def expert_parameters_per_layer(config: ModelConfig) -> int:
+    """Return the parameters of the routed experts of one block that has them: what expert parallelism splits."""
+    return config.n_experts * 3 * config.d_model * config.expert_width
+
+
+def _always_on(config: ModelConfig, layer: int) -> int:
+    """Return the feed-forward weights that every token meets: all of a dense one; router, shared block and its gate."""
+    if not config.has_experts(layer):
+        return 3 * config.d_model * config.d_ffn
+    router = config.d_model * (config.n_experts + int(config.shared_gate))
+    return router + 3 * config.d_model * config.shared_width
 
 
 def parameters_non_embedding(config: ModelConfig) -> int:
     """Return the parameters outside the embedding and the head (N of arXiv:2001.08361, section 2.1)."""
-    return config.n_layers * parameters_per_layer(config) + config.d_model
+    layers = sum(parameters_per_layer(config, layer) for layer in range(config.n_layers))
+    return layers + config.d_model
 
 
 def parameters(config: ModelConfig) -> int:
@@ -31,18 +47,26 @@ def parameters(config: ModelConfig) -> int:
     return parameters_non_embedding(config) + tables * config.vocabulary_size * config.d_model
 
 
+def active_parameters(config: ModelConfig) -> int:
+    """Return the parameters that one token uses: all but the routed experts that it does not visit."""
+    idle = config.n_moe_layers * (config.n_experts - config.experts_per_token)
+    return parameters(config) - idle * 3 * config.d_model * config.expert_width
+
+
 def matmul_parameters(config: ModelConfig) -> int:
-    """Return the weights that multiply every token: projections and head; no lookups, no norms."""
+    """Return the weights that multiply every token: projections, visited experts and head; no lookups, norms or biases."""
     attention = 2 * config.d_model * (config.query_width + config.kv_width)
-    feed_forward = 3 * config.d_model * config.d_ffn
     head = config.vocabulary_size * config.d_model
-    return config.n_layers * (attention + feed_forward) + head
+    feed_forward = sum(_always_on(config, layer) for layer in range(config.n_layers))
+    visited = config.n_moe_layers * config.experts_per_token * 3 * config.d_model
+    return config.n_layers * attention + feed_forward + visited * config.expert_width + head
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Return floating-point operations of forward and backward for one token.
 
-    6 N for the N weights that multiply each token (head included, tied or not), plus
+    6 N for the N weights that multiply each token (head included, tied or not; of the routed experts those that a
+    token visits), plus
     12 L (H K) T for attention scores and their weighted sum: PaLM, arXiv:2204.02311, appendix B;
     Kaplan et al., arXiv:2001.08361, section 2.1, has the same terms. By that convention attention
     counts the full T x T square although the causal half is never needed, and recomputation is not
@@ -53,25 +77,34 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
 
 
 def activation_bytes_per_layer(
-    config: ModelConfig, sequence_length: int, sequences: int, bytes_per_value: int = 2
+    config: ModelConfig,
+    sequence_length: int,
+    sequences: int,
+    bytes_per_value: int = 2,
+    layer: int = 0,
 ) -> int:
-    """Estimate the bytes that one block keeps for its backward pass, without recomputation.
+    """Estimate the bytes that block `layer` keeps for its backward pass, without recomputation.
 
     The count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h + 5 a s^2 b for a GPT
     block) redone for this block: no dropout, SwiGLU instead of GELU, grouped keys and values, and
     attention that stores its output and one fp32 log-sum per head and query, not the square. Per token: the inputs
     of two norms, of the projections and of the feed-forward (4 D), queries twice and keys twice
     when rotated and normalized, values, attention output, and gate, up, silu(gate), product (4 F).
+
+    With experts, per token and visit: the row that goes in, the one that comes out (2 D) and 4 F of the expert's
+    width; for the router one fp32 D and five fp32 rows of E; and the shared block. That is the mean over ranks: where
+    experts live apart, a rank holds the rows that came to its experts, more than this as routing is less balanced.
     """
     copies = 2 if config.qk_norm != "none" else 1
-    values = (
-        4 * config.d_model
-        + (copies + 1) * config.query_width
-        + (copies + 1) * config.kv_width
-        + 4 * config.d_ffn
-    )
-    log_sums = 4 * config.n_heads
-    return sequences * sequence_length * (values * bytes_per_value + log_sums)
+    values = 4 * config.d_model + (copies + 1) * config.query_width + (copies + 1) * config.kv_width
+    wide_bytes = 4 * config.n_heads
+    if config.has_experts(layer):
+        visit = 2 * config.d_model + 4 * config.expert_width
+        values += config.experts_per_token * visit + 4 * config.shared_width
+        wide_bytes += 4 * (config.d_model + 5 * config.n_experts)
+    else:
+        values += 4 * config.d_ffn
+    return sequences * sequence_length * (values * bytes_per_value + wide_bytes)
 
 
 def recomputed_bytes_per_layer(
@@ -95,9 +128,12 @@ def activation_bytes(
     and the head keeps one fp32 gradient of its weight and one of its input.
     With `recompute` one block at a time is held in full.
     """
-    whole = activation_bytes_per_layer(config, sequence_length, sequences, bytes_per_value)
+    wholes = [
+        activation_bytes_per_layer(config, sequence_length, sequences, bytes_per_value, layer)
+        for layer in range(config.n_layers)
+    ]
     kept = recomputed_bytes_per_layer(config, sequence_length, sequences, bytes_per_value)
-    blocks = config.n_layers * kept + whole if recompute else config.n_layers * whole
+    blocks = config.n_layers * kept + max(wholes) if recompute else sum(wholes)
     tokens = sequences * sequence_length
     ends = 3 * tokens * config.d_model * bytes_per_value
     rows = min(loss_rows, tokens)

@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self.config = config
         self.part = part = part or Part(range(config.n_layers))
         self.embedding = Embedding(config.vocabulary_size, config.d_model) if part.first else None
-        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in part.layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(config, layer) for layer in part.layers})
         self.norm = RMSNorm(config.d_model, config.norm_eps) if part.last else None
         self.head = (
             Linear(config.d_model, config.vocabulary_size)
@@ -205,15 +205,21 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
     """Return the first value of parameter `name` (its full name in `Decoder`), fp32 on the CPU.
 
     A pure function of its arguments: every layout, and every order of calls, gets the same numbers.
-    Norms are 1. Others are normal with `init_std`; projections that write to the residual stream
-    (`o_proj`, `down_proj`) are divided by sqrt(2 n_layers), as in GPT-2 (section 2.3).
+    Norms are 1, biases 0. Others are normal with `init_std`; projections that write to the residual stream
+    (`o_proj`, `down_proj`) are divided by sqrt(2 n_layers), as in GPT-2 (section 2.3). Weights of E experts are E draws,
+    expert e's under the name "`name`.e": a rank that holds some experts can ask for those alone.
     """
     for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module."):
         name = name.replace(wrapper, "")
     if name.split(".")[-2].endswith("norm"):
         return torch.ones(shape)
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    if ".experts." in name and len(shape) == 3:
+        experts = range(shape[0])
+        return torch.stack([initial_value(f"{name}.{e}", shape[1:], config, seed) for e in experts])
     std = config.init_std
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
+    if name.endswith(("o_proj.weight", "down_proj.weight")) or ".experts.down_proj." in name:
         std /= (2 * config.n_layers) ** 0.5
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from motet.models.attention import attend
 from motet.models.config import ModelConfig
+from motet.models.moe import MoE
 from motet.models.precision import compute_dtype, own, product_dtype
 
 Across = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -91,7 +92,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A projection without bias.
+    """A projection, without bias unless asked for.
 
     Where a CPU lacks bfloat16 products, operands are rounded to bfloat16 and multiplied in fp32:
     the arithmetic of bfloat16 hardware, without PyTorch's slow fallback.
@@ -99,20 +100,23 @@ class Linear(nn.Linear):
 
     gradient_placements: Any = None  # see `own`
 
-    def __init__(self, d_in: int, d_out: int) -> None:
-        super().__init__(d_in, d_out, bias=False)
+    def __init__(self, d_in: int, d_out: int, bias: bool = False) -> None:
+        super().__init__(d_in, d_out, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Leave the weight as it is: `initialize` fills it."""
+        """Leave the values as they are: `initialize` fills them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
         dtype, inner = compute_dtype(x), product_dtype(x)
         weight = own(self.weight, self.gradient_placements)
+        bias = None if self.bias is None else own(self.bias, self.gradient_placements)
         if dtype != inner:
             with torch.autocast(x.device.type, enabled=False):
-                return F.linear(x.to(dtype).to(inner), weight.to(dtype).to(inner)).to(dtype)
-        return F.linear(x, weight)
+                bias = None if bias is None else bias.to(dtype).to(inner)
+                weight = weight.to(dtype).to(inner)
+                return F.linear(x.to(dtype).to(inner), weight, bias).to(dtype)
+        return F.linear(x, weight, bias)
 
 
 def rotary_tables(
@@ -163,9 +167,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.norm_each_head = config.qk_norm == "head"
-        self.q_proj = Linear(config.d_model, config.query_width)
-        self.k_proj = Linear(config.d_model, config.kv_width)
-        self.v_proj = Linear(config.d_model, config.kv_width)
+        self.q_proj = Linear(config.d_model, config.query_width, config.qkv_bias)
+        self.k_proj = Linear(config.d_model, config.kv_width, config.qkv_bias)
+        self.v_proj = Linear(config.d_model, config.kv_width, config.qkv_bias)
         self.o_proj = Linear(config.query_width, config.d_model)
         q_width, k_width = config.query_width, config.kv_width
         if self.norm_each_head:
@@ -196,29 +200,37 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.d_model, config.d_ffn)
-        self.up_proj = Linear(config.d_model, config.d_ffn)
-        self.down_proj = Linear(config.d_ffn, config.d_model)
+        self.gate_proj = Linear(d_model, width)
+        self.up_proj = Linear(d_model, width)
+        self.down_proj = Linear(width, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
+def feed_forward(config: ModelConfig, layer: int) -> FeedForward | MoE:
+    """Return the feed-forward of block `layer`, from 0."""
+    if not config.has_experts(layer):
+        return FeedForward(config.d_model, config.d_ffn)
+    width = config.shared_width
+    return MoE(config, FeedForward(config.d_model, width) if width else None)
+
+
 class Block(nn.Module):
     """One layer: attention and feed-forward, each added to the residual stream.
 
-    "pre": x + f(norm(x)); "post": x + norm(f(x)).
+    "pre": x + f(norm(x)); "post": x + norm(f(x)). Block `layer` (from 0) may have experts: `config.has_experts`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.post_norm = config.norm_position == "post"
         self.attention = Attention(config)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config, layer)
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, places: Places) -> Tensor:

@@ -1,142 +1,265 @@
-"""The native engine: PyTorch's own FSDP2 or DDP around a Decoder, with AdamW."""
+"""The native engine: PyTorch's own FSDP2, DTensor and pipelining around a Decoder, with AdamW."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
+from motet.models.attention import document_positions
 from motet.models.config import ModelConfig
-from motet.models.decoder import Decoder, initial_value
+from motet.models.decoder import Decoder, Part, initial_value
+from motet.models.layers import Places
+from motet.models.moe import MoE
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
-from motet.parallel.mesh import World
-
-RESHARD_ABOVE_BYTES = 2 * 2**30
-"""Above this, weights are gathered again in the backward pass instead of being kept from the forward pass."""
+from motet.parallel.layout import Layout
+from motet.parallel.mesh import World, build_meshes
+from motet.parallel.parts import adamw, holders, local, own_part, whole
+from motet.parallel.pipeline import Pipeline, Stage
+from motet.parallel.ring import RingAttention, context_slice
+from motet.parallel.shard import reshards, split
 
 _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
-_JudgeNorm = Callable[[float], bool]
+_Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
 class NativeEngine:
-    """A Decoder on the ranks of a world: FSDP2 when sharded, DDP when replicated, bare on one rank."""
+    """A Decoder laid out over the ranks of a world; bare on one rank."""
 
-    def __init__(self, config: ModelConfig, options: EngineOptions, world: World) -> None:
-        self.config, self.options, self.world = config, options, world
-        with torch.device("meta"):
-            self.model = Decoder(config)
-        self.model.set_recompute(options.recompute)
-        if options.compile:
-            for block in self.model.blocks:
-                block.compile()
-        sharded = options.shard and world.size > 1
-        if sharded:
-            _shard(self.model, options, world)
-        self.model.to_empty(device=world.device)
-        self.parameters = dict(self.model.named_parameters())  # each rank's own part, for good
+    def __init__(
+        self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
+    ) -> None:
+        self.config, self.options, self.layout, self.world = config, options, layout, world
+        self.meshes = build_meshes(layout, world, config.n_experts > 0)
+        self.ring = None if self.meshes.context is None else RingAttention(self.meshes.context)
+        self.place = layout.place(world.rank)
+        self.decoders = self._decoders()
+        self.roots: dict[int, nn.Module] = dict(self.decoders)
+        if layout.pp > 1:
+            self.roots = {
+                number: Stage(decoder, self._local, options.z_loss)
+                for number, decoder in self.decoders.items()
+            }
+        self.keeps_gathered = not reshards(next(iter(self.decoders.values())), layout)
+        for number, decoder in self.decoders.items():
+            self._lay_out(decoder, self.roots[number])
+        self.pipeline = self._pipeline() if layout.pp > 1 else None
+        self.parameters = {  # each rank's own part, for good
+            name: parameter
+            for decoder in self.decoders.values()
+            for name, parameter in decoder.named_parameters()
+        }
+        self.experts = {
+            int(layer): block.feed_forward
+            for decoder in self.decoders.values()
+            for layer, block in decoder.blocks.items()
+            if isinstance(block.feed_forward, MoE)
+        }
         self._fill(lambda name, shape: initial_value(name, shape, config, options.seed))
-        self.wrapped: nn.Module = self.model
-        if world.size > 1 and not sharded:
-            self.wrapped = DistributedDataParallel(self.model, process_group=dist.group.WORLD)
-        self.optimizer = _adamw(self.parameters, options)
+        self.optimizer = adamw(self.parameters, options)
+
+    def _decoders(self) -> dict[int, Decoder]:
+        """Return the stages that this rank holds, on the meta device."""
+        layers, stages = self.layout.layers_of_stages(self.config.n_layers), self.layout.stages
+        with torch.device("meta"):
+            return {
+                number: Decoder(
+                    self.config, Part(layers[number], number == 0, number == stages - 1)
+                )
+                for number in self.layout.stages_of(self.place.pp)
+            }
+
+    def _lay_out(self, decoder: Decoder, root: nn.Module) -> None:
+        """Split one stage over its ranks and give it memory."""
+        decoder.recompute = self.layout.recompute
+        if self.options.compile:
+            for block in decoder.blocks.values():
+                block.compile()
+        if self.layout.stage_ranks > 1:
+            split(decoder, root, self.layout, self.meshes, self.options)
+        decoder.to_empty(device=self.world.device)
+        for module in decoder.modules():
+            if isinstance(module, MoE):
+                module.reset_state(self.world.device)
+
+    def _pipeline(self) -> Pipeline:
+        split_by = self.layout.tp if self.layout.sequence_parallel else 1
+        stages = {n: root for n, root in self.roots.items() if isinstance(root, Stage)}
+        low = self.options.precision == "bf16" and self.layout.stage_ranks > 1
+        return Pipeline(
+            stages,
+            self.layout,
+            self.meshes.dense["pp"].get_group(),
+            self.world.device,
+            lambda rows, length: (rows, length // split_by, self.config.d_model),
+            torch.bfloat16 if low else torch.float32,
+        )
 
     def _fill(self, value_of: _ValueOf) -> None:
         """Set every weight from its unsharded value; each rank keeps its own part."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                value = value_of(name, tuple(parameter.shape)).to(parameter.device, parameter.dtype)
-                if isinstance(parameter, DTensor):
-                    value = distribute_tensor(
-                        value, parameter.device_mesh, parameter.placements, src_data_rank=None
-                    )
-                parameter.copy_(value)
+                value = value_of(name, tuple(parameter.shape))
+                local(parameter).copy_(own_part(value, parameter))
 
     def step(
-        self,
-        batches: Sequence[MicroBatch],
-        expected_labels: int,
-        lr: float,
-        judge: Judge,
-        stop: bool,
+        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
     ) -> StepResult:
         """See `Engine.step`."""
-        scale = self.world.size / expected_labels
-        totals = torch.zeros(4, dtype=torch.float64)
-        for number, batch in enumerate(batches):
-            with self._synchronise(number == len(batches) - 1):
-                totals[:3] += self._forward_backward(batch, scale)
-        totals[3] = float(stop)
+        inputs = [self._to_device(batch) for batch in batches]
+        n_labels, n_tokens, stops = self._count(batches, stop)
+        for moe in self.experts.values():
+            moe.begin_step(n_tokens)
+        sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1))
+        squares = self._norm_squared()
+        totals = torch.cat([sums, squares, self._balance_sums(), self._choices()])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
-        cross_entropy, z_loss, n_labels, stops = totals.tolist()
-        correction = expected_labels / max(n_labels, 1.0)
-        loss, z_mean = cross_entropy / max(n_labels, 1.0), z_loss / max(n_labels, 1.0)
-        grad_norm, applied = self._update(correction, lr, lambda norm: judge(loss, norm))
-        return StepResult(loss, z_mean, grad_norm, int(n_labels), applied, stops > 0)
+        cross_entropy, z_loss, square, balance = totals[:4].tolist()
+        loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
+        applied = self._update(lr, grad_norm, judge(loss, grad_norm))
+        if applied:
+            self._settle_experts(totals[4:])
+        return StepResult(
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance
+        )
 
-    def _forward_backward(self, batch: MicroBatch, scale: float) -> Tensor:
-        """Return [cross-entropy, z-loss, labels] summed over one micro-batch, float64, and add its gradient."""
-        tokens_BT, labels_BT, ids_BT = self._to_device(batch)
+    def _count(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[int, int, bool]:
+        """Return labels and tokens of the global batch, each sequence counted once, and whether some rank was asked to stop."""
+        counts = torch.zeros(3, dtype=torch.int64)
+        if self.layout.is_first_of_readers(self.world.rank):
+            counts[0] = sum(int((batch.labels_BT >= 0).sum()) for batch in batches)
+            counts[1] = sum(batch.labels_BT.size for batch in batches)
+        counts[2] = int(stop)
+        if self.world.size > 1:
+            dist.all_reduce(counts, group=self.world.control)
+        n_labels, n_tokens, stops = counts.tolist()
+        return n_labels, n_tokens, stops > 0
+
+    def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:
+        """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss], float64, to be summed over ranks."""
+        if self.pipeline is not None:
+            with self._autocast():
+                sums = self.pipeline.run(inputs, scale)
+        else:
+            sums = torch.zeros(2, dtype=torch.float64)
+            for number, (tokens_BT, labels_BT, ids_BT) in enumerate(inputs):
+                self._synchronise(number == len(inputs) - 1)
+                sums += self._one_micro_batch(tokens_BT, labels_BT, ids_BT, scale)
+        # Under tensor parallelism every rank has the sums of the same tokens.
+        return sums / self.layout.tp
+
+    def _one_micro_batch(
+        self, tokens_BT: Tensor, labels_BT: Tensor, ids_BT: Tensor | None, scale: float
+    ) -> Tensor:
+        decoder = self.decoders[0]
+        tokens_BT, labels_BT, places = self._local(decoder, tokens_BT, labels_BT, ids_BT)
         with self._autocast():
-            sums = self.wrapped(
-                tokens_BT, labels_BT, ids_BT, mode="loss", z_loss=self.options.z_loss
+            sums = decoder(
+                tokens_BT, labels_BT, mode="loss", z_loss=self.options.z_loss, places=places
             )
         (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
-        parts = torch.stack([sums.cross_entropy, sums.z_loss, sums.n_labels.float()])
-        return parts.detach().double().cpu()
+        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double().cpu()
 
-    def _to_device(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _local(
+        self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor, Places]:
+        """Return this context rank's part of tokens and labels, and where its tokens stand; hidden states are its part already."""
+        rows, length = labels_BT.shape
+        if self.ring is None:
+            if ids_BT is None:
+                order_T = torch.arange(length, device=labels_BT.device)
+                return x, labels_BT, decoder.places_at(order_T, length)
+            return x, labels_BT, decoder.places(labels_BT, ids_BT)
+
+        def mine(whole: Tensor) -> Tensor:
+            return context_slice(whole, self.place.cp, self.layout.cp)
+
+        if ids_BT is None:
+            positions, segments = torch.arange(length, device=x.device).expand(rows, -1), None
+        else:
+            positions, segments = document_positions(ids_BT)
+        places = replace(
+            decoder.places_at(mine(positions), length),
+            segments=None if segments is None else mine(segments),
+            across=self.ring,
+        )
+        return mine(x) if decoder.part.first else x, mine(labels_BT), places
+
+    def _to_device(self, batch: MicroBatch) -> _Inputs:
         """Return int64 tokens, labels and document ids on the device."""
-        ids = batch.document_ids_BT
-        arrays = (batch.tokens_BT, batch.labels_BT, ids)
-        tensors = [
+        arrays = (batch.tokens_BT, batch.labels_BT, batch.document_ids_BT)
+        tokens, labels, ids = (
             None
             if array is None
             else torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)
             for array in arrays
-        ]
-        assert tensors[0] is not None
-        assert tensors[1] is not None
-        return tensors[0], tensors[1], tensors[2]
+        )
+        assert tokens is not None
+        assert labels is not None
+        return tokens, labels, ids
 
-    def _update(self, correction: float, lr: float, judge: _JudgeNorm) -> tuple[float, bool]:
-        """Scale, judge, clip and apply the gradient; return its norm and whether it was applied."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if correction != 1.0:
-            torch._foreach_mul_(gradients, correction)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        applied = judge(float(norm))
+    def _norm_squared(self) -> Tensor:
+        """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several ranks hold count once."""
+        parts = [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
+        norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
+        weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
+        if not norms:
+            return torch.zeros(1, dtype=torch.float64)
+        return (torch.stack(norms).double().cpu().square() * weights).sum().view(1)
+
+    def _update(self, lr: float, grad_norm: float, applied: bool) -> bool:
+        """Clip and apply the gradient, or drop it."""
         if applied:
-            if self.options.clip_norm > 0:
-                torch.nn.utils.clip_grads_with_norm_(
-                    self.parameters.values(), self.options.clip_norm, norm
-                )
+            if 0 < self.options.clip_norm < grad_norm:
+                gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+                torch._foreach_mul_(gradients, self.options.clip_norm / (grad_norm + 1e-6))
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm), applied
+        return applied
 
-    def _synchronise(self, last: bool) -> AbstractContextManager[object]:
-        """Reduce gradients over ranks with the last micro-batch only."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
-        elif isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
-        return nullcontext()
+    def _balance_sums(self) -> Tensor:
+        """Return this rank's share of the balance and router losses, float64 [1]."""
+        total = torch.zeros(1, dtype=torch.float64)
+        for moe in self.experts.values():
+            total += moe.sums().double().cpu().sum()
+        return total
+
+    def _choices(self) -> Tensor:
+        """Return how often this rank's tokens chose each expert, float64 [layers x experts]; zeros for layers held elsewhere."""
+        counts = torch.zeros(self.config.n_layers, self.config.n_experts, dtype=torch.float64)
+        for layer, moe in self.experts.items():
+            counts[layer] = moe.counts().double().cpu()
+        return counts.flatten()
+
+    def _settle_experts(self, choices: Tensor) -> None:
+        """Tell every mixture how often the global batch chose each of its experts."""
+        counts = choices.view(self.config.n_layers, self.config.n_experts)
+        for layer, moe in self.experts.items():
+            moe.end_step(counts[layer])
+
+    def _synchronise(self, last: bool) -> None:
+        """Reduce gradients over ranks with the last micro-batch only, and keep weights gathered until then."""
+        root = self.roots[0]
+        if isinstance(root, FSDPModule):
+            root.set_requires_gradient_sync(last)
+            root.set_is_last_backward(last)
+            if self.keeps_gathered:
+                root.set_reshard_after_backward(last)
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Compute in bf16 where asked; under FSDP2 its mixed-precision policy does that instead."""
-        if self.options.precision != "bf16" or isinstance(self.model, FSDPModule):
+        if self.options.precision != "bf16" or self.layout.stage_ranks > 1:
             return nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 
@@ -145,77 +268,75 @@ class NativeEngine:
         self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """See `Engine.score`."""
+        length = tokens_BT.shape[1]
+        pad = -length % self.layout.tp  # sequence parallelism splits T evenly
+        tokens = torch.from_numpy(np.pad(tokens_BT, ((0, 0), (0, pad)))).to(self.world.device)
+        labels = np.pad(labels_BT, ((0, 0), (0, pad)), constant_values=-100)
         with self._autocast():
-            scores = self.model(
-                torch.from_numpy(tokens_BT).to(self.world.device),
-                torch.from_numpy(labels_BT).to(self.world.device),
-                mode="score",
-            )
-        return scores.logprob.double().cpu().numpy(), scores.greedy.cpu().numpy()
+            scores = self._score(tokens, torch.from_numpy(labels).to(self.world.device))
+        logprob, greedy = scores[:, :, :length]
+        return logprob.double().cpu().numpy(), greedy.cpu().numpy() > 0.5
+
+    def _score(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Return log-probability and greediness, [2, B, T]."""
+        if self.pipeline is not None:
+            return self.pipeline.score(tokens_BT, labels_BT)
+        scores = self.decoders[0](tokens_BT, labels_BT, mode="score")
+        return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
 
     def finish_scoring(self) -> None:
         """See `Engine.finish_scoring`: FSDP2 would otherwise keep weights gathered, and show them as parameters."""
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for root in self.roots.values():
+            for module in root.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Engine.tensors`: "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N."""
+        """See `Engine.tensors`; a mixture adds "frequencies.blocks.N" and "bias.blocks.N"."""
         found: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             found[f"model.{name}"] = parameter.detach()
             for key, value in self.optimizer.state[parameter].items():
                 found[f"{key}.{name}"] = value
+        for layer, moe in self.experts.items():
+            found |= {f"{key}.blocks.{layer}": value for key, value in moe.state().items()}
         return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
 
     def full_model(self) -> dict[str, Tensor]:
         """See `Engine.full_model`."""
-        full: dict[str, Tensor] = {}
+        mine: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            value = parameter.detach()
-            value = value.full_tensor() if isinstance(value, DTensor) else value
-            if self.world.rank == 0:
-                full[name] = value.cpu().clone()
-        return full
+            value = whole(parameter.detach())
+            if self.world.rank == 0 or self._speaks_for_stage():
+                mine[name] = value.cpu().clone()
+        if self.layout.pp == 1:
+            return mine if self.world.rank == 0 else {}
+        return self._gather_stages(mine)
+
+    def _speaks_for_stage(self) -> bool:
+        place = self.place
+        return place.dp_replicate == place.dp_shard == place.cp == place.tp == 0
+
+    def _gather_stages(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the weights of every stage to rank 0, tensor by tensor."""
+        sends = self._speaks_for_stage() and self.world.rank != 0
+        shapes = {name: tuple(value.shape) for name, value in mine.items()} if sends else {}
+        told: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
+        dist.all_gather_object(told, shapes, group=self.world.control)
+        for source, parts in enumerate(told):
+            for name, shape in parts.items():
+                if self.world.rank == source:
+                    dist.send(mine[name], 0, group=self.world.control)
+                elif self.world.rank == 0 and name not in mine:
+                    mine[name] = torch.empty(shape)
+                    dist.recv(mine[name], source, group=self.world.control)
+                elif self.world.rank == 0:
+                    dist.recv(torch.empty(shape), source, group=self.world.control)
+        return mine if self.world.rank == 0 else {}
 
     def load_model(self, state: dict[str, Tensor]) -> None:
         """See `Engine.load_model`."""
         self._fill(lambda name, _: state[name])
-
-
-def _shard(model: Decoder, options: EngineOptions, world: World) -> None:
-    """Apply FSDP2 to every block, then to the rest."""
-    policy = MixedPrecisionPolicy()
-    if options.precision == "bf16":
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-    total_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
-    reshard = total_bytes > RESHARD_ABOVE_BYTES
-    for block in model.blocks:
-        fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
-
-
-def _adamw(parameters: dict[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:
-    """Return AdamW with its state in place, so that a checkpoint can be loaded before the first step."""
-    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "embed" not in name]
-    plain = [p for name, p in parameters.items() if p.ndim < 2 or "embed" in name]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": options.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=0.0,
-        betas=options.betas,
-        eps=options.eps,
-        fused=options.fused,
-    )
-    for parameter in parameters.values():
-        device = parameter.device if options.fused else "cpu"
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
-        }
-    return optimizer

@@ -7,7 +7,6 @@ The experts of a mixture use another grid over the same ranks of a stage: replic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 ENGINES = ("native", "deepspeed", "accelerate")
@@ -43,7 +42,8 @@ class Layout:
         sequence_parallel: with tp > 1, split the residual stream along the sequence between tensor-parallel regions.
         vocabulary_parallel: with tp > 1, split embedding, head and loss over the vocabulary; logits never exist whole.
         shares: micro-batches of the same step that each of the dp_replicate replicas takes, in proportion; () = equal.
-        placement: which rank stands at each position of the grid; () = in order.
+        placement: which process of the launch stands at each position of the grid; () = in order. Processes take their position as
+            their rank (`rank_of_process`), because groups of ranks are always in ascending order.
     """
 
     engine: str = "native"
@@ -96,12 +96,15 @@ class Layout:
 
     def place(self, rank: int) -> Place:
         """Return where a rank stands."""
-        position = self.placement.index(rank) if self.placement else rank
-        position, tp = divmod(position, self.tp)
+        position, tp = divmod(rank, self.tp)
         position, cp = divmod(position, self.cp)
         position, dp_shard = divmod(position, self.dp_shard)
         pp, dp_replicate = divmod(position, self.dp_replicate)
         return Place(pp, dp_replicate, dp_shard, cp, tp)
+
+    def rank_of_process(self, process: int) -> int:
+        """Return the rank of the process that was launched with a number: its position in the grid."""
+        return self.placement.index(process) if self.placement else process
 
     def reader(self, rank: int) -> int:
         """Return which group of readers a rank belongs to: ranks of a group read the same sequences."""
@@ -150,8 +153,3 @@ def balanced_stages(n_layers: int, stages: int) -> tuple[int, ...]:
         counts[stage] += 1
         load[stage] += 1.0
     return tuple(counts)
-
-
-def ranks_grid(layout: Layout) -> Sequence[int]:
-    """Return the rank at every position of the grid, outermost dimension first."""
-    return layout.placement or tuple(range(layout.world_size))

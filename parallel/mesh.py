@@ -1,15 +1,18 @@
-"""From a launch to process groups: who this process is, and how all of them agree."""
+"""From a launch and a layout to process groups: who this process is, and how all of them agree."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+
+from motet.parallel.layout import Layout
 
 _T = TypeVar("_T")
 
@@ -22,7 +25,6 @@ class World:
         rank, size: its number, and how many there are.
         local_rank: its number on this node.
         device: where it computes.
-        mesh: one dimension, "dp", over all ranks.
         control: a gloo group for small agreements, used by the main thread only.
         saving: a gloo group for checkpoints, used by whichever thread saves: collectives of two threads in one group would meet in
             different orders on different ranks.
@@ -32,7 +34,6 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    mesh: DeviceMesh
     control: dist.ProcessGroup
     saving: dist.ProcessGroup
 
@@ -51,11 +52,12 @@ def choose_device(setting: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join(device_setting: str, timeout_s: float = 600.0) -> World:
+def join(device_setting: str, timeout_s: float = 600.0, placement: Sequence[int] = ()) -> World:
     """Join the process group that torchrun announced in the environment.
 
     Args:
         device_setting: "auto", "cpu" or "cuda".
+        placement: see `Layout.placement`: this process takes its position there as its rank.
         timeout_s: how long a collective waits for a silent rank before it fails.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -63,12 +65,92 @@ def join(device_setting: str, timeout_s: float = 600.0) -> World:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if placement:
+        os.environ["RANK"] = str(list(placement).index(int(os.environ["RANK"])))
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp",))
     control = dist.new_group(backend="gloo", timeout=timeout)
-    saving = dist.new_group(backend="gloo", timeout=timeout)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, control, saving)
+    world = World(
+        dist.get_rank(),
+        dist.get_world_size(),
+        local_rank,
+        device,
+        control,
+        dist.new_group(backend="gloo", timeout=timeout),
+    )
+    _same_devices(world)
+    return world
+
+
+def _same_devices(world: World) -> None:
+    """Refuse ranks on different kinds of device: they would wait for each other in different backends."""
+    kinds: list[str] = [""] * world.size
+    dist.all_gather_object(kinds, world.device.type, group=world.control)
+    if len(set(kinds)) > 1:
+        found = ", ".join(
+            f"{kind} on {_ranks([r for r, k in enumerate(kinds) if k == kind])}"
+            for kind in sorted(set(kinds))
+        )
+        raise ValueError(
+            f"layout.device={world.device.type} here, but the ranks of one run must all use one kind of device; "
+            f"found {found}: set layout.device=cpu, or leave out the machines without a GPU"
+        )
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}{', ...' if len(ranks) > 8 else ''}"
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The process groups of a layout.
+
+    Attributes:
+        dense: dimensions "pp", "dp_replicate", "fsdp" (data shards and context ranks together) and "tp".
+        experts: dimensions "pp", "dp_replicate", "edp", "ep" and "etp" over the same ranks; None for a dense model.
+        context: ranks that hold parts of the same sequences; None when cp = 1.
+    """
+
+    dense: DeviceMesh
+    experts: DeviceMesh | None
+    context: dist.ProcessGroup | None
+
+    def data(self) -> DeviceMesh:
+        """Return the ranks that share dense weights: sharded, and replicated where there are replicas."""
+        return _replicated(self.dense, "fsdp")
+
+    def expert_data(self) -> DeviceMesh:
+        """Return the ranks that share the same experts' weights."""
+        assert self.experts is not None
+        return _replicated(self.experts, "edp")
+
+
+def _replicated(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    return mesh["dp_replicate", name] if mesh["dp_replicate"].size() > 1 else mesh[name]
+
+
+def build_meshes(layout: Layout, world: World, experts: bool) -> Meshes:
+    """Make the process groups of a layout (a collective)."""
+    grid = torch.arange(layout.world_size, dtype=torch.int)
+    head = (layout.pp, layout.dp_replicate)
+    dense = DeviceMesh(
+        world.device.type,
+        grid.view(*head, layout.fsdp, layout.tp),
+        mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"),
+    )
+    other = None
+    if experts:
+        other = DeviceMesh(
+            world.device.type,
+            grid.view(*head, layout.edp, layout.ep, layout.etp),
+            mesh_dim_names=("pp", "dp_replicate", "edp", "ep", "etp"),
+        )
+    context = None
+    if layout.cp > 1:
+        rows = grid.view(-1, layout.cp, layout.tp).transpose(1, 2).reshape(-1, layout.cp)
+        context, _ = dist.new_subgroups_by_enumeration(rows.tolist())
+    return Meshes(dense, other, context)
 
 
 def leave() -> None:

@@ -30,7 +30,6 @@ data:
 
 batch:
   sequences: 32           # per step over all processes
-  micro_sequences: 8      # per process and forward pass
 
 training:
   steps: 1000             # or `tokens: 8_000_000`
@@ -55,7 +54,9 @@ experiments:
 
 probes: {{every: 0.1}}      # measure at every tenth of the run
 checkpoint: {{every_steps: 200, keep: 3}}
-layout: {{processes: 2}}    # per node; FSDP2 divides the model over them
+layout:
+  processes: 2            # per node; FSDP2 divides the model over them. More ways: docs/layouts.md
+  micro_sequences: 8      # sequences of one forward pass of a process
 metrics: {{wandb: "off"}}   # off | online | offline
 """
 

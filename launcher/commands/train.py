@@ -27,8 +27,7 @@ RESUMABLE = (
     r"probes\.batch_tokens",
     r"data\.verify",
     r"data\.corpora\.\d+\.path",
-    r"batch\.micro_sequences",
-    r"training\.(steps|tokens|compile|recompute)",
+    r"training\.(steps|tokens|compile)",
     r"training\.bad_steps\..*",
 )
 

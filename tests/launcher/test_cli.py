@@ -21,7 +21,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 RUN_YAML = """\
 name: first
 data: {sequence_length: 128, corpora: [{path: corpora/x}]}
-batch: {sequences: 8, micro_sequences: 2}
+batch: {sequences: 8}
+layout: {micro_sequences: 2}
 training: {steps: 200, schedule: {warmup_steps: 2}}
 experiments: [{name: canaries, use: memorization, generate: {count: 16, seed: 1}}]
 """

@@ -39,7 +39,8 @@ def test_a_setting_comes_from_the_command_line_before_the_file_before_the_defaul
 
 def test_every_problem_is_told_at_once() -> None:
     text = (
-        GOOD + "trainin: {steps: 3}\nbatch: {sequences: two}\nlayout: {device: gpu, shard: maybe}\n"
+        GOOD
+        + "trainin: {steps: 3}\nbatch: {sequences: two}\nlayout: {device: gpu, sequence_parallel: maybe}\n"
     )
     told = problems(text, "metrics.wandb=ofline", "model.preset=2m", "name=a b", "probes")
     for piece in (
@@ -47,7 +48,7 @@ def test_every_problem_is_told_at_once() -> None:
         "trainin: is no setting (did you mean 'training'?) [run.yaml:4]",
         "batch.sequences: two is not a whole number",
         "layout.device: gpu is not one of auto, cpu, cuda",
-        "layout.shard: maybe is neither true nor false",
+        "layout.sequence_parallel: maybe is neither true nor false",
         "metrics.wandb: ofline is not one of off, online, offline (did you mean 'offline'?)",
         "model.preset: '2m' is no preset",
         "name: 'a b' cannot name a folder",

@@ -32,7 +32,8 @@ def test_the_demo_asks_four_different_questions_with_controls_on_two_sharded_pro
     assert settings.experiments.controls
     assert all("generate" in entry for entry in settings.experiments.list)
     assert settings.layout.processes == 2
-    assert settings.layout.shard
+    layout = settings.layout_for(2)
+    assert (layout.dp_shard, layout.dp_replicate, layout.world_size) == (2, 1, 2)
     assert settings.checkpoint.every_steps < settings.steps
 
 

@@ -20,7 +20,13 @@ def free_port() -> int:
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, world: int, port: int, args: tuple, out: Any
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    placement: tuple[int, ...],
+    args: tuple,
+    out: Any,
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -36,15 +42,17 @@ def _rank(
 
     torch.set_num_threads(1)
     try:
-        joined = join("cpu", timeout_s=60)
+        joined = join("cpu", timeout_s=60, placement=placement)
         result = function(joined, *args)
         leave()
-        out.put((rank, "ok", result))
+        out.put((joined.rank, "ok", result))
     except BaseException:
         out.put((rank, "failed", traceback.format_exc()))
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run_ranks(
+    world: int, function: Callable[..., Any], *args: Any, placement: tuple[int, ...] = ()
+) -> list[Any]:
     """Return function(world, *args) of every rank; the function must be importable, the results picklable."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
@@ -53,7 +61,9 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]
     out = context.Queue()
     port = free_port()
     ranks = [
-        context.Process(target=_rank, args=(function, rank, world, port, args, out), daemon=True)
+        context.Process(
+            target=_rank, args=(function, rank, world, port, placement, args, out), daemon=True
+        )
         for rank in range(world)
     ]
     for process in ranks:

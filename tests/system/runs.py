@@ -20,13 +20,13 @@ name: {name}
 seed: 3
 model: {{preset: 1m, d_model: 32, n_layers: 2, n_heads: 2, n_kv_heads: 1, d_ffn: 64, head_dim: 16}}
 data: {{sequence_length: 320, corpora: [{{path: {corpus}}}]}}
-batch: {{sequences: 8, micro_sequences: 2}}
+batch: {{sequences: 8}}
 training:
   steps: 24
   precision: fp32
   schedule: {{warmup_steps: 4}}
 checkpoint: {{every_steps: 6}}
-layout: {{processes: 2, device: cpu}}
+layout: {{processes: 2, device: cpu, micro_sequences: 2}}
 experiments:
   draws: 200
   list:
