@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from motet.experiments.errors import Problem, suggest
-from motet.launcher.settings import RunSettings
+from motet.launcher.settings import LayoutSettings, RunSettings
+
+if TYPE_CHECKING:
+    from motet.models.config import ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_TOKENS = 1 << 62
-
-
-def batch_problem(
-    setting: str, sequences: int, micro_sequences: int, processes: int
-) -> list[Problem]:
-    """A step is a whole number of micro-batches on every process."""
-    unit = micro_sequences * processes
-    if sequences % unit == 0:
-        return []
-    below = sequences // unit * unit
-    near = f"{below:,} and {below + unit:,}" if below else f"{unit:,}"
-    return [
-        Problem(
-            setting,
-            f"{sequences:,} is not a multiple of {unit:,} (layout.micro_sequences {micro_sequences:,} x "
-            f"{processes:,} processes); nearest: {near}",
-        )
-    ]
 
 
 def name_problems(settings: RunSettings) -> list[Problem]:
@@ -60,24 +46,80 @@ def length_problems(settings: RunSettings) -> list[Problem]:
     return []
 
 
-def batch_problems(settings: RunSettings, nodes: int = 1) -> list[Problem]:
-    """Batch and every stage of its ramp divide among the processes; stages are in order."""
-    batch, processes = settings.batch, settings.layout.processes * nodes
-    out = batch_problem(
-        "batch.sequences", batch.sequences, settings.layout.micro_sequences, processes
-    )
+def ramp_problems(settings: RunSettings) -> list[Problem]:
+    """Every step has one batch size."""
+    out = []
     seen: set[int] = set()
-    for i, stage in enumerate(batch.ramp):
-        where = f"batch.ramp.{i}"
-        out += batch_problem(
-            f"{where}.sequences", stage.sequences, settings.layout.micro_sequences, processes
-        )
+    for i, stage in enumerate(settings.batch.ramp):
         if stage.step in seen:
-            out.append(
-                Problem(f"{where}.step", f"{stage.step} is given twice; a step has one batch size")
-            )
+            why = f"{stage.step} is given twice; a step has one batch size"
+            out.append(Problem(f"batch.ramp.{i}.step", why))
         seen.add(stage.step)
     return out
+
+
+def layout_problems(
+    settings: RunSettings, world_size: int, model: ModelConfig | None = None
+) -> list[Problem]:
+    """The layout fits the ranks that are started, the batch, the sequences, and the model as far as it is known.
+
+    Args:
+        world_size: processes of all nodes.
+        model: its sizes; None: those of the preset, with the vocabulary left open unless it is set.
+    """
+    from motet.parallel import layout_rules
+
+    layout = settings.layout_for(world_size)
+    sizes = [settings.batch.sequences, *(stage.sequences for stage in settings.batch.ramp)]
+    model = model or _preset_model(settings)
+    found = layout_rules.problems(layout, model, settings.data.sequence_length, sizes, world_size)
+    out = [Problem(setting, why) for setting, why in found]
+    if settings.training.compile and "zero_bubble" in layout.schedule and layout.pp > 1:
+        why = f"{layout.schedule} takes the backward pass apart, which training.compile=true forbids; set interleaved_1f1b"
+        out.append(Problem("layout.schedule", why))
+    return out
+
+
+def _preset_model(settings: RunSettings) -> ModelConfig | None:
+    """Sizes of the model as far as the settings alone tell them; 0 = the vocabulary is the corpus's."""
+    if settings.model.from_hf is not None or model_problems(settings):
+        return None
+    from motet.models import config as models
+
+    overrides = {"vocabulary_size": 0, **settings.model.overrides()}
+    return models.preset(settings.model.preset, **overrides)
+
+
+def engine_problems(settings: RunSettings) -> list[Problem]:
+    """Settings of one engine are given to no other."""
+    layout, default = settings.layout, LayoutSettings()
+    owners = {
+        "zero_stage": "deepspeed",
+        "offload": "deepspeed",
+        "deepspeed": "deepspeed",
+        "accelerate_config": "accelerate",
+    }
+    return [
+        Problem(
+            f"layout.{name}",
+            f"is read by layout.engine={engine} only, and the engine is {layout.engine}; leave it out",
+        )
+        for name, engine in owners.items()
+        if getattr(layout, name) != getattr(default, name) and layout.engine != engine
+    ]
+
+
+def device_problems(device: str, processes: int, gpus: int) -> list[Problem]:
+    """The processes of this node find the devices that they ask for, of which it has `gpus`."""
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return []
+    if gpus == 0:
+        why = f"{device}, but torch sees no CUDA device here; use auto or cpu"
+        return [Problem("layout.device", why)]
+    if processes > gpus:
+        why = f"{processes} processes need a GPU each, and there are {gpus} here; at most {gpus}, or layout.device=cpu"
+        return [Problem("layout.processes", why)]
+    return []
 
 
 def schedule_problems(settings: RunSettings) -> list[Problem]:
@@ -174,8 +216,11 @@ def model_problems(settings: RunSettings) -> list[Problem]:
 CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ...] = (
     (name_problems, ("name",)),
     (length_problems, ("training.steps", "training.tokens", "batch", "data.sequence_length")),
-    (batch_problems, ("batch", "layout.processes", "layout.micro_sequences")),
+    (ramp_problems, ("batch.ramp",)),
     (schedule_problems, ("training", "batch", "data.sequence_length")),
     (data_problems, ("data", "probes")),
     (model_problems, ("model",)),
+    (engine_problems, ("layout",)),
 )
+LAYOUT_READS = ("layout", "batch", "data.sequence_length", "model", "training.compile")
+"""What `layout_problems` reads: it needs the number of ranks besides."""

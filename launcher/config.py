@@ -43,13 +43,15 @@ def load(
     *,
     text: str | None = None,
     base: Path | None = None,
+    nodes: int = 1,
 ) -> RunSettings:
     """Read and check the settings of a run; one `UserError` lists every problem.
 
     `path` is a run.yaml (None: only `defaults` and `overrides`; `text` stands in for the file's content). Relative paths in
-    it start from its folder (or `base`), those in `overrides` from the working directory.
+    it start from its folder (or `base`), those in `overrides` from the working directory. The layout is checked for
+    `layout.processes` on each of `nodes` machines, unless the run was begun: its ranks are counted when it starts.
     """
-    settings, problems = inspect(path, overrides, defaults, text=text, base=base)
+    settings, problems = inspect(path, overrides, defaults, text=text, base=base, nodes=nodes)
     raise_problems(problems)
     return settings
 
@@ -61,6 +63,7 @@ def inspect(
     *,
     text: str | None = None,
     base: Path | None = None,
+    nodes: int = 1,
 ) -> tuple[RunSettings, list[Problem]]:
     """As `load`, but hand back the problems: settings that have one hold their default.
 
@@ -83,7 +86,7 @@ def inspect(
     builder = Builder(folder, written, problems)
     settings = builder.section(RunSettings, tree, "")
     settings = dataclasses.replace(settings, base=str(folder), as_written=builder.written)
-    problems += _cross_problems(settings, problems)
+    problems += _cross_problems(settings, problems, 0 if _is_frozen(path) else nodes)
     if not _is_frozen(path) and not any(p.setting.startswith("experiments") for p in problems):
         problems += _experiment_problems(settings)
     return settings, problems
@@ -100,18 +103,20 @@ def _experiment_problems(settings: RunSettings) -> list[Problem]:
     return parse_experiments(settings.experiments.list, Path(settings.base))[1]
 
 
-def _cross_problems(settings: RunSettings, found: Sequence[Problem]) -> list[Problem]:
-    """Contradictions among the settings.
+def _cross_problems(settings: RunSettings, found: Sequence[Problem], nodes: int) -> list[Problem]:
+    """Contradictions among the settings; with 0 nodes the ranks are not known yet.
 
     A check is left out when something that it reads has a problem already: it would judge a default.
     """
-    from motet.launcher.checks import CHECKS
+    from motet.launcher.checks import CHECKS, LAYOUT_READS, layout_problems
 
     wrong = [problem.setting for problem in found]
     out = []
     for check, reads in CHECKS:
         if not any(setting.startswith(tuple(reads)) for setting in wrong):
             out += check(settings)
+    if nodes and not any(setting.startswith(LAYOUT_READS) for setting in wrong):
+        out += layout_problems(settings, settings.layout.processes * nodes)
     return out
 
 

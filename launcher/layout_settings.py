@@ -79,7 +79,9 @@ class LayoutSettings:
         least=1,
     )
     placement: tuple[int, ...] = setting(
-        (), "the rank at every position of the grid; [] = in order", unit="ranks", least=0
+        (),
+        "the process, as torchrun numbers them, at every position of the grid; [] = in order",
+        least=0,
     )
     zero_stage: int = setting(
         2,

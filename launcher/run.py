@@ -21,6 +21,7 @@ from motet.experiments.errors import UserError, raise_problems
 from motet.experiments.study import freeze
 from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
+from motet.launcher.checks import device_problems, layout_problems
 from motet.launcher.command import launch_environment, recorded_environment, torchrun_command
 from motet.launcher.manifest import data_facts, open_corpora
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
@@ -45,8 +46,10 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
             f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it"
         )
         return 0
+    check_devices(settings)
     verify_corpora(settings)
     if not resume:
+        check_layout(settings)
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir):
         if resume:
@@ -86,6 +89,22 @@ def _attempt(settings: RunSettings, rundir: RunDir) -> int:
 def finished(rundir: RunDir, settings: RunSettings) -> bool:
     """Return whether the run has reached its last step already."""
     return rundir.done.exists() and int(rundir.done.read_text() or 0) >= settings.steps
+
+
+def check_layout(settings: RunSettings) -> None:
+    """Refuse a layout that does not fit the model of a new run."""
+    raise_problems(layout_problems(settings, settings.layout.processes, model_of(settings)[0]))
+
+
+def check_devices(settings: RunSettings) -> None:
+    """Refuse devices that are not here, before any process starts."""
+    layout = settings.layout
+    if layout.device == "cpu":
+        return
+    import torch
+
+    gpus = torch.cuda.device_count()
+    raise_problems(device_problems(layout.device, layout.processes, gpus))
 
 
 def verify_corpora(settings: RunSettings) -> None:

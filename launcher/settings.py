@@ -63,6 +63,57 @@ class ModelSettings:
     init_std: float | None = setting(
         None, "standard deviation of the initial weights", above=0, most=1
     )
+    qkv_bias: bool | None = setting(None, "queries, keys and values have a bias (Qwen2)")
+    n_experts: int | None = setting(
+        None, "routed experts of a layer that has them; 0 = a dense model", unit="experts", least=0
+    )
+    experts_per_token: int | None = setting(
+        None, "routed experts that a token visits", unit="experts", least=1
+    )
+    d_expert: int | None = setting(
+        None, "hidden width of one routed expert; null = d_ffn", unit="channels", least=1
+    )
+    n_shared_experts: int | None = setting(
+        None, "experts that every token visits, as one block", unit="experts", least=0
+    )
+    d_shared: int | None = setting(
+        None,
+        "hidden width of the shared block; null = n_shared_experts x d_expert",
+        unit="channels",
+        least=1,
+    )
+    shared_gate: bool | None = setting(None, "a sigmoid gate scales the shared block (Qwen2-MoE)")
+    router_score: str | None = setting(
+        None,
+        "scores of the router: over all experts (softmax, Mixtral) or of each (sigmoid, DeepSeek-V3)",
+        choices=("softmax", "sigmoid"),
+    )
+    normalize_top_k: bool | None = setting(None, "the weights of a token's chosen experts sum to 1")
+    capacity_factor: float | None = setting(
+        None,
+        "most rows of an expert, as a multiple of its even share of a micro-batch; 0 = no token is dropped",
+        least=0,
+    )
+    balance_loss: float | None = setting(
+        None, "coefficient of the load-balancing loss; its value at even routing", least=0
+    )
+    balance_scope: str | None = setting(
+        None,
+        "frequencies in the balance loss: of the previous global batch, or of this micro-batch",
+        choices=("batch", "micro"),
+    )
+    router_z_loss: float | None = setting(
+        None, "coefficient of the router's squared log-partition", least=0
+    )
+    bias_rate: float | None = setting(
+        None, "step of the bias that balances experts without a loss; 0 = no bias", least=0
+    )
+    n_dense_layers: int | None = setting(
+        None, "first layers without experts", unit="layers", least=0
+    )
+    moe_every: int | None = setting(
+        None, "layer i (from 1) has experts where i is a multiple of this", unit="layers", least=1
+    )
 
     def overrides(self) -> dict[str, Any]:
         """The sizes that differ from the preset, as keyword arguments of `models.config.preset`."""

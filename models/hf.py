@@ -1,7 +1,7 @@
 """To and from Hugging Face folders: config.json, safetensors, tokenizer files. No pickle, no transformers.
 
-Llama, OLMo-2 and Qwen3 differ in where norms stand and in the names of two of them; the tensors
-are the same, so a checkpoint crosses in either direction without arithmetic.
+Llama, OLMo-2, Qwen2 and Qwen3 differ in where norms stand, in the names of two of them and in biases; the tensors
+are the same, so a checkpoint crosses in either direction without arithmetic. `hf_moe.py` has what experts add.
 """
 
 from __future__ import annotations
@@ -17,17 +17,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from motet.models import hf_moe
 from motet.models.config import ModelConfig, ModelError, check
 from motet.models.decoder import Decoder
 
 MAX_SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 
-# (norm_position, qk_norm) -> (model_type, class)
+# (norm_position, qk_norm, qkv_bias) -> (model_type, class) of decoders without experts
 FAMILIES = {
-    ("pre", "none"): ("llama", "LlamaForCausalLM"),
-    ("post", "full"): ("olmo2", "Olmo2ForCausalLM"),
-    ("pre", "head"): ("qwen3", "Qwen3ForCausalLM"),
+    ("pre", "none", False): ("llama", "LlamaForCausalLM"),
+    ("post", "full", False): ("olmo2", "Olmo2ForCausalLM"),
+    ("pre", "none", True): ("qwen2", "Qwen2ForCausalLM"),
+    ("pre", "head", False): ("qwen3", "Qwen3ForCausalLM"),
+}
+# model_type -> (norm_position, qk_norm, qkv_bias)
+KINDS = {kind: key for key, (kind, _) in FAMILIES.items()} | {
+    "mixtral": ("pre", "none", False),
+    "qwen2_moe": ("pre", "none", True),
+    "qwen3_moe": ("pre", "head", False),
 }
 # What an imported config.json may not ask for: key -> the values that mean "off".
 MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
@@ -43,7 +51,11 @@ MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Return {name in `Decoder`: name in transformers} for every parameter."""
+    """Return {name in `Decoder`: name in transformers} for every tensor of a folder.
+
+    Each expert is a tensor of its own there: "`name`.e" is slice e of the `Decoder`'s stack `name`.
+    """
+    kind = _family(config)[0] if config.n_experts else ""
     post = config.norm_position == "post"
     norms = {
         "attention_norm.": "post_attention_layernorm." if post else "input_layernorm.",
@@ -55,14 +67,18 @@ def hf_names(config: ModelConfig) -> dict[str, str]:
     }
     outer = {"embedding.": "model.embed_tokens.", "norm.": "model.norm.", "head.": "lm_head."}
     names = {}
-    for name in _shapes(config):
+    parts = [part for item in _shapes(config).items() for part in hf_moe.split_experts(*item)]
+    for name in parts:
         if not name.startswith("blocks."):
             part = name.split(".")[0] + "."
             names[name] = name.replace(part, outer[part])
             continue
         _, index, inner = name.split(".", 2)
-        part = inner.split(".")[0] + "."
-        names[name] = f"model.layers.{index}." + inner.replace(part, norms[part], 1)
+        part, rest = inner.split(".", 1)
+        if part == "feed_forward" and config.has_experts(int(index)):
+            names[name] = f"model.layers.{index}.{hf_moe.hf_name(rest, kind)}"
+        else:
+            names[name] = f"model.layers.{index}.{norms[part + '.']}{rest}"
     return names
 
 
@@ -95,7 +111,7 @@ def to_hf(
     if tokenizer is not None:
         text["eos_token_id"] = _copy_tokenizer(tokenizer, folder, end_token, sequence_length)
     names = hf_names(config)
-    tensors = {names[name]: decoder_state[name] for name in names}
+    tensors = {names[name]: hf_moe.part_of(decoder_state, name) for name in names}
     _write_shards(tensors, folder, dtype, max_shard_bytes)
     _write_json(folder / "config.json", text)
 
@@ -103,19 +119,13 @@ def to_hf(
 def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> dict[str, Any]:
     """Return the config.json of `config`; `ModelError` if no transformers class has this shape."""
     check(config)
-    family = FAMILIES.get((config.norm_position, config.qk_norm))
-    if family is None:
-        options = ", ".join(f"{a}/{b} ({c[1]})" for (a, b), c in FAMILIES.items())
-        raise ModelError(
-            f"model.norm_position={config.norm_position!r} with model.qk_norm={config.qk_norm!r} "
-            f"has no Hugging Face class; norm_position/qk_norm can be {options}"
-        )
+    family = _family(config)
     if family[0] == "llama" and config.d_model % config.n_heads:
         raise ModelError(
             f"model.d_model={config.d_model} is not a multiple of n_heads={config.n_heads}, "
             "which LlamaForCausalLM requires even with head_dim set"
         )
-    return {
+    text = {
         "architectures": [family[1]],
         "model_type": family[0],
         "vocab_size": config.vocabulary_size,
@@ -140,40 +150,57 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> 
         "pad_token_id": None,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    return text | (hf_moe.config_text(config, family[0]) if config.n_experts else {})
+
+
+def _family(config: ModelConfig) -> tuple[str, str]:
+    """Return (model_type, class); `ModelError` if no transformers class has this shape."""
+    if config.n_experts:
+        return hf_moe.family(config)
+    key = (config.norm_position, config.qk_norm, config.qkv_bias)
+    if key not in FAMILIES:
+        options = ", ".join(f"{a}/{b}/{c} ({k[1]})" for (a, b, c), k in FAMILIES.items())
+        raise ModelError(
+            f"model.norm_position={config.norm_position!r} with model.qk_norm={config.qk_norm!r} and "
+            f"model.qkv_bias={config.qkv_bias} has no Hugging Face class; norm_position/qk_norm/qkv_bias can be {options}"
+        )
+    return FAMILIES[key]
 
 
 def from_hf(
     folder: Path | str, dtype: torch.dtype = torch.float32
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Llama, OLMo-2 or Qwen3 folder: its `ModelConfig`, and a state for `Decoder` in `dtype`.
+    """Read a folder of a family in `KINDS`: its `ModelConfig`, and a state for `Decoder` in `dtype`.
 
     Reads safetensors only. Raises `ModelError` for another family, a feature that `Decoder` lacks
-    (scaled rotary positions, biases, sliding windows, quantization), or missing tensors.
+    (scaled rotary positions, other biases, sliding windows, quantization), or missing tensors.
     """
     folder = Path(folder)
-    config = config_from_hf(_read_json(folder / "config.json"))
+    text = _read_json(folder / "config.json")
+    config, kind = config_from_hf(text), text["model_type"]
     ours = {theirs: name for name, theirs in hf_names(config).items()}
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
     for file in _weight_files(folder):
         with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                if name in ours:
-                    state[ours[name]] = tensors.get_tensor(name).to(dtype)
-                elif not _is_redundant(name, config):
-                    unknown.append(name)
+            for stored in tensors.keys():  # noqa: SIM118 - not a mapping
+                for name, value in hf_moe.unfused(stored, tensors.get_tensor(stored), kind):
+                    if name in ours:
+                        state[ours[name]] = value.to(dtype)
+                    elif not _is_redundant(name, config):
+                        unknown.append(name)
     if unknown:
         raise ModelError(f"{folder} has tensors that this model lacks: {_some(unknown)}")
+    state = hf_moe.stacked(state, _shapes(config))
     _check_state(state, config)
     return config, state
 
 
 def config_from_hf(text: Mapping[str, Any]) -> ModelConfig:
     """Return the `ModelConfig` that a config.json describes."""
-    kinds = {kind: key for key, (kind, _) in FAMILIES.items()}
     kind = text.get("model_type")
-    if kind not in kinds:
-        raise ModelError(f"config.json: model_type={kind!r} is not one of {', '.join(kinds)}")
+    if kind not in KINDS:
+        raise ModelError(f"config.json: model_type={kind!r} is not one of {', '.join(KINDS)}")
     for key, off in MUST_BE_OFF.items():
         if text.get(key) not in off:
             raise ModelError(
@@ -185,12 +212,17 @@ def config_from_hf(text: Mapping[str, Any]) -> ModelConfig:
             f"config.json: rope_parameters.rope_type={rope['rope_type']!r} is not supported; "
             "only 'default' is"
         )
-    norm_position, qk_norm = kinds[kind]
+    if set(text.get("layer_types") or ()) - {"full_attention"}:
+        raise ModelError("config.json: layer_types has layers other than 'full_attention'")
+    norm_position, qk_norm, qkv_bias = KINDS[kind]
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     missing = [key for key in (*needed, "num_attention_heads") if key not in text]
     if missing:
         raise ModelError(f"config.json lacks {', '.join(missing)}")
     heads = text["num_attention_heads"]
+    fields: dict[str, Any] = {"qkv_bias": qkv_bias}
+    if kind in hf_moe.CLASSES:
+        fields |= hf_moe.config_fields(text, kind)
     config = ModelConfig(
         vocabulary_size=text["vocab_size"],
         d_model=text["hidden_size"],
@@ -199,15 +231,21 @@ def config_from_hf(text: Mapping[str, Any]) -> ModelConfig:
         n_kv_heads=text.get("num_key_value_heads") or heads,
         d_ffn=text["intermediate_size"],
         head_dim=_head_dim(text, kind),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 10_000.0),
-        norm_eps=float(text.get("rms_norm_eps", 1e-5 if kind == "olmo2" else 1e-6)),
+        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or _THETA.get(kind, 1e4)),
+        norm_eps=float(text.get("rms_norm_eps", _EPS.get(kind, 1e-6))),
         norm_position=norm_position,  # type: ignore[arg-type]
         qk_norm=qk_norm,  # type: ignore[arg-type]
         tied_embeddings=bool(text.get("tie_word_embeddings", False)),
         init_std=float(text.get("initializer_range") or 0.02),
+        **fields,
     )
     check(config)
     return config
+
+
+# Where a config.json says nothing, by model_type.
+_THETA = {"mixtral": 1e6}
+_EPS = {"olmo2": 1e-5, "mixtral": 1e-5}
 
 
 def _head_dim(text: Mapping[str, Any], kind: str) -> int | None:

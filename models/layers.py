@@ -21,8 +21,8 @@ from motet.models.config import ModelConfig
 from motet.models.moe import MoE
 from motet.models.precision import compute_dtype, own, product_dtype
 
-Across = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(queries [B, T, H, K], keys, values [B, T, G, K], segments [B, T] or None) -> [B, T, H, K]."""
+Across = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+"""(queries [B, T, H, K], keys, values [B, T, G, K], `Places.segments`) -> [B, T, H, K]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,7 +189,9 @@ class NativeEngine:
             positions, segments = document_positions(ids_BT)
         places = replace(
             decoder.places_at(mine(positions), length),
-            segments=None if segments is None else mine(segments),
+            segments=self.ring.plan(
+                None if segments is None else mine(segments), length // self.layout.cp
+            ),
             across=self.ring,
         )
         return mine(x) if decoder.part.first else x, mine(labels_BT), places

@@ -13,7 +13,7 @@ from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.launcher import config
 from motet.launcher.command import launch_environment, shell_text, torchrun_command
 from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir
+from motet.launcher.rundir import RunDir, read_json
 from motet.launcher.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def resume(arguments: argparse.Namespace) -> int:
     before = config.load(rundir.resolved_yaml)
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
     settings = config.load(rundir.resolved_yaml, overrides)
-    raise_problems(frozen_problems(before, settings))
+    raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir))
     if arguments.dry_run:
         print_command(settings, rundir)
         steps = rundir.checkpoint_steps()
@@ -67,6 +67,15 @@ def resume(arguments: argparse.Namespace) -> int:
 
     text = common.yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
     return train(settings, rundir, yaml_text=text, resume=True)
+
+
+def _layout_problems(settings: RunSettings, rundir: RunDir) -> list[Problem]:
+    """What a begun run finds wrong with its layout now; the manifest knows the model."""
+    from motet.launcher.checks import layout_problems
+    from motet.models.config import ModelConfig
+
+    model = ModelConfig(**read_json(rundir.manifest)["model"])
+    return layout_problems(settings, settings.layout.processes, model)
 
 
 def _length_override(before: RunSettings, overrides: list[str]) -> list[str]:
@@ -151,10 +160,14 @@ def _shown(rundir: RunDir) -> str:
 
 def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
     """What `print_command` prints, every problem of the experiments, and how much room they take."""
+    from motet.launcher.run import check_devices, check_layout
     from motet.launcher.study import build, check
 
     print_command(settings, rundir)
     raise_problems(check(settings))
+    check_layout(settings)
+    if settings.layout.device == "cuda":  # `auto` would import torch only to find what is here
+        check_devices(settings)
     common.print_facts(_plan_facts(build(settings)))
 
 

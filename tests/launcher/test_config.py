@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from motet.experiments.errors import UserError
 from motet.launcher import config
-from motet.launcher.checks import batch_problem
 from motet.launcher.settings import CorpusSettings, RunSettings
 from motet.launcher.yaml_text import dump
 
@@ -265,7 +264,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (["training.tokens=9"], "both are given"),
         (
             ["batch.sequences=30"],
-            "30 is not a multiple of 8 (batch.micro_sequences 8 x 1 processes); nearest: 24 and 32",
+            "30 is not a multiple of 8 (layout.micro_sequences 8 x 1 reader); nearest: 24 and 32",
         ),
         (["layout.processes=3"], "32 is not a multiple of 24"),
         (
@@ -300,21 +299,7 @@ def test_settings_that_contradict_each_other_are_explained(
 
 def test_a_wrong_value_causes_no_second_complaint_about_its_default() -> None:
     assert problems(GOOD, "training.steps=x") == "training.steps: x is not a whole number"
-    assert "multiple" not in problems(GOOD, "batch.micro_sequences=x", "batch.sequences=3")
-
-
-@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 40))
-def test_the_batch_sizes_that_are_proposed_would_work(
-    sequences: int, micro: int, processes: int
-) -> None:
-    found = batch_problem("batch.sequences", sequences, micro, processes)
-    assert bool(found) == (sequences % (micro * processes) != 0)
-    for problem in found:
-        near = [
-            int(n.replace(",", "")) for n in problem.message.split("nearest: ")[1].split(" and ")
-        ]
-        assert all(n > 0 and not batch_problem("b", n, micro, processes) for n in near)
-        assert min(abs(n - sequences) for n in near) <= micro * processes
+    assert "multiple" not in problems(GOOD, "layout.micro_sequences=x", "batch.sequences=3")
 
 
 def test_the_resolved_yaml_reads_back_to_the_same_settings(tmp_path: Path) -> None:
