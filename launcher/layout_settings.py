@@ -21,6 +21,9 @@ class LayoutSettings:
     )
     processes: int = setting(1, "processes per node", unit="processes", least=1, most=64)
     device: str = setting("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
+    timeout_s: float = setting(
+        600.0, "how long a rank waits for a silent one before it fails", unit="seconds", above=0
+    )
     dp_replicate: int = setting(
         1,
         "data-parallel replicas that each hold the whole model and add their gradients",

@@ -131,7 +131,7 @@ class Decoder(nn.Module):
     def _head_weight(self) -> Tensor:
         module = self.embedding if self.head is None else self.head
         assert module is not None
-        return own(module.weight)
+        return own(module.weight, module.gradient_placements)
 
     def _hidden(self, x: Tensor, places: Places) -> Tensor:
         x_BTD = x if self.embedding is None else self.embedding(x)
@@ -186,6 +186,7 @@ def _again(block: nn.Module, x_BTD: Tensor, places: Places, recompute: str) -> T
 class Embedding(nn.Embedding):
     """A lookup table whose values come from `initialize` or from a checkpoint."""
 
+    gradient_placements: Any = None  # see `own`
     first_row: int | None = None  # of the rows that this process holds, when others hold the rest
 
     def reset_parameters(self) -> None:
@@ -193,7 +194,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] -> [B, T, D]; zeros where another process holds the row."""
-        weight_VD = own(self.weight)
+        weight_VD = own(self.weight, self.gradient_placements)
         if self.first_row is None:
             return F.embedding(tokens_BT, weight_VD)
         rows_BT = tokens_BT - self.first_row

@@ -35,9 +35,7 @@ class Places:
     cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
     sin: Tensor  # as cos, the first half of K negated: see `rotate`
     mask: Tensor | None  # bool [B, 1, T, T], True where a query may look; None = causal
-    segments: Tensor | None = (
-        None  # int64 [B, T], number of each token's document within its sequence
-    )
+    segments: Any = None  # what `across` needs to know of the documents
     across: Across | None = None  # attention that also reaches tokens held by other processes
 
 
@@ -232,6 +230,13 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.feed_forward = feed_forward(config, layer)
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the block as `nn.Module.compile` does, but for a mixture of experts."""
+        # Here and not as a decorator: that would import the compiler, a second, in every process.
+        if isinstance(self.feed_forward, MoE):
+            self.feed_forward.stay_eager()
+        super().compile(*args, **kwargs)
 
     def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

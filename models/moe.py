@@ -287,8 +287,6 @@ class MoE(nn.Module):
         self._sums: Tensor | None = None
         self._n_tokens, self._gradient_scale = 0, 1.0
 
-    # Experts are loops over sizes known only at run time: compiled blocks break their graph here.
-    @torch.compiler.disable
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x_ND = x_BTD.flatten(0, -2)
@@ -308,6 +306,10 @@ class MoE(nn.Module):
                 shared_ND = (shared_ND * self.shared_gate(x_ND).sigmoid()).to(shared_ND.dtype)
             y_ND = y_ND + shared_ND
         return y_ND.view_as(x_BTD)
+
+    def stay_eager(self) -> None:
+        """Run uncompiled inside compiled blocks: sizes are known only at run time, so that graphs would break often."""
+        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
 
     def route(self, x_ND: Tensor) -> Routing:
         """Choose experts for every token, and arrange the rows."""

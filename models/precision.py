@@ -41,11 +41,12 @@ def own(weight: Tensor, gradient_placements: Any = None) -> Tensor:
     """Return this process's part of a weight that several processes share, or the weight itself.
 
     Args:
-        weight: plain, or a distributed tensor (anything with a differentiable `to_local`).
-        gradient_placements: how the gradient of the part adds up over processes, where that differs from how the weight is split.
+        weight: plain, or a distributed tensor: anything with a differentiable `to_local`.
+        gradient_placements: how the gradient of the part adds up over processes; None = as the weight is split. A module that is
+            compiled says it, because the compiler does not see by itself that its weight is distributed.
     """
+    if gradient_placements is not None:
+        part: Tensor = weight.to_local(grad_placements=gradient_placements)  # type: ignore[attr-defined]
+        return part
     to_local = getattr(weight, "to_local", None)
-    if to_local is None:
-        return weight
-    part: Tensor = to_local(grad_placements=gradient_placements)
-    return part
+    return weight if to_local is None else to_local()

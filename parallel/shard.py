@@ -27,7 +27,7 @@ from torch.distributed.tensor import (
 from motet.models.decoder import Decoder
 from motet.models.layers import Attention, Block, FeedForward
 from motet.models.loss import VocabularyShard
-from motet.models.moe import MoE
+from motet.models.moe import Experts, MoE
 from motet.parallel.engine import EngineOptions
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import Meshes
@@ -199,6 +199,8 @@ def _distribute(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Pla
     weight = getattr(module, name)
     value = distribute_tensor(weight.detach(), mesh, placements, src_data_rank=None)
     module.register_parameter(name, nn.Parameter(value))
+    if not isinstance(module, Experts):  # whose weights are split differently from each other
+        module.gradient_placements = list(placements)  # type: ignore[assignment]
 
 
 def _distribute_all(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:

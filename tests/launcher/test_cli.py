@@ -16,6 +16,7 @@ import pytest
 from motet.experiments.errors import Problem, UserError
 from motet.launcher import cli, config
 from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.models.config import preset
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUN_YAML = """\
@@ -82,7 +83,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
 
     def train(settings: Any, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
         rundir.create()
-        write_json(rundir.manifest, {})
+        write_json(rundir.manifest, {"model": vars(preset("1m", 320))})
         atomic_write(rundir.run_yaml, yaml_text)
         atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
         calls.append(
