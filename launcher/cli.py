@@ -153,6 +153,16 @@ def _add_experiment_commands(commands: Any) -> None:
     audit.add_argument("run", metavar="RUN", help="folder of the run")
 
 
+def _add_layout_commands(commands: Any) -> None:
+    parser = commands.add_parser("layout", help="how a run is split over ranks")
+    group = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    show = _command(
+        group, "show", "layout:show", "draw the rank grid and the pipeline's timeline", json=True
+    )
+    show.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
+    _settings_arguments(show)
+
+
 def _add_run_commands(commands: Any) -> None:
     train = _command(commands, "train", "train:run", "train here (starts torchrun)", dry_run=True)
     _settings_arguments(train)
@@ -193,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_start_commands(commands)
     _add_data_commands(commands)
     _add_experiment_commands(commands)
+    _add_layout_commands(commands)
     _add_run_commands(commands)
     return parser
 

@@ -89,10 +89,10 @@ class Experts(nn.Module):
 def _grouped_products_work(rows_MD: Tensor, gate_EFD: Tensor) -> bool:
     """Tell whether `grouped_mm` has a kernel here: bfloat16, CUDA from compute capability 8.0, rows of whole 16 bytes.
 
-    On a CPU it runs too, but is no faster than one product after the other (docs/models.md).
+    That is what its documentation promises (torch 2.10 to 2.13); on other devices and types it may be missing.
     """
     aligned = all(width % 8 == 0 for width in gate_EFD.shape[1:])
-    if not (rows_MD.is_cuda and rows_MD.dtype == torch.bfloat16 and aligned):
+    if not (rows_MD.is_cuda and rows_MD.dtype == torch.bfloat16 and aligned and len(rows_MD)):
         return False
     return torch.cuda.get_device_capability(rows_MD.device) >= (8, 0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from motet.models.config import ModelConfig
@@ -15,7 +16,8 @@ from motet.parallel.layout import ENGINES, RECOMPUTE, SCHEDULES, Layout, balance
 
 Problem = tuple[str, str]
 
-DEGREES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp")
+_NATIVE_DEGREES = ("tp", "pp", "cp", "ep", "etp")
+DEGREES = ("dp_replicate", "dp_shard", *_NATIVE_DEGREES)
 _SINGLE = ("gpipe", "1f1b")
 _INTERLEAVED = ("interleaved_1f1b", "interleaved_zero_bubble")
 _MOST_SHOWN = 32
@@ -40,7 +42,12 @@ def problems(
     if found:
         return found
     found += [] if world_size is None else _world_problems(layout, world_size)
-    found += [*_engine_problems(layout), *_schedule_problems(layout), *_placement_problems(layout)]
+    found += [*_engine_problems(layout), *_placement_problems(layout)]
+    if (
+        layout.engine != "native"
+    ):  # a degree that the engine does not have needs no second complaint
+        layout = replace(layout, tp=1, pp=1, cp=1, ep=1, etp=1)
+    found += _schedule_problems(layout)
     found += _sequence_problems(layout, sequence_length)
     if model is not None:
         found += [*_tensor_problems(layout, model), *_stage_problems(layout, model)]
@@ -129,7 +136,7 @@ def _engine_problems(layout: Layout) -> list[Problem]:
             f"layout.{name}",
             f"{getattr(layout, name)} is more than layout.engine={layout.engine} can do; nearest: 1, or set layout.engine=native",
         )
-        for name in ("tp", "pp", "cp", "ep", "etp")
+        for name in _NATIVE_DEGREES
         if getattr(layout, name) > 1
     ]
     if len(set(layout.shares)) > 1:
@@ -244,31 +251,42 @@ def _expert_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
         why = f"false with layout.tp={layout.tp}: experts take each token from one rank only; set true"
         found.append(("layout.sequence_parallel", why))
     inside = layout.fsdp * layout.tp
-    ep, etp, width = layout.ep, layout.etp, model.expert_width
+    ep, etp = layout.ep, layout.etp
 
-    def grid_fits(ep: int, etp: int) -> bool:
-        return inside % (ep * etp) == 0 and model.d_model % (inside // (ep * etp)) == 0
+    def fits(ep: int, etp: int) -> bool:
+        whole = model.n_experts % ep == 0 and model.expert_width % etp == 0
+        return whole and inside % (ep * etp) == 0 and model.d_model % (inside // (ep * etp)) == 0
 
-    whys = (
-        [] if model.n_experts % ep == 0 else [f"does not divide model.n_experts={model.n_experts}"]
-    )
-    if inside % (ep * etp):
-        ranks = f"dp_shard {layout.dp_shard} x cp {layout.cp} x tp {layout.tp} = {inside} ranks"
-        whys.append(f"with etp {etp} does not divide {ranks}")
-    elif model.d_model % layout.edp:
-        whys.append(
-            f"leaves {layout.edp} ranks for each expert, which do not divide model.d_model={model.d_model:,}"
-        )
-    if whys:
-        near = nearest(ep, lambda n: model.n_experts % n == 0 and grid_fits(n, etp), 1, inside)
+    whys = _expert_reasons(layout, model)
+    if whys["ep"]:
+        near = nearest(ep, lambda n: fits(n, etp), 1, inside)
         told = _near(near, f"no ep fits with etp={etp}")
-        found.append(("layout.ep", f"{ep} {' and '.join(whys)}; {told}"))
-    if width % etp:
-        near = nearest(etp, lambda n: width % n == 0 and grid_fits(ep, n), 1, inside)
+        found.append(("layout.ep", f"{ep} {' and '.join(whys['ep'])}; {told}"))
+    if whys["etp"]:
+        near = nearest(etp, lambda n: fits(ep, n), 1, inside)
         told = _near(near, f"no etp fits with ep={ep}")
-        why = f"{etp} does not divide the {width:,} hidden channels of one expert; {told}"
-        found.append(("layout.etp", why))
+        found.append(("layout.etp", f"{etp} {' and '.join(whys['etp'])}; {told}"))
     return found
+
+
+def _expert_reasons(layout: Layout, model: ModelConfig) -> dict[str, list[str]]:
+    """Return why ep and etp do not fit the experts and the ranks of a stage."""
+    whys: dict[str, list[str]] = {"ep": [], "etp": []}
+    if model.n_experts % layout.ep:
+        whys["ep"].append(f"does not divide model.n_experts={model.n_experts}")
+    if model.expert_width % layout.etp:
+        why = f"does not divide the {model.expert_width:,} hidden channels of one expert"
+        whys["etp"].append(why)
+    inside = layout.fsdp * layout.tp
+    if inside % (layout.ep * layout.etp):
+        blamed = "ep" if layout.ep > 1 else "etp"
+        other = f"etp {layout.etp}" if blamed == "ep" else f"ep {layout.ep}"
+        ranks = f"dp_shard {layout.dp_shard} x cp {layout.cp} x tp {layout.tp} = {inside} ranks"
+        whys[blamed].append(f"with {other} does not divide {ranks}")
+    elif model.d_model % layout.edp:
+        why = f"leaves {layout.edp} ranks for each expert, which do not divide model.d_model={model.d_model:,}"
+        whys["ep"].append(why)
+    return whys
 
 
 def _placement_problems(layout: Layout) -> list[Problem]:

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 def load_settings(arguments: argparse.Namespace) -> RunSettings:
     """The settings that RUN.yaml and the command line give."""
-    return config.load(_run_yaml(arguments), arguments.settings)
+    return config.load(run_yaml(arguments), arguments.settings)
 
 
 def inspect_settings(arguments: argparse.Namespace) -> tuple[RunSettings | None, list[Problem]]:
     """As `load_settings`, with the problems handed back; None when the file cannot be read at all."""
     try:
-        return config.inspect(_run_yaml(arguments), arguments.settings)
+        return config.inspect(run_yaml(arguments), arguments.settings)
     except UserError as error:
         return None, [Problem(str(arguments.run_yaml), str(error))]
 
 
-def _run_yaml(arguments: argparse.Namespace) -> Path:
+def run_yaml(arguments: argparse.Namespace) -> Path:
+    """The file that a command was given."""
     path = Path(arguments.run_yaml)
     if path.is_dir() and (path / "run.yaml").exists():
         raise UserError(f"{path} is a folder; give the file, {path / 'run.yaml'}")

@@ -177,7 +177,7 @@ def test_the_nearest_values_are_valid_and_nothing_nearer_is(
         for value in values:
             if setting in CHANGES:
                 after = told(**{CHANGES[setting][0]: value})
-            elif name in ("ep", "etp", "tp", "pp", "virtual_stages"):
+            elif name in ("ep", "etp", "tp", "pp", "cp", "virtual_stages"):
                 after = told(dataclasses.replace(layout, **{name: value}))
             else:
                 raise AssertionError(setting)
