@@ -9,6 +9,7 @@ from typing import Any
 from motet.experiments.ledger import LedgerWriter, Record, Segment, open_segment
 from motet.experiments.steps import Steps
 from motet.launcher.checkpoint import Checkpoints
+from motet.launcher.culprit import Sign
 from motet.launcher.feed import Feed
 from motet.launcher.metrics import MetricsWriter
 from motet.launcher.probing import ProbeSet
@@ -40,6 +41,7 @@ class Job:
     mirror: WandbMirror | None
     progress: Progress
     stop: StopRequest
+    sign: Sign
     judge: Judge
     segment: Segment
     ledger: LedgerWriter
@@ -67,6 +69,7 @@ def train(job: Job, step: int) -> tuple[int, str]:
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
         result = job.engine.step(share.batches, lr, job.judge, job.stop.requested())
         note(job, share.record, result.applied)
+        job.sign.touch()
         job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
         report(job, step, result, lr)
         stopping = result.stop

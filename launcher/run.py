@@ -23,6 +23,7 @@ from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
 from motet.launcher.checks import device_problems, layout_problems
 from motet.launcher.command import launch_environment, recorded_environment, torchrun_command
+from motet.launcher.culprit import blame, pid_of
 from motet.launcher.manifest import data_facts, open_corpora
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
@@ -220,9 +221,8 @@ def _forwarding(process: subprocess.Popen[bytes], attempt: Path) -> Iterator[Non
             "motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)",
             file=sys.stderr,
         )
-        pid = attempt / "pid-0"
         try:
-            os.kill(int(pid.read_text()), signal.SIGTERM)
+            os.kill(pid_of(attempt, 0), signal.SIGTERM)
         except (OSError, ValueError):
             process.terminate()
 
@@ -250,6 +250,8 @@ def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
         return 0
     if error.exists():
         print(f"motet: {error.read_text().rstrip()}", file=sys.stderr)
+    elif culprit := blame(rundir.attempt(attempt)):
+        print(f"motet: {culprit}", file=sys.stderr)
     print(
         f"motet: attempt {attempt} failed (logs in {rundir.attempt(attempt)}); to go on from {at}:\n  motet resume {shown}",
         file=sys.stderr,

@@ -18,6 +18,7 @@ from motet.experiments.ledger import LedgerWriter, open_segment
 from motet.experiments.study import read_definition, read_questions
 from motet.launcher import config as settings_io
 from motet.launcher.checkpoint import Checkpoints
+from motet.launcher.culprit import Sign
 from motet.launcher.feed import Feed
 from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
 from motet.launcher.loop import BadRun, Job, load, train
@@ -46,11 +47,15 @@ def main(argv: list[str]) -> int:
     settings = settings_io.load(run.resolved_yaml)
     attempt = run.latest_attempt()
     rank = int(os.environ["RANK"])
-    atomic_write(run.attempt(attempt) / f"pid-{rank}", str(os.getpid()))
     layout = settings.layout_for(int(os.environ["WORLD_SIZE"]))
-    world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
+    sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
     try:
-        return _attempt(run, settings, attempt, world, layout, stop)
+        world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
+    except ValueError as error:  # devices that this layout cannot use
+        atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
+        return USER_ERROR
+    try:
+        return _attempt(run, settings, attempt, world, layout, stop, sign)
     except (UserError, BadRun) as error:
         told = run.attempt(attempt) / "error.txt"
         if world.rank == 0 or not told.exists():
@@ -58,7 +63,7 @@ def main(argv: list[str]) -> int:
             atomic_write(told, f"{error}\n")
         return USER_ERROR if isinstance(error, UserError) else BAD_RUN
     except Exception:
-        atomic_write(run.attempt(attempt) / f"crash-{rank}.txt", traceback.format_exc())
+        atomic_write(run.attempt(attempt) / f"crash-{world.rank}.txt", traceback.format_exc())
         raise
     finally:
         leave()
@@ -71,10 +76,11 @@ def _attempt(
     world: World,
     layout: Layout,
     stop: StopRequest,
+    sign: Sign,
 ) -> int:
     """Check, build, train, and say how it ended."""
     manifest = _verified(run, settings, world)
-    job, step = build_job(run, settings, attempt, world, layout, stop, manifest)
+    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, sign)
     facts = _attempt_facts(job, attempt, step)
     job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=world.size)
     if world.rank == 0:
@@ -124,6 +130,7 @@ def build_job(
     layout: Layout,
     stop: StopRequest,
     manifest: dict[str, Any],
+    sign: Sign,
 ) -> tuple[Job, int]:
     """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
     definition, definition_sha256 = read_definition(run.plan)
@@ -176,6 +183,7 @@ def build_job(
         mirror=mirror,
         progress=Progress(settings.steps, step, world.rank),
         stop=stop,
+        sign=sign,
         judge=judge,
         segment=segment,
         ledger=LedgerWriter(run.ledger, segment.segment, world.rank),

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
+from motet.models.flex import attend_within, block_mask, takes
 from motet.models.precision import CPU_MULTIPLIES_BF16
 
 TILE_ROWS = 128
@@ -19,8 +21,10 @@ TILE_HEADS = 8
 TILED_LENGTHS = range(257, 1025)  # where tiles measured faster than SDPA: see docs/models.md
 
 
-def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None) -> Tensor:
-    """Return [B, T, H, K]: causal attention, or attention where `mask` (bool [B, 1, T, T]) is True.
+def attend(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | BlockMask | None
+) -> Tensor:
+    """Return [B, T, H, K]: causal attention, or attention where `mask` (bool [B, 1, T, T], or blocks of it) is True.
 
     Query head h reads key-value head h // (H / G) (arXiv:2305.13245). The type is that of `v_BTGK`.
     Without bfloat16 products on a CPU the arithmetic is fp32.
@@ -29,6 +33,8 @@ def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None) 
     inner = torch.float32 if device == "cpu" and not CPU_MULTIPLIES_BF16 else dtype
     q_BTHK, k_BTGK, v_BTGK = (x.to(inner) for x in (q_BTHK, k_BTGK, v_BTGK))
     with torch.autocast(device, enabled=False):
+        if isinstance(mask, BlockMask):
+            return attend_within(q_BTHK, k_BTGK, v_BTGK, mask).to(dtype)
         if _tiles_are_faster(q_BTHK, mask):
             groups = q_BTHK.shape[2] // k_BTGK.shape[2]
             k_BTHK, v_BTHK = (_repeat_heads(x, groups) for x in (k_BTGK, v_BTGK))
@@ -57,10 +63,17 @@ def document_positions(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     return order_T - first_BT, starts_BT.cumsum(1)
 
 
-def document_places(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positions int64 [B, T] that restart at each document, and the mask bool [B, 1, T, T]."""
+def document_places(
+    document_ids_BT: Tensor, head_width: int = 0
+) -> tuple[Tensor, Tensor | BlockMask]:
+    """Return positions int64 [B, T] that restart at each document, and the mask between documents.
+
+    The mask is a `BlockMask` where `flex.takes` heads of `head_width` channels, else, and always without a width, bool [B, 1, T, T].
+    """
     positions_BT, segments_BT = document_positions(document_ids_BT)
     order_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    if takes(document_ids_BT.device, len(order_T), head_width):
+        return positions_BT, block_mask(order_T - positions_BT)
     causal_TT = order_T[:, None] >= order_T
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     return positions_BT, (same_BTT & causal_TT)[:, None]

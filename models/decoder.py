@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         if document_ids_BT is None:
             cos, sin = self._rotary(length, tokens_BT.device)
             return Places(cos[:length], sin[:length], None)
-        positions_BT, mask = document_places(document_ids_BT)
+        positions_BT, mask = document_places(document_ids_BT, self.config.head_width)
         return replace(self.places_at(positions_BT, length), mask=mask)
 
     def places_at(self, positions_BT: Tensor, length: int) -> Places:

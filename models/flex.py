@@ -19,7 +19,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 BLOCK_TOKENS = 128  # the tile that the kernels are tuned for
 MIN_LENGTH = 256  # below, a bool mask is small, and there is no tile to leave out
 HEAD_WIDTHS = range(16, 257)  # what the Triton kernels take
-DEVICES = {"cuda"}  # where documents are masked this way; on a CPU FlexAttention has no backward pass
+DEVICES = {
+    "cuda"
+}  # where documents are masked this way; on a CPU FlexAttention has no backward pass
 
 
 def takes(device: torch.device, length: int, head_width: int) -> bool:
@@ -48,6 +50,8 @@ def block_mask(first_BT: Tensor) -> BlockMask:
     whole_BNN = (nearest_BN[:, :, None] <= block_N * BLOCK_TOKENS) & before_NN
     whole_BNN &= (ends_N <= length)[:, None]  # a last, shorter block of queries is masked
     partial_BNN = (seen_BNN & ~whole_BNN) | torch.eye(n_blocks, dtype=torch.bool, device=device)
+
+    first_BT = first_BT.int()  # read by the kernel for every query
 
     def within_document(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return (kv >= first_BT[b, q]) & (kv <= q)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from motet.models.attention import attend
 from motet.models.config import ModelConfig
@@ -34,7 +35,9 @@ class Places:
 
     cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
     sin: Tensor  # as cos, the first half of K negated: see `rotate`
-    mask: Tensor | None  # bool [B, 1, T, T], True where a query may look; None = causal
+    mask: (
+        Tensor | BlockMask | None
+    )  # bool [B, 1, T, T], True where a query may look, or blocks of it; None = causal
     segments: Any = None  # what `across` needs to know of the documents
     across: Across | None = None  # attention that also reaches tokens held by other processes
 

@@ -168,3 +168,13 @@ def held_bytes(
 def gathered_values(model: ModelConfig, layout: Layout, stage: int = 0) -> int:
     """Return the values of all weights that a rank has while they are gathered: those of its whole stage, its share over tp, ep, etp."""
     return sum(weight.numel for weight in weights(model, layout, stage))
+
+
+def gathers_again(model: ModelConfig, layout: Layout) -> bool:
+    """Return whether weights are dropped between forward and backward pass and gathered again.
+
+    Not under a pipeline or unequal replicas: every micro-batch would gather them, and replicas take different numbers.
+    """
+    if layout.pp > 1 or len(set(layout.shares)) > 1:
+        return False
+    return gathered_values(model, layout) * FP32_BYTES > KEPT_GATHERED_BYTES

@@ -29,11 +29,9 @@ from motet.models.layers import Attention, Block, FeedForward
 from motet.models.loss import VocabularyShard
 from motet.models.moe import Experts, MoE
 from motet.parallel.engine import EngineOptions
+from motet.parallel.holdings import gathers_again
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import Meshes
-
-RESHARD_ABOVE_BYTES = 2 * 2**30
-"""Above this, weights are gathered again in the backward pass instead of being kept from the forward pass."""
 
 SEQUENCE = 1  # the dimension of [B, T, D] that sequence parallelism splits
 
@@ -252,12 +250,8 @@ def _split_data(
 
 
 def reshards(model: Decoder, layout: Layout) -> bool:
-    """Return whether weights are dropped between forward and backward pass and gathered again.
-
-    Not under a pipeline or unequal replicas: every micro-batch would gather them, and replicas take different numbers.
-    """
-    total_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
-    return total_bytes > RESHARD_ABOVE_BYTES and layout.pp == 1 and len(set(layout.shares)) <= 1
+    """Return whether weights are dropped between forward and backward pass and gathered again: see `gathers_again`."""
+    return gathers_again(model.config, layout)
 
 
 def _policy(options: EngineOptions) -> MixedPrecisionPolicy:

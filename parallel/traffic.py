@@ -7,7 +7,6 @@ B sequences of a micro-batch, T tokens of one on this rank, D model width, K exp
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from motet.models.config import ModelConfig
-from motet.parallel.holdings import Weight, gathers_again, weights
+from motet.parallel.holdings import gathers_again, weights
 from motet.parallel.layout import Layout
 
 FP32_BYTES, INT64_BYTES, FLOAT64_BYTES = 4, 8, 8
@@ -185,14 +184,12 @@ class _Step:
         for layer in self.layers:
             yield from self._regions(layer)
         yield from self._ends()
+        # FSDP2 adds up micro-batches in the type of reductions; the gradient of a single one has the type of the weight.
+        several = self.micro_batches > 1 or self.layout.pp > 1
+        value_bytes = self.reduce_bytes if several else self.weight_bytes
         for weight in weights(self.model, self.layout, self.stage):
             if weight.over_tp:
-                yield Transfer("tp", "all_reduce", 1, weight.numel * self._gradient_bytes(weight))
-
-    def _gradient_bytes(self, _: Weight) -> int:
-        """FSDP2 adds up micro-batches in the type of reductions; of a single one it has the type of the weight."""
-        several = self.micro_batches > 1 or self.layout.pp > 1
-        return self.reduce_bytes if several else self.weight_bytes
+                yield Transfer("tp", "all_reduce", 1, weight.numel * value_bytes)
 
     def _stream(self, enters: int, leaves: int, back_enters: int, back_leaves: int) -> Iterator[Transfer]:
         """Return the transfers of regions: passes forward (recomputation included) and backward, per micro-batch."""

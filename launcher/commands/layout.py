@@ -82,7 +82,9 @@ def _print(
     console = Console(highlight=False, width=max(width, console.width))
     for lines in parts:
         for line in lines:
-            console.print(line, soft_wrap=True, markup=False)
+            title = isinstance(line, str) and line and not line.startswith(" ")
+            style = "bold" if title else None
+            console.print(line, style=style, soft_wrap=True, markup=False)
 
 
 def _heading(facts: Mapping[str, Any], layout: Layout) -> list[str]:

@@ -70,6 +70,14 @@ def test_a_layout_is_drawn_as_in_the_golden_text(show: Show, golden: str) -> Non
     assert out == (GOLDEN / golden).read_text(encoding="utf-8")
 
 
+def test_the_page_about_layouts_shows_what_is_printed(show: Show) -> None:
+    page = (GOLDEN.parents[1] / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert show(*DRAWN["layout_dense.txt"])[1] in page
+    told = show("layout.tp=3", "layout.dp_shard=2", "batch.sequences=30")[2]
+    assert told.count("\n") == 5
+    assert told in page
+
+
 @pytest.mark.parametrize("golden", DRAWN)
 def test_a_drawing_fits_into_a_hundred_columns_and_needs_no_colour(golden: str) -> None:
     text = (GOLDEN / golden).read_text(encoding="utf-8")

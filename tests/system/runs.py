@@ -93,7 +93,7 @@ def train_until(yaml: Path, step: int, *arguments: str) -> tuple[subprocess.Pope
 def kill_rank(run: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to one rank of the newest attempt."""
     attempt = max(int(path.name) for path in (run / "attempts").iterdir())
-    os.kill(int((run / "attempts" / str(attempt) / f"pid-{rank}").read_text()), number)
+    os.kill(int((run / "attempts" / str(attempt) / f"pid-{rank}").read_text().split()[0]), number)
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:

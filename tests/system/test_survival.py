@@ -35,6 +35,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "motet resume" in output
+    assert "motet: rank 1 (process" in output
     return run
 
 

@@ -1,0 +1,180 @@
+"""What engines share whose every rank runs the whole model on its own sequences; how state is divided is the library's affair.
+
+B batch, T tokens. Such a library averages gradients over ranks, so a rank's loss is multiplied by their number: what comes out
+is the mean over all labels of the global batch, however unevenly they are spread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from motet.models.config import ModelConfig
+from motet.models.decoder import Decoder
+from motet.models.moe import MoE
+from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
+from motet.parallel.layout import Layout
+from motet.parallel.mesh import World
+
+PREFIX = "decoder."
+"""Before every weight's name in `Trained`."""
+
+
+class Trained(nn.Module):
+    """A decoder as DeepSpeed and Accelerate take it: one module whose result is a plain tuple of tensors.
+
+    Autocast is entered inside, because DeepSpeed turns off what surrounds it.
+    """
+
+    def __init__(self, decoder: Decoder, autocast: str | None, z_loss: float) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.autocast, self.z_loss = autocast, z_loss
+
+    def forward(
+        self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return summed (cross-entropy, z-loss) for training, else (log-probability, greedy) [B, T]."""
+        with self._compute():
+            if train:
+                sums = self.decoder(
+                    tokens_BT, labels_BT, document_ids_BT, mode="loss", z_loss=self.z_loss
+                )
+                return sums.cross_entropy, sums.z_loss
+            scores = self.decoder(tokens_BT, labels_BT, mode="score")
+            return scores.logprob, scores.greedy
+
+    def _compute(self) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        # Each weight is used once per pass: a cache of rounded copies would only hold memory.
+        return torch.autocast(self.autocast, torch.bfloat16, cache_enabled=False)
+
+
+class DataParallelEngine(ABC):
+    """Steps and scores of an `Engine`; a subclass says how gradients, updates and state are handled.
+
+    A subclass sets `decoder` (whose mixtures it counts) before the first step.
+    """
+
+    decoder: Decoder
+
+    def __init__(
+        self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
+    ) -> None:
+        self.config, self.options, self.layout, self.world = config, options, layout, world
+
+    @abstractmethod
+    def _run(
+        self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run `Trained.forward` through the library."""
+
+    @abstractmethod
+    def _begin(self, last: bool) -> None:
+        """Prepare for one micro-batch; gradients are complete after the `last` one of a step."""
+
+    @abstractmethod
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's loss; the library divides it by the number of ranks."""
+
+    @abstractmethod
+    def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
+        """Ask the judge, apply or drop the gradients; return (gradient norm before clipping, whether it was applied)."""
+
+    def step(
+        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
+    ) -> StepResult:
+        """See `Engine.step`."""
+        n_labels, n_tokens, stops = self._count(batches, stop)
+        experts = self._experts()
+        for moe in experts.values():
+            moe.begin_step(n_tokens, gradient_scale=self.world.size)
+        sums = self._forward_backward(batches, self.world.size / max(n_labels, 1))
+        totals = torch.cat([sums, *self._balance(experts)])
+        if self.world.size > 1:
+            dist.all_reduce(totals, group=self.world.control)
+        cross_entropy, z_loss, balance = totals[:3].tolist()
+        loss = cross_entropy / max(n_labels, 1)
+        grad_norm, applied = self._update(lr, loss, judge)
+        if applied:
+            counts = totals[3:].view(self.config.n_layers, self.config.n_experts)
+            for layer, moe in experts.items():
+                moe.end_step(counts[layer])
+        return StepResult(
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance
+        )
+
+    def _count(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[int, int, bool]:
+        """Return labels and tokens of the global batch, and whether some rank was asked to stop."""
+        counts = torch.tensor(
+            [
+                sum(int((batch.labels_BT >= 0).sum()) for batch in batches),
+                sum(batch.labels_BT.size for batch in batches),
+                int(stop),
+            ]
+        )
+        if self.world.size > 1:
+            dist.all_reduce(counts, group=self.world.control)
+        n_labels, n_tokens, stops = counts.tolist()
+        return n_labels, n_tokens, stops > 0
+
+    def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
+        """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss], float64."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for number, batch in enumerate(batches):
+            self._begin(number == len(batches) - 1)
+            cross_entropy, z_loss = self._run(
+                self._to_device(batch.tokens_BT),
+                self._to_device(batch.labels_BT),
+                None if batch.document_ids_BT is None else self._to_device(batch.document_ids_BT),
+                train=True,
+            )
+            self._backward(cross_entropy * scale)  # its gradient holds the z-loss's: `LossSums`
+            sums += torch.stack([cross_entropy, z_loss]).detach().double().cpu()
+        return sums
+
+    def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)
+
+    def _experts(self) -> dict[int, MoE]:
+        """Return the mixtures by layer."""
+        return {
+            int(layer): block.feed_forward
+            for layer, block in self.decoder.blocks.items()
+            if isinstance(block.feed_forward, MoE)
+        }
+
+    def _balance(self, experts: dict[int, MoE]) -> tuple[Tensor, Tensor]:
+        """Return this rank's share of the balance losses, float64 [1], and its choices of experts [layers x experts]."""
+        loss = torch.zeros(1, dtype=torch.float64)
+        counts = torch.zeros(self.config.n_layers, self.config.n_experts, dtype=torch.float64)
+        for layer, moe in experts.items():
+            loss += moe.sums().double().cpu().sum()
+            counts[layer] = moe.counts().double().cpu()
+        return loss, counts.flatten()
+
+    def _expert_state(self) -> dict[str, Tensor]:
+        """Return "frequencies.blocks.N" and "bias.blocks.N" of the mixtures; loaded in place."""
+        return {
+            f"{key}.blocks.{layer}": value
+            for layer, moe in self._experts().items()
+            for key, value in moe.state().items()
+        }
+
+    @torch.no_grad()
+    def score(
+        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """See `Engine.score`."""
+        logprob, greedy = self._run(
+            self._to_device(tokens_BT), self._to_device(labels_BT), None, train=False
+        )
+        return logprob.double().cpu().numpy(), greedy.cpu().numpy()
