@@ -78,6 +78,7 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     from motet.models.config import preset
     from motet.parallel.engine import EngineOptions
     from motet.parallel.engine_native import NativeEngine
+    from motet.parallel.layout import Layout
     from motet.parallel.mesh import join, leave
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,15 +88,16 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
         plan = our_plan(folder / "exposures.plan", steps.slots_before(options.steps + 100), length)
         world = join("cpu")
         config = preset(options.preset, VOCABULARY)
-        engine = NativeEngine(config, EngineOptions(precision=options.precision), world)
+        layout = Layout(micro_sequences=batch)
+        engine = NativeEngine(config, EngineOptions(precision=options.precision), layout, world)
         open_segment(folder, 0, 1, 0, 1, ("p", "d"))
         ledger = LedgerWriter(folder, 1, 0)
-        feed = Feed(Stream([corpus], [1.0], length, 0, plan), steps, 0, 1, batch)
+        feed = Feed(Stream([corpus], [1.0], length, 0, plan), steps, layout, 0)
         times = []
         for step in range(options.steps):
             started = time.perf_counter()
             share = feed.take(step)
-            engine.step(share.batches, batch * (length - 1), 1e-3, lambda loss, norm: True, False)
+            engine.step(share.batches, 1e-3, lambda loss, norm: True, False)
             ledger.append(share.record)
             times.append(time.perf_counter() - started)
         feed.close()

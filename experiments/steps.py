@@ -1,4 +1,4 @@
-"""Steps and slots: which slots a step consumes, batch ramps counted; and which of them a rank takes."""
+"""Steps and slots: which slots a step consumes, batch ramps counted."""
 
 from __future__ import annotations
 
@@ -66,13 +66,3 @@ class Steps:
         bases = np.array([self.slots_before(int(first)) for first in firsts], dtype=np.int64)
         part = np.searchsorted(bases, slots, side="right") - 1
         return firsts[part] + (slots - bases[part]) // sizes[part]
-
-
-def rank_slots(first: int, count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return (first slot, count) of one rank's contiguous share of a step's slots.
-
-    Shares differ by at most one slot; ranks in order hold the slots in order.
-    """
-    start = first + count * rank // world_size
-    stop = first + count * (rank + 1) // world_size
-    return start, stop - start

@@ -196,7 +196,9 @@ def model_problems(settings: RunSettings) -> list[Problem]:
 
     model = settings.model
     if model.from_hf is not None:
-        given = ", ".join(f"model.{name}" for name in model.overrides())
+        given = ", ".join(
+            f"model.{name}" for name in model.overrides() if name not in models.TRAINING_FIELDS
+        )
         why = f"fixes every size; remove {given}"
         return [Problem("model.from_hf", why)] if given else []
     if model.preset not in models.PRESETS:

@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import motet
 from motet.experiments.corpus import Corpus
-from motet.experiments.errors import UserError, raise_problems
+from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.experiments.study import freeze
 from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
@@ -28,7 +29,7 @@ from motet.launcher.manifest import data_facts, open_corpora
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.models import counts
-from motet.models.config import ModelConfig, preset
+from motet.models.config import ModelConfig, preset, problems
 
 INTERRUPTED = 130
 
@@ -121,12 +122,17 @@ def _verified(corpus: Corpus) -> list[Any]:
     return corpus.verify()
 
 
-def prepare_run(settings: RunSettings, rundir: RunDir, yaml_text: str) -> None:
+def prepare_run(
+    settings: RunSettings,
+    rundir: RunDir,
+    yaml_text: str,
+    model: Mapping[str, Any] | None = None,
+) -> None:
     """Make the run folder: plan and definition frozen and hashed, code copied, manifest written last.
 
-    A failure leaves no folder behind.
+    A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not build it itself.
     """
-    model, imported = model_of(settings)
+    model = model_facts(settings) if model is None else model
     built = study.build(settings)
     existed = rundir.root.exists()
     try:
@@ -136,7 +142,7 @@ def prepare_run(settings: RunSettings, rundir: RunDir, yaml_text: str) -> None:
         atomic_write(rundir.run_yaml, yaml_text)
         write_json(
             rundir.manifest,
-            manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256, imported),
+            manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256),
         )
         atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
     except BaseException:
@@ -150,7 +156,10 @@ def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     if settings.model.from_hf:
         from motet.models.hf import config_from_hf
 
-        return config_from_hf(read_json(Path(settings.model.from_hf) / "config.json")), True
+        config = config_from_hf(read_json(Path(settings.model.from_hf) / "config.json"))
+        config = replace(config, **settings.model.overrides())
+        raise_problems([Problem(f"model.{name}", why) for name, why in problems(config)])
+        return config, True
     overrides = settings.model.overrides()
     size = overrides.pop("vocabulary_size", None)
     needed = open_corpora(settings)[0].vocabulary_size
@@ -162,12 +171,23 @@ def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     return preset(settings.model.preset, size, **overrides), False
 
 
+def model_facts(settings: RunSettings) -> dict[str, Any]:
+    """Return what the manifest says of the model that the settings describe."""
+    model, imported = model_of(settings)
+    return {
+        "model": vars(model),
+        "imported_weights": imported,
+        "parameters": counts.parameters(model),
+        "parameters_non_embedding": counts.parameters_non_embedding(model),
+        "flops_per_token": counts.training_flops_per_token(model, settings.data.sequence_length),
+    }
+
+
 def manifest(
     settings: RunSettings,
-    model: ModelConfig,
+    model: Mapping[str, Any],
     definition_sha256: str,
     plan_sha256: str,
-    imported: bool,
 ) -> dict[str, Any]:
     """Return the frozen facts of a run."""
     length = settings.data.sequence_length
@@ -178,11 +198,7 @@ def manifest(
         "motet_version": motet.__version__,
         "definition_sha256": definition_sha256,
         "plan_sha256": plan_sha256,
-        "model": vars(model),
-        "imported_weights": imported,
-        "parameters": counts.parameters(model),
-        "parameters_non_embedding": counts.parameters_non_embedding(model),
-        "flops_per_token": counts.training_flops_per_token(model, length),
+        **model,
         "sequence_length": length,
         "tokens_per_step": settings.batch.sequences * length,
         "data": data_facts(settings),

@@ -143,6 +143,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+TRAINING_FIELDS = ("capacity_factor", "balance_loss", "balance_scope", "router_z_loss", "bias_rate")
+"""Fields that say how experts are balanced in training: they may be set for imported weights too."""
+
+
 def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
     """Return the preset `name` for a vocabulary, with any field of `ModelConfig` replaced.
 

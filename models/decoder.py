@@ -22,7 +22,11 @@ from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, l
 from motet.models.precision import own
 
 MIN_TABLE_POSITIONS = 2048
-MATRIX_PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+MATRIX_PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._grouped_mm.default,  # of experts
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Decoder(nn.Module):
         )
         self.vocabulary: VocabularyShard | None = None
         self.recompute = "none"
+        self.fused_loss = False  # compile what the loss does between matrix products
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @overload
@@ -125,7 +130,9 @@ class Decoder(nn.Module):
             return F.linear(hidden_BTD, head_VD) if self.head is None else self.head(hidden_BTD)
         assert labels_BT is not None
         if mode == "loss":
-            return loss_sums(hidden_BTD, head_VD, labels_BT, z_loss, self.vocabulary)
+            return loss_sums(
+                hidden_BTD, head_VD, labels_BT, z_loss, self.vocabulary, self.fused_loss
+            )
         return label_scores(hidden_BTD, head_VD, labels_BT, self.vocabulary)
 
     def _head_weight(self) -> Tensor:

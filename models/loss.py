@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from motet.models.precision import compute_dtype, product_dtype
 
 IGNORED = -100  # the label of a position that has none
 CHUNK_ROWS = 512
+# A device holds more rows: the gradient of the head, fp32 [V, D], is read and written once per chunk.
+DEVICE_CHUNK_BYTES = 1 << 29
 
 
 class LossSums(NamedTuple):
@@ -67,21 +70,30 @@ class _ChunkedLoss(torch.autograd.Function):
         z_loss: float,
         train: bool,
         shard: VocabularyShard | None,
+        fused: bool,
     ) -> tuple[Tensor, Tensor]:
         rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             h_ND, w_VD = _round(hidden_ND, rounded, dtype), _round(head_VD, rounded, dtype)
-            sums, h_gradient, w_gradient = _loss_chunks(h_ND, w_VD, labels_N, z_loss, train, shard)
+            chunks = _fused_chunks if fused and train and shard is None else _loss_chunks
+            sums, h_gradient, w_gradient = chunks(h_ND, w_VD, labels_N, z_loss, train, shard)
         if train:
             ctx.save_for_backward(h_gradient.to(hidden_ND.dtype), w_gradient.to(head_VD.dtype))
         ctx.mark_non_differentiable(sums[1])
         return sums[0], sums[1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         h_gradient, w_gradient = ctx.saved_tensors
         weight = gradients[0]
-        return h_gradient * weight, w_gradient * weight, None, None, None, None
+        return h_gradient * weight, w_gradient * weight, None, None, None, None, None
+
+
+def _rows_at_once(w_VD: Tensor) -> int:
+    """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two, as `DEVICE_CHUNK_BYTES` of fp32 logits."""
+    if w_VD.device.type == "cpu":
+        return CHUNK_ROWS
+    return max(CHUNK_ROWS, 1 << (DEVICE_CHUNK_BYTES // (4 * len(w_VD))).bit_length() - 1)
 
 
 def _loss_chunks(
@@ -95,8 +107,9 @@ def _loss_chunks(
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND) if train else h_ND
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32) if train else w_VD
-    for start in range(0, len(h_ND), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    step = _rows_at_once(w_VD)
+    for start in range(0, len(h_ND), step):
+        rows = slice(start, start + step)
         valid_C1 = labels_N[rows, None] != IGNORED
         columns_C1, held_C1 = _held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
         work_CV = (h_ND[rows] @ w_VD.t()).float()
@@ -113,11 +126,61 @@ def _loss_chunks(
         work_CV.scatter_(1, columns_C1, work_CV.gather(1, columns_C1) - ones_C1)
         slope_CV = work_CV.to(h_ND.dtype)
         torch.mm(slope_CV, w_VD, out=h_gradient[rows])
-        if slope_CV.dtype == torch.float32:
-            w_gradient.addmm_(slope_CV.t(), h_ND[rows])
-        else:
-            w_gradient += slope_CV.t() @ h_ND[rows]
+        _add_product(w_gradient, slope_CV, h_ND[rows])
     return (cross_entropy, z_sum), h_gradient, w_gradient
+
+
+def _add_product(w_gradient: Tensor, slope_CV: Tensor, h_CD: Tensor) -> None:
+    if slope_CV.dtype == torch.float32:
+        w_gradient.addmm_(slope_CV.t(), h_CD)
+    else:
+        w_gradient += slope_CV.t() @ h_CD
+
+
+def _fused_chunks(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    labels_N: Tensor,
+    z_loss: float,
+    train: bool,
+    shard: VocabularyShard | None,
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Do what `_loss_chunks` does when it trains without a shard; what lies between the products of a chunk is one compiled function."""
+    cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
+    h_gradient = torch.empty_like(h_ND)
+    w_gradient = torch.zeros_like(w_VD, dtype=torch.float32)
+    step = _rows_at_once(w_VD)
+    for start in range(0, len(h_ND), step):
+        rows = slice(start, start + step)
+        entropy, squares, slope_CV = _compiled_slopes()(
+            h_ND[rows] @ w_VD.t(), labels_N[rows], z_loss
+        )
+        cross_entropy += entropy
+        z_sum += squares
+        torch.mm(slope_CV, w_VD, out=h_gradient[rows])
+        _add_product(w_gradient, slope_CV, h_ND[rows])
+    return (cross_entropy, z_sum), h_gradient, w_gradient
+
+
+@cache
+def _compiled_slopes() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+    """Compile `_slopes`, once: a few passes over the logits in their own type instead of ten over an fp32 copy."""
+    return torch.compile(_slopes)
+
+
+def _slopes(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums of cross-entropy and of z_loss x logsumexp^2 (0-d fp32), and the gradient of their sum, [C, V] as `logits_CV`."""
+    valid_C1 = (labels_C != IGNORED)[:, None]
+    wide_CV, labels_C1 = logits_CV.float(), labels_C.clamp(min=0)[:, None]
+    log_sum_C1 = wide_CV.logsumexp(-1, keepdim=True)
+    entropy_C1 = log_sum_C1 - wide_CV.gather(1, labels_C1)
+    scale_C1 = (1.0 + 2.0 * z_loss * log_sum_C1).where(valid_C1, 0.0)
+    hit_CV = torch.arange(wide_CV.shape[1], device=labels_C.device) == labels_C1
+    slope_CV = (wide_CV - log_sum_C1).exp() * scale_C1 - (hit_CV & valid_C1).float()
+    entropy, squares = (
+        x.where(valid_C1, 0.0).sum() for x in (entropy_C1, z_loss * log_sum_C1.square())
+    )
+    return entropy, squares, slope_CV.to(logits_CV.dtype)
 
 
 def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
@@ -151,17 +214,19 @@ def loss_sums(
     labels_BT: Tensor,
     z_loss: float = 0.0,
     shard: VocabularyShard | None = None,
+    fused: bool = False,
 ) -> LossSums:
     """Return the summed losses of predicting `labels_BT` (int64, -100 = none) from `hidden_BTD`.
 
-    Logits exist for `CHUNK_ROWS` rows at a time. The z-loss is z_loss x logsumexp(logits)^2
+    Logits exist for `CHUNK_ROWS` rows at a time, or more on a device. `fused` compiles what lies between the matrix products, where
+    the vocabulary is whole. The z-loss is z_loss x logsumexp(logits)^2
     (PaLM, arXiv:2204.02311, section 5). With a `shard` of the vocabulary each process holds some columns of the logits only;
     all get the same sums, and the gradient of `hidden_BTD` is this process's part, to be summed over them.
     """
     train = torch.is_grad_enabled() and (hidden_BTD.requires_grad or head_VD.requires_grad)
     labels_N = labels_BT.flatten()
     cross_entropy, z_sum = _ChunkedLoss.apply(
-        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard
+        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard, fused
     )
     return LossSums(cross_entropy, z_sum, (labels_N != IGNORED).sum().float())
 

@@ -251,10 +251,11 @@ class NativeEngine:
             moe.end_step(counts[layer])
 
     def _synchronise(self, last: bool) -> None:
-        """Reduce gradients over ranks with the last micro-batch only, and keep weights gathered until then."""
+        """Keep weights gathered and gradients whole until the last micro-batch; or neither, where they are too large for that."""
         root = self.roots[0]
         if isinstance(root, FSDPModule):
-            root.set_requires_gradient_sync(last)
+            root.set_requires_gradient_sync(last or not self.keeps_gathered)
+            root.set_requires_all_reduce(last)  # over replicas, of what is reduced over shards
             root.set_is_last_backward(last)
             if self.keeps_gathered:
                 root.set_reshard_after_backward(last)

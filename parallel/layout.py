@@ -1,4 +1,4 @@
-"""How one run is split over ranks: a value that needs no torch, and every rule that it must obey.
+"""How one run is split over ranks: a value that needs no torch. Every rule that it must obey is in `layout_rules.py`.
 
 A layout is a grid of ranks. Outermost first: pipeline stage (pp), replica (dp_replicate), shard (dp_shard), context (cp), tensor (tp).
 The experts of a mixture use another grid over the same ranks of a stage: replica, expert shard (edp), expert (ep), expert tensor

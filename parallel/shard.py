@@ -241,7 +241,8 @@ def _split_data(
 
             fully_shard(experts, mesh=meshes.expert_data(), shard_placement_fn=width, **settings)
         fully_shard(block, mesh=meshes.data(), **settings)
-    fully_shard(root, mesh=meshes.data(), **settings)
+    # The backward pass begins where the root's forward pass ends: what it gathered is needed again at once.
+    fully_shard(root, mesh=meshes.data(), **(settings | {"reshard_after_forward": False}))
     for module in root.modules():
         if isinstance(module, FSDPModule):
             # Gradients are sums over the labels of the step: nothing is averaged over ranks.

@@ -7,7 +7,7 @@ The orders are those of `torch.distributed.pipelining` (a test compares them), w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from motet.parallel.layout import Layout
@@ -166,8 +166,23 @@ def timeline(
         WEIGHT: weight_s,
     }
     pending = orders(schedule, pp, virtual_stages, micro_batches)
+    works = _played(pending, cost_s, rank_of, send_s)
+    if len(works) < sum(map(len, pending)):
+        raise ValueError(
+            f"{schedule} with pp={pp} and {micro_batches} micro-batches waits for ever"
+        )
+    return sorted(works, key=lambda work: (work.start_s, work.rank, work.end_s))
+
+
+def _played(
+    pending: list[list[Action]],
+    cost_s: Mapping[str, Sequence[float]],
+    rank_of: Mapping[int, int],
+    send_s: Sequence[float],
+) -> list[Work]:
+    """Let every rank go on as far as it can, in turn, until none can."""
     ends_s: dict[tuple[str, int, int], float] = {}
-    clock_s, position, out = [0.0] * pp, [0] * pp, list[Work]()
+    clock_s, position, out = [0.0] * len(pending), [0] * len(pending), list[Work]()
     moved = True
     while moved:
         moved = False
@@ -183,11 +198,7 @@ def timeline(
                 out.append(Work(rank, *action, start_s, clock_s[rank]))
                 position[rank] += 1
                 moved = True
-    if any(position[rank] < len(actions) for rank, actions in enumerate(pending)):
-        raise ValueError(
-            f"{schedule} with pp={pp} and {micro_batches} micro-batches waits for ever"
-        )
-    return sorted(out, key=lambda work: (work.start_s, work.rank, work.end_s))
+    return out
 
 
 def _what(kind: str) -> str:
@@ -198,7 +209,7 @@ def _what(kind: str) -> str:
 def _ready_s(
     action: Action,
     ends_s: dict[tuple[str, int, int], float],
-    rank_of: dict[int, int],
+    rank_of: Mapping[int, int],
     send_s: Sequence[float],
 ) -> float | None:
     """Return when what an action needs is there, None while that is not known."""

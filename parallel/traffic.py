@@ -165,18 +165,18 @@ class _Step:
         return number % self.layout.stages in self.layout.stages_of(self.stage)
 
     def data(self) -> Iterator[Transfer]:
-        """FSDP2: gather every unit, reduce its gradient once a step."""
-        gathers = 1
-        if gathers_again(self.model, self.layout):
-            gathers = 2 * self.micro_batches
+        """FSDP2: gather every unit and reduce its gradient once a step, or in every micro-batch (`gathers_again`)."""
+        again = gathers_again(self.model, self.layout)
+        rounds = self.micro_batches if again else 1
         mine = sorted(weights(self.model, self.layout, self.stage), key=lambda w: w.unit)
-        for _, unit in groupby(mine, key=lambda w: w.unit):
-            members = list(unit)
-            group = "edp" if members[0].is_expert else "fsdp"
+        for unit, members in groupby(mine, key=lambda w: w.unit):
+            group = "edp" if unit.startswith("experts") else "fsdp"
             ranks = getattr(self.layout, group)
             part = sum(weight.divided(ranks) for weight in members)
+            # The root stays gathered from the forward to the backward pass, which begins with it.
+            gathers = rounds * (2 if again and unit != "root" else 1)
             yield Transfer(group, "all_gather", gathers, ranks * part * self.weight_bytes)
-            yield Transfer(group, "reduce_scatter", 1, ranks * part * self.reduce_bytes)
+            yield Transfer(group, "reduce_scatter", rounds, ranks * part * self.reduce_bytes)
             yield Transfer("dp_replicate", "all_reduce", 1, part * self.reduce_bytes)
 
     def tensor(self) -> Iterator[Transfer]:
@@ -184,12 +184,14 @@ class _Step:
         for layer in self.layers:
             yield from self._regions(layer)
         yield from self._ends()
-        # FSDP2 adds up micro-batches in the type of reductions; the gradient of a single one has the type of the weight.
-        several = self.micro_batches > 1 or self.layout.pp > 1
-        value_bytes = self.reduce_bytes if several else self.weight_bytes
+        # FSDP2 adds up micro-batches in the type of reductions; the gradient of one has the type of the weight.
+        again = gathers_again(self.model, self.layout)
+        together = not again and (self.micro_batches > 1 or self.layout.pp > 1)
+        size = self.reduce_bytes if together else self.weight_bytes
+        rounds = self.micro_batches if again else 1
         for weight in weights(self.model, self.layout, self.stage):
             if weight.over_tp:
-                yield Transfer("tp", "all_reduce", 1, weight.numel * value_bytes)
+                yield Transfer("tp", "all_reduce", rounds, weight.numel * size)
 
     def _stream(self, enters: int, leaves: int, back_enters: int, back_leaves: int) -> Iterator[Transfer]:
         """Return the transfers of regions: passes forward (recomputation included) and backward, per micro-batch."""

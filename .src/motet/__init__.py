@@ -16,6 +16,7 @@ _PUBLIC = {
     "ModelConfig": "motet.models.config",
     "Decoder": "motet.models.decoder",
     "RunDir": "motet.launcher.rundir",
+    "Guest": "motet.launcher.guest",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -125,6 +125,7 @@ def run_facts(settings: RunSettings) -> list[tuple[str, str]]:
         ("run folder", str(Path(settings.runs) / settings.name)),
         ("length", f"{steps:,} steps = {tokens:,} tokens ({per_step:,} per step)"),
         ("processes", f"{settings.layout.processes} ({settings.layout.device})"),
+        ("layout", _layout_fact(settings)),
         ("model", _model_fact(settings, tokens)),
         ("experiments", ", ".join(str(e.get("name")) for e in settings.experiments.list) or "none"),
     ]
@@ -132,6 +133,14 @@ def run_facts(settings: RunSettings) -> list[tuple[str, str]]:
     saving = f"every {every:,} steps, the last {settings.checkpoint.keep} kept"
     facts.append(("checkpoints", saving if every else "after the last step"))
     return facts
+
+
+def _layout_fact(settings: RunSettings) -> str:
+    layout = settings.layout_for(settings.layout.processes)
+    names = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
+    degrees = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+    pipeline = [layout.schedule] if layout.pp > 1 else []
+    return ", ".join([" x ".join(degrees) or "one rank", layout.engine, *pipeline])
 
 
 def _model_fact(settings: RunSettings, tokens: int) -> str:

@@ -60,6 +60,7 @@ def resume(arguments: argparse.Namespace) -> int:
     raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir))
     if arguments.dry_run:
         print_command(settings, rundir)
+        _check_asked_device(settings)
         steps = rundir.checkpoint_steps()
         common.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
@@ -160,15 +161,22 @@ def _shown(rundir: RunDir) -> str:
 
 def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
     """What `print_command` prints, every problem of the experiments, and how much room they take."""
-    from motet.launcher.run import check_devices, check_layout
+    from motet.launcher.run import check_layout
     from motet.launcher.study import build, check
 
     print_command(settings, rundir)
     raise_problems(check(settings))
     check_layout(settings)
-    if settings.layout.device == "cuda":  # `auto` would import torch only to find what is here
-        check_devices(settings)
+    _check_asked_device(settings)
     common.print_facts(_plan_facts(build(settings)))
+
+
+def _check_asked_device(settings: RunSettings) -> None:
+    """Refuse GPUs that were asked for and are not here; `auto` would import torch only to find what is."""
+    if settings.layout.device == "cuda":
+        from motet.launcher.run import check_devices
+
+        check_devices(settings)
 
 
 def print_command(settings: RunSettings, rundir: RunDir) -> None:

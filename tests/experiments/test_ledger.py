@@ -21,7 +21,7 @@ from motet.experiments.ledger import (
     read_segments,
 )
 from motet.experiments.plan import Plan, compile_plan, write_plan
-from motet.experiments.steps import Steps, rank_slots
+from motet.experiments.steps import Steps
 from motet.experiments.stream import Stream
 from tests.experiments.plans import corpus, request
 
@@ -37,7 +37,9 @@ def stream(tmp_path: Path) -> Stream:
 
 
 def record(stream: Stream, step: int, rank: int, world: int) -> Record:
-    first, count = rank_slots(STEPS.slots_before(step), BATCH, rank, world)
+    before = STEPS.slots_before(step)
+    first = before + BATCH * rank // world
+    count = before + BATCH * (rank + 1) // world - first
     batch = stream.batch(first, count)
     return Record(step, first, count, batch.digest(), True, batch.exposure_ids)
 

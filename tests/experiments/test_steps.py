@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.experiments.errors import UserError
-from motet.experiments.steps import Steps, rank_slots
+from motet.experiments.steps import Steps
 
 ramps = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), max_size=4).map(
     lambda parts: [(0, 3), *sorted(dict(parts).items())]
@@ -34,17 +34,6 @@ def test_steps_for_is_the_fewest_that_reach_the_slots(
     found = steps.steps_for(slots)
     assert steps.slots_before(found) >= slots
     assert found == 0 or steps.slots_before(found - 1) < slots
-
-
-@given(count=st.integers(0, 100), world=st.integers(1, 9), first=st.integers(0, 1000))
-def test_ranks_tile_a_step_in_order(count: int, world: int, first: int) -> None:
-    position = first
-    for rank in range(world):
-        start, taken = rank_slots(first, count, rank, world)
-        assert start == position
-        assert taken in (count // world, count // world + 1)
-        position += taken
-    assert position == first + count
 
 
 def test_a_ramp_that_does_not_ascend_is_refused() -> None:

@@ -254,6 +254,28 @@ def test_a_dry_run_tells_what_stands_in_the_way(main: Main, folder: Path) -> Non
     assert "nope" in err
 
 
+def test_a_dry_run_checks_the_layout_against_the_vocabulary_of_the_corpus(
+    main: Main, folder: Path
+) -> None:
+    sizes = ["model.n_heads=7", "model.n_kv_heads=7", "model.d_model=112", "model.d_ffn=448"]
+    layout = ["layout.processes=7", "layout.tp=7", "data.sequence_length=126"]
+    code, out, err = main("train", "run.yaml", *sizes, *layout, "--dry-run")
+    assert code == 2
+    assert "# layout       tp 7, native" in out
+    assert err == "motet: layout.tp: 7 does not divide model.vocabulary_size=320; nearest: 1\n"
+
+
+def test_a_run_goes_on_in_any_layout_that_fits_its_model(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    main("train", "run.yaml")
+    assert main("resume", "runs/first", "layout.processes=2", "layout.tp=2")[0] == 0
+    assert trained[-1].settings.layout_for(2).tp == 2
+    code, _, err = main("resume", "runs/first", "layout.processes=4", "layout.tp=4")
+    assert code == 2
+    assert "layout.tp: 4 does not divide model.n_heads=2" in err
+
+
 def test_training_gets_the_checked_settings_and_the_text_as_written(
     main: Main, folder: Path, trained: list[SimpleNamespace]
 ) -> None:

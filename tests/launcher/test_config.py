@@ -351,3 +351,8 @@ def test_loading_settings_imports_no_omegaconf_without_interpolation_and_never_t
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_balance_of_imported_experts_may_be_chosen_but_not_their_size() -> None:
+    load(GOOD, "model.from_hf=x", "model.balance_loss=0.01")
+    assert "remove model.n_experts" in problems(GOOD, "model.from_hf=x", "model.n_experts=4")

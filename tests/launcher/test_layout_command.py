@@ -130,6 +130,14 @@ def test_every_mistake_of_a_layout_is_told_in_one_message(show: Show) -> None:
     assert show("--nodes=0")[0] == 2
 
 
+def test_a_backward_pass_that_is_taken_apart_is_not_compiled(show: Show) -> None:
+    pipeline = ["layout.pp=2", "layout.virtual_stages=2", "layout.schedule=zbv_zero_bubble"]
+    assert show(*pipeline)[0] == 0
+    code, _, err = show(*pipeline, "training.compile=true")
+    assert code == 2
+    assert "layout.schedule: zbv_zero_bubble takes the backward pass apart" in err
+
+
 def test_settings_that_moved_are_told_where_they_are_now(show: Show) -> None:
     _, _, err = show("batch.micro_sequences=2", "training.recompute=full", "layout.shard=false")
     assert "batch.micro_sequences: is no setting; write layout.micro_sequences" in err

@@ -11,11 +11,13 @@ from motet.launcher.settings import (
     BatchSettings,
     CheckpointSettings,
     DataSettings,
+    LayoutSettings,
     OptimizerSettings,
     RampSettings,
     RunSettings,
     TrainingSettings,
 )
+from motet.parallel.layout import Layout
 
 
 def sections(cls: type) -> list[type]:
@@ -87,3 +89,21 @@ def test_larger_models_never_get_a_larger_default_learning_rate(a: int, b: int) 
 def test_a_python_keyword_keeps_its_name_in_yaml() -> None:
     (field,) = [f for f in dataclasses.fields(CheckpointSettings) if f.name == "async_"]
     assert field.metadata["key"] == "async"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "given", "dp_shard"),
+    [(8, None, 2), (4, None, 1), (2, None, 1), (9, None, 2), (8, 3, 3)],
+)
+def test_the_shards_are_what_the_other_degrees_leave_unless_they_are_given(
+    world_size: int, given: int | None, dp_shard: int
+) -> None:
+    section = LayoutSettings(tp=2, dp_replicate=2, dp_shard=given, shares=(2, 1), recompute="full")
+    layout = RunSettings(layout=section).layout_for(world_size)
+    assert (layout.dp_shard, layout.tp, layout.dp_replicate) == (dp_shard, 2, 2)
+    assert (layout.micro_sequences, layout.shares, layout.recompute) == (8, (2, 1), "full")
+
+
+def test_every_field_of_a_layout_is_a_setting() -> None:
+    settings = {field.name for field in dataclasses.fields(LayoutSettings)}
+    assert {field.name for field in dataclasses.fields(Layout)} <= settings
