@@ -155,6 +155,12 @@ class Guest:
         finally:
             feed.close()
 
+    def micro_batches(self, step: int = 0) -> int:
+        """Return how many micro-batches of a step each process gets: the loop's gradient accumulation."""
+        layout = self._layout()
+        sequences = self.settings.batch_steps.sequences(step)
+        return layout.reader_sequences(sequences, 0)[1] // layout.micro_sequences
+
     def _layout(self) -> Layout:
         """Return how a step is divided among the processes.
 

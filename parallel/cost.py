@@ -35,7 +35,7 @@ class StageCost:
 
 def stage_costs(layout: Layout, model: ModelConfig, sequence_length: int) -> list[StageCost]:
     """Return what every stage of a layout is: a layout that `layout_rules.problems` finds no fault with."""
-    layers = layout.layers_of_stages(model.n_layers)
+    layers = layout.layers_of_stages(model)
     return [
         _stage_cost(layout, model, sequence_length, held, i == 0, i == len(layers) - 1)
         for i, held in enumerate(layers)

@@ -117,7 +117,9 @@ def deepspeed_config(
     """
     zero: dict[str, Any] = {"stage": zero_stage}
     if zero_stage == 3:
-        zero["memory_efficient_linear"] = False  # it would replace torch's `linear` in the whole process
+        zero["memory_efficient_linear"] = (
+            False  # it would replace torch's `linear` in the whole process
+        )
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if offload == "parameters":

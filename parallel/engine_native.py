@@ -68,7 +68,7 @@ class NativeEngine:
 
     def _decoders(self) -> dict[int, Decoder]:
         """Return the stages that this rank holds, on the meta device."""
-        layers, stages = self.layout.layers_of_stages(self.config.n_layers), self.layout.stages
+        layers, stages = self.layout.layers_of_stages(self.config), self.layout.stages
         with torch.device("meta"):
             return {
                 number: Decoder(

@@ -64,7 +64,7 @@ def weights(model: ModelConfig, layout: Layout, stage: int = 0) -> list[Weight]:
         model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
         stage: pipeline rank.
     """
-    layers = layout.layers_of_stages(model.n_layers)
+    layers = layout.layers_of_stages(model)
     found: list[Weight] = []
     for number in layout.stages_of(stage):
         first, last = number == 0, number == layout.stages - 1
@@ -127,9 +127,7 @@ def _mixture(
     model: ModelConfig, layout: Layout, start: str, layer: int, summed: bool
 ) -> Iterator[Weight]:
     unit, experts = f"block {layer}", f"experts {layer}"
-    yield Weight(
-        f"{start}.router.weight", (model.n_experts, model.d_model), unit, over_tp=summed
-    )
+    yield Weight(f"{start}.router.weight", (model.n_experts, model.d_model), unit, over_tp=summed)
     held, width = model.n_experts // layout.ep, model.expert_width // layout.etp
     # FSDP2 splits D, which ep and etp leave whole.
     for name in ("gate_proj", "up_proj"):
@@ -142,17 +140,19 @@ def _mixture(
 
 
 def held_bytes(
-    model: ModelConfig, layout: Layout, stage: int = 0, fsdp: int = 0, edp: int = 0
+    model: ModelConfig, layout: Layout, stage: int = 0, position: int = 0
 ) -> dict[str, int]:
     """Return the bytes of "parameters", "gradients" and "optimizer" that one rank holds when it updates its weights.
 
-    Exact for every rank, uneven parts included; FSDP2's padding (`Weight.divided`) is not. The optimizer's are two moments and one
-    step number per weight, also of a weight of which the rank has nothing.
+    Exact for every rank, uneven parts included; FSDP2's padding (`Weight.divided`) is not. The optimizer's are two moments, and one
+    step number per weight, also of a weight of which the rank has nothing. Left out: the state of a mixture's router, 8 bytes per expert.
 
     Args:
         stage: pipeline rank.
-        fsdp, edp: places of the rank among those that divide dense weights, and experts; the first ones hold most.
+        position: of the rank among `Layout.stage_ranks`; the first holds most.
     """
+    fsdp = position // layout.tp % layout.fsdp
+    edp = position % (layout.fsdp * layout.tp) // (layout.ep * layout.etp)
     mine = weights(model, layout, stage)
     values = sum(
         w.part(layout.edp, edp) if w.is_expert else w.part(layout.fsdp, fsdp) for w in mine
@@ -163,6 +163,32 @@ def held_bytes(
         "gradients": held,
         "optimizer": 2 * held + len(mine) * FP32_BYTES,
     }
+
+
+def kept_bytes(
+    model: ModelConfig, layout: Layout, micro_batches: int, stage: int = 0, weight_bytes: int = 4
+) -> dict[str, int]:
+    """Return what a rank keeps besides `held_bytes` while it runs a step: gathered "weights", and "gradients" before they are reduced.
+
+    Whole weights with FSDP2's padding, also where there is one rank to gather from (FSDP2 makes a copy); whole fp32 gradients where
+    several micro-batches add to them. Nothing on a rank that has its stage alone, where no FSDP2 is, and nothing lasting
+    where weights are gathered again (`gathers_again`): one or two units at a time.
+
+    Args:
+        micro_batches: that the rank runs in a step.
+        stage: pipeline rank.
+        weight_bytes: of one value of gathered weights.
+    """
+    if layout.stage_ranks == 1 or gathers_again(model, layout):
+        return {"weights": 0, "gradients": 0}
+    mine = weights(model, layout, stage)
+    padded = 0
+    for weight in mine:
+        ranks = layout.edp if weight.is_expert else layout.fsdp
+        padded += ranks * weight.divided(ranks)
+    whole = gathered_values(model, layout, stage) * FP32_BYTES
+    together = micro_batches > 1 or layout.pp > 1
+    return {"weights": padded * weight_bytes, "gradients": whole if together else 0}
 
 
 def gathered_values(model: ModelConfig, layout: Layout, stage: int = 0) -> int:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from motet.models.config import ModelConfig
+from motet.models.counts import matmul_parameters
+
 ENGINES = ("native", "deepspeed", "accelerate")
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
 RECOMPUTE = ("none", "selective", "full")
@@ -125,9 +128,11 @@ class Layout:
         count = unit * shares[replica]
         return unit * self.dp_shard * sum(shares[:replica]) + shard * count, count
 
-    def layers_of_stages(self, n_layers: int) -> list[range]:
+    def layers_of_stages(self, model: ModelConfig) -> list[range]:
         """Return the layers of every stage."""
-        counts = self.stage_layers or balanced_stages(n_layers, self.stages)
+        counts = self.stage_layers or balanced_stages(
+            model.n_layers, self.stages, head_in_layers(model)
+        )
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
@@ -138,16 +143,21 @@ class Layout:
         return list(range(pipeline_rank, self.stages, self.pp))
 
 
-def balanced_stages(n_layers: int, stages: int) -> tuple[int, ...]:
-    """Return layers per stage, equal as far as they go; the first and the last stage, which hold embedding and head, get fewer.
+def head_in_layers(model: ModelConfig) -> float:
+    """Return how many layers' worth of matrix products the head does; the embedding's lookups do none."""
+    head = model.vocabulary_size * model.d_model
+    return head * model.n_layers / (matmul_parameters(model) - head)
 
-    A stage's load is its layers, plus one for the head on the last and half of one for the embedding on the first: the longest
-    stage is made as short as it can be.
+
+def balanced_stages(n_layers: int, stages: int, head: float) -> tuple[int, ...]:
+    """Return layers per stage, so that the longest stage is as short as it can be; of equals, the ends get fewer.
+
+    Args:
+        n_layers, stages: how many there are.
+        head: load of the last stage besides its layers, in layers.
     """
     counts = [0] * stages
-    load = [0.0] * stages
-    load[0] += 0.5 if stages > 1 else 0.0
-    load[-1] += 1.0 if stages > 1 else 0.0
+    load = [0.0] * (stages - 1) + [head if stages > 1 else 0.0]
     for _ in range(n_layers):
         stage = min(range(stages), key=lambda s: (load[s], abs(2 * s - stages + 1)))
         counts[stage] += 1

@@ -12,7 +12,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 from motet.models.config import ModelConfig
-from motet.parallel.layout import ENGINES, RECOMPUTE, SCHEDULES, Layout, balanced_stages
+from motet.parallel.layout import (
+    ENGINES,
+    RECOMPUTE,
+    SCHEDULES,
+    Layout,
+    balanced_stages,
+    head_in_layers,
+)
 
 Problem = tuple[str, str]
 
@@ -187,7 +194,8 @@ def _stage_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
         found.append(("layout.pp", why))
     whys = _written_stage_problems(written, n_layers, stages) if written else []
     if whys:
-        fit = f"; {list(balanced_stages(n_layers, stages))} fits" if stages <= n_layers else ""
+        balanced = list(balanced_stages(n_layers, stages, head_in_layers(model)))
+        fit = f"; {balanced} fits" if stages <= n_layers else ""
         found.append(("layout.stage_layers", f"{list(written)} {' and '.join(whys)}{fit}"))
     return found
 

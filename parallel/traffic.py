@@ -152,7 +152,7 @@ class _Step:
     @property
     def layers(self) -> list[int]:
         """The blocks of this pipeline rank."""
-        layers = self.layout.layers_of_stages(self.model.n_layers)
+        layers = self.layout.layers_of_stages(self.model)
         return [layer for number in self.layout.stages_of(self.stage) for layer in layers[number]]
 
     @property
@@ -193,7 +193,9 @@ class _Step:
             if weight.over_tp:
                 yield Transfer("tp", "all_reduce", rounds, weight.numel * size)
 
-    def _stream(self, enters: int, leaves: int, back_enters: int, back_leaves: int) -> Iterator[Transfer]:
+    def _stream(
+        self, enters: int, leaves: int, back_enters: int, back_leaves: int
+    ) -> Iterator[Transfer]:
         """Return the transfers of regions: passes forward (recomputation included) and backward, per micro-batch."""
         n = self.micro_batches
         if self.layout.sequence_parallel:

@@ -54,6 +54,8 @@ DENSE_LAYOUTS = {
     "cp 4": Layout(cp=4, micro_sequences=8),
     "pp 2": Layout(pp=2, micro_sequences=4),
     "pp 2, unequal stages": Layout(pp=2, stage_layers=(1, 3), micro_sequences=4),
+    "pp 2, head alone": Layout(pp=2, stage_layers=(4, 0), micro_sequences=4),
+    "pp 2, embedding alone": Layout(pp=2, stage_layers=(0, 4), micro_sequences=4),
     "pp 2, gpipe": Layout(pp=2, schedule="gpipe", micro_sequences=4),
     "pp 4": Layout(pp=4, micro_sequences=2),
     "pp 2, interleaved": Layout(

@@ -219,9 +219,7 @@ CASES = {
     "hsdp 2x2, gathered again": Case(
         Layout(dp_replicate=2, dp_shard=2), micro_batches=3, keep_bytes=0
     ),
-    "fsdp 2 x tp 2, gathered again": Case(
-        Layout(dp_shard=2, tp=2), micro_batches=2, keep_bytes=0
-    ),
+    "fsdp 2 x tp 2, gathered again": Case(Layout(dp_shard=2, tp=2), micro_batches=2, keep_bytes=0),
     "hsdp 2x2": Case(Layout(dp_replicate=2, dp_shard=2), micro_batches=2),
     "replicas 2": Case(Layout(dp_replicate=2)),
     "tp 2": Case(Layout(tp=2, micro_sequences=2), micro_batches=2),
@@ -306,3 +304,52 @@ def test_low_precision_moves_fewer_bytes_as_promised(
     ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(of_world(ranks, BF16), monkeypatch)
+
+
+def compare_with_the_backend(world: World, cases: dict[str, Case]) -> dict[str, tuple[int, int]]:
+    """Return how many collectives were heard, and how many gloo itself ran, in a step of every case."""
+    found = {}
+    for name, case in cases.items():
+        engine = build_engine(case.model, EngineOptions(), case.layout, world)
+        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+            Ear(world.control.group_name) as ear,
+        ):
+            engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+        ran = Counter(event.name for event in profile.events() if event.name.startswith("gloo:"))
+        found[name] = sum(ear.heard.values()), sum(ran.values()) - ran["gloo:recv"]
+    return found
+
+
+def test_nothing_that_the_backend_runs_is_missed() -> None:
+    names = ("cp 2 x tp 2, documents", "pp 2 x tp 2", "ep 2 x etp 2", "hsdp 2x2")
+    cases = {name: {**CASES, **EXPERT_CASES}[name] for name in names}
+    for rank in run_ranks(4, compare_with_the_backend, cases):
+        for name, (heard, ran) in rank.items():
+            assert heard == ran > 0, name
+
+
+def test_numbers_repeated_here_are_those_of_the_modules_that_use_torch() -> None:
+    assert inspect.signature(traffic).parameters["loss_rows"].default == CHUNK_ROWS
+    case = Case(Layout(cp=4, micro_sequences=2), length=64)
+    for precision in ("fp32", "bf16"):
+        sizes = value_bytes(precision, case.layout)
+        promises = traffic(DENSE, case.layout, case.length, 1, **sizes)
+        ring = ring_bytes(2 * 16, DENSE.kv_width, sizes["activation_bytes"], 4, False)
+        moved = sum(t.total_bytes for t in promises if t.group == "cp")
+        assert moved == DENSE.n_layers * sum(ring.values())
+
+
+def test_a_thousand_gpus_are_priced_without_starting_one() -> None:
+    """Llama 3 405B (arXiv:2407.21783, section 3.3.2): tp 8, pp 16, and the rest shards weights."""
+    model = ModelConfig(128_256, 16384, 126, 128, 8, 53248)
+    layout = Layout(dp_shard=128, tp=8, pp=16)
+    sizes = group_ranks(layout)
+    found = traffic(model, layout, 8192, 16, stage=1, **value_bytes("bf16", layout))
+    gathers = [t for t in found if (t.group, t.kind) == ("fsdp", "all_gather")]
+    (block,) = gathers
+    assert block.count == len(layout.layers_of_stages(126)[1])
+    assert wire_bytes(block, sizes["fsdp"]) == pytest.approx(block.total_bytes * 127 / 128)
+    sends = [t for t in found if t.group == "pp"]
+    assert [t.total_bytes for t in sends] == [2 * 16 * 8192 * 16384 * 2 // 8]

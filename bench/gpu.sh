@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# One GPU: Motet against Trainer and a bare loop (bench/gpu.py says what is measured).
+#
+#   bench/gpu.sh [--json] [--lengths 2048] [--rounds 2] ...   about 10 minutes on an H200; options as in bench/gpu.py
+#   bench/gpu.sh --tiny                                       the same flow with a tiny model on the CPU
+#
+# Nothing needs to be installed: Motet is read from this checkout, with the torch of $PYTHON (python3). Where numpy, transformers or
+# accelerate are missing and there is no network, put wheels for that Python into a folder and name it in $WHEELS (wheels/):
+#   pip download --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels transformers accelerate
+# They go to a temporary folder, and only when something is missing. Wheels of torch, triton and nvidia packages are left alone: the
+# torch that is there fits the driver.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+wheels=${WHEELS:-wheels}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+export PYTHONPATH="$PWD/.src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+
+missing() {
+    "$python" -c 'import importlib.util as u; print(*[n for n in ("numpy", "transformers", "accelerate") if u.find_spec(n) is None])'
+}
+lacking=$(missing)
+if [[ -n $lacking && -d $wheels ]]; then
+    find "$wheels" -name '*.whl' ! -name 'torch-*' ! -name 'triton-*' ! -name 'nvidia_*' -print0 |
+        xargs -0 "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site"
+    # Last on the path: what is installed already stays in use.
+    export PYTHONPATH="$PYTHONPATH:$site"
+    lacking=$(missing)
+fi
+if [[ -n $lacking ]]; then
+    echo "bench/gpu.sh: $python lacks $lacking, and $wheels/ has no wheels of it; without transformers and accelerate leave out the arm hf: --arms attention motet bare" >&2
+fi
+
+arguments=()
+for argument in "$@"; do
+    if [[ $argument == --tiny ]]; then
+        arguments+=(--preset 1m --vocabulary 512 --lengths 256 --tokens 512 --steps 3 --warmup 1 --device cpu --budget-s 900)
+    else
+        arguments+=("$argument")
+    fi
+done
+"$python" bench/gpu.py "${arguments[@]}"
