@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 import motet
-from motet.experiments.errors import UserError
+from motet.experiments.errors import UserError, raise_problems
 from motet.experiments.exposures import Question
 from motet.experiments.ledger import LedgerWriter, open_segment
 from motet.experiments.study import read_definition, read_questions
 from motet.launcher import config as settings_io
 from motet.launcher.checkpoint import Checkpoints
+from motet.launcher.checks import layout_problems
 from motet.launcher.culprit import Sign
 from motet.launcher.feed import Feed
 from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
@@ -47,11 +48,15 @@ def main(argv: list[str]) -> int:
     settings = settings_io.load(run.resolved_yaml)
     attempt = run.latest_attempt()
     rank = int(os.environ["RANK"])
-    layout = settings.layout_for(int(os.environ["WORLD_SIZE"]))
-    sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
+    world_size = int(os.environ["WORLD_SIZE"])
+    layout = settings.layout_for(world_size)
     try:
+        model = ModelConfig(**read_json(run.manifest)["model"])
+        raise_problems(layout_problems(settings, world_size, model))
+        sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
         world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
-    except ValueError as error:  # devices that this layout cannot use
+    except ValueError as error:  # a layout that cannot be, or devices that it cannot use
+        print(f"motet: {error}", file=sys.stderr)
         atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
         return USER_ERROR
     try:

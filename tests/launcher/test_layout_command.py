@@ -107,7 +107,7 @@ def test_json_tells_every_rank_stage_and_pass(show: Show) -> None:
     assert told["ranks"][5] == {
         "rank": 5, "process": 2, "node": 0, "pp": 1, "dp_replicate": 0, "dp_shard": 1, "cp": 0, "tp": 0, "reads": 1,
     }  # fmt: skip
-    assert [stage["layers"] for stage in told["stages"]] == [list(range(6)), list(range(6, 12))]
+    assert [stage["layers"] for stage in told["stages"]] == [list(range(8)), list(range(8, 12))]
     assert sum(stage["share_of_compute"] for stage in told["stages"]) == pytest.approx(1)
     assert told["batch"][0]["micro_batches"] == [4]
     assert len(told["pipeline"]["timeline"]) == 2 * 2 * 4
