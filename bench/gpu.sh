@@ -7,14 +7,12 @@
 # Nothing needs to be installed: Motet is read from this checkout, with the torch of $PYTHON (python3). Where numpy, transformers or
 # accelerate are missing and there is no network, put wheels for that Python into a folder and name it in $WHEELS (wheels/):
 #   pip download --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels transformers accelerate
-# They go to a temporary folder, and only when something is missing. Wheels of torch, triton and nvidia packages are left alone: the
-# torch that is there fits the driver.
+# (accelerate brings wheels of torch, triton and nvidia along: leave them at home).
+# Only what is missing is installed, into that Python's environment, and its torch stays as it is: it fits the driver.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 wheels=${WHEELS:-wheels}
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
 export PYTHONPATH="$PWD/.src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 
 missing() {
@@ -22,10 +20,9 @@ missing() {
 }
 lacking=$(missing)
 if [[ -n $lacking && -d $wheels ]]; then
-    find "$wheels" -name '*.whl' ! -name 'torch-*' ! -name 'triton-*' ! -name 'nvidia_*' -print0 |
-        xargs -0 "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site"
-    # Last on the path: what is installed already stays in use.
-    export PYTHONPATH="$PYTHONPATH:$site"
+    torch=$("$python" -c 'import torch; print(torch.__version__)')
+    # shellcheck disable=SC2086
+    "$python" -m pip install -q --no-index --find-links "$wheels" --constraint <(echo "torch==$torch") $lacking
     lacking=$(missing)
 fi
 if [[ -n $lacking ]]; then

@@ -145,7 +145,7 @@ def run_steps(
 
         with profile() as traced:
             step(0)
-        key = "self_cuda_time_total" if clock.cuda else "self_cpu_time_total"
+        key = "self_device_time_total" if clock.cuda else "self_cpu_time_total"
         print(traced.key_averages().table(sort_by=key, row_limit=30), file=sys.stderr)
         clock.marks = clock.marks[: 1 + max(i for i, m in enumerate(clock.marks) if m[0] == "end")]
     return [float(loss) for loss in losses]

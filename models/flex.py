@@ -74,7 +74,7 @@ def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
 
 def attend_within(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: BlockMask) -> Tensor:
     """Return [B, T, H, K]: attention where `mask` allows it. All of one type; query head h reads key-value head h // (H / G)."""
-    kernel: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled()
+    kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     mixed_BHTK: Tensor = kernel(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),

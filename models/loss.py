@@ -89,9 +89,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return h_gradient * weight, w_gradient * weight, None, None, None, None, None
 
 
-def _rows_at_once(w_VD: Tensor) -> int:
-    """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two, as `DEVICE_CHUNK_BYTES` of fp32 logits."""
-    if w_VD.device.type == "cpu":
+def _rows_at_once(w_VD: Tensor, shard: VocabularyShard | None) -> int:
+    """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two, as `DEVICE_CHUNK_BYTES` of fp32 logits.
+
+    Always `CHUNK_ROWS` with a shard: processes may hold unequal shards, and must meet in equally many collectives.
+    """
+    if w_VD.device.type == "cpu" or shard is not None:
         return CHUNK_ROWS
     return max(CHUNK_ROWS, 1 << (DEVICE_CHUNK_BYTES // (4 * len(w_VD))).bit_length() - 1)
 
@@ -107,7 +110,7 @@ def _loss_chunks(
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND) if train else h_ND
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32) if train else w_VD
-    step = _rows_at_once(w_VD)
+    step = _rows_at_once(w_VD, shard)
     for start in range(0, len(h_ND), step):
         rows = slice(start, start + step)
         valid_C1 = labels_N[rows, None] != IGNORED
@@ -149,7 +152,7 @@ def _fused_chunks(
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND)
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32)
-    step = _rows_at_once(w_VD)
+    step = _rows_at_once(w_VD, shard)
     for start in range(0, len(h_ND), step):
         rows = slice(start, start + step)
         entropy, squares, slope_CV = _compiled_slopes()(

@@ -81,6 +81,7 @@ class NativeEngine:
         """Split one stage over its ranks and give it memory."""
         decoder.recompute = self.layout.recompute
         if self.options.compile:
+            decoder.fused_loss = self.world.device.type != "cpu"
             for block in decoder.blocks.values():
                 block.compile()
         if self.layout.stage_ranks > 1:
@@ -150,12 +151,12 @@ class NativeEngine:
             with self._autocast():
                 sums = self.pipeline.run(inputs, scale)
         else:
-            sums = torch.zeros(2, dtype=torch.float64)
+            sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
             for number, (tokens_BT, labels_BT, ids_BT) in enumerate(inputs):
                 self._synchronise(number == len(inputs) - 1)
                 sums += self._one_micro_batch(tokens_BT, labels_BT, ids_BT, scale)
         # Under tensor parallelism every rank has the sums of the same tokens.
-        return sums / self.layout.tp
+        return sums.cpu() / self.layout.tp
 
     def _one_micro_batch(
         self, tokens_BT: Tensor, labels_BT: Tensor, ids_BT: Tensor | None, scale: float
@@ -167,7 +168,7 @@ class NativeEngine:
                 tokens_BT, labels_BT, mode="loss", z_loss=self.options.z_loss, places=places
             )
         (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
-        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double().cpu()
+        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
 
     def _local(
         self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from motet.models import loss as loss_module
-from motet.models.loss import loss_sums
+from motet.models.loss import VocabularyShard, loss_sums
 
 WIDTH, VOCABULARY, ROWS = 16, 50, 24
 
@@ -44,7 +44,16 @@ def test_fused_and_plain_loss_have_the_same_sums_and_gradients(
 
 
 def test_a_device_takes_as_many_rows_at_once_as_its_share_of_memory_holds() -> None:
-    assert loss_module._rows_at_once(torch.empty(50_304, 1)) == loss_module.CHUNK_ROWS
-    assert loss_module._rows_at_once(torch.empty(50_304, 1, device="meta")) == 2048
+    def rows(vocabulary: int, device: str, shard: VocabularyShard | None = None) -> int:
+        return loss_module._rows_at_once(torch.empty(vocabulary, 1, device=device), shard)
+
+    assert rows(50_304, "cpu") == loss_module.CHUNK_ROWS
+    assert rows(50_304, "meta") == 2048
     assert 2048 * 50_304 * 4 <= loss_module.DEVICE_CHUNK_BYTES < 4096 * 50_304 * 4
-    assert loss_module._rows_at_once(torch.empty(1_000_000, 1, device="meta")) == 512
+    assert rows(1_000_000, "meta") == loss_module.CHUNK_ROWS
+
+
+def test_processes_with_unequal_shards_take_equally_many_rows_at_once() -> None:
+    shard = VocabularyShard(0, lambda x: x, lambda x: x)
+    unequal = (torch.empty(n, 1, device="meta") for n in (65_537, 65_536))
+    assert {loss_module._rows_at_once(w, shard) for w in unequal} == {loss_module.CHUNK_ROWS}
