@@ -168,11 +168,12 @@ def held_bytes(
 def kept_bytes(
     model: ModelConfig, layout: Layout, micro_batches: int, stage: int = 0, weight_bytes: int = 4
 ) -> dict[str, int]:
-    """Return what a rank keeps besides `held_bytes` while it runs a step: gathered "weights", and "gradients" before they are reduced.
+    """Return what a rank keeps during a step: gathered "weights" besides its share, and "gradients" until they are reduced to its share.
 
-    Whole weights with FSDP2's padding, also where there is one rank to gather from (FSDP2 makes a copy); whole fp32 gradients where
-    several micro-batches add to them. Nothing on a rank that has its stage alone, where no FSDP2 is, and nothing lasting
-    where weights are gathered again (`gathers_again`): one or two units at a time.
+    Between micro-batches it has these, and of `held_bytes` parameters and optimizer. Whole weights with FSDP2's padding, also where
+    there is one rank to gather from (FSDP2 makes a copy); whole fp32 gradients where several micro-batches add to them. Nothing
+    on a rank that has its stage alone, where no FSDP2 is, and nothing lasting where weights are gathered again
+    (`gathers_again`): one or two units at a time.
 
     Args:
         micro_batches: that the rank runs in a step.

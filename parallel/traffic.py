@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 from motet.models.config import ModelConfig
 from motet.parallel.holdings import gathers_again, weights
@@ -20,7 +19,8 @@ from motet.parallel.layout import Layout
 FP32_BYTES, INT64_BYTES, FLOAT64_BYTES = 4, 8, 8
 
 
-class Transfer(NamedTuple):
+@dataclass(frozen=True)
+class Transfer:
     """Collectives of one kind and size.
 
     Attributes:
