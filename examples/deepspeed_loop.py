@@ -36,6 +36,7 @@ engine, _, _, _ = deepspeed.initialize(
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": guest.micro_batches(),  # motet
         "zero_optimization": {"stage": ZERO_STAGE},
+        "gradient_clipping": 1.0,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000,
     },

@@ -10,17 +10,15 @@ import os
 import sys
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 import motet  # motet
 
-OUTPUT = "trainer-output"
 SEQUENCES, MICRO, STEPS = 8, 2, 40  # batch.sequences and training.steps of the run.yaml
 
 set_seed(0)
 processes = int(os.environ.get("WORLD_SIZE", "1"))
 args = TrainingArguments(
-    OUTPUT,
+    "trainer-output",
     max_steps=STEPS,
     per_device_train_batch_size=MICRO,
     gradient_accumulation_steps=SEQUENCES // MICRO // processes,
@@ -28,12 +26,12 @@ args = TrainingArguments(
     learning_rate=3e-3,
     logging_steps=1,
     save_steps=10,
+    dataloader_num_workers=2,
     report_to="none",
     use_cpu="--cpu" in sys.argv,
     disable_tqdm=True,
 )
-resume = "--resume" in sys.argv
-guest = motet.Guest(sys.argv[1], resume=resume)  # motet
+guest = motet.Guest(sys.argv[1], resume="--resume" in sys.argv)  # motet
 model = LlamaForCausalLM(
     LlamaConfig(
         vocab_size=1024,
@@ -50,4 +48,4 @@ trainer = Trainer(
     data_collator=guest.collate,  # motet
     callbacks=[guest.trainer_callback()],  # motet
 )
-trainer.train(resume_from_checkpoint=get_last_checkpoint(OUTPUT) if resume else None)
+trainer.train(resume_from_checkpoint=guest.last_saved())  # motet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from motet.experiments.errors import Problem, suggest
 from motet.launcher.settings import LayoutSettings, RunSettings
@@ -106,6 +106,48 @@ def engine_problems(settings: RunSettings) -> list[Problem]:
         )
         for name, engine in owners.items()
         if getattr(layout, name) != getattr(default, name) and layout.engine != engine
+    ]
+
+
+def deepspeed_problems(settings: RunSettings) -> list[Problem]:
+    """What the user adds to DeepSpeed's configuration contradicts no setting, and DeepSpeed reads it."""
+    from motet.parallel import deepspeed_config
+
+    layout = settings.layout
+    if layout.engine != "deepspeed":
+        return []
+    found = deepspeed_config.problems(
+        layout.zero_stage, layout.offload, layout.deepspeed, settings.training.compile
+    )
+    if layout.dp_replicate > 1:
+        why = f"{layout.dp_replicate}, but ZeRO divides its state over all ranks; leave it out"
+        found.append(("layout.dp_replicate", why))
+    return [Problem(setting, why) for setting, why in found]
+
+
+def deepspeed_settings(settings: RunSettings) -> dict[str, Any]:
+    """DeepSpeed's configuration as the engine will make it for the processes of one node."""
+    from motet.parallel.deepspeed_config import deepspeed_config
+
+    layout = settings.layout
+    return deepspeed_config(
+        zero_stage=layout.zero_stage,
+        offload=layout.offload,
+        clip_norm=settings.training.clip_norm,
+        micro_sequences=layout.micro_sequences,
+        world_size=layout.processes,
+        extra=layout.deepspeed,
+    )
+
+
+def deepspeed_library_problems(settings: RunSettings) -> list[Problem]:
+    """What DeepSpeed itself finds wrong with its configuration; imports it, which takes seconds, if the engine is DeepSpeed."""
+    from motet.parallel.deepspeed_config import library_problems
+
+    if settings.layout.engine != "deepspeed":
+        return []
+    return [
+        Problem(setting, why) for setting, why in library_problems(deepspeed_settings(settings))
     ]
 
 
@@ -223,6 +265,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (data_problems, ("data", "probes")),
     (model_problems, ("model",)),
     (engine_problems, ("layout",)),
+    (deepspeed_problems, ("layout", "training.compile")),
 )
 LAYOUT_READS = ("layout", "batch", "data.sequence_length", "model", "training.compile")
 """What `layout_problems` reads: it needs the number of ranks besides."""

@@ -1,4 +1,4 @@
-"""The torchrun command of one attempt and its environment: pure functions from settings to text."""
+"""The command of one attempt, torchrun or `accelerate launch`, and its environment: pure functions from settings to text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from motet.launcher.settings import RunSettings
 RECORDED = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "PYTHONPATH",
@@ -22,6 +23,15 @@ RECORDED = (
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
 SHUTDOWN_TIMEOUT_S = 120
 """How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to write."""
+_FSDP2 = (
+    "--use_fsdp",
+    "--fsdp_version",
+    "2",
+    "--fsdp_auto_wrap_policy",
+    "TRANSFORMER_BASED_WRAP",
+    "--fsdp_transformer_layer_cls_to_wrap",
+    "Block",
+)
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -57,27 +67,90 @@ def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
     ]
 
 
+def attempt_command(
+    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
+) -> list[str]:
+    """Arguments that start the workers of one attempt on this node, by what the engine is started with."""
+    make = accelerate_command if settings.layout.engine == "accelerate" else torchrun_command
+    return make(settings, rundir, attempt, nodes)
+
+
+def accelerate_command(
+    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
+) -> list[str]:
+    """Arguments of `accelerate launch` (which starts torchrun itself).
+
+    Numbers of processes and machines are ours, and go before those of the user's file. Without a file Accelerate is asked for
+    FSDP2 over all ranks, or for DDP where `layout.dp_shard` is 1.
+    """
+    layout = settings.layout
+    processes = layout.processes * nodes.count
+    if layout.accelerate_config:
+        kind = ["--config_file", layout.accelerate_config]
+    else:
+        replicas = layout.dp_shard == 1 and processes > 1
+        kind = ["--multi_gpu"] if replicas else list(_FSDP2)
+        kind += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *kind,
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        str(nodes.count),
+        *_accelerate_rendezvous(nodes),
+        "--max_restarts",
+        "0",
+        *_logs(settings, rundir, attempt),
+        "--module",
+        "motet.launcher.worker",
+        str(rundir.root),
+    ]
+
+
+def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
+    """How the processes of all nodes find each other, in Accelerate's words."""
+    if nodes.count == 1:
+        return ["--main_process_port", "0"]
+    rendezvous_arguments(nodes, "")  # checks them
+    host, _, port = nodes.endpoint.rpartition(":")
+    return [
+        "--machine_rank",
+        str(nodes.rank),
+        "--main_process_ip",
+        host,
+        "--main_process_port",
+        port,
+        "--rdzv_backend",
+        "c10d",
+    ]
+
+
+def _logs(settings: RunSettings, rundir: RunDir, attempt: int) -> list[str]:
+    """The first process writes to the terminal; the others are copied into the attempt's folder as well."""
+    copied = ",".join(f"{rank}:3" for rank in range(1, settings.layout.processes))
+    return ["--log-dir", str(rundir.attempt(attempt) / "logs"), "--tee", copied] if copied else []
+
+
 def torchrun_command(
     settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
 ) -> list[str]:
     """Arguments that start the workers of one attempt on this node.
 
-    A crash ends the attempt (no restarts inside it): `motet resume` makes the next one from the last checkpoint. The first
-    process writes to the terminal; the others are copied into the attempt's folder as well.
+    A crash ends the attempt (no restarts inside it): `motet resume` makes the next one from the last checkpoint.
     """
-    processes = settings.layout.processes
-    copied = ",".join(f"{rank}:3" for rank in range(1, processes))
-    logs = ["--log-dir", str(rundir.attempt(attempt) / "logs"), "--tee", copied] if copied else []
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
         *rendezvous_arguments(nodes, f"{settings.name}-{attempt}"),
         "--nproc-per-node",
-        str(processes),
+        str(settings.layout.processes),
         "--max-restarts",
         "0",
-        *logs,
+        *_logs(settings, rundir, attempt),
         "-m",
         "motet.launcher.worker",
         str(rundir.root),
@@ -97,6 +170,8 @@ def launch_environment(
     out["PYTHONSAFEPATH"] = "1"
     out.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings.layout.processes)))
+    if settings.layout.engine == "deepspeed" and settings.layout.device == "cpu":
+        out.setdefault("DS_ACCELERATOR", "cpu")  # it would take a GPU that is there
     if settings.training.deterministic:
         out.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return out

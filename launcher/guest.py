@@ -91,6 +91,11 @@ class Guest:
             found[step] = None if folder is None else Path(folder)
         return found
 
+    def last_saved(self) -> Path | None:
+        """Return the folder of the newest recorded checkpoint, None before the first: what a script that goes on should load."""
+        folders = [folder for folder in self.saved_steps().values() if folder is not None]
+        return folders[-1] if folders else None
+
     def begin(self, model: nn.Module, start_step: int | None = None) -> Attempt:
         """Start to follow a model that has had `start_step` updates (a collective); `steps` and the Trainer's callback call this.
 

@@ -50,7 +50,7 @@ class Attempt:
         start_step: int,
     ) -> None:
         self.run, self.settings, self.world, self.stream = run, settings, world, stream
-        self.model, self.step, self.open = model, start_step, True
+        self.model, self.step, self.open, self.failed = model, start_step, True, False
         self.steps: Steps = settings.batch_steps
         self.hashes = {
             "definition_sha256": read_definition(run.plan)[1],
@@ -104,6 +104,8 @@ class Attempt:
             segment = open_segment(self.run.ledger, parent, number, self.step, size, hashes)
             opened = (segment, number)
         found: tuple[Segment, int] = tell(opened, self.world)
+        pid = self.run.attempt(found[1]) / f"pid-{self.world.rank}"
+        atomic_write(pid, str(os.getpid()))
         return found
 
     def probe(self) -> None:
@@ -147,7 +149,11 @@ class Attempt:
         found = compare(self.watch.take(), planned)
         for record in records(found, planned, self.step, applied, self.stream.batch):
             self.ledger.append(record)
-        mean = self._agree(complaint(found, self.step), loss)
+        try:
+            mean = self._agree(complaint(found, self.step), loss)
+        except UserError as error:
+            self._fail(error)
+            raise
         now = time.perf_counter()
         seconds, self.step = now - self._since, self.step + 1
         tokens = self.steps.sequences(self.step - 1) * self.settings.data.sequence_length
@@ -162,6 +168,14 @@ class Attempt:
             "skipped": not applied,
             **numbers,
         }
+
+    def _fail(self, error: UserError) -> None:
+        """Write down why this start ends here."""
+        self.failed = True
+        self.facts |= {"end_step": self.step, "ended": time.time(), "reason": "crashed"}
+        self._write_facts()
+        if self.world.rank == 0:
+            atomic_write(self.run.attempt(self.number) / "error.txt", f"{error}\n")
 
     def _agree(self, mine: str | None, loss: float | None) -> float | None:
         """Raise a complaint of any process on all, and return the mean loss: one small collective a step."""
@@ -214,7 +228,7 @@ class Attempt:
         tell(None, self.world)
         self.watch.close()
         self.ledger.close()
-        reason = "finished" if finished else "stopped"
+        reason = "finished" if finished else "crashed" if self.failed else "stopped"
         self.metrics.log("event", self.step, event=reason)
         self.metrics.close()
         if self.mirror is not None:

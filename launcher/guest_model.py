@@ -42,12 +42,13 @@ def device_of(model: nn.Module) -> torch.device:
 def model_facts(model: nn.Module) -> dict[str, Any]:
     """Return what the manifest says of the model: class, sizes that its configuration names, parameters.
 
-    Parameters of ZeRO-3 and FSDP2 are counted whole.
+    Parameters of ZeRO-3 and FSDP2 are counted whole; FSDP1 shows this process's flattened part only, so they stay unknown there.
     """
     inner = unwrap(model)
     config = getattr(inner, "config", None)
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in SIZES.items()}
     sizes = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    flattened = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
     counted = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in inner.parameters()}
     embeddings: set[int] = set()
     for find in ("get_input_embeddings", "get_output_embeddings"):
@@ -55,8 +56,10 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
         embeddings |= {id(p) for p in found.parameters()} if found is not None else set()
     return {
         "model": {"foreign": True, "name": type(inner).__name__, **sizes},
-        "parameters": sum(counted.values()),
-        "parameters_non_embedding": sum(n for p, n in counted.items() if p not in embeddings),
+        "parameters": None if flattened else sum(counted.values()),
+        "parameters_non_embedding": None
+        if flattened
+        else sum(n for p, n in counted.items() if p not in embeddings),
     }
 
 

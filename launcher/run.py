@@ -22,8 +22,12 @@ from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.experiments.study import freeze
 from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
-from motet.launcher.checks import device_problems, layout_problems
-from motet.launcher.command import launch_environment, recorded_environment, torchrun_command
+from motet.launcher.checks import (
+    deepspeed_library_problems,
+    device_problems,
+    layout_problems,
+)
+from motet.launcher.command import attempt_command, launch_environment, recorded_environment
 from motet.launcher.culprit import blame, pid_of
 from motet.launcher.manifest import data_facts, open_corpora
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
@@ -79,7 +83,7 @@ def _attempt(settings: RunSettings, rundir: RunDir) -> int:
     """Make one attempt; return the exit code."""
     attempt = rundir.next_attempt()
     environment = launch_environment(settings, rundir, os.environ, len(os.sched_getaffinity(0)))
-    command = torchrun_command(settings, rundir, attempt)
+    command = attempt_command(settings, rundir, attempt)
     write_json(
         rundir.attempt(attempt) / "environment.json",
         {"command": command, "environment": recorded_environment(environment)},
@@ -96,6 +100,7 @@ def finished(rundir: RunDir, settings: RunSettings) -> bool:
 def check_layout(settings: RunSettings) -> None:
     """Refuse a layout that does not fit the model of a new run."""
     raise_problems(layout_problems(settings, settings.layout.processes, model_of(settings)[0]))
+    raise_problems(deepspeed_library_problems(settings))
 
 
 def check_devices(settings: RunSettings) -> None:

@@ -23,9 +23,6 @@ from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World
 
-PREFIX = "decoder."
-"""Before every weight's name in `Trained`."""
-
 
 class Trained(nn.Module):
     """A decoder as DeepSpeed and Accelerate take it: one module whose result is a plain tuple of tensors.
@@ -78,8 +75,8 @@ class DataParallelEngine(ABC):
         """Run `Trained.forward` through the library."""
 
     @abstractmethod
-    def _begin(self, last: bool) -> None:
-        """Prepare for one micro-batch; gradients are complete after the `last` one of a step."""
+    def _micro_batch(self, last: bool) -> AbstractContextManager[object]:
+        """Surround forward and backward pass of a micro-batch; gradients are complete after the `last` one of a step."""
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
@@ -128,18 +125,17 @@ class DataParallelEngine(ABC):
 
     def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
         """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss], float64."""
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(batches):
-            self._begin(number == len(batches) - 1)
-            cross_entropy, z_loss = self._run(
-                self._to_device(batch.tokens_BT),
-                self._to_device(batch.labels_BT),
-                None if batch.document_ids_BT is None else self._to_device(batch.document_ids_BT),
-                train=True,
-            )
-            self._backward(cross_entropy * scale)  # its gradient holds the z-loss's: `LossSums`
-            sums += torch.stack([cross_entropy, z_loss]).detach().double().cpu()
-        return sums
+            tokens_BT = self._to_device(batch.tokens_BT)
+            labels_BT = self._to_device(batch.labels_BT)
+            ids = batch.document_ids_BT
+            ids_BT = None if ids is None else self._to_device(ids)
+            with self._micro_batch(last=number == len(batches) - 1):
+                cross_entropy, z_loss = self._run(tokens_BT, labels_BT, ids_BT, train=True)
+                self._backward(cross_entropy * scale)  # its gradient holds the z-loss's: `LossSums`
+            sums += torch.stack([cross_entropy, z_loss]).detach().double()
+        return sums.cpu()
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)

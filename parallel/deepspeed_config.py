@@ -73,11 +73,9 @@ KNOWN = frozenset(
         "flops_profiler",
         "gradient_predivide_factor",
         "graph_harvesting",
-        "load_universal_checkpoint",
         "log_level",
         "memory_breakdown",
         "nebula",
-        "pld",
         "prescale_gradients",
         "seq_parallel_communication_data_type",
         "sparse_attention",
@@ -194,26 +192,32 @@ def library_problems(config: Mapping[str, Any]) -> list[Problem]:
 
     Imports DeepSpeed, which takes seconds.
     """
-    choose_accelerator()
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
-
+    known = os.environ.get("DS_ACCELERATOR")
+    choose_accelerator(
+        "cpu"
+    )  # so that the import here looks for no GPU; what is started from here may use one
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+        from pydantic import ValidationError
+    finally:
+        if known is None:
+            os.environ.pop("DS_ACCELERATOR", None)
     try:
         DeepSpeedZeroConfig(**config["zero_optimization"])
     except ValidationError as error:
         return [
             (
                 ".".join(("layout.deepspeed.zero_optimization", *map(str, found["loc"]))),
-                f"is refused by DeepSpeed: {found['msg']}",
+                "is not read by DeepSpeed"
+                if found["type"] == "extra_forbidden"
+                else f"is refused by DeepSpeed: {found['msg']}",
             )
             for found in error.errors()
         ]
     return []
 
 
-def choose_accelerator() -> None:
-    """Tell DeepSpeed to compute on the CPU where torch sees no GPU; it reads the variable when it is imported."""
-    import torch
-
-    if not torch.cuda.is_available():
+def choose_accelerator(device: str) -> None:
+    """Tell DeepSpeed to compute on the CPU ("cpu"); it reads the variable when it is imported, and would ask for a GPU."""
+    if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

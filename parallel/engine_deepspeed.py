@@ -32,12 +32,18 @@ STATES = ("exp_avg", "exp_avg_sq")
 
 
 class JudgedAdamW(torch.optim.AdamW):
-    """AdamW that asks before it changes anything; its state exists after the first call, whatever the answer."""
+    """AdamW that asks before it changes anything."""
 
     may_step: Callable[[], bool]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Apply the gradients of `param_groups` as they are now, or leave weights and state alone."""
+        self.make_state()
+        if self.may_step():
+            super().step(closure)
+
+    def make_state(self) -> None:
+        """Let the state exist of all that `param_groups` hold now."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if not self.state[parameter]:
@@ -46,8 +52,6 @@ class JudgedAdamW(torch.optim.AdamW):
                         "step": torch.zeros((), dtype=torch.float32, device=device),
                         **{key: torch.zeros_like(parameter) for key in STATES},
                     }
-        if self.may_step():
-            super().step(closure)
 
 
 class DeepSpeedEngine(DataParallelEngine):
@@ -57,7 +61,7 @@ class DeepSpeedEngine(DataParallelEngine):
         self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
     ) -> None:
         super().__init__(config, options, layout, world)
-        self.deepspeed = _import_deepspeed()
+        self.deepspeed = _import_deepspeed(world.device.type)
         # Joins the process group that there is; `zero.Init` needs it before `initialize` would.
         self.deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         self.settings = deepspeed_config(
@@ -142,11 +146,15 @@ class DeepSpeedEngine(DataParallelEngine):
         )
 
     def _make_state(self) -> None:
-        """Let optimizer state exist, and be known to DeepSpeed, before the first step: a step on a few tokens that is refused."""
+        """Let optimizer state exist, and be known to DeepSpeed, before the first step: a step on a few tokens that is refused.
+
+        ZeRO 1 and 2 take note of all state when the first partition is updated, ZeRO 3 brings its partitions one by one.
+        """
+        self.adamw.make_state()
         tokens_BT = torch.zeros(1, 8, dtype=torch.int64, device=self.world.device)
-        self._begin(last=True)
-        cross_entropy, _ = self._run(tokens_BT, tokens_BT, None, train=True)
-        self._backward(cross_entropy)
+        with self._micro_batch(last=True):
+            cross_entropy, _ = self._run(tokens_BT, tokens_BT, None, train=True)
+            self._backward(cross_entropy)
         self._update(0.0, 0.0, lambda loss, grad_norm: False)
 
     def _run(
@@ -155,8 +163,9 @@ class DeepSpeedEngine(DataParallelEngine):
         result: tuple[Tensor, Tensor] = self.engine(tokens_BT, labels_BT, document_ids_BT, train)
         return result
 
-    def _begin(self, last: bool) -> None:
+    def _micro_batch(self, last: bool) -> AbstractContextManager[object]:
         self.engine.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
@@ -250,7 +259,8 @@ class DeepSpeedEngine(DataParallelEngine):
             else:
                 utils.safe_set_full_optimizer_state(parameter, value, key)
             return
-        mine = _padded_part(value, parameter.ds_tensor.numel(), self.world.rank)
+        size = -(-value.numel() // self.world.size)  # as ZeRO-3 cuts every weight
+        mine = _padded_part(value, size, self.world.rank)
         if key is None:
             utils.safe_set_local_fp32_param(parameter, mine)
         else:
@@ -292,9 +302,9 @@ def _padded_part(value: Tensor, size: int, rank: int) -> Tensor:
     return torch.nn.functional.pad(mine, (0, size - mine.numel()))
 
 
-def _import_deepspeed() -> Any:
-    """Return the library, imported for the device that torch has, without warnings that no user of Motet can act on."""
-    choose_accelerator()
+def _import_deepspeed(device: str) -> Any:
+    """Return the library, imported for a device, without warnings that no user of Motet can act on."""
+    choose_accelerator(device)
     warnings.filterwarnings(
         "ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning
     )

@@ -76,6 +76,10 @@ def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.
     from motet.models.config import ModelConfig
     from motet.models.decoder import Decoder
 
+    if read_json(rundir.manifest).get("guest"):
+        raise UserError(
+            f"{rundir.root} was trained by your own loop; its checkpoints are where that loop saved them"
+        )
     folder = rundir.checkpoint(step)
     manifest = read_json(folder / "manifest.json")
     complaint = damage(folder, manifest["files"])

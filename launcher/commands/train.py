@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.launcher import config
-from motet.launcher.command import launch_environment, shell_text, torchrun_command
+from motet.launcher.checks import deepspeed_settings
+from motet.launcher.command import attempt_command, launch_environment, shell_text
 from motet.launcher.commands import common
 from motet.launcher.rundir import RunDir, read_json
 from motet.launcher.settings import RunSettings
@@ -54,6 +56,10 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """Go on from the last checkpoint, perhaps on other processes, perhaps for longer."""
     rundir = common.open_run(arguments.run)
+    if read_json(rundir.manifest).get("guest"):
+        raise UserError(
+            f"{rundir.root} is trained by your own loop; start its script again, with motet.Guest(..., resume=True)"
+        )
     before = config.load(rundir.resolved_yaml)
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
     settings = config.load(rundir.resolved_yaml, overrides)
@@ -185,7 +191,10 @@ def print_command(settings: RunSettings, rundir: RunDir) -> None:
     attempt = rundir.latest_attempt() + 1
     cores = len(os.sched_getaffinity(0))
     environment = launch_environment(settings, rundir, {}, cores)
-    print(f"\n# {shell_text(torchrun_command(settings, rundir, attempt), environment)}")
+    print(f"\n# {shell_text(attempt_command(settings, rundir, attempt), environment)}")
+    if settings.layout.engine == "deepspeed":
+        shown = json.dumps(deepspeed_settings(settings), indent=2).replace("\n", "\n# ")
+        print(f"# DeepSpeed's configuration: {shown}")
     common.print_facts(common.run_facts(settings))
 
 

@@ -1,0 +1,113 @@
+"""The examples of guests run as printed, their runs pass the audit, and Motet takes ten lines of a script at most."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.system.runs import TIMEOUT_S, environment, kill_rank, losses, motet
+
+pytest.importorskip("transformers", minversion="5")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = ("trainer.py", "accelerate_loop.py", "deepspeed_loop.py")
+MOST_LINES = 10
+
+
+def command(script: str, processes: int, *arguments: str) -> list[str]:
+    """Return how to start an example; one process needs no torchrun, except for DeepSpeed."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    alone = processes == 1 and script != "deepspeed_loop.py"
+    return [sys.executable, *([] if alone else torchrun), str(EXAMPLES / script), *arguments]
+
+
+def settings(folder: Path, corpus: Path) -> Path:
+    text = (EXAMPLES / "run.yaml").read_text()
+    assert "{path: corpora/mine}" in text
+    path = folder / "run.yaml"
+    path.write_text(text.replace("{path: corpora/mine}", f"{{path: {corpus}}}"))
+    return path
+
+
+def run(folder: Path, words: list[str]) -> None:
+    env = environment() | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        words, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def audit(folder: Path) -> str:
+    done = motet("experiments", "audit", "runs/guest", "--replay", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "missing 0, repeated 0, unplanned 0" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_motet_takes_at_most_ten_lines_and_each_is_marked(script: str) -> None:
+    lines = (EXAMPLES / script).read_text().splitlines()
+    code = lines[lines.index("from __future__ import annotations") :]
+    marked = [line for line in code if line.endswith("# motet")]
+    assert 0 < len(marked) <= MOST_LINES
+    for line in code:
+        assert ("guest" in line or "motet" in line) <= (line in marked), f"not marked: {line}"
+    plain = "\n".join(line for line in code if line not in marked)
+    assert "motet" not in plain
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "alone"),
+    [
+        ("trainer.py", ["--cpu"], True),
+        ("accelerate_loop.py", ["--cpu"], True),
+        ("deepspeed_loop.py", ["3"], False),
+    ],
+    ids=["trainer", "accelerate", "deepspeed-zero-3"],
+)
+def test_an_example_passes_its_audit_and_has_a_report(
+    corpus: Path, tmp_path: Path, script: str, arguments: list[str], alone: bool
+) -> None:
+    """On two processes; on one as well where that is quick, with the same losses."""
+    found = []
+    for processes in (1, 2)[not alone :]:
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        yaml = settings(folder, corpus)
+        run(folder, command(script, processes, str(yaml), *arguments))
+        assert f"model after step 40; 1 segment(s), ranks {processes}" in audit(folder)
+        found.append(losses(folder / "runs" / "guest"))
+        assert sorted(found[-1]) == list(range(1, 41))
+    np.testing.assert_allclose(list(found[0].values()), list(found[-1].values()), rtol=1e-5)
+    done = motet("report", "runs/guest", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "canaries" in (folder / "runs" / "guest" / "report.html").read_text()
+
+
+def test_a_trainer_killed_on_two_processes_goes_on_with_one(corpus: Path, tmp_path: Path) -> None:
+    yaml = settings(tmp_path, corpus)
+    process = subprocess.Popen(
+        command("trainer.py", 2, str(yaml), "--cpu"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    guest = tmp_path / "runs" / "guest"
+    deadline = time.monotonic() + TIMEOUT_S
+    while max(losses(guest), default=0) < 13:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    kill_rank(guest, 1, signal.SIGKILL)
+    assert process.wait(timeout=TIMEOUT_S) != 0
+    assert not (guest / "DONE").exists()
+    run(tmp_path, command("trainer.py", 1, str(yaml), "--cpu", "--resume"))
+    assert "model after step 40; 2 segment(s), ranks 2 -> 1" in audit(tmp_path)
+    assert (guest / "DONE").read_text().strip() == "40"
