@@ -34,10 +34,18 @@ from motet.launcher.study import tokenizer_of
 from motet.launcher.wandb_mirror import open_mirror
 from motet.models.config import ModelConfig
 from motet.parallel.engine import Engine, EngineOptions, build_engine
-from motet.parallel.layout import Layout
+from motet.parallel.layout import Layout, LayoutError
 from motet.parallel.mesh import World, first_complaint, join, leave, tell_all
 
 USER_ERROR, BAD_RUN = 2, 3
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+"""Who a process is that no launcher told: `accelerate launch` says nothing to a single one."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +55,8 @@ def main(argv: list[str]) -> int:
     stop = StopRequest().listen()
     settings = settings_io.load(run.resolved_yaml)
     attempt = run.latest_attempt()
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     rank = int(os.environ["RANK"])
     world_size = int(os.environ["WORLD_SIZE"])
     layout = settings.layout_for(world_size)
@@ -55,18 +65,21 @@ def main(argv: list[str]) -> int:
         raise_problems(layout_problems(settings, world_size, model))
         sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
         world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
-    except ValueError as error:  # a layout that cannot be, or devices that it cannot use
+    except (
+        UserError,
+        LayoutError,
+    ) as error:  # a layout that cannot be, or devices that it cannot use
         print(f"motet: {error}", file=sys.stderr)
         atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
         return USER_ERROR
     try:
         return _attempt(run, settings, attempt, world, layout, stop, sign)
-    except (UserError, BadRun) as error:
+    except (UserError, LayoutError, BadRun) as error:
         told = run.attempt(attempt) / "error.txt"
         if world.rank == 0 or not told.exists():
             print(f"motet: {error}", file=sys.stderr)
             atomic_write(told, f"{error}\n")
-        return USER_ERROR if isinstance(error, UserError) else BAD_RUN
+        return BAD_RUN if isinstance(error, BadRun) else USER_ERROR
     except Exception:
         atomic_write(run.attempt(attempt) / f"crash-{world.rank}.txt", traceback.format_exc())
         raise

@@ -23,9 +23,9 @@ from motet.models.decoder import Decoder, initial_value
 from motet.parallel.data_parallel import DataParallelEngine, Trained
 from motet.parallel.deepspeed_config import choose_accelerator
 from motet.parallel.engine import EngineOptions, Judge
-from motet.parallel.layout import Layout
+from motet.parallel.layout import Layout, LayoutError
 from motet.parallel.mesh import World
-from motet.parallel.parts import adamw, holders, local, own_part, whole
+from motet.parallel.parts import adamw, clip, holders, local, own_part, whole
 
 WRAPPED = "Block"
 """The class of module that FSDP2 gathers as one."""
@@ -83,7 +83,7 @@ class AccelerateEngine(DataParallelEngine):
         super().__init__(config, options, layout, world)
         found = contradictions(os.environ, options.precision)
         if found:
-            raise ValueError("layout.accelerate_config: " + "; ".join(found))
+            raise LayoutError("layout.accelerate_config: " + "; ".join(found))
         self.accelerator = _accelerator(options, layout, world)
         sharded = self.accelerator.is_fsdp2
         self.decoder = decoder = Decoder(config)
@@ -136,10 +136,7 @@ class AccelerateEngine(DataParallelEngine):
         grad_norm = self._norm()
         applied = judge(loss, grad_norm)
         if applied:
-            clip = self.options.clip_norm
-            if 0 < clip < grad_norm:
-                gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
-                torch._foreach_mul_(gradients, clip / (grad_norm + 1e-6))
+            clip(self.parameters.values(), grad_norm, self.options.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()

@@ -22,7 +22,7 @@ from motet.models.moe import MoE
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World, build_meshes
-from motet.parallel.parts import adamw, holders, local, own_part, whole
+from motet.parallel.parts import adamw, clip, holders, local, own_part, whole
 from motet.parallel.pipeline import Pipeline, Stage
 from motet.parallel.ring import RingAttention, context_slice
 from motet.parallel.shard import reshards, split
@@ -222,9 +222,7 @@ class NativeEngine:
     def _update(self, lr: float, grad_norm: float, applied: bool) -> bool:
         """Clip and apply the gradient, or drop it."""
         if applied:
-            if 0 < self.options.clip_norm < grad_norm:
-                gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
-                torch._foreach_mul_(gradients, self.options.clip_norm / (grad_norm + 1e-6))
+            clip(self.parameters.values(), grad_norm, self.options.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()

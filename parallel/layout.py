@@ -17,6 +17,10 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zb
 RECOMPUTE = ("none", "selective", "full")
 
 
+class LayoutError(ValueError):
+    """A layout that cannot be run here; the message says which setting, why not, and what would work."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one rank stands in the grid of a layout."""

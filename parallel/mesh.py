@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from motet.parallel.layout import Layout
+from motet.parallel.layout import Layout, LayoutError
 
 _T = TypeVar("_T")
 
@@ -42,11 +42,11 @@ def choose_device(setting: str, local_rank: int) -> torch.device:
     """Return the device for "auto", "cpu" or "cuda".
 
     Raises:
-        ValueError: "cuda" was asked for and there is none.
+        LayoutError: "cuda" was asked for and there is none.
     """
     available = torch.cuda.is_available()
     if setting == "cuda" and not available:
-        raise ValueError("layout.device=cuda, but torch sees no CUDA device here; use auto or cpu")
+        raise LayoutError("layout.device=cuda, but torch sees no CUDA device here; use auto or cpu")
     if setting == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", local_rank)
@@ -91,7 +91,7 @@ def _same_devices(world: World) -> None:
             f"{kind} on {_ranks([r for r, k in enumerate(kinds) if k == kind])}"
             for kind in sorted(set(kinds))
         )
-        raise ValueError(
+        raise LayoutError(
             f"layout.device={world.device.type} here, but the ranks of one run must all use one kind of device; "
             f"found {found}: set layout.device=cpu, or leave out the machines without a GPU"
         )

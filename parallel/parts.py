@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,13 @@ def holders(parameter: Tensor) -> int:
         return 1
     mesh = parameter.device_mesh
     return math.prod(mesh.size(i) for i, p in enumerate(parameter.placements) if p.is_replicate())
+
+
+def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:
+    """Scale every rank's part of the gradient so that its norm, now `norm`, is at most `most`; 0 = no clipping."""
+    if 0 < most < norm:
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, most / (norm + 1e-6))
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:

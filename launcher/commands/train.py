@@ -78,11 +78,12 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def _layout_problems(settings: RunSettings, rundir: RunDir) -> list[Problem]:
     """What a begun run finds wrong with its layout now; the manifest knows the model."""
-    from motet.launcher.checks import layout_problems
+    from motet.launcher.checks import deepspeed_library_problems, layout_problems
     from motet.models.config import ModelConfig
 
     model = ModelConfig(**read_json(rundir.manifest)["model"])
-    return layout_problems(settings, settings.layout.processes, model)
+    found = layout_problems(settings, settings.layout.processes, model)
+    return found or deepspeed_library_problems(settings)
 
 
 def _length_override(before: RunSettings, overrides: list[str]) -> list[str]:
