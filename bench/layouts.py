@@ -3,7 +3,7 @@
 Each row is a run of its own: 20 steps, four experiments, probes, checkpoints and a ledger, on text of the Python standard library.
 Compared with the run of one process: losses and gradient norms of all steps (largest relative difference), final weights (largest
 absolute difference), the slots and exposures of every step as the ledger has them, probe scores, and `motet experiments audit`.
-With `--pairs` a run is trained to step 10 under one layout and resumed to step 20 under another.
+With `--pairs` a run is trained under one layout, and resumed from its checkpoint at step 10 under another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
-STEPS, HALF = 20, 10
+STEPS = 20
 RUN_YAML = """
 name: one
 seed: 3
@@ -153,10 +154,13 @@ def evidence(run: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row for row in rows if row.get("kind") == "step"}
     consumed: dict[int, list[tuple[int, int, tuple[int, ...]]]] = {}
-    for path in sorted((run / "ledger").glob("segment-*/rank-*.bin")):
-        for record in read_records(path):
-            slots = consumed.setdefault(record.step, [])
-            slots.append((record.first_slot, record.count, tuple(record.exposure_ids.tolist())))
+    for segment in sorted((run / "ledger").glob("segment-*")):
+        parts: dict[int, list[tuple[int, int, tuple[int, ...]]]] = {}
+        for path in segment.glob("rank-*.bin"):
+            for record in read_records(path):
+                part = (record.first_slot, record.count, tuple(record.exposure_ids.tolist()))
+                parts.setdefault(record.step, []).append(part)
+        consumed |= parts  # a resumed run reads some steps again
     motet("experiments", "audit", str(run))  # fails when an exposure was not consumed exactly once
     return {
         "loss": [steps[step]["loss"] for step in range(1, STEPS + 1)],
@@ -215,19 +219,19 @@ def verdict(row: dict[str, Any]) -> bool:
     )
 
 
-def train(folder: Path, row: str, name: str, steps: int = STEPS) -> Path:
+def train(folder: Path, row: str, name: str) -> Path:
     """Train a row from step 0."""
-    motet(
-        "train", str(folder / "run.yaml"), f"name={name}", f"training.steps={steps}", *settings(row)
-    )
+    motet("train", str(folder / "run.yaml"), f"name={name}", *settings(row))
     return folder / "runs" / name
 
 
 def resumed(folder: Path, first: str, second: str, name: str) -> Path:
-    """Train a row to the middle, and resume it as another row."""
-    run = train(folder, first, name, HALF)
+    """Train a row, throw away what came after the middle, and go on from there as another row."""
+    run = train(folder, first, name)
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
+    (run / "DONE").unlink()
     layout = [word for word in settings(second) if word.startswith("layout.")]
-    motet("resume", str(run), f"training.steps={STEPS}", *layout)
+    motet("resume", str(run), *layout)
     return run
 
 
