@@ -95,7 +95,7 @@ class Attempt:
         if self.world.rank == 0:
             number = self.run.next_attempt()
             command = {
-                "command": sys.argv,
+                "command": sys.argv[:1],  # arguments of a foreign script may hold a secret
                 "environment": recorded_environment(os.environ),
             }
             write_json(self.run.attempt(number) / "environment.json", command)

@@ -69,11 +69,17 @@ def join_guest(timeout_s: float) -> World:
                 "(TrainingArguments(...), Accelerator(), deepspeed.init_distributed() or torch.distributed.init_process_group())"
             )
         alone = cast(dist.ProcessGroup, None)  # never used: see `together`
-        return World(0, 1, 0, torch.device("cpu"), alone, alone)
+        return World(0, 1, 0, torch.device("cpu"), timeout_s, alone, alone)
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return World(
-        dist.get_rank(), dist.get_world_size(), local, torch.device("cpu"), control, control
+        dist.get_rank(),
+        dist.get_world_size(),
+        local,
+        torch.device("cpu"),
+        timeout_s,
+        control,
+        control,
     )
 
 

@@ -66,7 +66,7 @@ class LayoutSettings:
     )
     recompute: str = setting(
         "none",
-        "activations that the backward pass makes again: selective = inside attention and feed-forward; full = whole blocks, "
+        "activations that the backward pass makes again: selective = all but matrix products; full = whole blocks, "
         "about a third more time",
         choices=RECOMPUTE,
     )

@@ -35,7 +35,7 @@ from motet.launcher.wandb_mirror import open_mirror
 from motet.models.config import ModelConfig
 from motet.parallel.engine import Engine, EngineOptions, build_engine
 from motet.parallel.layout import Layout, LayoutError
-from motet.parallel.mesh import World, first_complaint, join, leave, tell_all
+from motet.parallel.mesh import World, agree_any, first_complaint, join, leave, tell_all
 
 USER_ERROR, BAD_RUN = 2, 3
 ALONE = {
@@ -158,6 +158,9 @@ def build_job(
     model = ModelConfig(**manifest["model"])
     training = settings.training
     precision = _begun_precision(run, world) or choose_precision(training.precision, world.device)
+    precision = (
+        "fp32" if agree_any(precision == "fp32", world) else precision
+    )  # the slowest decides
     if world.device.type == "cuda":
         torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     engine = build_engine(model, engine_options(settings, precision), layout, world)

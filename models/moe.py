@@ -40,7 +40,8 @@ class Exchange(Protocol):
 class WideLinear(nn.Module):
     """A projection without bias that is computed in fp32 whatever the compute type is.
 
-    Routing is a choice: rounded scores would choose other experts (arXiv:2101.03961, section 2.4).
+    Routing is a choice: rounded scores would choose other experts (arXiv:2101.03961, section 2.4). Where a sharded run gathers
+    its weights in bfloat16, the weight itself arrives rounded.
     """
 
     gradient_placements: Any = None  # see `own`

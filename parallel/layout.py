@@ -45,7 +45,7 @@ class Layout:
         virtual_stages: pipeline stages per rank.
         schedule: order of forward and backward passes, one of `SCHEDULES`.
         micro_sequences: sequences of one forward pass on one replica.
-        recompute: activations that the backward pass makes again: "none", "selective" (attention and feed-forward inner), "full".
+        recompute: activations that the backward pass makes again: "none", "selective" (all but matrix products), "full".
         sequence_parallel: with tp > 1, split the residual stream along the sequence between tensor-parallel regions.
         vocabulary_parallel: with tp > 1, split embedding, head and loss over the vocabulary; logits never exist whole.
         shares: micro-batches of the same step that each of the dp_replicate replicas takes, in proportion; () = equal.

@@ -149,6 +149,12 @@ def _engine_problems(layout: Layout) -> list[Problem]:
     if len(set(layout.shares)) > 1:
         why = f"{list(layout.shares)} differ, and layout.engine={layout.engine} gives every rank as much; leave them out"
         found.append(("layout.shares", why))
+    if layout.engine == "accelerate" and layout.dp_replicate > 1 and layout.dp_shard > 1:
+        why = (
+            f"{layout.dp_replicate} with layout.dp_shard={layout.dp_shard}: layout.engine=accelerate shards over all ranks (dp_replicate=1) or "
+            "over none (dp_shard=1); set one of them to 1, or layout.engine=native"
+        )
+        found.append(("layout.dp_replicate", why))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from motet.parallel.layout import Layout, LayoutError
 
@@ -25,6 +26,7 @@ class World:
         rank, size: its number, and how many there are.
         local_rank: its number on this node.
         device: where it computes.
+        timeout_s: how long a collective waits for a silent rank before it fails.
         control: a gloo group for small agreements, used by the main thread only.
         saving: a gloo group for checkpoints, used by whichever thread saves: collectives of two threads in one group would meet in
             different orders on different ranks.
@@ -34,6 +36,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    timeout_s: float
     control: dist.ProcessGroup
     saving: dist.ProcessGroup
 
@@ -75,6 +78,7 @@ def join(device_setting: str, timeout_s: float = 600.0, placement: Sequence[int]
         dist.get_world_size(),
         local_rank,
         device,
+        timeout_s,
         control,
         dist.new_group(backend="gloo", timeout=timeout),
     )
@@ -149,7 +153,13 @@ def build_meshes(layout: Layout, world: World, experts: bool) -> Meshes:
     context = None
     if layout.cp > 1:
         rows = grid.view(-1, layout.cp, layout.tp).transpose(1, 2).reshape(-1, layout.cp)
-        context, _ = dist.new_subgroups_by_enumeration(rows.tolist())
+        context, _ = dist.new_subgroups_by_enumeration(
+            rows.tolist(), timeout=timedelta(seconds=world.timeout_s)
+        )
+    for mesh in filter(None, (dense, other)):
+        for group in mesh.get_all_groups():
+            # A mesh makes its groups with torch's own timeout, half an hour, and has no public way to say another.
+            _set_pg_timeout(timedelta(seconds=world.timeout_s), group)
     return Meshes(dense, other, context)
 
 

@@ -14,7 +14,7 @@ from motet.launcher.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.engine import EngineOptions, build_engine
 from motet.parallel.layout import Layout
-from motet.parallel.mesh import World
+from motet.parallel.mesh import World, build_meshes
 from tests.parallel.ranks import run_ranks
 from tests.parallel.training import BATCH, DENSE, Curve, assert_same, one_step, train
 
@@ -241,6 +241,38 @@ def test_a_checkpoint_of_experts_resumes_under_another_layout(
 ) -> None:
     layouts = {**EXPERT_LAYOUTS, "one": ONE}
     resume(layouts[first], layouts[second], MOE, tmp_path)
+
+
+# --- shapes that do not divide evenly, and passes in an unusual order
+
+ODD = ModelConfig(
+    98, 36, 2, 4, 2, 50, head_dim=10, norm_position="post", qk_norm="full", qkv_bias=True
+)
+MOE_ZBV = Layout(
+    pp=2, dp_shard=2, ep=2, virtual_stages=2, schedule="zbv_zero_bubble", micro_sequences=2
+)
+
+
+def test_weights_that_do_not_divide_evenly_train_the_same() -> None:
+    check(DENSE_LAYOUTS["fsdp 2 x tp 2"], ODD, masked=False)
+
+
+def test_experts_are_counted_once_when_the_backward_pass_comes_in_two_parts() -> None:
+    from dataclasses import replace
+
+    check(MOE_ZBV, replace(MOE, n_layers=4), masked=True)
+
+
+def timeouts(world: World, layout: Layout) -> set[str]:
+    meshes = build_meshes(layout, world, experts=True)
+    groups = [group for mesh in (meshes.dense, meshes.experts) for group in mesh.get_all_groups()]
+    backends = [g._get_backend(world.device) for g in [*groups, meshes.context, world.control]]
+    return {str(backend.options._timeout) for backend in backends}
+
+
+def test_every_group_waits_as_long_as_asked() -> None:
+    found = run_ranks(4, timeouts, Layout(cp=2, tp=2, ep=2))
+    assert found == [{"0:01:00"}] * 4
 
 
 # --- what stays the same
