@@ -62,6 +62,7 @@ def resume(arguments: argparse.Namespace) -> int:
         )
     before = config.load(rundir.resolved_yaml)
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
+    overrides = [*_engine_override(before, arguments.settings), *overrides]
     settings = config.load(rundir.resolved_yaml, overrides)
     raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir))
     if arguments.dry_run:
@@ -84,6 +85,19 @@ def _layout_problems(settings: RunSettings, rundir: RunDir) -> list[Problem]:
     model = ModelConfig(**read_json(rundir.manifest)["model"])
     found = layout_problems(settings, settings.layout.processes, model)
     return found or deepspeed_library_problems(settings)
+
+
+def _engine_override(before: RunSettings, overrides: list[str]) -> list[str]:
+    """Under another engine, what was said to the one before is forgotten, unless it is said again."""
+    asked = [o.partition("=")[2] for o in overrides if o.startswith("layout.engine=")]
+    if not asked or asked[-1] == before.layout.engine:
+        return []
+    return [
+        "layout.zero_stage=2",
+        "layout.offload=none",
+        "layout.deepspeed={}",
+        "layout.accelerate_config=null",
+    ]
 
 
 def _length_override(before: RunSettings, overrides: list[str]) -> list[str]:
