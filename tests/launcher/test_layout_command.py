@@ -148,12 +148,12 @@ def test_settings_that_moved_are_told_where_they_are_now(show: Show) -> None:
 def test_settings_of_another_program_are_kept_as_written(tmp_path: Path) -> None:
     text = RUN_YAML.replace(
         "layout: {",
-        "layout: {engine: deepspeed, deepspeed: {comms_logger: {on: true}, x: [1, 2.5e-3, a]}, ",
+        "layout: {engine: deepspeed, deepspeed: {comms_logger: {on: true, list: [1, 2.5e-3, a]}}, ",
     )
-    settings = config.load(None, ["layout.deepspeed.y=no"], text=text)
+    settings = config.load(None, ["layout.deepspeed.comms_logger.y=no"], text=text)
     assert settings.layout.deepspeed == {
-        "comms_logger": {"on": True}, "x": [1, 0.0025, "a"], "y": "no",
-    }  # fmt: skip
+        "comms_logger": {"on": True, "list": [1, 0.0025, "a"], "y": "no"}
+    }
     again = config.load(None, [], text=config.to_yaml(settings))
     assert again.layout == settings.layout
     with pytest.raises(UserError, match=r"layout\.deepspeed: is a mapping"):

@@ -103,7 +103,7 @@ def test_the_tutorial_runs_as_printed_and_ends_in_a_report(tutorial: tuple[Path,
 
 def test_the_tutorials_run_is_proven_through_both_stops(tutorial: tuple[Path, str]) -> None:
     _, printed = tutorial
-    assert "3 segment(s), ranks 2 -> 1 -> 2" in printed
+    assert "3 segment(s), ranks 2 -> 2 -> 2" in printed
     assert "missing 0, repeated 0, unplanned 0" in printed
     assert "audit passed" in printed
 
