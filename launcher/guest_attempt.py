@@ -19,17 +19,16 @@ from motet.experiments.ledger import LedgerWriter, Segment, open_segment
 from motet.experiments.plan import Plan
 from motet.experiments.steps import Steps
 from motet.experiments.stream import Batch, Stream
-from motet.experiments.study import read_definition, read_questions
+from motet.experiments.study import read_definition
 from motet.launcher import config as settings_io
 from motet.launcher.command import recorded_environment
 from motet.launcher.guest_model import Scorer, untouched
 from motet.launcher.guest_run import agree, parent_segment, record_checkpoint, tell
 from motet.launcher.guest_watch import Watch, compare, complaint, records
 from motet.launcher.metrics import MetricsWriter
-from motet.launcher.probing import ProbeSet, due_steps
+from motet.launcher.probing import ProbeSet
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
-from motet.launcher.study import tokenizer_of
 from motet.launcher.wandb_mirror import open_mirror
 from motet.parallel.engine import Engine
 from motet.parallel.layout import Layout
@@ -56,7 +55,7 @@ class Attempt:
             "definition_sha256": read_definition(run.plan)[1],
             "plan_sha256": plan.sha256,
         }
-        self.probes = _probes(run, settings)
+        self.probes = ProbeSet.of_run(run, settings)
         self.scorer = Scorer(model)
         if settings.data.document_masks:
             self._check_masks()
@@ -261,15 +260,3 @@ class Attempt:
     def _write_facts(self) -> None:
         if self.world.rank == 0:
             write_json(self.run.attempt(self.number) / "attempt.json", self.facts)
-
-
-def _probes(run: RunDir, settings: RunSettings) -> ProbeSet:
-    """Return the probes of the frozen study."""
-    questions = read_questions(run.plan)
-    if not questions:
-        return ProbeSet.none()
-    definition, _ = read_definition(run.plan)
-    frozen = {entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]}
-    due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
-    length, room = settings.data.sequence_length, settings.probes.batch_tokens
-    return ProbeSet(questions, due, tokenizer_of(settings), length, room)

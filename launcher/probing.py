@@ -13,8 +13,11 @@ from motet.experiments.exposures import Question
 from motet.experiments.library.base import ItemScores
 from motet.experiments.probe_files import write_probe
 from motet.experiments.probes import EncodedItems, encode_items, score_items
+from motet.experiments.study import read_definition, read_questions
 from motet.experiments.tokenizer import Tokenizer
 from motet.launcher.rundir import RunDir
+from motet.launcher.settings import RunSettings
+from motet.launcher.study import tokenizer_of
 from motet.parallel.engine import Engine
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World
@@ -62,6 +65,20 @@ class ProbeSet:
             )
             for question in questions
         }
+
+    @classmethod
+    def of_run(cls, run: RunDir, settings: RunSettings) -> ProbeSet:
+        """Return the probes of a run's frozen study; token-only corpora without experiments need no tokenizer."""
+        questions = read_questions(run.plan)
+        if not questions:
+            return cls.none()
+        definition, _ = read_definition(run.plan)
+        frozen = {
+            entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]
+        }
+        due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
+        length, room = settings.data.sequence_length, settings.probes.batch_tokens
+        return cls(questions, due, tokenizer_of(settings), length, room)
 
     @classmethod
     def none(cls) -> ProbeSet:

@@ -13,9 +13,8 @@ import torch
 
 import motet
 from motet.experiments.errors import UserError, raise_problems
-from motet.experiments.exposures import Question
 from motet.experiments.ledger import LedgerWriter, open_segment
-from motet.experiments.study import read_definition, read_questions
+from motet.experiments.study import read_definition
 from motet.launcher import config as settings_io
 from motet.launcher.checkpoint import Checkpoints
 from motet.launcher.checks import layout_problems
@@ -25,12 +24,11 @@ from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
 from motet.launcher.loop import BadRun, Job, load, train
 from motet.launcher.manifest import check_frozen, open_stream
 from motet.launcher.metrics import MetricsWriter
-from motet.launcher.probing import ProbeSet, due_steps
+from motet.launcher.probing import ProbeSet
 from motet.launcher.progress import Progress
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.launcher.stop import Judge, StopRequest
-from motet.launcher.study import tokenizer_of
 from motet.launcher.wandb_mirror import open_mirror
 from motet.models.config import ModelConfig
 from motet.parallel.engine import Engine, EngineOptions, build_engine
@@ -65,10 +63,7 @@ def main(argv: list[str]) -> int:
         raise_problems(layout_problems(settings, world_size, model))
         sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
         world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
-    except (
-        UserError,
-        LayoutError,
-    ) as error:  # a layout that cannot be, or devices that it cannot use
+    except (UserError, LayoutError) as error:
         print(f"motet: {error}", file=sys.stderr)
         atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
         return USER_ERROR
@@ -151,7 +146,7 @@ def build_job(
     sign: Sign,
 ) -> tuple[Job, int]:
     """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
-    definition, definition_sha256 = read_definition(run.plan)
+    _, definition_sha256 = read_definition(run.plan)
     _, plan = check_frozen(run, settings)
     steps = settings.batch_steps
     stream = open_stream(settings, plan)
@@ -198,7 +193,7 @@ def build_job(
         engine=engine,
         steps=steps,
         feed=Feed(stream, steps, layout, world.rank),
-        probes=_probes(run, settings, definition),
+        probes=ProbeSet.of_run(run, settings),
         checkpoints=checkpoints,
         metrics=metrics,
         mirror=mirror,
@@ -246,22 +241,6 @@ def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
         zero_stage=settings.layout.zero_stage,
         offload=settings.layout.offload,
         deepspeed=settings.layout.deepspeed,
-    )
-
-
-def _probes(run: RunDir, settings: RunSettings, definition: dict[str, Any]) -> ProbeSet:
-    """Return the probes of the frozen study; token-only corpora without experiments need no tokenizer."""
-    questions: list[Question] = read_questions(run.plan)
-    if not questions:
-        return ProbeSet.none()
-    frozen = {entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]}
-    due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
-    return ProbeSet(
-        questions,
-        due,
-        tokenizer_of(settings),
-        settings.data.sequence_length,
-        settings.probes.batch_tokens,
     )
 
 

@@ -53,13 +53,17 @@ def active_parameters(config: ModelConfig) -> int:
     return parameters(config) - idle * 3 * config.d_model * config.expert_width
 
 
-def matmul_parameters(config: ModelConfig) -> int:
-    """Return the weights that multiply every token: projections, visited experts and head; no lookups, norms or biases."""
+def matmul_parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
+    """Return the weights of block `layer` that multiply every token: projections and visited experts; no norms or biases."""
     attention = 2 * config.d_model * (config.query_width + config.kv_width)
-    head = config.vocabulary_size * config.d_model
-    feed_forward = sum(_always_on(config, layer) for layer in range(config.n_layers))
-    visited = config.n_moe_layers * config.experts_per_token * 3 * config.d_model
-    return config.n_layers * attention + feed_forward + visited * config.expert_width + head
+    visited = config.experts_per_token * config.expert_width if config.has_experts(layer) else 0
+    return attention + _always_on(config, layer) + 3 * config.d_model * visited
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Return the weights that multiply every token: those of all blocks, and the head; no lookups."""
+    blocks = sum(matmul_parameters_per_layer(config, layer) for layer in range(config.n_layers))
+    return blocks + config.vocabulary_size * config.d_model
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:

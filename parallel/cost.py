@@ -57,7 +57,9 @@ def _stage_cost(
     split += tables * table if layout.vocabulary_parallel else 0
     whole = total - experts - split
     held = (split / layout.tp + whole) / layout.fsdp + experts / (layout.fsdp * layout.tp)
-    products = sum(_token_weights(model, layer) for layer in layers) + (table if last else 0)
+    products = sum(counts.matmul_parameters_per_layer(model, layer) for layer in layers) + (
+        table if last else 0
+    )
     scores = len(layers) * 2 * 2 * model.query_width * sequence_length
     return StageCost(layers, first, last, total, held, 2.0 * products + scores, 2.0 * products)
 
@@ -70,16 +72,6 @@ def _split_by_tp(model: ModelConfig, layer: int) -> int:
     if model.qk_norm == "full":
         out += model.query_width + model.kv_width
     return out + (0 if model.has_experts(layer) else 3 * model.d_model * model.d_ffn)
-
-
-def _token_weights(model: ModelConfig, layer: int) -> int:
-    """Weights that multiply one token in a block (as `counts.matmul_parameters`)."""
-    attention = 2 * model.d_model * (model.query_width + model.kv_width)
-    if not model.has_experts(layer):
-        return attention + 3 * model.d_model * model.d_ffn
-    router = model.d_model * (model.n_experts + int(model.shared_gate))
-    visited = model.experts_per_token * model.expert_width + model.shared_width
-    return attention + router + 3 * model.d_model * visited
 
 
 def pass_times(costs: list[StageCost], layout: Layout) -> tuple[list[float], ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.moe import MoE
+from motet.parallel.counting import balance, count_step, mixtures, settle
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World
@@ -90,38 +92,21 @@ class DataParallelEngine(ABC):
         self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
     ) -> StepResult:
         """See `Engine.step`."""
-        n_labels, n_tokens, stops = self._count(batches, stop)
-        experts = self._experts()
-        for moe in experts.values():
+        n_labels, n_tokens, stops = count_step(batches, stop, True, self.world)
+        for moe in self.experts.values():
             moe.begin_step(n_tokens, gradient_scale=self.world.size)
         sums = self._forward_backward(batches, self.world.size / max(n_labels, 1))
-        totals = torch.cat([sums, *self._balance(experts)])
+        totals = torch.cat([sums, balance(self.config, self.experts)])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
-        cross_entropy, z_loss, balance = totals[:3].tolist()
+        cross_entropy, z_loss, balance_loss = totals[:3].tolist()
         loss = cross_entropy / max(n_labels, 1)
         grad_norm, applied = self._update(lr, loss, judge)
         if applied:
-            counts = totals[3:].view(self.config.n_layers, self.config.n_experts)
-            for layer, moe in experts.items():
-                moe.end_step(counts[layer])
+            settle(self.config, self.experts, totals[3:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance_loss
         )
-
-    def _count(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[int, int, bool]:
-        """Return labels and tokens of the global batch, and whether some rank was asked to stop."""
-        counts = torch.tensor(
-            [
-                sum(int((batch.labels_BT >= 0).sum()) for batch in batches),
-                sum(batch.labels_BT.size for batch in batches),
-                int(stop),
-            ]
-        )
-        if self.world.size > 1:
-            dist.all_reduce(counts, group=self.world.control)
-        n_labels, n_tokens, stops = counts.tolist()
-        return n_labels, n_tokens, stops > 0
 
     def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
         """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss], float64."""
@@ -140,30 +125,10 @@ class DataParallelEngine(ABC):
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)
 
-    def _experts(self) -> dict[int, MoE]:
-        """Return the mixtures by layer."""
-        return {
-            int(layer): block.feed_forward
-            for layer, block in self.decoder.blocks.items()
-            if isinstance(block.feed_forward, MoE)
-        }
-
-    def _balance(self, experts: dict[int, MoE]) -> tuple[Tensor, Tensor]:
-        """Return this rank's share of the balance losses, float64 [1], and its choices of experts [layers x experts]."""
-        loss = torch.zeros(1, dtype=torch.float64)
-        counts = torch.zeros(self.config.n_layers, self.config.n_experts, dtype=torch.float64)
-        for layer, moe in experts.items():
-            loss += moe.sums().double().cpu().sum()
-            counts[layer] = moe.counts().double().cpu()
-        return loss, counts.flatten()
-
-    def _expert_state(self) -> dict[str, Tensor]:
-        """Return "frequencies.blocks.N" and "bias.blocks.N" of the mixtures; loaded in place."""
-        return {
-            f"{key}.blocks.{layer}": value
-            for layer, moe in self._experts().items()
-            for key, value in moe.state().items()
-        }
+    @cached_property
+    def experts(self) -> dict[int, MoE]:
+        """The mixtures by layer."""
+        return mixtures([self.decoder])
 
     @torch.no_grad()
     def score(

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
+from motet.parallel.counting import expert_state
 from motet.parallel.data_parallel import DataParallelEngine, Trained
 from motet.parallel.deepspeed_config import choose_accelerator
 from motet.parallel.engine import EngineOptions, Judge
 from motet.parallel.layout import Layout, LayoutError
 from motet.parallel.mesh import World
-from motet.parallel.parts import adamw, clip, holders, local, own_part, whole
+from motet.parallel.parts import adamw, clip, fill, norm_squared, reshard, trained, whole
 
 WRAPPED = "Block"
 """The class of module that FSDP2 gathers as one."""
@@ -97,24 +98,14 @@ class AccelerateEngine(DataParallelEngine):
             trained, adamw(dict(decoder.named_parameters()), options)
         )
         self.parameters = dict(decoder.named_parameters())  # each rank's own part, for good
-        self._fill(lambda name, shape: initial_value(name, shape, config, options.seed))
+        fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
         self._place_state()
-
-    def _fill(self, value_of: Callable[[str, tuple[int, ...]], Tensor]) -> None:
-        """Set every weight from its unsharded value; each rank keeps its own part."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                value = value_of(name, tuple(parameter.shape))
-                local(parameter).copy_(own_part(value, parameter))
 
     def _place_state(self) -> None:
         """Give the optimizer its state anew: `prepare` has put other weights in the place of those that it was made for."""
-        state = adamw(self.parameters, self.options).state
-        self.state = {name: state[parameter] for name, parameter in self.parameters.items()}
-        inner = self.optimizer.optimizer
-        inner.state.clear()
-        for name, parameter in self.parameters.items():
-            inner.state[parameter] = self.state[name]
+        state = self.optimizer.optimizer.state
+        state.clear()
+        state.update(adamw(self.parameters, self.options).state)
 
     def _run(
         self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
@@ -145,27 +136,18 @@ class AccelerateEngine(DataParallelEngine):
 
     def _norm(self) -> float:
         """Return the norm of the gradient; under DDP every rank holds all of it."""
-        parts = [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
-        norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
-        weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
-        total = (torch.stack(norms).double().cpu().square() * weights).sum()
-        if any(isinstance(p, DTensor) for p, _ in parts):
+        total = norm_squared(self.parameters.values())
+        if any(isinstance(p, DTensor) for p in self.parameters.values()):
             dist.all_reduce(total, group=self.world.control)
         return math.sqrt(total.item())
 
     def finish_scoring(self) -> None:
-        """See `Engine.finish_scoring`: FSDP2 would otherwise keep weights gathered."""
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        """See `Engine.finish_scoring`."""
+        reshard(self.model)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Engine.tensors`: the tensors that train."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            found[f"model.{name}"] = parameter.detach()
-            found |= {f"{key}.{name}": value for key, value in self.state[name].items()}
-        return found | self._expert_state()
+        return trained(self.parameters, self.optimizer.optimizer) | expert_state(self.experts)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
@@ -181,7 +163,7 @@ class AccelerateEngine(DataParallelEngine):
 
     def load_model(self, state: dict[str, Tensor]) -> None:
         """See `Engine.load_model`."""
-        self._fill(lambda name, _: state[name])
+        fill(self.parameters, lambda name, _: state[name])
 
 
 def _accelerator(options: EngineOptions, layout: Layout, world: World) -> Any:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
+from motet.parallel.counting import expert_state
 from motet.parallel.data_parallel import DataParallelEngine, Trained
 from motet.parallel.deepspeed_config import choose_accelerator, deepspeed_config
 from motet.parallel.engine import EngineOptions, Judge
@@ -210,7 +211,7 @@ class DeepSpeedEngine(DataParallelEngine):
                 value = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
                 found[f"{key}.{name}"] = self._slice(value, name)
             found[f"step.{name}"] = step.clone()
-        return found | self._expert_state()
+        return found | expert_state(self.experts)
 
     def _steps(self) -> list[Tensor]:
         """Return the step counters of all partitions, which are equal."""

@@ -19,13 +19,15 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
 from motet.models.layers import Places
 from motet.models.moe import MoE
+from motet.parallel.counting import balance, count_step, expert_state, mixtures, settle
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
+from motet.parallel.holdings import gathers_again
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World, build_meshes
-from motet.parallel.parts import adamw, clip, holders, local, own_part, whole
+from motet.parallel.parts import adamw, clip, fill, norm_squared, reshard, trained, whole
 from motet.parallel.pipeline import Pipeline, Stage
 from motet.parallel.ring import RingAttention, context_slice
-from motet.parallel.shard import reshards, split
+from motet.parallel.shard import split
 
 _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
@@ -48,7 +50,7 @@ class NativeEngine:
                 number: Stage(decoder, self._local, options.z_loss)
                 for number, decoder in self.decoders.items()
             }
-        self.keeps_gathered = not reshards(next(iter(self.decoders.values())), layout)
+        self.keeps_gathered = not gathers_again(config, layout)
         for number, decoder in self.decoders.items():
             self._lay_out(decoder, self.roots[number])
         self.pipeline = self._pipeline() if layout.pp > 1 else None
@@ -57,13 +59,8 @@ class NativeEngine:
             for decoder in self.decoders.values()
             for name, parameter in decoder.named_parameters()
         }
-        self.experts = {
-            int(layer): block.feed_forward
-            for decoder in self.decoders.values()
-            for layer, block in decoder.blocks.items()
-            if isinstance(block.feed_forward, MoE)
-        }
-        self._fill(lambda name, shape: initial_value(name, shape, config, options.seed))
+        self.experts = mixtures(self.decoders.values())
+        fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
         self.optimizer = adamw(self.parameters, options)
 
     def _decoders(self) -> dict[int, Decoder]:
@@ -104,46 +101,28 @@ class NativeEngine:
             torch.bfloat16 if low else torch.float32,
         )
 
-    def _fill(self, value_of: _ValueOf) -> None:
-        """Set every weight from its unsharded value; each rank keeps its own part."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                value = value_of(name, tuple(parameter.shape))
-                local(parameter).copy_(own_part(value, parameter))
-
     def step(
         self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
     ) -> StepResult:
         """See `Engine.step`."""
         inputs = [self._to_device(batch) for batch in batches]
-        n_labels, n_tokens, stops = self._count(batches, stop)
+        counted = self.layout.is_first_of_readers(self.world.rank)
+        n_labels, n_tokens, stops = count_step(batches, stop, counted, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1))
-        squares = self._norm_squared()
-        totals = torch.cat([sums, squares, self._balance_sums(), self._choices()])
+        squares = norm_squared(self.parameters.values())
+        totals = torch.cat([sums, squares, balance(self.config, self.experts)])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
-        cross_entropy, z_loss, square, balance = totals[:4].tolist()
+        cross_entropy, z_loss, square, balance_loss = totals[:4].tolist()
         loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
         applied = self._update(lr, grad_norm, judge(loss, grad_norm))
         if applied:
-            self._settle_experts(totals[4:])
+            settle(self.config, self.experts, totals[4:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance_loss
         )
-
-    def _count(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[int, int, bool]:
-        """Return labels and tokens of the global batch, each sequence counted once, and whether some rank was asked to stop."""
-        counts = torch.zeros(3, dtype=torch.int64)
-        if self.layout.is_first_of_readers(self.world.rank):
-            counts[0] = sum(int((batch.labels_BT >= 0).sum()) for batch in batches)
-            counts[1] = sum(batch.labels_BT.size for batch in batches)
-        counts[2] = int(stop)
-        if self.world.size > 1:
-            dist.all_reduce(counts, group=self.world.control)
-        n_labels, n_tokens, stops = counts.tolist()
-        return n_labels, n_tokens, stops > 0
 
     def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:
         """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss], float64, to be summed over ranks."""
@@ -176,9 +155,6 @@ class NativeEngine:
         """Return this context rank's part of tokens and labels, and where its tokens stand; hidden states are its part already."""
         rows, length = labels_BT.shape
         if self.ring is None:
-            if ids_BT is None:
-                order_T = torch.arange(length, device=labels_BT.device)
-                return x, labels_BT, decoder.places_at(order_T, length)
             return x, labels_BT, decoder.places(labels_BT, ids_BT)
 
         def mine(whole: Tensor) -> Tensor:
@@ -210,15 +186,6 @@ class NativeEngine:
         assert labels is not None
         return tokens, labels, ids
 
-    def _norm_squared(self) -> Tensor:
-        """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several ranks hold count once."""
-        parts = [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
-        norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
-        weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
-        if not norms:
-            return torch.zeros(1, dtype=torch.float64)
-        return (torch.stack(norms).double().cpu().square() * weights).sum().view(1)
-
     def _update(self, lr: float, grad_norm: float, applied: bool) -> bool:
         """Clip and apply the gradient, or drop it."""
         if applied:
@@ -228,26 +195,6 @@ class NativeEngine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
-
-    def _balance_sums(self) -> Tensor:
-        """Return this rank's share of the balance and router losses, float64 [1]."""
-        total = torch.zeros(1, dtype=torch.float64)
-        for moe in self.experts.values():
-            total += moe.sums().double().cpu().sum()
-        return total
-
-    def _choices(self) -> Tensor:
-        """Return how often this rank's tokens chose each expert, float64 [layers x experts]; zeros for layers held elsewhere."""
-        counts = torch.zeros(self.config.n_layers, self.config.n_experts, dtype=torch.float64)
-        for layer, moe in self.experts.items():
-            counts[layer] = moe.counts().double().cpu()
-        return counts.flatten()
-
-    def _settle_experts(self, choices: Tensor) -> None:
-        """Tell every mixture how often the global batch chose each of its experts."""
-        counts = choices.view(self.config.n_layers, self.config.n_experts)
-        for layer, moe in self.experts.items():
-            moe.end_step(counts[layer])
 
     def _synchronise(self, last: bool) -> None:
         """Keep weights gathered and gradients whole until the last micro-batch; or neither, where they are too large for that."""
@@ -287,22 +234,13 @@ class NativeEngine:
         return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
 
     def finish_scoring(self) -> None:
-        """See `Engine.finish_scoring`: FSDP2 would otherwise keep weights gathered, and show them as parameters."""
+        """See `Engine.finish_scoring`."""
         for root in self.roots.values():
-            for module in root.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+            reshard(root)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Engine.tensors`; a mixture adds "frequencies.blocks.N" and "bias.blocks.N"."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            found[f"model.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                found[f"{key}.{name}"] = value
-        for layer, moe in self.experts.items():
-            found |= {f"{key}.blocks.{layer}": value for key, value in moe.state().items()}
-        return found
+        return trained(self.parameters, self.optimizer) | expert_state(self.experts)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
@@ -341,4 +279,4 @@ class NativeEngine:
 
     def load_model(self, state: dict[str, Tensor]) -> None:
         """See `Engine.load_model`."""
-        self._fill(lambda name, _: state[name])
+        fill(self.parameters, lambda name, _: state[name])

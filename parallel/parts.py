@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
 from motet.parallel.engine import EngineOptions
@@ -56,6 +57,44 @@ def holders(parameter: Tensor) -> int:
         return 1
     mesh = parameter.device_mesh
     return math.prod(mesh.size(i) for i, p in enumerate(parameter.placements) if p.is_replicate())
+
+
+def fill(
+    parameters: Mapping[str, Tensor], value_of: Callable[[str, tuple[int, ...]], Tensor]
+) -> None:
+    """Set every weight from its unsharded value, asked for by name and shape; each rank keeps its own part."""
+    for name, parameter in parameters.items():
+        value = value_of(name, tuple(parameter.shape))
+        local(parameter).copy_(own_part(value, parameter))
+
+
+def norm_squared(parameters: Iterable[Tensor]) -> Tensor:
+    """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several ranks hold count once."""
+    parts = [(p, p.grad) for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
+    weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
+    if not norms:
+        return torch.zeros(1, dtype=torch.float64)
+    return (torch.stack(norms).double().cpu().square() * weights).sum().view(1)
+
+
+def reshard(root: nn.Module) -> None:
+    """Give back the weights that FSDP2 keeps gathered after a forward pass, and would show as parameters."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def trained(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return "model.N" and the optimizer's "exp_avg.N", "exp_avg_sq.N" and "step.N" of every weight N: the tensors that train."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        found[f"model.{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            found[f"{key}.{name}"] = value
+    return found
 
 
 def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:

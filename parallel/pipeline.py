@@ -47,8 +47,7 @@ class Stage(nn.Module):
     ) -> Tensor:
         """Train, or with `score` return log-probabilities and greediness, [2, B, T], from the last stage."""
         if score:
-            length = labels_BT.shape[1]
-            places = self.decoder.places_at(torch.arange(length, device=x.device), length)
+            places = self.decoder.places(labels_BT)
             if not self.decoder.part.last:
                 return self._hidden(x, labels_BT, places)
             scores = self.decoder(x, labels_BT, mode="score", places=places)

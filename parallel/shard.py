@@ -228,7 +228,7 @@ def _split_data(
     """Apply FSDP2 to every group of experts, every block, and the rest."""
     settings: dict[str, Any] = {
         "mp_policy": _policy(options),
-        "reshard_after_forward": reshards(model, layout),
+        "reshard_after_forward": gathers_again(model.config, layout),
     }
     for block in model.blocks.values():
         if isinstance(block.feed_forward, MoE):
@@ -248,11 +248,6 @@ def _split_data(
             # Gradients are sums over the labels of the step: nothing is averaged over ranks.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-def reshards(model: Decoder, layout: Layout) -> bool:
-    """Return whether weights are dropped between forward and backward pass and gathered again: see `gathers_again`."""
-    return gathers_again(model.config, layout)
 
 
 def _policy(options: EngineOptions) -> MixedPrecisionPolicy:
