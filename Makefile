@@ -7,19 +7,32 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test slurm lint bench docs clean
 
 TORCH ?= torch==2.13.0
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+SLURM := slurm-wlm munge iproute2
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/motet demo
 
-test: $(VENV)/.installed-dev
+test: slurm $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Slurm for the tests that live on the testbed (docs/testbed.md): installed where that can be done without asking.
+slurm:
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	if type -P slurmctld sbatch munged ip tc >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get install -y -q $(SLURM) || { apt-get update -q && apt-get install -y -q $(SLURM); } || \
+	        echo "make: $(SLURM) could not be installed: tests on a real Slurm will be skipped"; \
+	else \
+	    echo "make: no Slurm here: tests on a real Slurm will be skipped (apt-get install $(SLURM), run as root)"; \
+	fi
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
