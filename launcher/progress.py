@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, one line per interval anywhere else."""
+"""What a person sees while a run trains: a bar on a terminal, one line per interval anywhere else and in a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,8 @@ ETA_SMOOTHING = 0.9
 class Progress:
     """Shows step, loss, tokens/s and time left; use as a context manager. Rank 0 speaks, others are silent.
 
-    `steps` is where the run ends, `start_step` where this attempt begins. `clock` and `console` are given by tests.
+    `steps` is where the run ends, `start_step` where this attempt begins. `log` gets the plain lines that a terminal does not
+    show (elsewhere standard output is kept as it is, and this file is not made). `clock` and `console` are given by tests.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Progress:
         console: Console | None = None,
         interval_s: float = PLAIN_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
+        log: Path | None = None,
     ) -> None:
         self.steps = steps
         self._step = start_step
@@ -42,10 +45,11 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._text = ""
+        self._log: TextIO | None = None
         if rank == 0:
-            self._open(console)
+            self._open(console, log)
 
-    def _open(self, console: Console | None) -> None:
+    def _open(self, console: Console | None, log: Path | None) -> None:
         from rich.console import Console as RichConsole
 
         self._console = console or RichConsole(highlight=False)
@@ -54,6 +58,9 @@ class Progress:
             self._task = self._bar.add_task(
                 "training", total=self.steps, completed=self._step, text="", left=""
             )
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._log = log.open("a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -63,6 +70,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def update(self, step: int, loss: float | None, tokens_per_s: float, note: str = "") -> None:
         """Tell that `step` updates are done. A step back (rollback) restarts the estimate of time left."""
@@ -74,9 +84,13 @@ class Progress:
         left = f"{duration(self.seconds_left())} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, text=self._text, left=left)
-        elif step >= self.steps or now - self._printed_s >= self._interval_s:
+        if step >= self.steps or now - self._printed_s >= self._interval_s:
             self._printed_s = now
-            self.print(f"step {step:,}/{self.steps:,}  {self._text}  {left}")
+            line = f"step {step:,}/{self.steps:,}  {self._text}  {left}"
+            if self._bar is None:
+                self.print(line)
+            else:
+                self._keep(line)
 
     def seconds_left(self) -> float | None:
         """Estimate from a moving mean of seconds per step; None before two steps."""
@@ -97,6 +111,13 @@ class Progress:
         """Print a line above the bar."""
         if self._console is not None:
             self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._keep(message)
+
+    def _keep(self, message: str) -> None:
+        """Write a line to the file; a full disk there does not end training."""
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                self._log.write(f"{message}\n")
 
     def _estimate(self, step: int, now: float) -> None:
         if step > self._step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -74,6 +75,34 @@ def test_a_terminal_shows_step_loss_rate_and_phase() -> None:
     assert "loss 2.346" in text
     assert "4.5M tokens/s" in text
     assert "probing" in text
+
+
+def test_what_a_terminal_shows_is_kept_as_plain_lines(tmp_path: Path) -> None:
+    clock = Clock()
+    log = tmp_path / "logs" / "rank-0.log"
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress(20, console=console, interval_s=10.0, clock=clock, log=log) as progress:
+        for step in range(1, 21):
+            clock.now_s += 1.0
+            progress.update(step, loss=2.0, tokens_per_s=950)
+        progress.print("saved")
+        assert log.read_text().splitlines() == [  # while it trains, not only at the end
+            "step 10/20  loss 2  950 tokens/s  0:10 left",
+            "step 20/20  loss 2  950 tokens/s  0:00 left",
+            "saved",
+        ]
+    progress.print("after the end")
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_without_a_terminal_and_on_other_ranks_no_file_is_made(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    with Progress(1, console=plain()[0], log=log) as progress:
+        progress.update(1, loss=1.0, tokens_per_s=1.0)
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    with Progress(1, rank=1, console=terminal, log=log) as progress:
+        progress.update(1, loss=1.0, tokens_per_s=1.0)
+    assert not log.exists()
 
 
 def test_square_brackets_in_a_message_are_text() -> None:

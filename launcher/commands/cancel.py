@@ -1,0 +1,157 @@
+"""`motet cancel`: save and stop a run, wherever it runs, and see to it that it does not start again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from motet.experiments.errors import UserError
+from motet.launcher.commands import common
+from motet.launcher.commands.status import open_run
+from motet.launcher.follow.overview import View, look
+from motet.launcher.follow.records import Records
+from motet.launcher.follow.state import shown
+from motet.launcher.follow.stopping import Action, actions
+from motet.launcher.progress import duration
+from motet.launcher.rundir import RunDir, atomic_write
+
+if TYPE_CHECKING:
+    from motet.slurm.client import Client
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.1, 5.0, 1.5
+FIRST_SLURM_PAUSE_S = 2.0
+SAY_EVERY_S = 15.0
+GUEST_GRACE_S = 15.0
+"""A foreign loop that ignores Ctrl-C, as one started with `&` in a script does, gets SIGTERM after this time."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Cancel a run; the exit code is 1 when it has not ended within --wait."""
+    from motet.slurm.client import Client
+
+    if not arguments.wait >= 0:
+        raise UserError(f"--wait={arguments.wait:g} is below 0; give seconds, 0 for not waiting")
+    rundir, client = open_run(arguments.run, arguments.runs), Client()
+    view, records = _look(rundir, client)
+    todo = actions(view, records, arguments.now, time.time())
+    if not arguments.json:
+        for action in todo:
+            print(f"would {action.text}" if arguments.dry_run else action.text)
+    if todo and not arguments.dry_run:
+        carry_out(todo, rundir, client)
+        _refuse_silence(rundir, records)
+        view = wait(rundir, client, arguments.wait, say=not arguments.json)
+    _tell(arguments, view, todo)
+    return 1 if todo and not arguments.dry_run and view.state.active else 0
+
+
+def _look(rundir: RunDir, client: Client) -> tuple[View, Records]:
+    (view,), records = look([rundir], client, time.time())
+    return view, records
+
+
+def carry_out(todo: Sequence[Action], rundir: RunDir, client: Client) -> None:
+    """Do what was decided.
+
+    Raises:
+        SlurmError: Slurm refused to end a job.
+        UserError: a process belongs to somebody else.
+    """
+    for action in todo:
+        if action.kind == "mark":
+            atomic_write(rundir.cancelled, f"{time.time():.0f}\n")
+        elif action.kind == "end":
+            client.cancel(action.jobs)
+        elif action.kind == "save":
+            client.cancel(action.jobs, signal=action.signal)
+        else:
+            send(action.pids, signal.Signals[f"SIG{action.signal}"])
+
+
+def send(pids: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal; a process that has gone meanwhile is no error.
+
+    Raises:
+        UserError: a process belongs to somebody else.
+    """
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            raise UserError(f"process {pid} belongs to another user; ask them to cancel") from None
+
+
+def _refuse_silence(rundir: RunDir, records: Records) -> None:
+    if records.problem:
+        raise UserError(
+            f"Slurm: {records.problem}; {shown(rundir.root)} is marked and will not requeue itself, but its jobs were not ended: "
+            "cancel again when Slurm answers"
+        )
+
+
+def wait(
+    rundir: RunDir,
+    client: Client,
+    wait_s: float,
+    say: bool,
+    sleep: Callable[[float], None] = time.sleep,
+) -> View:
+    """Wait until nothing of the run waits or runs; return what it is then.
+
+    Args:
+        rundir: the run.
+        client: asked less and less often, when the run has jobs.
+        wait_s: how long at most.
+        say: print now and then that it goes on.
+    """
+    started_s = spoken_s = time.monotonic()
+    view, _ = _look(rundir, client)
+    pause_s = FIRST_SLURM_PAUSE_S if view.facts.jobs else FIRST_PAUSE_S
+    insisted = False
+    while view.state.active and time.monotonic() - started_s < wait_s:
+        sleep(min(pause_s, max(0.0, wait_s - (time.monotonic() - started_s))))
+        pause_s = min(LONGEST_PAUSE_S, pause_s * PAUSE_GROWTH)
+        view, _ = _look(rundir, client)
+        waited_s = time.monotonic() - started_s
+        if view.facts.guest and not insisted and waited_s > GUEST_GRACE_S:
+            insisted = True
+            send([p.pid for p in view.facts.processes if p.lives()], signal.SIGTERM)
+        if say and time.monotonic() - spoken_s > SAY_EVERY_S:
+            spoken_s = time.monotonic()
+            print(
+                f"{view.state.name} at step {view.facts.pace.step or 0:,} after {duration(waited_s)}"
+            )
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+    return view
+
+
+def _tell(arguments: argparse.Namespace, view: View, todo: Sequence[Action]) -> None:
+    """Say what became of it, and what was saved."""
+    if arguments.json:
+        fields: dict[str, Any] = {"version": 1, "dry_run": arguments.dry_run}
+        fields |= {"actions": [action.fields() for action in todo], "run": view.fields()}
+        common.print_json(fields)
+        return
+    if not todo:
+        print(f"{shown(view.facts.run.root)} is {view.state.name}: there is nothing to cancel")
+        return
+    if arguments.dry_run:
+        return
+    step = view.facts.checkpoint
+    saved = "nothing is saved yet" if step is None else f"the newest checkpoint is step {step:,}"
+    print(f"{view.state.name}; {saved}")
+    if view.state.active:
+        print(
+            f"it has not ended in {arguments.wait:g} s; `motet cancel --now` does not wait for it"
+        )
+    elif view.state.advice:
+        print(f"to go on: {view.state.advice}")

@@ -1,0 +1,44 @@
+"""`motet ls`: the runs of a folder, in short."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from motet.launcher.commands import common
+from motet.launcher.commands.status import loss_of, step_of
+from motet.launcher.follow.facts import find_runs
+from motet.launcher.follow.overview import document, look
+from motet.launcher.follow.state import at
+from motet.launcher.progress import rate
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List runs, the newest last."""
+    from motet.slurm.client import Client
+
+    views, records = look(find_runs(Path(arguments.runs)), Client(), time.time())
+    rows = sorted((view.fields() for view in views), key=lambda row: row["created"] or 0.0)
+    if arguments.json:
+        common.print_json(document(rows, records))
+        return 0
+    if not rows:
+        print(f"no runs in {arguments.runs}/; `motet demo` makes one")
+        return 0
+    common.print_table(
+        [
+            {
+                "name": row["name"],
+                "state": row["state"],
+                "step": step_of(row),
+                "loss": loss_of(row),
+                "parameters": "–" if row["parameters"] is None else rate(row["parameters"]),
+                "created": None if row["created"] is None else at(row["created"]),
+            }
+            for row in rows
+        ]
+    )
+    if records.problem:
+        print(f"Slurm: {records.problem}; shown from folders alone")
+    return 0

@@ -1,0 +1,216 @@
+"""What the folder of a run tells without asking anybody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from motet.experiments.errors import UserError
+from motet.launcher.culprit import blame
+from motet.launcher.follow.pace import Pace, read_pace
+from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
+from motet.launcher.lifeline import STOP_MARKER
+from motet.launcher.rundir import RunDir
+from motet.slurm.client import ID
+
+FRESH_S = 90.0
+"""A process on another host that was seen so lately is taken to live; a rank touches its file every 5 seconds of training."""
+_STEPS = re.compile(r"^training:\n(?:  .*\n)*?  steps: *(\S+)", re.MULTILINE)
+_TOKENS = re.compile(r"^training:\n(?:  .*\n)*?  tokens: *(\S+)", re.MULTILINE)
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run folder, read once.
+
+    Attributes:
+        guest: whether the user's own loop trains it.
+        created: Unix time.
+        parameters: of the model; None where the user's own loop has not brought it yet.
+        steps, tokens: where the run ends; None when its settings cannot be read.
+        finished: it has its DONE marker.
+        cancelled: it was cancelled, so that it does not requeue itself.
+        number: the newest attempt, 0 before the first.
+        attempt: attempt.json of the newest attempt, {} before its ranks are ready.
+        error: why the newest attempt was refused or given up, in its own words.
+        culprit: which rank made it crash.
+        stopped_early: a stop was asked for before the newest attempt trained.
+        lock_pid: the process that holds the folder, on this host.
+        processes: of the newest attempt, unless it says how it ended.
+        jobs: what was submitted, newest last (fields of slurm/jobs.json).
+        checkpoint: step of the newest checkpoint.
+    """
+
+    run: RunDir
+    guest: bool
+    created: float | None
+    parameters: int | None
+    steps: int | None
+    tokens: int | None
+    finished: bool
+    cancelled: bool
+    number: int
+    attempt: Fields
+    error: str
+    culprit: str
+    stopped_early: bool
+    lock_pid: int | None
+    processes: list[Process]
+    jobs: list[Fields]
+    checkpoint: int | None
+    pace: Pace
+
+    def lives_here(self) -> bool:
+        """Return whether a process trains it on this host."""
+        if self.lock_pid is not None:
+            return True
+        return self.attempt.get("ended") is None and any(p.lives() for p in self.processes)
+
+    def seen_elsewhere(self, now: float) -> Process | None:
+        """Return a process of it on another host that gave a sign of life lately; None once the attempt has ended."""
+        if self.attempt.get("ended") is not None:
+            return None
+        fresh = (p for p in self.processes if not p.is_here and now - p.seen < FRESH_S)
+        return next(fresh, None)
+
+
+def read_facts(run: RunDir, locks: Locks) -> Facts:
+    """Read a run folder; what is missing or damaged in it is left out.
+
+    Args:
+        run: its folder.
+        locks: of `processes.held_locks`, read once for many runs.
+    """
+    manifest = read_fields(run.manifest)
+    number = run.latest_attempt()
+    folder = run.attempt(number)
+    lock_pid = lock_holder(run.lock, locks)
+    attempt = read_fields(folder / "attempt.json") if number else {}
+    reason = attempt.get("reason", "running")
+    open_end = number > 0 and reason in ("running", "lost")  # others need no sign of life
+    steps, tokens = _length(run, manifest)
+    finished = run.done.exists()
+    ended_well = finished or reason in ("finished", "stopped")
+    checkpoints = run.checkpoint_steps()
+    return Facts(
+        run=run,
+        guest=bool(manifest.get("guest")),
+        created=manifest.get("created"),
+        parameters=manifest.get("parameters"),
+        steps=steps,
+        tokens=tokens,
+        finished=finished,
+        cancelled=run.cancelled.exists(),
+        number=number,
+        attempt=attempt,
+        error="" if ended_well else _text(folder / "error.txt"),
+        culprit="" if ended_well or not number else _culprit(folder, attempt),
+        stopped_early=bool(number) and not attempt and (folder / STOP_MARKER).exists(),
+        lock_pid=lock_pid,
+        processes=read_processes(folder) if open_end and not finished else [],
+        jobs=read_jobs(run),
+        checkpoint=checkpoints[-1] if checkpoints else None,
+        pace=read_pace(run.metrics, moving=reason == "running" and not finished),
+    )
+
+
+def read_fields(path: Path) -> Fields:
+    """Return a JSON object; {} when it is missing, damaged or something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_jobs(run: RunDir) -> list[Fields]:
+    """Return the submitted jobs of a run, newest last."""
+    try:
+        value = json.loads(run.slurm_jobs.read_bytes())
+    except (OSError, ValueError):
+        return []
+    entries = value if isinstance(value, list) else []
+    return [e for e in entries if isinstance(e, dict) and ID.fullmatch(str(e.get("job_id")))]
+
+
+def all_attempts(run: RunDir) -> list[Fields]:
+    """Return attempt.json of every attempt, by number; `attempt` and `why` are always there."""
+    return [
+        {"attempt": number, **read_fields(folder / "attempt.json"), "why": _why(folder)}
+        for number in range(1, run.latest_attempt() + 1)
+        if (folder := run.attempt(number)).is_dir()
+    ]
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """Return the runs in a folder, by name.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"--runs={folder} is no folder; give the folder that holds the run folders, or the name of one run"
+        ) from None
+    runs = (RunDir(folder / name) for name in names)
+    return [run for run in runs if run.resolved_yaml.exists()]
+
+
+def _length(run: RunDir, manifest: Fields) -> tuple[int | None, int | None]:
+    """Return steps and tokens of the whole run: `training.steps` may have grown since the manifest, the batch may not.
+
+    Only two lines of resolved.yaml are looked at: to parse the settings of 500 runs would take seconds.
+    """
+    try:
+        text = run.resolved_yaml.read_text(encoding="utf-8")
+        batch = manifest["config"]["batch"]
+        length, per_step = int(manifest["sequence_length"]), int(manifest["tokens_per_step"])
+        steps, tokens = _whole(_STEPS, text), _whole(_TOKENS, text)
+        if batch["ramp"]:
+            from motet.experiments.steps import Steps
+
+            stages = {0: batch["sequences"], **{s["step"]: s["sequences"] for s in batch["ramp"]}}
+            ramp = Steps.of(batch["sequences"], sorted(stages.items()))
+            steps = ramp.steps_for(-(-(tokens or 0) // length)) if steps is None else steps
+            return steps, ramp.slots_before(steps) * length
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    if steps is None:
+        steps = -(-(tokens or 0) // per_step)
+    return steps, steps * per_step
+
+
+def _whole(pattern: re.Pattern[str], text: str) -> int | None:
+    match = pattern.search(text)
+    return None if match is None or match[1] == "null" else int(match[1].replace("_", ""))
+
+
+def _why(folder: Path) -> str:
+    """Return why an attempt failed, in one line; "" when it left no word."""
+    told = _text(folder / "error.txt")
+    return told.splitlines()[0] if told else _culprit(folder, read_fields(folder / "attempt.json"))
+
+
+def _culprit(folder: Path, attempt: Fields) -> str:
+    """Return which rank made an attempt crash: as was written down at its end, or as its files tell."""
+    if attempt.get("culprit"):
+        return str(attempt["culprit"])
+    try:
+        return blame(folder) or ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

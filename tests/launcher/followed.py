@@ -1,0 +1,150 @@
+"""Run folders as training leaves them, made in a moment, and a Slurm that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.slurm.client import Job
+from motet.slurm.errors import SlurmError
+
+SEQUENCES, LENGTH = 8, 128
+TOKENS_PER_STEP = SEQUENCES * LENGTH
+DEAD_PID = 0x3FFFFFFF
+NOW = float(int(time.time()))
+
+
+def make_run(folder: Path, name: str, steps: int = 100, **manifest: Any) -> RunDir:
+    """Make a run that was frozen and never started."""
+    run = RunDir(folder / name)
+    run.create()
+    atomic_write(
+        run.resolved_yaml, f"name: {name}\ntraining:\n  steps: {steps}\n  tokens: null\nseed: 0\n"
+    )
+    facts = {
+        "name": name,
+        "created": NOW - 3600,
+        "parameters": 84_128,
+        "sequence_length": LENGTH,
+        "tokens_per_step": TOKENS_PER_STEP,
+        "config": {"batch": {"sequences": SEQUENCES, "ramp": []}},
+    }
+    write_json(run.manifest, {**facts, **manifest})
+    return run
+
+
+def add_attempt(
+    run: RunDir,
+    reason: str = "running",
+    start_step: int = 0,
+    end_step: int | None = None,
+    pids: Mapping[int, str] | None = None,
+    seen: float | None = None,
+    **facts: Any,
+) -> int:
+    """Add an attempt; `pids` are the texts of its pid files, by default one of a process that is dead."""
+    number = run.next_attempt()
+    started = NOW - 600
+    told = {
+        "attempt": number,
+        "start_step": start_step,
+        "end_step": end_step,
+        "world_size": 2,
+        "started": started,
+        "ended": None if reason == "running" else NOW - 60,
+        "reason": reason,
+        "segment": number,
+    }
+    write_json(run.attempt(number) / "attempt.json", {**told, **facts})
+    for rank, text in (pids or {0: f"{DEAD_PID} {socket.gethostname()}"}).items():
+        path = run.attempt(number) / f"pid-{rank}"
+        atomic_write(path, text)
+        if seen is not None:
+            os.utime(path, (seen, seen))
+    return number
+
+
+def step_rows(
+    steps: Iterable[int], end: float = NOW, step_s: float = 2.0, loss: float = 3.5
+) -> list[dict[str, Any]]:
+    """Rows of steps, one every `step_s`, the last at `end`."""
+    steps = list(steps)
+    return [
+        {
+            "kind": "step",
+            "step": step,
+            "time": end - step_s * (steps[-1] - step),
+            "loss": loss,
+            "tokens": step * TOKENS_PER_STEP,
+            "tokens_per_s": 2 * TOKENS_PER_STEP / step_s,
+            "skipped": False,
+        }
+        for step in steps
+    ]
+
+
+def write_rows(run: RunDir, rows: Sequence[Mapping[str, Any]], torn: str = "") -> None:
+    """Append rows to the metrics, and a torn line."""
+    with run.metrics.open("a") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in rows) + torn)
+
+
+def add_jobs(run: RunDir, *ids: str) -> None:
+    """Write down that jobs were submitted."""
+    entries = [
+        {
+            "job_id": id_,
+            "submitted": NOW - 700,
+            "array_task": None,
+            "dependency": "",
+            "resumed": False,
+        }
+        for id_ in ids
+    ]
+    write_json(run.slurm_jobs, entries)
+
+
+def job(id_: str, state: str = "RUNNING", **fields: Any) -> Job:
+    return Job(**{"id": id_, "name": "x", "state": state, **fields})
+
+
+def iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+
+
+class FakeClient:
+    """Answers like Slurm, and keeps what it was asked."""
+
+    def __init__(
+        self, *queue: Job, history: Sequence[Job] = (), fails: str = "", absent: bool = False
+    ) -> None:
+        self.jobs = {job.id: job for job in queue}
+        self.past = {job.id: job for job in history}
+        self.fails, self.absent = fails, absent
+        self.calls: list[tuple[Any, ...]] = []
+
+    def available(self) -> bool:
+        return not self.absent
+
+    def queue(self, ids: Sequence[str] = ()) -> dict[str, Job]:
+        self.calls.append(("queue", *ids))
+        if self.fails:
+            raise SlurmError(self.fails)
+        return {id_: job for id_, job in self.jobs.items() if not ids or id_ in ids}
+
+    def history(self, ids: Sequence[str]) -> dict[str, Job]:
+        self.calls.append(("history", *ids))
+        return {id_: self.past[id_] for id_ in ids if id_ in self.past}
+
+    def cancel(self, ids: Sequence[str], signal: str | None = None) -> None:
+        self.calls.append(("cancel", signal, *ids))
+        if self.fails:
+            raise SlurmError(self.fails)
+        for id_ in ids:
+            self.jobs.pop(id_, None)
