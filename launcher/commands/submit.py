@@ -1,0 +1,156 @@
+"""`motet submit`: a run as a Slurm job, and what it will ask for and hold at most."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from motet.experiments.errors import UserError
+from motet.launcher import config, submission
+from motet.launcher.commands import common
+from motet.launcher.commands.train import refuse_existing
+from motet.launcher.node import with_processes
+from motet.launcher.rundir import RunDir
+from motet.launcher.settings import RunSettings
+from motet.launcher.slurm_settings import groups_of, world_size
+from motet.slurm.client import Client
+from motet.slurm.config import Group, seconds
+
+GIB = 2**30
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submit a run.yaml, or print what would be submitted."""
+    path = common.run_yaml(arguments)
+    settings = config.load(path, arguments.settings, world=world_size)
+    seeds = settings.slurm.array
+    each = [
+        config.load(
+            path, [*arguments.settings, *submission.of_seed(settings, seed)], world=world_size
+        )
+        for seed in seeds
+    ] or [settings]
+    made = submission.submission(each, settings if seeds else None)
+    for one, rundir in zip(each, made.rundirs, strict=True):
+        refuse_existing(one, rundir)
+    submission.check(each[0])
+    client = Client()
+    if arguments.dry_run:
+        print_dry_run(made, client)
+        return 0
+    text = common.yaml_with_overrides(path.read_text(encoding="utf-8"), arguments.settings)
+    ids = submission.submit(made, text, client)
+    say_submitted(made, ids)
+    return 0
+
+
+def resume(rundir: RunDir, settings: RunSettings, yaml_text: str, *, dry_run: bool) -> int:
+    """Submit a run again that has left Slurm."""
+    from motet.launcher.batch import finished
+
+    if finished(rundir, settings):
+        print(f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}`")
+        return 0
+    if settings.slurm.array:
+        raise UserError(
+            f"slurm.array: {list(settings.slurm.array)} makes new runs out of a run.yaml; leave it out to go on with {rundir.name}"
+        )
+    made = submission.submission([settings])
+    if dry_run:
+        print_dry_run(made, Client())
+        return 0
+    say_submitted(made, submission.resubmit(rundir, settings, yaml_text, Client()))
+    return 0
+
+
+def say_submitted(made: submission.Submission, ids: Sequence[str]) -> None:
+    """Print the job ids, first alone on its line, and what to type next."""
+    shown = made.rundirs[0].root
+    print(*ids, sep="\n")
+    print(f"submitted; `motet status {shown}` and `motet logs -f {shown}` follow it")
+
+
+def print_dry_run(made: submission.Submission, client: Client) -> None:
+    """The script, the run that it starts, the most it can cost, and what Slurm says to it."""
+    print(made.script)
+    settings = made.settings[0]
+    common.print_facts(
+        [
+            *run_lines(settings),
+            *([("runs", ", ".join(r.name for r in made.rundirs))] if made.request.array else []),
+            *memory_lines(settings),
+            *cost_lines(settings, len(made.settings)),
+        ]
+    )
+    common.print_facts([("slurm", submission.asked_of_slurm(made.script, client))])
+
+
+def run_lines(settings: RunSettings) -> list[tuple[str, str]]:
+    """What the run will be, on all nodes of all groups."""
+    world, groups = world_size(settings), groups_of(settings)
+    facts = dict(common.run_facts(with_processes(settings, world)))
+    shown = " + ".join(_nodes_of(group) for group in groups)
+    facts["processes"] = f"{world:,} ({settings.layout.device}) = {shown}"
+    return list(facts.items())
+
+
+def _nodes_of(group: Group) -> str:
+    where = f" of {group.partition}" if group.partition else ""
+    return f"{group.nodes} {'node' if group.nodes == 1 else 'nodes'}{where} x {group.processes}"
+
+
+def memory_lines(settings: RunSettings) -> list[tuple[str, str]]:
+    """What the fullest rank must hold."""
+    from motet.launcher.run import model_of
+    from motet.models import counts
+    from motet.parallel.holdings import held_bytes, kept_bytes
+    from motet.parallel.layout_rules import micro_batches
+
+    layout = settings.layout_for(world_size(settings))
+    if layout.engine != "native":
+        return [("memory per rank", f"not estimated for {layout.engine}")]
+    model = model_of(settings)[0]
+    number = max(micro_batches(layout, settings.batch.sequences))
+    states = [
+        sum(held_bytes(model, layout, stage).values())
+        + sum(kept_bytes(model, layout, number, stage).values())
+        for stage in range(layout.pp)
+    ]
+    length = settings.data.sequence_length // layout.cp
+    width = 4 if settings.training.precision == "fp32" else 2
+    whole = counts.activation_bytes(
+        model, length, layout.micro_sequences, width, layout.recompute == "full"
+    )
+    state, activations = max(states) / GIB, whole / layout.tp / GIB
+    # The first of P stages has P micro-batches under way, each with a P-th of the layers.
+    return [
+        (
+            "memory per rank",
+            f"{state:.3g} GiB for weights, gradients and optimizer on the fullest rank, about {activations:.2g} GiB of activations",
+        )
+    ]
+
+
+def cost_lines(settings: RunSettings, runs: int) -> list[tuple[str, str]]:
+    """Time is not known; what is asked for is, and nothing costs more than that."""
+    slurm = settings.slurm
+    limit_s = seconds(slurm.time)
+    nodes = sum(group.nodes for group in groups_of(settings))
+    gpus = sum(group.nodes * group.gpus for group in groups_of(settings))
+    jobs = runs * slurm.chain
+    time = ("time", "not known: no speed of these nodes is known before the run has begun")
+    if limit_s is None:
+        return [
+            time,
+            ("cost", "slurm.time is empty: the partition's limit is the most it can take"),
+        ]
+    hours = limit_s / 3600
+    each = f"{nodes} {'node' if nodes == 1 else 'nodes'} x {hours:.4g} h" + (
+        f" x {jobs} jobs" if jobs > 1 else ""
+    )
+    most = f"at most {nodes * hours * jobs:,.4g} node-hours ({each})"
+    if gpus:
+        most += f", {gpus * hours * jobs:,.4g} GPU-hours"
+    if slurm.requeue != "never" and slurm.max_requeues:
+        most += f"; as much again for each requeue, of which there are at most {slurm.max_requeues}"
+    return [time, ("cost", most)]
