@@ -118,6 +118,7 @@ def score_items(
     rank: int = 0,
     world_size: int = 1,
     sum_over_ranks: SumOverRanks = lambda values: values,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> ItemScores:
     """Score every item; batches are dealt to ranks in turn, and every rank makes the same number of forward passes.
 
@@ -127,11 +128,13 @@ def score_items(
         batch_tokens: most padded tokens in one forward pass.
         rank, world_size: which share is this process's.
         sum_over_ranks: adds float64 arrays of all ranks.
+        before_batch: called before each forward pass, equally often on every rank; what it raises ends the scoring on all.
     """
     lengths = np.array([len(ids) for ids in items.tokens], dtype=np.int64)
     batches = probe_batches(lengths, batch_tokens)
     results = np.zeros((2, len(items)), dtype=np.float64)
     for turn in range(0, len(batches), world_size):
+        before_batch()
         mine = turn + rank
         members = batches[mine] if mine < len(batches) else np.empty(0, dtype=np.int64)
         tokens_BT, labels_BT = _padded_batch(items, members)

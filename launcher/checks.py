@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from motet.experiments.errors import Problem, suggest
 from motet.launcher.settings import LayoutSettings, RunSettings
+from motet.launcher.slurm_settings import slurm_problems
+from motet.slurm.config import shown
 
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
@@ -23,7 +25,7 @@ def name_problems(settings: RunSettings) -> list[Problem]:
         return [
             Problem(
                 "name",
-                f"{settings.name!r} cannot name a folder; use letters, digits, '.', '_' and '-', at most 100, the first a "
+                f"{shown(settings.name)} cannot name a folder; use letters, digits, '.', '_' and '-', at most 100, the first a "
                 "letter or digit",
             )
         ]
@@ -266,6 +268,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (model_problems, ("model",)),
     (engine_problems, ("layout",)),
     (deepspeed_problems, ("layout", "training.compile")),
+    (slurm_problems, ("slurm", "layout.processes", "layout.device")),
 )
 LAYOUT_READS = ("layout", "batch", "data.sequence_length", "model", "training.compile")
 """What `layout_problems` reads: it needs the number of ranks besides."""

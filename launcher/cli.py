@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from motet.experiments.errors import UserError
+from motet.slurm.errors import SlurmError
 
 PRIVATE_UMASK = 0o077
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -56,6 +57,22 @@ def _command(
 def _settings_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("run_yaml", metavar="RUN.yaml", nargs=None if required else "?")
     parser.add_argument("settings", metavar="a.b.c=value", nargs="*", help=_SETTINGS_HELP)
+
+
+def _nodes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nnodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="machines; give each the same command (default: 1)",
+    )
+    parser.add_argument(
+        "--node-rank", type=int, default=0, metavar="K", help="which machine this is, from 0"
+    )
+    parser.add_argument(
+        "--endpoint", default="", metavar="HOST:PORT", help="of machine 0, with a free port"
+    )
 
 
 def _add_start_commands(commands: Any) -> None:
@@ -163,14 +180,52 @@ def _add_layout_commands(commands: Any) -> None:
     _settings_arguments(show)
 
 
+def _add_cluster_commands(commands: Any) -> None:
+    parser = commands.add_parser("cluster", help="what the machines and their links really are")
+    group = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    probe = _command(
+        group, "probe", "cluster:probe", "measure, and write it down", dry_run=True, json=True
+    )
+    probe.add_argument("--output", default="cluster.yaml", metavar="FILE", help="cluster.yaml")
+    probe.add_argument("--force", action="store_true", help="replace the file when it exists")
+    probe.add_argument("--processes", type=int, metavar="N", help="here (default: one per GPU)")
+    probe.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    probe.add_argument(
+        "--groups", nargs="+", metavar="NAME:HOSTS", help="such as ib:n[1-2] (default: measured)"
+    )
+    probe.add_argument("--nnodes", type=int, metavar="N", help="machines, when not under srun")
+    probe.add_argument("--node-rank", type=int, metavar="R", help="of this one, from 0")
+    probe.add_argument("--endpoint", metavar="HOST:PORT", help="where they meet: the first one")
+    seconds = "of one series of transfers (default 1.5)"
+    probe.add_argument("--seconds", type=float, default=1.5, metavar="S", help=seconds)
+    wait = "seconds to wait for other machines (default 300)"
+    probe.add_argument("--wait", type=float, default=300.0, metavar="S", help=wait)
+    show = _command(group, "show", "cluster:show", "draw a cluster: groups and links", json=True)
+    show.add_argument(
+        "what", metavar="FILE|RUN", nargs="?", help="cluster.yaml, or a run (default: this machine)"
+    )
+    show.add_argument("--catalogue", action="store_true", help="known devices, with sources")
+    show.add_argument("--svg", metavar="FILE", help="also as a picture")
+    show.add_argument("--html", metavar="FILE", help="also as a page")
+    for one in (probe, show):
+        one.add_argument("--from-slurm", action="store_true", help="nodes that Slurm lists")
+        one.add_argument("--partition", metavar="NAME", help="with --from-slurm: only its nodes")
+
+
 def _add_run_commands(commands: Any) -> None:
     train = _command(commands, "train", "train:run", "train here (starts torchrun)", dry_run=True)
     _settings_arguments(train)
+    _nodes_arguments(train)
+    submit = _command(
+        commands, "submit", "submit:run", "run it on Slurm, as a batch job", dry_run=True
+    )
+    _settings_arguments(submit)
     resume = _command(
         commands, "resume", "train:resume", "go on from the last checkpoint", dry_run=True
     )
     resume.add_argument("run", metavar="RUN", help="folder of the run")
     resume.add_argument("settings", metavar="a.b.c=value", nargs="*", help="see docs/reference.md")
+    _nodes_arguments(resume)
     report = _command(
         commands, "report", "report:run", "the answers, as one HTML file", dry_run=True, json=True
     )
@@ -189,6 +244,74 @@ def _add_run_commands(commands: Any) -> None:
     export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
+def _add_follow_commands(commands: Any) -> None:
+    def runs_folder(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--runs", default="runs", metavar="FOLDER", help="default: runs")
+
+    status = _command(commands, "status", "status:run", "what runs do, or one in detail", json=True)
+    status.add_argument("run", metavar="RUN", nargs="?", help="folder of a run (default: all)")
+    runs_folder(status)
+    status.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
+    listing = _command(commands, "ls", "listing:run", "list runs, in short", json=True)
+    runs_folder(listing)
+    logs = _command(commands, "logs", "logs:run", "what the ranks of a run printed", json=True)
+    logs.add_argument("run", metavar="RUN", help="folder of the run")
+    runs_folder(logs)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--rank", metavar="R", help="only this rank, or slurm for the job's output")
+    logs.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
+    logs.add_argument("--lines", type=int, metavar="N", help="last lines of each rank (default 20)")
+    cancel = _command(
+        commands,
+        "cancel",
+        "cancel:run",
+        "save and stop a run; end its jobs",
+        dry_run=True,
+        json=True,
+    )
+    cancel.add_argument("run", metavar="RUN", help="folder of the run")
+    runs_folder(cancel)
+    cancel.add_argument("--now", action="store_true", help="kill it, without a checkpoint first")
+    cancel.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait (default 300)",
+    )
+
+
+def _add_slurm_commands(commands: Any) -> None:
+    slurm = commands.add_parser("slurm", help="a private Slurm of four nodes on this machine")
+    rooms = slurm.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    testbed = rooms.add_parser("testbed", help="start it, break it, mend it, stop it (as root)")
+    group = testbed.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, help_text: str, **options: bool) -> argparse.ArgumentParser:
+        target = f"testbed:{name.replace('-', '_')}"
+        parser = _command(group, name, target, help_text, **options)
+        folder = "/var/lib/motet-testbed"
+        parser.add_argument("--folder", default=folder, metavar="F", help=f"default: {folder}")
+        return parser
+
+    start = add("start", "start it and wait until every node is idle", dry_run=True)
+    start.add_argument(
+        "--rate", type=float, default=1000.0, metavar="MBIT", help="of the link (default 1000)"
+    )
+    add("stop", "end and remove all of it, also after a crash", dry_run=True)
+    add("status", "its nodes, daemons and link", json=True)
+    add("env", "shell lines that let sbatch and motet use it: eval them")
+    rate = add("rate", "shape the link between its two clusters", dry_run=True)
+    rate.add_argument("mbit", type=float, metavar="MBIT", help="Mbit/s in each direction")
+    cut = add("cut", "pull a node's network cable", dry_run=True)
+    crash = add("crash", "kill a host, as if its power failed", dry_run=True)
+    crash.add_argument("host", metavar="HOST", help="n1 to n4, or ctl for the controller")
+    mend = add("mend", "put the cable back and start slurmd anew", dry_run=True)
+    for parser in (cut, mend):
+        parser.add_argument("node", metavar="NODE", help="n1 to n4")
+    add("restart-controller", "start slurmctld anew from its saved state", dry_run=True)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
     from motet import __version__
@@ -204,7 +327,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_experiment_commands(commands)
     _add_layout_commands(commands)
+    _add_cluster_commands(commands)
     _add_run_commands(commands)
+    _add_follow_commands(commands)
+    _add_slurm_commands(commands)
     return parser
 
 
@@ -238,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _target(parsed.target)(parsed) or 0
         sys.stdout.flush()
         return code
-    except UserError as error:
+    except (UserError, SlurmError) as error:
         print(f"motet: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except ValueError as error:

@@ -16,11 +16,15 @@ RECORDED = (
     "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",
     "MKL_NUM_THREADS",
+    "MOTET_ATTEMPT",
+    "MOTET_RANK_OFFSET",
     "OMP_NUM_THREADS",
     "PYTHONPATH",
     "PYTHONSAFEPATH",
 )
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
+OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE")
+"""Variables by which a launch tells its own ranks who they are; one of another launch must not reach them."""
 SHUTDOWN_TIMEOUT_S = 120
 """How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to write."""
 _FSDP2 = (
@@ -37,18 +41,35 @@ _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 @dataclass(frozen=True)
 class Nodes:
-    """Machines of one run. `endpoint` is HOST:PORT of the machine that holds the rendezvous."""
+    """Machines of one run.
+
+    Attributes:
+        count, rank: how many, and which one this is.
+        endpoint: HOST:PORT of the machine that holds the rendezvous.
+        offset: global rank of this machine's first process; None = all machines before have as many processes as this one.
+        total: processes of all machines; None likewise.
+    """
 
     count: int = 1
     rank: int = 0
     endpoint: str = ""
+    offset: int | None = None
+    total: int | None = None
+
+    def first_rank(self, processes: int) -> int:
+        """Return the global rank of the first of this machine's `processes`."""
+        return self.rank * processes if self.offset is None else self.offset
+
+    def world_size(self, processes: int) -> int:
+        """Return the processes of all machines."""
+        return self.count * processes if self.total is None else self.total
 
 
 ONE_NODE = Nodes()
 
 
 def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
-    """How the processes of all nodes find each other."""
+    """How the processes of all nodes find each other. c10d takes machines as they come: their order is `worker.name_rank`'s."""
     if nodes.count == 1:
         return ["--standalone"]
     if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
@@ -56,8 +77,6 @@ def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
     return [
         "--nnodes",
         str(nodes.count),
-        "--node-rank",
-        str(nodes.rank),
         "--rdzv-backend",
         "c10d",
         "--rdzv-endpoint",
@@ -68,15 +87,26 @@ def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
 
 
 def attempt_command(
-    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
 ) -> list[str]:
-    """Arguments that start the workers of one attempt on this node, by what the engine is started with."""
+    """Arguments that start the workers of one attempt on this node, by what the engine is started with.
+
+    With `terminal`, the first rank writes to this process's own, where it shows a bar; otherwise each writes to its file as well.
+    """
     make = accelerate_command if settings.layout.engine == "accelerate" else torchrun_command
-    return make(settings, rundir, attempt, nodes)
+    return make(settings, rundir, attempt, nodes, terminal)
 
 
 def accelerate_command(
-    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
 ) -> list[str]:
     """Arguments of `accelerate launch` (which starts torchrun itself).
 
@@ -84,7 +114,7 @@ def accelerate_command(
     FSDP2 over all ranks, or for DDP where `layout.dp_shard` is 1.
     """
     layout = settings.layout
-    processes = layout.processes * nodes.count
+    processes = nodes.world_size(layout.processes)
     if layout.accelerate_config:
         kind = ["--config_file", layout.accelerate_config]
     else:
@@ -102,8 +132,8 @@ def accelerate_command(
         str(nodes.count),
         *_accelerate_rendezvous(nodes),
         "--max_restarts",
-        "0",
-        *_logs(settings, rundir, attempt),
+        str(settings.training.max_restarts),
+        *_logs(settings, rundir, attempt, nodes, terminal),
         "--module",
         "motet.launcher.worker",
         str(rundir.root),
@@ -128,19 +158,24 @@ def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
     ]
 
 
-def _logs(settings: RunSettings, rundir: RunDir, attempt: int) -> list[str]:
-    """The first process writes to the terminal; the others are copied into the attempt's folder as well."""
-    copied = ",".join(f"{rank}:3" for rank in range(1, settings.layout.processes))
-    return ["--log-dir", str(rundir.attempt(attempt) / "logs"), "--tee", copied] if copied else []
+def _logs(
+    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes, terminal: bool
+) -> list[str]:
+    """What ranks print is copied into the attempt's folder, in one named by the first rank of this machine."""
+    processes = settings.layout.processes
+    copied = ",".join(f"{rank}:3" for rank in range(int(terminal), processes))
+    folder = rundir.logs(attempt) / f"ranks-{nodes.first_rank(processes)}"
+    return ["--log-dir", str(folder), "--tee", copied] if copied else []
 
 
 def torchrun_command(
-    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes = ONE_NODE
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
 ) -> list[str]:
-    """Arguments that start the workers of one attempt on this node.
-
-    A crash ends the attempt (no restarts inside it): `motet resume` makes the next one from the last checkpoint.
-    """
+    """Arguments that start the workers of one attempt on this node, and start them anew when one dies."""
     return [
         sys.executable,
         "-m",
@@ -149,8 +184,8 @@ def torchrun_command(
         "--nproc-per-node",
         str(settings.layout.processes),
         "--max-restarts",
-        "0",
-        *_logs(settings, rundir, attempt),
+        str(settings.training.max_restarts),
+        *_logs(settings, rundir, attempt, nodes, terminal),
         "-m",
         "motet.launcher.worker",
         str(rundir.root),
@@ -158,14 +193,28 @@ def torchrun_command(
 
 
 def launch_environment(
-    settings: RunSettings, rundir: RunDir, inherited: Mapping[str, str], cores: int
+    settings: RunSettings,
+    rundir: RunDir,
+    inherited: Mapping[str, str],
+    cores: int,
+    attempt: int = 0,
+    nodes: Nodes = ONE_NODE,
 ) -> dict[str, str]:
     """Environment of the workers: the inherited one, and what a run must not leave to chance.
 
     The snapshot of the code goes first in PYTHONPATH, and the working directory is not searched. A thread count that the
     user chose stays.
+
+    Args:
+        cores: of this machine, for its processes.
+        attempt: the one that the launcher claimed; 0 = not known yet.
     """
-    out = dict(inherited)
+    out = {name: value for name, value in inherited.items() if name not in OWN}
+    if attempt:
+        out["MOTET_ATTEMPT"] = str(attempt)
+    if nodes.count > 1:
+        out["MOTET_RANK_OFFSET"] = str(nodes.first_rank(settings.layout.processes))
+    out["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see rank_main._hold_store
     out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
     out["PYTHONSAFEPATH"] = "1"
     out.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,18 @@ def load(
     text: str | None = None,
     base: Path | None = None,
     nodes: int = 1,
+    world: Callable[[RunSettings], int] | None = None,
 ) -> RunSettings:
     """Read and check the settings of a run; one `UserError` lists every problem.
 
     `path` is a run.yaml (None: only `defaults` and `overrides`; `text` stands in for the file's content). Relative paths in
     it start from its folder (or `base`), those in `overrides` from the working directory. The layout is checked for
-    `layout.processes` on each of `nodes` machines, unless the run was begun: its ranks are counted when it starts.
+    `layout.processes` on each of `nodes` machines, or for as many ranks as `world` makes of the settings, unless the run was begun:
+    its ranks are counted when it starts.
     """
-    settings, problems = inspect(path, overrides, defaults, text=text, base=base, nodes=nodes)
+    settings, problems = inspect(
+        path, overrides, defaults, text=text, base=base, nodes=nodes, world=world
+    )
     raise_problems(problems)
     return settings
 
@@ -64,6 +68,7 @@ def inspect(
     text: str | None = None,
     base: Path | None = None,
     nodes: int = 1,
+    world: Callable[[RunSettings], int] | None = None,
 ) -> tuple[RunSettings, list[Problem]]:
     """As `load`, but hand back the problems: settings that have one hold their default.
 
@@ -86,7 +91,8 @@ def inspect(
     builder = Builder(folder, written, problems)
     settings = builder.section(RunSettings, tree, "")
     settings = dataclasses.replace(settings, base=str(folder), as_written=builder.written)
-    problems += _cross_problems(settings, problems, 0 if _is_frozen(path) else nodes)
+    ranks = world(settings) if world else settings.layout.processes * nodes
+    problems += _cross_problems(settings, problems, 0 if _is_frozen(path) else ranks)
     if not _is_frozen(path) and not any(p.setting.startswith("experiments") for p in problems):
         problems += _experiment_problems(settings)
     return settings, problems
@@ -94,7 +100,12 @@ def inspect(
 
 def _is_frozen(path: Path | str | None) -> bool:
     """Whether these are the settings of a run that was begun: its units lie in `plan/`, not in the user's files."""
-    return bool(path) and Path(path or "").with_name("manifest.json").exists()
+    if not path:
+        return False
+    folder = Path(path).absolute().parent
+    if folder.parent.name == "attempts":  # the settings of one attempt
+        folder = folder.parents[1]
+    return (folder / "manifest.json").exists()
 
 
 def _experiment_problems(settings: RunSettings) -> list[Problem]:
@@ -103,8 +114,8 @@ def _experiment_problems(settings: RunSettings) -> list[Problem]:
     return parse_experiments(settings.experiments.list, Path(settings.base))[1]
 
 
-def _cross_problems(settings: RunSettings, found: Sequence[Problem], nodes: int) -> list[Problem]:
-    """Contradictions among the settings; with 0 nodes the ranks are not known yet.
+def _cross_problems(settings: RunSettings, found: Sequence[Problem], ranks: int) -> list[Problem]:
+    """Contradictions among the settings; with 0 ranks their number is not known yet.
 
     A check is left out when something that it reads has a problem already: it would judge a default.
     """
@@ -115,8 +126,8 @@ def _cross_problems(settings: RunSettings, found: Sequence[Problem], nodes: int)
     for check, reads in CHECKS:
         if not any(setting.startswith(tuple(reads)) for setting in wrong):
             out += check(settings)
-    if nodes and not any(setting.startswith(LAYOUT_READS) for setting in wrong):
-        out += layout_problems(settings, settings.layout.processes * nodes)
+    if ranks and not any(setting.startswith(LAYOUT_READS) for setting in wrong):
+        out += layout_problems(settings, ranks)
     return out
 
 

@@ -22,6 +22,7 @@ from motet.experiments.stream import Batch, Stream
 from motet.experiments.study import read_definition
 from motet.launcher import config as settings_io
 from motet.launcher.command import recorded_environment
+from motet.launcher.culprit import Sign
 from motet.launcher.guest_model import Scorer, untouched
 from motet.launcher.guest_run import agree, parent_segment, record_checkpoint, tell
 from motet.launcher.guest_watch import Watch, compare, complaint, records
@@ -103,8 +104,7 @@ class Attempt:
             segment = open_segment(self.run.ledger, parent, number, self.step, size, hashes)
             opened = (segment, number)
         found: tuple[Segment, int] = tell(opened, self.world)
-        pid = self.run.attempt(found[1]) / f"pid-{self.world.rank}"
-        atomic_write(pid, str(os.getpid()))
+        self.sign = Sign(self.run.attempt(found[1]), self.world.rank)
         return found
 
     def probe(self) -> None:
@@ -156,6 +156,7 @@ class Attempt:
         now = time.perf_counter()
         seconds, self.step = now - self._since, self.step + 1
         tokens = self.steps.sequences(self.step - 1) * self.settings.data.sequence_length
+        self.sign.touch()
         self.probe()
         self._since = time.perf_counter()
         return {

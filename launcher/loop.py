@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from motet.experiments.ledger import LedgerWriter, Record, Segment, open_segment
+from motet.experiments.probe_files import probe_path, read_probe
 from motet.experiments.steps import Steps
 from motet.launcher.checkpoint import Checkpoints
 from motet.launcher.culprit import Sign
 from motet.launcher.feed import Feed
 from motet.launcher.metrics import MetricsWriter
-from motet.launcher.probing import ProbeSet
+from motet.launcher.probing import Interrupted, ProbeSet
 from motet.launcher.progress import Progress
 from motet.launcher.rundir import RunDir
 from motet.launcher.schedule import learning_rate
@@ -21,7 +22,7 @@ from motet.launcher.stop import Judge, StopRequest
 from motet.launcher.wandb_mirror import WandbMirror
 from motet.parallel.engine import Engine, StepResult
 from motet.parallel.layout import Layout
-from motet.parallel.mesh import World, tell_all
+from motet.parallel.mesh import World, agree_any, tell_all
 
 
 @dataclass
@@ -55,11 +56,11 @@ class Job:
 
 def train(job: Job, step: int) -> tuple[int, str]:
     """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
-    total, stopping = job.settings.steps, False
+    total, stopping = job.settings.steps, agree_any(job.stop.requested(), job.world)
     while True:
-        probe(job, step)
-        finished = step >= total
-        if finished or stopping or checkpoint_due(job, step):
+        stopping = stopping or not probe(job, step)
+        finished = step >= total and not stopping
+        if finished or checkpoint_due(job, step) or (stopping and step > job.segment.start_step):
             save(job, step)
         if finished or stopping:
             return step, "finished" if finished else "stopped"
@@ -72,7 +73,8 @@ def train(job: Job, step: int) -> tuple[int, str]:
         job.sign.touch()
         job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
         report(job, step, result, lr)
-        stopping = result.stop
+        # The step asked all ranks when it began; a signal may have come since, and the next one may be long.
+        stopping = result.stop or agree_any(job.stop.requested(), job.world)
         if not result.applied:
             bad_step(job, step)
         step += 1
@@ -109,13 +111,20 @@ def note(job: Job, record: Record, applied: bool) -> None:
         job.ledger.append(replace(record, applied=applied))
 
 
-def probe(job: Job, step: int) -> None:
-    """Measure every experiment that is due; training does not notice."""
-    if not job.probes.names(step):
-        return
+def probe(job: Job, step: int) -> bool:
+    """Measure every experiment that is due; training does not notice.
+
+    Returns:
+        False when a stop was asked for in the middle: nothing is written, and whoever resumes measures again.
+    """
+    if not job.probes.names(step) or probed_before(job, step):
+        return True
     with job.progress.phase("probing"):
         started = time.perf_counter()
-        scores = job.probes.score(step, job.engine, job.layout, job.world)
+        try:
+            scores = job.probes.score(step, job.engine, job.layout, job.world, job.stop.requested)
+        except Interrupted:
+            return False
         if job.world.rank == 0:
             job.probes.write(
                 job.run, step, job.segment.segment, job.segment.definition_sha256, scores
@@ -123,6 +132,19 @@ def probe(job: Job, step: int) -> None:
             seconds = time.perf_counter() - started
             job.metrics.log("probe", step, experiments=job.probes.means(scores), seconds=seconds)
         job.seconds["probe"] = time.perf_counter() - started
+    return True
+
+
+def probed_before(job: Job, step: int) -> bool:
+    """Return whether the checkpoint that this segment grew from was measured already, when it was made (a collective)."""
+    if step != job.segment.start_step or not job.segment.parent:
+        return False
+    path = probe_path(job.run.probes, step)
+    done = False
+    if job.world.rank == 0 and path.exists():
+        facts, scores = read_probe(path)
+        done = facts["segment"] == job.segment.parent and set(scores) >= set(job.probes.names(step))
+    return tell_all(done, job.world)
 
 
 def report(job: Job, step: int, result: StepResult, lr: float) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KINDS = frozenset({"step", "probe", "checkpoint", "event", "attempt"})
 SYNC_INTERVAL_S = 1.0
+UNSURE_S = 300.0
+"""How long a row may take to reach Weights & Biases, or the disk in its offline file."""
 Row = dict[str, Any]
 
 
@@ -170,7 +172,7 @@ class MetricsReader:
         self.damaged_lines = 0
         self._offset = 0
         self._rows: list[Row] = []
-        self._place: dict[int, int] = {}
+        self._place: dict[tuple[str, int], int] = {}
 
     def update(self) -> list[Row]:
         """Every row that holds now, in the order written. A missing file is an empty one."""
@@ -196,11 +198,11 @@ class MetricsReader:
             return
         if kind == "attempt":
             self._forget_after(int(row.get("start_step", step)))
-        elif kind == "step":
-            if step in self._place:
-                self._rows[self._place[step]] = row
+        elif kind in ("step", "probe"):
+            if (kind, step) in self._place:  # a resumed run may measure once more where it starts
+                self._rows[self._place[kind, step]] = row
                 return
-            self._place[step] = len(self._rows)
+            self._place[kind, step] = len(self._rows)
         self._rows.append(row)
 
     def _forget_after(self, start_step: int) -> None:
@@ -212,16 +214,27 @@ class MetricsReader:
             for row in self._rows
             if row["step"] <= start_step or row["kind"] in ("event", "attempt")
         ]
-        self._place = {row["step"]: i for i, row in enumerate(self._rows) if row["kind"] == "step"}
+        self._place = {
+            (row["kind"], row["step"]): place
+            for place, row in enumerate(self._rows)
+            if row["kind"] in ("step", "probe")
+        }
 
 
 def read_metrics(path: Path) -> list[Row]:
     """All rows of the run's final lineage: torn lines skipped, superseded steps dropped.
 
-    A step row replaces an earlier one of the same step; an `attempt` row drops steps, probes and checkpoints
+    A step row replaces an earlier one of the same step, and so does a probe row; an `attempt` row drops steps, probes and checkpoints
     after its `start_step`. A missing file gives no rows.
     """
     return MetricsReader(path).update()
+
+
+def unmirrored(path: Path, start_step: int, seconds: float = UNSURE_S) -> list[Row]:
+    """The steps and probes that a mirror may have lost when the attempt before was killed: its last `seconds`, up to `start_step`."""
+    rows = [row for row in read_metrics(path) if row["kind"] in ("step", "probe")]
+    since = max((row.get("time", 0.0) for row in rows), default=0.0) - seconds
+    return [row for row in rows if row["step"] <= start_step and row.get("time", 0.0) >= since]
 
 
 def rows_of(rows: Iterable[Row], kind: str) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from motet.launcher.settings import RunSettings
 from motet.launcher.study import tokenizer_of
 from motet.parallel.engine import Engine
 from motet.parallel.layout import Layout
-from motet.parallel.mesh import World
+from motet.parallel.mesh import World, agree_any
 
 
 def due_steps(
@@ -41,6 +41,10 @@ def due_steps(
             steps |= {step for step in longer if step > frozen_total}
         due[question.name] = {step for step in steps if step <= steps_total}
     return due
+
+
+class Interrupted(Exception):
+    """A stop was asked for while probing: nothing was measured."""
 
 
 class ProbeSet:
@@ -92,9 +96,21 @@ class ProbeSet:
         return sorted(name for name, steps in self.due.items() if step in steps)
 
     def score(
-        self, step: int, engine: Engine, layout: Layout, world: World
+        self,
+        step: int,
+        engine: Engine,
+        layout: Layout,
+        world: World,
+        stop: Callable[[], bool] | None = None,
     ) -> dict[str, ItemScores]:
-        """Score everything that is due (a collective): each group of readers its share of the items."""
+        """Score everything that is due (a collective): each group of readers its share of the items.
+
+        Args:
+            stop: whether this rank was asked to stop; asked before each batch, and all ranks agree.
+
+        Raises:
+            Interrupted: on all ranks, when one was asked to stop.
+        """
 
         def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             if world.size == 1:
@@ -104,6 +120,10 @@ class ProbeSet:
             dist.all_reduce(tensor, group=world.control)
             return tensor.numpy()
 
+        def give_way() -> None:
+            if stop is not None and agree_any(stop(), world):
+                raise Interrupted
+
         found = {
             name: score_items(
                 self.items[name],
@@ -112,6 +132,7 @@ class ProbeSet:
                 layout.reader(world.rank),
                 layout.readers,
                 sum_over_ranks,
+                give_way,
             )
             for name in self.names(step)
         }

@@ -6,14 +6,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import motet
@@ -22,20 +19,28 @@ from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.experiments.study import freeze
 from motet.launcher import config as settings_io
 from motet.launcher import snapshot, study
+from motet.launcher.agent import run_agent
+from motet.launcher.attempts import refusal
 from motet.launcher.checks import (
     deepspeed_library_problems,
     device_problems,
     layout_problems,
 )
-from motet.launcher.command import attempt_command, launch_environment, recorded_environment
-from motet.launcher.culprit import blame, pid_of
+from motet.launcher.command import (
+    ONE_NODE,
+    Nodes,
+    attempt_command,
+    launch_environment,
+    recorded_environment,
+)
+from motet.launcher.culprit import blame
+from motet.launcher.joining import ask_to_join, gather
 from motet.launcher.manifest import data_facts, open_corpora
+from motet.launcher.presence import ranks_at_work
 from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.models import counts
 from motet.models.config import ModelConfig, preset, problems
-
-INTERRUPTED = 130
 
 
 def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
@@ -57,39 +62,88 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
     if not resume:
         check_layout(settings)
         prepare_run(settings, rundir, yaml_text)
-    with only_one(rundir):
-        if resume:
-            atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
-            rundir.done.unlink(missing_ok=True)
-        return _attempt(settings, rundir)
+    with only_one(rundir) as held:
+        return launch(settings, rundir, rundir.next_attempt(), held=held)
+
+
+def train_together(
+    settings: RunSettings, rundir: RunDir, nodes: Nodes, *, yaml_text: str, resume: bool
+) -> int:
+    """As `train`, as one of several machines; the first one makes the run and holds it."""
+    check_devices(settings)
+    verify_corpora(settings)
+    if nodes.rank:
+        attempt, among = ask_to_join(rundir, settings, nodes)
+        return launch(settings, rundir, attempt, nodes=among)
+    if resume and finished(rundir, settings):
+        raise UserError(f"{rundir.root} is finished: {settings.steps:,} steps")
+    if not resume:
+        raise_problems(deepspeed_library_problems(settings))
+        prepare_run(settings, rundir, yaml_text)
+    with only_one(rundir) as held:
+        attempt, among = gather(rundir, settings, nodes.count, nodes.endpoint)
+        return launch(settings, rundir, attempt, held=held, nodes=among)
 
 
 @contextlib.contextmanager
-def only_one(rundir: RunDir) -> Iterator[None]:
-    """Hold the run folder for one attempt; the kernel lets go of it however this process ends.
+def only_one(rundir: RunDir) -> Iterator[int]:
+    """Hold the run folder for one launch; the kernel lets go of it however this process ends.
+
+    Yields the file descriptor that holds it: a child that inherits it holds the folder as well.
 
     Raises:
-        UserError: another attempt of the run is under way.
+        UserError: another attempt of the run is under way, or its last ranks are still at work.
     """
-    with open(rundir.root / ".lock", "w", encoding="utf-8") as file:
+    with open(rundir.lock, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{rundir.root} is being trained already, by another process") from None
-        yield
+        if ranks_at_work(rundir):
+            raise UserError(
+                f"{rundir.root} is being trained already: ranks of its last attempt are still at work; "
+                "they save and end by themselves once what started them is gone"
+            )
+        yield file.fileno()
 
 
-def _attempt(settings: RunSettings, rundir: RunDir) -> int:
-    """Make one attempt; return the exit code."""
-    attempt = rundir.next_attempt()
-    environment = launch_environment(settings, rundir, os.environ, len(os.sched_getaffinity(0)))
-    command = attempt_command(settings, rundir, attempt)
+def launch(
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    *,
+    held: int = -1,
+    nodes: Nodes = ONE_NODE,
+) -> int:
+    """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit code.
+
+    Args:
+        held: file descriptor of the run's lock, -1 where another machine holds it.
+        nodes: the machines, and which one this is.
+    """
+    cores = len(os.sched_getaffinity(0))
+    environment = launch_environment(settings, rundir, os.environ, cores, attempt, nodes)
+    terminal = sys.stdout.isatty() and nodes.rank == 0
+    command = attempt_command(settings, rundir, attempt, nodes, terminal)
+    if nodes.rank == 0:
+        record_launch(rundir, attempt, settings, command, environment)
+    code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
+    return _say_how_it_ended(rundir, attempt, code)
+
+
+def record_launch(
+    rundir: RunDir,
+    attempt: int,
+    settings: RunSettings,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+) -> None:
+    """Write down what a launch begins with; the run takes over its settings once its ranks train."""
+    atomic_write(rundir.launch_settings(attempt), settings_io.to_yaml(settings))
     write_json(
         rundir.attempt(attempt) / "environment.json",
-        {"command": command, "environment": recorded_environment(environment)},
+        {"command": list(command), "environment": recorded_environment(environment)},
     )
-    code = run_attached(command, environment, rundir.attempt(attempt))
-    return _say_how_it_ended(rundir, attempt, code)
 
 
 def finished(rundir: RunDir, settings: RunSettings) -> bool:
@@ -97,21 +151,38 @@ def finished(rundir: RunDir, settings: RunSettings) -> bool:
     return rundir.done.exists() and int(rundir.done.read_text() or 0) >= settings.steps
 
 
-def check_layout(settings: RunSettings) -> None:
-    """Refuse a layout that does not fit the model of a new run."""
-    raise_problems(layout_problems(settings, settings.layout.processes, model_of(settings)[0]))
+def check_layout(settings: RunSettings, nodes: int = 1) -> None:
+    """Refuse a layout that does not fit the model of a new run, on `nodes` machines like this one."""
+    processes = settings.layout.processes * nodes
+    raise_problems(layout_problems(settings, processes, model_of(settings)[0]))
     raise_problems(deepspeed_library_problems(settings))
 
 
 def check_devices(settings: RunSettings) -> None:
-    """Refuse devices that are not here, before any process starts."""
+    """Refuse devices that are not here, and a description of machines that cannot be read, before any process starts."""
     layout = settings.layout
+    if layout.cluster:
+        check_cluster(layout.cluster)
     if layout.device == "cpu":
         return
     import torch
 
     gpus = torch.cuda.device_count()
     raise_problems(device_problems(layout.device, layout.processes, gpus))
+
+
+def check_cluster(path: str) -> None:
+    """Read the machines that `layout.cluster` names.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    from motet.parallel.cluster import ClusterError, read
+
+    try:
+        read(Path(path))
+    except ClusterError as error:
+        raise UserError(f"layout.cluster: {error}") from None
 
 
 def verify_corpora(settings: RunSettings) -> None:
@@ -221,63 +292,28 @@ def manifest(
     }
 
 
-def run_attached(command: list[str], environment: dict[str, str], attempt: Path) -> int:
-    """Run torchrun; Ctrl-C and SIGTERM ask rank 0 to stop (all ranks then agree), a second Ctrl-C kills."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    with _forwarding(process, attempt):
-        return process.wait()
-
-
-@contextlib.contextmanager
-def _forwarding(process: subprocess.Popen[bytes], attempt: Path) -> Iterator[None]:
-    """Turn signals to this process into a stop request for the run."""
-    asked: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
-            os.killpg(process.pid, signal.SIGKILL)
-            return
-        asked.append(number)
-        print(
-            "motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)",
-            file=sys.stderr,
-        )
-        try:
-            os.kill(pid_of(attempt, 0), signal.SIGTERM)
-        except (OSError, ValueError):
-            process.terminate()
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
     """Print the next command; return the exit code."""
     shown = _relative(rundir.root)
-    if rundir.done.exists():
+    last = rundir.latest_attempt()
+    if code == 0 and rundir.done.exists():
         print(f"finished; `motet report {shown}` shows the answers")
         return 0
     steps = rundir.checkpoint_steps()
     at = f"the checkpoint after step {steps[-1]:,}" if steps else "the start"
-    error = rundir.attempt(attempt) / "error.txt"
+    error = refusal(rundir, attempt)
     if code == 0:
         print(f"stopped; to go on from {at}:\n  motet resume {shown}")
         return 0
-    if error.exists():
+    if error is not None:
         print(f"motet: {error.read_text().rstrip()}", file=sys.stderr)
-    elif culprit := blame(rundir.attempt(attempt)):
+    elif culprit := blame(rundir.attempt(last)):
         print(f"motet: {culprit}", file=sys.stderr)
     print(
-        f"motet: attempt {attempt} failed (logs in {rundir.attempt(attempt)}); to go on from {at}:\n  motet resume {shown}",
+        f"motet: attempt {last} failed (logs in {rundir.attempt(last)}); to go on from {at}:\n  motet resume {shown}",
         file=sys.stderr,
     )
-    return 2 if error.exists() else 1
+    return code
 
 
 def _relative(path: Path) -> str:

@@ -145,9 +145,66 @@ class RunDir:
         """Marker of a finished run."""
         return self.root / "DONE"
 
+    @property
+    def lock(self) -> Path:
+        """Held while the run is trained; who holds it, not that it exists, says so."""
+        return self.root / ".lock"
+
+    @property
+    def presence(self) -> Path:
+        """Held by every rank that is at work, so that the run counts as trained even when nothing watches its ranks."""
+        return self.root / ".ranks"
+
+    @property
+    def joining(self) -> Path:
+        """Folder where several machines meet that train the run by hand."""
+        return self.root / "joining"
+
+    @property
+    def slurm(self) -> Path:
+        """Folder of what was submitted: script, commands, output of the jobs."""
+        return self.root / "slurm"
+
+    @property
+    def slurm_jobs(self) -> Path:
+        """The submitted jobs as a JSON list, newest last."""
+        return self.slurm / "jobs.json"
+
+    @property
+    def slurm_script(self) -> Path:
+        """The batch script that was submitted last."""
+        return self.slurm / "job.sbatch"
+
+    @property
+    def slurm_command(self) -> Path:
+        """What the nodes of a job must know: groups of nodes, port, files of secrets. No secret."""
+        return self.slurm / "command.json"
+
+    @property
+    def slurm_begun(self) -> Path:
+        """Where the run stood when its newest job began."""
+        return self.slurm / "begun.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Marker of a run that was cancelled: its jobs do not requeue themselves."""
+        return self.slurm / "cancelled"
+
+    def logs(self, number: int) -> Path:
+        """Folder of what the ranks of one attempt printed."""
+        return self.attempt(number) / "logs"
+
+    def first_rank_log(self, number: int) -> Path:
+        """The progress of an attempt whose first rank speaks to a terminal, in plain lines."""
+        return self.logs(number) / "rank-0.log"
+
     def attempt(self, number: int) -> Path:
         """Folder of one attempt (logs, environment). The first attempt is number 1."""
         return self.attempts / str(number)
+
+    def launch_settings(self, number: int) -> Path:
+        """Settings that a launch begins with; they become the run's `resolved_yaml` once its ranks train."""
+        return self.attempt(number) / "resolved.yaml"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"

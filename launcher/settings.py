@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.launcher.layout_settings import LayoutSettings as LayoutSettings
 from motet.launcher.setting import setting
+from motet.launcher.slurm_settings import SlurmSettings as SlurmSettings
 
 if TYPE_CHECKING:
     from motet.experiments.steps import Steps
@@ -251,6 +252,9 @@ class TrainingSettings:
     compile: bool = setting(False, "torch.compile every block")
     bad_steps: BadStepSettings = setting(BadStepSettings, "NaN and spikes")
     deterministic: bool = setting(True, "deterministic kernels: a resumed run is bit-equal")
+    max_restarts: int = setting(
+        3, "how often torchrun starts all ranks anew when one dies", unit="restarts", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -335,6 +339,7 @@ class RunSettings:
     checkpoint: CheckpointSettings = setting(CheckpointSettings, "saving")
     layout: LayoutSettings = setting(LayoutSettings, "processes, devices, parallelism")
     metrics: MetricSettings = setting(MetricSettings, "logging")
+    slurm: SlurmSettings = setting(SlurmSettings, "the batch job of `motet submit`")
     base: str = setting("", "", kind="hidden")
     as_written: Mapping[str, str] = setting(dict, "", kind="hidden")
 

@@ -7,11 +7,12 @@ import signal
 from collections import deque
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from motet.launcher.settings import BadStepSettings
+if TYPE_CHECKING:
+    from motet.launcher.settings import BadStepSettings
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -21,9 +22,10 @@ class StopRequest:
         self.reason: str | None = None
 
     def listen(self) -> StopRequest:
-        """Handle the stop signals from now on (main thread only)."""
+        """Handle the stop signals from now on (main thread only); SIGHUP stays ignored under `nohup`."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

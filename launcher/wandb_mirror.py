@@ -126,13 +126,14 @@ class WandbMirror:
         """Set summary values, such as the answers of the report."""
         self._put("summary", dict(values))
 
-    def close(self) -> None:
-        """Send what is left and finish; gives up after the two timeouts of the settings."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Send what is left and finish; gives up after `wait_s`, or after the two timeouts of the settings."""
         if not self._thread.is_alive():
             return
+        most_s = self.settings.init_timeout_s + self.settings.finish_timeout_s + 5.0
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=self.settings.finish_timeout_s)
-        self._thread.join(self.settings.init_timeout_s + self.settings.finish_timeout_s + 5.0)
+            self._queue.put(None, timeout=min(self.settings.finish_timeout_s, wait_s or most_s))
+        self._thread.join(most_s if wait_s is None else wait_s)
         if self._thread.is_alive():
             self._fail("it did not finish in time")
 

@@ -1,311 +1,62 @@
-"""What torchrun starts on every rank: `python -m motet.launcher.worker RUNDIR`."""
+"""What torchrun starts on every rank: `python -m motet.launcher.worker RUNDIR`.
+
+Nothing heavy is imported here: importing torch takes seconds, and a signal that comes before its handler is there kills the rank.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-import traceback
 from pathlib import Path
-from typing import Any
 
-import torch
+from motet.launcher.stop import StopRequest
 
-import motet
-from motet.experiments.errors import UserError, raise_problems
-from motet.experiments.ledger import LedgerWriter, open_segment
-from motet.experiments.study import read_definition
-from motet.launcher import config as settings_io
-from motet.launcher.checkpoint import Checkpoints
-from motet.launcher.checks import layout_problems
-from motet.launcher.culprit import Sign
-from motet.launcher.feed import Feed
-from motet.launcher.hardware import choose_precision, memory_meter, peak_flops
-from motet.launcher.loop import BadRun, Job, load, train
-from motet.launcher.manifest import check_frozen, open_stream
-from motet.launcher.metrics import MetricsWriter
-from motet.launcher.probing import ProbeSet
-from motet.launcher.progress import Progress
-from motet.launcher.rundir import RunDir, atomic_write, read_json, write_json
-from motet.launcher.settings import RunSettings
-from motet.launcher.stop import Judge, StopRequest
-from motet.launcher.wandb_mirror import open_mirror
-from motet.models.config import ModelConfig
-from motet.parallel.engine import Engine, EngineOptions, build_engine
-from motet.parallel.layout import Layout, LayoutError
-from motet.parallel.mesh import World, agree_any, first_complaint, join, leave, tell_all
-
-USER_ERROR, BAD_RUN = 2, 3
 ALONE = {
     "RANK": "0",
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
 """Who a process is that no launcher told: `accelerate launch` says nothing to a single one."""
 
 
-def main(argv: list[str]) -> int:
-    """Run one attempt; the exit code is 0 when it finished or stopped as asked."""
-    os.umask(0o077)
-    run = RunDir(Path(argv[0]))
-    stop = StopRequest().listen()
-    settings = settings_io.load(run.resolved_yaml)
-    attempt = run.latest_attempt()
+def name_rank() -> None:
+    """Let the environment say which rank this is.
+
+    torchrun's c10d rendezvous numbers machines as they come; where the launcher knows their order, it left the number of the first
+    rank of this machine in MOTET_RANK_OFFSET. What torchrun calls its rank 0 holds the store of the group all the same.
+    """
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
-    rank = int(os.environ["RANK"])
-    world_size = int(os.environ["WORLD_SIZE"])
-    layout = settings.layout_for(world_size)
-    try:
-        model = ModelConfig(**read_json(run.manifest)["model"])
-        raise_problems(layout_problems(settings, world_size, model))
-        sign = Sign(run.attempt(attempt), layout.rank_of_process(rank))
-        world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
-    except (UserError, LayoutError) as error:
-        print(f"motet: {error}", file=sys.stderr)
-        atomic_write(run.attempt(attempt) / "error.txt", f"{error}\n")
-        return USER_ERROR
-    try:
-        return _attempt(run, settings, attempt, world, layout, stop, sign)
-    except (UserError, LayoutError, BadRun) as error:
-        told = run.attempt(attempt) / "error.txt"
-        if world.rank == 0 or not told.exists():
-            print(f"motet: {error}", file=sys.stderr)
-            atomic_write(told, f"{error}\n")
-        return BAD_RUN if isinstance(error, BadRun) else USER_ERROR
-    except Exception:
-        atomic_write(run.attempt(attempt) / f"crash-{world.rank}.txt", traceback.format_exc())
-        raise
-    finally:
-        leave()
+    os.environ.setdefault("MOTET_HOLDS_STORE", str(int(os.environ["RANK"] == "0")))
+    offset = os.environ.get("MOTET_RANK_OFFSET")
+    if offset:
+        os.environ["RANK"] = str(int(offset) + int(os.environ["LOCAL_RANK"]))
 
 
-def _attempt(
-    run: RunDir,
-    settings: RunSettings,
-    attempt: int,
-    world: World,
-    layout: Layout,
-    stop: StopRequest,
-    sign: Sign,
-) -> int:
-    """Check, build, train, and say how it ended."""
-    manifest = _verified(run, settings, world)
-    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, sign)
-    facts = _attempt_facts(job, attempt, step)
-    job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=world.size)
-    if world.rank == 0:
-        write_json(run.attempt(attempt) / "attempt.json", facts)
-    reason = "crashed"
-    try:
-        with job.progress:
-            step, reason = train(job, step)
-        job.checkpoints.close()
-        if reason == "finished" and world.rank == 0:
-            atomic_write(run.done, f"{step}\n")
-    except BadRun:
-        job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
-        raise
-    finally:
-        job.ledger.close()
-        job.feed.close()
-        job.metrics.log("event", step, event=reason)
-        job.metrics.close()
-        if job.mirror is not None:
-            job.mirror.close()
-        if world.rank == 0:
-            facts |= {"end_step": step, "ended": time.time(), "reason": reason}
-            write_json(run.attempt(attempt) / "attempt.json", facts)
-    return 0
+def main(argv: list[str]) -> int:
+    """Run one attempt; the exit code is 0 when it finished, stopped as asked, or had nothing to do any more."""
+    os.umask(0o077)
+    stop = StopRequest().listen()
+    name_rank()
+    from motet.launcher.attempts import launch_attempt, refusal, stopped_early
+    from motet.launcher.lifeline import Lifeline
+    from motet.launcher.presence import be_present
+    from motet.launcher.rundir import RunDir
 
+    run = RunDir(Path(argv[0]))
+    launch = launch_attempt(run, os.environ.get("MOTET_ATTEMPT"))
+    lifeline = Lifeline(run.attempt(launch), int(os.environ["LOCAL_WORLD_SIZE"])).watch()
+    if stop.requested():
+        lifeline.consider()
+    if refusal(run, launch) or stopped_early(run, launch):
+        return 0  # torchrun started this rank anew, but the launch is over; the launcher says why
+    with be_present(run):
+        from motet.launcher.rank_main import rank_main
 
-def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:
-    """Return the manifest once every rank has found definition, plan and corpora as frozen."""
-    complaint: str | None = None
-    manifest: dict[str, Any] = {}
-    try:
-        manifest, _ = check_frozen(run, settings)
-    except UserError as error:
-        complaint = str(error)
-    told = first_complaint(complaint, world)
-    if told:
-        raise UserError(told)
-    return manifest
-
-
-def build_job(
-    run: RunDir,
-    settings: RunSettings,
-    attempt: int,
-    world: World,
-    layout: Layout,
-    stop: StopRequest,
-    manifest: dict[str, Any],
-    sign: Sign,
-) -> tuple[Job, int]:
-    """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
-    _, definition_sha256 = read_definition(run.plan)
-    _, plan = check_frozen(run, settings)
-    steps = settings.batch_steps
-    stream = open_stream(settings, plan)
-    model = ModelConfig(**manifest["model"])
-    training = settings.training
-    precision = _begun_precision(run, world) or choose_precision(training.precision, world.device)
-    precision = (
-        "fp32" if agree_any(precision == "fp32", world) else precision
-    )  # the slowest decides
-    if world.device.type == "cuda":
-        torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
-    engine = build_engine(model, engine_options(settings, precision), layout, world)
-    checkpoints = Checkpoints(
-        run,
-        world,
-        settings.checkpoint.keep,
-        settings.checkpoint.keep_every_steps,
-        settings.checkpoint.async_,
-    )
-    judge = Judge(training.bad_steps)
-    hashes = {
-        "definition_sha256": definition_sha256,
-        "plan_sha256": plan.sha256,
-    }
-    mirror = open_mirror(run, settings_io.public(settings), world.rank, hashes)
-    metrics = MetricsWriter(run, settings_io.public(settings), world.rank, mirror)
-    step, parent, loaded = _load_newest(run, engine, checkpoints, metrics, world, hashes)
-    if loaded:
-        judge.restore(loaded["judge"])
-    elif settings.model.from_hf:
-        engine.load_model(_imported(settings.model.from_hf))
-    opened = None
-    if world.rank == 0:
-        opened = open_segment(
-            run.ledger, parent, attempt, step, world.size, (plan.sha256, definition_sha256)
-        )
-    segment = tell_all(opened, world)
-    assert segment is not None
-    job = Job(
-        settings=settings,
-        run=run,
-        world=world,
-        layout=layout,
-        engine=engine,
-        steps=steps,
-        feed=Feed(stream, steps, layout, world.rank),
-        probes=ProbeSet.of_run(run, settings),
-        checkpoints=checkpoints,
-        metrics=metrics,
-        mirror=mirror,
-        progress=Progress(settings.steps, step, world.rank),
-        stop=stop,
-        sign=sign,
-        judge=judge,
-        segment=segment,
-        ledger=LedgerWriter(run.ledger, segment.segment, world.rank),
-        facts={
-            **hashes,
-            "model": manifest["model"],
-            "motet_version": motet.__version__,
-            "precision": precision,
-        },
-        peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
-        flops_per_token=manifest["flops_per_token"],
-        peak_flops=peak_flops(world.device),
-        memory_mib=memory_meter(world.device),
-    )
-    return job, step
-
-
-def _begun_precision(run: RunDir, world: World) -> str | None:
-    """Return the precision that the newest checkpoint was trained with: "auto" is decided once for a run."""
-    known = tell_all(run.checkpoint_steps(), world)
-    if not known:
-        return None
-    return str(read_json(run.checkpoint(known[-1]) / "manifest.json")["precision"])
-
-
-def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
-    """Return what the engine needs of the settings."""
-    training, optimizer = settings.training, settings.training.optimizer
-    return EngineOptions(
-        precision=precision,
-        compile=training.compile,
-        clip_norm=training.clip_norm,
-        z_loss=training.z_loss,
-        betas=(optimizer.betas[0], optimizer.betas[1]),
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        fused=optimizer.fused,
-        seed=settings.seed,
-        zero_stage=settings.layout.zero_stage,
-        offload=settings.layout.offload,
-        deepspeed=settings.layout.deepspeed,
-    )
-
-
-def _load_newest(
-    run: RunDir,
-    engine: Engine,
-    checkpoints: Checkpoints,
-    metrics: MetricsWriter,
-    world: World,
-    hashes: dict[str, str],
-) -> tuple[int, int, dict[str, Any] | None]:
-    """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when there is none.
-
-    Raises:
-        UserError: there are checkpoints, and all are damaged: nothing is trained over them.
-    """
-    known = tell_all(run.checkpoint_steps(), world)
-    complaints = []
-    for step in reversed(known):
-        try:
-            manifest = load(checkpoints, engine, step, hashes)
-            return step, manifest["segment"], manifest
-        except UserError as error:
-            complaints.append(str(error))
-            metrics.log("event", step, event="damaged_checkpoint", why=str(error))
-            if world.rank == 0:
-                print(f"motet: {error}; trying the one before", file=sys.stderr)
-                set_aside(run, step)
-    if complaints:
-        raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
-    return 0, 0, None
-
-
-def set_aside(run: RunDir, step: int) -> None:
-    """Rename a checkpoint that cannot be used: retention must not count it among the newest."""
-    folder = run.checkpoint(step)
-    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
-
-
-def _imported(folder: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a Hugging Face folder under the decoder's names."""
-    from motet.models.hf import from_hf
-
-    return from_hf(Path(folder))[1]
-
-
-def _attempt_facts(job: Job, attempt: int, step: int) -> dict[str, Any]:
-    """Return what attempt.json says when an attempt starts."""
-    return {
-        "attempt": attempt,
-        "start_step": step,
-        "end_step": None,
-        "world_size": job.world.size,
-        "precision": job.facts["precision"],
-        "device": job.world.device.type,
-        "started": time.time(),
-        "ended": None,
-        "reason": "running",
-        "segment": job.segment.segment,
-        "versions": {
-            "motet": motet.__version__,
-            "torch": torch.__version__,
-            "python": sys.version.split()[0],
-        },
-    }
+        return rank_main(run, launch, stop, lifeline)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 from motet.experiments.errors import Problem, UserError, raise_problems
 from motet.launcher import config
 from motet.launcher.checks import deepspeed_settings
-from motet.launcher.command import attempt_command, launch_environment, shell_text
+from motet.launcher.command import (
+    ONE_NODE,
+    Nodes,
+    attempt_command,
+    launch_environment,
+    shell_text,
+)
 from motet.launcher.commands import common
 from motet.launcher.rundir import RunDir, read_json
 from motet.launcher.settings import RunSettings
+from motet.launcher.slurm_settings import world_size
 
 if TYPE_CHECKING:
     from motet.experiments.study import Study
@@ -31,26 +39,62 @@ RESUMABLE = (
     r"data\.corpora\.\d+\.path",
     r"training\.(steps|tokens|compile)",
     r"training\.bad_steps\..*",
+    r"training\.max_restarts",
+    r"slurm\..*",
 )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train from the start."""
-    settings = common.load_settings(arguments)
+    nodes = asked_nodes(arguments)
+    if nodes.count == 1:
+        settings = common.load_settings(arguments)
+    else:
+        settings = config.load(common.run_yaml(arguments), arguments.settings, nodes=nodes.count)
     text = Path(arguments.run_yaml).read_text(encoding="utf-8")
-    return start(settings, common.yaml_with_overrides(text, arguments.settings), arguments.dry_run)
+    text = common.yaml_with_overrides(text, arguments.settings)
+    return start(settings, text, arguments.dry_run, nodes)
 
 
-def start(settings: RunSettings, yaml_text: str, dry_run: bool) -> int:
+def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: Nodes = ONE_NODE) -> int:
     """Check everything that can be checked before the first process starts; then train."""
     rundir = RunDir(Path(settings.runs) / settings.name)
     if dry_run:
-        print_dry_run(settings, rundir)
+        print_dry_run(settings, rundir, nodes)
         return 0
-    refuse_existing(settings, rundir)
-    from motet.launcher.run import train
+    if nodes.rank == 0:
+        refuse_existing(settings, rundir)
+    from motet.launcher.run import train, train_together
 
+    if nodes.count > 1:
+        return train_together(settings, rundir, nodes, yaml_text=yaml_text, resume=False)
     return train(settings, rundir, yaml_text=yaml_text, resume=False)
+
+
+def asked_nodes(arguments: argparse.Namespace) -> Nodes:
+    """The machines of --nnodes, --node-rank and --endpoint.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    count, rank, endpoint = arguments.nnodes, arguments.node_rank, arguments.endpoint
+    if count < 1 or not 0 <= rank < count:
+        last = max(0, count - 1)
+        raise UserError(
+            f"--nnodes {count} --node-rank {rank}: at least 1 machine, numbered from 0 to {last}"
+        )
+    if count == 1:
+        if endpoint:
+            raise UserError(f"--endpoint {endpoint} is for several machines; give --nnodes as well")
+        return ONE_NODE
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) < 1 << 16:
+        raise UserError(
+            f"--nnodes {count} needs --endpoint HOST:PORT of machine 0, such as {endpoint or 'head'}:29400"
+            if not host
+            else f"--endpoint {endpoint}: {port!r} is no port from 1 to 65535"
+        )
+    return Nodes(count, rank, endpoint)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -60,30 +104,39 @@ def resume(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{rundir.root} is trained by your own loop; start its script again, with motet.Guest(..., resume=True)"
         )
+    nodes = asked_nodes(arguments)
     before = config.load(rundir.resolved_yaml)
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
     overrides = [*_engine_override(before, arguments.settings), *overrides]
     settings = config.load(rundir.resolved_yaml, overrides)
-    raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir))
+    on_slurm = rundir.slurm_jobs.exists()
+    ranks = world_size(settings) if on_slurm else settings.layout.processes * nodes.count
+    raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks))
+    text = common.yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
+    if on_slurm:
+        from motet.launcher.commands import submit
+
+        return submit.resume(rundir, settings, text, dry_run=arguments.dry_run)
     if arguments.dry_run:
-        print_command(settings, rundir)
+        print_command(settings, rundir, nodes)
         _check_asked_device(settings)
         steps = rundir.checkpoint_steps()
         common.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
-    from motet.launcher.run import train
+    from motet.launcher.run import train, train_together
 
-    text = common.yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
+    if nodes.count > 1:
+        return train_together(settings, rundir, nodes, yaml_text=text, resume=True)
     return train(settings, rundir, yaml_text=text, resume=True)
 
 
-def _layout_problems(settings: RunSettings, rundir: RunDir) -> list[Problem]:
-    """What a begun run finds wrong with its layout now; the manifest knows the model."""
+def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:
+    """What a begun run finds wrong with its layout on so many ranks; the manifest knows the model."""
     from motet.launcher.checks import deepspeed_library_problems, layout_problems
     from motet.models.config import ModelConfig
 
     model = ModelConfig(**read_json(rundir.manifest)["model"])
-    found = layout_problems(settings, settings.layout.processes, model)
+    found = layout_problems(settings, ranks, model)
     return found or deepspeed_library_problems(settings)
 
 
@@ -180,14 +233,14 @@ def _shown(rundir: RunDir) -> str:
     return str(rundir.root) if relative.startswith("..") else relative
 
 
-def print_dry_run(settings: RunSettings, rundir: RunDir) -> None:
+def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE) -> None:
     """What `print_command` prints, every problem of the experiments, and how much room they take."""
     from motet.launcher.run import check_layout
     from motet.launcher.study import build, check
 
-    print_command(settings, rundir)
+    print_command(settings, rundir, nodes)
     raise_problems(check(settings))
-    check_layout(settings)
+    check_layout(settings, nodes.count)
     _check_asked_device(settings)
     common.print_facts(_plan_facts(build(settings)))
 
@@ -200,13 +253,15 @@ def _check_asked_device(settings: RunSettings) -> None:
         check_devices(settings)
 
 
-def print_command(settings: RunSettings, rundir: RunDir) -> None:
+def print_command(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE) -> None:
     """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
     print(config.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1
     cores = len(os.sched_getaffinity(0))
-    environment = launch_environment(settings, rundir, {}, cores)
-    print(f"\n# {shell_text(attempt_command(settings, rundir, attempt), environment)}")
+    environment = launch_environment(settings, rundir, {}, cores, attempt, nodes)
+    terminal = sys.stdout.isatty() and nodes.rank == 0
+    command = attempt_command(settings, rundir, attempt, nodes, terminal)
+    print(f"\n# {shell_text(command, environment)}")
     if settings.layout.engine == "deepspeed":
         shown = json.dumps(deepspeed_settings(settings), indent=2).replace("\n", "\n# ")
         print(f"# DeepSpeed's configuration: {shown}")

@@ -48,7 +48,7 @@ def test_accelerate_understands_the_arguments(layout: LayoutSettings, nodes: Nod
     assert parsed.module
     assert parsed.training_script == "motet.launcher.worker"
     assert parsed.training_script_args == ["/runs/a run"]
-    assert parsed.max_restarts == 0
+    assert parsed.max_restarts == 3
     assert parsed.use_fsdp == (layout.dp_shard is None and layout.accelerate_config is None)
     assert parsed.config_file == layout.accelerate_config
     if nodes.count > 1:

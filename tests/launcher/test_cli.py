@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -117,14 +118,13 @@ def test_help_is_instant_and_lists_every_command() -> None:
     assert min(seconds) < 0.3, statistics.median(seconds)
 
 
-def commands() -> list[list[str]]:
-    found = []
-    for name, action in cli.build_parser()._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
-        inner = [
-            a for a in action._actions if hasattr(a, "choices") and isinstance(a.choices, dict)
-        ]
-        found += [[name, sub] for sub in inner[0].choices] if inner else [[name]]
-    return found
+def commands(parser: argparse.ArgumentParser | None = None) -> list[list[str]]:
+    """The words of every command, however deep it lies."""
+    for action in (parser or cli.build_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            choices = action.choices.items()
+            return [[name, *rest] for name, inner in choices for rest in commands(inner)]
+    return [[]]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -133,6 +133,17 @@ def test_every_command_has_help_and_a_function(command: list[str], main: Main) -
     assert code == 0
     assert "usage: motet " + " ".join(command) in out
     acting = {"demo", "init", "prepare", "index", "train", "resume", "report", "eval", "export"}
+    acting |= {
+        "submit",
+        "cancel",
+        "start",
+        "stop",
+        "rate",
+        "cut",
+        "crash",
+        "mend",
+        "restart-controller",
+    }
     assert ("--dry-run" in out) == (command[-1] in acting)
     parser: Any = cli.build_parser()
     for name in command:

@@ -30,8 +30,10 @@ def test_the_torchrun_commands_are_the_golden_ones(monkeypatch: pytest.MonkeyPat
         torchrun_command(settings(1), RUN, 1),
         torchrun_command(settings(3), RUN, 2),
         torchrun_command(settings(8), RUN, 1, Nodes(4, 2, "head:29500")),
+        torchrun_command(settings(2), RUN, 1, terminal=True),
     ]
-    environment = launch_environment(settings(2), RUN, {"PYTHONPATH": "/mine"}, cores=16)
+    nodes = Nodes(4, 2, "head:29500")
+    environment = launch_environment(settings(2), RUN, {"PYTHONPATH": "/mine"}, 16, 3, nodes)
     lines = [*map(shlex.join, commands), shell_text(["python"], environment)]
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
@@ -43,10 +45,22 @@ def test_torchrun_understands_the_arguments() -> None:
         command = torchrun_command(settings(2), RUN, 1, nodes)
         parsed = get_args_parser().parse_args(command[3:])
         assert parsed.nproc_per_node == "2"
-        assert parsed.max_restarts == 0
+        assert parsed.max_restarts == 3
         assert parsed.training_script == "motet.launcher.worker"
         assert parsed.training_script_args == ["/runs/a run"]
         assert parsed.standalone == (nodes.count == 1)
+
+
+def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
+    nodes = Nodes(3, 2, "head:1", offset=6, total=7)
+    made = launch_environment(settings(1), RUN, {"MOTET_RANK_OFFSET": "99"}, 4, 5, nodes)
+    assert (made["MOTET_ATTEMPT"], made["MOTET_RANK_OFFSET"]) == ("5", "6")
+    assert "/runs/a run/attempts/5/logs/ranks-6" in torchrun_command(settings(1), RUN, 5, nodes)
+
+
+def test_what_another_launch_told_its_ranks_does_not_reach_this_one() -> None:
+    inherited = {"MOTET_ATTEMPT": "9", "MOTET_RANK_OFFSET": "4", "MOTET_HOLDS_STORE": "0"}
+    assert not inherited.keys() & launch_environment(settings(1), RUN, inherited, 4).keys()
 
 
 @pytest.mark.parametrize("nodes", [Nodes(2, 0), Nodes(2, 2, "h:1"), Nodes(2, -1, "h:1")])

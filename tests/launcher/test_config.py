@@ -356,3 +356,14 @@ def test_loading_settings_imports_no_omegaconf_without_interpolation_and_never_t
 def test_the_balance_of_imported_experts_may_be_chosen_but_not_their_size() -> None:
     load(GOOD, "model.from_hf=x", "model.balance_loss=0.01")
     assert "remove model.n_experts" in problems(GOOD, "model.from_hf=x", "model.n_experts=4")
+
+
+def test_the_ranks_of_a_begun_run_are_counted_when_it_starts(tmp_path: Path) -> None:
+    own = tmp_path / "attempts" / "1" / "resolved.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(GOOD + "batch: {sequences: 48}\nlayout: {dp_shard: 6}\n")
+    with pytest.raises(UserError, match="dp_shard"):
+        config.load(own)
+    on_six = config.load(own, world=lambda settings: 6 * settings.layout.processes)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert config.load(own) == on_six

@@ -65,6 +65,18 @@ def test_a_signal_is_remembered_and_a_second_interrupt_is_not_held_back(
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("handlers")
+def test_a_closed_terminal_stops_a_run_unless_it_was_told_to_ignore_that() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest().listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.requested(), "nohup"
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.reason == "SIGHUP"
+
+
 def test_the_judge_refuses_what_is_not_finite() -> None:
     judge = Judge(BadStepSettings())
     assert judge(2.0, 1.0)

@@ -10,7 +10,7 @@ import pytest
 from motet.experiments.errors import UserError
 from motet.launcher import config
 from motet.launcher.rundir import RunDir
-from motet.launcher.worker import _verified
+from motet.launcher.rank_main import _verified
 from motet.parallel.mesh import World
 from tests.parallel.ranks import run_ranks
 from tests.system.runs import motet, write_yaml
