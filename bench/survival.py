@@ -214,6 +214,19 @@ def kinds(trials: int) -> Iterator[str]:
     yield from ["probe"] * aimed + ["save"] * aimed + ["any"] * (trials - 2 * aimed)
 
 
+def life(run: Run) -> float:
+    """Seconds from when ranks can hear a signal until step 60: the moments that are drawn from."""
+    run.start()
+    run.wait(run.ranks_ready)
+    heard = time.monotonic()
+    run.wait(lambda: len(run.fresh("step")) >= 60)
+    lived_s = time.monotonic() - heard
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+    run.process.wait(WAIT_S)
+    return lived_s
+
+
 def measure(folder: Path, corpus: Path, ranks: int, trials: int, kills: int) -> dict[str, Any]:
     """All trials on one number of ranks."""
     folder.mkdir()
@@ -221,7 +234,7 @@ def measure(folder: Path, corpus: Path, ranks: int, trials: int, kills: int) -> 
     run, rng = Run(folder, ranks), random.Random(ranks)
     order = list(kinds(trials))
     rng.shuffle(order)
-    life_s, done = 8.0, []
+    life_s, done = life(run), []
     for kind in order:
         done.append(trial(run, kind, rng, life_s))
         print(f"# {ranks} ranks: {done[-1]}", file=sys.stderr)

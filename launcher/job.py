@@ -120,7 +120,9 @@ def _begun_precision(run: RunDir, world: World) -> str | None:
     """Return the precision that the newest checkpoint was trained with: "auto" is decided once for a run."""
     found = None
     for step in run.checkpoint_steps() if world.rank == 0 else []:
-        with contextlib.suppress(UserError, KeyError):  # a damaged one is dealt with when it is loaded
+        with contextlib.suppress(
+            UserError, KeyError
+        ):  # a damaged one is dealt with when it is loaded
             found = str(read_json(run.checkpoint(step) / "manifest.json")["precision"])
     return tell_all(found, world)
 

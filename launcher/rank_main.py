@@ -66,7 +66,9 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
             atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
         end_now(CRASHED)
     if reason == "stopped":
-        end_now(0)  # all is on disk; taking torch apart takes a second that a preempted job may not have
+        end_now(
+            0
+        )  # all is on disk; taking torch apart takes a second that a preempted job may not have
     leave()
     return 0
 
