@@ -20,6 +20,11 @@ class LayoutSettings:
         choices=ENGINES,
     )
     processes: int = setting(1, "processes per node", unit="processes", least=1, most=64)
+    cluster: str | None = setting(
+        None,
+        "file of the machines (`motet cluster probe` writes one); null = this machine, by data sheets",
+        kind="path",
+    )
     device: str = setting("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
     timeout_s: float = setting(
         600.0, "how long a rank waits for a silent one before it fails", unit="seconds", above=0

@@ -1,4 +1,6 @@
-"""What a layout asks of each rank: weights that it holds, arithmetic of its stages. No torch.
+"""What a layout asks of each rank: weights that it holds, arithmetic of its stages; and what it would cost on a cluster. No torch.
+
+`predict` is the front door of the cost model: see `predict.py` for how it is put together, `docs/planning.md` for what it is good for.
 
 V vocabulary, D model width, T tokens of a sequence.
 """
@@ -9,7 +11,22 @@ from dataclasses import dataclass
 
 from motet.models import counts
 from motet.models.config import ModelConfig
+from motet.parallel.cost_terms import NATIVE, Constants, Prediction, Training, Traits
 from motet.parallel.layout import Layout
+from motet.parallel.predict import Predictor, predict
+
+__all__ = [
+    "NATIVE",
+    "Constants",
+    "Prediction",
+    "Predictor",
+    "StageCost",
+    "Training",
+    "Traits",
+    "pass_times",
+    "predict",
+    "stage_costs",
+]
 
 
 @dataclass(frozen=True)

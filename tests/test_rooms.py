@@ -43,6 +43,8 @@ LIGHT = {
     "motet.launcher.config": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.rundir": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.command": ("torch", "numpy", "omegaconf", "rich"),
+    "motet.launcher.worker": ("torch", "numpy", "omegaconf", "rich", "yaml"),
+    "motet.launcher.agent": ("torch", "numpy", "omegaconf", "rich", "yaml"),
     "motet.launcher.commands.train": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.commands.status": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.commands.logs": ("torch", "numpy", "omegaconf", "rich"),

@@ -54,6 +54,7 @@ class Sources:
         study: what `launcher.outcome.load_measured` gave, or None.
         answers: what `experiments.analysis.analyze` gave, or None.
         problems: why study or answers are missing, in words.
+        prediction: how time and memory compare with what was predicted, in one line; "" unknown.
     """
 
     manifest: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Sources:
     study: Any = None
     answers: Mapping[str, Any] | None = None
     problems: Sequence[str] = field(default_factory=tuple)
+    prediction: str = ""
 
 
 def assemble(sources: Sources) -> dict[str, Any]:
@@ -225,6 +227,7 @@ def cost(
         "experiment_tokens": taken,
         "experiment_share": taken / tokens if taken is not None and tokens else None,
         "probe_share": seconds["probe"] / busy_s if busy_s else None,
+        "prediction": sources.prediction,
     }
 
 
@@ -326,7 +329,16 @@ def collect(rundir: RunDir) -> Sources:
         study=study,
         answers=answers,
         problems=problems,
+        prediction=predicted(rundir),
     )
+
+
+def predicted(rundir: RunDir) -> str:
+    """How long a step took and what it held, against what was predicted."""
+    from motet.launcher.prediction import newest, sentence
+
+    found = newest(rundir)
+    return sentence(found) if found else ""
 
 
 def has_study(rundir: RunDir) -> bool:

@@ -283,7 +283,8 @@ def sample(first_line: str | None = None) -> dict[str, Any]:
         },
         "training": training(),
         "cost": {"wall_s": 251.0, "tokens": 9_830_400, "tokens_per_s": 41_200.0, "flops": 8.9e13,
-                 "mfu": None, "experiment_tokens": 214_000, "experiment_share": 0.0218, "probe_share": 0.09},
+                 "mfu": None, "experiment_tokens": 214_000, "experiment_share": 0.0218, "probe_share": 0.09,
+                 "prediction": "step 0.5 s measured, 0.48 s predicted (0.4 to 0.6)"},
         "definition": {"version": 1, "seed": 0, "steps_total": STEPS, "experiments": [
             {"spec": {"name": "canaries", "dose_in": "exposures", "hypothesis": HOSTILE}, "tokens": 9000,
              "probe_steps": list(range(0, STEPS + 1, 60))}]},
@@ -304,7 +305,8 @@ def bare() -> dict[str, Any]:
         "training": {"steps": [], "loss": [], "lr": [], "grad_norm": [], "tokens_per_s": [],
                      "exposure_steps": {}, "seconds": {}, "skipped_steps": []},
         "cost": {"wall_s": None, "tokens": 0, "tokens_per_s": None, "flops": None, "mfu": None,
-                 "experiment_tokens": None, "experiment_share": None, "probe_share": None},
+                 "experiment_tokens": None, "experiment_share": None, "probe_share": None,
+                 "prediction": ""},
         "definition": {}, "hashes": {},
     }  # fmt: skip
 

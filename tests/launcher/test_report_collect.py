@@ -107,6 +107,7 @@ def test_costs_are_added_up_from_rows_and_attempts() -> None:
     assert report["cost"] == {
         "wall_s": 10.0, "tokens": 1000, "tokens_per_s": 50.0, "flops": 60_000.0, "mfu": None,
         "experiment_tokens": 1000, "experiment_share": 1.0, "probe_share": pytest.approx(5 / 25),
+        "prediction": "",
     }  # fmt: skip
     assert report["training"]["seconds"] == {
         "train": 15.0,

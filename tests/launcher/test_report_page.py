@@ -179,6 +179,7 @@ def test_the_page_shows_cost_compliance_hashes_and_how_to_audit(page: Page) -> N
         "4 min 11 s", "9.83 million", "8.9 × 10¹³", "2.2 %", "9 %", "0f" * 32, "1e" * 32,
         "motet experiments audit runs/stdlib-demo", "5,926 were consumed exactly once",
         "broken-items: 7 exposures fell on the skipped step 233", "SIGTERM", "1 skipped update",
+        "step 0.5 s measured, 0.48 s predicted",
     ):  # fmt: skip
         assert told in page.text, told
 

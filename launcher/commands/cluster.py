@@ -1,0 +1,265 @@
+"""`motet cluster probe` measures machines and their links; `motet cluster show` draws a description of them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.experiments.errors import UserError
+from motet.launcher import cluster_drawing as drawing
+from motet.launcher.commands import common
+from motet.parallel.cluster import Cluster, ClusterError, read
+
+RESIDUAL_WORTH_TELLING = 0.15
+
+
+# --- probe
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """Measure, print what was found, and write cluster.yaml."""
+    output = Path(arguments.output)
+    if not arguments.dry_run and output.exists() and not arguments.force:
+        raise UserError(f"{output} exists; --force replaces it, --output names another file")
+    if arguments.from_slurm:
+        cluster, notes = _from_slurm(arguments)
+        return _write(arguments, cluster, notes, {})
+    return _measure(arguments, output)
+
+
+def _measure(arguments: argparse.Namespace, output: Path) -> int:
+    from motet.launcher import machine, probe_launch
+
+    asked, nodes = _asked(arguments), _nodes(arguments)
+    if arguments.dry_run:
+        words = probe_launch.command(asked, nodes, "ASKED.json", "RESULT.json")
+        print(shlex.join(words))
+        print(f"# ranks read this from ASKED.json: {asked.plain()}")
+        print(f"# the first node writes {output}")
+        return 0
+    with _telling(quiet=nodes.rank > 0) as tell:
+        result = probe_launch.run(asked, nodes, tell, machine.cores())
+    if nodes.rank:
+        return 0  # all nodes have the same result; the first tells it
+    from motet.parallel.probe_cluster import cluster_of
+
+    cluster, notes = cluster_of(result)
+    return _write(arguments, cluster, [*_findings(result), *notes], result)
+
+
+def _asked(arguments: argparse.Namespace) -> Any:
+    """What is to be measured, checked."""
+    from motet.launcher import machine
+    from motet.launcher.probe_launch import Asked, read_groups
+
+    for name, least in (("processes", 1), ("seconds", 0.1), ("wait", 1.0)):
+        value = getattr(arguments, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name}: {value} is not at least {least}")
+    gpus = machine.gpus() if arguments.device != "cpu" else []
+    processes = arguments.processes or max(1, len(gpus))
+    if gpus and processes > len(gpus):
+        raise UserError(
+            f"--processes: {processes}, but there are {len(gpus)} GPUs here, one for each process; "
+            "leave it out, or give --device cpu"
+        )
+    groups = read_groups(arguments.groups or ())
+    return Asked(processes, arguments.device, groups, arguments.seconds, arguments.wait)
+
+
+def _nodes(arguments: argparse.Namespace) -> Any:
+    """Who this machine is: by options, by Slurm's variables, or the only one."""
+    import os
+
+    from motet.launcher.command import ONE_NODE, Nodes
+    from motet.launcher.probe_launch import in_slurm_step
+
+    given = arguments.nnodes is not None
+    if not given:
+        if arguments.node_rank is not None or arguments.endpoint:
+            raise UserError("--nnodes is missing; it goes with --node-rank and --endpoint")
+        return in_slurm_step(os.environ) or ONE_NODE
+    count, rank, endpoint = arguments.nnodes, arguments.node_rank or 0, arguments.endpoint or ""
+    host, colon, port = endpoint.rpartition(":")
+    if count == 1:
+        return ONE_NODE
+    if count < 1 or not 0 <= rank < count or (arguments.node_rank is None):
+        raise UserError(f"--nnodes {count} needs --node-rank from 0 to {max(0, count - 1)}")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65_536):
+        raise UserError(
+            f"--endpoint: {endpoint!r} is not HOST:PORT of the first machine, such as n1:29500"
+        )
+    return Nodes(count, rank, endpoint)
+
+
+@contextlib.contextmanager
+def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What is measured now: a moving line at a terminal, lines on standard error otherwise; `quiet`: another node tells it."""
+    if quiet:
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+        return
+    with console.status("waiting for all ranks") as status:
+        yield lambda text: status.update(escape(text))
+
+
+def _findings(result: dict[str, Any]) -> list[str]:
+    """What the probe found, in sentences."""
+    words = {
+        "given": "groups as given",
+        "one host": "one host",
+        "measured": "groups found by measuring every pair of hosts",
+    }
+    groups = [f"{name} = {', '.join(hosts)}" for name, hosts in result["groups"].items()]
+    out = [f"{words[result['groups_by']]}: {'; '.join(groups)}"]
+    for link in result["links"]:
+        names = " to ".join(link["groups"])
+        many = f"{link['flows']} at once" if link["flows"] > 1 else "one pair"
+        said = f"{link['scope'].replace('_', ' ')}: {names}, {many}: {drawing.rate(link['gb_s'])}"
+        noisy = link["residual"] > RESIDUAL_WORTH_TELLING
+        doubt = f"; times differ from the fit by {link['residual']:.0%}" if noisy else ""
+        out.append(f"{said}, {drawing.latency(link['latency_us'])}{doubt}")
+    for one in result["collectives"]:
+        kind = one["kind"].replace("_", "-")
+        bus, start = drawing.rate(one["bus_gb_s"]), drawing.latency(one["start_us"])
+        out.append(f"{kind} over {one['ranks']} ranks ({one['where']}): {bus} per rank, {start}")
+    return out
+
+
+def _write(
+    arguments: argparse.Namespace, cluster: Cluster, notes: Sequence[str], result: dict[str, Any]
+) -> int:
+    """Write the file, or print it in a dry run."""
+    from motet.launcher.rundir import atomic_write
+    from motet.parallel.cluster import from_mapping
+
+    from_mapping(cluster.to_mapping())  # what is written can be read
+    source = "Slurm's list of nodes" if arguments.from_slurm else "measurements"
+    head = "".join(f"# {note}\n" for note in (f"By motet cluster probe, from {source}.", *notes))
+    text = f"{head}{cluster.to_yaml()}"
+    if arguments.dry_run:
+        print(text, end="")
+        return 0
+    atomic_write(Path(arguments.output), text)
+    if arguments.json:
+        common.print_json(
+            {"output": arguments.output, "cluster": cluster.to_mapping(), "notes": notes, **result}
+        )
+        return 0
+    _print(cluster, notes)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+# --- show
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Draw a cluster, or list the catalogue."""
+    if arguments.catalogue:
+        return _show_catalogue(arguments)
+    notes: Sequence[str] = ()
+    if arguments.from_slurm:
+        cluster, notes = _from_slurm(arguments)
+        title = "Cluster by Slurm's list of nodes"
+    else:
+        cluster, title = _named(arguments.what)
+    from motet.launcher.rundir import atomic_write
+
+    if arguments.svg:
+        atomic_write(Path(arguments.svg), drawing.svg(cluster))
+    if arguments.html:
+        atomic_write(Path(arguments.html), drawing.page(cluster, title, notes))
+    if arguments.json:
+        common.print_json({**cluster.to_mapping(), **_totals(cluster), "notes": notes})
+        return 0
+    _print(cluster, notes)
+    return 0
+
+
+def _named(what: str | None) -> tuple[Cluster, str]:
+    """The cluster of a file, of a run, or this machine."""
+    path = Path(what or ".")
+    try:
+        if what is None:
+            from motet.launcher.machine import this_machine
+
+            return this_machine(), "This machine, by data sheets"
+        if path.is_dir():
+            from motet.launcher.prediction import cluster_of_run
+
+            return cluster_of_run(common.open_run(what)), f"Cluster of {path.name}"
+        return read(path), path.name
+    except ClusterError as error:
+        raise UserError(str(error)) from None
+
+
+def _from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
+    from motet.launcher.cluster_slurm import cluster_from_slurm
+    from motet.slurm.client import Client
+    from motet.slurm.inventory import nodes
+
+    return cluster_from_slurm(nodes(Client(), arguments.partition))
+
+
+def _totals(cluster: Cluster) -> dict[str, float]:
+    return {
+        "devices": cluster.devices,
+        "price_per_hour": cluster.price_per_hour,
+        "power_kw": sum(g.devices * g.device.power_w for g in cluster.groups) / 1e3,
+    }
+
+
+def _print(cluster: Cluster, notes: Sequence[str]) -> None:
+    console = common.console()
+    for line in drawing.lines(cluster):
+        console.print(line, markup=False, soft_wrap=True)
+    print()
+    common.print_table(drawing.group_rows(cluster))
+    if cluster.links:
+        print()
+        common.print_table(drawing.link_rows(cluster))
+    totals = _totals(cluster)
+    unpriced = [g.name for g in cluster.groups if not g.device.price_per_hour]
+    price = f"{totals['price_per_hour']:,.2f} per hour"
+    price += f" (none known for {', '.join(unpriced)})" if unpriced else ""
+    print(f"\n{cluster.devices:,} devices, {price}, {totals['power_kw']:,.2f} kW")
+    for note in notes:
+        print(f"  {note}")
+
+
+def _show_catalogue(arguments: argparse.Namespace) -> int:
+    from motet.parallel.catalogue import DEFAULT_LINKS, DEVICES, LINKS
+
+    if arguments.json:
+        common.print_json({"devices": DEVICES, "links": LINKS, "default_links": DEFAULT_LINKS})
+        return 0
+    rows = [
+        {
+            "device": kind,
+            "GiB": one["memory_gib"],
+            "peak TFLOPS": ", ".join(f"{n} {v:g}" for n, v in one["peak_tflops"].items()),
+            "reached": f"{one['matmul_efficiency']:.0%}",
+            "memory GB/s": one["memory_gb_s"],
+            "in a node": DEFAULT_LINKS[kind],
+            "price/h": one["price_per_hour"],
+            "W": one["power_w"],
+            "source": one["source"],
+        }
+        for kind, one in DEVICES.items()
+    ]
+    common.print_table(rows)
+    print()
+    common.print_table([{"link": name, **one} for name, one in LINKS.items()])
+    return 0

@@ -1,0 +1,330 @@
+"""Predicted against measured: what the cost model says of a run's layout, and what the run took. No torch.
+
+Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in `metrics.jsonl`. `history` lists both, and `calibrate`
+fits constants to them. Measured are the median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.experiments.errors import UserError
+from motet.launcher.machine import node_of
+from motet.launcher.metrics import Row, read_metrics, rows_of
+from motet.launcher.rundir import RunDir, read_json, write_json
+from motet.launcher.settings import RunSettings
+from motet.models.config import ModelConfig
+from motet.parallel.cluster import Cluster, ClusterError, from_mapping, read
+from motet.parallel.cost import predict
+from motet.parallel.cost_terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.layout import Layout
+
+FILE = "prediction.json"
+WARM_UP_STEPS = 3
+"""Left out: they compile, allocate and fill caches."""
+LEAST_STEPS = 3
+FITTED = ("matmul", "host_us", "bandwidth", "attention")
+"""Constants in the order in which runs decide on them: one for every two runs of a kind of device."""
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+
+
+def training_of(settings: RunSettings, sequences: int, precision: str) -> tuple[Training, Traits]:
+    """Return a step and a backend as the cost model knows them.
+
+    Args:
+        sequences: of the step.
+        precision: "bf16" or "fp32".
+    """
+    layout = settings.layout
+    sharded = layout.engine == "deepspeed"
+    training = Training(
+        sequences,
+        settings.data.sequence_length,
+        dtype=precision,
+        zero_stage=layout.zero_stage if sharded else None,
+        offload=sharded and layout.offload != "none",
+    )
+    traits = dataclasses.replace(
+        NATIVE,
+        compute_bytes=VALUE_BYTES[precision],
+        fused_elementwise=settings.training.compile,
+    )
+    return training, traits
+
+
+def cluster_for(settings: RunSettings, nodes: int, gpu: tuple[str, float] | None = None) -> Cluster:
+    """Return the machines that a run trains on: those of `layout.cluster`, else this one, by data sheets.
+
+    Args:
+        gpu: name and GiB of the GPUs that it trains on; None: on cores.
+
+    Raises:
+        UserError: several machines, and no description of them; or a description that cannot be read.
+    """
+    if settings.layout.cluster:
+        try:
+            return read(Path(settings.layout.cluster))
+        except ClusterError as error:
+            raise UserError(f"layout.cluster: {error}") from None
+    if nodes > 1:
+        raise UserError(
+            f"{nodes} machines, and nothing says what joins them; measure it (srun motet cluster probe) and set "
+            "layout.cluster: cluster.yaml"
+        )
+    return node_of(settings.layout.processes, gpu)
+
+
+def record(
+    run: RunDir,
+    attempt: int,
+    settings: RunSettings,
+    layout: Layout,
+    *,
+    sequences: int,
+    precision: str,
+    nodes: int,
+    gpu: tuple[str, float] | None = None,
+) -> None:
+    """Write down what is predicted of an attempt that starts, or why nothing can be. Never raises: a run needs no prediction.
+
+    Args:
+        sequences: of its first step.
+        nodes, gpu: see `cluster_for`.
+    """
+    try:
+        model = ModelConfig(**read_json(run.manifest)["model"])
+        cluster = cluster_for(settings, nodes, gpu)
+        training, traits = training_of(settings, sequences, precision)
+        found = predict(model, cluster, layout, training, traits)
+        facts: dict[str, Any] = _plain(found, seen=1.0 if gpu is None else 0.0)
+        facts |= {"cluster": cluster.to_mapping()}
+        for name, value in (
+            ("model", model),
+            ("layout", layout),
+            ("training", training),
+            ("traits", traits),
+        ):
+            facts[name] = dataclasses.asdict(value)
+    except Exception as error:
+        facts = {"problem": f"{error}" or type(error).__name__}
+    with contextlib.suppress(OSError, ValueError):
+        write_json(run.attempt(attempt) / FILE, {"version": 1, "attempt": attempt, **facts})
+
+
+def _plain(found: Prediction, seen: float) -> dict[str, Any]:
+    """A prediction as plain values; `seen`: the share of what contexts and libraries take that the meter of a run sees.
+
+    A GPU's allocator sees none of it, and a process on a CPU is measured whole.
+    """
+    unseen_gib = (1.0 - seen) * found.memory_parts.get("reserved", 0.0)
+    return {
+        "predicted": {
+            "step_time_s": found.step_time_s,
+            "interval_s": list(found.interval_s),
+            "memory_gib": found.memory_gib - unseen_gib,
+            "parts": dict(found.parts),
+            "trust": list(found.trust),
+        }
+    }
+
+
+def measure(
+    rows: Sequence[Row], attempt: Mapping[str, Any], until_step: int | None = None
+) -> dict[str, Any]:
+    """Return steps, median seconds and peak memory of an attempt.
+
+    Args:
+        rows: of metrics.jsonl.
+        attempt: its attempt.json.
+        until_step: where the batch grows; None: it does not.
+
+    Raises:
+        UserError: too few steps.
+    """
+    ends = [step for step in (attempt.get("end_step"), until_step) if step is not None]
+    first, last = attempt.get("start_step") or 0, min(ends, default=math.inf)
+    steps = [row for row in rows_of(rows, "step") if first < row["step"] <= last]
+    warm = [row for row in steps if row.get("seconds")][WARM_UP_STEPS:]
+    if len(warm) < LEAST_STEPS:
+        least = LEAST_STEPS + WARM_UP_STEPS
+        raise UserError(f"it has {len(steps)} steps of one size; {least} tell how long one takes")
+    data = [row["seconds"].get("data", 0.0) for row in warm]
+    seconds = [row["seconds"]["train"] + waited for row, waited in zip(warm, data, strict=True)]
+    return {
+        "steps": len(warm),
+        "step_time_s": statistics.median(seconds),
+        "data_s": statistics.median(data),
+        "memory_gib": max(row.get("memory_mib") or 0.0 for row in warm) / 1024,
+    }
+
+
+def records(run: RunDir) -> list[dict[str, Any]]:
+    """Return for every attempt, in order, what was predicted and, where it has steps enough, measured; else `problem` says why not."""
+    out = []
+    rows = read_metrics(run.metrics)
+    for number in range(1, run.latest_attempt() + 1):
+        path = run.attempt(number) / FILE
+        if not path.exists():
+            continue
+        try:
+            found = read_json(path)
+            if "predicted" in found:
+                facts = read_json(run.attempt(number) / "attempt.json")
+                found["measured"] = measure(rows, facts, _grows(run, facts))
+        except UserError as error:
+            found = {"attempt": number, "problem": str(error)}
+        out.append(found)
+    return out
+
+
+def _grows(run: RunDir, attempt: Mapping[str, Any]) -> int | None:
+    """The first step after the start of an attempt at which the batch changes."""
+    config = read_json(run.manifest).get("config") or {}
+    ramp = (config.get("batch") or {}).get("ramp") or []
+    start = attempt.get("start_step") or 0
+    return min((stage["step"] for stage in ramp if stage["step"] > start), default=None)
+
+
+def newest(run: RunDir) -> dict[str, Any] | None:
+    """Return the last attempt of a run that was predicted and measured; None where none was."""
+    return next((one for one in reversed(records(run)) if "measured" in one), None)
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """A comparison in one line."""
+    predicted, measured = found["predicted"], found["measured"]
+    low, high = predicted["interval_s"]
+    inside = low <= measured["step_time_s"] <= high
+    return (
+        f"step {measured['step_time_s']:.3g} s measured, {predicted['step_time_s']:.3g} s predicted "
+        f"({low:.3g} to {high:.3g}{'' if inside else ', missed'}); memory {measured['memory_gib']:.3g} GiB measured, "
+        f"{predicted['memory_gib']:.3g} GiB predicted"
+    )
+
+
+def cluster_of_run(run: RunDir) -> Cluster:
+    """Return the machines that a run was trained on, as its newest attempt has them.
+
+    Raises:
+        UserError: no attempt wrote them down.
+    """
+    for number in range(run.latest_attempt(), 0, -1):
+        path = run.attempt(number) / FILE
+        found = read_json(path) if path.exists() else {}
+        if "cluster" in found:
+            return from_mapping(found["cluster"])
+        if "problem" in found:
+            raise UserError(f"{path}: {found['problem']}")
+    raise UserError(f"{run.root}: no attempt wrote down its machines; it does when it starts")
+
+
+def history(runs: Path) -> list[dict[str, Any]]:
+    """Return a row for every attempt of the runs in a folder (or of the one run that it is), oldest first.
+
+    Keys: run, attempt, devices, layout, predicted_s, measured_s, error (predicted / measured - 1), inside (the interval),
+    predicted_gib, measured_gib, problem (why there is no comparison, else None).
+    """
+    return [_row(run, one) for run in _runs(runs) for one in records(run)]
+
+
+def _runs(folder: Path) -> list[RunDir]:
+    found = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    if not found:
+        raise UserError(f"{folder} does not exist; give a folder of runs, such as runs")
+    made = [RunDir(path) for path in found if path.is_dir()]
+    runs = [run for run in made if run.resolved_yaml.exists()]
+    return sorted(runs, key=lambda run: run.resolved_yaml.stat().st_mtime)
+
+
+def _row(run: RunDir, found: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"run": run.name, "attempt": found.get("attempt"), "problem": found.get("problem")}
+    if "measured" not in found:
+        return row
+    predicted, measured = found["predicted"], found["measured"]
+    low, high = predicted["interval_s"]
+    groups = [
+        f"{g['nodes']} x {g['devices_per_node']} {g['device']['kind']}"
+        for g in found["cluster"]["groups"]
+    ]
+    layout = found["layout"]
+    degrees = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
+    return row | {
+        "devices": ", ".join(groups),
+        "layout": " ".join(f"{n}={layout[n]}" for n in degrees if layout[n] > 1) or "one rank",
+        "predicted_s": predicted["step_time_s"],
+        "measured_s": measured["step_time_s"],
+        "error": predicted["step_time_s"] / measured["step_time_s"] - 1,
+        "inside": low <= measured["step_time_s"] <= high,
+        "predicted_gib": predicted["memory_gib"],
+        "measured_gib": measured["memory_gib"],
+    }
+
+
+def calibrate(runs: Sequence[Path]) -> str:
+    """Fit constants of every kind of device to runs; returns YAML: kind -> constants, with how well they fit as comments.
+
+    Args:
+        runs: folders of runs, or of single ones.
+
+    Raises:
+        UserError: no attempt can be compared.
+    """
+    import yaml
+
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for found in (one for path in runs for run in _runs(path) for one in records(run)):
+        if "measured" in found:
+            kinds = {group["device"]["kind"] for group in found["cluster"]["groups"]}
+            if len(kinds) == 1:
+                known.setdefault(kinds.pop(), []).append(found)
+    if not known:
+        shown = ", ".join(map(str, runs))
+        raise UserError(
+            f"{shown}: no attempt on one kind of device was predicted and measured; train first"
+        )
+    out = []
+    for kind, several in sorted(known.items()):
+        text, values = _fitted(kind, several)
+        out.append(f"# {text}\n{yaml.safe_dump({kind: values}, sort_keys=False)}")
+    return "".join(out)
+
+
+def _fitted(kind: str, several: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
+    """Return a sentence on the fit, and the constants that were fitted."""
+    from motet.parallel.calibration import DEFAULTS, fit
+
+    names = FITTED[: max(1, len(several) // 2)]
+    start = DEFAULTS.get(kind, Constants())
+    if start.matmul is None:
+        efficiency = several[0]["cluster"]["groups"][0]["device"]["matmul_efficiency"]
+        start = dataclasses.replace(start, matmul=efficiency)
+    predictors = [_predictor(kind, one) for one in several]
+    found = fit(names, start, predictors, [one["measured"]["step_time_s"] for one in several])
+    said = f"{kind}: {found.observations} attempt{'s' if found.observations > 1 else ''}, median error {found.median_error:.1%}"
+    if found.at_bounds:
+        said += f"; {', '.join(found.at_bounds)} at a physical bound: do not trust"
+    return said, {name: float(f"{getattr(found.constants, name):.4g}") for name in names}
+
+
+def _predictor(kind: str, found: Mapping[str, Any]) -> Any:
+    """Return a function from constants to the predicted seconds of a recorded step."""
+    model = ModelConfig(**_tuples(found["model"]))
+    cluster, layout = from_mapping(found["cluster"]), Layout(**_tuples(found["layout"]))
+    training = Training(**{**found["training"], "data_s": found["measured"].get("data_s", 0.0)})
+    traits = Traits(**found["traits"])
+
+    def step_time_s(constants: Constants) -> float:
+        return predict(model, cluster, layout, training, traits, {kind: constants}).step_time_s
+
+    return step_time_s
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of JSON as the tuples that they were."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -1,0 +1,76 @@
+"""What the cost of a pipeline rank is made of. Pure; no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from motet.parallel.cost_block import Times
+
+
+class Kept(NamedTuple):
+    """One pipeline rank: what it holds of the model."""
+
+    dense_layers: int
+    expert_layers: int
+    first: bool
+    last: bool
+
+
+class Rank(NamedTuple):
+    """One pipeline rank's seconds for one micro-batch, and for the step."""
+
+    forward: Times
+    backward: Times  # what is made again included
+    head_s: float  # part of both: embedding, last norm, head, loss
+    gather_s: tuple[
+        float, float
+    ]  # weights in a forward pass; those and gradients in a backward pass
+    send_s: float  # per micro-batch
+    sync_s: float  # once a step
+    optimizer_s: float
+    weight_s: float  # the part of backward for weights' gradients
+    forward_s: float  # sums of the first two
+    backward_s: float
+    ahead_s: float  # the same with what waits for transfers
+    behind_s: float
+
+
+class Passes(NamedTuple):
+    """The part of `Rank` that blocks and edges make."""
+
+    forward: Times
+    backward: Times
+    head_s: float
+    weight_s: float
+    forward_s: float
+    backward_s: float
+
+
+class Step(NamedTuple):
+    """The part of `Rank` that data parallelism and the update make."""
+
+    gather_s: tuple[float, float]
+    sync_s: float
+    optimizer_s: float
+
+
+class Held(NamedTuple):
+    """Bytes of one pipeline rank, apart from how many micro-batches it keeps activations of."""
+
+    state: dict[str, float]  # weights, gradients, optimizer state and buffers
+    rest: tuple[float, float, float]  # logits, collectives, reserved
+    fixed: float  # all of these
+    per_micro_batch: float  # activations of one micro-batch
+    once: float  # activations besides, however many micro-batches there are
+    capacity: float
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What is fixed, by what holds it."""
+        names = ("logits", "collectives", "reserved")
+        return {**self.state, **dict(zip(names, self.rest, strict=True))}
+
+
+def exposed(transfer_s: float, compute_s: float, overlap: float) -> float:
+    """Return what a transfer adds to computation of which a share can hide it; what is hidden still costs the rest."""
+    return transfer_s - overlap * (transfer_s if transfer_s < compute_s else compute_s)

@@ -1,0 +1,178 @@
+"""Predicted against measured, on run folders whose steps took a known time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from motet.experiments.errors import UserError
+from motet.launcher import config, prediction
+from motet.launcher.report import collect
+from motet.launcher.run import check_cluster
+from motet.launcher.rundir import RunDir, write_json
+from motet.launcher.settings import RunSettings
+from motet.models.config import ModelConfig, preset
+from motet.parallel.cluster import homogeneous
+from motet.parallel.cost import predict
+from motet.parallel.cost_terms import Constants
+from motet.parallel.layout import Layout
+
+RUN_YAML = """\
+name: {name}
+data: {{sequence_length: 2048, corpora: [{{path: nowhere}}]}}
+training: {{steps: 1000}}
+model: {{preset: 1b, vocabulary_size: 32000}}
+batch: {{sequences: {sequences}}}
+layout: {{processes: 8, micro_sequences: 2, cluster: machines.yaml}}
+"""
+H100 = "NVIDIA H100 80GB HBM3", 79.1
+
+
+def settings_of(folder: Path, name: str = "one", sequences: int = 64) -> RunSettings:
+    path = folder / f"{name}.yaml"
+    path.write_text(RUN_YAML.format(name=name, sequences=sequences))
+    return config.load(path)
+
+
+def model_of() -> ModelConfig:
+    return preset("1b", vocabulary_size=32000)
+
+
+def step(number: int, seconds: float, memory_mib: float = 2048.0) -> dict[str, Any]:
+    timed = {"train": 0.9 * seconds, "data": 0.1 * seconds}
+    return {"kind": "step", "step": number, "seconds": timed, "memory_mib": memory_mib}
+
+
+def made_run(
+    folder: Path,
+    settings: RunSettings,
+    seconds: list[float],
+    *,
+    ramp: tuple[int, ...] = (),
+    **options: Any,
+) -> RunDir:
+    """A run of one attempt whose steps took these seconds."""
+    run = RunDir(folder / "runs" / settings.name)
+    write_json(
+        run.manifest,
+        {
+            "model": dataclasses.asdict(model_of()),
+            "config": {"batch": {"ramp": [{"step": s, "sequences": 128} for s in ramp]}},
+        },
+    )
+    run.resolved_yaml.write_text("name: x\n")
+    rows = [step(i + 1, took) for i, took in enumerate(seconds)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(run.attempt(1) / "attempt.json", {"start_step": 0, "end_step": len(seconds)})
+    given = {"sequences": settings.batch.sequences, "precision": "bf16", "nodes": 1, "gpu": H100}
+    layout = settings.layout_for(8)
+    prediction.record(run, 1, settings, layout, **{**given, **options})
+    return run
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Path:
+    path = tmp_path / "machines.yaml"
+    path.write_text(homogeneous("h100", 1).to_yaml())
+    return path
+
+
+def test_a_run_is_compared_with_what_was_predicted_when_it_started(
+    tmp_path: Path, machines: Path
+) -> None:
+    settings = settings_of(tmp_path)
+    run = made_run(tmp_path, settings, [60.0, 9.0, 5.0, *[2.0] * 10, 8.0])
+    found = prediction.newest(run)
+    assert found is not None
+    assert found["measured"]["step_time_s"] == pytest.approx(2.0)
+    assert found["measured"]["memory_gib"] == 2.0
+    training, traits = prediction.training_of(settings, 64, "bf16")
+    expected = predict(model_of(), homogeneous("h100", 1), settings.layout_for(8), training, traits)
+    assert found["predicted"]["step_time_s"] == pytest.approx(expected.step_time_s)
+    reserved = expected.memory_parts["reserved"]
+    assert found["predicted"]["memory_gib"] == pytest.approx(expected.memory_gib - reserved)
+    (row,) = prediction.history(tmp_path / "runs")
+    assert row["devices"] == "1 x 8 h100"
+    assert row["layout"] == "dp_shard=8"
+    assert row["error"] == pytest.approx(expected.step_time_s / 2.0 - 1)
+    assert row["problem"] is None
+    assert prediction.sentence(found) == collect.predicted(run)
+    assert "step 2 s measured" in collect.predicted(run)
+    assert prediction.cluster_of_run(run) == homogeneous("h100", 1)
+
+
+def test_steps_of_another_attempt_or_of_a_larger_batch_are_not_counted(
+    tmp_path: Path, machines: Path
+) -> None:
+    run = made_run(tmp_path, settings_of(tmp_path), [1.0] * 10 + [3.0] * 30, ramp=(10,))
+    found = prediction.newest(run)
+    assert found is not None
+    assert found["measured"]["step_time_s"] == pytest.approx(1.0)
+    rows = [step(i, 1.0 if i <= 20 else 5.0) for i in range(1, 41)]
+    measured = prediction.measure(rows, {"start_step": 20, "end_step": 30})
+    assert measured["step_time_s"] == pytest.approx(5.0)
+    assert measured["steps"] == 10 - prediction.WARM_UP_STEPS
+
+
+def test_a_run_too_short_to_be_measured_says_so(tmp_path: Path, machines: Path) -> None:
+    run = made_run(tmp_path, settings_of(tmp_path), [1.0] * 5)
+    assert prediction.newest(run) is None
+    (row,) = prediction.history(run.root)
+    assert "it has 5 steps of one size; 6 tell" in row["problem"]
+    assert collect.predicted(run) == ""
+    with pytest.raises(UserError, match="no attempt on one kind of device was predicted"):
+        prediction.calibrate([run.root])
+
+
+def test_several_machines_of_which_nothing_is_known_are_not_predicted(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    bare = dataclasses.replace(settings.layout, cluster=None)
+    settings = dataclasses.replace(settings, layout=bare)
+    run = made_run(tmp_path, settings, [1.0] * 10, nodes=2)
+    (row,) = prediction.history(run.root)
+    assert "2 machines, and nothing says what joins them" in row["problem"]
+    with pytest.raises(UserError, match="nothing says what joins them"):
+        prediction.cluster_of_run(run)
+    alone = made_run(tmp_path, dataclasses.replace(settings, name="alone"), [1.0] * 10)
+    assert prediction.cluster_of_run(alone).groups[0].device.kind == "h100"
+
+
+def test_a_prediction_that_fails_never_stops_a_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "broken")
+    settings = settings_of(tmp_path)
+    prediction.record(run, 1, settings, Layout(), sequences=8, precision="bf16", nodes=1)
+    told = json.loads((run.attempt(1) / prediction.FILE).read_text())
+    assert "manifest.json does not exist" in told["problem"]
+
+
+def test_machines_that_cannot_be_read_are_refused_before_a_run_starts(
+    tmp_path: Path, machines: Path
+) -> None:
+    check_cluster(str(machines))
+    with pytest.raises(UserError, match=r"layout\.cluster: .*none\.yaml: No such file"):
+        check_cluster(str(tmp_path / "none.yaml"))
+    machines.write_text("groups: 3\n")
+    with pytest.raises(UserError, match=r"layout\.cluster: .*is not a list"):
+        check_cluster(str(machines))
+
+
+def test_calibration_finds_the_constants_that_made_the_measurements(
+    tmp_path: Path, machines: Path
+) -> None:
+    truth = Constants(matmul=0.41)
+    for number, sequences in enumerate((32, 64, 128)):
+        settings = settings_of(tmp_path, f"r{number}", sequences)
+        training, traits = prediction.training_of(settings, sequences, "bf16")
+        layout = settings.layout_for(8)
+        cluster = homogeneous("h100", 1)
+        took = predict(model_of(), cluster, layout, training, traits, {"h100": truth})
+        # what the run spends on waiting for data is no part of what is fitted
+        made_run(tmp_path, settings, [took.step_time_s / 0.9] * 10)
+    text = prediction.calibrate([tmp_path / "runs"])
+    assert yaml.safe_load(text)["h100"]["matmul"] == pytest.approx(0.41, rel=0.1)
+    assert text.startswith("# h100: 3 attempts, median error ")
