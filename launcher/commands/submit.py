@@ -79,6 +79,7 @@ def print_dry_run(made: submission.Submission, client: Client) -> None:
             *run_lines(settings),
             *([("runs", ", ".join(r.name for r in made.rundirs))] if made.request.array else []),
             *memory_lines(settings),
+            *time_lines(settings),
             *cost_lines(settings, len(made.settings)),
         ]
     )
@@ -132,18 +133,14 @@ def memory_lines(settings: RunSettings) -> list[tuple[str, str]]:
 
 
 def cost_lines(settings: RunSettings, runs: int) -> list[tuple[str, str]]:
-    """Time is not known; what is asked for is, and nothing costs more than that."""
+    """The most that is asked for: nothing costs more than that."""
     slurm = settings.slurm
     limit_s = seconds(slurm.time)
     nodes = sum(group.nodes for group in groups_of(settings))
     gpus = sum(group.nodes * group.gpus for group in groups_of(settings))
     jobs = runs * slurm.chain
-    time = ("time", "not known: no speed of these nodes is known before the run has begun")
     if limit_s is None:
-        return [
-            time,
-            ("cost", "slurm.time is empty: the partition's limit is the most it can take"),
-        ]
+        return [("cost", "slurm.time is empty: the partition's limit is the most it can take")]
     hours = limit_s / 3600
     each = f"{nodes} {'node' if nodes == 1 else 'nodes'} x {hours:.4g} h" + (
         f" x {jobs} jobs" if jobs > 1 else ""
@@ -153,4 +150,14 @@ def cost_lines(settings: RunSettings, runs: int) -> list[tuple[str, str]]:
         most += f", {gpus * hours * jobs:,.4g} GPU-hours"
     if slurm.requeue != "never" and slurm.max_requeues:
         most += f"; as much again for each requeue, of which there are at most {slurm.max_requeues}"
-    return [time, ("cost", most)]
+    return [("cost", most)]
+
+
+def time_lines(settings: RunSettings) -> list[tuple[str, str]]:
+    """How long the run takes, and whether it fits, by the cost model."""
+    from motet.launcher.forecast import forecast
+    from motet.launcher.run import model_of
+
+    limit_s = seconds(settings.slurm.time)
+    groups, model = groups_of(settings), model_of(settings)[0]
+    return forecast(settings, model, world_size(settings), groups, limit_s)

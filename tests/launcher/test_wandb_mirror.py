@@ -122,6 +122,41 @@ def test_two_attempts_are_one_run_whose_steps_have_no_gap(two_attempts: Any) -> 
     assert steps == list(range(1, 9))
 
 
+KILLED = """
+import os, sys, time
+from motet.launcher.metrics import MetricsWriter, unmirrored
+from motet.launcher.rundir import RunDir
+from motet.launcher.wandb_mirror import open_mirror
+rundir, start, stop = RunDir(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+config = {"metrics": {"wandb": "offline"}}
+mirror = open_mirror(rundir, config)
+metrics = MetricsWriter(rundir, config, mirror=mirror)
+for row in unmirrored(rundir.metrics, start):
+    mirror.log(row)
+metrics.log("attempt", start, start_step=start)
+for step in range(start + 1, stop + 1):
+    metrics.log("step", step, loss=1.0)
+if stop < 30:
+    os._exit(9)  # nothing that only the mirror knows is on the disk
+metrics.close()
+mirror.close()
+"""
+
+
+def test_steps_that_a_killed_attempt_did_not_send_are_sent_by_the_next(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    root = tmp_path / "r"
+    for start, stop in ((0, 25), (20, 30)):
+        subprocess.run([sys.executable, "-c", KILLED, str(root), str(start), str(stop)], timeout=60)
+    files = sorted((root / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime)
+    sent = [
+        {row["step"] for row in history(list(records(path))) if "train/loss" in row}
+        for path in files
+    ]
+    assert set().union(*sent) == set(range(1, 31))
+    assert len(sent) < 2 or len(sent[0]) < 25, "else this test proves nothing"
+
+
 def test_config_holds_settings_and_hashes_but_no_secret(two_attempts: Any) -> None:
     _, _, files = two_attempts
     run = of_type(files[0], "run")[0]

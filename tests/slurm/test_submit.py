@@ -60,6 +60,26 @@ def test_a_dry_run_prints_the_script_and_the_most_it_can_cost_and_makes_nothing(
     assert done.stdout.startswith(note["stdin"])
 
 
+def test_a_dry_run_predicts_time_and_memory_where_it_knows_the_machines(
+    fake: FakeSlurm, yaml: Path, tmp_path: Path
+) -> None:
+    asked = ("submit", str(yaml), "--dry-run", "slurm.time=30", "training.steps=100000000")
+    blind = motet(fake, *asked)
+    assert blind.returncode == 0, blind.stderr
+    assert "not known: nothing says what these nodes are; set layout.cluster" in blind.stdout
+    gpus = ("layout.device=cuda", "slurm.gpus_per_node=2", "slurm.gpu_type=nvidia_h100_80gb_hbm3")
+    known = motet(fake, *asked, *gpus)
+    assert known.returncode == 0, known.stderr
+    assert "(h100 by its data sheet, 200 Gbit/s of network for each)" in known.stdout
+    assert "over slurm.time: it takes about" in known.stdout
+    assert "GiB on the fullest device" in known.stdout
+    machines = tmp_path / "cluster.yaml"
+    machines.write_text("groups: [{name: hall, device: a100-80, nodes: 1, devices_per_node: 4}]\n")
+    told = motet(fake, *asked, f"layout.cluster={machines}")
+    assert told.returncode == 0, told.stderr
+    assert f"(machines of {machines})" in told.stdout
+
+
 def test_a_dry_run_needs_no_slurm(yaml: Path, tmp_path: Path) -> None:
     done = motet(
         FakeSlurm(tmp_path / "empty", ()), "submit", str(yaml), "--dry-run", PATH=f"{tmp_path}"
