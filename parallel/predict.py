@@ -288,7 +288,7 @@ class Predictor(RankCosts):
     ) -> tuple[float, float]:
         """Phases err independently of each other; 1.64 standard deviations on both sides."""
         factor = 1.0
-        if all([self.known[group] for group in used]):
+        if all(self.known[group] for group in used):
             factor = FITTED_SPREAD * (1.0 + BEYOND_SPREAD * self._beyond(used))
         variance = 0.0
         for share, value in zip(_SPREADS, parts.values(), strict=True):
