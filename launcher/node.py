@@ -114,7 +114,9 @@ def _launch(
     command = attempt_command(own, run, attempt, among)
 
     def lost() -> bool:
-        return superseded(run, inherited)
+        with contextlib.suppress(UserError):  # for once the file cannot be read
+            return superseded(run, inherited)
+        return False
 
     if seat.node:
         code = run_agent(command, environment, run, attempt, -1, False, lost)

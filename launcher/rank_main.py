@@ -133,10 +133,11 @@ def _exit_code(error: Exception) -> int:
 
 
 def _amend(run: RunDir, attempt: int, **facts: Any) -> None:
-    """Change facts in attempt.json; one that ended already keeps its end."""
+    """Change facts in attempt.json; one that ended already keeps its end, unless it was taken for lost too early."""
     path = run.attempt(attempt) / "attempt.json"
     before = read_json(path)
-    if before.get("ended") is None:
+    ended_well = facts.get("reason") in ("stopped", "finished")
+    if before.get("ended") is None or (before.get("reason") == "lost" and ended_well):
         ended = {} if facts.get("reason") == "running" else {"ended": time.time()}
         write_json(path, before | ended | facts)
 
