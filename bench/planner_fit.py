@@ -107,7 +107,7 @@ def _calibrate_kind(kind: str, rows: list[Observation]) -> tuple[Constants, str]
         fills = [_filler(row) for row in labelled]
         constants = fit_memory(constants, fills, [bool(row.out_of_memory) for row in labelled])
         line += (
-            f"; activation={constants.activation:.3g}, reserved_gib={constants.reserved_gib:.3g}"
+            f"; activation={constants.activation:.3g}, logits={constants.logits:.3g}"
         )
     return constants, line
 

@@ -62,7 +62,7 @@ SCALING = replace(
     gradient_bytes=2.0,
     reduce_bytes=2.0,
     gathers_logits=True,
-    logits_bytes=16.0,  # 16-bit logits and gradient, fp32 copy, log-softmax and its gradient
+    logits_bytes=18.0,  # 16-bit logits; in fp32 their copy, log-softmax, and the gradients of both
 )
 ATTENTION = {
     "torch": "math",

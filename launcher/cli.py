@@ -180,6 +180,32 @@ def _add_layout_commands(commands: Any) -> None:
     _settings_arguments(show)
 
 
+def _add_plan_command(commands: Any) -> None:
+    plan = _command(
+        commands, "plan", "plan:run", "ranked layouts with time, memory, cost", json=True
+    )
+    plan.add_argument("--cluster", metavar="FILE", help="cluster.yaml (default: this machine)")
+    plan.add_argument("--top", type=int, default=8, metavar="N", help="layouts shown (default 8)")
+    plan.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2")
+    plan.add_argument("--html", metavar="FILE", help="the pipeline's timeline, memory over time")
+    plan.add_argument("--write", metavar="FILE", help="layout.yaml of the best layout")
+    plan.add_argument("--pick", type=int, metavar="N", help="write this one instead of the best")
+    plan.add_argument("--budget", metavar="NUMBERgpu-hours", help="largest model that it trains")
+    plan.add_argument("--budget-price", type=float, metavar="NUMBER", help="the same, for a price")
+    plan.add_argument("--days", type=float, metavar="NUMBER", help="the same, in so many days")
+    plan.add_argument(
+        "--history",
+        nargs="?",
+        const="runs",
+        metavar="RUNS",
+        help="predicted and measured, by attempt",
+    )
+    plan.add_argument(
+        "--calibrate", action="append", metavar="RUNS", help="fit constants to the runs in a folder"
+    )
+    _settings_arguments(plan, required=False)
+
+
 def _add_cluster_commands(commands: Any) -> None:
     parser = commands.add_parser("cluster", help="what the machines and their links really are")
     group = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -328,6 +354,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_experiment_commands(commands)
     _add_layout_commands(commands)
     _add_cluster_commands(commands)
+    _add_plan_command(commands)
     _add_run_commands(commands)
     _add_follow_commands(commands)
     _add_slurm_commands(commands)

@@ -32,14 +32,22 @@ LEAST_STEPS = 3
 FITTED = ("matmul", "host_us", "bandwidth", "attention")
 """Constants in the order in which runs decide on them: one for every two runs of a kind of device."""
 VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+ON_CORES: dict[str, Any] = {"data_overlap": 0.0, "send_overlap": 0.5, "ahead": False}
+"""On CPUs FSDP2 waits for each of its collectives; gloo's threads send, and with 1F1B two stages wait for one of two sends
+(`bench/two_clusters.py`); nothing is started ahead."""
+CORE_HOST_US = 1500.0
+"""Where the fit of `host_us` starts for CPUs: what half a core took to start the kernels of a block's forward pass."""
 
 
-def training_of(settings: RunSettings, sequences: int, precision: str) -> tuple[Training, Traits]:
+def training_of(
+    settings: RunSettings, sequences: int, precision: str, on_cores: bool | None = None
+) -> tuple[Training, Traits]:
     """Return a step and a backend as the cost model knows them.
 
     Args:
         sequences: of the step.
         precision: "bf16" or "fp32".
+        on_cores: it trains on CPUs; None: if `layout.device` says so.
     """
     layout = settings.layout
     sharded = layout.engine == "deepspeed"
@@ -55,6 +63,8 @@ def training_of(settings: RunSettings, sequences: int, precision: str) -> tuple[
         compute_bytes=VALUE_BYTES[precision],
         fused_elementwise=settings.training.compile,
     )
+    if on_cores or (on_cores is None and layout.device == "cpu"):
+        traits = dataclasses.replace(traits, **ON_CORES)
     return training, traits
 
 
@@ -100,7 +110,7 @@ def record(
     try:
         model = ModelConfig(**read_json(run.manifest)["model"])
         cluster = cluster_for(settings, nodes, gpu)
-        training, traits = training_of(settings, sequences, precision)
+        training, traits = training_of(settings, sequences, precision, on_cores=gpu is None)
         found = predict(model, cluster, layout, training, traits)
         facts: dict[str, Any] = _plain(found, seen=1.0 if gpu is None else 0.0)
         facts |= {"cluster": cluster.to_mapping()}
@@ -300,7 +310,8 @@ def _fitted(kind: str, several: Sequence[Mapping[str, Any]]) -> tuple[str, dict[
     from motet.parallel.calibration import DEFAULTS, fit
 
     names = FITTED[: max(1, len(several) // 2)]
-    start = DEFAULTS.get(kind, Constants())
+    on_cores = not several[0]["traits"].get("ahead", True)
+    start = DEFAULTS.get(kind, Constants(host_us=CORE_HOST_US) if on_cores else Constants())
     if start.matmul is None:
         efficiency = several[0]["cluster"]["groups"][0]["device"]["matmul_efficiency"]
         start = dataclasses.replace(start, matmul=efficiency)

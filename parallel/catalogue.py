@@ -55,7 +55,7 @@ DEVICES: dict[str, dict[str, Any]] = {
         "source": "NVIDIA A100 data sheet, SXM4 (2020); AWS p4d",
     },
     "a100-80": {
-        "memory_gib": 79.1,
+        "memory_gib": 79.15,
         "peak_tflops": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
         "matmul_efficiency": 0.78,
         "memory_gb_s": 2039.0,
@@ -142,7 +142,7 @@ DEVICES: dict[str, dict[str, Any]] = {
         "memory_gb_s": 50.0,
         "price_per_hour": 0.40,
         "power_w": 150.0,
-        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours",
+        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; constants from four small runs on 2 cores (calibration.py)",
     },
 }
 """Usable memory (what a driver reports, below the marketed number), peak rates by data type, memory bandwidth."""

@@ -165,7 +165,7 @@ class BlockCost:
     def _with_host(self, times: tuple[float, ...], passes: float) -> Times:
         """Add what the device waits for the host."""
         host_s = self.constants.host_us * 1e-6 * passes
-        return (*times, max(0.0, host_s - sum(times)))
+        return (*times, max(0.0, host_s - sum(times)) if self.traits.ahead else host_s)
 
     def _projections(self, split: Split) -> float:
         model, tp, rows = self.model, split.tp.ranks, split.tokens
@@ -318,7 +318,8 @@ class BlockCost:
         else:
             inside += value * 2 * 1.5 * model.d_ffn
         stream = 4 * value * model.d_model + wide
-        pointwise_stream = 0.0 if traits.fused_norms or traits.fused_elementwise else 8.0
+        # Of each of two norms, in fp32: its input, and its rows before they are scaled.
+        pointwise_stream = 0.0 if traits.fused_norms or traits.fused_elementwise else 16.0
         if traits.dropout:
             pointwise_stream += 2.0
         pointwise_stream *= model.d_model

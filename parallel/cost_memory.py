@@ -59,12 +59,18 @@ def division(layout: Layout, training: Training, weights: Weights) -> Division:
 
 
 def state_parts(
-    weights: Weights, shared: Division, training: Training, traits: Traits, several: bool
+    weights: Weights,
+    shared: Division,
+    training: Training,
+    traits: Traits,
+    several: bool,
+    replicas: int = 1,
 ) -> dict[str, float]:
     """Return bytes of weights, gradients, optimizer state and buffers of one device.
 
     Args:
         several: more than one micro-batch adds to the same gradients.
+        replicas: that hold the same weights and add their gradients.
     """
     mine = weights.dense / shared.dense + weights.experts / shared.experts
     ranks = max(shared.dense, shared.experts)
@@ -79,6 +85,8 @@ def state_parts(
         buffers = weights.largest_unit * (2 * traits.compute_bytes + traits.reduce_bytes)
     elif ranks > 1:
         buffers = min(2 * BUCKET_BYTES, weights.all * traits.reduce_bytes)
+    elif replicas > 1 and shared.stage == 0:
+        buffers = weights.all * traits.reduce_bytes  # buckets that the gradients are copied to
     return {
         "parameters": held * traits.weight_bytes,
         "gradients": graded * traits.gradient_bytes,
@@ -122,9 +130,16 @@ def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
     return min(float(micro_batches), warm / virtual)
 
 
-def logits_bytes(
-    vocabulary_size: int, tokens: int, rows: int | None, split: int, bytes_each: float
-) -> float:
+def logits_bytes(vocabulary_size: int, tokens: int, split: int, traits: Traits) -> float:
     """Return bytes of logits that exist at a time, on one of `split` ranks."""
-    alive = tokens if rows is None else min(rows, tokens)
-    return alive * vocabulary_size / split * bytes_each
+    alive = tokens if traits.logits_rows is None else min(traits.logits_rows, tokens)
+    if not traits.gathers_logits:
+        return alive * vocabulary_size / split * traits.logits_bytes
+    # A rank's own columns, those of all ranks before they are joined, and their gradient: sizes that the allocator does not use twice.
+    copies = traits.compute_bytes * (2.0 + 1.0 / split) if split > 1 else 0.0
+    return alive * vocabulary_size * (traits.logits_bytes + copies)
+
+
+def communicators(layout: Layout) -> int:
+    """Return how many kinds of groups a rank is in besides that of data parallelism; the buffers of each take memory."""
+    return sum(degree > 1 for degree in (layout.tp, layout.pp, layout.cp, layout.ep))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from motet.parallel.cost_block import Times
+from motet.parallel.cost_places import Stage
 
 
 class Kept(NamedTuple):
@@ -55,20 +56,56 @@ class Step(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Bytes of one pipeline rank, apart from how many micro-batches it keeps activations of."""
+    """GiB of one pipeline rank, apart from how many micro-batches it keeps activations of."""
 
     state: dict[str, float]  # weights, gradients, optimizer state and buffers
-    rest: tuple[float, float, float]  # logits, collectives, reserved
-    fixed: float  # all of these
-    per_micro_batch: float  # activations of one micro-batch
-    once: float  # activations besides, however many micro-batches there are
-    capacity: float
+    rest: dict[str, float]  # logits, collectives, reserved
+    fixed_gib: float  # all of these
+    per_micro_batch_gib: float  # activations of one micro-batch
+    once_gib: float  # activations besides, however many micro-batches there are
+    capacity_gib: float
 
-    @property
-    def parts(self) -> dict[str, float]:
-        """What is fixed, by what holds it."""
-        names = ("logits", "collectives", "reserved")
-        return {**self.state, **dict(zip(names, self.rest, strict=True))}
+
+class Activations(NamedTuple):
+    """The part of `Held` that does not ask how data parallelism divides weights."""
+
+    rest: dict[str, float]
+    rest_gib: float
+    per_micro_batch_gib: float
+    once_gib: float
+
+
+class Words(NamedTuple):
+    """What of a layout the tables of a `Spot` ask for."""
+
+    blocks: tuple[object, ...]  # micro-batch, recomputation, what tensor parallelism divides
+    data: tuple[object, ...]  # whether there is a pipeline, divided tables, shares of replicas
+    several: bool  # micro-batches add to a gradient
+    piped: bool
+
+
+class Spot(NamedTuple):
+    """What one pipeline rank holds, on one kind of device, in one place: tables of its costs by `Words`.
+
+    Spots share the tables that do not ask what they differ in.
+    """
+
+    stage: Stage
+    kept: Kept
+    group: int
+    passes: dict[object, Passes]
+    sends_s: dict[object, float]
+    steps: dict[object, Step]
+    states: dict[object, tuple[dict[str, float], float]]
+    activations: dict[object, Activations]
+
+
+class Run(NamedTuple):
+    """Neighbouring pipeline ranks, from `start` to before `stop`, that are alike."""
+
+    start: int
+    stop: int
+    spots: list[Spot]  # one for each of the cluster's groups that their devices belong to
 
 
 def exposed(transfer_s: float, compute_s: float, overlap: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from motet.parallel.layout import Layout
@@ -17,17 +17,23 @@ class Chain(NamedTuple):
     others_half_s: float  # the longer of forward and input passes, of one of two stages
 
 
-def chain(
-    forward_s: Sequence[float], backward_s: Sequence[float], weight_s: Sequence[float]
-) -> Chain:
-    """Return sums over pipeline ranks; arguments as of `pipeline_s`."""
-    busy = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
-    slowest = max(busy)
-    at = busy.index(slowest)
-    halves = [max(f, b - w) / 2.0 for f, b, w in zip(forward_s, backward_s, weight_s, strict=True)]
-    return Chain(
-        slowest, sum(busy) - slowest, sum(weight_s) - weight_s[at], sum(halves) - halves[at]
-    )
+def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
+    """Return sums over pipeline ranks.
+
+    Args:
+        ranks: (how many are alike, then for each of them `forward_s`, `backward_s` and `weight_s` of `pipeline_s`).
+    """
+    slowest = slowest_weight = slowest_half = -1.0
+    total = weights = halves = 0.0
+    for count, forward, backward, weight in ranks:
+        busy, rest = forward + backward, backward - weight
+        half = (forward if forward > rest else rest) / 2.0
+        total += count * busy
+        weights += count * weight
+        halves += count * half
+        if busy > slowest:
+            slowest, slowest_weight, slowest_half = busy, weight, half
+    return Chain(slowest, total - slowest, weights - slowest_weight, halves - slowest_half)
 
 
 def chain_s(layout: Layout, micro_batches: float, ranks: Chain) -> float:
@@ -65,4 +71,5 @@ def pipeline_s(
         forward_s, backward_s: of one micro-batch on every pipeline rank, all its stages together.
         weight_s: the part of `backward_s` that makes the weights' gradients.
     """
-    return chain_s(layout, micro_batches, chain(forward_s, backward_s, weight_s))
+    each = zip([1] * len(forward_s), forward_s, backward_s, weight_s, strict=True)
+    return chain_s(layout, micro_batches, chain(each))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from motet.models import counts
 from motet.models.config import ModelConfig
@@ -15,7 +16,17 @@ from motet.parallel.calibration import DEFAULTS
 from motet.parallel.cluster import Cluster
 from motet.parallel.cost_block import PHASES, Block, BlockCost, Split, Times, add, scaled
 from motet.parallel.cost_links import Domain
-from motet.parallel.cost_parts import Held, Kept, Passes, Rank, Step, exposed
+from motet.parallel.cost_parts import (
+    Activations,
+    Held,
+    Kept,
+    Passes,
+    Rank,
+    Spot,
+    Step,
+    Words,
+    exposed,
+)
 from motet.parallel.cost_places import Places, Stage, places
 from motet.parallel.cost_terms import NATIVE, Constants, Training, Traits
 from motet.parallel.layout import Layout
@@ -36,7 +47,8 @@ class RankCosts:
     ) -> None:
         self.model, self.cluster, self.training, self.traits = model, cluster, training, traits
         known = DEFAULTS if constants is None else constants
-        self.known = [group.device.kind in known for group in cluster.groups]
+        trusted = {kind for kind, own in known.items() if constants is not None or own.most_devices}
+        self.known = [group.device.kind in trusted for group in cluster.groups]
         self.constants = [known.get(g.device.kind, Constants()) for g in cluster.groups]
         self.costs = [
             BlockCost(model, group.device, training.dtype, traits, own)
@@ -57,11 +69,8 @@ class RankCosts:
         self._edges: dict[tuple[object, ...], tuple[tuple[Times, Times], tuple[Times, Times]]] = {}
         self._kept: dict[tuple[object, ...], tuple[Kept, ...]] = {}
         self._same_kept: dict[tuple[Kept, ...], tuple[Kept, ...]] = {}
-        self._passes: dict[tuple[object, ...], Passes] = {}
-        self._steps: dict[tuple[object, ...], Step] = {}
-        self._sends: dict[tuple[object, ...], float] = {}
-        self._held: dict[tuple[object, ...], Held] = {}
-        self._states: dict[tuple[object, ...], dict[str, float]] = {}
+        self._spots: dict[tuple[object, ...], Spot] = {}
+        self._tables: dict[tuple[object, ...], dict[object, Any]] = {}
         self._numbered: dict[int, tuple[Stage, tuple[int, int, int]]] = {}
         self._numbers: dict[tuple[Domain, ...], int] = {}
 
@@ -152,7 +161,8 @@ class RankCosts:
     def block(self, layout: Layout, stage: Stage, group: int, has_experts: bool) -> Block:
         """Return the costs of one block on a device of one of the cluster's groups."""
         inner = self.numbers(stage)[0]
-        key = (group, has_experts, layout.micro_sequences, layout.sequence_parallel, inner)
+        parallel = layout.sequence_parallel and layout.tp > 1
+        key = (group, has_experts, layout.micro_sequences, parallel, inner)
         found = self._blocks.get(key)
         if found is None:
             found = self.costs[group].block(self._split(layout, stage), has_experts)
@@ -174,22 +184,50 @@ class RankCosts:
 
     # --- time of one pipeline rank
 
+    def spot(self, stage: Stage, kept: Kept, group: int) -> Spot:
+        """Return where costs of a pipeline rank on devices of one of the cluster's groups are remembered."""
+        inner, outer, hop = self.numbers(stage)
+        key = (group, kept, inner, outer, hop)
+        found = self._spots.get(key)
+        if found is None:
+            tables = [
+                self._tables.setdefault((name, *on), {})
+                for name, on in (
+                    ("passes", (group, kept, inner)),
+                    ("sends", (group, inner, hop)),
+                    ("steps", (group, kept, inner, outer)),
+                    ("states", (kept, inner, outer)),
+                    ("activations", (group, kept, inner)),
+                )
+            ]
+            found = self._spots[key] = Spot(stage, kept, group, *tables)
+        return found
+
+    def words(self, layout: Layout, several: bool = True) -> Words:
+        """Return what the tables of a spot ask for; `several` micro-batches add to the same gradients, or one does."""
+        parallel, piped = layout.sequence_parallel and layout.tp > 1, layout.pp > 1
+        tables = layout.vocabulary_parallel
+        blocks = (layout.micro_sequences, layout.recompute, parallel, tables)
+        return Words(blocks, (piped, tables, layout.shares), several or piped, piped)
+
     def rank(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Rank:
         """Return the seconds of a pipeline rank on devices of one of the cluster's groups."""
-        inner, outer, hop = self.numbers(stage)
-        micro, parallel = layout.micro_sequences, layout.sequence_parallel
-        at = (group, kept, inner, micro, layout.recompute, parallel, layout.vocabulary_parallel)
-        passes = self._passes.get(at)
+        return self.rank_at(layout, self.words(layout), self.spot(stage, kept, group))
+
+    def rank_at(self, layout: Layout, words: Words, spot: Spot) -> Rank:
+        """Return the same where the spot is known."""
+        blocks = words.blocks
+        passes = spot.passes.get(blocks)
         if passes is None:
-            passes = self._passes[at] = self._blocks_of(layout, stage, kept, group)
-        per = (group, kept, inner, outer, layout.pp > 1, layout.vocabulary_parallel, layout.shares)
-        step = self._steps.get(per)
+            passes = self._blocks_of(layout, spot.stage, spot.kept, spot.group)
+            spot.passes[blocks] = passes
+        step = spot.steps.get(words.data)
         if step is None:
-            step = self._steps[per] = self._data(layout, stage, kept, group)
-        way = (group, hop, inner, micro, parallel)
-        send_s = self._sends.get(way) if layout.pp > 1 else 0.0
+            step = self._data(layout, spot.stage, spot.kept, spot.group)
+            spot.steps[words.data] = step
+        send_s = spot.sends_s.get(blocks) if words.piped else 0.0
         if send_s is None:
-            send_s = self._sends[way] = self._send_s(layout, stage, group)
+            send_s = spot.sends_s[blocks] = self._send_s(layout, spot.stage, spot.group)
         send_s *= layout.virtual_stages
         forward, backward, head_s, weight_s, forward_s, backward_s = passes
         (gather_s, scatter_s), sync_s, optimizer_s = step
@@ -205,8 +243,8 @@ class RankCosts:
             weight_s,
             forward_s,
             backward_s,
-            forward_s + exposed(gather_s, forward_s, overlap),
-            backward_s + exposed(scatter_s, backward_s, overlap) + send_s,
+            forward_s + (exposed(gather_s, forward_s, overlap) if gather_s else 0.0),
+            backward_s + (exposed(scatter_s, backward_s, overlap) if scatter_s else 0.0) + send_s,
         )
 
     def _blocks_of(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Passes:
@@ -291,42 +329,47 @@ class RankCosts:
 
     def forget_memory(self) -> None:
         """Forget bytes, after constants that only they depend on have changed."""
-        self._held.clear()
+        for (name, *_), table in self._tables.items():
+            if name == "activations":
+                table.clear()
 
-    def held(self, layout: Layout, stage: Stage, kept: Kept, several: bool, group: int) -> Held:
-        """Return the bytes of a pipeline rank's devices; `several` micro-batches add to the same gradients, or one does."""
-        key = (
-            group,
-            kept,
-            self.numbers(stage)[:2],
-            layout.micro_sequences,
-            layout.recompute,
-            layout.sequence_parallel,
-            layout.vocabulary_parallel,
-            several,
-            layout.pp > 1,
-            layout.shares,
-        )
-        found = self._held.get(key)
-        if found is None:
-            found = self._held[key] = self._holds(layout, stage, kept, several, group)
-        return found
-
-    def _holds(self, layout: Layout, stage: Stage, kept: Kept, several: bool, group: int) -> Held:
-        inner, outer, _ = self.numbers(stage)
-        alone = layout.pp == 1
-        at = (kept, inner, outer, several, alone, layout.vocabulary_parallel, layout.shares)
-        state = self._states.get(at)
+    def held_at(self, layout: Layout, words: Words, spot: Spot) -> Held:
+        """Return what a pipeline rank's devices hold."""
+        saved = spot.activations.get((words.blocks, words.piped))
+        if saved is None:
+            saved = self._activations_of(layout, spot.stage, spot.kept, spot.group)
+            spot.activations[words.blocks, words.piped] = saved
+        asked = (words.data, words.several)
+        state = spot.states.get(asked)
         if state is None:
-            weights = self.weights(layout, kept)
-            shared = memory.division(layout, self.training, weights)
-            state = memory.state_parts(weights, shared, self.training, self.traits, several)
-            self._states[at] = state
+            state = spot.states[asked] = self._state(layout, spot.kept, words.several)
+        rest, rest_gib, per_micro_batch_gib, once_gib = saved
+        return Held(
+            state[0],
+            rest,
+            state[1] + rest_gib,
+            per_micro_batch_gib,
+            once_gib,
+            self.cluster.groups[spot.group].device.memory_gib,
+        )
+
+    def _state(self, layout: Layout, kept: Kept, several: bool) -> tuple[dict[str, float], float]:
+        """Return GiB of weights, gradients, optimizer state and buffers, and their sum."""
+        weights = self.weights(layout, kept)
+        shared = memory.division(layout, self.training, weights)
+        state = memory.state_parts(
+            weights, shared, self.training, self.traits, several, layout.dp_replicate
+        )
+        found = {name: value / GIB for name, value in state.items()}
+        return found, sum(found.values())
+
+    def _activations_of(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Activations:
+        own, traits = self.constants[group], self.traits
         saved_bytes = beside = 0.0
         for count, has_experts in ((kept.dense_layers, False), (kept.expert_layers, True)):
             if count:
                 block = self.block(layout, stage, group, has_experts)
-                saved, once = memory.block_bytes(block, layout.recompute, self.traits)
+                saved, once = memory.block_bytes(block, layout.recompute, traits)
                 saved_bytes += count * saved
                 beside = max(beside, once)
         tokens = layout.micro_sequences * self.training.sequence_length // layout.cp
@@ -334,31 +377,31 @@ class RankCosts:
         logits = 0.0
         if kept.last:
             beside += 2 * stream
-            logits = memory.logits_bytes(
-                self.model.vocabulary_size,
-                tokens,
-                self.traits.logits_rows,
-                1 if self.traits.gathers_logits else self._vocabulary_split(layout),
-                self.traits.logits_bytes,
-            )
-        own = self.constants[group]
+            split = self._vocabulary_split(layout)
+            logits = memory.logits_bytes(self.model.vocabulary_size, tokens, split, traits)
+            logits *= own.logits
         collectives = 2 * stream if layout.tp > 1 or layout.pp > 1 else 0.0
-        rest = (logits, collectives, own.reserved_gib * GIB)
-        return Held(
-            state,
+        collectives += memory.communicators(layout) * own.communicator_gib * GIB
+        rest = {"logits": logits / GIB, "collectives": collectives / GIB}
+        rest["reserved"] = own.reserved_gib
+        return Activations(
             rest,
-            sum(state.values()) + sum(rest),
-            saved_bytes * own.activation,
-            beside * own.activation,
-            self.cluster.groups[group].device.memory_gib * GIB,
+            sum(rest.values()),
+            saved_bytes * own.activation / GIB,
+            beside * own.activation / GIB,
         )
 
     def rank_memory(
         self, layout: Layout, stage: Stage, kept: Kept, rank: int, number: float, group: int
     ) -> tuple[float, float, dict[str, float]]:
-        """Return (bytes, capacity, bytes by what holds them) of a device of a pipeline rank that runs `number` micro-batches."""
-        found = self.held(layout, stage, kept, number > 1 or layout.pp > 1, group)
+        """Return (bytes, capacity, GiB by what holds them) of a device of a pipeline rank that runs `number` micro-batches."""
+        words = self.words(layout, number > 1)
+        found = self.held_at(layout, words, self.spot(stage, kept, group))
         micro_batches = memory.micro_batches_held(layout, rank, math.ceil(number))
-        activations = found.per_micro_batch * micro_batches + found.once
-        parts = {**found.parts, "activations": activations}
-        return found.fixed + activations, found.capacity, parts
+        activations = found.per_micro_batch_gib * micro_batches + found.once_gib
+        total = (found.fixed_gib + activations) * GIB
+        return (
+            total,
+            found.capacity_gib * GIB,
+            {**found.state, **found.rest, "activations": activations},
+        )

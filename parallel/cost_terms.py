@@ -59,6 +59,7 @@ class Traits:
         fp8_gathers: with fp8 products, tensor-parallel gathers carry 8 bits.
         fp8_scaling: share of fp8's rate that is left by the way its scales are kept (1 = one scale per tensor).
         optimizer_traffic: bytes read and written per weight in an update.
+        ahead: the host starts kernels while others run; False: its time adds to theirs, as on CPUs.
     """
 
     gated: bool = True
@@ -83,6 +84,7 @@ class Traits:
     fp8_gathers: bool = False
     fp8_scaling: float = 1.0
     optimizer_traffic: float = 34.0
+    ahead: bool = True
 
 
 NATIVE = Traits()
@@ -112,7 +114,9 @@ class Constants:
         host_us: time that the host takes to start one block's forward pass: the device waits for it where its work is shorter.
         congestion: loss of bandwidth between nodes with every doubling of the nodes that a group spans.
         activation: bytes of activations over those that are counted (allocator rounding, fragments).
+        logits: the same of logits, whose few large blocks leave the largest gaps.
         reserved_gib: context, libraries' buffers, work spaces.
+        communicator_gib: buffers of the collectives of one kind of groups, data parallelism's aside.
         routing: share of a link's rate that all-to-all of routed rows reaches.
         grouped: rate of experts' products over that of dense ones of equal size, unequal experts included.
         most_devices: of the runs that these were found on; beyond it intervals widen. 0 = unknown.
@@ -126,7 +130,9 @@ class Constants:
     host_us: float = 300.0
     congestion: float = 0.02
     activation: float = 1.05
-    reserved_gib: float = 3.0
+    logits: float = 1.1
+    reserved_gib: float = 1.0
+    communicator_gib: float = 0.75
     routing: float = 0.5
     grouped: float = 0.8
     most_devices: int = 0
@@ -141,7 +147,9 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "host_us": (0.0, 3000.0),
     "congestion": (0.0, 0.4),
     "activation": (0.9, 1.6),
-    "reserved_gib": (0.3, 12.0),
+    "logits": (0.9, 1.6),
+    "reserved_gib": (0.1, 12.0),
+    "communicator_gib": (0.0, 2.0),
     "routing": (0.05, 1.0),
     "grouped": (0.3, 1.0),
 }

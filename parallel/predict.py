@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from operator import add, is_not, mul
 from typing import NamedTuple
 
 from motet.models.config import ModelConfig
@@ -14,10 +16,10 @@ from motet.parallel import cost_memory as memory
 from motet.parallel.calibration import BEYOND_SPREAD, FITTED_SPREAD, SPREAD
 from motet.parallel.cluster import Cluster
 from motet.parallel.cost_block import PHASES
-from motet.parallel.cost_parts import Held, Kept, Rank, exposed
+from motet.parallel.cost_parts import Kept, Rank, Run, Spot, exposed
 from motet.parallel.cost_pipeline import Chain, chain, chain_s
 from motet.parallel.cost_places import Column, Places
-from motet.parallel.cost_rank import GIB, RankCosts
+from motet.parallel.cost_rank import RankCosts
 from motet.parallel.cost_terms import NATIVE, Constants, Prediction, Training, Traits
 from motet.parallel.layout import Layout
 from motet.parallel.layout_rules import step_unit
@@ -27,7 +29,7 @@ __all__ = ["Kept", "Predictor", "Rank", "predict"]
 TIGHT = 0.93
 """Above this share of its memory, whether a layout fits is uncertain."""
 _STEP_PHASES = (*PHASES, "pipeline_send", "bubble", "data_parallel", "optimizer", "probes", "data")
-_SPREADS = tuple(SPREAD[name] for name in _STEP_PHASES)
+_VARIANCES = tuple(SPREAD[name] ** 2 for name in _STEP_PHASES)
 
 
 def predict(
@@ -51,10 +53,14 @@ def predict(
     return Predictor(model, cluster, training, traits, constants).predict(layout)
 
 
+Row = tuple[int, int, float, float, float]
+"""Pipeline ranks from and to before, GiB however many micro-batches there are, GiB per micro-batch, GiB of the device. A plain tuple: a search
+keeps many, and Python's garbage collector passes over plain tuples of numbers."""
+
+
 class Line(NamedTuple):
     """A pipeline for one micro-batch: seconds, of the slowest rank where nothing else is said."""
 
-    where: Places
     chain: Chain
     busy: tuple[float, ...]  # of every rank
     phases: tuple[float, ...]  # forward and backward, in the order of `PHASES`
@@ -62,6 +68,15 @@ class Line(NamedTuple):
     waits_s: float  # for weights and gradients, in every micro-batch
     sync_s: float  # once a step, the longest of all ranks
     update_s: float
+
+
+class Filled(NamedTuple):
+    """Memory of a pipeline."""
+
+    share: float  # of its memory that the fullest device needs
+    gib: float  # that it holds
+    spot: Spot  # where it is
+    ranks_gib: tuple[float, ...]  # of every pipeline rank's fullest device
 
 
 class Predictor(RankCosts):
@@ -77,7 +92,10 @@ class Predictor(RankCosts):
     ) -> None:
         super().__init__(model, cluster, training, traits, constants)
         self._lines: dict[tuple[object, ...], Line] = {}
-        self._holders: dict[tuple[object, ...], tuple[Places, list[list[Held]]]] = {}
+        self._holders: dict[tuple[object, ...], tuple[Row, ...]] = {}
+        self._runs: dict[tuple[int, ...], tuple[tuple[object, ...], list[Run]]] = {}
+        self._spots_in: dict[tuple[int, int], list[Spot]] = {}
+        self.prices = [group.device.price_per_hour for group in cluster.groups]
         self._counts: dict[tuple[object, ...], list[float]] = {}
 
     # --- a step
@@ -96,32 +114,30 @@ class Predictor(RankCosts):
         number = self.micro_batches(layout)
         found = [self._column(layout, where, kept, column, number) for column in where.columns]
         time_s, parts, busy = found[0] if len(found) == 1 else max(found, key=lambda one: one[0])
-        shares, totals, holders = self._memory(layout, where, kept, number)
-        fill = max(shares)
-        fullest = shares.index(fill)
-        holder = holders[fullest]
-        memory_parts = {name: value / GIB for name, value in holder.parts.items()}
-        memory_parts["activations"] = (totals[fullest] - holder.fixed) / GIB
+        filled = self._memory(layout, where, kept, number)
+        holder = self.held_at(layout, self.words(layout, number > 1), filled.spot)
+        activations = filled.gib - holder.fixed_gib
         used = self._used(where, layout)
         peak = price = 0.0
         for group, devices in used.items():
             peak += devices * self.peaks[group]
-            price += devices * self.cluster.groups[group].device.price_per_hour
+            price += devices * self.prices[group]
         tokens_per_s = self.tokens / time_s
+        beyond = self._beyond(used)
         return Prediction(
             time_s,
-            self._interval(parts, time_s, used),
-            totals[fullest] / GIB,
-            holder.capacity / GIB,
-            fill <= 1.0,
+            self._interval(parts, time_s, used, beyond),
+            filled.gib,
+            holder.capacity_gib,
+            filled.share <= 1.0,
             parts,
-            memory_parts,
-            tuple(busy),
-            tuple([total / GIB for total in totals]),
+            {**holder.state, **holder.rest, "activations": activations},
+            busy,
+            filled.ranks_gib,
             tokens_per_s,
             tokens_per_s * self.flops / peak,
             price / 3600 / tokens_per_s * 1e9,
-            self._trust(layout, parts, time_s, fill, used),
+            self._trust(layout, parts, time_s, filled.share, used, beyond),
         )
 
     def _used(self, where: Places, layout: Layout) -> dict[int, float]:
@@ -139,53 +155,70 @@ class Predictor(RankCosts):
     def _line(self, layout: Layout, where: Places, kept: tuple[Kept, ...], column: Column) -> Line:
         """Return the pipeline of replicas that stand alike: what does not depend on the schedule and the number of micro-batches."""
         key = (
-            id(where),  # kept alive by the line; equal `kept` are one object
+            id(where),  # kept alive by `_runs`; equal `kept` are one object
             id(kept),
             id(column),
             layout.micro_sequences,
             layout.recompute,
-            layout.sequence_parallel,
+            layout.sequence_parallel and layout.tp > 1,
             layout.vocabulary_parallel,
             layout.virtual_stages,
         )
         found = self._lines.get(key)
         if found is None:
-            ranks = self._ranks_of(layout, where, kept, column)
-            found = self._lines[key] = self._lined(ranks, where)
+            runs = self._runs_of(where, kept, column)
+            found = self._lines[key] = self._lined(layout, runs)
         return found
 
-    def _ranks_of(
-        self, layout: Layout, where: Places, kept: tuple[Kept, ...], column: Column
-    ) -> list[Rank]:
-        """Return every pipeline rank on the slowest of its devices."""
-        ranks: list[Rank] = []
-        before: tuple[object, ...] = ()
-        for stage, own, groups in zip(where.stages, kept, column.groups, strict=True):
-            if (id(stage), id(own), groups) != before:
-                before = (id(stage), id(own), groups)
-                rank = self.rank(layout, stage, own, groups[0])
-                for group in groups[1:]:
-                    rank = max(rank, self.rank(layout, stage, own, group), key=_rank_s)
-            ranks.append(rank)
-        return ranks
+    def _runs_of(self, where: Places, kept: tuple[Kept, ...], column: Column | None) -> list[Run]:
+        """Return pipeline ranks that are alike together: those of one column, or with the devices of all of them."""
+        key = (id(where), id(kept), id(column))
+        known = self._runs.get(key)
+        if known is not None:
+            return known[1]
+        groups = [stage.groups for stage in where.stages] if column is None else column.groups
+        bounds: list[int] = []
+        rows = list(zip(where.stages, kept, groups, strict=True))
+        for at, row in enumerate(rows):
+            if not at or row[2] != groups[at - 1] or any(map(is_not, row[:2], rows[at - 1][:2])):
+                bounds.append(at)
+        found = [
+            Run(start, stop, [self.spot(*rows[start][:2], group) for group in groups[start]])
+            for start, stop in pairwise([*bounds, len(rows)])
+        ]
+        self._runs[key] = (where, kept, column), found  # kept alive for their ids
+        return found
 
-    def _lined(self, ranks: list[Rank], where: Places) -> Line:
-        forward = [rank.ahead_s for rank in ranks]
-        backward = [rank.behind_s for rank in ranks]
-        busy = [f + b for f, b in zip(forward, backward, strict=True)]
-        slowest = ranks[busy.index(max(busy))]
+    def _lined(self, layout: Layout, runs: Sequence[Run]) -> Line:
+        """Return the pipeline with every rank on the slowest of its devices."""
+        alike: list[tuple[int, float, float, float]] = []
+        busy: tuple[float, ...] = ()
+        slowest, slowest_s, update_s = None, -1.0, 0.0
+        syncs: list[float] = []
+        words = self.words(layout)
+        for run in runs:
+            rank = self.rank_at(layout, words, run.spots[0])
+            for spot in run.spots[1:]:
+                rank = max(rank, self.rank_at(layout, words, spot), key=_rank_s)
+            count, rank_s = run.stop - run.start, rank.ahead_s + rank.behind_s
+            alike.append((count, rank.ahead_s, rank.behind_s, rank.weight_s))
+            busy += (rank_s,) * count
+            syncs.append(rank.sync_s)
+            update_s = max(update_s, rank.optimizer_s)
+            if rank_s > slowest_s:
+                slowest, slowest_s = rank, rank_s
+        assert slowest is not None
         # Reductions hide behind the last backward pass, gathers behind the first forward pass.
         window = slowest.backward_s + slowest.forward_s
         overlap = self.traits.data_overlap
         return Line(
-            where,
-            chain(forward, backward, [rank.weight_s for rank in ranks]),
-            tuple(busy),
-            tuple([a + b for a, b in zip(slowest.forward, slowest.backward, strict=True)]),
+            chain(alike),
+            busy,
+            tuple(map(add, slowest.forward, slowest.backward)),
             slowest.send_s,
-            max(0.0, max(busy) - window - slowest.send_s),
-            max(exposed(rank.sync_s, window, overlap) for rank in ranks),
-            max(rank.optimizer_s for rank in ranks),
+            max(0.0, slowest_s - window - slowest.send_s),
+            max([exposed(sync_s, window, overlap) for sync_s in syncs]),
+            update_s,
         )
 
     def _column(
@@ -195,7 +228,7 @@ class Predictor(RankCosts):
         kept: tuple[Kept, ...],
         column: Column,
         number: float,
-    ) -> tuple[float, dict[str, float], list[float]]:
+    ) -> tuple[float, dict[str, float], tuple[float, ...]]:
         """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that stand alike."""
         number *= column.share
         line = self._line(layout, where, kept, column)
@@ -210,7 +243,7 @@ class Predictor(RankCosts):
         parts["probes"] = probe_s
         parts["data"] = training.data_s
         time_s = pipe_s + line.sync_s + line.update_s + probe_s + training.data_s
-        return time_s, parts, [number * each for each in line.busy]
+        return time_s, parts, tuple([number * each for each in line.busy])
 
     # --- memory
 
@@ -219,52 +252,65 @@ class Predictor(RankCosts):
         found = self._memory(
             layout, self.places(layout), self.kept(layout), self.micro_batches(layout)
         )
-        return max(found[0])
+        return found.share
 
     def _memory(
         self, layout: Layout, where: Places, kept: tuple[Kept, ...], number: float
-    ) -> tuple[list[float], list[float], list[Held]]:
-        """Return (share of memory, bytes, what they are) of the fullest device of every pipeline rank."""
-        shares: list[float] = []
+    ) -> Filled:
+        """Return what the fullest device of every pipeline rank holds."""
+        several = number > 1 or layout.pp > 1
+        counts = self._held_counts(layout, math.ceil(number))
         totals: list[float] = []
-        holders: list[Held] = []
-        found = self._holds_of(layout, where, kept, number > 1 or layout.pp > 1)
-        for each, held in zip(found, self._held_counts(layout, math.ceil(number)), strict=True):
-            one = each[0]
-            total = one.fixed + one.once + one.per_micro_batch * held
-            for other in each[1:]:
-                more = other.fixed + other.once + other.per_micro_batch * held
-                if more / other.capacity > total / one.capacity:
-                    one, total = other, more
-            shares.append(total / one.capacity)
-            totals.append(total)
-            holders.append(one)
-        return shares, totals, holders
+        most: list[float] = []  # shares of the ranks of `totals`, as of the fullest of those alike
+        best, fullest, gib = -1.0, 0, 0.0
+        for i, row in enumerate(self._holds_of(layout, where, kept, several)):
+            start, stop, fixed, more, capacity = row
+            mine = [fixed + more * count for count in counts[start:stop]]
+            top = max(mine)
+            share = top / capacity
+            if start == len(totals):
+                totals += mine
+                most.append(share)
+            elif share > most[-1]:  # another kind of device of the same ranks
+                totals[start:], most[-1] = mine, share
+            if share > best:
+                best, fullest, gib = share, i, top
+        return Filled(best, gib, self._spots_of(where, kept)[fullest], tuple(totals))
+
+    def _spots_of(self, where: Places, kept: tuple[Kept, ...]) -> list[Spot]:
+        """Return where the rows of `_holds_of` come from."""
+        key = (id(where), id(kept))
+        found = self._spots_in.get(key)
+        if found is None:
+            runs = self._runs_of(where, kept, None)
+            found = self._spots_in[key] = [spot for run in runs for spot in run.spots]
+        return found
 
     def _holds_of(
         self, layout: Layout, where: Places, kept: tuple[Kept, ...], several: bool
-    ) -> list[list[Held]]:
-        """Return what devices of every cluster group hold, for every pipeline rank."""
+    ) -> tuple[Row, ...]:
+        """Return what devices of every cluster group hold, for pipeline ranks that are alike."""
         key = (
             id(where),
             id(kept),
             layout.micro_sequences,
             layout.recompute,
-            layout.sequence_parallel,
+            layout.sequence_parallel and layout.tp > 1,
             layout.vocabulary_parallel,
             several,
         )
         found = self._holders.get(key)
         if found is None:
-            ranks: list[list[Held]] = []
-            before: tuple[int, ...] = ()
-            for stage, own in zip(where.stages, kept, strict=True):
-                if (id(stage), id(own)) != before:
-                    before = id(stage), id(own)
-                    each = [self.held(layout, stage, own, several, g) for g in stage.groups]
-                ranks.append(each)
-            found = self._holders[key] = where, ranks
-        return found[1]
+            words = self.words(layout, several)
+            rows: list[Row] = []
+            for run in self._runs_of(where, kept, None):
+                for spot in run.spots:
+                    one = self.held_at(layout, words, spot)
+                    fixed_gib = one.fixed_gib + one.once_gib
+                    per, capacity = one.per_micro_batch_gib, one.capacity_gib
+                    rows.append((run.start, run.stop, fixed_gib, per, capacity))
+            found = self._holders[key] = tuple(rows)
+        return found
 
     def _held_counts(self, layout: Layout, micro_batches: int) -> list[float]:
         """Return for how many micro-batches every pipeline rank keeps activations."""
@@ -284,15 +330,14 @@ class Predictor(RankCosts):
     # --- how far to trust it
 
     def _interval(
-        self, parts: Mapping[str, float], time_s: float, used: Mapping[int, float]
+        self, parts: Mapping[str, float], time_s: float, used: Mapping[int, float], beyond: float
     ) -> tuple[float, float]:
         """Phases err independently of each other; 1.64 standard deviations on both sides."""
         factor = 1.0
-        if all(self.known[group] for group in used):
-            factor = FITTED_SPREAD * (1.0 + BEYOND_SPREAD * self._beyond(used))
-        variance = 0.0
-        for share, value in zip(_SPREADS, parts.values(), strict=True):
-            variance += (share * value) ** 2
+        if all(map(self.known.__getitem__, used)):
+            factor = FITTED_SPREAD * (1.0 + BEYOND_SPREAD * beyond)
+        seconds = parts.values()
+        variance = sum(map(mul, _VARIANCES, map(mul, seconds, seconds)))
         spread = math.exp(1.64 * (factor * math.sqrt(variance) / time_s + 0.02))
         return time_s / spread, time_s * spread
 
@@ -309,13 +354,14 @@ class Predictor(RankCosts):
         time_s: float,
         fill: float,
         used: Mapping[int, float],
+        beyond: float,
     ) -> tuple[str, ...]:
         found = []
         for group in used:
             if not self.known[group]:
                 kind = self.cluster.groups[group].device.kind
                 found.append(f"no run on {kind} calibrates its constants; data sheets stand in")
-        if self._beyond(used):
+        if beyond:
             most = min(self.constants[group].most_devices for group in used)
             found.append(f"the constants come from runs on at most {most:,} devices")
         if TIGHT < fill < 2.0 - TIGHT:

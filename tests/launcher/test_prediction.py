@@ -12,6 +12,7 @@ import yaml
 
 from motet.experiments.errors import UserError
 from motet.launcher import config, prediction
+from motet.launcher.cli import main
 from motet.launcher.report import collect
 from motet.launcher.run import check_cluster
 from motet.launcher.rundir import RunDir, write_json
@@ -106,6 +107,17 @@ def test_a_run_is_compared_with_what_was_predicted_when_it_started(
     assert prediction.cluster_of_run(run) == homogeneous("h100", 1)
 
 
+def test_on_cores_no_transfer_of_gradients_is_hidden_and_nothing_is_started_ahead(
+    tmp_path: Path,
+) -> None:
+    settings = settings_of(tmp_path)
+    gpu, core = (
+        prediction.training_of(settings, 64, "fp32", on_cores=one)[1] for one in (False, True)
+    )
+    assert (gpu.data_overlap, gpu.ahead) == (0.9, True)
+    assert (core.data_overlap, core.ahead) == (0.0, False)
+
+
 def test_steps_of_another_attempt_or_of_a_larger_batch_are_not_counted(
     tmp_path: Path, machines: Path
 ) -> None:
@@ -162,7 +174,7 @@ def test_machines_that_cannot_be_read_are_refused_before_a_run_starts(
 
 
 def test_calibration_finds_the_constants_that_made_the_measurements(
-    tmp_path: Path, machines: Path
+    tmp_path: Path, machines: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = Constants(matmul=0.41)
     for number, sequences in enumerate((32, 64, 128)):
@@ -174,5 +186,12 @@ def test_calibration_finds_the_constants_that_made_the_measurements(
         # what the run spends on waiting for data is no part of what is fitted
         made_run(tmp_path, settings, [took.step_time_s / 0.9] * 10)
     text = prediction.calibrate([tmp_path / "runs"])
+    assert main(["plan", "--calibrate", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["plan", "--history", str(tmp_path / "runs"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["attempts"]
+    assert rows == prediction.history(tmp_path / "runs")
+    assert main(["plan"]) == 2
+    assert "give a RUN.yaml, or --history or --calibrate" in capsys.readouterr().err
     assert yaml.safe_load(text)["h100"]["matmul"] == pytest.approx(0.41, rel=0.1)
     assert text.startswith("# h100: 3 attempts, median error ")

@@ -211,8 +211,23 @@ def test_whole_logits_need_memory_on_every_tensor_rank() -> None:
     gathered = replace(eager, gathers_logits=True)
     layout = Layout(dp_shard=8, tp=8)
     split, whole = (predict(MODEL, H100, layout, TRAINING, one) for one in (eager, gathered))
-    assert whole.memory_parts["logits"] == pytest.approx(8 * split.memory_parts["logits"])
+    # 10 bytes of each logit; gathered, those of all ranks, and 16-bit copies: parts to join, own columns, the gradient.
+    copies = 2 * (2 + 1 / 8) / 10
+    assert whole.memory_parts["logits"] == pytest.approx(
+        8 * (1 + copies) * split.memory_parts["logits"]
+    )
     assert whole.step_time_s > split.step_time_s
+
+
+def test_a_host_that_starts_nothing_ahead_adds_its_time_to_every_micro_batch() -> None:
+    few, many = (Layout(dp_shard=8, micro_sequences=m, recompute="full") for m in (8, 1))
+    on_cores = replace(NATIVE, ahead=False)
+    for layout, micro_batches in ((few, 8), (many, 64)):
+        ahead, added = (predict(MODEL, H100, layout, TRAINING, one) for one in (NATIVE, on_cores))
+        assert ahead.parts["host"] == 0.0  # a block takes longer than its kernels' start
+        passes = 1.0 + 1.6 + 1.0  # forward, backward, forward again
+        expected = micro_batches * MODEL.n_layers * passes * Constants().host_us * 1e-6
+        assert added.parts["host"] == pytest.approx(expected)
 
 
 def test_a_device_that_no_run_calibrated_is_told_and_has_a_wider_interval() -> None:
@@ -238,7 +253,7 @@ def test_more_devices_than_any_run_had_are_told_and_widen_the_interval() -> None
 
 def test_what_hardly_fits_is_told() -> None:
     found = predict(MODEL, homogeneous("h100", 1), Layout(dp_shard=8, recompute="full"), TRAINING)
-    constants = Constants(reserved_gib=found.capacity_gib - found.memory_gib + 2.0)
+    constants = Constants(reserved_gib=found.capacity_gib - found.memory_gib)
     tight = predict(
         MODEL,
         homogeneous("h100", 1),

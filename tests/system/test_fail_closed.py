@@ -9,8 +9,8 @@ import pytest
 
 from motet.experiments.errors import UserError
 from motet.launcher import config
-from motet.launcher.rundir import RunDir
 from motet.launcher.rank_main import _verified
+from motet.launcher.rundir import RunDir
 from motet.parallel.mesh import World
 from tests.parallel.ranks import run_ranks
 from tests.system.runs import motet, write_yaml

@@ -1,0 +1,93 @@
+"""Lower bounds of a step's time, from the work alone: what lets the search leave out layouts without predicting them. Pure; no torch.
+
+If a pipeline rank of group g needs t_kg for a layer of kind k, and W_g for all of the model, then no partition of layers over p_g ranks of
+every group has a slowest rank faster than (sum over k of n_k min_g t_kg / W_g) / (sum over g of p_g / W_g): the dual of the fractional
+partition with weights 1 / W_g.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from motet.parallel.plan_lines import skeleton, stub
+from motet.parallel.plan_space import Core, Way
+from motet.parallel.predict import Kept, Predictor
+
+
+class Work(NamedTuple):
+    """Seconds of one micro-batch of the whole model on one pipeline rank of every group, nothing sent."""
+
+    whole: np.ndarray  # [group]
+    share: float  # what of 1 / (sum of p_g / W_g) no partition can beat
+    least: float  # sum over layers of the fastest group's time
+    rest: float  # the same without twice the weights' part
+    inputs: float  # the same of forward and backward without the weights' part
+    send: float  # of one virtual stage between neighbours inside the best group
+
+    def slowest(self, ranks: np.ndarray) -> np.ndarray:
+        """Return what the slowest rank needs at least, for [assignment, group] numbers of ranks."""
+        return np.asarray(self.share / (ranks / self.whole).sum(axis=-1))
+
+    def step_s(self, way: Way, pp: int, n: float, slowest: float) -> float:
+        """Return what a step of n micro-batches takes at least (see `cost_pipeline.pipeline_s`)."""
+        if pp == 1:
+            return n * slowest
+        virtual = way.virtual_stages
+        send = virtual * self.send
+        slowest += send
+        if way.schedule == "zbv_zero_bubble":
+            factor = 1.0 + min(1.0, max(0.0, (2 * pp - 1 - n) / (pp - 1)))
+            return max(n * slowest, (n - factor / 2) * slowest + factor * self.inputs / 4)
+        if way.schedule == "interleaved_zero_bubble":
+            return max(n * slowest, (n - 1 / virtual) * slowest + self.rest / virtual)
+        return (n - 1 / virtual) * slowest + (self.least + pp * send) / virtual
+
+    def any_way_s(
+        self, pp: np.ndarray, n: float, slowest: np.ndarray, layers: int, virtual: int
+    ) -> np.ndarray:
+        """Return what a step takes at least under any schedule, for arrays of pipeline ranks and `slowest`.
+
+        Args:
+            layers: of the model; every stage but two holds one.
+            virtual: most stages of a rank.
+        """
+        slowest = np.minimum(slowest, 1e30) + self.send * (pp > 1)
+        most = np.clip((layers + 2) // pp, 1, virtual)
+        several = (n - 1 / most) * slowest + self.rest / most
+        v_s = (n - 1.0) * slowest + self.inputs / 4
+        alone = (n - 1.0) * slowest + self.least
+        found = np.where(most > 1, np.minimum(several, v_s), alone)
+        return np.where(pp == 1, n * slowest, np.maximum(found, n * slowest))
+
+
+def work(predictor: Predictor, core: Core, recompute: str) -> Work:
+    """Return the work of a model divided as `core` says."""
+    model, cluster = predictor.model, predictor.cluster
+    layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, Way("1f1b", 1))
+    routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
+    numbers = np.array([model.n_layers - routed, routed, 1])
+    times = np.zeros((len(cluster.groups), 3))
+    weights = np.zeros_like(times)
+    sends = []
+    for g in range(len(cluster.groups)):
+        stage = stub(predictor, layout, g)
+        for kind in (0, 1):
+            if numbers[kind]:
+                layer = Kept(1 - kind, kind, False, False)
+                found = predictor.rank(layout, stage, layer, g)
+                times[g, kind] = sum(found.forward) + sum(found.backward)
+                weights[g, kind] = found.weight_s
+                sends.append(found.send_s)
+        ends = predictor.edges(layout, stage, g)
+        times[g, 2] = sum(sum(part) for end in ends for part in end)
+    whole = times @ numbers
+    share = float(numbers @ (times / whole[:, None]).min(axis=0))
+    least = float(numbers @ times.min(axis=0))
+    rest = float(numbers @ np.maximum(times - 2 * weights, 0.0).min(axis=0))
+    inputs = float(numbers @ (times - weights).min(axis=0))
+    # A head's passes for weights are not told apart: they may all be such.
+    rest -= float(times[:, 2].min()) if rest > 0 else 0.0
+    inputs -= float(times[:, 2].min())
+    return Work(whole, share, least, rest, inputs, min(sends))

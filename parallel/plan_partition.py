@@ -1,0 +1,310 @@
+"""Layers for every rank of a pipeline, such that a step is as short as it can be. Pure; no torch.
+
+A step of n micro-batches takes n x (the slowest rank's time for one) + what the others add to fill and drain the pipeline
+(`cost_pipeline.pipeline_s`). With a bound on the slowest rank, every rank has a largest number of layers; among the partitions
+inside the bound the best gives layers to the ranks that add least. Raising the bound step by step, until the slowest rank alone costs
+more than the best found, makes the search exact (against the proportional rule of Holmes, arXiv:2312.03549, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+MOST_BOUNDS = 64
+"""Bounds on the slowest rank that are tried at most; more are only passed where ranks differ wildly."""
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one pipeline rank adds to a step, by the layers that it holds (of each kind: dense, with experts).
+
+    Attributes:
+        fixed, each: busy seconds of one micro-batch: embedding, head and transfers, and every layer of a kind.
+        wait_fixed, wait_each: seconds that it adds to the filling and draining of the pipeline.
+        least: layers that it must hold: one for every stage but the first and the last.
+    """
+
+    fixed: float
+    each: tuple[float, float]
+    wait_fixed: float
+    wait_each: tuple[float, float]
+    least: int
+
+
+Counts = tuple[int, ...]
+Score = Callable[[Counts], float]
+"""Seconds of a step with these layers on every rank; infinite where it cannot be."""
+
+
+def alike(
+    loads: Sequence[Load],
+    layers: int,
+    most: Sequence[int],
+    n: float,
+    score: Score,
+    limit_s: float = math.inf,
+) -> tuple[float, Counts] | None:
+    """Return the best (seconds of a step, layers of every rank) where layers do not differ; None where memory is too small.
+
+    Args:
+        most: layers that fit into the memory of every rank.
+        n: micro-batches.
+        limit_s: partitions that take longer are of no use; the first is returned all the same.
+    """
+    least = [load.least for load in loads]
+    if sum(least) > layers or sum(most) < layers or any(map(int.__gt__, least, most)):
+        return None
+    slopes = [load.each[0] for load in loads]
+    ranks_of = _by_wait(loads)
+    wait_s = _wait_s(loads, _filled(layers, least, most, ranks_of))
+    best: tuple[float, Counts] | None = None
+    bound_s = _first_bound(loads, slopes, least, most, layers)
+    for _ in range(MOST_BOUNDS):
+        caps = _caps(loads, slopes, most, bound_s)
+        counts = _filled(layers, least, caps, ranks_of)
+        value = score(tuple(counts))
+        if best is None or value < best[0]:
+            best = value, tuple(counts)
+        if value < limit_s:
+            for found in _eased(counts, least, caps):
+                value = score(tuple(found))
+                best = (value, tuple(found)) if value < best[0] else best
+        bound_s = _next_bound(loads, slopes, most, caps)
+        # The others wait for no less than this; the slowest rank itself is no part of it.
+        if bound_s == math.inf or (n - 1) * bound_s + wait_s >= min(best[0], limit_s):
+            break
+    return best
+
+
+def least_s(loads: Sequence[Load], layers: int, n: float) -> float:
+    """Return what the passes of a step take at least, whatever the partition of layers that do not differ."""
+    least, most = [load.least for load in loads], [layers] * len(loads)
+    if sum(least) > layers:
+        return math.inf
+    slopes = [load.each[0] for load in loads]
+    bound_s = _first_bound(loads, slopes, least, most, layers)
+    wait_s = _wait_s(loads, _filled(layers, least, most, _by_wait(loads)))
+    return max(n * bound_s, (n - 1) * bound_s + wait_s)
+
+
+def _by_wait(loads: Sequence[Load]) -> list[list[int]]:
+    """Return ranks whose layers cost the others as much, those that cost least first."""
+    found: dict[float, list[int]] = {}
+    for r, load in enumerate(loads):
+        found.setdefault(load.wait_each[0], []).append(r)
+    return [found[wait] for wait in sorted(found)]
+
+
+def _wait_s(loads: Sequence[Load], counts: Sequence[int]) -> float:
+    waits = [one.wait_fixed + one.wait_each[0] * k for one, k in zip(loads, counts, strict=True)]
+    return max(sum(waits), 0.0)
+
+
+def _caps(
+    loads: Sequence[Load], slopes: Sequence[float], most: Sequence[int], bound_s: float
+) -> list[int]:
+    """Return the layers with which every rank is within a bound."""
+    top_s = bound_s * (1 + _SLACK)
+    found = [int((top_s - one.fixed) / slope) for one, slope in zip(loads, slopes, strict=True)]
+    return list(map(min, found, most))
+
+
+def _next_bound(
+    loads: Sequence[Load], slopes: Sequence[float], most: Sequence[int], caps: Sequence[int]
+) -> float:
+    """Return the next time of a slowest rank above a bound; infinite where memory allows no more."""
+    times = [
+        one.fixed + slope * (cap + 1)
+        for one, slope, cap, top in zip(loads, slopes, caps, most, strict=True)
+        if cap < top
+    ]
+    return min(times, default=math.inf)
+
+
+def _first_bound(
+    loads: Sequence[Load],
+    slopes: Sequence[float],
+    least: Sequence[int],
+    most: Sequence[int],
+    layers: int,
+) -> float:
+    """Return the least time of the slowest rank under which all layers find a place."""
+    floor = max(load.fixed + slope * k for load, slope, k in zip(loads, slopes, least, strict=True))
+    rate = sum(1 / slope for slope in slopes)
+    even = layers + sum(load.fixed / slope for load, slope in zip(loads, slopes, strict=True))
+    bound_s = max(floor, even / rate)
+    caps = _caps(loads, slopes, most, bound_s)
+    while sum(caps) < layers:
+        bound_s = _next_bound(loads, slopes, most, caps)
+        caps = _caps(loads, slopes, most, bound_s)
+    return bound_s
+
+
+def _filled(
+    layers: int, least: Sequence[int], most: Sequence[int], ranks_of: Sequence[Sequence[int]]
+) -> list[int]:
+    """Return layers per rank: those whose layers cost the others least first, evenly among equals."""
+    counts = list(least)
+    left = layers - sum(counts)
+    for ranks in ranks_of:
+        room = sum(most[r] - counts[r] for r in ranks)
+        if room <= left:
+            for r in ranks:
+                counts[r] = most[r]
+            left -= room
+            continue
+        _level(counts, most, ranks, left)
+        return counts
+    return counts
+
+
+def _level(counts: list[int], most: Sequence[int], ranks: Sequence[int], left: int) -> None:
+    """Give `left` layers to some ranks, so that the fullest has as few as can be."""
+    low, high = 0, max(most[r] for r in ranks)
+    start = sum(counts[r] for r in ranks)
+    while low < high:
+        level = (low + high) // 2
+        if sum(max(counts[r], min(most[r], level)) for r in ranks) - start >= left:
+            high = level
+        else:
+            low = level + 1
+    full = [max(counts[r], min(most[r], low)) for r in ranks]
+    over = sum(full) - start - left
+    for r, value in zip(ranks, full, strict=True):
+        if over and value == low and value > counts[r]:
+            value, over = value - 1, over - 1
+        counts[r] = value
+
+
+def _eased(counts: Sequence[int], least: Sequence[int], most: Sequence[int]) -> list[list[int]]:
+    """Return partitions with a layer less on the first or the last rank, which also hold the tables' gradients and state."""
+    found = []
+    for end in (0, len(counts) - 1):
+        eased = list(counts)
+        for _ in range(3):
+            room = [r for r in range(len(counts)) if r != end and eased[r] < most[r]]
+            if eased[end] <= least[end] or not room:
+                break
+            taker = min(room, key=lambda r: eased[r])
+            eased = eased.copy()
+            eased[end] -= 1
+            eased[taker] += 1
+            found.append(eased)
+    return found
+
+
+def unlike(
+    loads: Sequence[Load],
+    kinds: Sequence[int],
+    fits: Callable[[int, int, int], bool],
+    score: Score,
+) -> tuple[float, Counts] | None:
+    """Return the best (seconds of a step, layers of every rank) where layers differ: ranks hold ranges of them.
+
+    The slowest rank is as short as can be (every rank takes as many layers as a bound allows, and the least bound that suffices is
+    found by halving); then layers move to the ranks that add least to the wait (dynamic programming over ranges). Exact where ranks are
+    equally fast and layers are many more than ranks; else near.
+
+    Args:
+        kinds: 0 dense or 1 with experts, of every layer.
+        fits: whether (rank, dense layers, layers with experts) fit into memory.
+    """
+    experts = [0, *accumulate(kinds)]
+    low, high = 0.0, sum(load.fixed + max(load.each) * len(kinds) for load in loads)
+    if not _suffices(loads, experts, fits, high):
+        return None
+    for _ in range(24):
+        middle = (low + high) / 2
+        if _suffices(loads, experts, fits, middle):
+            high = middle
+        else:
+            low = middle
+    best: tuple[float, Counts] | None = None
+    for slack in (1.0, 1.02) if len({load.wait_each for load in loads}) > 1 else (1.0,):
+        counts = _ranges(loads, experts, fits, high * slack * (1 + _SLACK))
+        if counts is not None:
+            value = score(counts)
+            best = (value, counts) if best is None or value < best[0] else best
+    return best
+
+
+def _suffices(
+    loads: Sequence[Load],
+    experts: Sequence[int],
+    fits: Callable[[int, int, int], bool],
+    bound_s: float,
+) -> bool:
+    """Return whether all layers find a rank when each takes as many as a bound allows."""
+    layers, first = len(experts) - 1, 0
+    after = sum(load.least for load in loads)
+    for r, load in enumerate(loads):
+        after -= load.least
+        end = first
+        while end < layers - after:
+            routed = experts[end + 1] - experts[first]
+            dense = end + 1 - first - routed
+            busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
+            if busy_s > bound_s or not fits(r, dense, routed):
+                break
+            end += 1
+        if end - first < load.least or (end == first and load.fixed > bound_s):
+            return False
+        first = end
+    return first == layers
+
+
+def _ranges(
+    loads: Sequence[Load],
+    experts: Sequence[int],
+    fits: Callable[[int, int, int], bool],
+    bound_s: float,
+) -> Counts | None:
+    """Return the partition that adds least to the wait with no rank slower than a bound; None where there is none."""
+    layers = len(experts) - 1
+    least_after = [0, *accumulate(load.least for load in reversed(loads))][::-1]
+    costs: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
+    for r, load in enumerate(loads):
+        found: dict[int, tuple[float, int]] = {}
+        for first, (wait_s, _) in costs[-1].items():
+            for end in range(first + load.least, layers - least_after[r + 1] + 1):
+                routed = experts[end] - experts[first]
+                dense = end - first - routed
+                busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
+                if busy_s > bound_s or not fits(r, dense, routed):
+                    break
+                more_s = load.wait_fixed + load.wait_each[0] * dense + load.wait_each[1] * routed
+                if end not in found or wait_s + more_s < found[end][0]:
+                    found[end] = wait_s + more_s, first
+        costs.append(found)
+    if layers not in costs[-1]:
+        return None
+    end, counts = layers, []
+    for found in reversed(costs[1:]):
+        first = found[end][1]
+        counts.append(end - first)
+        end = first
+    return tuple(reversed(counts))
+
+
+def stage_layers(
+    counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
+) -> tuple[int, ...] | None:
+    """Return layers of every stage from those of every rank; None where a stage between the ends would have none."""
+    out = [0] * stages
+    for count, mine in zip(counts, stages_of, strict=True):
+        inner = [stage for stage in mine if 0 < stage < stages - 1]
+        for stage in inner:
+            out[stage] = 1
+        left = count - len(inner)
+        if left < 0:
+            return None
+        while left:
+            stage = min(mine, key=lambda s: (out[s], s in (0, stages - 1)))
+            more = 1 if len(mine) > 1 else left
+            out[stage] += more
+            left -= more
+    return tuple(out)
