@@ -106,9 +106,7 @@ def _calibrate_kind(kind: str, rows: list[Observation]) -> tuple[Constants, str]
     if rows[0].source in MEMORY_SOURCES and any(row.out_of_memory for row in labelled):
         fills = [_filler(row) for row in labelled]
         constants = fit_memory(constants, fills, [bool(row.out_of_memory) for row in labelled])
-        line += (
-            f"; activation={constants.activation:.3g}, logits={constants.logits:.3g}"
-        )
+        line += f"; activation={constants.activation:.3g}, logits={constants.logits:.3g}"
     return constants, line
 
 

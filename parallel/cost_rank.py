@@ -344,14 +344,9 @@ class RankCosts:
         if state is None:
             state = spot.states[asked] = self._state(layout, spot.kept, words.several)
         rest, rest_gib, per_micro_batch_gib, once_gib = saved
-        return Held(
-            state[0],
-            rest,
-            state[1] + rest_gib,
-            per_micro_batch_gib,
-            once_gib,
-            self.cluster.groups[spot.group].device.memory_gib,
-        )
+        capacity_gib = self.cluster.groups[spot.group].device.memory_gib
+        fixed_gib = state[1] + rest_gib
+        return Held(state[0], rest, fixed_gib, per_micro_batch_gib, once_gib, capacity_gib)
 
     def _state(self, layout: Layout, kept: Kept, several: bool) -> tuple[dict[str, float], float]:
         """Return GiB of weights, gradients, optimizer state and buffers, and their sum."""
@@ -384,12 +379,8 @@ class RankCosts:
         collectives += memory.communicators(layout) * own.communicator_gib * GIB
         rest = {"logits": logits / GIB, "collectives": collectives / GIB}
         rest["reserved"] = own.reserved_gib
-        return Activations(
-            rest,
-            sum(rest.values()),
-            saved_bytes * own.activation / GIB,
-            beside * own.activation / GIB,
-        )
+        factor = own.activation / GIB
+        return Activations(rest, sum(rest.values()), saved_bytes * factor, beside * factor)
 
     def rank_memory(
         self, layout: Layout, stage: Stage, kept: Kept, rank: int, number: float, group: int
