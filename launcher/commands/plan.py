@@ -24,8 +24,8 @@ NO_OUTER = (
     "yet: no layout here uses it."
 )
 SLOW_SHARE = 0.15
-HISTORY = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s", "error")
-HISTORY += ("predicted_gib", "measured_gib", "problem")
+HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
+HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
 
 
 def run(arguments: argparse.Namespace) -> int:
