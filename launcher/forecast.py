@@ -54,12 +54,11 @@ def forecast(
     """
     try:
         cluster, said = machines(settings, groups)
-        devices = {group.device.kind for group in cluster.groups}
-        low = settings.training.precision == "fp32" or (
-            settings.training.precision == "auto" and devices == {"cpu"}
-        )
+        on_cores = all(group.device.kind == "cpu" for group in cluster.groups)
+        asked = settings.training.precision
+        low = asked == "fp32" or (asked == "auto" and on_cores)
         training, traits = training_of(
-            settings, settings.batch.sequences, "fp32" if low else "bf16"
+            settings, settings.batch.sequences, "fp32" if low else "bf16", on_cores=on_cores
         )
         found = predict(model, cluster, settings.layout_for(world), training, traits)
     except (UserError, ValueError) as error:

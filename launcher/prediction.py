@@ -310,8 +310,9 @@ def _fitted(kind: str, several: Sequence[Mapping[str, Any]]) -> tuple[str, dict[
     from motet.parallel.calibration import DEFAULTS, fit
 
     names = FITTED[: max(1, len(several) // 2)]
-    on_cores = not several[0]["traits"].get("ahead", True)
-    start = DEFAULTS.get(kind, Constants(host_us=CORE_HOST_US) if on_cores else Constants())
+    start = DEFAULTS.get(kind, Constants())
+    if not several[0]["traits"].get("ahead", True):
+        start = dataclasses.replace(start, host_us=CORE_HOST_US)
     if start.matmul is None:
         efficiency = several[0]["cluster"]["groups"][0]["device"]["matmul_efficiency"]
         start = dataclasses.replace(start, matmul=efficiency)

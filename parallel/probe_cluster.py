@@ -81,13 +81,15 @@ def _group(name: str, hosts: Sequence[str], result: Mapping[str, Any], notes: li
     kind = _device(name, found, notes)
     measured = {link["scope"]: link for link in result["links"] if link["groups"] == [name]}
     per_node = len(result["hosts"][hosts[0]])
+    buses = [one["bus_gb_s"] for one in result.get("collectives", ()) if one["where"] == name]
+    reached = statistics.median(buses) / per_node if buses else None
     return Group(
         name,
         kind,
         len(hosts),
         per_node,
         _intra(name, kind, measured.get("intra_node"), notes),
-        _inter(name, found[0]["network"], measured.get("inter_node"), len(hosts), notes),
+        _inter(name, found[0]["network"], measured.get("inter_node"), len(hosts), reached, notes),
     )
 
 
@@ -158,11 +160,22 @@ def _intra(name: str, kind: Device, measured: Mapping[str, Any] | None, notes: l
 
 
 def _inter(
-    name: str, network: str, measured: Mapping[str, Any] | None, nodes: int, notes: list[str]
+    name: str,
+    network: str,
+    measured: Mapping[str, Any] | None,
+    nodes: int,
+    reached: float | None,
+    notes: list[str],
 ) -> Link:
+    """Return the link between nodes: as fast as a pair sends, or as the group's collectives (their median, `reached`) where that is less."""
     if measured is None:
         if nodes > 1:
             notes.append(f"{name}: the link between its nodes was not measured")
         return Link(1.0, NETWORK_LATENCY_US[network], network)
     rate, latency = measured["per_flow_gb_s"], max(0.1, measured["latency_us"])
+    if reached is not None and reached < rate:
+        notes.append(
+            f"{name}: collectives between nodes reach {reached / rate:.0%} of what a pair does: written"
+        )
+        rate = reached
     return Link(_round(rate), _round(latency), network, measured=True)

@@ -96,7 +96,8 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
             "bf16" in g.device.peak_tflops and g.device.kind != "cpu" for g in cluster.groups
         )
         precision = "bf16" if fast else "fp32"
-    training, traits = training_of(settings, settings.batch.sequences, precision)
+    on_cores = all(g.device.kind == "cpu" for g in cluster.groups)
+    training, traits = training_of(settings, settings.batch.sequences, precision, on_cores=on_cores)
     given = [one.partition("=")[0].removeprefix("layout.") for one in arguments.settings]
     given = [name for name in given if name in FIXABLE]
     fixed = {name: getattr(settings.layout, name) for name in given}

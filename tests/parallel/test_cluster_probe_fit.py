@@ -203,6 +203,21 @@ def test_measurements_become_a_cluster_that_a_file_can_hold() -> None:
     assert any("copies reach 2,900 of 3,350 GB/s" in note for note in notes)
 
 
+def test_a_link_is_written_as_fast_as_collectives_are_on_it_where_a_pair_is_faster() -> None:
+    result = two_groups()
+    result["collectives"] = [
+        {"kind": kind, "where": where, "bus_gb_s": rate}
+        for where, factor in (("west", 1.0), ("a node of west", 9.0), ("all", 0.01))
+        for kind, rate in (("all_reduce", 320.0 * factor), ("all_gather", 160.0 * factor))
+    ]
+    west = cluster_of(result)[0].groups[0]
+    assert west.inter_node.gb_s == 240.0 / 8  # a ring leaves a node of 8 devices once
+    assert any("reach 65% of what a pair does" in note for note in cluster_of(result)[1])
+    for one in result["collectives"]:
+        one["bus_gb_s"] *= 2
+    assert cluster_of(result)[0].groups[0].inter_node.gb_s == 46.0
+
+
 def test_flows_in_each_others_way_do_not_make_a_link_slower_than_one_pair_finds_it() -> None:
     result = two_groups()
     result["links"][-1]["gb_s"] = 1.1
