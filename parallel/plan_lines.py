@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from motet.parallel import cost_memory as memory
 from motet.parallel.cost_links import strided
 from motet.parallel.cost_pipeline import pipeline_s
@@ -158,6 +160,24 @@ def stub(predictor: Predictor, layout: Layout, g: int) -> Stage:
     size = tokens * model.d_model * predictor.costs[g].value / layout.tp
     hop = min(hops, key=lambda one: one.send_s(size, predictor.constants[g]))
     return Stage((g,), **found, hop=hop)
+
+
+def layers_that_fit(
+    lines: Lines, core: Core, split: tuple[int, int], held: np.ndarray, recompute: str
+) -> np.ndarray:
+    """Return for how many layers (those with experts, where there are such) ranks of every group have memory, [group, held].
+
+    Args:
+        held: numbers of micro-batches whose activations a rank keeps.
+    """
+    layout = skeleton(core, split, 2, recompute, Way("1f1b", 1))
+    key, kind = (core, split, recompute), 2 if lines.kinds[1] else 1
+    rooms = []
+    for g in range(len(lines.predictor.cluster.groups)):
+        one = lines.held(key, layout, g, False, False)
+        each = one.fixed[kind] + held * one.saved[kind]
+        rooms.append(max(0.0, one.capacity - one.fixed[0]) / each)
+    return np.floor(np.array(rooms) + 1e-9)
 
 
 def load(rank: Rank, way: Way, pp: int, n: float, least: int) -> Load:

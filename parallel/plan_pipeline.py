@@ -29,9 +29,12 @@ class Node:
     core: Core
     readers: int
     stages: tuple[int, ...]  # of every group
-    slowest_s: dict[
-        str, float
-    ]  # by recomputation that memory may allow: a bound of the slowest rank's time for one micro-batch
+    bounds_s: dict[str, dict[Way, float]]  # of a step, by recomputation and schedule that are open
+
+    @property
+    def bound_s(self) -> float:
+        """What a step takes at least."""
+        return min(min(bounds.values()) for bounds in self.bounds_s.values())
 
 
 class Pipeline:

@@ -110,7 +110,8 @@ def _hop(group: Group, near: bool) -> Domain:
     return Domain(2, 2 if near else 1, 1 if near else 2, group.intra_node, group.inter_node)
 
 
-def _crossing(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: int) -> Domain:
+def crossing_of(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: int) -> Domain:
+    """Return ranks of several groups of the cluster; as many groups of ranks as `sharers` cross the link at the same time."""
     groups = [cluster.groups[number] for number in numbers]
     links = [cluster.link(a, b) for a in numbers for b in numbers if a < b]
     return Domain(
@@ -140,7 +141,7 @@ def _pipelined(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
             stages.append(stages[-1])
             continue
         other = spread.blocks[block - 1][0] if last else after
-        hop = _crossing(cluster, sorted((number, other)), 2, layout.stage_ranks)
+        hop = crossing_of(cluster, sorted((number, other)), 2, layout.stage_ranks)
         stages.append(_stage(number, group, layout, hop))
     columns = (Column(1.0, tuple(stage.groups for stage in stages)),)
     return Places(tuple(stages), columns)
@@ -164,7 +165,7 @@ def _replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     }
     for name, (ranks, stride, sharers) in wide.items():
         parts = [strided(groups[n], counts[n] * ranks, stride) for n in numbers]
-        whole = _crossing(cluster, numbers, layout.dp_replicate * ranks, sharers)
+        whole = crossing_of(cluster, numbers, layout.dp_replicate * ranks, sharers)
         per_node = min(part.per_node for part in parts)
         nodes = sum(part.nodes for part in parts)
         inner[name] = replace(whole, per_node=per_node, nodes=nodes)

@@ -30,6 +30,8 @@ HOPEFUL = 1.02
 """A layout that takes this much longer than what is ranked, evenly divided, is not divided otherwise."""
 HOPELESS = 1.3
 """Where a layout takes this much longer than what is ranked, no other schedule or share of its degrees is tried."""
+MANY_DEVICES = 512
+"""Clusters with fewer devices have `Limits.replica_shapes` raised in proportion: their shapes take less time."""
 ONE = Way("1f1b", 1)
 
 
@@ -53,11 +55,12 @@ def search(search: Search) -> None:
             for core in search.cores():
                 found += _of_core(search, chosen, core)
     found.sort(key=lambda shape: shape.bound_s)
+    most = search.question.limits.replica_shapes * max(1, MANY_DEVICES // search.cluster.devices)
     for tried, shape in enumerate(found):
         if shape.bound_s >= search.limit_s:
             counts["slower"] += len(found) - tried
             return
-        if tried == search.question.limits.replica_shapes:
+        if tried == most:
             counts["not tried"] += len(found) - tried
             earlier_s = search.answer.bound_s or shape.bound_s
             search.answer.bound_s = min(earlier_s, shape.bound_s)

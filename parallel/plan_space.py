@@ -36,7 +36,7 @@ class Limits:
     virtual_stages: int = 8
     micro_batches: int = 2
     assignments: int = 20_000
-    nodes: int = 400
+    nodes: int = 200
     replica_shapes: int = 60
 
 
@@ -140,13 +140,17 @@ def ways(pp: int, n_layers: int, micro_batches: Sequence[int], limits: Limits) -
         return [Way("1f1b", 1)]
     if min(micro_batches) < limits.micro_batches or pp > n_layers + 2:
         return []
-    most = min(limits.virtual_stages, (n_layers + 2) // pp)
+    found = every_way(min(limits.virtual_stages, (n_layers + 2) // pp))[:-1]
+    taken = [way for way in found if _takes(way, pp, micro_batches)]
+    return taken if Way("1f1b", 1) in taken else [*taken, Way("gpipe", 1)]
+
+
+def every_way(most: int) -> list[Way]:
+    """Return all schedules with at most this many stages per rank."""
     found = [Way("interleaved_1f1b", v) for v in range(2, most + 1)]
     found += [Way("interleaved_zero_bubble", v) for v in range(2, most + 1)]
     found += [Way("zbv_zero_bubble", 2)] if most >= 2 else []
-    found += [Way("1f1b", 1)]
-    taken = [way for way in found if _takes(way, pp, micro_batches)]
-    return taken if Way("1f1b", 1) in taken else [*taken, Way("gpipe", 1)]
+    return [*found, Way("1f1b", 1), Way("gpipe", 1)]
 
 
 def _takes(way: Way, pp: int, micro_batches: Sequence[int]) -> bool:

@@ -15,14 +15,25 @@ from itertools import permutations
 import numpy as np
 
 from motet.parallel.cluster import Cluster
+from motet.parallel.cost_links import Domain
 from motet.parallel.cost_places import Stage
 from motet.parallel.cost_terms import Prediction
 from motet.parallel.layout import RECOMPUTE, Layout
-from motet.parallel.plan_bounds import Work, work
-from motet.parallel.plan_lines import Lines, skeleton
+from motet.parallel.plan_bounds import Crossing, Work, crossing_hops, crossing_s, with_room, work
+from motet.parallel.plan_lines import Lines, layers_that_fit, skeleton
 from motet.parallel.plan_pipeline import Node, Pipeline
 from motet.parallel.plan_places import placement, places_of, renumbered, trimmed
-from motet.parallel.plan_space import Core, Spread, Way, assignments, cores, divisors, splits, ways
+from motet.parallel.plan_space import (
+    Core,
+    Spread,
+    Way,
+    assignments,
+    cores,
+    divisors,
+    every_way,
+    splits,
+    ways,
+)
 from motet.parallel.plan_terms import Answer, Choice, Question, kind_of
 from motet.parallel.predict import Predictor
 
@@ -61,6 +72,9 @@ class Search:
         self._stages: dict[Stage, int] = {}
         self._assigned: dict[int, np.ndarray] = {}
         self._limit_s = math.inf
+        self._hops: dict[int, list[tuple[int, Domain]]] = {}
+        self._taken_of: dict[int, np.ndarray] = {}
+        self._all_ways = every_way(self.question.limits.virtual_stages)
 
     # --- what is shared
 
@@ -152,26 +166,34 @@ class Search:
         """Expand (lower bound, number, core, readers), lowest bound first; a bound is made sharper when its turn comes."""
         sequences = self.question.training.sequences
         sharp: set[int] = set()
+        opened: dict[int, tuple[Iterator[Node], Node]] = {}
         heapq.heapify(pairs)
         while pairs:
             bound_s, number, core, readers = heapq.heappop(pairs)
             if bound_s >= self.limit_s:
                 self.answer.counts["slower"] += 1 + len(pairs)
                 return
-            if number in sharp:
-                for node in self._nodes(core, readers, sizes):
-                    if self.answer.counts["tried"] == self.question.limits.nodes:
-                        self.answer.counts["not tried"] = 1 + len(pairs)
-                        self.answer.bound_s = bound_s
-                        return
-                    self.answer.counts["tried"] += 1
-                    self._expand(node)
+            if number not in sharp:
+                sharp.add(number)
+                done = self.work_of(core, self.recomputes()[0])
+                n = sequences // (readers * core.micro_sequences)
+                bound_s = self._pair_s(done, rooms_of[readers * core.cp * core.tp], n)
+                heapq.heappush(pairs, (bound_s, number, core, readers))
                 continue
-            sharp.add(number)
-            done = self.work_of(core, self.recomputes()[0])
-            n = sequences // (readers * core.micro_sequences)
-            bound_s = self._pair_s(done, rooms_of[readers * core.cp * core.tp], n)
-            heapq.heappush(pairs, (bound_s, number, core, readers))
+            if number in opened:
+                if self.answer.counts["tried"] == self.question.limits.nodes:
+                    self.answer.counts["not tried"] = 1 + len(pairs)
+                    self.answer.bound_s = bound_s
+                    return
+                self.answer.counts["tried"] += 1
+                nodes, node = opened.pop(number)
+                self._expand(node)
+            else:
+                nodes = self._nodes(core, readers, sizes)
+            following = next(nodes, None)
+            if following is not None:
+                opened[number] = nodes, following
+                heapq.heappush(pairs, (following.bound_s, number, core, readers))
 
     def _pair_s(self, done: Work, rooms: np.ndarray, n: float) -> float:
         """Return a lower bound of a step over all assignments of stages to groups that have rooms for some."""
@@ -199,28 +221,87 @@ class Search:
         found = self._assigned[ranks]
         n = self.question.training.sequences // (readers * core.micro_sequences)
         pp, counts = found.sum(axis=1), self.answer.counts
-        asked = pp == self.question.fixed.get("pp", pp)
-        best_s, slowest = np.full(len(found), math.inf), {}
+        asked = np.asarray(pp == self.question.fixed.get("pp", pp))
+        taken = self._taken(n)
+        counts["micro-batches"] += int((asked & ~np.asarray(taken.any(axis=0))[pp]).sum())
+        best_s, bounds = np.full(len(found), math.inf), {}
         for recompute in self.recomputes():
             done = self.work_of(core, recompute)
-            slowest[recompute] = np.where(asked, done.slowest(found), 1e30)
-            bound_s = self._bound_s(done, pp, n, slowest[recompute])
-            open_ = asked & (bound_s < self.limit_s)
-            counts["slower"] += int((asked & ~open_).sum())
-            if open_.any():
-                room = self._with_room(core, readers, n, found[open_], recompute)
-                counts["memory"] += int((~room).sum())
-                open_[open_] = room
-            slowest[recompute][~open_] = math.inf
-            best_s = np.minimum(best_s, np.where(open_, bound_s, math.inf))
-        left = np.flatnonzero(best_s < math.inf)
-        for i in left[np.argsort(best_s[left], kind="stable")]:
+            bound_s = self._bound_s(done, pp, n, np.where(asked, done.slowest(found), 1e30))
+            open_ = np.flatnonzero(asked & (bound_s < self.limit_s))
+            counts["slower"] += int(asked.sum()) - len(open_)
+            if not len(open_):
+                continue
+            rooms = self._rooms_before(core, readers, n, pp[open_].max(), recompute)
+            room = with_room(rooms, found[open_], sum(self.routed) or self.model.n_layers)
+            counts["memory"] += int((~room).sum())
+            open_ = open_[room]
+            table = np.full((len(taken), len(found)), math.inf)
+            table[:, open_] = self._ways_s(core, readers, recompute, found[open_], rooms)
+            table[~taken[:, pp]] = math.inf
+            bounds[recompute] = table
+            best_s = np.minimum(best_s, table.min(axis=0))
+        yield from self._lowest_first(core, readers, best_s, bounds)
+
+    def _lowest_first(
+        self, core: Core, readers: int, best_s: np.ndarray, bounds: dict[str, np.ndarray]
+    ) -> Iterator[Node]:
+        """Yield what may still win; `bounds`: by recomputation, [schedule, assignment], and `best_s` the least of them."""
+        found, counts = self._assigned[readers * core.cp * core.tp], self.answer.counts
+        left = np.flatnonzero(best_s < self.limit_s)
+        counts["slower"] += int((best_s < math.inf).sum()) - len(left)
+        left = left[np.argsort(best_s[left], kind="stable")]
+        bounds = {name: table[:, left] for name, table in bounds.items()}
+        for at, i in enumerate(left):
             stages = tuple(map(int, found[i]))
             if best_s[i] >= self.limit_of(self.kind_of(core, stages)):
                 counts["slower"] += 1
-            else:
-                open_s = {name: float(s[i]) for name, s in slowest.items() if s[i] < math.inf}
-                yield Node(core, readers, stages, open_s)
+                continue
+            open_s = {}
+            for name, table in bounds.items():
+                pairs = zip(self._all_ways, table[:, at].tolist(), strict=True)
+                open_s[name] = {way: bound_s for way, bound_s in pairs if bound_s < math.inf}
+            yield Node(core, readers, stages, {name: one for name, one in open_s.items() if one})
+
+    def _ways_s(
+        self, core: Core, readers: int, recompute: str, found: np.ndarray, rooms: np.ndarray
+    ) -> np.ndarray:
+        """Return lower bounds of a step for every schedule and assignment, [schedule, assignment]; arguments as of `with_room`."""
+        done, ranks = self.work_of(core, recompute), readers * core.cp * core.tp
+        if ranks not in self._hops:
+            self._hops[ranks] = crossing_hops(self.cluster, ranks)
+        crossing = Crossing(
+            (found > 0).sum(axis=1), crossing_s(self.predictor, core, self._hops[ranks])
+        )
+        n = self.question.training.sequences // (readers * core.micro_sequences)
+        pp = found.sum(axis=1)
+        # From the end of the pipeline, where ranks keep least; other schedules keep more (`cost_memory.micro_batches_held`).
+        groups = np.arange(found.shape[1])
+        most = rooms[groups, found]
+        each = np.diff(rooms, axis=1)[:, pp - 1].T
+        few = self._room_of(core, readers, np.minimum(n, (pp + 1) / 2), recompute).T
+        most_of = {
+            "interleaved_1f1b": np.minimum(most, found * few),
+            "interleaved_zero_bubble": found * each,
+        }
+        slowest = {}
+        for name, held in {"1f1b": most, **most_of}.items():
+            held[pp == 1] = self.model.n_layers
+            slowest[name] = done.slowest_whole(found, held)
+        slowest["zbv_zero_bubble"] = slowest["interleaved_zero_bubble"]
+        slowest["gpipe"] = slowest["1f1b"]
+        each_s = [(way, slowest[way.schedule]) for way in self._all_ways]
+        return np.stack([done.crossed_s(way, pp, n, found, s, crossing) for way, s in each_s])
+
+    def _taken(self, n: int) -> np.ndarray:
+        """Return which schedules run with n micro-batches, [schedule, pipeline ranks]."""
+        if n not in self._taken_of:
+            found = np.zeros((len(self._all_ways), self.most_stages() + 1), dtype=bool)
+            for pp in range(1, self.most_stages() + 1):
+                for way in self.ways(pp, (n,)):
+                    found[self._all_ways.index(way), pp] = True
+            self._taken_of[n] = found
+        return self._taken_of[n]
 
     def kind_of(self, core: Core, stages: tuple[int, ...]) -> tuple[object, ...]:
         """Return the kind of layouts whose stages stand in groups."""
@@ -229,40 +310,23 @@ class Search:
         layout = skeleton(core, (1, 1), sum(stages), "none", ONE)
         return (*kind_of(layout, Spread("pipeline", blocks), names), None, "none")
 
-    def _with_room(
-        self, core: Core, readers: int, n: int, found: np.ndarray, recompute: str
+    def _rooms_before(
+        self, core: Core, readers: int, n: int, pp: int, recompute: str
     ) -> np.ndarray:
-        """Return which assignments of [assignment, group] may have the memory for all layers.
+        """Return the most layers on the last 0, 1, ... pp ranks of a pipeline, [group, ranks].
 
-        With one stage what a rank holds is no straight line: these stay open. Rank r of p keeps at least min(n, p - r) micro-batches.
-        Where layers differ, those with experts are looked at.
+        Rank r of p keeps at least min(n, p - r) micro-batches. Where layers differ, those with experts are looked at.
         """
-        pp = found.sum(axis=1)
-        held = np.minimum(n, np.arange(1, pp.max() + 1))
-        rooms = self._room_of(core, readers, held, recompute)
-        before = np.concatenate((np.zeros((len(rooms), 1)), np.cumsum(rooms, axis=1)), axis=1)
-        most = np.zeros(len(found))
-        for order in permutations(range(len(rooms))):
-            end, total = np.zeros(len(found), dtype=int), np.zeros(len(found))
-            for g in order:  # from the last rank of the pipeline to the first
-                total += before[g, end + found[:, g]] - before[g, end]
-                end = end + found[:, g]
-            most = np.maximum(most, total)
-        return np.asarray((most >= (sum(self.routed) or self.model.n_layers)) | (pp == 1))
+        rooms = self._room_of(core, readers, np.minimum(n, np.arange(1, pp + 1)), recompute)
+        return np.concatenate((np.zeros((len(rooms), 1)), np.cumsum(rooms, axis=1)), axis=1)
 
     def _room_of(self, core: Core, readers: int, held: np.ndarray, recompute: str) -> np.ndarray:
         """Return the most layers on a rank of every [group, number of micro-batches held], weights divided most."""
         found = splits(self.model, core, readers)
         if not found:
             return np.zeros((len(self.cluster.groups), len(held)))
-        layout = skeleton(core, found[0], 2, recompute, ONE)
-        key, kind = (core, found[0], recompute), 2 if any(self.routed) else 1
-        rooms = []
-        for g in range(len(self.cluster.groups)):
-            one = self.lines.held(key, layout, g, False, False)
-            each = one.fixed[kind] + held * one.saved[kind]
-            rooms.append(max(0.0, one.capacity - one.fixed[0]) / each)
-        return np.minimum(np.array(rooms), self.model.n_layers)
+        rooms = layers_that_fit(self.lines, core, found[0], held, recompute)
+        return np.minimum(rooms, self.model.n_layers)
 
     def _expand(self, node: Node) -> None:
         """Try every placement, schedule, recomputation and sharding of some degrees and machines."""
@@ -282,18 +346,8 @@ class Search:
         if pp == 1:
             self._single(node, found, Spread("pipeline", tuple(blocks)))
             return
-        open_ways = self.ways(pp, (n,))
-        if not open_ways:
-            self.answer.counts["micro-batches"] += 1
-        bound = {
-            recompute: {
-                way: self.work_of(core, recompute).step_s(way, pp, n, slowest_s)
-                for way in open_ways
-            }
-            for recompute, slowest_s in node.slowest_s.items()
-        }
         for order in permutations(blocks):
-            Pipeline(self, node, Spread("pipeline", order), n).search(found, bound)
+            Pipeline(self, node, Spread("pipeline", order), n).search(found, node.bounds_s)
 
     def ways(self, pp: int, micro_batches: Sequence[int]) -> list[Way]:
         """Return the schedules that the question allows."""
@@ -312,7 +366,7 @@ class Search:
         """One stage: nothing to divide."""
         fits = False
         for split in found:
-            for recompute in node.slowest_s:
+            for recompute in node.bounds_s:
                 layout = skeleton(node.core, split, 1, recompute, ONE)
                 if self.judge(layout, spread).fits:
                     fits = True

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from motet.models.config import ModelConfig, preset
 from motet.parallel.cluster import Cluster, Group, Link, device, homogeneous
 from motet.parallel.cost_places import places
-from motet.parallel.cost_terms import Training
+from motet.parallel.cost_terms import Prediction, Training
 from motet.parallel.layout import Layout
 from motet.parallel.layout_rules import problems
+from motet.parallel.plan_bounds import Work
 from motet.parallel.plan_budget import Budget, bill, largest
+from motet.parallel.plan_pipeline import Node
 from motet.parallel.plan_places import placement, places_of
 from motet.parallel.plan_probes import probes
 from motet.parallel.plan_reasons import remedies, tightest, why
-from motet.parallel.plan_space import Limits, Spread
+from motet.parallel.plan_space import Limits, Spread, Way
 from motet.parallel.plan_terms import Question
-from motet.parallel.planner import plan
+from motet.parallel.planner import Search, plan
 from motet.parallel.predict import predict
 
 MODEL = preset("1b", 32_768)
@@ -111,6 +114,46 @@ def test_a_search_that_ends_early_says_what_the_rest_cannot_beat() -> None:
     assert whole.bound_s == 0.0
     assert 0.0 < short.bound_s <= short.best.prediction.step_time_s
     assert short.best.prediction.step_time_s >= whole.best.prediction.step_time_s
+
+
+@pytest.mark.parametrize("model", [MODEL, MIXTURE])
+def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
+    model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margins: list[float] = []
+    nodes: list[Node] = []
+    expand, judge = Search._expand, Search.judge
+
+    def expanded(search: Search, node: Node) -> None:
+        nodes.append(node)
+        expand(search, node)
+
+    def judged(search: Search, layout: Layout, spread: Spread) -> Prediction:
+        found = judge(search, layout, spread)
+        if found.fits:
+            way = Way(layout.schedule, layout.virtual_stages)
+            bound_s = nodes[-1].bounds_s[layout.recompute][way]
+            margins.append(found.step_time_s / bound_s)
+        return found
+
+    monkeypatch.setattr(Search, "_expand", expanded)
+    monkeypatch.setattr(Search, "judge", judged)
+    for slow_gb_s in (1.0, 50.0):
+        question = Question(model, halls(1, slow_gb_s), Training(16, 2048), worth=3.0)
+        Search(question).pipelines()
+    assert len(margins) > 20
+    assert min(margins) >= 1.0 - 1e-9
+
+
+def test_whole_layers_make_the_slowest_rank_slower_than_an_even_share() -> None:
+    layer = np.array([1.0, 3.0])  # seconds on a rank of either group
+    done = Work(10 * layer, 1.0, 10.0, 0.0, 0.0, 0.0, layer, 10)
+    ranks = np.array([[2, 1], [3, 0]])
+    many = np.full_like(ranks, 10)
+    assert done.slowest(ranks) == pytest.approx([30 / 7, 10 / 3])
+    assert done.slowest_whole(ranks, many).tolist() == [5.0, 4.0]
+    little = np.array([[7, 10], [9, 10]])  # memory for layers of each group
+    assert done.slowest_whole(ranks, little).tolist() == [9.0, np.inf]
 
 
 def test_reasons_name_a_rule_or_memory_or_the_phases_that_take_longer() -> None:
