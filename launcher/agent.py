@@ -118,8 +118,12 @@ class Agent:
 
 @contextlib.contextmanager
 def _handling(agent: Agent) -> Iterator[None]:
-    """Turn signals to this process into a stop of the run; SIGHUP stays ignored under `nohup`."""
-    numbers = [n for n in FORWARDED if signal.getsignal(n) != signal.SIG_IGN]
+    """Turn signals to this process into a stop of the run; SIGHUP stays ignored under `nohup`.
+
+    A shell's script starts what it puts behind with SIGINT ignored, and may still send it.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [n for n in FORWARDED if not (nohup and n == signal.SIGHUP)]
     before = {number: signal.signal(number, agent.ask) for number in numbers}
     try:
         yield

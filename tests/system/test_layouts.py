@@ -41,9 +41,8 @@ def test_a_rank_that_dies_or_falls_silent_stops_the_others_and_is_named(
 ) -> None:
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "2")
     yaml = write_yaml(tmp_path, corpus, "r")
-    process, run = train_until(
-        yaml, 8, "training.steps=2000", "layout.timeout_s=10", "layout.processes=4", "layout.cp=2"
-    )
+    once = ("training.steps=2000", "training.max_restarts=0", "layout.timeout_s=10")
+    process, run = train_until(yaml, 8, *once, "layout.processes=4", "layout.cp=2")
     kill_rank(run, 2, number)
     started = time.monotonic()
     output, _ = process.communicate(timeout=120)
