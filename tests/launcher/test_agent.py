@@ -50,13 +50,19 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def start(run: RunDir, tmp_path: Path) -> subprocess.Popen[bytes]:
-    """Start a process that runs the agent over a played torchrun."""
+def start(run: RunDir, tmp_path: Path, *ignored: signal.Signals) -> subprocess.Popen[bytes]:
+    """Start a process that runs the agent over a played torchrun, some signals ignored as a shell leaves them."""
+
+    def prepare() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     script = START.format(root=str(ROOT))
     (tmp_path / "up").mkdir()
     ups = str(tmp_path / "up") + "/"
     return subprocess.Popen(
-        [sys.executable, "-c", script, textwrap.dedent(TORCHRUN), RANK, ups, str(run.root)]
+        [sys.executable, "-c", script, textwrap.dedent(TORCHRUN), RANK, ups, str(run.root)],
+        preexec_fn=prepare,
     )
 
 
@@ -101,6 +107,19 @@ def test_a_stop_waits_until_ranks_can_hear_it_and_reaches_each(
     assert process.wait(20) == 0
     assert len(list((tmp_path / "up").iterdir())) == 2, "no rank was killed before it could hear"
     assert not alive(ranks)
+
+
+def test_a_run_that_a_script_put_behind_stops_on_the_interrupt_that_shells_ignore_for_it(
+    run: RunDir, tmp_path: Path
+) -> None:
+    process = start(run, tmp_path, signal.SIGINT, signal.SIGHUP)
+    wait(lambda: len(list((tmp_path / "up").iterdir())) == 2)
+    write_json(run.attempt(1) / "attempt.json", {"attempt": 1, "reason": "stopped"})
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None, "nohup holds"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
 
 
 def test_no_rank_stays_when_torchrun_is_killed(run: RunDir, tmp_path: Path) -> None:
