@@ -16,7 +16,6 @@ from typing import Any
 from motet.experiments.errors import UserError
 from motet.launcher import attempts, config
 from motet.launcher.rundir import PRIVATE_UMASK, RunDir, read_json, write_json
-from motet.launcher.settings import RunSettings
 from motet.slurm.errors import SlurmError
 from motet.slurm.script import HOLD, REQUEUE
 
@@ -41,11 +40,6 @@ def restarts_of(run: RunDir, environment: Mapping[str, str]) -> int:
     return max(told, before["restarts"] + 1) if same else told
 
 
-def finished(run: RunDir, settings: RunSettings) -> bool:
-    """Return whether the run has reached its last step."""
-    return run.done.exists() and int(run.done.read_text() or 0) >= settings.steps
-
-
 def begin(run: RunDir, environment: Mapping[str, str]) -> tuple[int, int, str]:
     """Claim the attempt of this job.
 
@@ -54,7 +48,7 @@ def begin(run: RunDir, environment: Mapping[str, str]) -> tuple[int, int, str]:
     """
     settings = config.load(run.resolved_yaml)
     job, restarts = job_id_of(environment), restarts_of(run, environment)
-    if finished(run, settings):
+    if run.finished(settings.steps):
         return FINE, 0, f"{run.root} is finished; nothing is left to do"
     if run.cancelled.exists():
         return FINE, 0, f"{run.root} was cancelled; `motet resume {run.root}` goes on"
@@ -149,7 +143,7 @@ def ending_of(run: RunDir, code: int, asked: str, environment: Mapping[str, str]
     begun = read_json(run.slurm_begun)
     refusal = attempts.refusal(run, begun["attempt"])
     return Ending(
-        finished=finished(run, settings),
+        finished=run.finished(settings.steps),
         cancelled=run.cancelled.exists(),
         superseded=superseded(run, environment),
         refusal=refusal.read_text(errors="replace").strip() if refusal else "",

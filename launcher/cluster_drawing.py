@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from motet.launcher.html_table import html_table
 from motet.parallel.cluster import Cluster, Device, Group, Link
 
 MOST_NODES_DRAWN, MOST_DEVICES_DRAWN = 8, 16
@@ -201,7 +202,7 @@ def _label(x: float, y: float, text: str) -> str:
 def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
     """One HTML file with picture and tables; it loads nothing."""
     tables = "".join(
-        _html_table(rows) for rows in (group_rows(cluster), link_rows(cluster)) if rows
+        html_table(rows, _cell) for rows in (group_rows(cluster), link_rows(cluster)) if rows
     )
     said = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (
@@ -213,16 +214,5 @@ def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
     )
 
 
-def _html_table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{heads}</tr>{body}</table>"
-
-
 def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)

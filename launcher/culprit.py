@@ -42,15 +42,6 @@ class Sign:
             os.utime(self.path)
 
 
-def pid_of(attempt: Path, rank: int) -> int:
-    """Return the process id of a rank.
-
-    Raises:
-        OSError, ValueError: the rank has not started.
-    """
-    return int((attempt / f"pid-{rank}").read_text().split()[0])
-
-
 def blame(attempt: Path) -> str | None:
     """Return which rank failed first, as far as the folder tells, in one line; None when it does not tell."""
     signs = {int(path.name.removeprefix("pid-")): path for path in attempt.glob("pid-*")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from motet.experiments.errors import UserError
-from motet.launcher.prediction import cluster_for, training_of
+from motet.launcher.prediction import cluster_for, expected_training
 from motet.launcher.settings import RunSettings
 from motet.models.config import ModelConfig
 from motet.parallel.cluster import Cluster, homogeneous
@@ -54,12 +54,7 @@ def forecast(
     """
     try:
         cluster, said = machines(settings, groups)
-        on_cores = all(group.device.kind == "cpu" for group in cluster.groups)
-        asked = settings.training.precision
-        low = asked == "fp32" or (asked == "auto" and on_cores)
-        training, traits = training_of(
-            settings, settings.batch.sequences, "fp32" if low else "bf16", on_cores=on_cores
-        )
+        training, traits = expected_training(settings, cluster)
         found = predict(model, cluster, settings.layout_for(world), training, traits)
     except (UserError, ValueError) as error:
         return [("time", f"not known: {error}")]

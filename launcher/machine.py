@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from motet.experiments.errors import UserError
 from motet.parallel.catalogue import DEFAULT_LINKS, NETWORK_LATENCY_US
 from motet.parallel.cluster import (
     Cluster,
@@ -18,6 +19,7 @@ from motet.parallel.cluster import (
     Link,
     builtin_link,
     device,
+    read,
 )
 from motet.parallel.cluster_file import BOUNDS, PEAK_TFLOPS
 from motet.parallel.probe_cluster import device_kind
@@ -60,6 +62,18 @@ def visible(listing: str, chosen: str | None) -> list[tuple[str, float]]:
             break
         out.append(known[full[0]])
     return out
+
+
+def read_cluster(path: str) -> Cluster:
+    """Return the machines that `layout.cluster` names.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        return read(Path(path))
+    except ClusterError as error:
+        raise UserError(f"layout.cluster: {error}") from None
 
 
 def cores() -> int:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from motet.launcher.html_table import html_table
 from motet.parallel.layout_rules import micro_batches
 from motet.parallel.plan_terms import Answer, Choice, Question
-from motet.parallel.predict import Predictor
 from motet.parallel.simulate import BACKWARD, FORWARD, WEIGHT, Work, timeline
 
 WIDTH, ROW, GAP = 960, 22, 6
@@ -27,28 +27,17 @@ def page(name: str, question: Question, answer: Answer, rows: Sequence[Mapping[s
     parts = [
         f"<!doctype html><meta charset=utf-8><title>Plan of {escape(name)}</title><style>{STYLE}</style>",
         f"<h1>Plan of {escape(name)}</h1>",
-        _table(rows),
+        html_table(rows, _cell),
         f"<h2>One step of layout 1</h2><p>{drawn} of {number} micro-batches on {best.layout.pp} pipeline ranks; "
         "forward blue, backward green, weights yellow. Times are predicted.</p>",
         pipeline_svg(works),
         "<h2>Memory over that time</h2><p>GiB of the fullest device of every pipeline rank; the line is its capacity.</p>",
-        memory_svg(question, best, works),
+        memory_svg(best, works),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    heads = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{heads}</tr>{body}</table>"
-
-
 def _cell(value: object) -> str:
-    if value is None:
-        return "–"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -58,10 +47,7 @@ def pipeline_works(question: Question, choice: Choice) -> tuple[list[Work], int,
     number = max(micro_batches(layout, question.training.sequences))
     drawn = number if number <= MOST_MICRO_BATCHES else max(4 * layout.pp, layout.pp)
     drawn = min(number, drawn // layout.pp * layout.pp or drawn)
-    predictor = Predictor(
-        question.model, choice.cluster, question.training, question.traits, question.constants
-    )
-    busy = predictor.predict(layout).stage_time_s
+    busy = choice.prediction.stage_time_s
     layers = [len(one) for one in layout.layers_of_stages(question.model)]
     forward, backward = [0.0] * layout.stages, [0.0] * layout.stages
     ratio = (
@@ -107,26 +93,19 @@ def held_over_time(works: Sequence[Work], rank: int) -> list[tuple[float, int]]:
     return out
 
 
-def memory_svg(question: Question, choice: Choice, works: Sequence[Work]) -> str:
+def memory_svg(choice: Choice, works: Sequence[Work]) -> str:
     """Return a picture: memory of every pipeline rank over a step, from its peak and from how many passes it holds at each time."""
-    predictor = Predictor(
-        question.model, choice.cluster, question.training, question.traits, question.constants
-    )
-    found = predictor.predict(choice.layout)
+    found = choice.prediction
     end_s = max(work.end_s for work in works) or 1.0
     ranks = min(MOST_RANKS, choice.layout.pp)
     shapes = []
     # Activations of the fullest rank are known; another rank's peak differs by its own.
     most = found.memory_parts.get("activations", 0.0)
-    for rank in range(ranks):
+    held_by = [held_over_time(works, rank) for rank in range(ranks)]
+    tops = [max(held for _, held in steps) for steps in held_by]
+    for rank, (steps, top) in enumerate(zip(held_by, tops, strict=True)):
         peak = found.stage_memory_gib[rank]
-        steps = held_over_time(works, rank)
-        top = max(held for _, held in steps)
-        moving = (
-            min(most, peak)
-            * top
-            / max(1, *(h for r in range(ranks) for _, h in held_over_time(works, r)))
-        )
+        moving = min(most, peak) * top / max(1, *tops)
         bottom = (rank + 1) * (ROW + GAP) - GAP
         points, level = [f"50,{bottom}"], bottom - ROW * (peak - moving) / found.capacity_gib
         points.append(f"50,{level:.1f}")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from motet.experiments.errors import UserError
-from motet.launcher.machine import node_of
+from motet.launcher.machine import node_of, read_cluster
 from motet.launcher.metrics import Row, read_metrics, rows_of
 from motet.launcher.rundir import RunDir, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster, ClusterError, from_mapping, read
+from motet.parallel.cluster import Cluster, from_mapping
 from motet.parallel.cost import predict
 from motet.parallel.cost_terms import NATIVE, Constants, Prediction, Training, Traits
 from motet.parallel.layout import Layout
@@ -68,6 +68,17 @@ def training_of(
     return training, traits
 
 
+def expected_training(settings: RunSettings, cluster: Cluster) -> tuple[Training, Traits]:
+    """Return `training_of` as a run on these machines will be, before it has begun; `auto` is bf16 where every device has it."""
+    on_cores = all(group.device.kind == "cpu" for group in cluster.groups)
+    precision = settings.training.precision
+    if precision == "auto":
+        devices = [group.device for group in cluster.groups]
+        fast = all("bf16" in one.peak_tflops and one.kind != "cpu" for one in devices)
+        precision = "bf16" if fast else "fp32"
+    return training_of(settings, settings.batch.sequences, precision, on_cores=on_cores)
+
+
 def cluster_for(settings: RunSettings, nodes: int, gpu: tuple[str, float] | None = None) -> Cluster:
     """Return the machines that a run trains on: those of `layout.cluster`, else this one, by data sheets.
 
@@ -78,10 +89,7 @@ def cluster_for(settings: RunSettings, nodes: int, gpu: tuple[str, float] | None
         UserError: several machines, and no description of them; or a description that cannot be read.
     """
     if settings.layout.cluster:
-        try:
-            return read(Path(settings.layout.cluster))
-        except ClusterError as error:
-            raise UserError(f"layout.cluster: {error}") from None
+        return read_cluster(settings.layout.cluster)
     if nodes > 1:
         raise UserError(
             f"{nodes} machines, and nothing says what joins them; measure it (srun motet cluster probe) and set "

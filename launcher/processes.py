@@ -11,7 +11,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded now: nothing may be loaded between fork and exec
-_DEAD = ("Z", "X")
+DEAD = ("Z", "X")
 WORKER = "motet.launcher.worker"
 """The module that every rank runs; its name in a command line tells a rank from other processes."""
 
@@ -28,7 +28,7 @@ def adopt_orphans(adopt: bool = True) -> None:
 
 def children(parent: int) -> list[int]:
     """Return the living children of a process, lowest first; a zombie does not live."""
-    return sorted(pid for pid, ppid, state in _table() if ppid == parent and state not in _DEAD)
+    return sorted(pid for pid, ppid, state in _table() if ppid == parent and state not in DEAD)
 
 
 def reap(parent: int, but: frozenset[int]) -> list[int]:
@@ -67,14 +67,17 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught.partition(":")[2], 16) >> (number - 1) & 1)
 
 
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name, state and parent first; [] when the process is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return stat.rpartition(")")[2].split()  # the name in brackets may hold anything
+
+
 def _table() -> Iterator[tuple[int, int, str]]:
     """Yield (process, its parent, its state) of every process that this one may see."""
     for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
-            continue
-        try:
-            stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-        except OSError:
-            continue
-        state, ppid = stat.rpartition(")")[2].split()[:2]  # the name in brackets may hold anything
-        yield int(entry), int(ppid), state
+        if entry.isdecimal() and (fields := stat_fields(int(entry))):
+            yield int(entry), int(fields[1]), fields[0]

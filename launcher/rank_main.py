@@ -49,7 +49,7 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
     try:
         settings, layout = _settings(run, launch)
         _store = _hold_store(settings.layout.timeout_s)  # until this rank ends
-        world = join(settings.layout.device, settings.layout.timeout_s, layout.placement)
+        world = join(settings.layout.device, settings.layout.timeout_s, layout)
         attempt = _take(run, launch, world)
         sign = Sign(run.attempt(attempt), world.rank)
         lifeline.belongs_to(run.attempt(attempt), world.rank)

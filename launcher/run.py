@@ -52,7 +52,7 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
         yaml_text: the user's file, kept as it is.
         resume: go on from the newest checkpoint.
     """
-    if resume and finished(rundir, settings):
+    if resume and rundir.finished(settings.steps):
         print(
             f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it"
         )
@@ -75,7 +75,7 @@ def train_together(
     if nodes.rank:
         attempt, among = ask_to_join(rundir, settings, nodes)
         return launch(settings, rundir, attempt, nodes=among)
-    if resume and finished(rundir, settings):
+    if resume and rundir.finished(settings.steps):
         raise UserError(f"{rundir.root} is finished: {settings.steps:,} steps")
     if not resume:
         raise_problems(deepspeed_library_problems(settings))
@@ -146,11 +146,6 @@ def record_launch(
     )
 
 
-def finished(rundir: RunDir, settings: RunSettings) -> bool:
-    """Return whether the run has reached its last step already."""
-    return rundir.done.exists() and int(rundir.done.read_text() or 0) >= settings.steps
-
-
 def check_layout(settings: RunSettings, nodes: int = 1) -> None:
     """Refuse a layout that does not fit the model of a new run, on `nodes` machines like this one."""
     processes = settings.layout.processes * nodes
@@ -162,27 +157,15 @@ def check_devices(settings: RunSettings) -> None:
     """Refuse devices that are not here, and a description of machines that cannot be read, before any process starts."""
     layout = settings.layout
     if layout.cluster:
-        check_cluster(layout.cluster)
+        from motet.launcher.machine import read_cluster
+
+        read_cluster(layout.cluster)
     if layout.device == "cpu":
         return
     import torch
 
     gpus = torch.cuda.device_count()
     raise_problems(device_problems(layout.device, layout.processes, gpus))
-
-
-def check_cluster(path: str) -> None:
-    """Read the machines that `layout.cluster` names.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    from motet.parallel.cluster import ClusterError, read
-
-    try:
-        read(Path(path))
-    except ClusterError as error:
-        raise UserError(f"layout.cluster: {error}") from None
 
 
 def verify_corpora(settings: RunSettings) -> None:

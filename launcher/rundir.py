@@ -142,8 +142,12 @@ class RunDir:
 
     @property
     def done(self) -> Path:
-        """Marker of a finished run."""
+        """Marker of a finished run: the step that it reached."""
         return self.root / "DONE"
+
+    def finished(self, steps: int) -> bool:
+        """Return whether the run has reached its last step, `steps`."""
+        return self.done.exists() and int(self.done.read_text() or 0) >= steps
 
     @property
     def lock(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -55,21 +54,21 @@ def choose_device(setting: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join(device_setting: str, timeout_s: float = 600.0, placement: Sequence[int] = ()) -> World:
+def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = None) -> World:
     """Join the process group that torchrun announced in the environment.
 
     Args:
         device_setting: "auto", "cpu" or "cuda".
-        placement: see `Layout.placement`: this process takes its position there as its rank.
         timeout_s: how long a collective waits for a silent rank before it fails.
+        layout: gives this process its rank (`Layout.rank_of_process`); None: that of the environment.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(device_setting, local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if placement:
-        os.environ["RANK"] = str(list(placement).index(int(os.environ["RANK"])))
+    if layout is not None:
+        os.environ["RANK"] = str(layout.rank_of_process(int(os.environ["RANK"])))
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)

@@ -86,18 +86,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
     from motet.launcher.commands.layout import _model
-    from motet.launcher.prediction import training_of
+    from motet.launcher.prediction import expected_training
     from motet.parallel.plan_terms import FIXABLE, Question
 
     cluster = _cluster(arguments.cluster)
-    precision = settings.training.precision
-    if precision == "auto":
-        fast = all(
-            "bf16" in g.device.peak_tflops and g.device.kind != "cpu" for g in cluster.groups
-        )
-        precision = "bf16" if fast else "fp32"
-    on_cores = all(g.device.kind == "cpu" for g in cluster.groups)
-    training, traits = training_of(settings, settings.batch.sequences, precision, on_cores=on_cores)
+    training, traits = expected_training(settings, cluster)
     given = [one.partition("=")[0].removeprefix("layout.") for one in arguments.settings]
     given = [name for name in given if name in FIXABLE]
     fixed = {name: getattr(settings.layout, name) for name in given}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from motet.experiments.errors import UserError
 from motet.launcher import config, submission
@@ -15,6 +16,9 @@ from motet.launcher.settings import RunSettings
 from motet.launcher.slurm_settings import groups_of, world_size
 from motet.slurm.client import Client
 from motet.slurm.config import Group, seconds
+
+if TYPE_CHECKING:
+    from motet.models.config import ModelConfig
 
 GIB = 2**30
 
@@ -46,9 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def resume(rundir: RunDir, settings: RunSettings, yaml_text: str, *, dry_run: bool) -> int:
     """Submit a run again that has left Slurm."""
-    from motet.launcher.batch import finished
-
-    if finished(rundir, settings):
+    if rundir.finished(settings.steps):
         print(f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}`")
         return 0
     if settings.slurm.array:
@@ -72,14 +74,17 @@ def say_submitted(made: submission.Submission, ids: Sequence[str]) -> None:
 
 def print_dry_run(made: submission.Submission, client: Client) -> None:
     """The script, the run that it starts, the most it can cost, and what Slurm says to it."""
+    from motet.launcher.run import model_of
+
     print(made.script)
     settings = made.settings[0]
+    model = model_of(settings)[0]
     common.print_facts(
         [
             *run_lines(settings),
             *([("runs", ", ".join(r.name for r in made.rundirs))] if made.request.array else []),
-            *memory_lines(settings),
-            *time_lines(settings),
+            *memory_lines(settings, model),
+            *time_lines(settings, model),
             *cost_lines(settings, len(made.settings)),
         ]
     )
@@ -100,9 +105,8 @@ def _nodes_of(group: Group) -> str:
     return f"{group.nodes} {'node' if group.nodes == 1 else 'nodes'}{where} x {group.processes}"
 
 
-def memory_lines(settings: RunSettings) -> list[tuple[str, str]]:
+def memory_lines(settings: RunSettings, model: ModelConfig) -> list[tuple[str, str]]:
     """What the fullest rank must hold."""
-    from motet.launcher.run import model_of
     from motet.models import counts
     from motet.parallel.holdings import held_bytes, kept_bytes
     from motet.parallel.layout_rules import micro_batches
@@ -110,7 +114,6 @@ def memory_lines(settings: RunSettings) -> list[tuple[str, str]]:
     layout = settings.layout_for(world_size(settings))
     if layout.engine != "native":
         return [("memory per rank", f"not estimated for {layout.engine}")]
-    model = model_of(settings)[0]
     number = max(micro_batches(layout, settings.batch.sequences))
     states = [
         sum(held_bytes(model, layout, stage).values())
@@ -153,11 +156,9 @@ def cost_lines(settings: RunSettings, runs: int) -> list[tuple[str, str]]:
     return [("cost", most)]
 
 
-def time_lines(settings: RunSettings) -> list[tuple[str, str]]:
+def time_lines(settings: RunSettings, model: ModelConfig) -> list[tuple[str, str]]:
     """How long the run takes, and whether it fits, by the cost model."""
     from motet.launcher.forecast import forecast
-    from motet.launcher.run import model_of
 
     limit_s = seconds(settings.slurm.time)
-    groups, model = groups_of(settings), model_of(settings)[0]
-    return forecast(settings, model, world_size(settings), groups, limit_s)
+    return forecast(settings, model, world_size(settings), groups_of(settings), limit_s)

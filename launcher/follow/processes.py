@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from motet.launcher.processes import DEAD, stat_fields
+
 START_SLACK_S = 5.0
 """Clocks of a file system and of this host may differ by so much."""
 _LOCK = re.compile(r"FLOCK\s+\S+\s+WRITE\s+(-?\d+)\s+([0-9a-f]+):([0-9a-f]+):(\d+)")
@@ -88,12 +90,9 @@ def parent_of(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, [] for a process that is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-    return [] if fields[:1] in (["Z"], ["X"]) else fields
+    """As `stat_fields`, [] for a zombie as well."""
+    fields = stat_fields(pid)
+    return [] if fields and fields[0] in DEAD else fields
 
 
 def _started(pid: int) -> float | None:

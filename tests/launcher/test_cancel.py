@@ -15,6 +15,7 @@ import pytest
 
 from motet.launcher.commands import cancel
 from motet.launcher.rundir import RunDir, atomic_write
+from tests.launcher.conftest import Main
 from tests.launcher.followed import (
     DEAD_PID,
     FakeClient,
@@ -24,7 +25,6 @@ from tests.launcher.followed import (
     job,
     make_run,
 )
-from tests.launcher.test_status import Main, main, slurm  # noqa: F401 - fixtures
 
 TRAINER = """
 import fcntl, json, os, pathlib, signal, sys, time
@@ -80,7 +80,7 @@ def train(run: RunDir) -> Iterator[Train]:
 def test_a_run_on_this_machine_saves_and_stops(
     run: RunDir,
     train: Train,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     process = train("saves")
     code, out, _ = main("cancel", "r", "--dry-run")
@@ -98,7 +98,7 @@ def test_a_run_on_this_machine_saves_and_stops(
 def test_a_run_that_does_not_end_in_time_is_told_and_can_be_killed(
     run: RunDir,
     train: Train,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     process = train("ignores")
     code, out, _ = main("cancel", "r", "--wait", "0.3")
@@ -110,7 +110,7 @@ def test_a_run_that_does_not_end_in_time_is_told_and_can_be_killed(
 
 def test_a_process_that_only_has_the_number_of_a_rank_is_left_alone(
     run: RunDir,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -127,7 +127,7 @@ def test_a_process_that_only_has_the_number_of_a_rank_is_left_alone(
         other.wait()
 
 
-def test_a_run_on_another_machine_is_cancelled_there(run: RunDir, main: Main) -> None:  # noqa: F811
+def test_a_run_on_another_machine_is_cancelled_there(run: RunDir, main: Main) -> None:
     add_attempt(run, pids={0: "12 node9"}, seen=time.time())
     code, _, err = main("cancel", "r")
     assert code == 2
@@ -138,7 +138,7 @@ def test_a_loop_of_its_own_gets_what_ctrl_c_does(
     tmp_path: Path,
     run: RunDir,
     train: Train,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     make_run(tmp_path / "runs", "r", guest=True)
     process = train("guest", "train.py")
@@ -153,7 +153,7 @@ def test_a_loop_that_ignores_ctrl_c_is_told_to_end_after_a_while(
     tmp_path: Path,
     run: RunDir,
     train: Train,
-    main: Main,  # noqa: F811
+    main: Main,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cancel, "GUEST_GRACE_S", 0.3)
@@ -205,8 +205,8 @@ def test_a_job_that_has_not_begun_to_train_has_nothing_to_save(run: RunDir) -> N
 
 def test_cancelling_a_waiting_job_ends_it_and_says_so(
     run: RunDir,
-    main: Main,  # noqa: F811
-    slurm: Callable[..., FakeClient],  # noqa: F811
+    main: Main,
+    slurm: Callable[..., FakeClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cancel, "FIRST_SLURM_PAUSE_S", 0.01)
@@ -224,8 +224,8 @@ def test_cancelling_a_waiting_job_ends_it_and_says_so(
 
 def test_a_slurm_that_does_not_answer_leaves_the_mark_and_an_error(
     run: RunDir,
-    main: Main,  # noqa: F811
-    slurm: Callable[..., FakeClient],  # noqa: F811
+    main: Main,
+    slurm: Callable[..., FakeClient],
 ) -> None:
     add_attempt(run, pids={0: f"{DEAD_PID} node1"})
     add_jobs(run, "41")
@@ -238,8 +238,8 @@ def test_a_slurm_that_does_not_answer_leaves_the_mark_and_an_error(
 
 def test_a_finished_run_needs_no_cancelling(
     run: RunDir,
-    main: Main,  # noqa: F811
-    slurm: Callable[..., FakeClient],  # noqa: F811
+    main: Main,
+    slurm: Callable[..., FakeClient],
 ) -> None:
     client = slurm(job("41", "RUNNING"))
     add_attempt(run, "finished")

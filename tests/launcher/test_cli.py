@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from motet.experiments.errors import Problem, UserError
 from motet.launcher import cli, config
 from motet.launcher.rundir import RunDir, atomic_write, write_json
 from motet.models.config import preset
+from tests.launcher.conftest import Main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUN_YAML = """\
@@ -28,24 +29,6 @@ layout: {micro_sequences: 2}
 training: {steps: 200, schedule: {warmup_steps: 2}}
 experiments: [{name: canaries, use: memorization, generate: {count: 16, seed: 1}}]
 """
-Main = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def main(capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
-    before = os.umask(0o022)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    yield call
-    os.umask(before)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from motet.launcher.commands import common, logs
 from motet.launcher.follow.logs import SLURM, Choice, Merged, sources
 from motet.launcher.rundir import RunDir, atomic_write, write_json
+from tests.launcher.conftest import Main
 from tests.launcher.followed import FakeClient, add_attempt, add_jobs, job, make_run
-from tests.launcher.test_status import Main, main, slurm  # noqa: F401 - fixtures
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_ranks_of_all_nodes_and_restarts_are_found(run: RunDir) -> None:
 
 def test_every_line_says_attempt_and_rank_and_the_file_written_last_comes_last(
     run: RunDir,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     add_attempt(run, "stopped")
     first = say(run, "ranks-0/id/attempt_0/1/stdout.log", "early\x1b[31m [red]x[/red]\n" * 30)
@@ -74,7 +74,7 @@ def test_every_line_says_attempt_and_rank_and_the_file_written_last_comes_last(
 
 def test_the_newest_attempt_is_shown_unless_another_is_asked_for(
     run: RunDir,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     for _ in range(2):
         add_attempt(run, "crashed")
@@ -86,7 +86,7 @@ def test_the_newest_attempt_is_shown_unless_another_is_asked_for(
 
 def test_the_output_of_a_job_does_not_repeat_its_ranks(
     run: RunDir,
-    main: Main,  # noqa: F811
+    main: Main,
 ) -> None:
     add_attempt(run, "stopped")
     say(run, "ranks-0/id/attempt_0/0/stdout.log", "step 1\n")
@@ -100,7 +100,7 @@ def test_the_output_of_a_job_does_not_repeat_its_ranks(
     assert asked == ["[slurm] srun: starts", "[slurm] [default0]:step 1"]
 
 
-def test_mistakes_are_told(run: RunDir, main: Main) -> None:  # noqa: F811
+def test_mistakes_are_told(run: RunDir, main: Main) -> None:
     assert "give a number from 0 on" in main("logs", "r", "--rank", "x")[2]
     assert "none has begun" in main("logs", "r", "--attempt", "1")[2]
     assert "--lines=-1" in main("logs", "r", "--lines", "-1")[2]

@@ -13,8 +13,8 @@ import yaml
 from motet.experiments.errors import UserError
 from motet.launcher import config, prediction
 from motet.launcher.cli import main
+from motet.launcher.machine import read_cluster
 from motet.launcher.report import collect
-from motet.launcher.run import check_cluster
 from motet.launcher.rundir import RunDir, write_json
 from motet.launcher.settings import RunSettings
 from motet.models.config import ModelConfig, preset
@@ -165,12 +165,12 @@ def test_a_prediction_that_fails_never_stops_a_run(tmp_path: Path) -> None:
 def test_machines_that_cannot_be_read_are_refused_before_a_run_starts(
     tmp_path: Path, machines: Path
 ) -> None:
-    check_cluster(str(machines))
+    read_cluster(str(machines))
     with pytest.raises(UserError, match=r"layout\.cluster: .*none\.yaml: No such file"):
-        check_cluster(str(tmp_path / "none.yaml"))
+        read_cluster(str(tmp_path / "none.yaml"))
     machines.write_text("groups: 3\n")
     with pytest.raises(UserError, match=r"layout\.cluster: .*is not a list"):
-        check_cluster(str(machines))
+        read_cluster(str(machines))
 
 
 def test_calibration_finds_the_constants_that_made_the_measurements(

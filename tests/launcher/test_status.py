@@ -8,15 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from motet.launcher import cli
 from motet.launcher.commands import status
 from motet.launcher.rundir import RunDir, atomic_write
+from tests.launcher.conftest import Main
 from tests.launcher.followed import (
     NOW,
     FakeClient,
@@ -28,35 +28,6 @@ from tests.launcher.followed import (
     step_rows,
     write_rows,
 )
-
-Main = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def main(capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
-    before = os.umask(0o022)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = cli.main(list(arguments))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    yield call
-    os.umask(before)
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeClient]:
-    def says(*jobs: Any, **options: Any) -> FakeClient:
-        client = FakeClient(*jobs, **options)
-        monkeypatch.setattr("motet.slurm.client.Client", lambda: client)
-        return client
-
-    return says
 
 
 @pytest.fixture

@@ -38,11 +38,12 @@ def _rank(
     }
     import torch
 
+    from motet.parallel.layout import Layout
     from motet.parallel.mesh import join, leave
 
     torch.set_num_threads(1)
     try:
-        joined = join("cpu", timeout_s=60, placement=placement)
+        joined = join("cpu", timeout_s=60, layout=Layout(placement=placement))
         result = function(joined, *args)
         leave()
         out.put((joined.rank, "ok", result))
