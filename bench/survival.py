@@ -187,8 +187,12 @@ def _problem(code: int, left: list[int], exit_s: float, bound_s: float, wrong: l
 
 
 def kill(run: Run, rng: random.Random) -> dict[str, float]:
-    """kill -9 of one rank; seconds from the kill until torchrun started the ranks anew, and from there to the first new step."""
-    run.wait(lambda: len(run.fresh("step")) > 30)
+    """kill -9 of one rank; seconds from the kill until torchrun started the ranks anew, and from there to the first new step.
+
+    After a checkpoint of the attempt: several deaths without one between them are a crash loop, which ends a run.
+    """
+    saved = len(run.fresh("checkpoint"))
+    run.wait(lambda: len(run.fresh("checkpoint")) > saved)
     before = run.wait(run.ranks_ready)
     attempts = len(run.fresh("attempt"))
     os.kill(before[rng.randrange(run.ranks)], signal.SIGKILL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from motet.parallel.cluster import Cluster, ClusterError
 from motet.parallel.cost_links import Domain, domain, strided
@@ -106,15 +106,22 @@ def _uniform(cluster: Cluster, layout: Layout) -> Places:
 def _enumerated(cluster: Cluster, layout: Layout) -> Places:
     devices = layout.placement or tuple(range(layout.world_size))
     group_of = [cluster.spot(device)[0] for device in devices]
-    within = strides(layout)
     size = layout.stage_ranks
+    starts = range(0, layout.world_size, size)
+    within = {
+        name: _slowest_of_stages(
+            cluster,
+            [
+                [[devices[r] for r in one] for one in _groups(range(at, at + size), *where)]
+                for at in starts
+            ],
+        )
+        for name, where in strides(layout).items()
+    }
     stages = []
     for number in range(layout.pp):
         ranks = range(number * size, (number + 1) * size)
-        found = {
-            name: _slowest(cluster, [[devices[r] for r in one] for one in _groups(ranks, *where)])
-            for name, where in within.items()
-        }
+        found = {name: domains[number] for name, domains in within.items()}
         last = number == layout.pp - 1 and layout.virtual_stages == 1
         other = (number - 1 if last else number + 1) % layout.pp * size
         pairs = [[devices[r], devices[other + r - ranks[0]]] for r in ranks]
@@ -132,6 +139,13 @@ def _groups(ranks: range, count: int, stride: int) -> list[list[int]]:
         for start in range(0, len(ranks), block)
         for offset in range(stride)
     ]
+
+
+def _slowest_of_stages(cluster: Cluster, stages: Sequence[Sequence[Sequence[int]]]) -> list[Domain]:
+    """Return the slowest group of every stage: stages work at the same time, and share a link between clusters."""
+    found = [_slowest(cluster, groups) for groups in stages]
+    crossing = sum(one.sharers for one in found if one.between is not None)
+    return [one if one.between is None else replace(one, sharers=crossing) for one in found]
 
 
 def _slowest(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Domain:

@@ -158,14 +158,14 @@ def _replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     size = layout.stage_ranks // layout.dp_replicate
     experts = layout.ep * layout.etp
     wide = {
-        # ranks of one replica in the group, distance between neighbours, groups that cross at the same time
+        # ranks of one replica in the group, distance between neighbours, groups of a stage that cross at the same time
         "replicate": (1, size, size),
         "data": (layout.fsdp, layout.tp, layout.tp),
         "expert_replicas": (layout.edp, experts, experts),
     }
     for name, (ranks, stride, sharers) in wide.items():
         parts = [strided(groups[n], counts[n] * ranks, stride) for n in numbers]
-        whole = crossing_of(cluster, numbers, layout.dp_replicate * ranks, sharers)
+        whole = crossing_of(cluster, numbers, layout.dp_replicate * ranks, sharers * layout.pp)
         per_node = min(part.per_node for part in parts)
         nodes = sum(part.nodes for part in parts)
         inner[name] = replace(whole, per_node=per_node, nodes=nodes)
