@@ -181,7 +181,7 @@ def motet_arm(
     data = batches(o, documents)
 
     def step(number: int) -> float:
-        result = engine.step(data[number % 4], RATE, lambda loss, norm: True, False)
+        result = engine.step(data[number % 4], RATE, lambda loss, norm: True, lambda: False)
         return result.loss
 
     losses = run_steps(o, clock, step)

@@ -68,13 +68,12 @@ def train(job: Job, step: int) -> tuple[int, str]:
         share = job.feed.take(step)
         waited = time.perf_counter() - started
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
-        result = job.engine.step(share.batches, lr, job.judge, job.stop.requested())
+        result = job.engine.step(share.batches, lr, job.judge, job.stop.requested)
         note(job, share.record, result.applied)
         job.sign.touch()
         job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
         report(job, step, result, lr)
-        # The step asked all ranks when it began; a signal may have come since, and the next one may be long.
-        stopping = result.stop or agree_any(job.stop.requested(), job.world)
+        stopping = result.stop
         if not result.applied:
             bad_step(job, step)
         step += 1

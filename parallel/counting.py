@@ -1,8 +1,8 @@
-"""What all ranks must know of a global batch: its labels and tokens, a wish to stop, and how its tokens chose experts."""
+"""What all ranks must know of a global batch: its labels and tokens, and how its tokens chose experts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,14 +15,11 @@ from motet.parallel.engine import MicroBatch
 from motet.parallel.mesh import World
 
 
-def count_step(
-    batches: Sequence[MicroBatch], stop: bool, counted: bool, world: World
-) -> tuple[int, int, bool]:
-    """Return labels and tokens of the global batch, and whether some rank was asked to stop (a collective).
+def count_step(batches: Sequence[MicroBatch], counted: bool, world: World) -> tuple[int, int]:
+    """Return labels and tokens of the global batch (a collective).
 
     Args:
         batches: this rank's micro-batches.
-        stop: this rank was asked to.
         counted: its micro-batches count: no other rank brings the same.
     """
     mine = batches if counted else ()
@@ -30,13 +27,17 @@ def count_step(
         [
             sum(int((batch.labels_BT >= 0).sum()) for batch in mine),
             sum(batch.labels_BT.size for batch in mine),
-            int(stop),
         ]
     )
     if world.size > 1:
         dist.all_reduce(counts, group=world.control)
-    n_labels, n_tokens, stops = counts.tolist()
-    return n_labels, n_tokens, stops > 0
+    n_labels, n_tokens = counts.tolist()
+    return n_labels, n_tokens
+
+
+def asked(stop: Callable[[], bool]) -> Tensor:
+    """Return whether this rank was asked to stop, float64 [1], to be summed over ranks."""
+    return torch.tensor([float(stop())], dtype=torch.float64)
 
 
 def mixtures(decoders: Iterable[Decoder]) -> dict[int, MoE]:

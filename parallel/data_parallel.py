@@ -7,7 +7,7 @@ is the mean over all labels of the global batch, however unevenly they are sprea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.moe import MoE
-from motet.parallel.counting import balance, count_step, mixtures, settle
+from motet.parallel.counting import asked, balance, count_step, mixtures, settle
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
 from motet.parallel.layout import Layout
 from motet.parallel.mesh import World
@@ -89,23 +89,23 @@ class DataParallelEngine(ABC):
         """Ask the judge, apply or drop the gradients; return (gradient norm before clipping, whether it was applied)."""
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
+        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
     ) -> StepResult:
         """See `Engine.step`."""
-        n_labels, n_tokens, stops = count_step(batches, stop, True, self.world)
+        n_labels, n_tokens = count_step(batches, True, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens, gradient_scale=self.world.size)
         sums = self._forward_backward(batches, self.world.size / max(n_labels, 1))
-        totals = torch.cat([sums, balance(self.config, self.experts)])
+        totals = torch.cat([sums, asked(stop), balance(self.config, self.experts)])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
-        cross_entropy, z_loss, balance_loss = totals[:3].tolist()
+        cross_entropy, z_loss, stops, balance_loss = totals[:4].tolist()
         loss = cross_entropy / max(n_labels, 1)
         grad_norm, applied = self._update(lr, loss, judge)
         if applied:
-            settle(self.config, self.experts, totals[3:])
+            settle(self.config, self.experts, totals[4:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance_loss
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops > 0, balance_loss
         )
 
     def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:

@@ -93,7 +93,7 @@ class Engine(Protocol):
         batches: Sequence[MicroBatch],
         lr: float,
         judge: Judge,
-        stop: bool,
+        stop: Callable[[], bool],
     ) -> StepResult:
         """Train on one global batch; the loss is the mean over all its labels, however they are spread over ranks.
 
@@ -101,7 +101,7 @@ class Engine(Protocol):
             batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one shape.
             lr: learning rate of this step.
             judge: decides whether the update is applied.
-            stop: this rank was asked to stop.
+            stop: whether this rank was asked to stop; called once, after the passes, so that a signal is heard within the step that it comes in.
         """
 
     def score(

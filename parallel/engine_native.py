@@ -19,7 +19,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
 from motet.models.layers import Places
 from motet.models.moe import MoE
-from motet.parallel.counting import balance, count_step, expert_state, mixtures, settle
+from motet.parallel.counting import asked, balance, count_step, expert_state, mixtures, settle
 from motet.parallel.engine import EngineOptions, Judge, MicroBatch, StepResult
 from motet.parallel.holdings import gathers_again
 from motet.parallel.layout import Layout
@@ -102,26 +102,26 @@ class NativeEngine:
         )
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: bool
+        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
     ) -> StepResult:
         """See `Engine.step`."""
         inputs = [self._to_device(batch) for batch in batches]
         counted = self.layout.is_first_of_readers(self.world.rank)
-        n_labels, n_tokens, stops = count_step(batches, stop, counted, self.world)
+        n_labels, n_tokens = count_step(batches, counted, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1))
         squares = norm_squared(self.parameters.values())
-        totals = torch.cat([sums, squares, balance(self.config, self.experts)])
+        totals = torch.cat([sums, squares, asked(stop), balance(self.config, self.experts)])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
-        cross_entropy, z_loss, square, balance_loss = totals[:4].tolist()
+        cross_entropy, z_loss, square, stops, balance_loss = totals[:5].tolist()
         loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
         applied = self._update(lr, grad_norm, judge(loss, grad_norm))
         if applied:
-            settle(self.config, self.experts, totals[4:])
+            settle(self.config, self.experts, totals[5:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops, balance_loss
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops > 0, balance_loss
         )
 
     def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:

@@ -119,8 +119,8 @@ def traffic(
     counts: Counter[tuple[str, str, int, bool]] = Counter()
     for t in (*step.data(), *step.tensor(), *step.context(), *step.experts(), *step.pipeline()):
         counts[t.group, t.kind, t.bytes, t.routed] += t.count
-    counts["control", "all_reduce", 3 * INT64_BYTES, False] += 1  # labels, tokens, stop
-    sums = 4 + model.n_layers * model.n_experts  # losses, norm, choices of experts
+    counts["control", "all_reduce", 2 * INT64_BYTES, False] += 1  # labels, tokens
+    sums = 5 + model.n_layers * model.n_experts  # losses, norm, stop, choices of experts
     counts["control", "all_reduce", sums * FLOAT64_BYTES, False] += 1
     return [
         Transfer(group, kind, count, size, routed)

@@ -54,7 +54,7 @@ def measure(world: World, cases: dict[str, Case]) -> dict[str, Any]:
             seen["optimizer"] = size(v for p in weights for v in engine.optimizer.state[p].values())
             return True
 
-        engine.step(batches(case, world.rank), 1e-3, judge, False)
+        engine.step(batches(case, world.rank), 1e-3, judge, lambda: False)
         found[name] = seen, {name: local(p).numel() for name, p in engine.parameters.items()}
     return found
 
@@ -147,9 +147,9 @@ def between(world: World, cases: dict[str, Case]) -> dict[str, list[int]]:
             seen.append(live_bytes())
             return sums
 
-        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, lambda: False)
         engine._forward_backward, engine._one_micro_batch = start, after  # type: ignore[method-assign]
-        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, lambda: False)
         found[name] = [x - seen[0] for x in seen[1:]]
     return found
 
@@ -259,7 +259,7 @@ def look(world: World, layouts: dict[str, Layout]) -> dict[str, tuple[int, int, 
         case = Case(layout, model, micro_batches=2)
         rows = batches(case, world.rank)
         with Eye(VOCABULARY) as whole, Eye(VOCABULARY // layout.tp) as part:
-            engine.step(rows, 1e-3, lambda loss, norm: True, False)
+            engine.step(rows, 1e-3, lambda loss, norm: True, lambda: False)
             engine.score(rows[0].tokens_BT.astype("int64"), rows[0].labels_BT)
         found[name] = whole.most_rows, part.most_rows, whole.most_values
     return found

@@ -50,7 +50,9 @@ def engine_losses(world: World, masked: bool) -> list[float]:
     layout = Layout(micro_sequences=MICRO)
     engine = build_engine(MODEL, OPTIONS, layout, world)
     return [
-        engine.step(share(layout, 0, step, masked)[0], rate(step), lambda *_: True, False).loss
+        engine.step(
+            share(layout, 0, step, masked)[0], rate(step), lambda *_: True, lambda: False
+        ).loss
         for step in range(STEPS)
     ]
 

@@ -159,7 +159,7 @@ def listen(world: World, cases: dict[str, Case]) -> dict[str, tuple[Heard, dict[
         engine = build_engine(case.model, options, case.layout, world)
         for _ in range(2):
             with Ear(world.control.group_name) as ear:
-                engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+                engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, lambda: False)
         found[name] = ear.heard, ranks_of_groups(engine)
     return found
 
@@ -315,12 +315,12 @@ def compare_with_the_backend(world: World, cases: dict[str, Case]) -> dict[str, 
     found = {}
     for name, case in cases.items():
         engine = build_engine(case.model, EngineOptions(), case.layout, world)
-        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+        engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, lambda: False)
         with (
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
             Ear(world.control.group_name) as ear,
         ):
-            engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, False)
+            engine.step(batches(case, world.rank), 1e-3, lambda loss, norm: True, lambda: False)
         ran = Counter(event.name for event in profile.events() if event.name.startswith("gloo:"))
         found[name] = sum(ear.heard.values()), sum(ran.values()) - ran["gloo:recv"]
     return found

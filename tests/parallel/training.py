@@ -67,7 +67,7 @@ def share(layout: Layout, rank: int, step: int, masked: bool) -> tuple[list[Micr
 
 def one_step(engine: Engine, layout: Layout, rank: int, step: int, masked: bool = False) -> Any:
     batches, _ = share(layout, rank, step, masked)
-    return engine.step(batches, 1e-3, lambda loss, norm: True, False)
+    return engine.step(batches, 1e-3, lambda loss, norm: True, lambda: False)
 
 
 def train(

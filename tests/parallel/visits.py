@@ -66,7 +66,7 @@ def visit(
 def _step(engine: Engine, layout: Layout, world: World, step: int) -> Any:
     micro = max(1, layout.micro_sequences // (1 + step % 2))
     batches, _ = share(replace(layout, micro_sequences=micro), world.rank, step, True)
-    return engine.step(batches, 1e-3, lambda loss, norm: True, False)
+    return engine.step(batches, 1e-3, lambda loss, norm: True, lambda: False)
 
 
 def _score(engine: Engine, world: World) -> npt.NDArray[np.float64]:
@@ -88,7 +88,7 @@ def _refused(engine: Engine, layout: Layout, world: World) -> tuple[bool, bool, 
         return False
 
     batches, _ = share(layout, world.rank, 77, True)
-    result = engine.step(batches, 1e-3, judge, world.rank == world.size - 1)
+    result = engine.step(batches, 1e-3, judge, lambda: world.rank == world.size - 1)
     assert asked == [(result.loss, result.grad_norm)], "asked once, with what is reported"
     return result.applied, result.stop, _same(engine, before)
 
@@ -103,7 +103,7 @@ def _broken(
     engine.load_model(state)
     before = {name: value.clone() for name, value in engine.tensors().items()}
     batches, _ = share(layout, world.rank, 0, True)
-    result = engine.step(batches, 1e-3, lambda loss, norm: bool(np.isfinite(norm)), False)
+    result = engine.step(batches, 1e-3, lambda loss, norm: bool(np.isfinite(norm)), lambda: False)
     return result.loss, result.grad_norm, result.applied, _same(engine, before)
 
 
