@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from two_clusters_cpu import Shares
 from two_clusters_plan import (
     CALIBRATED,
@@ -36,10 +35,11 @@ from two_clusters_plan import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests have the tools
 
-from motet.launcher import config, prediction
+from motet.launcher import calibrating, config, prediction
 from motet.launcher.rundir import read_json
 from motet.models.config import ModelConfig
 from motet.parallel.cluster import Cluster, Device, read
+from motet.parallel.cluster_calibration import shipped
 from motet.parallel.cost_terms import Constants
 from motet.parallel.layout import Layout
 from motet.parallel.plan_places import trimmed
@@ -265,12 +265,14 @@ def calibrated(place: Place, cluster: Cluster) -> tuple[Mapping[str, Constants],
     finally:
         for run in started:
             run.__exit__()
-    text = prediction.calibrate([run.root for run in started])
-    constants = {kind: Constants(**values) for kind, values in yaml.safe_load(text).items()}
+    known = calibrating.compared([run.root for run in started])
+    found = {kind: calibrating.fitted(kind, several) for kind, several in known.items()}
+    constants = {kind: replace(shipped(kind), **one.constants) for kind, one in found.items()}
+    text = "; ".join(calibrating.said(kind, one) for kind, one in found.items())
     settings = config.load(place.yaml, [f"runs={place.yaml.parent}"])
     training, traits = prediction.training_of(settings, settings.batch.sequences, "fp32")
     model = ModelConfig(**read_json(started[0].root / "manifest.json")["model"])
-    return constants, Asked(model, training, traits), " ".join(text.split())
+    return constants, Asked(model, training, traits), text
 
 
 def trained(

@@ -182,17 +182,26 @@ def _add_layout_commands(commands: Any) -> None:
 
 def _add_plan_command(commands: Any) -> None:
     plan = _command(
-        commands, "plan", "plan:run", "ranked layouts with time, memory, cost", json=True
+        commands,
+        "plan",
+        "plan:run",
+        "ranked layouts with time, memory, cost",
+        dry_run=True,
+        json=True,
     )
     plan.add_argument("--cluster", metavar="FILE", help="cluster.yaml (default: this machine)")
     plan.add_argument("--top", type=int, default=8, metavar="N", help="layouts shown (default 8)")
-    plan.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2")
+    plan.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2; or all")
     plan.add_argument("--html", metavar="FILE", help="the pipeline's timeline, memory over time")
     plan.add_argument("--write", metavar="FILE", help="layout.yaml of the best layout")
     plan.add_argument("--pick", type=int, metavar="N", help="write this one instead of the best")
     plan.add_argument("--budget", metavar="NUMBERgpu-hours", help="largest model that it trains")
     plan.add_argument("--budget-price", type=float, metavar="NUMBER", help="the same, for a price")
     plan.add_argument("--days", type=float, metavar="NUMBER", help="the same, in so many days")
+    fastest = "the shortest time for this model within the budget, instead"
+    plan.add_argument("--fastest", action="store_true", help=fastest)
+    probe = "train a layout for a minute (default: the one that tells most), calibrate, plan again"
+    plan.add_argument("--probe", nargs="?", type=int, const=0, metavar="N", help=probe)
     plan.add_argument(
         "--history",
         nargs="?",
@@ -203,6 +212,11 @@ def _add_plan_command(commands: Any) -> None:
     plan.add_argument(
         "--calibrate", action="append", metavar="RUNS", help="fit constants to the runs in a folder"
     )
+    output = (
+        "cluster.yaml with fitted constants (default: --probe calibrated.yaml, --calibrate prints)"
+    )
+    plan.add_argument("--output", metavar="FILE", help=output)
+    plan.add_argument("--force", action="store_true", help="replace --output when it exists")
     _settings_arguments(plan, required=False)
 
 

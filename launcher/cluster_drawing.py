@@ -15,6 +15,16 @@ BOX_W, BOX_H, MARGIN = 300, 132, 24
 FONT = "font-family='system-ui, sans-serif'"
 
 
+def calibrations(cluster: Cluster) -> list[str]:
+    """A sentence on every group whose constants runs decided."""
+    return [
+        f"{group.name}: constants fitted to {len(found.runs)} attempt{'s' if len(found.runs) > 1 else ''} on {found.date or 'an unknown day'}, "
+        f"median error {found.median_error:.1%}: {', '.join(f'{n} {v:g}' for n, v in found.constants.items())}"
+        for group in cluster.groups
+        if (found := group.calibration) is not None
+    ]
+
+
 def rate(gb_s: float) -> str:
     """A bandwidth for people: bytes per second."""
     return f"{gb_s:,.3g} GB/s" if gb_s >= 1 else f"{gb_s * 1e3:,.3g} MB/s"
@@ -204,7 +214,7 @@ def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
     tables = "".join(
         html_table(rows, _cell) for rows in (group_rows(cluster), link_rows(cluster)) if rows
     )
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    said = "".join(f"<li>{escape(note)}</li>" for note in (*calibrations(cluster), *notes))
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         f"<title>{escape(title)}</title><style>body{{font:15px system-ui,sans-serif;margin:2rem;max-width:75rem}}"
@@ -215,4 +225,6 @@ def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
 
 
 def _cell(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.6g}" if isinstance(value, int | float) else str(value)

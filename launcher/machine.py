@@ -81,6 +81,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether this machine's cores multiply bf16 in hardware: where they do, a run's precision `auto` is bf16."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return bool({"amx_tile", "avx512_bf16"} & set(text.split()))
+
+
 def memory_gib() -> float:
     """Return the memory of this machine, or what its container may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

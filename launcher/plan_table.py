@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from motet.launcher.yaml_text import dump
@@ -70,10 +69,8 @@ def words(choice: Choice) -> str:
 
 def machines(choice: Choice) -> str:
     groups = choice.cluster.groups
-    if choice.spread.across == "replicas":
-        counts = {g: f"{n} replicas" for g, n in choice.spread.blocks}
-    else:
-        counts = {g: f"{n} stages" for g, n in choice.spread.blocks}
+    word = "replica" if choice.spread.across == "replicas" else "stage"
+    counts = {g: f"{n} {word}{'s' if n > 1 else ''}" for g, n in choice.spread.blocks}
     order = [g for g, _ in choice.spread.blocks] if len(groups) > 1 else [0]
     return " > ".join(
         f"{groups[g].devices:,} {groups[g].name}" + (f" ({counts[g]})" if len(groups) > 1 else "")
@@ -126,13 +123,35 @@ def section(choice: Choice) -> dict[str, Any]:
     return values
 
 
+def job_groups(choice: Choice) -> list[dict[str, int]]:
+    """Return `slurm.groups` for a layout: the nodes of every group in order, their processes and GPUs."""
+    return [
+        {
+            "nodes": group.nodes,
+            "processes": group.devices_per_node,
+            "gpus_per_node": 0 if group.device.kind == "cpu" else group.devices_per_node,
+        }
+        for group in choice.cluster.groups
+    ]
+
+
 def layout_text(choice: Choice) -> str:
-    """Return layout.yaml: the section `layout:`, with the machines that it is for."""
-    groups: Mapping[str, int] = {g.name: g.nodes for g in choice.cluster.groups}
-    nodes = ", ".join(f"{count} of {name}" for name, count in groups.items())
+    """Return layout.yaml: the section `layout:`, and with several groups of nodes `slurm:`, which says the processes of each."""
+    groups = choice.cluster.groups
+    nodes = ", ".join(
+        f"{g.nodes} of {g.name} with {g.devices_per_node} process{'es' if g.devices_per_node > 1 else ''} each"
+        for g in groups
+    )
     found = choice.prediction
     head = (
         f"# Nodes, in this order: {nodes}.\n"
         f"# Predicted: {found.step_time_s:.4g} s per step, {found.memory_gib:.1f} of {found.capacity_gib:.1f} GiB.\n"
     )
-    return head + dump({"layout": section(choice)})
+    text = head + dump({"layout": section(choice)})
+    if len(groups) == 1:
+        return text
+    note = (
+        "# `motet submit` asks for these nodes; give each its partition. By hand, `motet train --nnodes` on each machine in this order,\n"
+        "# with layout.processes=N where it differs from the first.\n"
+    )
+    return text + note + dump({"slurm": {"groups": job_groups(choice)}})

@@ -1,7 +1,7 @@
 """Predicted against measured: what the cost model says of a run's layout, and what the run took. No torch.
 
-Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in `metrics.jsonl`. `history` lists both, and `calibrate`
-fits constants to them. Measured are the median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
+Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in `metrics.jsonl`. `history` lists both, and
+`calibrating.py` fits constants to them. Measured are the median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
 """
 
 from __future__ import annotations
@@ -15,28 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from motet.experiments.errors import UserError
-from motet.launcher.machine import node_of, read_cluster
+from motet.launcher.machine import multiplies_bf16, node_of, read_cluster
 from motet.launcher.metrics import Row, read_metrics, rows_of
 from motet.launcher.rundir import RunDir, read_json, write_json
 from motet.launcher.settings import RunSettings
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster, from_mapping
+from motet.parallel.cluster import Cluster, Device, from_mapping
 from motet.parallel.cost import predict
-from motet.parallel.cost_terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.cost_terms import NATIVE, Prediction, Training, Traits
 from motet.parallel.layout import Layout
 
 FILE = "prediction.json"
 WARM_UP_STEPS = 3
 """Left out: they compile, allocate and fill caches."""
 LEAST_STEPS = 3
-FITTED = ("matmul", "host_us", "bandwidth", "attention")
-"""Constants in the order in which runs decide on them: one for every two runs of a kind of device."""
 VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+FAST_BF16 = 1.2
+"""Cores whose measured products are faster in bf16 by this factor multiply it in hardware."""
 ON_CORES: dict[str, Any] = {"data_overlap": 0.0, "send_overlap": 0.5, "ahead": False}
 """On CPUs FSDP2 waits for each of its collectives; gloo's threads send, and with 1F1B two stages wait for one of two sends
 (`bench/two_clusters.py`); nothing is started ahead."""
-CORE_HOST_US = 1500.0
-"""Where the fit of `host_us` starts for CPUs: what half a core took to start the kernels of a block's forward pass."""
 
 
 def training_of(
@@ -69,14 +67,23 @@ def training_of(
 
 
 def expected_training(settings: RunSettings, cluster: Cluster) -> tuple[Training, Traits]:
-    """Return `training_of` as a run on these machines will be, before it has begun; `auto` is bf16 where every device has it."""
+    """Return `training_of` as a run on these machines will be, before it has begun; `auto` is bf16 where every device is fast at it."""
     on_cores = all(group.device.kind == "cpu" for group in cluster.groups)
     precision = settings.training.precision
     if precision == "auto":
-        devices = [group.device for group in cluster.groups]
-        fast = all("bf16" in one.peak_tflops and one.kind != "cpu" for one in devices)
+        fast = all(_multiplies_bf16(group.device) for group in cluster.groups)
         precision = "bf16" if fast else "fp32"
     return training_of(settings, settings.batch.sequences, precision, on_cores=on_cores)
+
+
+def _multiplies_bf16(device: Device) -> bool:
+    """Return whether a device is fast at bf16; cores that were not measured are taken for this machine's."""
+    if device.kind != "cpu":
+        return "bf16" in device.peak_tflops
+    rates = device.measured_tflops
+    if "bf16" in rates and "fp32" in rates:
+        return rates["bf16"] > FAST_BF16 * rates["fp32"]
+    return multiplies_bf16()
 
 
 def cluster_for(settings: RunSettings, nodes: int, gpu: tuple[str, float] | None = None) -> Cluster:
@@ -195,6 +202,10 @@ def records(run: RunDir) -> list[dict[str, Any]]:
             if "predicted" in found:
                 facts = read_json(run.attempt(number) / "attempt.json")
                 found["measured"] = measure(rows, facts, _grows(run, facts))
+                found |= {
+                    "folder": str(run.attempt(number)),
+                    "versions": facts.get("versions") or {},
+                }
         except UserError as error:
             found = {"attempt": number, "problem": str(error)}
         out.append(found)
@@ -248,10 +259,11 @@ def history(runs: Path) -> list[dict[str, Any]]:
     Keys: run, attempt, devices, layout, predicted_s, measured_s, error (predicted / measured - 1), inside (the interval),
     predicted_gib, measured_gib, problem (why there is no comparison, else None).
     """
-    return [_row(run, one) for run in _runs(runs) for one in records(run)]
+    return [_row(run, one) for run in runs_in(runs) for one in records(run)]
 
 
-def _runs(folder: Path) -> list[RunDir]:
+def runs_in(folder: Path) -> list[RunDir]:
+    """Return the runs in a folder, or the one that it is, oldest first."""
     found = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
     if not found:
         raise UserError(f"{folder} does not exist; give a folder of runs, such as runs")
@@ -282,69 +294,3 @@ def _row(run: RunDir, found: Mapping[str, Any]) -> dict[str, Any]:
         "predicted_gib": predicted["memory_gib"],
         "measured_gib": measured["memory_gib"],
     }
-
-
-def calibrate(runs: Sequence[Path]) -> str:
-    """Fit constants of every kind of device to runs; returns YAML: kind -> constants, with how well they fit as comments.
-
-    Args:
-        runs: folders of runs, or of single ones.
-
-    Raises:
-        UserError: no attempt can be compared.
-    """
-    import yaml
-
-    known: dict[str, list[Mapping[str, Any]]] = {}
-    for found in (one for path in runs for run in _runs(path) for one in records(run)):
-        if "measured" in found:
-            kinds = {group["device"]["kind"] for group in found["cluster"]["groups"]}
-            if len(kinds) == 1:
-                known.setdefault(kinds.pop(), []).append(found)
-    if not known:
-        shown = ", ".join(map(str, runs))
-        raise UserError(
-            f"{shown}: no attempt on one kind of device was predicted and measured; train first"
-        )
-    out = []
-    for kind, several in sorted(known.items()):
-        text, values = _fitted(kind, several)
-        out.append(f"# {text}\n{yaml.safe_dump({kind: values}, sort_keys=False)}")
-    return "".join(out)
-
-
-def _fitted(kind: str, several: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
-    """Return a sentence on the fit, and the constants that were fitted."""
-    from motet.parallel.calibration import DEFAULTS, fit
-
-    names = FITTED[: max(1, len(several) // 2)]
-    start = DEFAULTS.get(kind, Constants())
-    if not several[0]["traits"].get("ahead", True):
-        start = dataclasses.replace(start, host_us=CORE_HOST_US)
-    if start.matmul is None:
-        efficiency = several[0]["cluster"]["groups"][0]["device"]["matmul_efficiency"]
-        start = dataclasses.replace(start, matmul=efficiency)
-    predictors = [_predictor(kind, one) for one in several]
-    found = fit(names, start, predictors, [one["measured"]["step_time_s"] for one in several])
-    said = f"{kind}: {found.observations} attempt{'s' if found.observations > 1 else ''}, median error {found.median_error:.1%}"
-    if found.at_bounds:
-        said += f"; {', '.join(found.at_bounds)} at a physical bound: do not trust"
-    return said, {name: float(f"{getattr(found.constants, name):.4g}") for name in names}
-
-
-def _predictor(kind: str, found: Mapping[str, Any]) -> Any:
-    """Return a function from constants to the predicted seconds of a recorded step."""
-    model = ModelConfig(**_tuples(found["model"]))
-    cluster, layout = from_mapping(found["cluster"]), Layout(**_tuples(found["layout"]))
-    training = Training(**{**found["training"], "data_s": found["measured"].get("data_s", 0.0)})
-    traits = Traits(**found["traits"])
-
-    def step_time_s(constants: Constants) -> float:
-        return predict(model, cluster, layout, training, traits, {kind: constants}).step_time_s
-
-    return step_time_s
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of JSON as the tuples that they were."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

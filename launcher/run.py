@@ -146,9 +146,9 @@ def record_launch(
     )
 
 
-def check_layout(settings: RunSettings, nodes: int = 1) -> None:
-    """Refuse a layout that does not fit the model of a new run, on `nodes` machines like this one."""
-    processes = settings.layout.processes * nodes
+def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
+    """Refuse a layout that does not fit the model of a new run on so many ranks; None: the processes of this machine."""
+    processes = settings.layout.processes if ranks is None else ranks
     raise_problems(layout_problems(settings, processes, model_of(settings)[0]))
     raise_problems(deepspeed_library_problems(settings))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.parallel.catalogue import DEFAULT_LINKS, DEVICES, LINKS
+from motet.parallel.cluster_calibration import Calibration
 
 
 class ClusterError(ValueError):
@@ -74,6 +75,7 @@ class Group:
     Attributes:
         intra_node: between devices of a node.
         inter_node: one device's share of its node's network cards: cards x rate / devices.
+        calibration: what runs on these machines say of the cost model's constants; None: what ships.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Group:
     devices_per_node: int
     intra_node: Link
     inter_node: Link
+    calibration: Calibration | None = None
 
     @property
     def devices(self) -> int:
@@ -238,7 +241,7 @@ def _group_mapping(group: Group) -> dict[str, Any]:
     }
     if kind.measured_tflops:
         shown["measured_tflops"] = dict(kind.measured_tflops)
-    return {
+    out = {
         "name": group.name,
         "device": shown,
         "nodes": group.nodes,
@@ -246,3 +249,6 @@ def _group_mapping(group: Group) -> dict[str, Any]:
         "intra_node": _link_mapping(group.intra_node),
         "inter_node": _link_mapping(group.inter_node),
     }
+    if group.calibration is not None:
+        out["calibration"] = group.calibration.to_mapping()
+    return out

@@ -7,6 +7,7 @@ groups:
     devices_per_node: 8
     intra_node: nvlink4        # may be left out; or {gb_s: 450, latency_us: 3, kind: nvlink}
     nics: {count: 8, gbit_s: 400, kind: infiniband}    # of one node
+    calibration: {constants: {matmul: 0.7}}            # may be left out; `motet plan --calibrate` writes it
 links:                         # between groups
   - {between: [hall, attic], gbit_s: 10, latency_us: 5000, kind: ethernet}
 """
@@ -30,6 +31,8 @@ from motet.parallel.cluster import (
     pair,
     unknown_device,
 )
+from motet.parallel.cluster_calibration import KEYS as CALIBRATION_KEYS
+from motet.parallel.cluster_calibration import Calibration, fault
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
     # field: least, most, what a value outside may be instead
@@ -45,7 +48,8 @@ INFINIBAND_GBIT_S = (10.0, 20.0, 40.0, 56.0, 100.0, 200.0, 400.0, 800.0)
 MOST_NIC_GBIT_S = 1600.0
 MOST_NODE_LINK_GB_S = 2000.0
 _DEVICE_FIELDS = tuple(f.name for f in fields(Device))
-_GROUP_KEYS = ("name", "device", "nodes", "devices_per_node", "intra_node", "inter_node", "nics")
+_GROUP_KEYS: tuple[str, ...] = ("name", "device", "nodes", "devices_per_node", "intra_node")
+_GROUP_KEYS += ("inter_node", "nics", "calibration")
 _LINK_KEYS = ("gb_s", "gbit_s", "latency_us", "kind", "measured")
 
 
@@ -121,7 +125,35 @@ def _group(reader: _Reader, where: str, values: Any) -> Group:
         reader.wrong(f"{where}.name", f"{name!r} is not a name")
         name = where
     intra = _intra(reader, f"{where}.intra_node", found.get("intra_node"), kind.kind)
-    return Group(name, kind, nodes, per_node, intra, _inter(reader, where, found, nodes, per_node))
+    inter = _inter(reader, where, found, nodes, per_node)
+    calibration = _calibration(reader, f"{where}.calibration", found.get("calibration"))
+    return Group(name, kind, nodes, per_node, intra, inter, calibration)
+
+
+def _calibration(reader: _Reader, where: str, values: Any) -> Calibration | None:
+    """Return what runs said of a group's constants, each of them physical."""
+    if values is None:
+        return None
+    found = reader.keys(where, values, CALIBRATION_KEYS)
+    constants = found.get("constants")
+    if not isinstance(constants, dict) or not constants:
+        reader.wrong(
+            f"{where}.constants", f"{constants!r} is not a mapping such as {{matmul: 0.6}}"
+        )
+        return None
+    for name, value in constants.items():
+        if why := fault(str(name), value):
+            reader.wrong(f"{where}.constants.{name}", why)
+    for name, kind in (("runs", list), ("at_bounds", list), ("versions", dict)):
+        if not isinstance(found.get(name, kind()), kind):
+            word = "list" if kind is list else "mapping"
+            reader.wrong(f"{where}.{name}", f"{found.pop(name)!r} is not a {word}")
+    versions = {str(key): str(value) for key, value in found.get("versions", {}).items()}
+    devices = reader.number(f"{where}.devices", found.get("devices", 0), 0, 1e6)
+    error = reader.number(f"{where}.median_error", found.get("median_error", 0.0), 0.0, 100.0)
+    runs, at_bounds = (tuple(map(str, found.get(name, ()))) for name in ("runs", "at_bounds"))
+    date = str(found.get("date", ""))
+    return Calibration(constants, int(devices), runs, error, at_bounds, date, versions)
 
 
 def _device(reader: _Reader, where: str, values: Any) -> Device:

@@ -235,7 +235,7 @@ def _print(cluster: Cluster, notes: Sequence[str]) -> None:
     price = f"{totals['price_per_hour']:,.2f} per hour"
     price += f" (none known for {', '.join(unpriced)})" if unpriced else ""
     print(f"\n{cluster.devices:,} devices, {price}, {totals['power_kw']:,.2f} kW")
-    for note in notes:
+    for note in (*drawing.calibrations(cluster), *notes):
         print(f"  {note}")
 
 

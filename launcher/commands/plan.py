@@ -1,29 +1,30 @@
-"""`motet plan`: ranked layouts of a run.yaml on a cluster, with time, memory and cost; why others are not there. Starts nothing."""
+"""`motet plan`: ranked layouts of a run.yaml on a cluster, with time, memory and cost; why others are not there; what a budget allows.
+
+It starts nothing, but with --probe: a short run of one of the layouts, which calibrates the predictions.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from motet.experiments.errors import UserError, raise_problems, suggest
-from motet.launcher import config, plan_table
+from motet.experiments.errors import UserError, raise_problems
+from motet.launcher import config, plan_table, plan_words
 from motet.launcher.commands import common
 from motet.launcher.settings import RunSettings
 
 if TYPE_CHECKING:
     from motet.parallel.cluster import Cluster
     from motet.parallel.plan_budget import Budget
-    from motet.parallel.plan_terms import Answer, Question
+    from motet.parallel.plan_terms import Answer, Choice, Question
 
-UNKNOWN_VOCABULARY = 1 << 15
-NO_OUTER = (
-    "A link this slow calls for low-communication training between groups (outer optimizer steps, DiLoCo), which Motet cannot run "
-    "yet: no layout here uses it."
-)
-SLOW_SHARE = 0.15
+CALIBRATED = "calibrated.yaml"
 HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
 HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
 
@@ -34,18 +35,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.history is not None:
         return _history(Path(arguments.history), arguments.json)
-    if arguments.calibrate:
-        from motet.launcher.prediction import calibrate
-
-        print(calibrate([Path(folder) for folder in arguments.calibrate]), end="")
-        return 0
-    if arguments.run_yaml is None:
-        raise UserError("plan: give a RUN.yaml, or --history or --calibrate with folders of runs")
-    settings = _settings(arguments)
     _check(arguments)
     try:
-        question = _question(arguments, settings)
-        return _answer(arguments, settings, question)
+        if arguments.calibrate:
+            return _calibrate(arguments)
+        if arguments.run_yaml is None:
+            raise UserError(
+                "plan: give a RUN.yaml, or --history or --calibrate with folders of runs"
+            )
+        settings = _settings(arguments)
+        return _answer(arguments, settings, _question(arguments, settings))
     except ClusterError as error:
         raise UserError(str(error)) from None
 
@@ -63,6 +62,44 @@ def _history(runs: Path, as_json: bool) -> int:
     return 0
 
 
+def _calibrate(arguments: argparse.Namespace) -> int:
+    """Fit constants to runs, and write the cluster that carries them, or print it."""
+    from motet.launcher.calibrating import calibrate
+    from motet.parallel.cluster import read
+
+    runs = [Path(folder) for folder in arguments.calibrate]
+    cluster = None if arguments.cluster is None else read(Path(arguments.cluster))
+    found, sentences = calibrate(runs, cluster)
+    if arguments.output is None or arguments.dry_run:
+        print(_calibrated_text(arguments, found, sentences), end="")
+        return 0
+    write_calibrated(arguments, found, sentences)
+    if arguments.json:
+        common.print_json({"output": arguments.output, "cluster": found.to_mapping()})
+    return 0
+
+
+def _calibrated_text(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> str:
+    from motet.launcher.calibrating import text_of
+
+    before = Path(arguments.cluster).read_text(encoding="utf-8") if arguments.cluster else ""
+    return text_of(found, sentences, before)
+
+
+def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> None:
+    """Write calibrated machines to --output, and say how to use them."""
+    from motet.launcher.rundir import atomic_write
+
+    path = arguments.output or CALIBRATED
+    atomic_write(Path(path), _calibrated_text(arguments, found, sentences))
+    if not arguments.json:
+        for sentence in sentences:
+            print(sentence)
+        print(
+            f"wrote {path}; `--cluster {path}` plans with it, layout.cluster={path} trains with it"
+        )
+
+
 def _settings(arguments: argparse.Namespace) -> RunSettings:
     """The run's settings; what its layout says is what the search decides."""
     settings, found = config.inspect(common.run_yaml(arguments), arguments.settings)
@@ -74,14 +111,31 @@ def _settings(arguments: argparse.Namespace) -> RunSettings:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read."""
     for name in ("top", "pick"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: {value} is not at least 1")
+    if arguments.probe is not None and arguments.probe < 0:
+        raise UserError(f"--probe: {arguments.probe} is not the number of a layout")
+    if arguments.probe is not None and arguments.json and not arguments.dry_run:
+        raise UserError("--json: a probe prints what its run says; plan with its --output for JSON")
     if arguments.pick and not arguments.write:
         raise UserError("--pick chooses what --write FILE writes; give --write as well")
     if arguments.pick and arguments.pick > arguments.top:
         raise UserError(f"--pick {arguments.pick} is beyond --top {arguments.top}")
+    calibrates = bool(arguments.calibrate) or arguments.probe is not None
+    if arguments.output and not calibrates:
+        raise UserError(
+            "--output is where --calibrate or --probe write to; --write FILE is for layout.yaml"
+        )
+    if arguments.fastest and _budget(arguments) is None:
+        raise UserError(
+            "--fastest asks what a budget allows; give --budget, --budget-price or --days"
+        )
+    path = arguments.output or (CALIBRATED if arguments.probe is not None else None)
+    if path and path != arguments.cluster and Path(path).exists() and not arguments.force:
+        raise UserError(f"{path} exists; --force replaces it, --output names another file")
 
 
 def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
@@ -89,7 +143,7 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
     from motet.launcher.prediction import expected_training
     from motet.parallel.plan_terms import FIXABLE, Question
 
-    cluster = _cluster(arguments.cluster)
+    cluster = _cluster(arguments)
     training, traits = expected_training(settings, cluster)
     given = [one.partition("=")[0].removeprefix("layout.") for one in arguments.settings]
     given = [name for name in given if name in FIXABLE]
@@ -98,7 +152,7 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
         _model(settings)[0],
         cluster,
         replace(training, zero_stage=None, offload=False),
-        engines=("native", "deepspeed"),
+        engines=_engines(arguments, cluster),
         fixed=fixed,
         compiled=settings.training.compile,
         top=arguments.top,
@@ -106,11 +160,28 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
     )
 
 
-def _cluster(path: str | None) -> Cluster:
-    from motet.launcher.machine import this_machine
+def _engines(arguments: argparse.Namespace, cluster: Cluster) -> tuple[str, ...]:
+    """DeepSpeed is looked at where there are GPUs, and, on this machine, where it is installed."""
+    from importlib.util import find_spec
+
+    gpus = any(group.device.kind != "cpu" for group in cluster.groups)
+    there = arguments.cluster is not None or find_spec("deepspeed") is not None
+    asked = any(one.startswith("layout.engine=deepspeed") for one in arguments.settings)
+    return ("native", "deepspeed") if asked or (gpus and there) else ("native",)
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster:
+    """The machines of --cluster, or this one: by data sheets, or measured where a probe is to calibrate its cores."""
+    from motet.launcher import machine
     from motet.parallel.cluster import read
 
-    return this_machine() if path is None else read(Path(path))
+    if arguments.cluster is not None:
+        return read(Path(arguments.cluster))
+    if arguments.probe is None or arguments.dry_run or machine.gpus():
+        return machine.this_machine()
+    from motet.launcher.commands.plan_probe import measured
+
+    return measured()
 
 
 def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Question) -> int:
@@ -119,38 +190,73 @@ def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Ques
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
     budget = _budget(arguments)
     if budget is not None:
-        return _largest(arguments, question, budget, settings.training.tokens)
-    answer = plan(question)
-    if not answer.choices:
-        raise UserError(_nothing(question))
+        return _within(arguments, settings, question, budget, tokens)
     if arguments.why is not None:
-        return _why(arguments, question, answer)
+        from motet.launcher.commands.plan_why import tell_why
+
+        return tell_why(arguments, question)
+    with telling() as tell:
+        tell("searching layouts")
+        answer = plan(question)
+    if not answer.choices:
+        raise UserError(nothing(question))
+    if arguments.probe is not None:
+        from motet.launcher.commands.plan_probe import probe
+
+        return probe(arguments, settings, question, answer)
+    tell_answer(arguments, settings.name, question, answer, tokens)
+    return 0
+
+
+def tell_answer(
+    arguments: argparse.Namespace, name: str, question: Question, answer: Answer, tokens: float
+) -> None:
+    """Print the table, and write what was asked for."""
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
     if arguments.html:
         from motet.launcher import plan_page
         from motet.launcher.rundir import atomic_write
 
-        page = plan_page.page(settings.name, question, answer, rows)
-        atomic_write(Path(arguments.html), page)
+        atomic_write(Path(arguments.html), plan_page.page(name, question, answer, rows, tokens))
     if arguments.write:
         _write(arguments, answer)
     if arguments.json:
-        common.print_json(_plain(question, answer, rows, tokens))
-    else:
-        _print(question, answer, rows, tokens)
-    return 0
+        common.print_json(plan_words.plain(question, answer, rows, tokens))
+        return
+    common.print_table(rows, plan_table.COLUMNS)
+    print()
+    for line in plan_words.lines(question, answer, tokens):
+        print(line)
 
 
-def _nothing(question: Question) -> str:
-    from motet.parallel.plan_reasons import remedies, tightest
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What is tried now, as a moving line at a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True, highlight=False).status("planning") as status:
+        yield lambda text: status.update(escape(text))
+
+
+def nothing(question: Question) -> str:
+    """Say why no layout is left, and what would make one fit."""
+    from motet.parallel.plan_reasons import best_with, remedies, tightest
 
     nearest = tightest(question)
     if nearest is None or nearest.fill <= 1.0:
-        asked = ", ".join(f"layout.{k}={v}" for k, v in question.fixed.items()) or "this batch"
-        return f"no layout has {asked} on {question.cluster.devices:,} devices; change batch.sequences, or leave settings out"
-    found = remedies(question)
-    would = "; ".join(found) if found else "no single change that was tried: a smaller model"
+        asked = ", ".join(f"layout.{k}={v}" for k, v in question.fixed.items()) or "the run"
+        found = best_with(replace(question, fixed={}), question.fixed)
+        why = found[0] if isinstance(found, list) else "the search ended before one was found"
+        return f"no layout for {asked} on {question.cluster.devices:,} devices: {why}"
+    would = "; ".join(remedies(question)) or "no single change that was tried: a smaller model"
     return f"no layout fits: the least is {nearest}. What would fit: {would}"
+
+
+# --- what a budget allows
 
 
 def _budget(arguments: argparse.Namespace) -> Budget | None:
@@ -159,11 +265,14 @@ def _budget(arguments: argparse.Namespace) -> Budget | None:
     hours = None
     if arguments.budget is not None:
         found = re.fullmatch(
-            r"([0-9][0-9_,.]*(?:e[0-9]+)?)\s*gpu-?hours?", arguments.budget.lower()
+            r"([0-9][0-9_,.]*(?:e[0-9]+)?)\s*(?:gpu|device)-?hours?", arguments.budget.lower()
         )
-        if found is None:
+        try:
+            hours = float(found[1].replace(",", "").replace("_", "")) if found else None
+        except ValueError:
+            hours = None
+        if hours is None:
             raise UserError(f"--budget: {arguments.budget!r} is not like 10000gpu-hours")
-        hours = float(found[1].replace(",", "").replace("_", ""))
     limits = Budget(hours, arguments.budget_price, arguments.days)
     for name, value in (("budget-price", limits.price), ("days", limits.days), ("budget", hours)):
         if value is not None and not 0 < value < float("inf"):
@@ -171,152 +280,55 @@ def _budget(arguments: argparse.Namespace) -> Budget | None:
     return None if limits == Budget() else limits
 
 
-def _largest(
-    arguments: argparse.Namespace, question: Question, budget: Budget, tokens: int | None
+def _within(
+    arguments: argparse.Namespace,
+    settings: RunSettings,
+    question: Question,
+    budget: Budget,
+    tokens: float,
 ) -> int:
-    from motet.parallel.plan_budget import largest, size
+    """Tell the largest model that a budget trains, or the shortest time for the run's own model."""
+    from motet.parallel.plan_budget import Affordable, fastest, largest, size
 
-    found = largest(question, budget, tokens)
-    if found is None:
-        raise UserError("this budget trains none of the presets to its end; raise it")
+    unpriced = [g.name for g in question.cluster.groups if not g.device.price_per_hour]
+    if budget.price is not None and len(unpriced) == len(question.cluster.groups):
+        raise UserError(
+            f"--budget-price: no price is known of {', '.join(unpriced)}; set price_per_hour of its device"
+        )
+    with telling() as tell:
+        if arguments.fastest:
+            found = fastest(question, budget, tokens, settings.name, tell)
+        else:
+            found = largest(question, budget, settings.training.tokens, tell)
+    if not isinstance(found, Affordable):
+        what = "this run's model" if arguments.fastest else "any of the presets"
+        raise UserError(f"this budget does not train {what} to the end: {found}")
     row = plan_table.row(1, found.choice, found.tokens)
     if arguments.json:
-        common.print_json({"model": found.name, "tokens": found.tokens, **row})
+        told = {"model": found.name, "tokens": found.tokens, "binds": found.binds or None}
+        common.print_json({**told, **row, "settings": plan_table.section(found.choice)})
         return 0
-    print(
-        f"The largest: {found.name} ({size(found.model)} parameters) on {found.tokens:.3g} tokens"
-    )
+    what = "The shortest time" if arguments.fastest else "The largest"
+    shown = f"{found.name} ({size(found.model)} parameters) on {found.tokens:.3g} tokens"
+    print(f"{what}: {shown}")
     common.print_table([row], plan_table.COLUMNS)
+    print(f"The budget binds: {found.binds}." if found.binds else "The budget does not bind.")
+    if arguments.write:
+        _write_choice(arguments.write, found.choice)
     return 0
 
 
-# --- one degree after the other
-
-
-def _why(arguments: argparse.Namespace, question: Question, answer: Answer) -> int:
-    from motet.parallel.plan_reasons import why
-
-    lines = why(question, answer.best, degrees(arguments.why))
-    if arguments.json:
-        common.print_json({"why": arguments.why, "reasons": lines})
-        return 0
-    print(f"{arguments.why}: {lines[0]}")
-    for line in lines[1:]:
-        print(line)
-    return 0
-
-
-def degrees(text: str) -> dict[str, Any]:
-    """Return what "tp=4,pp=2,recompute=full" fixes.
-
-    Raises:
-        UserError: a name that nothing has, or a value that is none of its.
-    """
-    from motet.parallel.layout import Layout
-    from motet.parallel.plan_terms import FIXABLE
-
-    out: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        name = name.removeprefix("layout.")
-        if not equals or name not in FIXABLE:
-            hint = suggest(name, FIXABLE)
-            raise UserError(f"--why: {part!r} is not NAME=VALUE{hint}; names: {', '.join(FIXABLE)}")
-        kind = type(getattr(Layout(), name, 0 if name == "zero_stage" else ""))
-        if kind is bool and value in ("true", "false"):
-            out[name] = value == "true"
-        elif kind is int and value.isdecimal() and int(value):
-            out[name] = int(value)
-        elif kind is str and value:
-            out[name] = value
-        else:
-            raise UserError(f"--why: {name}={value!r} is not a {kind.__name__} that it can be")
-    return out
-
-
-# --- what is told
-
-
-def _advice(question: Question, answer: Answer) -> list[str]:
-    best = answer.best
-    lines = [f"Doubt: {reason}" for reason in best.prediction.trust]
-    if answer.bound_s:
-        lines.append(
-            f"The search ended after {answer.counts['tried']:,} sets of degrees and machines; none that is left takes less than "
-            f"{answer.bound_s:.3g} s."
-        )
-    crossing = sum(best.prediction.parts.get(k, 0.0) for k in ("pipeline_send", "data_parallel"))
-    left_out = len(best.cluster.groups) < len(question.cluster.groups)
-    if len(question.cluster.groups) > 1:
-        if left_out:
-            names = {g.name for g in question.cluster.groups} - {
-                g.name for g in best.cluster.groups
-            }
-            lines.append(f"Faster without {', '.join(sorted(names))}.")
-        if left_out or crossing > SLOW_SHARE * best.prediction.step_time_s:
-            lines.append(NO_OUTER)
-    return lines
-
-
-def _print(question: Question, answer: Answer, rows: list[dict[str, Any]], tokens: float) -> None:
-    from motet.parallel.plan_probes import probes
-
-    common.print_table(rows, plan_table.COLUMNS)
-    counts = ", ".join(f"{n:,} {name}" for name, n in sorted(answer.counts.items()))
-    print(f"\n{tokens:.3g} tokens. Candidates: {counts}.")
-    used = ", ".join(
-        f"{name} over {word}" for name, word in plan_table.transports(answer.best).items()
-    )
-    if used:
-        print(f"Transport of the first: {used}.")
-    for line in _advice(question, answer):
-        print(line)
-    probe = probes(answer.choices)[0]
-    print(
-        f"A one-minute run of layout {probe.number} would tell most ({probe.phase.replace('_', ' ')}): uncertainty "
-        f"{probe.before:.0%} -> {probe.after:.0%}."
-    )
-
-
-def _plain(
-    question: Question, answer: Answer, rows: list[dict[str, Any]], tokens: float
-) -> dict[str, Any]:
-    from motet.parallel.plan_probes import probes
-
-    layouts = []
-    for row, choice in zip(rows, answer.choices, strict=True):
-        found = choice.prediction
-        layouts.append(
-            {
-                **row,
-                "settings": plan_table.section(choice),
-                "step_time_s": found.step_time_s,
-                "interval_s": list(found.interval_s),
-                "memory_gib": found.memory_gib,
-                "capacity_gib": found.capacity_gib,
-                "parts_s": dict(found.parts),
-                "memory_parts_gib": dict(found.memory_parts),
-                "transports": plan_table.transports(choice),
-                "trust": list(found.trust),
-            }
-        )
-    return {
-        "tokens": tokens,
-        "devices": question.cluster.devices,
-        "candidates": dict(answer.counts),
-        "bound_s": answer.bound_s or None,
-        "advice": _advice(question, answer),
-        "layouts": layouts,
-        "probes": [vars(one) for one in probes(answer.choices)],
-    }
+# --- files
 
 
 def _write(arguments: argparse.Namespace, answer: Answer) -> None:
-    from motet.launcher.rundir import atomic_write
-
     number = arguments.pick or 1
     if number > len(answer.choices):
         raise UserError(f"--pick {number}: only {len(answer.choices)} layouts are ranked")
-    choice = answer.choices[number - 1]
-    text = plan_table.layout_text(choice)
-    atomic_write(Path(arguments.write), text)
+    _write_choice(arguments.write, answer.choices[number - 1])
+
+
+def _write_choice(path: str, choice: Choice) -> None:
+    from motet.launcher.rundir import atomic_write
+
+    atomic_write(Path(path), plan_table.layout_text(choice))

@@ -50,10 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
     if nodes.count == 1:
         settings = common.load_settings(arguments)
     else:
-        settings = config.load(common.run_yaml(arguments), arguments.settings, nodes=nodes.count)
+        settings = config.load(
+            common.run_yaml(arguments), arguments.settings, world=lambda s: ranks_on(s, nodes)
+        )
     text = Path(arguments.run_yaml).read_text(encoding="utf-8")
     text = common.yaml_with_overrides(text, arguments.settings)
     return start(settings, text, arguments.dry_run, nodes)
+
+
+def ranks_on(settings: RunSettings, nodes: Nodes) -> int:
+    """Return the processes of all machines: of slurm.groups where they are as many, else as many on each as here."""
+    if settings.slurm.groups and sum(group.nodes for group in settings.slurm.groups) == nodes.count:
+        return world_size(settings)
+    return settings.layout.processes * nodes.count
 
 
 def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: Nodes = ONE_NODE) -> int:
@@ -240,7 +249,7 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE
 
     print_command(settings, rundir, nodes)
     raise_problems(check(settings))
-    check_layout(settings, nodes.count)
+    check_layout(settings, ranks_on(settings, nodes))
     _check_asked_device(settings)
     common.print_facts(_plan_facts(build(settings)))
 

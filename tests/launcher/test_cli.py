@@ -117,7 +117,7 @@ def test_every_command_has_help_and_a_function(command: list[str], main: Main) -
     assert "usage: motet " + " ".join(command) in out
     acting = {"demo", "init", "prepare", "index", "train", "resume", "report", "eval", "export"}
     acting |= {"submit", "cancel", "start", "stop", "rate", "cut", "crash", "mend"}
-    acting |= {"restart-controller", "probe"}
+    acting |= {"restart-controller", "probe", "plan"}
     assert ("--dry-run" in out) == (command[-1] in acting)
     parser: Any = cli.build_parser()
     for name in command:

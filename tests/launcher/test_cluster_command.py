@@ -241,6 +241,22 @@ def test_a_file_is_drawn_as_text_and_as_pictures_in_which_names_cannot_be_markup
     assert "<b>" not in page
 
 
+def test_a_calibrated_group_says_what_its_constants_come_from(motet: Motet) -> None:
+    text = TWO.replace(
+        "devices_per_node: 4}",
+        "devices_per_node: 4, calibration: {constants: {matmul: 0.5}, runs: [a, b], median_error: 0.031, date: '2026-11-21'}}",
+    )
+    Path("two.yaml").write_text(text)
+    code, out, _ = motet("show", "two.yaml", "--html", "page.html")
+    assert code == 0
+    said = "constants fitted to 2 attempts on 2026-11-21, median error 3.1%: matmul 0.5"
+    assert f"attic & <b>: {said}" in out
+    page = Path("page.html").read_text()
+    assert f"attic &amp; &lt;b&gt;: {said}" in page
+    assert "<td>10</td>" in page  # Gbit/s, not 10.0
+    assert "hall: constants" not in out
+
+
 def test_json_has_the_cluster_and_its_totals(motet: Motet) -> None:
     code, out, _ = motet("show", "two.yaml", "--json")
     assert code == 0

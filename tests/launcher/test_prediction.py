@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from motet.experiments.errors import UserError
-from motet.launcher import config, prediction
+from motet.launcher import calibrating, config, prediction
 from motet.launcher.cli import main
 from motet.launcher.machine import read_cluster
 from motet.launcher.report import collect
 from motet.launcher.rundir import RunDir, write_json
 from motet.launcher.settings import RunSettings
 from motet.models.config import ModelConfig, preset
-from motet.parallel.cluster import homogeneous
+from motet.parallel.cluster import Cluster, homogeneous
 from motet.parallel.cost import predict
-from motet.parallel.cost_terms import Constants
 from motet.parallel.layout import Layout
 
 RUN_YAML = """\
@@ -138,7 +136,7 @@ def test_a_run_too_short_to_be_measured_says_so(tmp_path: Path, machines: Path) 
     assert "it has 5 steps of one size; 6 tell" in row["problem"]
     assert collect.predicted(run) == ""
     with pytest.raises(UserError, match="no attempt on one kind of device was predicted"):
-        prediction.calibrate([run.root])
+        calibrating.compared([run.root])
 
 
 def test_several_machines_of_which_nothing_is_known_are_not_predicted(tmp_path: Path) -> None:
@@ -173,25 +171,27 @@ def test_machines_that_cannot_be_read_are_refused_before_a_run_starts(
         read_cluster(str(machines))
 
 
-def test_calibration_finds_the_constants_that_made_the_measurements(
+def test_history_is_told_as_json(
     tmp_path: Path, machines: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = Constants(matmul=0.41)
-    for number, sequences in enumerate((32, 64, 128)):
-        settings = settings_of(tmp_path, f"r{number}", sequences)
-        training, traits = prediction.training_of(settings, sequences, "bf16")
-        layout = settings.layout_for(8)
-        cluster = homogeneous("h100", 1)
-        took = predict(model_of(), cluster, layout, training, traits, {"h100": truth})
-        # what the run spends on waiting for data is no part of what is fitted
-        made_run(tmp_path, settings, [took.step_time_s / 0.9] * 10)
-    text = prediction.calibrate([tmp_path / "runs"])
-    assert main(["plan", "--calibrate", str(tmp_path / "runs")]) == 0
-    assert capsys.readouterr().out == text
+    made_run(tmp_path, settings_of(tmp_path), [1.0] * 10)
     assert main(["plan", "--history", str(tmp_path / "runs"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["attempts"]
     assert rows == prediction.history(tmp_path / "runs")
     assert main(["plan"]) == 2
     assert "give a RUN.yaml, or --history or --calibrate" in capsys.readouterr().err
-    assert yaml.safe_load(text)["h100"]["matmul"] == pytest.approx(0.41, rel=0.1)
-    assert text.startswith("# h100: 3 attempts, median error ")
+
+
+@pytest.mark.parametrize(
+    ("measured", "precision"),
+    [({"bf16": 0.06, "fp32": 0.03}, "bf16"), ({"bf16": 0.03, "fp32": 0.03}, "fp32")],
+)
+def test_cores_train_in_bf16_where_they_were_measured_to_be_faster_at_it(
+    tmp_path: Path, measured: dict[str, float], precision: str
+) -> None:
+    one = homogeneous("cpu", 1).groups[0]
+    group = dataclasses.replace(
+        one, device=dataclasses.replace(one.device, measured_tflops=measured)
+    )
+    training, _ = prediction.expected_training(settings_of(tmp_path), Cluster((group,)))
+    assert training.dtype == precision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,9 +15,8 @@ from motet.parallel.cost_places import places
 from motet.parallel.cost_terms import Prediction, Training
 from motet.parallel.layout import Layout
 from motet.parallel.layout_rules import problems
-from motet.parallel.plan_bounds import Work
-from motet.parallel.plan_budget import Budget, bill, largest
-from motet.parallel.plan_pipeline import Node
+from motet.parallel.plan_grid import Cost, Terms, bounds_s, rows_of
+from motet.parallel.plan_nodes import Node
 from motet.parallel.plan_places import placement, places_of
 from motet.parallel.plan_probes import probes
 from motet.parallel.plan_reasons import remedies, tightest, why
@@ -106,14 +107,29 @@ def test_compiled_blocks_get_no_schedule_that_takes_the_backward_pass_apart() ->
     assert all("zero" not in choice.layout.schedule for choice in plan(question).choices)
 
 
-def test_a_search_that_ends_early_says_what_the_rest_cannot_beat() -> None:
-    limits = Limits(nodes=1_000_000, replica_shapes=1_000)
-    question = Question(MODEL, halls(1), Training(16, 2048), top=2, limits=limits)
+def test_the_first_choice_is_proven_also_where_the_rest_of_the_table_is_not() -> None:
+    limits = Limits(nodes=1_000_000, looked=1_000_000, replica_shapes=1_000)
+    question = Question(MODEL, halls(1), Training(16, 2048), top=8, worth=3.0, limits=limits)
     whole = plan(question)
-    short = plan(replace(question, limits=Limits(nodes=5)))
-    assert whole.bound_s == 0.0
-    assert 0.0 < short.bound_s <= short.best.prediction.step_time_s
-    assert short.best.prediction.step_time_s >= whole.best.prediction.step_time_s
+    short = plan(replace(question, limits=replace(limits, nodes=0)))
+    assert (whole.bound_s, whole.gap, whole.ranked_all) == (0.0, 0.0, True)
+    assert (short.bound_s, short.gap, short.ranked_all) == (0.0, 0.0, False)
+    assert short.best.prediction.step_time_s == whole.best.prediction.step_time_s
+    assert len(whole.choices) == 8
+    for row in short.choices:
+        same = [one for one in whole.choices if one.kind == row.kind]
+        assert not same or same[0].prediction.step_time_s <= row.prediction.step_time_s
+
+
+def test_a_search_that_leaves_replicas_out_says_how_much_faster_they_may_be() -> None:
+    question = Question(MODEL, halls(1, 50.0), Training(16, 2048), top=1)
+    whole = plan(replace(question, limits=Limits(replica_shapes=1_000)))
+    short = plan(replace(question, limits=Limits(replica_shapes=0)))
+    assert (whole.bound_s, whole.gap) == (0.0, 0.0)
+    least_s = (1 - short.gap) * short.best.prediction.step_time_s
+    assert 0.0 < short.gap < 1.0
+    assert least_s == pytest.approx(short.bound_s)
+    assert short.bound_s <= whole.best.prediction.step_time_s
 
 
 @pytest.mark.parametrize("model", [MODEL, MIXTURE])
@@ -145,15 +161,32 @@ def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
     assert min(margins) >= 1.0 - 1e-9
 
 
-def test_whole_layers_make_the_slowest_rank_slower_than_an_even_share() -> None:
-    layer = np.array([1.0, 3.0])  # seconds on a rank of either group
-    done = Work(10 * layer, 1.0, 10.0, 0.0, 0.0, 0.0, layer, 10)
-    ranks = np.array([[2, 1], [3, 0]])
-    many = np.full_like(ranks, 10)
-    assert done.slowest(ranks) == pytest.approx([30 / 7, 10 / 3])
-    assert done.slowest_whole(ranks, many).tolist() == [5.0, 4.0]
-    little = np.array([[7, 10], [9, 10]])  # memory for layers of each group
-    assert done.slowest_whole(ranks, little).tolist() == [9.0, np.inf]
+def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_even_shares() -> None:
+    zero, each = np.zeros(2), np.array([1.0, 3.0])  # seconds of a layer on a rank of either group
+    cross = np.array([[0.0, 0.5, 0.0], [0.5, 0.0, 0.0]])
+    cost = Cost(zero, each, zero, zero, each, 0.0, np.ones(2), np.ones(2), cross, cross, 1.0)
+    once = np.zeros((2, 11))
+    terms = Terms(10, 10, 0, False, once, once, 0.9, 1.0, 0.0)
+    rows, way = rows_of(np.array([[2, 1], [3, 0]])), Way("1f1b", 1)
+    many = np.full_like(rows.counts, 10)
+    found = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 500)[1]
+    # Every rank's seconds without layers (sending, and a head at the end) and of a layer.
+    ranks = {
+        (0, 1): ((0.0, 0.5, 1.0), (1.0, 1.0, 3.0)),
+        (1, 0): ((0.5, 0.0, 1.0), (3.0, 1.0, 1.0)),
+        (0,): ((0.0, 0.0, 1.0), (1.0, 1.0, 1.0)),
+    }
+    for order, value in zip(rows.orders, found, strict=True):
+        best = math.inf
+        for first, middle in product(range(11), range(1, 11)):
+            layers = first, middle, 10 - first - middle
+            busy = [f + e * k for f, e, k in zip(*ranks[order], layers, strict=True)]
+            if layers[2] >= 0:
+                best = min(best, 9 * max(busy) + sum(busy))
+        assert 0.97 * best <= value <= best * (1 + 1e-9)
+    even = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 0)[1]
+    assert (even <= found * (1 + 1e-9)).all()
+    assert (even < found).any()
 
 
 def test_reasons_name_a_rule_or_memory_or_the_phases_that_take_longer() -> None:
@@ -186,17 +219,3 @@ def test_the_run_that_tells_most_leaves_less_doubt_than_there_was() -> None:
     assert len(found) == len(answer.choices)
     assert found[0].after < found[0].before
     assert [probe.after for probe in found] == sorted(probe.after for probe in found)
-
-
-def test_a_larger_budget_trains_a_larger_model_and_a_bill_adds_up() -> None:
-    question = Question(MODEL, homogeneous("h100", 1), Training(64, 2048))
-    small = largest(question, Budget(device_hours=5.0), None)
-    large = largest(question, Budget(device_hours=200.0), None)
-    assert small is not None
-    assert large is not None
-    assert small.cost.device_hours <= 5.0 < large.cost.device_hours <= 200.0
-    choice = plan(question).best
-    cost = bill(choice, choice.prediction.tokens_per_s * 3600)
-    assert cost.device_hours == pytest.approx(choice.cluster.devices)
-    assert cost.price == pytest.approx(choice.cluster.price_per_hour)
-    assert largest(question, Budget(price=1e-9), None) is None
