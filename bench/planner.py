@@ -8,11 +8,9 @@ a part of the rows, by columns of the file (several values: A|B). `--speed` meas
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any
 
 from planner_fit import alike, answers, by_group, calibrate
 from planner_peers import ESTIMATORS, missing, peer_answers
-from planner_rows import Observation, read
+from planner_read import read
+from planner_rows import Observation
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "layouts"
 CLAIMS: list[tuple[str, str, str, str]] = [
@@ -38,32 +37,6 @@ SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved_1f1b", 2), ("interleaved_z
 SCHEDULES += [("interleaved_1f1b", 4), ("zbv_zero_bubble", 2)]
 COLUMNS = ("n", "mape", "spearman", "regret_mfu_points", "first_choice_fits", "oom_accuracy")
 COLUMNS += ("false_fit_rate", "peak_memory_mape", "mfu_error_points", "interval_coverage")
-
-
-def chosen(path: Path, where: str) -> list[Observation]:
-    """Return the rows of a file whose columns have the values of "COLUMN=VALUE|VALUE,...".
-
-    Raises:
-        SystemExit: a column that the file does not have.
-    """
-    if not where:
-        return read(path)
-    wanted = dict(part.split("=", 1) for part in where.split(",") if "=" in part)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        names = list(rows.fieldnames or [])
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
-            raise SystemExit(
-                f"bench/planner.py: {path} has no column {', '.join(unknown) or where!r}; columns: {', '.join(names)}"
-            )
-        kept = [row for row in rows if all(row[k] in v.split("|") for k, v in wanted.items())]
-    with tempfile.NamedTemporaryFile("w", suffix=".csv", newline="", encoding="utf-8") as part:
-        writer = csv.DictWriter(part, names)
-        writer.writeheader()
-        writer.writerows(kept)
-        part.flush()
-        return read(Path(part.name)) if kept else []
 
 
 def report(
@@ -144,9 +117,9 @@ def main() -> None:
         print(json.dumps(found["speed"]) if given.json else found["speed"])
         return
     if given.rows:
-        fitted = chosen(given.fit, given.fit_where) if given.fit else []
+        fitted = read(given.fit, given.fit_where) if given.fit else []
         found[given.rows.name] = report(
-            given.rows, chosen(given.rows, given.where), fitted, given.peers
+            given.rows, read(given.rows, given.where), fitted, given.peers
         )
     else:
         if not DATA.is_dir():
@@ -155,8 +128,8 @@ def main() -> None:
             )
         for title, file, fit_where, where in CLAIMS:
             path = DATA / file
-            fitted = [] if fit_where == "none" else chosen(path, fit_where)
-            found[title] = report(path, chosen(path, where), fitted, given.peers)
+            fitted = [] if fit_where == "none" else read(path, fit_where)
+            found[title] = report(path, read(path, where), fitted, given.peers)
     if given.json:
         groups = {name: scored for one in found.values() for name, scored in one["groups"].items()}
         json.dump({"groups": groups, "details": found}, sys.stdout, indent=1)

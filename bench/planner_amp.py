@@ -32,6 +32,8 @@ INSTANCES = {
     "p3dn.24xlarge": (8, "v100-32", "nvlink2", 100.0),
     "p4d.24xlarge": (8, "a100-40", "nvlink3", 400.0),
 }
+SOCKETS_GBIT_S = 16.0
+"""What NCCL's sockets carry between two instances, however fast their cards are: there is no RDMA."""
 EDGE_UNITS = (2, 4)
 """Of AMP's pipeline units, those that are no blocks: embedding and cast before, norm, head, loss and cast behind."""
 
@@ -86,11 +88,9 @@ def instances(text: str, gpus: int) -> Cluster:
     groups = []
     for nodes, name in found:
         if name not in INSTANCES:
-            raise SystemExit(
-                f"bench/planner.py: no instance type {name!r}; known: {', '.join(INSTANCES)}"
-            )
+            raise ValueError(f"instance type {name!r} is none of {', '.join(INSTANCES)}")
         each, kind, inside, gbit_s = INSTANCES[name]
-        inter = Link(gbit_s / 8 / each, NETWORK_LATENCY_US["ethernet"], "ethernet")
+        inter = _sockets(gbit_s, each)
         groups.append(
             Group(f"{name}-{len(groups)}", device(kind), nodes, each, builtin_link(inside), inter)
         )
@@ -106,6 +106,12 @@ def instances(text: str, gpus: int) -> Cluster:
     return Cluster(tuple(groups), links)
 
 
+def _sockets(gbit_s: float, devices: int) -> Link:
+    """Return a device's share of its instance's network."""
+    rate = min(gbit_s, SOCKETS_GBIT_S) / 8 / devices
+    return Link(rate, NETWORK_LATENCY_US["ethernet"], "ethernet")
+
+
 def _counted(text: str, gpus: int) -> list[Group]:
     """Return nodes of four for a description such as "12x T4 + 4x V100"; T4 where it names none."""
     names = {"T4": "t4", "V100": "v100-16", "A100": "a100-40"}
@@ -113,7 +119,7 @@ def _counted(text: str, gpus: int) -> list[Group]:
     groups = []
     for count, kind in found or [(gpus, "t4")]:
         gbit_s = 10.0 if kind.startswith("v100") else 50.0  # p3.8xlarge, g4dn.12xlarge
-        inter = Link(gbit_s / 8 / 4, NETWORK_LATENCY_US["ethernet"], "ethernet")
+        inter = _sockets(gbit_s, 4)
         intra = builtin_link(DEFAULT_LINKS[kind])
         nodes = nodes_of(count, 4)
         groups.append(Group(f"{kind}-{len(groups)}", device(kind), nodes, 4, intra, inter))

@@ -12,7 +12,7 @@ from planner_rows import Observation
 from scipy.stats import kendalltau, spearmanr
 
 from motet.parallel.calibration import DEFAULTS, fit, fit_memory
-from motet.parallel.catalogue import DEVICES
+from motet.parallel.catalogue import DEFAULT_LINKS, DEVICES, LINKS
 from motet.parallel.cost import Constants, Prediction, Predictor
 
 TIME_CONSTANTS: dict[str, tuple[str, ...]] = {
@@ -127,7 +127,10 @@ def _filler(row: Observation) -> Callable[[Constants], float]:
 
 
 def constants_for(row: Observation, calibrated: Calibrated) -> Calibrated:
-    """Return constants for a run; a kind that was not fitted gets those of one that was, scaled to its efficiency."""
+    """Return constants for a run; a kind that was not fitted gets those of one that was, scaled to its efficiency.
+
+    What collectives reach inside a node says something of links of the same kind only.
+    """
     if not calibrated:
         return {kind: start(kind) for kind in kinds(row) if kind in DEFAULTS}
     known, model = next(iter(calibrated.items()))
@@ -137,7 +140,13 @@ def constants_for(row: Observation, calibrated: Calibrated) -> Calibrated:
             out[kind] = calibrated[kind]
         else:
             scale = (model.matmul or 1.0) / (start(known).matmul or 1.0)
-            out[kind] = replace(model, matmul=min(0.95, scale * (start(kind).matmul or 1.0)))
+            usual = start(kind)
+            same = LINKS[DEFAULT_LINKS[kind]]["kind"] == LINKS[DEFAULT_LINKS[known]]["kind"]
+            out[kind] = replace(
+                model,
+                matmul=min(0.95, scale * (usual.matmul or 1.0)),
+                intra=model.intra if same else usual.intra,
+            )
     return out
 
 
@@ -168,7 +177,7 @@ def scores(rows: Sequence[Observation], said: Sequence[Answer]) -> dict[str, Any
         for row, answer in zip(rows, said, strict=True)
         if row.step_time_s is not None and answer.time_s is not None
     ]
-    out: dict[str, Any] = {"n": len(timed)}
+    out: dict[str, Any] = {"n": len(timed), "mape": None, "spearman": None, "kendall": None}
     if timed:
         true, told = np.array([t[0] for t in timed]), np.array([t[1] for t in timed])
         out["mape"] = float(np.mean(np.abs(told / true - 1.0)))

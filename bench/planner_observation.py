@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from motet.models.config import ModelConfig
 from motet.parallel.cluster import Cluster, homogeneous
@@ -11,6 +14,8 @@ from motet.parallel.cost import Training, Traits
 from motet.parallel.layout import Layout
 
 Row = dict[str, str]
+NAMED = ("h100", "h200", "gb200", "b200", "mi300x", "a100", "v100", "t4", "l40s")
+"""Kinds that a column of devices may name."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,44 @@ def gpt(row: Row, vocabulary: int, tied: bool = True, heads: int | None = None) 
     )  # fmt: skip
 
 
+def known(table: Mapping[str, Any], row: Row, key: str) -> Any:
+    """Return what a cell's word stands for.
+
+    Raises:
+        ValueError: a word that the table does not have.
+    """
+    word = row.get(key, "")
+    if word not in table:
+        raise ValueError(f"{key}={word!r} is none of {', '.join(table)}")
+    return table[word]
+
+
+def kind_of(text: str, otherwise: str) -> str:
+    """Return the catalogue's kind of the devices that a description such as "H200-141GB, 8/node" names."""
+    words = text.lower()
+    for name, kind in (("a100-40", "a100-40"), ("a100_40", "a100-40"), ("500w", "h100-96-500w")):
+        if name in words:
+            return kind
+    named = next((name for name in NAMED if re.search(rf"\b{name}(\b|_)", words)), None)
+    if named is None or (named == "a100" and otherwise.startswith("a100")):
+        return otherwise
+    return {"a100": "a100-80", "v100": "v100-16"}.get(named, named)
+
+
+def unsound(one: Observation) -> str | None:
+    """Return why a row is no layout that could run."""
+    layout, model = one.layout, one.model
+    if layout.world_size > one.cluster.devices:
+        return f"tp, pp, dp and cp need {layout.world_size} devices, it has {one.cluster.devices}"
+    if min(layout.dp_shard, layout.edp, layout.micro_sequences, one.training.sequences) < 1:
+        return "no rank is left for data parallelism, or no sequence for a micro-batch"
+    if layout.pp * layout.virtual_stages > model.n_layers + 2:
+        return f"{layout.pp} x {layout.virtual_stages} stages for {model.n_layers} layers"
+    if layout.ep > max(1, model.n_experts):
+        return f"ep={layout.ep} for {model.n_experts} experts"
+    return None
+
+
 def nodes_of(devices: int, per_node: int) -> int:
     return max(1, -(-devices // per_node))
 
@@ -86,6 +129,8 @@ def even(layers: int, stages: int) -> tuple[int, ...]:
 
 
 MEGATRON = Traits(
+    shared_host=1.0,
+    tensor_host=1.0,
     gated=False,
     rotary=False,
     dropout=True,

@@ -1,15 +1,14 @@
 """Public measurements as inputs of the cost model: which model, machines, layout and backend each row of a table is.
 
-Files are recognized by their columns. What a table leaves out (vocabulary, backend's habits) is what the paper or the benchmark's code says,
+`planner_read.py` picks the reader of a file by its columns. What a table leaves out (vocabulary, backend's habits) is what the paper or the benchmark's code says,
 the same for every row of a source.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from planner_amp import amp
 from planner_observation import (
@@ -19,6 +18,8 @@ from planner_observation import (
     a100_cluster,
     even,
     gpt,
+    kind_of,
+    known,
     measured_s,
     nodes_of,
     number,
@@ -33,27 +34,14 @@ from motet.parallel.cluster import homogeneous
 from motet.parallel.cost import Training, Traits
 from motet.parallel.layout import Layout
 
-
-def read(path: Path) -> list[Observation]:
-    """Return the rows of a table of measured runs.
-
-    Raises:
-        SystemExit: no such file, or columns of no table that is known.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise SystemExit(f"bench/planner.py: {path}: {error.strerror}") from None
-    columns = set(rows[0]) if rows else set()
-    for needed, reader in READERS:
-        if needed <= columns:
-            return [found for row in rows if (found := reader(row)) is not None]
-    known = "; ".join(", ".join(sorted(needed)) for needed, _ in READERS)
-    raise SystemExit(f"bench/planner.py: {path} has columns of no known table; known are: {known}")
-
-
-RECOMPUTE = {"disabled": "none", "none": "none", "every_layer": "full", "full": "full"}
+Reader = Callable[[Row], Observation | None]
+RECOMPUTE = {
+    "disabled": "none",
+    "none": "none",
+    "selective": "selective",
+    "every_layer": "full",
+    "full": "full",
+}
 SCALING = replace(
     MEGATRON,
     gated=True,
@@ -85,7 +73,7 @@ def _scaling(row: Row) -> Observation:
         pp=pp,
         dp_shard=gpus // (tp * pp),
         micro_sequences=whole(row, "micro_batch"),
-        recompute=RECOMPUTE[row["act_ckpt"]],
+        recompute=known(RECOMPUTE, row, "act_ckpt"),
         sequence_parallel=true(row, "sequence_parallel"),
         stage_layers=even(layers, pp),
     )
@@ -93,7 +81,7 @@ def _scaling(row: Row) -> Observation:
         whole(row, "global_batch"), length, optimizer_bytes=12.0, zero_stage=whole(row, "zero_stage")
     )  # fmt: skip
     traits = replace(
-        SCALING, attention=ATTENTION[row["attn_kernel"]], fused_norms=true(row, "rms_kernel")
+        SCALING, attention=known(ATTENTION, row, "attn_kernel"), fused_norms=true(row, "rms_kernel")
     )
     tokens = training.sequences * length
     flops = tokens * (6e9 * number(row, "params_b") + 12 * layers * hidden * length)
@@ -118,7 +106,7 @@ def _vtrain(row: Row) -> Observation:
         pp=pp,
         dp_replicate=whole(row, "dp"),
         micro_sequences=whole(row, "micro_batch"),
-        recompute=RECOMPUTE[row.get("act_ckpt", "every_layer")],
+        recompute=known(RECOMPUTE, {"act_ckpt": row.get("act_ckpt") or "every_layer"}, "act_ckpt"),
         sequence_parallel=true(row, "sequence_parallel"),
         stage_layers=even(model.n_layers, pp),
     )
@@ -132,7 +120,8 @@ def _vtrain(row: Row) -> Observation:
     group = (f"GPT-h{model.d_model}", f"{gpus} A100 {row.get('set', '')}")
     label = f"L{model.n_layers} tp{tp} pp{pp} dp{layout.dp_replicate} mb{layout.micro_sequences} gbs{training.sequences}"
     return Observation(
-        "vtrain", group, model, a100_cluster(gpus, per_node, "a100-40"), layout, training,
+        # Layouts of 60 GiB per device have run, so that its A100 are those of 80 GB.
+        "vtrain", group, model, a100_cluster(gpus, per_node), layout, training,
         replace(MEGATRON, gradient_bytes=2.0, reduce_bytes=2.0), measured_s(row), None, None,
         flops, gpus * 312e12, label,
     )  # fmt: skip
@@ -142,7 +131,7 @@ def _korthikanti(row: Row) -> Observation:
     """arXiv:2205.05198, table 5: Megatron on Selene."""
     gpus, virtual = whole(row, "gpus"), whole(row, "vp")
     model = replace(gpt(row, 51_200), tied_embeddings=False)
-    recompute = row["act_ckpt"]
+    recompute = known(RECOMPUTE, row, "act_ckpt")
     pp, tp = whole(row, "pp"), whole(row, "tp")
     layout = Layout(
         tp=tp,
@@ -170,8 +159,9 @@ def _korthikanti(row: Row) -> Observation:
     )  # fmt: skip
 
 
-MPT_DEVICES = {"a100_40gb": "a100-40", "a100_80gb": "a100-80", "h100_80gb": "h100"}
 MPT = Traits(
+    shared_host=1.0,
+    tensor_host=1.0,
     gated=False,
     rotary=False,
     attention="flash1",
@@ -184,7 +174,7 @@ MPT = Traits(
 
 def _mpt(row: Row) -> Observation:
     """llm-foundry: MPT under FSDP; PURE keeps weights and gradients in 16 bits."""
-    gpus, kind = whole(row, "gpus"), MPT_DEVICES[row["gpu_type"]]
+    gpus, kind = whole(row, "gpus"), kind_of(row["gpu_type"], "h100")
     model = gpt(row, 50_368)
     pure = row["mp_mode"] == "PURE"
     layout = Layout(
@@ -212,12 +202,18 @@ def _mpt(row: Row) -> Observation:
 
 
 TITAN = Traits(
+    shared_host=1.0,
+    tensor_host=1.0,
     attention="flash2",
     logits_rows=None,
     logits_bytes=12.0,  # 16-bit logits, fp32 copy and log-softmax, 16-bit gradient
     selective="alternate",
     fp8_gathers=True,
+    context_gathers=True,
+    repeats_keys=True,
 )
+TITAN_COMPILED_LOSS = "2025-02"
+"""Since then its `compile` is also of the loss, which keeps 16-bit logits and their gradient."""
 
 
 def _titan(row: Row) -> Observation:
@@ -229,32 +225,38 @@ def _titan(row: Row) -> Observation:
     tp, pp, cp, fsdp = (whole(row, key) for key in ("tp", "pp", "cp", "fsdp"))
     local = whole(row, "local_batch")
     interleaved = "Interleaved" in words
-    ckpt = row["act_ckpt"]
+    virtual = 2 if interleaved else 1
+    # Its pipelines cut the local batch into as many micro-batches as there are stages.
+    micro = max(1, local // (pp * virtual)) if pp > 1 else local
+    ckpt = row.get("act_ckpt", "none")
     recompute = "selective" if ckpt.startswith("selective") else RECOMPUTE.get(ckpt, "none")
     layout = Layout(
         dp_shard=fsdp,
         tp=tp,
         pp=pp,
         cp=cp,
-        virtual_stages=2 if interleaved else 1,
+        virtual_stages=virtual,
         schedule="interleaved_1f1b" if interleaved else "1f1b",
-        micro_sequences=1 if pp > 1 else local,
+        micro_sequences=micro,
         recompute=recompute,
-        stage_layers=even(model.n_layers, pp * (2 if interleaved else 1)) if pp > 1 else (),
+        stage_layers=even(model.n_layers, pp * virtual) if pp > 1 else (),
     )
     dtype = "fp8" if row["precision"].startswith("fp8") else "bf16"
     # Under a pipeline weights stay gathered during a step, as Motet's own engine has it.
     training = Training(
         local * fsdp, whole(row, "seq_len"), dtype, zero_stage=3 if pp == 1 else None
     )
+    month = re.search(r"(20\d\d)-?(\d\d)", row.get("source", ""))
+    fused_loss = "compile" in words and month and "-".join(month.groups()) >= TITAN_COMPILED_LOSS
     traits = replace(
         TITAN,
+        logits_bytes=4.0 if fused_loss else TITAN.logits_bytes,
         fused_elementwise="compile" in words,
         tensor_overlap=0.5 if "sync" in words.replace("vanilla", "").lower() else 0.0,
         fp8_gathers="rowwise" not in row["precision"],
         fp8_scaling=0.55 if "rowwise" in row["precision"] else 1.0,
     )
-    kind = "h200" if row["gpu_type"].startswith("H200") else "h100-96-500w"
+    kind = kind_of(row["gpu_type"], "h100-96-500w")
     cluster = homogeneous(kind, nodes_of(gpus, 8), 8, 400.0)
     tokens = training.sequences * training.sequence_length
     rate = number(row, "tokens_per_s_gpu", -1.0)
@@ -269,6 +271,8 @@ def _titan(row: Row) -> Observation:
 
 
 MCORE = Traits(
+    shared_host=1.0,
+    tensor_host=1.0,
     attention="flash3",  # cuDNN's kernels through Transformer Engine
     fused_elementwise=True,
     send_overlap=0.8,
@@ -281,15 +285,22 @@ MCORE = Traits(
 )
 
 
+ROUTED = {"mixtral": (32_000, 8, 0), "qwen2": (151_936, 4, 20_480), "llama3": (128_256, 8, 0)}
+"""By how a model's name begins: vocabulary, groups of keys, width of the shared expert; from their published configurations."""
+
+
 def _mixtral(row: Row) -> Observation:
     """arXiv:2504.14960: Mixtral 8x22B (and its relatives); MCore's plain layout gives experts the dense tensor degree."""
     gpus, method = whole(row, "gpus"), row["method"]
     hidden, heads = whole(row, "hidden"), whole(row, "heads")
     experts = whole(row, "experts")
     width = whole(row, "moe_ffn")
+    family = next((name for name in ROUTED if row["model"].lower().startswith(name)), "mixtral")
+    vocabulary, groups, shared = ROUTED[family]
     model = ModelConfig(
-        32_000, hidden, whole(row, "layers"), heads, 8, width, head_dim=128, n_experts=experts,
-        experts_per_token=whole(row, "topk"),
+        vocabulary, hidden, whole(row, "layers"), heads, groups, width, head_dim=128,
+        n_experts=experts, experts_per_token=whole(row, "topk"),
+        n_shared_experts=int(shared > 0), d_shared=shared or None,
     )  # fmt: skip
     tp, cp, pp, ep = (whole(row, key) for key in ("tp", "cp", "pp", "ep"))
     sharded = method.startswith("FSDP")
@@ -322,7 +333,7 @@ def _mixtral(row: Row) -> Observation:
     )  # fmt: skip
 
 
-READERS: list[tuple[set[str], Callable[[Row], Observation | None]]] = [
+READERS: list[tuple[set[str], Reader]] = [
     ({"attn_kernel", "rms_kernel", "zero_stage"}, _scaling),
     ({"stage_sizes", "partition"}, amp),
     ({"experts", "topk", "moe_ffn"}, _mixtral),

@@ -6,11 +6,13 @@ the time to move their operands (an additive roofline, so that small products ar
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from motet.models.config import ModelConfig
 from motet.parallel.cluster import Device
 from motet.parallel.cost_links import Domain
+from motet.parallel.cost_ring import HOST_SHARE, Ring, ring
 from motet.parallel.cost_terms import (
     ATTENTION_EFFICIENCY,
     FP8_EFFICIENCY,
@@ -24,9 +26,9 @@ Times = tuple[float, ...]  # seconds per phase, in this order
 NOTHING: Times = (0.0,) * len(PHASES)
 
 
-def add(*terms: Times) -> Times:
+def add(one: Times, other: Times) -> Times:
     """Return the sum of times, phase by phase."""
-    return tuple(map(sum, zip(*terms, strict=True)))
+    return tuple(map(operator.add, one, other))
 
 
 def scaled(times: Times, factor: float) -> Times:
@@ -72,6 +74,7 @@ class Split:
     ep: Domain
     etp: Domain
     sequence_parallel: bool
+    alone: bool  # no other rank holds a part of the stage
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,17 @@ class Block:
     pointwise_bytes: float  # the part that pointwise kernels alone keep
     alternate_bytes: float  # the part that remains where every second product is made again
     input_bytes: float  # what full recomputation keeps
+    ring_bytes: float  # buffers of context parallelism, while a block runs
+
+
+def selective(block: Block, traits: Traits) -> Times:
+    """Return what selective recomputation does again in a block's backward pass."""
+    share = traits.selective_layers
+    if traits.selective == "attention":
+        return (0.0, block.attention_core * share, *NOTHING[2:])
+    # Products are kept, or half of them; the rest is made again, collectives too.
+    products = 0.5 * block.forward[0] if traits.selective == "alternate" else 0.0
+    return scaled((products, 0.0, *block.forward[2:]), share)
 
 
 class BlockCost:
@@ -122,33 +136,38 @@ class BlockCost:
         pointwise = (inner[0] + outer[0]) / bandwidth
         pointwise_back = (inner[1] + outer[1]) / bandwidth
         tensor = self._tensor_s(split, has_experts)
-        exposed = self._context_s(split, forward_core), self._context_s(split, backward_core, 2.0)
+        context = self._ring(split, (forward_core, backward_core))
         if has_experts:
             routed, feed = self._experts(split)
         else:
             routed, feed = 0.0, self._dense(split)
-        forward = (products + feed, forward_core, pointwise, tensor, exposed[0], routed)
+        forward = (products + feed, forward_core, pointwise, tensor, context.forward_s, routed)
         backward = (
             2.0 * (products + feed) + self._accumulate_s(split, has_experts),
             backward_core,
             pointwise_back,
             tensor,
-            exposed[1],
+            context.backward_s,
             routed,
         )
         kept, core_bytes, pointwise_bytes = self._kept(split, has_experts)
+        started = 1.0 if split.alone else self.traits.shared_host
+        if split.tp.ranks > 1:
+            started = self.traits.tensor_host
+        steps = HOST_SHARE * (split.cp.ranks - 1)
         residual = split.tokens * self.model.d_model * self.value
         residual /= split.tp.ranks if split.sequence_parallel else 1
         return Block(
-            self._with_host(forward, 1.0),
-            self._with_host(backward, 1.6),
-            forward_core + exposed[0],
+            self._with_host(forward, started + steps),
+            self._with_host(backward, 1.6 * started + 2.0 * steps),
+            forward_core + context.forward_s,
             pointwise,
             kept,
             core_bytes,
             pointwise_bytes,
             residual + self._alternate(split, has_experts),
             residual,
+            context.buffer_bytes,
         )
 
     def _alternate(self, split: Split, has_experts: bool) -> float:
@@ -261,14 +280,14 @@ class BlockCost:
         count = 1 if has_experts and not self.model.shared_width else 2
         return count * each * (1.0 - self.traits.tensor_overlap)
 
-    def _context_s(self, split: Split, core_s: float, factor: float = 1.0) -> float:
-        """Keys and values go around the ring behind the scores of the part before."""
-        if split.cp.ranks == 1:
-            return 0.0
-        size = split.tokens * 2 * self.model.kv_width / split.tp.ranks * self.value * factor
-        steps = split.cp.ranks - 1
-        send_s = steps * split.cp.send_s(size, self.constants)
-        return max(0.0, send_s - core_s * steps / split.cp.ranks)
+    def _ring(self, split: Split, core_s: tuple[float, float]) -> Ring:
+        model, tp, traits = self.model, split.tp.ranks, self.traits
+        keys = model.query_width if traits.repeats_keys else model.kv_width
+        widths = model.query_width / tp, 2 * keys / tp
+        bandwidth = self.rates.bandwidth
+        return ring(
+            split.cp, split.tokens, widths, self.value, core_s, bandwidth, traits, self.constants
+        )
 
     def _experts(self, split: Split) -> tuple[float, float]:
         """Return seconds of (moving rows to their experts and back, products)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from motet.parallel.cluster import Cluster, ClusterError
+from motet.parallel.cluster import Cluster, ClusterError, Group
 from motet.parallel.cost_links import Domain, domain, strided
 from motet.parallel.layout import Layout
 
@@ -95,12 +95,31 @@ def strides(layout: Layout) -> dict[str, tuple[int, int]]:
 def _uniform(cluster: Cluster, layout: Layout) -> Places:
     group = cluster.groups[0]
     found = {name: strided(group, *where) for name, where in strides(layout).items()}
-    far = layout.world_size > group.devices_per_node
-    hop = Domain(2, 1 if far else 2, 2 if far else 1, group.intra_node, group.inter_node)
-    stage = Stage((0,), **found, hop=hop)
     shares = layout.shares or (1,) * layout.dp_replicate
     share = max(shares) * layout.dp_replicate / sum(shares)
-    return Places((stage,) * layout.pp, (Column(share, ((0,),) * layout.pp),))
+    kinds: dict[bool, Stage] = {}
+    stages = []
+    for number in range(layout.pp):
+        near = _on_one_node(group, layout, number)
+        if near not in kinds:
+            ends = (2, 1) if near else (1, 2)
+            hop = Domain(2, *ends, group.intra_node, group.inter_node)
+            kinds[near] = Stage((0,), **found, hop=hop)
+        stages.append(kinds[near])
+    return Places(tuple(stages), (Column(share, ((0,),) * layout.pp),))
+
+
+def _neighbour(layout: Layout, number: int) -> int:
+    """Return the stage that a pipeline rank sends to: the next; the last one back, or around to its next stage."""
+    last = number == layout.pp - 1 and layout.virtual_stages == 1
+    return (number - 1 if last else number + 1) % layout.pp
+
+
+def _on_one_node(group: Group, layout: Layout, number: int) -> bool:
+    """Return whether a pipeline rank and its neighbour stand on one node."""
+    first, last = sorted((number, _neighbour(layout, number)))
+    size, node = layout.stage_ranks, group.devices_per_node
+    return first * size // node == ((last + 1) * size - 1) // node
 
 
 def _enumerated(cluster: Cluster, layout: Layout) -> Places:
@@ -122,8 +141,7 @@ def _enumerated(cluster: Cluster, layout: Layout) -> Places:
     for number in range(layout.pp):
         ranks = range(number * size, (number + 1) * size)
         found = {name: domains[number] for name, domains in within.items()}
-        last = number == layout.pp - 1 and layout.virtual_stages == 1
-        other = (number - 1 if last else number + 1) % layout.pp * size
+        other = _neighbour(layout, number) * size
         pairs = [[devices[r], devices[other + r - ranks[0]]] for r in ranks]
         hop = _slowest(cluster, pairs) if layout.pp > 1 else found["tp"]
         groups = tuple(sorted({group_of[r] for r in ranks}))

@@ -12,9 +12,9 @@ from typing import Any
 from motet.models import counts
 from motet.models.config import ModelConfig
 from motet.parallel import cost_memory as memory
-from motet.parallel.calibration import DEFAULTS
 from motet.parallel.cluster import Cluster
-from motet.parallel.cost_block import PHASES, Block, BlockCost, Split, Times, add, scaled
+from motet.parallel.cluster_calibration import calibrated, constants_of
+from motet.parallel.cost_block import PHASES, Block, BlockCost, Split, Times, add, scaled, selective
 from motet.parallel.cost_links import Domain
 from motet.parallel.cost_parts import (
     Activations,
@@ -32,6 +32,8 @@ from motet.parallel.cost_terms import NATIVE, Constants, Training, Traits
 from motet.parallel.layout import Layout
 
 GIB = memory.GIB
+STAGE_HOST = 1.3
+"""Host time that a micro-batch takes in a stage of a pipeline besides its blocks, over that of a block's forward pass."""
 
 
 class RankCosts:
@@ -46,10 +48,8 @@ class RankCosts:
         constants: Mapping[str, Constants] | None = None,
     ) -> None:
         self.model, self.cluster, self.training, self.traits = model, cluster, training, traits
-        known = DEFAULTS if constants is None else constants
-        trusted = {kind for kind, own in known.items() if constants is not None or own.most_devices}
-        self.known = [group.device.kind in trusted for group in cluster.groups]
-        self.constants = [known.get(g.device.kind, Constants()) for g in cluster.groups]
+        self.known = calibrated(cluster.groups, constants)
+        self.constants = constants_of(cluster.groups, constants)
         self.costs = [
             BlockCost(model, group.device, training.dtype, traits, own)
             for group, own in zip(cluster.groups, self.constants, strict=True)
@@ -88,6 +88,7 @@ class RankCosts:
             layout.etp,
             layout.placement,
             layout.shares,
+            layout.virtual_stages == 1,  # then the last stage sends to no other
         )
         found = self._places.get(key)
         if found is None:
@@ -141,6 +142,7 @@ class RankCosts:
             stage.ep,
             stage.etp,
             layout.sequence_parallel and layout.tp > 1,
+            layout.stage_ranks == 1,
         )
 
     def numbers(self, stage: Stage) -> tuple[int, int, int]:
@@ -162,7 +164,7 @@ class RankCosts:
         """Return the costs of one block on a device of one of the cluster's groups."""
         inner = self.numbers(stage)[0]
         parallel = layout.sequence_parallel and layout.tp > 1
-        key = (group, has_experts, layout.micro_sequences, parallel, inner)
+        key = (group, has_experts, layout.micro_sequences, parallel, layout.stage_ranks == 1, inner)
         found = self._blocks.get(key)
         if found is None:
             found = self.costs[group].block(self._split(layout, stage), has_experts)
@@ -207,7 +209,8 @@ class RankCosts:
         """Return what the tables of a spot ask for; `several` micro-batches add to the same gradients, or one does."""
         parallel, piped = layout.sequence_parallel and layout.tp > 1, layout.pp > 1
         tables = layout.vocabulary_parallel
-        blocks = (layout.micro_sequences, layout.recompute, parallel, tables)
+        alone = layout.tp * layout.cp * layout.dp_shard * layout.dp_replicate == 1
+        blocks = (layout.micro_sequences, layout.recompute, parallel, tables, alone)
         return Words(blocks, (piped, tables, layout.shares), several or piped, piped)
 
     def rank(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Rank:
@@ -259,7 +262,7 @@ class RankCosts:
             if layout.recompute == "full":
                 back = add(back, block.forward)
             elif layout.recompute == "selective":
-                back = add(back, self._selective(block))
+                back = add(back, selective(block, self.traits))
             forward = add(forward, scaled(block.forward, number))
             backward = add(backward, scaled(back, number))
             weight_s += number * block.forward[0]
@@ -271,21 +274,15 @@ class RankCosts:
                     head_s += sum(ahead) + sum(back)
         return Passes(forward, backward, head_s, weight_s, sum(forward), sum(backward))
 
-    def _selective(self, block: Block) -> Times:
-        share = self.traits.selective_layers
-        if self.traits.selective == "attention":
-            return (0.0, block.attention_core * share, *(0.0,) * (len(PHASES) - 2))
-        # Products are kept, or half of them; the rest is made again, collectives too.
-        products = 0.5 * block.forward[0] if self.traits.selective == "alternate" else 0.0
-        return scaled((products, 0.0, *block.forward[2:]), share)
-
     def _send_s(self, layout: Layout, stage: Stage, group: int) -> float:
         tokens = layout.micro_sequences * self.training.sequence_length / layout.cp
         size = tokens * self.model.d_model * self.costs[group].value
         if layout.sequence_parallel or self.traits.sends_parts:
             size /= layout.tp
         send_s = stage.hop.send_s(size, self.constants[group]) * (1.0 - self.traits.send_overlap)
-        return 2 * send_s
+        # Two passes of a stage: graphs are cut, transfers posted.
+        host_s = 0.0 if self.traits.ahead else STAGE_HOST * self.constants[group].host_us * 1e-6
+        return 2 * send_s + host_s
 
     def _data(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Step:
         """Return seconds of data-parallel transfers, in each pass and once a step, and of the update."""
@@ -360,13 +357,13 @@ class RankCosts:
 
     def _activations_of(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Activations:
         own, traits = self.constants[group], self.traits
-        saved_bytes = beside = 0.0
+        saved_bytes = beside = around = 0.0
         for count, has_experts in ((kept.dense_layers, False), (kept.expert_layers, True)):
             if count:
                 block = self.block(layout, stage, group, has_experts)
                 saved, once = memory.block_bytes(block, layout.recompute, traits)
                 saved_bytes += count * saved
-                beside = max(beside, once)
+                beside, around = max(beside, once), max(around, block.ring_bytes)
         tokens = layout.micro_sequences * self.training.sequence_length // layout.cp
         stream = tokens * self.model.d_model * self.costs[group].value
         logits = 0.0
@@ -375,7 +372,8 @@ class RankCosts:
             split = self._vocabulary_split(layout)
             logits = memory.logits_bytes(self.model.vocabulary_size, tokens, split, traits)
             logits *= own.logits
-        collectives = 2 * stream if layout.tp > 1 or layout.pp > 1 else 0.0
+        collectives = max(0.0, around - logits)  # no attention runs while logits exist
+        collectives += 2 * stream if layout.tp > 1 or layout.pp > 1 else 0.0
         collectives += memory.communicators(layout) * own.communicator_gib * GIB
         rest = {"logits": logits / GIB, "collectives": collectives / GIB}
         rest["reserved"] = own.reserved_gib

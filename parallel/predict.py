@@ -16,7 +16,7 @@ from motet.parallel import cost_memory as memory
 from motet.parallel.calibration import BEYOND_SPREAD, FITTED_SPREAD, SPREAD
 from motet.parallel.cluster import Cluster
 from motet.parallel.cost_block import PHASES
-from motet.parallel.cost_parts import Kept, Rank, Run, Spot, exposed
+from motet.parallel.cost_parts import Kept, Rank, Run, Spot, Words, exposed
 from motet.parallel.cost_pipeline import Chain, chain, chain_s
 from motet.parallel.cost_places import Column, Places
 from motet.parallel.cost_rank import RankCosts
@@ -112,10 +112,13 @@ class Predictor(RankCosts):
         """Return what a layout would do; see `predict`. `where` spares the search for its groups where they are known."""
         where, kept = where or self.places(layout), self.kept(layout)
         number = self.micro_batches(layout)
-        found = [self._column(layout, where, kept, column, number) for column in where.columns]
+        words = self.words(layout, number > 1)
+        found = [
+            self._column(layout, words, where, kept, column, number) for column in where.columns
+        ]
         time_s, parts, busy = found[0] if len(found) == 1 else max(found, key=lambda one: one[0])
-        filled = self._memory(layout, where, kept, number)
-        holder = self.held_at(layout, self.words(layout, number > 1), filled.spot)
+        filled = self._memory(layout, words, where, kept, number)
+        holder = self.held_at(layout, words, filled.spot)
         activations = filled.gib - holder.fixed_gib
         used = self._used(where, layout)
         peak = price = 0.0
@@ -152,22 +155,26 @@ class Predictor(RankCosts):
             found[group] = found.get(group, 0) + 1
         return found
 
-    def _line(self, layout: Layout, where: Places, kept: tuple[Kept, ...], column: Column) -> Line:
+    def _line(
+        self,
+        layout: Layout,
+        words: Words,
+        where: Places,
+        kept: tuple[Kept, ...],
+        column: Column,
+    ) -> Line:
         """Return the pipeline of replicas that stand alike: what does not depend on the schedule and the number of micro-batches."""
         key = (
             id(where),  # kept alive by `_runs`; equal `kept` are one object
             id(kept),
             id(column),
-            layout.micro_sequences,
-            layout.recompute,
-            layout.sequence_parallel and layout.tp > 1,
-            layout.vocabulary_parallel,
+            words.blocks,
             layout.virtual_stages,
         )
         found = self._lines.get(key)
         if found is None:
             runs = self._runs_of(where, kept, column)
-            found = self._lines[key] = self._lined(layout, runs)
+            found = self._lines[key] = self._lined(layout, words, runs)
         return found
 
     def _runs_of(self, where: Places, kept: tuple[Kept, ...], column: Column | None) -> list[Run]:
@@ -189,13 +196,12 @@ class Predictor(RankCosts):
         self._runs[key] = (where, kept, column), found  # kept alive for their ids
         return found
 
-    def _lined(self, layout: Layout, runs: Sequence[Run]) -> Line:
+    def _lined(self, layout: Layout, words: Words, runs: Sequence[Run]) -> Line:
         """Return the pipeline with every rank on the slowest of its devices."""
         alike: list[tuple[int, float, float, float]] = []
         busy: tuple[float, ...] = ()
         slowest, slowest_s, update_s = None, -1.0, 0.0
         syncs: list[float] = []
-        words = self.words(layout)
         for run in runs:
             rank = self.rank_at(layout, words, run.spots[0])
             for spot in run.spots[1:]:
@@ -224,6 +230,7 @@ class Predictor(RankCosts):
     def _column(
         self,
         layout: Layout,
+        words: Words,
         where: Places,
         kept: tuple[Kept, ...],
         column: Column,
@@ -231,7 +238,7 @@ class Predictor(RankCosts):
     ) -> tuple[float, dict[str, float], tuple[float, ...]]:
         """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that stand alike."""
         number *= column.share
-        line = self._line(layout, where, kept, column)
+        line = self._line(layout, words, where, kept, column)
         pipe_s = chain_s(layout, number, line.chain)
         training = self.training
         probe_s = pipe_s * training.probe_tokens / (3.0 * self.tokens)
@@ -249,21 +256,24 @@ class Predictor(RankCosts):
 
     def fill(self, layout: Layout) -> float:
         """Return the share of its memory that the fullest device needs."""
-        found = self._memory(
-            layout, self.places(layout), self.kept(layout), self.micro_batches(layout)
-        )
-        return found.share
+        number = self.micro_batches(layout)
+        words = self.words(layout, number > 1)
+        return self._memory(layout, words, self.places(layout), self.kept(layout), number).share
 
     def _memory(
-        self, layout: Layout, where: Places, kept: tuple[Kept, ...], number: float
+        self,
+        layout: Layout,
+        words: Words,
+        where: Places,
+        kept: tuple[Kept, ...],
+        number: float,
     ) -> Filled:
         """Return what the fullest device of every pipeline rank holds."""
-        several = number > 1 or layout.pp > 1
         counts = self._held_counts(layout, math.ceil(number))
         totals: list[float] = []
         most: list[float] = []  # shares of the ranks of `totals`, as of the fullest of those alike
         best, fullest, gib = -1.0, 0, 0.0
-        for i, row in enumerate(self._holds_of(layout, where, kept, several)):
+        for i, row in enumerate(self._holds_of(layout, words, where, kept)):
             start, stop, fixed, more, capacity = row
             mine = [fixed + more * count for count in counts[start:stop]]
             top = max(mine)
@@ -287,21 +297,12 @@ class Predictor(RankCosts):
         return found
 
     def _holds_of(
-        self, layout: Layout, where: Places, kept: tuple[Kept, ...], several: bool
+        self, layout: Layout, words: Words, where: Places, kept: tuple[Kept, ...]
     ) -> tuple[Row, ...]:
         """Return what devices of every cluster group hold, for pipeline ranks that are alike."""
-        key = (
-            id(where),
-            id(kept),
-            layout.micro_sequences,
-            layout.recompute,
-            layout.sequence_parallel and layout.tp > 1,
-            layout.vocabulary_parallel,
-            several,
-        )
+        key = (id(where), id(kept), words.blocks, words.several)
         found = self._holders.get(key)
         if found is None:
-            words = self.words(layout, several)
             rows: list[Row] = []
             for run in self._runs_of(where, kept, None):
                 for spot in run.spots:

@@ -152,6 +152,20 @@ def test_where_groups_stand_by_formula_is_where_they_stand_by_enumeration() -> N
     assert by_list.stages[0].tp == by_formula.stages[0].tp
 
 
+@pytest.mark.parametrize("pp", [2, 8, 16])
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_only_hops_that_leave_a_node_are_slow(pp: int, virtual: int) -> None:
+    cluster = homogeneous("h100", 4, 8)
+    schedule = "interleaved_1f1b" if virtual > 1 else "1f1b"
+    layout = Layout(tp=32 // pp, pp=pp, virtual_stages=virtual, schedule=schedule)
+    by_formula = places(cluster, layout)
+    by_list = places(cluster, replace(layout, placement=tuple(range(32))))
+    hops = [stage.hop for stage in by_formula.stages]
+    assert hops == [stage.hop for stage in by_list.stages]
+    crossing = sum(hop.nodes == 2 for hop in hops)
+    assert crossing == (2 if pp == 2 else 3 + (virtual > 1))
+
+
 def test_pipelines_cross_a_slow_link_better_than_data_parallelism_does() -> None:
     cluster = two_sites(10.0)
     across = predict(MODEL, cluster, Layout(dp_shard=8, pp=2, recompute="full"), TRAINING)
@@ -225,9 +239,25 @@ def test_a_host_that_starts_nothing_ahead_adds_its_time_to_every_micro_batch() -
     for layout, micro_batches in ((few, 8), (many, 64)):
         ahead, added = (predict(MODEL, H100, layout, TRAINING, one) for one in (NATIVE, on_cores))
         assert ahead.parts["host"] == 0.0  # a block takes longer than its kernels' start
-        passes = 1.0 + 1.6 + 1.0  # forward, backward, forward again
+        passes = NATIVE.shared_host * (1.0 + 1.6 + 1.0)  # forward, backward, forward again
         expected = micro_batches * MODEL.n_layers * passes * Constants().host_us * 1e-6
         assert added.parts["host"] == pytest.approx(expected)
+
+
+def test_hosts_start_blocks_slower_that_several_ranks_hold_and_slowest_divided_tensors() -> None:
+    on_cores = replace(NATIVE, ahead=False)
+    alone, shared, divided = (
+        predict(MODEL, H100, layout, Training(64, 4096), on_cores)
+        for layout in (
+            Layout(pp=8, stage_layers=(4,) * 8),
+            Layout(dp_shard=8),
+            Layout(tp=8),
+        )
+    )
+    per_block = Constants().host_us * 1e-6 * 2.6 * MODEL.n_layers
+    assert alone.parts["host"] == pytest.approx(64 * per_block / 8)
+    assert shared.parts["host"] == pytest.approx(8 * NATIVE.shared_host * per_block)
+    assert divided.parts["host"] == pytest.approx(64 * NATIVE.tensor_host * per_block)
 
 
 def test_a_device_that_no_run_calibrated_is_told_and_has_a_wider_interval() -> None:
