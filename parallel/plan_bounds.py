@@ -2,9 +2,7 @@
 
 If a pipeline rank of group g needs t_kg for a layer of kind k, and W_g for all of the model, then no partition of layers over p_g ranks of
 every group has a slowest rank faster than (sum over k of n_k min_g t_kg / W_g) / (sum over g of p_g / W_g): the dual of the fractional
-partition with weights 1 / W_g. Layers are whole: no rank is faster than the first of the times k t_kg, k = 1, 2, ... until which the ranks of
-all groups, within their memory, find room for all layers of the kind that most are of. And what a pipeline sends between groups takes time on
-the ranks that send it.
+partition with weights 1 / W_g. `plan_grid` has sharper bounds, for fewer candidates.
 """
 
 from __future__ import annotations
@@ -14,19 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.cluster import Cluster
-from motet.parallel.cost_links import Domain
 from motet.parallel.plan_lines import skeleton, stub
-from motet.parallel.plan_places import crossing_of
 from motet.parallel.plan_space import Core, Way
 from motet.parallel.predict import Kept, Predictor
-
-
-class Crossing(NamedTuple):
-    """What a pipeline over several groups sends between them, for an array of assignments of stages to groups."""
-
-    blocks: np.ndarray  # groups that take part
-    send_s: float  # of one virtual stage between the groups that are nearest to each other
 
 
 class Work(NamedTuple):
@@ -45,71 +33,21 @@ class Work(NamedTuple):
         """Return what the slowest rank needs at least, for [assignment, group] numbers of ranks."""
         return np.asarray(self.share / (ranks / self.whole).sum(axis=-1))
 
-    def slowest_whole(self, ranks: np.ndarray, rooms: np.ndarray) -> np.ndarray:
-        """Return what the slowest rank needs at least for whole layers; infinite where memory has no room for all.
-
-        Args:
-            ranks: [assignment, group].
-            rooms: layers for which all ranks of a group have memory, [assignment, group].
-        """
-        times = np.unique(np.outer(self.layer, np.arange(1, self.layers + 1)))
-        counts = np.floor(times[:, None] / self.layer * (1 + 1e-9)).astype(int)
-        ones = np.ones(len(self.layer))
-        low, high = np.zeros(len(ranks), dtype=int), np.full(len(ranks), len(times))
-        while (low < high).any():
-            middle = (low + high) // 2
-            held = np.minimum(ranks * counts[np.minimum(middle, len(times) - 1)], rooms)
-            enough = held @ ones >= self.layers
-            high = np.where((low < high) & enough, middle, high)
-            low = np.where((low < high) & ~enough, middle + 1, low)
-        return np.append(times, np.inf)[low]
-
-    def crossed_s(
-        self,
-        way: Way,
-        pp: np.ndarray,
-        n: float,
-        ranks: np.ndarray,
-        slowest: np.ndarray,
-        crossing: Crossing,
-    ) -> np.ndarray:
-        """Return what a step takes at least where stages of several groups send to each other.
-
-        Args:
-            pp, slowest: pipeline ranks and their slowest, [assignment].
-            ranks: [assignment, group].
-        """
-        virtual = way.virtual_stages
-        several = crossing.blocks > 1
-        # The last group sends back to the first where ranks have several stages.
-        senders = np.where(several, crossing.blocks - (virtual == 1), 0)
-        more_s = senders * virtual * max(0.0, crossing.send_s - self.send)
-        spread = more_s / self.whole.max() / (ranks @ (1 / self.whole))
-        slowest = np.maximum(slowest, self.slowest(ranks) + spread)
-        own_s = virtual * max(0.0, crossing.send_s - self.send)
-        slowest = np.maximum(slowest, np.where(several, own_s, 0.0))
-        return self._step_s(way, pp, n, slowest, more_s)
-
     def step_s(self, way: Way, pp: int, n: float, slowest: float) -> float:
         """Return what a step of n micro-batches takes at least (see `cost_pipeline.pipeline_s`)."""
-        one = np.array([pp]), n, np.array([slowest]), np.zeros(1)
-        return float(self._step_s(way, *one)[0])
-
-    def _step_s(
-        self, way: Way, pp: np.ndarray, n: float, slowest: np.ndarray, more_s: np.ndarray
-    ) -> np.ndarray:
-        """Return the same for arrays; `more_s`: what all ranks together send longer than inside the best group."""
+        if pp == 1:
+            return n * slowest
         virtual = way.virtual_stages
-        sends = pp * virtual * self.send + more_s
+        sends = pp * virtual * self.send
         top = slowest + virtual * self.send
         if way.schedule == "zbv_zero_bubble":
-            factor = 1.0 + np.clip((2 * pp - 1 - n) / np.maximum(pp - 1, 1), 0.0, 1.0)
+            factor = 1.0 + min(1.0, max(0.0, (2 * pp - 1 - n) / (pp - 1)))
             found = (n - factor / 2) * top + factor * self.inputs / 4
         elif way.schedule == "interleaved_zero_bubble":
             found = (n - 1 / virtual) * top + (self.rest + sends) / virtual
         else:
             found = (n - 1 / virtual) * top + (self.least + sends) / virtual
-        return np.where(pp == 1, n * slowest, np.maximum(found, n * top))
+        return max(found, n * top)
 
     def any_way_s(
         self, pp: np.ndarray, n: float, slowest: np.ndarray, layers: int, virtual: int
@@ -177,25 +115,3 @@ def with_room(rooms: np.ndarray, found: np.ndarray, layers: int) -> np.ndarray:
             end = end + found[:, g]
         most = np.maximum(most, total)
     return np.asarray((most >= layers) | (found.sum(axis=1) == 1))
-
-
-def crossing_hops(cluster: Cluster, stage_ranks: int) -> list[tuple[int, Domain]]:
-    """Return (group that sends, the way to another group) for stages of a size (see `plan_places`)."""
-    groups = range(len(cluster.groups))
-    return [
-        (one, crossing_of(cluster, sorted((one, other)), 2, stage_ranks))
-        for one in groups
-        for other in groups
-        if one != other
-    ]
-
-
-def crossing_s(predictor: Predictor, core: Core, hops: list[tuple[int, Domain]]) -> float:
-    """Return what sending to another group takes at least, of one virtual stage and micro-batch (see `cost_rank`)."""
-    tokens = core.micro_sequences * predictor.training.sequence_length / core.cp
-    parts = core.tp if core.sequence_parallel or predictor.traits.sends_parts else 1
-    found = []
-    for g, hop in hops:
-        size = tokens * predictor.model.d_model * predictor.costs[g].value / parts
-        found.append(hop.send_s(size, predictor.constants[g]))
-    return 2 * min(found, default=0.0) * (1.0 - predictor.traits.send_overlap)

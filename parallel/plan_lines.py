@@ -191,12 +191,15 @@ def load(rank: Rank, way: Way, pp: int, n: float, least: int) -> Load:
         wait = [value / way.virtual_stages for value in rest]
     elif way.schedule == "zbv_zero_bubble":
         inputs = [b - w for b, w in zip(rank.backward, rank.weight, strict=True)]
-        longer = [max(f, i) / 2 for f, i in zip(rank.forward, inputs, strict=True)]
+        # One of the two for all of the rank, so that the line is nowhere above what the rank adds.
+        chosen = rank.forward if sum(rank.forward[1:]) >= sum(inputs[1:]) else inputs
+        longer = [value / 2 for value in chosen]
         short = min(1.0, max(0.0, (2 * pp - 1 - n) / (pp - 1)))
         wait = [value * (1 + short) for value in longer]
     else:
         wait = [value / way.virtual_stages for value in busy]
-    return Load(busy[0], (busy[1], busy[2]), wait[0], (wait[1], wait[2]), least)
+    once = rank.sync, rank.update
+    return Load(busy[0], (busy[1], busy[2]), wait[0], (wait[1], wait[2]), least, once)
 
 
 def step_s(

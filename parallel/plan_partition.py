@@ -9,7 +9,7 @@ more than the best found, makes the search exact (against the proportional rule 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -26,6 +26,7 @@ class Load:
         fixed, each: busy seconds of one micro-batch: embedding, head and transfers, and every layer of a kind.
         wait_fixed, wait_each: seconds that it adds to the filling and draining of the pipeline.
         least: layers that it must hold: one for every stage but the first and the last.
+        once: (fixed, of a layer of each kind) seconds once a step, of gradients' transfer and of the update: of all ranks the longest counts.
     """
 
     fixed: float
@@ -33,6 +34,7 @@ class Load:
     wait_fixed: float
     wait_each: tuple[float, float]
     least: int
+    once: tuple[tuple[float, float, float], tuple[float, float, float]] = ((0.0,) * 3, (0.0,) * 3)
 
 
 Counts = tuple[int, ...]
@@ -47,6 +49,7 @@ def alike(
     n: float,
     score: Score,
     limit_s: float = math.inf,
+    own: float = 1.0,
 ) -> tuple[float, Counts] | None:
     """Return the best (seconds of a step, layers of every rank) where layers do not differ; None where memory is too small.
 
@@ -54,10 +57,11 @@ def alike(
         most: layers that fit into the memory of every rank.
         n: micro-batches.
         limit_s: partitions that take longer are of no use; the first is returned all the same.
+        own: share of its own time for one micro-batch that the slowest rank does not wait, at most.
     """
-    least = [load.least for load in loads]
-    if sum(least) > layers or sum(most) < layers or any(map(int.__gt__, least, most)):
+    if not feasible(loads, layers, most):
         return None
+    least = [load.least for load in loads]
     slopes = [load.each[0] for load in loads]
     ranks_of = _by_wait(loads)
     wait_s = _wait_s(loads, _filled(layers, least, most, ranks_of))
@@ -69,26 +73,32 @@ def alike(
         value = score(tuple(counts))
         if best is None or value < best[0]:
             best = value, tuple(counts)
-        if value < limit_s:
-            for found in _eased(counts, least, caps):
+        for found in _eased(loads, layers, caps, ranks_of):
+            if (n - own) * bound_s + _wait_s(loads, found) < min(best[0], limit_s):
                 value = score(tuple(found))
                 best = (value, tuple(found)) if value < best[0] else best
         bound_s = _next_bound(loads, slopes, most, caps)
         # The others wait for no less than this; the slowest rank itself is no part of it.
-        if bound_s == math.inf or (n - 1) * bound_s + wait_s >= min(best[0], limit_s):
+        if bound_s == math.inf or (n - own) * bound_s + wait_s >= min(best[0], limit_s):
             break
     return best
 
 
-def least_s(loads: Sequence[Load], layers: int, n: float) -> float:
-    """Return what the passes of a step take at least, whatever the partition of layers that do not differ."""
+def feasible(loads: Sequence[Load], layers: int, most: Sequence[int]) -> bool:
+    """Return whether all ranks have the layers that they must, and memory for those that there are."""
+    least = [load.least for load in loads]
+    return sum(least) <= layers <= sum(most) and not any(map(int.__gt__, least, most))
+
+
+def least_s(loads: Sequence[Load], layers: int, n: float, own: float = 1.0) -> float:
+    """Return what the passes of a step take at least, whatever the partition of layers that do not differ; `own` as of `alike`."""
     least, most = [load.least for load in loads], [layers] * len(loads)
     if sum(least) > layers:
         return math.inf
     slopes = [load.each[0] for load in loads]
     bound_s = _first_bound(loads, slopes, least, most, layers)
     wait_s = _wait_s(loads, _filled(layers, least, most, _by_wait(loads)))
-    return max(n * bound_s, (n - 1) * bound_s + wait_s)
+    return max(n * bound_s, (n - own) * bound_s + wait_s)
 
 
 def _by_wait(loads: Sequence[Load]) -> list[list[int]]:
@@ -180,21 +190,37 @@ def _level(counts: list[int], most: Sequence[int], ranks: Sequence[int], left: i
         counts[r] = value
 
 
-def _eased(counts: Sequence[int], least: Sequence[int], most: Sequence[int]) -> list[list[int]]:
-    """Return partitions with a layer less on the first or the last rank, which also hold the tables' gradients and state."""
+def _eased(
+    loads: Sequence[Load], layers: int, caps: Sequence[int], ranks_of: Sequence[Sequence[int]]
+) -> Iterator[list[int]]:
+    """Yield partitions within `caps` that wait least, then those whose longest transfer, or update, once a step is ever shorter."""
+    least = [load.least for load in loads]
+    outer: Sequence[int] | None = caps
+    while outer is not None:
+        inner: Sequence[int] | None = outer
+        first = None
+        while inner is not None:
+            counts = _filled(layers, least, inner, ranks_of)
+            first = first or counts
+            yield counts
+            inner = _shorter(loads, counts, inner, layers, 1)
+        outer = _shorter(loads, first or [], outer, layers, 0)
+
+
+def _shorter(
+    loads: Sequence[Load], counts: Sequence[int], caps: Sequence[int], layers: int, which: int
+) -> list[int] | None:
+    """Return the caps under which what is paid once (0 transfers, 1 updates) is shorter than with `counts`; None where layers find no place."""
+    lines = [load.once[which] for load in loads]
+    top_s = max(line[0] + line[1] * k for line, k in zip(lines, counts, strict=True)) * (1 - _SLACK)
     found = []
-    for end in (0, len(counts) - 1):
-        eased = list(counts)
-        for _ in range(3):
-            room = [r for r in range(len(counts)) if r != end and eased[r] < most[r]]
-            if eased[end] <= least[end] or not room:
-                break
-            taker = min(room, key=lambda r: eased[r])
-            eased = eased.copy()
-            eased[end] -= 1
-            eased[taker] += 1
-            found.append(eased)
-    return found
+    for load, line, cap in zip(loads, lines, caps, strict=True):
+        if line[0] >= top_s:
+            return None
+        found.append(min(cap, int((top_s - line[0]) / line[1])) if line[1] > 0 else cap)
+        if found[-1] < load.least:
+            return None
+    return found if sum(found) >= layers else None
 
 
 def unlike(

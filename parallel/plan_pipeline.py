@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from motet.parallel.cost_memory import micro_batches_held
 from motet.parallel.cost_places import Stage
 from motet.parallel.layout import Layout
+from motet.parallel.plan_front import Front, Rest, fronts, rest, stages_with
 from motet.parallel.plan_lines import Held, Rank, load, skeleton, step_s
-from motet.parallel.plan_partition import Counts, Load, alike, least_s, stage_layers, unlike
+from motet.parallel.plan_nodes import Node
+from motet.parallel.plan_partition import (
+    Counts,
+    Load,
+    alike,
+    feasible,
+    least_s,
+    stage_layers,
+    unlike,
+)
 from motet.parallel.plan_places import places_of, renumbered
-from motet.parallel.plan_space import Core, Spread, Way
+from motet.parallel.plan_space import Spread, Way
 
 if TYPE_CHECKING:
     from motet.parallel.planner import Search
 
 ONE = Way("1f1b", 1)
-
-
-@dataclass(frozen=True)
-class Node:
-    """Degrees and machines; what is open are placement, schedule, recomputation, sharding and layers."""
-
-    core: Core
-    readers: int
-    stages: tuple[int, ...]  # of every group
-    bounds_s: dict[str, dict[Way, float]]  # of a step, by recomputation and schedule that are open
-
-    @property
-    def bound_s(self) -> float:
-        """What a step takes at least."""
-        return min(min(bounds.values()) for bounds in self.bounds_s.values())
 
 
 class Pipeline:
@@ -82,17 +77,14 @@ class Pipeline:
                 return  # the splits that follow divide less
             ranks = self._ranks(layout, split)
             loads = self._loads(layout, way, ranks)
-            if number == 0 and self._least_s(loads) >= self.limit_s:
+            if number == 0 and self._least_s(layout, loads, kept) >= self.limit_s:
                 return
             best = self._divide(layout, ranks, loads, most, kept)
             if best is None:
                 continue
             self.fitted.add((way, split))
-            if best[0] < self.limit_s:
-                stages_of = [layout.stages_of(r) for r in range(self.pp)]
-                stages = stage_layers(best[1], stages_of, layout.stages)
-                if stages is not None:
-                    self.search_.judge(replace(layout, stage_layers=stages), self.spread)
+            if best[0] < self.limit_s and best[1] is not None:
+                self.search_.judge(replace(layout, stage_layers=best[1]), self.spread)
 
     def _loads(self, layout: Layout, way: Way, ranks: list[Rank]) -> list[Load]:
         known: dict[tuple[int, int], Load] = {}
@@ -104,12 +96,25 @@ class Pipeline:
             out.append(known[key])
         return out
 
-    def _least_s(self, loads: list[Load]) -> float:
+    def _least_s(self, layout: Layout, loads: list[Load], kept: list[Held]) -> float:
         """Return what a step takes at least, whatever the partition."""
-        share = _share(self.search_.routed)
+        share, own = _share(self.search_.routed), own_share(layout)
         if 0.0 < share < 1.0:
-            return 0.0
-        return least_s(_mixed(loads, share), self.search_.model.n_layers, self.n)
+            rests = [one for _, one in self._rests(layout, loads, kept)]
+            routed = sum(self.search_.routed)
+            found = [least_s(one.loads, routed, self.n, own) for one in rests]
+            return min(found) if self.search_.dense_first else 0.0
+        return least_s(_mixed(loads, share), self.search_.model.n_layers, self.n, own)
+
+    def _rests(
+        self, layout: Layout, loads: list[Load], kept: list[Held]
+    ) -> Iterator[tuple[Front, Rest]]:
+        """Yield what is left to divide for all places of dense layers that come first."""
+        stages_of = [layout.stages_of(r) for r in range(self.pp)]
+        held, routed = self._held(layout), sum(self.search_.routed)
+        for front in fronts(self.search_.dense_first, layout.stages):
+            one = rest(front, loads, kept, held, stages_of, layout.stages, routed)
+            yield front, one
 
     def _kept(self, layout: Layout) -> list[Held]:
         """Return what every rank holds."""
@@ -168,7 +173,8 @@ class Pipeline:
     def _rooms(self, layout: Layout, kept: list[Held]) -> list[int]:
         """Return the most layers that fit into the memory of every rank."""
         layers, share = self.search_.model.n_layers, _share(self.search_.routed)
-        ranged = 0.0 < share < 1.0 and layout.virtual_stages == 1  # then `fits` has the last word
+        # Ranges of layers and dense layers that come first are fitted one by one.
+        ranged = 0.0 < share < 1.0 and (layout.virtual_stages == 1 or self.search_.dense_first > 0)
         most = []
         for one, count in zip(kept, self._held(layout), strict=True):
             dense, routed = (one.fixed[k] + count * one.saved[k] for k in (1, 2))
@@ -183,32 +189,64 @@ class Pipeline:
         loads: list[Load],
         most: list[int],
         kept: list[Held],
-    ) -> tuple[float, Counts] | None:
-        """Return the best partition that fits into memory."""
+    ) -> tuple[float, tuple[int, ...] | None] | None:
+        """Return seconds of a step and layers of all stages of the best partition; None where none fits into memory."""
         search, n = self.search_, self.n
         dense, routed = search.lines.kinds
-        held = self._held(layout)
-
-        def fits(r: int, dense: int, experts: int) -> bool:
-            return kept[r].bytes(dense, experts, held[r]) <= kept[r].capacity
-
+        stages_of = [layout.stages_of(r) for r in range(self.pp)]
+        if search.dense_first:
+            return self._fronted(layout, ranks, loads, kept)
         if dense and routed and layout.virtual_stages == 1:
-            total = [0, *accumulate(search.routed)]
+            total, held = [0, *accumulate(search.routed)], self._held(layout)
+
+            def fits(r: int, dense: int, experts: int) -> bool:
+                return kept[r].bytes(dense, experts, held[r]) <= kept[r].capacity
 
             def score(counts: Counts) -> float:
                 return step_s(layout, ranks, _ranges(counts, total), n, search.predictor)
 
-            return unlike(loads, search.routed, fits, score)
-        # Stages of one rank lie apart: where layers differ, each rank has its share of both kinds.
-        share = _share(search.routed)
+            found = unlike(loads, search.routed, fits, score)
+        else:
+            # Stages of one rank lie apart: where layers differ, each rank has its share of both kinds.
+            share = _share(search.routed)
 
-        def score_alike(counts: Counts) -> float:
-            mixed = [(k * (1 - share), k * share) for k in counts]
-            return step_s(layout, ranks, mixed, n, search.predictor)
+            def score_alike(counts: Counts) -> float:
+                mixed = [(k * (1 - share), k * share) for k in counts]
+                return step_s(layout, ranks, mixed, n, search.predictor)
 
-        return alike(
-            _mixed(loads, share), search.model.n_layers, most, n, score_alike, self.limit_s
-        )
+            even, layers = _mixed(loads, share), search.model.n_layers
+            own, limit_s = own_share(layout), self.limit_s
+            found = alike(even, layers, most, n, score_alike, limit_s, own)
+        return found and (found[0], stage_layers(found[1], stages_of, layout.stages))
+
+    def _fronted(
+        self, layout: Layout, ranks: list[Rank], loads: list[Load], kept: list[Held]
+    ) -> tuple[float, tuple[int, ...] | None] | None:
+        """Do the same where dense layers come first."""
+        stages_of = [layout.stages_of(r) for r in range(self.pp)]
+        search, own, layers = self.search_, own_share(layout), sum(self.search_.routed)
+        best: tuple[float, tuple[int, ...] | None] | None = None
+        for front, left in self._rests(layout, loads, kept):
+            if not feasible(left.loads, layers, left.most):
+                continue
+            best = best or (math.inf, None)
+            limit_s = min(self.limit_s, best[0])
+            if least_s(left.loads, layers, self.n, own) >= limit_s:
+                continue
+
+            def score(counts: Counts, dense: Counts = left.dense) -> float:
+                both = list(zip(dense, counts, strict=True))
+                return step_s(layout, ranks, both, self.n, search.predictor)
+
+            found = alike(left.loads, layers, left.most, self.n, score, limit_s, own)
+            if found is not None and found[0] < best[0]:
+                best = found[0], stages_with(front, found[1], stages_of, layout.stages)
+        return best
+
+
+def own_share(layout: Layout) -> float:
+    """Return which share of its own time for one micro-batch the slowest rank does not wait at most (see `cost_pipeline`)."""
+    return 1 / layout.virtual_stages if layout.schedule.startswith("interleaved") else 1.0
 
 
 def _ends(layout: Layout, rank: int) -> tuple[bool, bool]:
@@ -235,7 +273,9 @@ def _mixed(loads: Sequence[Load], share: float) -> list[Load]:
         if id(one) not in known:
             each = one.each[0] * (1 - share) + one.each[1] * share
             wait = one.wait_each[0] * (1 - share) + one.wait_each[1] * share
-            known[id(one)] = replace(one, each=(each, each), wait_each=(wait, wait))
+            sync, update = (line[1] * (1 - share) + line[2] * share for line in one.once)
+            once = (one.once[0][0], sync, sync), (one.once[1][0], update, update)
+            known[id(one)] = replace(one, each=(each, each), wait_each=(wait, wait), once=once)
     return [known[id(one)] for one in loads]
 
 

@@ -67,16 +67,16 @@ def places_of(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     """
     if len(cluster.groups) == 1:
         return places(cluster, replace(layout, placement=()))
-    if not _even(cluster, layout, spread):
+    if not even(cluster, layout, spread):
         return places(cluster, replace(layout, placement=placement(cluster, layout, spread)))
     return (
         _pipelined(cluster, layout, spread)
         if spread.across == "pipeline"
-        else (_replicated(cluster, layout, spread))
+        else (replicated(cluster, layout, spread))
     )
 
 
-def _even(cluster: Cluster, layout: Layout, spread: Spread) -> bool:
+def even(cluster: Cluster, layout: Layout, spread: Spread) -> bool:
     """Return whether every group of ranks has as many devices on each of its nodes, at the same places."""
     for number, count in spread.blocks:
         size = cluster.groups[number].devices_per_node
@@ -147,7 +147,8 @@ def _pipelined(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     return Places(tuple(stages), columns)
 
 
-def _replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
+def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
+    """Return where replicas stand that fill nodes evenly; the cluster may have more devices than they use."""
     numbers = sorted(number for number, _ in spread.blocks)
     groups = {number: cluster.groups[number] for number in numbers}
     counts = dict(spread.blocks)

@@ -1,152 +1,260 @@
 """Layouts whose whole replicas stand in one group each: gradients cross between groups, and shares of the step follow their speed. Pure.
 
-Every group that takes part is filled with replicas. The micro-batches of a replica of group g, c_g, satisfy sum over g of R_g c_g = N; those
-near the proportional numbers are tried, and layers are divided nearly evenly: this part of the search is not exhaustive.
+Every group that takes part is filled with replicas. The micro-batches of a replica of group g, c_g, satisfy sum over g of R_g c_g = N. If it needs at
+least c x_g + w_g for c micro-batches, then the slowest takes no less than (N + sum of R_g w_g / x_g) / (sum of R_g / x_g), the mean weighted
+with R_g / x_g. What is not slower than that is tried, whatever the shares.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from motet.parallel.cost_terms import Prediction
 from motet.parallel.layout import Layout
-from motet.parallel.plan_lines import skeleton
+from motet.parallel.plan_lines import Line, layers_that_fit, skeleton, value
 from motet.parallel.plan_partition import stage_layers
+from motet.parallel.plan_places import even, replicated
 from motet.parallel.plan_space import Core, Spread, Way, divisors, splits
 from motet.parallel.plan_terms import kind_of
 
 if TYPE_CHECKING:
     from motet.parallel.planner import Search
 
-NEAR = 3
-"""How far from the proportional number of micro-batches others are tried."""
-HOPEFUL = 1.02
-"""A layout that takes this much longer than what is ranked, evenly divided, is not divided otherwise."""
-HOPELESS = 1.3
-"""Where a layout takes this much longer than what is ranked, no other schedule or share of its degrees is tried."""
 MANY_DEVICES = 512
 """Clusters with fewer devices have `Limits.replica_shapes` raised in proportion: their shapes take less time."""
+PREDICTED = 10
+"""So many layouts are predicted for each of `Limits.replica_shapes` at most."""
 ONE = Way("1f1b", 1)
 
 
-class Shape(NamedTuple):
+@dataclass
+class Shape:
     """Degrees of a replica, and replicas on every group that takes part."""
 
-    bound_s: float  # of a step, any way it is done
     core: Core
     shard: int
     pp: int
     spread: Spread
     number: int  # micro-batches of all replicas
+    least_s: np.ndarray  # of the slowest rank and one micro-batch, for every group that takes part
+    rest_s: np.ndarray  # what a step takes besides
+    once_s: np.ndarray | None = (
+        None  # the part of that for gradients and the update, when it is known
+    )
+
+    @property
+    def replicas(self) -> np.ndarray:
+        """Return how many every group has."""
+        return np.array([count for _, count in self.spread.blocks])
+
+    def bound_s(self) -> float:
+        """Return what a step takes at least."""
+        rates = self.replicas / self.least_s
+        rest_s = self.rest_s if self.once_s is None else self.rest_s + self.once_s
+        return float((self.number + rates @ rest_s) / rates.sum())
 
 
 def search(search: Search) -> None:
     """Try sets of at least two groups, degrees inside a replica, and shares of the step, those with the lowest bound first."""
     groups, counts = range(len(search.cluster.groups)), search.answer.counts
-    found: list[Shape] = []
-    for size in range(2, len(groups) + 1):
-        for chosen in combinations(groups, size):
-            for core in search.cores():
-                found += _of_core(search, chosen, core)
-    found.sort(key=lambda shape: shape.bound_s)
+    if len(groups) < 2:
+        return
+    if not search.proving and search.spent(0):
+        search.answer.ranked_all = False
+        return
+    sets = [one for size in groups for one in combinations(groups, size + 1) if size]
+    found = [
+        shape for core in search.cores() for one in sets for shape in _of_core(search, one, core)
+    ]
+    heap = [(shape.bound_s(), number) for number, shape in enumerate(found)]
+    heapq.heapify(heap)
     most = search.question.limits.replica_shapes * max(1, MANY_DEVICES // search.cluster.devices)
-    for tried, shape in enumerate(found):
-        if shape.bound_s >= search.limit_s:
-            counts["slower"] += len(found) - tried
+    before = counts["predicted"]
+    tried, known = 0, dict[tuple[object, ...], list[tuple[Line, Line]]]()
+    while heap:
+        bound_s, number = heapq.heappop(heap)
+        if bound_s >= search.limit_s:
+            counts["slower"] += 1 + len(heap)
             return
-        if tried == most:
-            counts["not tried"] += len(found) - tried
-            earlier_s = search.answer.bound_s or shape.bound_s
-            search.answer.bound_s = min(earlier_s, shape.bound_s)
+        shape = found[number]
+        if shape.once_s is None:
+            if _once(search, shape, known):
+                heapq.heappush(heap, (shape.bound_s(), number))
+            continue
+        if tried >= most or counts["predicted"] - before >= PREDICTED * most:
+            counts["not tried"] += 1 + len(heap)
+            search.left_from(bound_s)
             return
-        _shapes(search, shape.core, shape.shard, shape.pp, shape.spread, shape.number)
+        tried += _shapes(search, shape)
 
 
 def _of_core(search: Search, chosen: tuple[int, ...], core: Core) -> Iterator[Shape]:
-    question = search.question
-    sequences, done = question.training.sequences, search.work_of(core, search.recomputes()[0])
-    sizes = [search.cluster.groups[g].devices for g in chosen]
-    for shard in divisors(sequences // core.micro_sequences):
-        each = shard * core.cp * core.tp
-        number = sequences // (core.micro_sequences * shard)
-        for pp in range(1, min(search.most_stages(), min(sizes) // each) + 1):
-            replicas = [devices // (each * pp) for devices in sizes]
-            if sum(replicas) > number or not question.allows(
-                pp=pp, dp_shard=shard, dp_replicate=sum(replicas)
-            ):
-                continue
-            pairs = list(zip(chosen, replicas, strict=True))
-            rate = sum(count * pp / float(done.whole[g]) for g, count in pairs)
-            bound_s = number * done.share / rate
-            if bound_s >= search.limit_s:
-                search.answer.counts["slower"] += 1
-                continue
-            yield Shape(bound_s, core, shard, pp, Spread("replicas", tuple(pairs)), number)
+    """Yield the shapes of a core whose bound is below the limit."""
+    question, done = search.question, search.work_of(core, search.recomputes()[0])
+    sequences, layers = question.training.sequences, search.model.n_layers
+    sizes = np.array([search.cluster.groups[g].devices for g in chosen])
+    at = list(chosen)
+    shards = np.array(divisors(sequences // core.micro_sequences))
+    pp = np.arange(1, search.most_stages() + 1)
+    each = shards[:, None] * (core.cp * core.tp) * pp  # [shard, pp]
+    replicas = sizes // each[:, :, None]
+    number = (sequences // (core.micro_sequences * shards))[:, None]
+    fullest = -(-done.layers // pp)  # layers of the kind that most are of
+    whole = np.where(pp[:, None] == 1, done.whole[at], done.layer[at] * fullest[:, None])
+    whole = np.maximum(whole, done.least / pp[:, None]) + np.where(pp[:, None] > 1, done.send, 0.0)
+    most = np.clip((layers + 2) // pp, 1, question.limits.virtual_stages)[:, None]
+    several = np.minimum((done.rest - whole) / most, done.inputs / 4 - whole)
+    rest_s = np.where(most > 1, several, done.least - whole)
+    rest_s = np.where(pp[:, None] == 1, 0.0, np.maximum(rest_s, 0.0))
+    rates = replicas / whole
+    bound_s = (number + (rates * rest_s).sum(axis=2)) / np.maximum(rates.sum(axis=2), 1e-30)
+    open_ = (
+        (replicas.min(axis=2) > 0) & (replicas.sum(axis=2) <= number) & (bound_s < search.limit_s)
+    )
+    open_ &= _has_room(search, chosen, core, shards, fullest, open_)
+    for i, j in np.argwhere(open_):
+        counts = [int(count) for count in replicas[i, j]]
+        if question.allows(pp=int(pp[j]), dp_shard=int(shards[i]), dp_replicate=sum(counts)):
+            spread = Spread("replicas", tuple(zip(chosen, counts, strict=True)))
+            yield Shape(
+                core, int(shards[i]), int(pp[j]), spread, int(number[i, 0]), whole[j], rest_s[j]
+            )
 
 
-def _shapes(search: Search, core: Core, shard: int, pp: int, spread: Spread, number: int) -> None:
-    """Try the numbers of micro-batches, schedules and recomputation of some replicas."""
-    replicas = sum(count for _, count in spread.blocks)
-    if (replicas, shard) not in splits(search.model, core, replicas * shard):
-        return
+def _has_room(
+    search: Search,
+    chosen: tuple[int, ...],
+    core: Core,
+    shards: np.ndarray,
+    fullest: np.ndarray,
+    open_: np.ndarray,
+) -> np.ndarray:
+    """Return where ranks of all groups have memory for the layers that one of them holds at least, [shard, pp]; with one stage always."""
+    found = np.zeros(open_.shape, dtype=bool)
+    least = search.recomputes()[-1]  # keeps least
+    for i in np.flatnonzero(open_.any(axis=1)):
+        if splits(search.model, core, int(shards[i])):
+            split = 1, int(shards[i])
+            rooms = layers_that_fit(search.lines, core, split, np.ones(1), least)[list(chosen), 0]
+            found[i] = fullest <= rooms.min()
+    found[:, 0] = True
+    return found
+
+
+def _used(search: Search, shape: Shape) -> list[int]:
+    """Return the devices of every group that a shape uses."""
     used = [0] * len(search.cluster.groups)
-    for g, count in spread.blocks:
-        used[g] = count * pp * shard * core.cp * core.tp
+    for g, count in shape.spread.blocks:
+        used[g] = count * shape.pp * shape.shard * shape.core.cp * shape.core.tp
+    return used
+
+
+def _lines(
+    search: Search, core: Core, dp: tuple[int, int], spread: Spread
+) -> list[tuple[Line, Line]]:
+    """Return (transfer of gradients, update) of a rank in every group that takes part; nothing where nodes are filled unevenly."""
+    layout, none = skeleton(core, dp, 2, "none", ONE), (0.0, 0.0, 0.0)
+    if not even(search.cluster, layout, spread):
+        return [(none, none)] * len(spread.blocks)
+    stage = replicated(search.cluster, layout, spread).stages[0]
+    found = []
+    for g, _ in spread.blocks:
+        one = search.lines.rank((core, dp, spread), layout, stage, g, False, False)
+        found.append((one.sync, one.update))
+    return found
+
+
+def _once(
+    search: Search, shape: Shape, known: dict[tuple[object, ...], list[tuple[Line, Line]]]
+) -> bool:
+    """Find what gradients and the update take at least; return whether the shape can stand on its machines at all."""
+    core, replicas, shard = shape.core, int(shape.replicas.sum()), shape.shard
+    if (replicas, shard) not in splits(search.model, core, replicas * shard):
+        search.answer.counts["uneven"] += 1
+        return False
+    shape.once_s = np.zeros(len(shape.rest_s))
+    if shape.pp == 1:
+        return True
+    key = core._replace(micro_sequences=1), shard, shape.spread
+    if key not in known:
+        known[key] = _lines(search, key[0], (replicas, shard), shape.spread)
+    routed = sum(search.routed)
+    fullest = -(-(routed or search.model.n_layers) // shape.pp)
+    kept = (0, fullest) if routed else (fullest, 0)
+    for at, ((sync, update), least_s) in enumerate(zip(known[key], shape.least_s, strict=True)):
+        # No more hides transfers than what the slowest rank does for one micro-batch.
+        sync_s = value(sync, *kept)
+        hidden_s = search.predictor.traits.data_overlap * min(sync_s, float(least_s))
+        shape.once_s[at] = sync_s - hidden_s + value(update, *kept)
+    return True
+
+
+def _shapes(search: Search, shape: Shape) -> bool:
+    """Try the numbers of micro-batches, schedules and recomputation of some replicas; return whether there are such numbers."""
+    core, pp, used = shape.core, shape.pp, _used(search, shape)
+    replicas = int(shape.replicas.sum())
+    names = tuple(search.cluster.groups[g].name for g, _ in shape.spread.blocks)
+    plain = skeleton(core, (replicas, shape.shard), pp, "none", ONE)
+    kind = (*kind_of(plain, shape.spread, names), None, "none")
+    fits = False
     if search.machines(used) is None:
         search.answer.counts["uneven"] += 1
-        return
-    done = search.work_of(core, search.recomputes()[0])
-    names = tuple(search.cluster.groups[g].name for g, _ in spread.blocks)
-    plain = skeleton(core, (replicas, shard), pp, "none", ONE)
-    kind = (*kind_of(plain, spread, names), None, "none")
-    fits = False
-    for micro in _numbers(spread, number, done.whole):
+        return False
+    some = False
+    for micro in _numbers(search, shape, kind):
+        some = True
         for way in search.ways(pp, micro):
-            bounds = [
-                done.step_s(way, pp, n, float(done.slowest(_only(len(used), g, pp))))
-                for (g, _), n in zip(spread.blocks, micro, strict=True)
-            ]
-            if max(bounds) >= search.limit_of(kind):
-                search.answer.counts["slower"] += 1
-                continue
             for recompute in search.recomputes():
-                layout = skeleton(core, (replicas, shard), pp, recompute, way)
-                layout = replace(layout, shares=_shares(spread, micro))
-                found = _divided(search, layout, spread, used, kind)
-                if found.step_time_s > HOPELESS * search.limit_of(kind):
-                    return  # gradients between groups take too long, however the rest is done
-                if found.fits:
+                if _least_s(search, shape, micro, way, recompute) >= search.limit_of(kind):
+                    search.answer.counts["slower"] += 1
+                    break
+                layout = skeleton(core, (replicas, shape.shard), pp, recompute, way)
+                layout = replace(layout, shares=_shares(shape.spread, micro))
+                if _divided(search, layout, shape, micro, used, kind):
                     fits = True
                     break
     search.answer.counts["memory"] += int(not fits)
+    return some
 
 
-def _only(groups: int, g: int, pp: int) -> np.ndarray:
-    out = np.zeros(groups)
-    out[g] = pp
-    return out
+def _least_s(
+    search: Search, shape: Shape, micro: tuple[int, ...], way: Way, recompute: str, fullest: int = 0
+) -> float:
+    """Return what a step takes at least with some shares; `fullest`: layers that some rank has at least, where it is known."""
+    done = search.work_of(shape.core, recompute)
+    found = []
+    once_s = shape.once_s if shape.once_s is not None else np.zeros(len(micro))
+    for (g, _), n, least_s, more_s in zip(
+        shape.spread.blocks, micro, shape.least_s, once_s, strict=True
+    ):
+        slowest_s = max(float(least_s) - done.send * (shape.pp > 1), fullest * float(done.layer[g]))
+        found.append(done.step_s(way, shape.pp, n, slowest_s) + float(more_s))
+    return max(found)
 
 
-def _numbers(spread: Spread, number: int, whole: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """Yield micro-batches of a replica of every group, those nearest to proportional first."""
-    replicas = [count for _, count in spread.blocks]
-    speed = [1 / float(whole[g]) for g, _ in spread.blocks]
-    total = sum(r * s for r, s in zip(replicas, speed, strict=True))
-    even = [number * s / total for s in speed]
+def _numbers(search: Search, shape: Shape, kind: tuple[object, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield micro-batches of a replica of every group that may win, those nearest to proportional first."""
+    replicas, number = shape.replicas, shape.number
+    rest_s = shape.rest_s if shape.once_s is None else shape.rest_s + shape.once_s
+    limit_s = min(search.limit_of(kind), 1e30)
+    most = np.floor(np.minimum((limit_s - rest_s) / shape.least_s, number / replicas))
+    least = np.ceil((number - (most @ replicas - most * replicas)) / replicas)
+    even = number / shape.least_s / (replicas / shape.least_s).sum()
     ranges = []
-    for share, r in zip(even[:-1], replicas[:-1], strict=True):
-        low, high = max(1, int(share) - NEAR), min(number // r, math.ceil(share) + NEAR)
-        ranges.append(sorted(range(low, high + 1), key=lambda n: abs(n - share)))
+    for low, high, share in zip(least[:-1], most[:-1], even[:-1], strict=True):
+        near = np.arange(max(1, int(low)), int(high) + 1)
+        ranges.append(near[np.argsort(abs(near - share), kind="stable")].tolist())
+    counts = [int(count) for count in replicas]
     for found in product(*ranges):
-        left = number - sum(n * r for n, r in zip(found, replicas[:-1], strict=True))
-        if left > 0 and left % replicas[-1] == 0:
-            yield (*found, left // replicas[-1])
+        left = number - sum(n * r for n, r in zip(found, counts[:-1], strict=True))
+        if 0 < left <= most[-1] * counts[-1] and left % counts[-1] == 0:
+            yield (*found, left // counts[-1])
 
 
 def _shares(spread: Spread, micro: tuple[int, ...]) -> tuple[int, ...]:
@@ -160,32 +268,43 @@ def _shares(spread: Spread, micro: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _divided(
-    search: Search, layout: Layout, spread: Spread, used: list[int], kind: tuple[object, ...]
-) -> Prediction:
-    """Judge a layout with its layers divided evenly, and where that is near the best with less on the ends; return the first that fits."""
+    search: Search,
+    layout: Layout,
+    shape: Shape,
+    micro: tuple[int, ...],
+    used: list[int],
+    kind: tuple[object, ...],
+) -> bool:
+    """Judge a layout with every division of layers that may win; return whether one fits."""
     if layout.pp == 1:
-        return search.judge(layout, spread, used)
+        return search.judge(layout, shape.spread, used).fits
     stages_of = [layout.stages_of(rank) for rank in range(layout.pp)]
-    first: Prediction | None = None
-    for counts in _partitions(search.model.n_layers, layout.pp):
-        stages = stage_layers(counts, stages_of, layout.stages)
-        if stages is None:
-            continue
-        found = search.judge(replace(layout, stage_layers=stages), spread, used)
-        if first is None or (found.fits and not first.fits):
-            first = found
-        if found.step_time_s > HOPEFUL * search.limit_of(kind):
+    way, fits = Way(layout.schedule, layout.virtual_stages), False
+    layers, pp = search.model.n_layers, layout.pp
+    for fullest in range(-(-layers // pp), layers + 1):
+        if fits and fullest > -(-layers // max(1, pp - 2)):
             break
-    return first or search.judge(replace(layout, stage_layers=()), spread, used)
+        routed = fullest - (layers - sum(search.routed)) if any(search.routed) else fullest
+        least_s = _least_s(search, shape, micro, way, layout.recompute, max(0, routed))
+        if least_s >= search.limit_of(kind):
+            break
+        for counts in _partitions(layers, pp, fullest):
+            stages = stage_layers(counts, stages_of, layout.stages)
+            if stages is not None:
+                found = search.judge(replace(layout, stage_layers=stages), shape.spread, used)
+                fits = fits or found.fits
+    return fits
 
 
-def _partitions(layers: int, pp: int) -> Iterator[tuple[int, ...]]:
-    """Yield layers per rank: as even as can be, then with up to two less on the first and on the last."""
-    base, over = divmod(layers, pp)
-    yield tuple([base] * (pp - over) + [base + 1] * over)
-    for first, last in product(range(max(0, base - 2), base + 2), repeat=2):
-        left, inner = layers - first - last, pp - 2
-        if left < 0 or (inner == 0) != (left == 0):
-            continue
+def _partitions(layers: int, pp: int, fullest: int) -> Iterator[tuple[int, ...]]:
+    """Yield layers per rank with no more than `fullest` on one: as few as can be on the first and on the last, in every proportion.
+
+    All ranks of a replica stand in one group, so that only the fullest, the first and the last count; where others may have fewer,
+    those are at the front, where ranks keep most.
+    """
+    inner = pp - 2
+    ends = max(0, layers - fullest * inner)
+    for first in range(max(0, ends - fullest), min(ends, fullest) + 1):
+        left = layers - ends
         each, more = divmod(left, inner) if inner else (0, 0)
-        yield (first, *[each + 1] * more, *[each] * (inner - more), last)
+        yield (first, *[each] * (inner - more), *[each + 1] * more, ends - first)

@@ -27,8 +27,9 @@ class Limits:
         micro_sequences, cp, virtual_stages: largest values tried.
         micro_batches: fewest of a step in a pipeline: with one, stages only wait for each other.
         assignments: most ways to give stages to groups for one size of stage; where there are more, a group is used whole or not at all.
-        nodes: sets of degrees and machines that are tried in full at most; the answer says if there were more, and a bound for them.
-        replica_shapes: the same for replicas in different groups.
+        nodes: sets of degrees and machines that are tried in full at most, after the first choice is proven, for what is ranked behind it.
+        looked: assignments of stages to groups that are looked at, the proof of the first choice included, before the rest ends.
+        replica_shapes: degrees and machines of replicas in different groups that are tried at most; the answer says what is left.
     """
 
     micro_sequences: int = 16
@@ -37,6 +38,7 @@ class Limits:
     micro_batches: int = 2
     assignments: int = 20_000
     nodes: int = 200
+    looked: int = 20_000
     replica_shapes: int = 60
 
 

@@ -101,14 +101,24 @@ class Answer:
         choices: the fastest layout of each kind that fits, fastest first.
         counts: candidates by what became of them: "predicted", "slower" (a lower bound of their time is above what is ranked), "memory"
             (a bound of their memory is above the devices'), "micro-batches" (the batch gives the schedules too few).
-        bound_s: where the search ended early (`Limits.nodes`): nothing that was not tried takes less than this; else 0.
+        bound_s: 0 where the first choice is proven: nothing in the space is faster; else nothing that was not tried takes less than this.
+        ranked_all: whether that holds for every other row, too: it is the fastest of its kind, and no row is missing. Else these are the fastest
+            of their kinds that were found.
     """
 
     choices: list[Choice] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     bound_s: float = 0.0
+    ranked_all: bool = True
 
     @property
     def best(self) -> Choice:
         """The fastest."""
         return self.choices[0]
+
+    @property
+    def gap(self) -> float:
+        """The share of its time by which something that was not tried may be faster than the first choice; 0: it is proven."""
+        if not self.choices or not self.bound_s:
+            return 0.0
+        return max(0.0, 1.0 - self.bound_s / self.best.prediction.step_time_s)

@@ -15,10 +15,11 @@ from motet.parallel.cost_places import places
 from motet.parallel.cost_terms import Prediction, Training
 from motet.parallel.layout import Layout
 from motet.parallel.layout_rules import problems
-from motet.parallel.plan_grid import Cost, Terms, bounds_s, rows_of
+from motet.parallel.plan_grid import Terms, bounds_s, rows_of
 from motet.parallel.plan_nodes import Node
 from motet.parallel.plan_places import placement, places_of
 from motet.parallel.plan_probes import probes
+from motet.parallel.plan_ranks import Cost
 from motet.parallel.plan_reasons import remedies, tightest, why
 from motet.parallel.plan_space import Limits, Spread, Way
 from motet.parallel.plan_terms import Question
@@ -172,7 +173,7 @@ def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_ev
     found = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 500)[1]
     # Every rank's seconds without layers (sending, and a head at the end) and of a layer.
     ranks = {
-        (0, 1): ((0.0, 0.5, 1.0), (1.0, 1.0, 3.0)),
+        (0, 1): ((0.0, 0.5, 1.5), (1.0, 1.0, 3.0)),  # the last rank sends back
         (1, 0): ((0.5, 0.0, 1.0), (3.0, 1.0, 1.0)),
         (0,): ((0.0, 0.0, 1.0), (1.0, 1.0, 1.0)),
     }
