@@ -7,12 +7,15 @@ partition with weights 1 / W_g. `plan_grid` has sharper bounds, for fewer candid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from motet.parallel.plan_lines import skeleton, stub
+from motet.parallel.plan_places import crossing_of
 from motet.parallel.plan_space import Core, Way
 from motet.parallel.predict import Kept, Predictor
 
@@ -115,3 +118,18 @@ def with_room(rooms: np.ndarray, found: np.ndarray, layers: int) -> np.ndarray:
             end = end + found[:, g]
         most = np.maximum(most, total)
     return np.asarray((most >= layers) | (found.sum(axis=1) == 1))
+
+
+def gradients_crossing_s(predictor: Predictor, chosen: Sequence[int]) -> float:
+    """Return in what time the gradients of all weights cross between groups that hold whole replicas, at least.
+
+    Every rank adds its part to those of its peers in the other groups, and all ranks of a replica share the link: together they send all
+    weights' gradients once. No partition and no degree changes that; of several stages the fullest has no less than its share.
+    """
+    cluster, model = predictor.cluster, predictor.model
+    link = replace(crossing_of(cluster, sorted(chosen), 2, 1), nodes=1, per_node=1)
+    routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
+    weights = (model.n_layers - routed) * predictor.dense_weights
+    weights += routed * (predictor.routed_weights + predictor.expert_weights)
+    size = weights * predictor.traits.reduce_bytes
+    return min(link.reduce_s(size, predictor.constants[g]) for g in chosen)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from motet.parallel.layout import Layout
-from motet.parallel.plan_lines import Line, layers_that_fit, skeleton, value
+from motet.parallel.plan_bounds import gradients_crossing_s
+from motet.parallel.plan_lines import layers_that_fit, skeleton, value
 from motet.parallel.plan_partition import stage_layers
 from motet.parallel.plan_places import even, replicated
 from motet.parallel.plan_space import Core, Spread, Way, divisors, splits
 from motet.parallel.plan_terms import kind_of
+from motet.parallel.predict import Kept
 
 if TYPE_CHECKING:
     from motet.parallel.planner import Search
@@ -31,6 +33,7 @@ MANY_DEVICES = 512
 PREDICTED = 10
 """So many layouts are predicted for each of `Limits.replica_shapes` at most."""
 ONE = Way("1f1b", 1)
+Known = dict[tuple[object, ...], list[tuple[float, float]]]
 
 
 @dataclass
@@ -43,10 +46,9 @@ class Shape:
     spread: Spread
     number: int  # micro-batches of all replicas
     least_s: np.ndarray  # of the slowest rank and one micro-batch, for every group that takes part
-    rest_s: np.ndarray  # what a step takes besides
-    once_s: np.ndarray | None = (
-        None  # the part of that for gradients and the update, when it is known
-    )
+    rest_s: np.ndarray  # what fills and drains the pipeline besides
+    once_s: np.ndarray  # gradients and update
+    placed: bool = False  # `once_s` is of the machines on which it stands
 
     @property
     def replicas(self) -> np.ndarray:
@@ -56,8 +58,7 @@ class Shape:
     def bound_s(self) -> float:
         """Return what a step takes at least."""
         rates = self.replicas / self.least_s
-        rest_s = self.rest_s if self.once_s is None else self.rest_s + self.once_s
-        return float((self.number + rates @ rest_s) / rates.sum())
+        return float((self.number + rates @ (self.rest_s + self.once_s)) / rates.sum())
 
 
 def search(search: Search) -> None:
@@ -72,18 +73,19 @@ def search(search: Search) -> None:
     found = [
         shape for core in search.cores() for one in sets for shape in _of_core(search, one, core)
     ]
+    known: Known = {}
     heap = [(shape.bound_s(), number) for number, shape in enumerate(found)]
     heapq.heapify(heap)
     most = search.question.limits.replica_shapes * max(1, MANY_DEVICES // search.cluster.devices)
     before = counts["predicted"]
-    tried, known = 0, dict[tuple[object, ...], list[tuple[Line, Line]]]()
+    tried = 0
     while heap:
         bound_s, number = heapq.heappop(heap)
         if bound_s >= search.limit_s:
             counts["slower"] += 1 + len(heap)
             return
         shape = found[number]
-        if shape.once_s is None:
+        if not shape.placed:
             if _once(search, shape, known):
                 heapq.heappush(heap, (shape.bound_s(), number))
             continue
@@ -112,8 +114,11 @@ def _of_core(search: Search, chosen: tuple[int, ...], core: Core) -> Iterator[Sh
     several = np.minimum((done.rest - whole) / most, done.inputs / 4 - whole)
     rest_s = np.where(most > 1, several, done.least - whole)
     rest_s = np.where(pp[:, None] == 1, 0.0, np.maximum(rest_s, 0.0))
+    sync_s = gradients_crossing_s(search.predictor, chosen)
+    once_s = sync_s - search.predictor.traits.data_overlap * np.minimum(sync_s, whole)
     rates = replicas / whole
-    bound_s = (number + (rates * rest_s).sum(axis=2)) / np.maximum(rates.sum(axis=2), 1e-30)
+    added_s = (rates * (rest_s + once_s)).sum(axis=2)
+    bound_s = (number + added_s) / np.maximum(rates.sum(axis=2), 1e-30)
     open_ = (
         (replicas.min(axis=2) > 0) & (replicas.sum(axis=2) <= number) & (bound_s < search.limit_s)
     )
@@ -122,9 +127,8 @@ def _of_core(search: Search, chosen: tuple[int, ...], core: Core) -> Iterator[Sh
         counts = [int(count) for count in replicas[i, j]]
         if question.allows(pp=int(pp[j]), dp_shard=int(shards[i]), dp_replicate=sum(counts)):
             spread = Spread("replicas", tuple(zip(chosen, counts, strict=True)))
-            yield Shape(
-                core, int(shards[i]), int(pp[j]), spread, int(number[i, 0]), whole[j], rest_s[j]
-            )
+            degrees = core, int(shards[i]), int(pp[j])
+            yield Shape(*degrees, spread, int(number[i, 0]), whole[j], rest_s[j], once_s[j])
 
 
 def _has_room(
@@ -155,44 +159,49 @@ def _used(search: Search, shape: Shape) -> list[int]:
     return used
 
 
-def _lines(
-    search: Search, core: Core, dp: tuple[int, int], spread: Spread
-) -> list[tuple[Line, Line]]:
-    """Return (transfer of gradients, update) of a rank in every group that takes part; nothing where nodes are filled unevenly."""
-    layout, none = skeleton(core, dp, 2, "none", ONE), (0.0, 0.0, 0.0)
-    if not even(search.cluster, layout, spread):
-        return [(none, none)] * len(spread.blocks)
-    stage = replicated(search.cluster, layout, spread).stages[0]
-    found = []
-    for g, _ in spread.blocks:
-        one = search.lines.rank((core, dp, spread), layout, stage, g, False, False)
-        found.append((one.sync, one.update))
-    return found
-
-
-def _once(
-    search: Search, shape: Shape, known: dict[tuple[object, ...], list[tuple[Line, Line]]]
-) -> bool:
-    """Find what gradients and the update take at least; return whether the shape can stand on its machines at all."""
+def _once(search: Search, shape: Shape, known: Known) -> bool:
+    """Find what gradients and the update take on the shape's machines; return whether it can stand there at all."""
     core, replicas, shard = shape.core, int(shape.replicas.sum()), shape.shard
     if (replicas, shard) not in splits(search.model, core, replicas * shard):
         search.answer.counts["uneven"] += 1
         return False
-    shape.once_s = np.zeros(len(shape.rest_s))
-    if shape.pp == 1:
-        return True
-    key = core._replace(micro_sequences=1), shard, shape.spread
+    shape.placed = True
+    key = core._replace(micro_sequences=1), shard, shape.pp, shape.spread
     if key not in known:
-        known[key] = _lines(search, key[0], (replicas, shard), shape.spread)
-    routed = sum(search.routed)
-    fullest = -(-(routed or search.model.n_layers) // shape.pp)
-    kept = (0, fullest) if routed else (fullest, 0)
-    for at, ((sync, update), least_s) in enumerate(zip(known[key], shape.least_s, strict=True)):
+        known[key] = _at_least(search, key[0], (replicas, shard), shape.pp, shape.spread)
+    overlap = search.predictor.traits.data_overlap
+    for at, ((sync_s, update_s), least_s) in enumerate(zip(known[key], shape.least_s, strict=True)):
         # No more hides transfers than what the slowest rank does for one micro-batch.
-        sync_s = value(sync, *kept)
-        hidden_s = search.predictor.traits.data_overlap * min(sync_s, float(least_s))
-        shape.once_s[at] = sync_s - hidden_s + value(update, *kept)
+        exposed_s = sync_s - overlap * min(sync_s, float(least_s))
+        shape.once_s[at] = max(shape.once_s[at], exposed_s) + update_s
     return True
+
+
+def _at_least(
+    search: Search, core: Core, dp: tuple[int, int], pp: int, spread: Spread
+) -> list[tuple[float, float]]:
+    """Return seconds of (transfer of gradients, update) of the fullest rank in every group that takes part, at least.
+
+    Nothing where nodes are filled unevenly.
+    """
+    layout = skeleton(core, dp, pp, "none", ONE)
+    if not even(search.cluster, layout, spread):
+        return [(0.0, 0.0)] * len(spread.blocks)
+    stage = replicated(search.cluster, layout, spread).stages[0]
+    layers, routed = search.model.n_layers, sum(search.routed)
+    fullest = -(-(routed or layers) // pp)
+    kept = (0, fullest) if routed else (fullest, 0)
+    found = []
+    for g, _ in spread.blocks:
+        if pp == 1:
+            rank = search.predictor.rank(
+                layout, stage, Kept(layers - routed, routed, True, True), g
+            )
+            found.append((rank.sync_s, rank.optimizer_s))
+        else:
+            line = search.lines.rank((core, dp, pp, spread), layout, stage, g, False, False)
+            found.append((value(line.sync, *kept), value(line.update, *kept)))
+    return found
 
 
 def _shapes(search: Search, shape: Shape) -> bool:
@@ -229,9 +238,8 @@ def _least_s(
     """Return what a step takes at least with some shares; `fullest`: layers that some rank has at least, where it is known."""
     done = search.work_of(shape.core, recompute)
     found = []
-    once_s = shape.once_s if shape.once_s is not None else np.zeros(len(micro))
     for (g, _), n, least_s, more_s in zip(
-        shape.spread.blocks, micro, shape.least_s, once_s, strict=True
+        shape.spread.blocks, micro, shape.least_s, shape.once_s, strict=True
     ):
         slowest_s = max(float(least_s) - done.send * (shape.pp > 1), fullest * float(done.layer[g]))
         found.append(done.step_s(way, shape.pp, n, slowest_s) + float(more_s))
@@ -241,7 +249,7 @@ def _least_s(
 def _numbers(search: Search, shape: Shape, kind: tuple[object, ...]) -> Iterator[tuple[int, ...]]:
     """Yield micro-batches of a replica of every group that may win, those nearest to proportional first."""
     replicas, number = shape.replicas, shape.number
-    rest_s = shape.rest_s if shape.once_s is None else shape.rest_s + shape.once_s
+    rest_s = shape.rest_s + shape.once_s
     limit_s = min(search.limit_of(kind), 1e30)
     most = np.floor(np.minimum((limit_s - rest_s) / shape.least_s, number / replicas))
     least = np.ceil((number - (most @ replicas - most * replicas)) / replicas)
