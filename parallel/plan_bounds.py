@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.plan_lines import skeleton, stub
+from motet.parallel.plan_lines import Lines, skeleton
 from motet.parallel.plan_places import crossing_of
 from motet.parallel.plan_space import Core, Way
 from motet.parallel.predict import Kept, Predictor
@@ -35,6 +35,28 @@ class Work(NamedTuple):
     def slowest(self, ranks: np.ndarray) -> np.ndarray:
         """Return what the slowest rank needs at least, for [assignment, group] numbers of ranks."""
         return np.asarray(self.share / (ranks / self.whole).sum(axis=-1))
+
+    def slowest_sending(self, ranks: np.ndarray, sends: np.ndarray) -> np.ndarray:
+        """Return the same with what ranks send, but for what `any_way_s` adds of that.
+
+        Args:
+            sends: seconds of one virtual stage, [group, group that is sent to]; the last column is inside the group.
+        """
+        groups, inside = len(sends), sends[:, -1]
+        itself = np.eye(groups, dtype=bool)
+        others = np.where(itself, np.inf, sends[:, :-1]).min(axis=1) if groups > 1 else inside
+        # What only asks which groups take part: all of these but the last send to another one.
+        bits = np.arange(groups)
+        used = (np.arange(1 << groups)[:, None] >> bits) & 1  # [set of groups, group]
+        several = used * (used.sum(axis=1) > 1)[:, None]
+        crossed = several * np.maximum(others - inside, 0.0) / self.whole
+        crossed_of = crossed.sum(axis=1) - crossed.max(axis=1)
+        second_of = np.sort(several * others, axis=1)[:, -2] if groups > 1 else 0 * crossed_of
+        sets = (ranks > 0) @ (1 << bits)
+        rates = np.maximum(ranks @ (1 / self.whole), 1e-30)
+        sent = (ranks.sum(axis=1) > 1) * (ranks @ (inside / self.whole)) + crossed_of[sets]
+        found = np.maximum((self.share + sent) / rates, second_of[sets]) - self.send
+        return np.asarray(np.maximum(self.share / rates, found))
 
     def step_s(self, way: Way, pp: int, n: float, slowest: float) -> float:
         """Return what a step of n micro-batches takes at least (see `cost_pipeline.pipeline_s`)."""
@@ -70,8 +92,9 @@ class Work(NamedTuple):
         return np.where(pp == 1, n * slowest, np.maximum(found, n * slowest))
 
 
-def work(predictor: Predictor, core: Core, recompute: str) -> Work:
+def work(lines: Lines, core: Core, recompute: str) -> Work:
     """Return the work of a model divided as `core` says."""
+    predictor = lines.predictor
     model, cluster = predictor.model, predictor.cluster
     layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, Way("1f1b", 1))
     routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
@@ -80,7 +103,7 @@ def work(predictor: Predictor, core: Core, recompute: str) -> Work:
     weights = np.zeros_like(times)
     sends = []
     for g in range(len(cluster.groups)):
-        stage = stub(predictor, layout, g)
+        stage = lines.stub(layout, g, max(core.tp * core.cp, core.ep * core.etp))
         for kind in (0, 1):
             if numbers[kind]:
                 layer = Kept(1 - kind, kind, False, False)

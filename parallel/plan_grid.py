@@ -31,6 +31,10 @@ class Rows(NamedTuple):
     last: np.ndarray
     line: np.ndarray  # [row, group]: to which group the last rank of a group sends; as many as there are groups: to its own
     ring: np.ndarray  # the same where ranks have several stages
+    end: np.ndarray  # [row, group]: ranks up to the last of a group
+    loose: bool = (
+        False  # nothing says which group is last: it sends to no other where ranks have one stage
+    )
 
 
 class Terms(NamedTuple):
@@ -42,6 +46,8 @@ class Terms(NamedTuple):
     front: bool  # these come first: no rank with a number above theirs has one
     sync_s: np.ndarray  # [group, layers of a rank], once a step
     update_s: np.ndarray
+    common_sync_s: np.ndarray  # the same, [group, layers of the common kind]
+    common_update_s: np.ndarray
     overlap: float
     factor: float  # of the pipeline's time, probes included
     data_s: float
@@ -64,7 +70,9 @@ def rows_of(found: np.ndarray) -> Rows:
             line[:, order[-1]] = groups
             if len(order) > 1:  # a last rank alone in its group sends back to the group before
                 line[found[at, order[-1]] == 1, order[-1]] = order[-2]
-            parts.append((at, [order] * len(at), line, ring))
+            end = np.zeros_like(found[at])
+            end[:, order] = np.cumsum(found[at][:, order], axis=1)
+            parts.append((at, [order] * len(at), line, ring, end))
     source = np.concatenate([one[0] for one in parts])
     orders = [order for one in parts for order in one[1]]
     return Rows(
@@ -75,20 +83,35 @@ def rows_of(found: np.ndarray) -> Rows:
         np.array([order[-1] for order in orders]),
         np.concatenate([one[2] for one in parts]),
         np.concatenate([one[3] for one in parts]),
+        np.concatenate([one[4] for one in parts]),
     )
 
 
 def unordered(found: np.ndarray, cost: Cost) -> Rows:
-    """Return rows for assignments in any order: nothing is sent between groups, and both ends are where a layer waits longest."""
+    """Return rows for assignments in any order: to another group is sent what `unplaced` says, and both ends are where a layer waits longest."""
     number, groups = found.shape
-    inside = np.full(found.shape, groups)
+    several = (found > 0) & ((found > 0).sum(axis=1) > 1)[:, None]
+    after = np.where(several, np.arange(groups), groups)
     some = np.where(found > 0, cost.wait_each, -np.inf).argmax(axis=1)
-    return Rows(found, np.arange(number), [], some, some, inside, inside)
+    end = np.cumsum(found, axis=1)
+    return Rows(found, np.arange(number), [], some, some, after, after, end, loose=True)
 
 
-def headless(cost: Cost) -> Cost:
-    """Return the costs without a head: where nothing says which group has it."""
-    return cost._replace(head=0 * cost.head, wait_head=0 * cost.wait_head)
+def unplaced(cost: Cost) -> Cost:
+    """Return the costs where there is no order of groups: without a head; what a group sends to itself is what it sends to the nearest other."""
+    crossed = []
+    for one in (cost.cross, cost.wait_cross):
+        least, groups = one.copy(), len(one)
+        itself = np.eye(groups, groups + 1, dtype=bool)
+        others = np.where(itself, np.inf, one)[:, :-1]
+        least[itself] = others.min(axis=1) if groups > 1 else 0.0
+        crossed.append(least)
+    return cost._replace(
+        head=0 * cost.head,
+        wait_head=0 * cost.wait_head,
+        cross=crossed[0],
+        wait_cross=crossed[1],
+    )
 
 
 class Ahead(NamedTuple):
@@ -126,25 +149,27 @@ def bounds_s(
         slowest: what the slowest rank is known to need, [row]; above the other number a step is too long.
         fine: intervals of that time; 0: only a bound without whole layers.
     """
-    longer = _longer(rows, terms, way)
+    longer = longer_of(rows, terms, way)
     least_s, high_s = slowest
     if not fine:
         least_s = np.maximum(least_s, _even_s(rows, cost, terms, way))
         waits_s = _any_waits_s(rows, cost, terms, way)[:, None] * longer
-        return least_s, _step_s(terms, cost.ratio * longer, least_s[:, None], waits_s)[:, 0]
+        x_s = least_s[:, None]
+        found = _step_s(terms, cost.ratio * longer, x_s, waits_s)
+        once = once_any_s(rows.counts, terms)
+        return least_s, (found + exposed_s(terms, cost.ratio * longer, x_s, *once))[:, 0]
     edges = edges_of(cost, terms, min(float(least_s.min()), high_s), high_s, fine)
     ahead = _ahead(rows, cost, terms, way, rooms, edges[1:])
     x_s = np.maximum(edges[:-1], least_s[:, None])
     waits_s = _waits_s(rows, cost, terms, way, ahead) * longer
     found = _step_s(terms, cost.ratio * longer, x_s, waits_s)
     sync_s, update_s = _once_s(rows, terms, ahead)
-    window_s = np.where(terms.n - cost.ratio * longer >= terms.overlap, x_s, np.inf)
-    found += sync_s - terms.overlap * np.minimum(sync_s, window_s) + update_s
+    found += exposed_s(terms, cost.ratio * longer, x_s, sync_s, update_s)
     found[~ahead.sound | (ahead.held.sum(axis=1) + ahead.gain < terms.layers)] = np.inf
     return least_s, np.minimum(found.min(axis=1), terms.n * high_s * terms.factor)
 
 
-def _longer(rows: Rows, terms: Terms, way: Way) -> np.ndarray:
+def longer_of(rows: Rows, terms: Terms, way: Way) -> np.ndarray:
     """Return by what the wait is longer where micro-batches are too few to fill a V, [row, 1] (see `cost_pipeline`)."""
     pp = rows.counts.sum(axis=1)[:, None]
     if way.schedule != "zbv_zero_bubble":
@@ -158,15 +183,43 @@ def _step_s(terms: Terms, own: np.ndarray, x_s: np.ndarray, waits_s: np.ndarray)
     return np.asarray(pipe_s * terms.factor + terms.data_s)
 
 
+def exposed_s(
+    terms: Terms, own: np.ndarray, x_s: np.ndarray, sync_s: np.ndarray, update_s: np.ndarray
+) -> np.ndarray:
+    """Return what is paid once a step and hidden by nothing; `own` as of `_step_s`: a longer x hides no more than it costs."""
+    window_s = np.where(terms.n - own >= terms.overlap, x_s, np.inf)
+    return np.asarray(sync_s - terms.overlap * np.minimum(sync_s, window_s) + update_s)
+
+
+def once_any_s(counts: np.ndarray, terms: Terms) -> tuple[np.ndarray, np.ndarray]:
+    """Return seconds of gradients' transfer, and of the update, of a rank with no fewer layers than the mean, [row, 1]; `counts`: [row, group]."""
+    groups = np.arange(counts.shape[1])
+    mean = -(-(terms.layers - terms.others) // np.maximum(counts.sum(axis=1), 1))[:, None]
+    found = []
+    for table in (terms.common_sync_s, terms.common_update_s):
+        least = np.where(counts > 0, table[groups, mean], np.inf).min(axis=1, keepdims=True)
+        found.append(np.where(np.isfinite(least), least, 0.0))
+    return found[0], found[1]
+
+
+def _crossed(values: np.ndarray, rows: Rows, way: Way) -> np.ndarray:
+    """Return the sum of what groups add that send to others, [row]; `values`: [row, group]."""
+    total = values.sum(axis=1)
+    if rows.loose and way.virtual_stages == 1:
+        total = total - values.max(axis=1)
+    return np.asarray(total)
+
+
 def _even_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
     """Return what the slowest rank needs at least if layers could be cut, [row]."""
     groups = np.arange(rows.counts.shape[1])
     after = rows.line if way.virtual_stages == 1 else rows.ring
     at = rows.first if way.schedule == "zbv_zero_bubble" else rows.last
     taken = rows.counts @ (cost.fixed / cost.each) + (cost.head / cost.each)[at]
-    crossed = (cost.cross / cost.each[:, None])[groups, after] * (rows.counts > 0)
+    crossed = cost.cross[groups, after] * (rows.counts > 0)
     layers = terms.layers - terms.others * (cost.cheaper / cost.each).max()
-    even_s = (layers + taken + crossed.sum(axis=1)) / (rows.counts @ (1 / cost.each))
+    taken = taken + _crossed(crossed / cost.each, rows, way)
+    even_s = (layers + taken) / (rows.counts @ (1 / cost.each))
     # Every rank but those at the ends holds a layer in each of its stages.
     few = rows.counts <= terms.others + 2  # else some rank has none of the rarer kind
     stages_s = cost.fixed + way.virtual_stages * cost.each - few * terms.others * cost.cheaper
@@ -250,7 +303,7 @@ def _fixed_waits_s(rows: Rows, cost: Cost, way: Way) -> np.ndarray:
     after = rows.line if way.virtual_stages == 1 else rows.ring
     crossed = cost.wait_cross[groups, after] * (rows.counts > 0)
     own = rows.counts @ cost.wait_fixed + cost.wait_head[rows.first if both else rows.last]
-    return np.asarray(own + crossed.sum(axis=1))
+    return np.asarray(own + _crossed(crossed, rows, way))
 
 
 def _any_waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
@@ -281,6 +334,9 @@ def _once_s(rows: Rows, terms: Terms, ahead: Ahead) -> tuple[np.ndarray, np.ndar
     fewest = (terms.layers - ahead.gain - elsewhere) / np.maximum(counts, 1)
     fewest = np.clip(np.ceil(fewest - _SLACK), 0, terms.layers).astype(int)
     groups = np.arange(held.shape[1])[:, None]
-    sync_s = np.where(counts > 0, terms.sync_s[groups, fewest], 0.0)
-    update_s = np.where(counts > 0, terms.update_s[groups, fewest], 0.0)
+    common = (terms.layers - terms.others - elsewhere) / np.maximum(counts, 1)
+    common = np.clip(np.ceil(common - _SLACK), 0, terms.layers).astype(int)
+    sync_s = np.maximum(terms.sync_s[groups, fewest], terms.common_sync_s[groups, common])
+    update_s = np.maximum(terms.update_s[groups, fewest], terms.common_update_s[groups, common])
+    sync_s, update_s = (np.where(counts > 0, one, 0.0) for one in (sync_s, update_s))
     return sync_s.max(axis=1), update_s.max(axis=1)

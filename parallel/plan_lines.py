@@ -80,6 +80,29 @@ class Lines:
         self.kinds = (model.n_layers - routed > 0, routed > 0)
         self._ranks: dict[tuple[object, ...], Rank] = {}
         self._held: dict[tuple[object, ...], Held] = {}
+        self._stubs: dict[
+            tuple[int, ...], list[Stage]
+        ] = {}  # by degrees and group: hops to the next node, and on it
+
+    def stub(self, layout: Layout, group: int, ranks: int = 1) -> Stage:
+        """Return a stage inside one group, with its neighbours where sending to them is fastest: on its node or on the next.
+
+        Args:
+            ranks: of a stage, at least; two stages that do not fit on a node stand on two.
+        """
+        predictor, whole = self.predictor, self.predictor.cluster.groups[group]
+        degrees = layout.tp, layout.cp, layout.ep, layout.etp, layout.dp_shard, layout.dp_replicate
+        found = self._stubs.get((*degrees, group))
+        if found is None:
+            parts = {name: strided(whole, *where) for name, where in strides(layout).items()}
+            hops = strided(whole, 2, whole.devices_per_node), strided(whole, 2, 1)
+            found = self._stubs[*degrees, group] = [Stage((group,), **parts, hop=h) for h in hops]
+        if 2 * ranks > whole.devices_per_node:
+            return found[0]
+        tokens = layout.micro_sequences * predictor.training.sequence_length / layout.cp
+        size = tokens * predictor.model.d_model * predictor.costs[group].value / layout.tp
+        own = predictor.constants[group]
+        return min(found, key=lambda stage: stage.hop.send_s(size, own))
 
     def _points(self, first: bool, last: bool) -> tuple[Kept, Kept, Kept]:
         """Return a point, and the same with a dense layer and with a layer with experts more (if the model has such)."""
@@ -132,7 +155,7 @@ class Lines:
         found = self._held.get(key)
         if found is None:
             predictor, at = self.predictor, layout.pp - 1  # that rank holds one micro-batch
-            stage = stub(predictor, layout, group)
+            stage = self.stub(layout, group)
             points = self._points(first, last)
             read = {
                 point: predictor.rank_memory(layout, stage, point, at, 2.0, group)[:2]
@@ -149,17 +172,6 @@ class Lines:
             capacity = read[points[0]][1]
             found = self._held[key] = Held(fixed, (0.0, saved[1], saved[2]), capacity)
         return found
-
-
-def stub(predictor: Predictor, layout: Layout, g: int) -> Stage:
-    """Return a stage inside one group, with its neighbours where sending to them is fastest: on its node or on the next."""
-    group, model = predictor.cluster.groups[g], predictor.model
-    found = {name: strided(group, *where) for name, where in strides(layout).items()}
-    hops = [strided(group, 2, 1), strided(group, 2, group.devices_per_node)]
-    tokens = layout.micro_sequences * predictor.training.sequence_length / layout.cp
-    size = tokens * model.d_model * predictor.costs[g].value / layout.tp
-    hop = min(hops, key=lambda one: one.send_s(size, predictor.constants[g]))
-    return Stage((g,), **found, hop=hop)
 
 
 def layers_that_fit(

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from motet.parallel import plan_space
-from motet.parallel.plan_bounds import with_room
-from motet.parallel.plan_grid import Rows, Terms, bounds_s, headless, rows_of, unordered
-from motet.parallel.plan_lines import layers_that_fit, skeleton, stub
+from motet.parallel.plan_bounds import Work, with_room
+from motet.parallel.plan_close import Cases, close_s
+from motet.parallel.plan_front import fronts
+from motet.parallel.plan_grid import Rows, Terms, bounds_s, rows_of, unordered, unplaced
+from motet.parallel.plan_lines import layers_that_fit, skeleton
 from motet.parallel.plan_places import crossing_of
-from motet.parallel.plan_ranks import Ranks
+from motet.parallel.plan_ranks import Cost, Ranks
 from motet.parallel.plan_space import Core, Way, every_way, splits
 from motet.parallel.predict import Kept
 
@@ -53,10 +55,14 @@ class Nodes:
     def __init__(self, search: Search) -> None:
         self.search_, self.model = search, search.model
         routed = sum(search.routed)
+        self.routed = routed or self.model.n_layers  # layers that memory is asked for
         self.most = int(2 * routed > self.model.n_layers)
         self.others = min(routed, self.model.n_layers - routed)
         kinds = [kind != self.most for kind in search.routed]
         self.front = all(kinds[: self.others])
+        close = not self.others or (self.most == 1 and search.dense_first > 0)
+        dense = search.dense_first
+        self.fronts = list(fronts(dense, dense + 1)) if close else []
         self.ranks = Ranks(search.lines, self.most)
         self.all_ways = every_way(search.question.limits.virtual_stages)
         self.looked = 0  # assignments
@@ -68,13 +74,11 @@ class Nodes:
         search = self.search_
         training, layers = search.question.training, self.model.n_layers
         open_ = search.splits_of(core, readers)
-        sync_s, update_s = self.ranks.once(core, readers, open_, layers, self.others)
+        once = self.ranks.once(core, readers, open_, layers, self.others)
         tokens = training.sequences * training.sequence_length
         factor = 1.0 + training.probe_tokens / tokens / 3.0
         overlap = search.question.traits.data_overlap
-        return Terms(
-            n, layers, self.others, self.front, sync_s, update_s, overlap, factor, training.data_s
-        )
+        return Terms(n, layers, self.others, self.front, *once, overlap, factor, training.data_s)
 
     def sends_s(self, core: Core, ranks: int) -> np.ndarray:
         """Return the seconds that one virtual stage sends to another group, and in the last column inside its own."""
@@ -85,10 +89,8 @@ class Nodes:
             layout = skeleton(core, (1, core.ep * core.etp), 2, "none", Way("1f1b", 1))
             found = np.zeros((len(groups), len(groups) + 1))
             for g in groups:
-                stage, kept = (
-                    stub(predictor, layout, g),
-                    Kept(1 - self.most, self.most, False, False),
-                )
+                stage = self.search_.lines.stub(layout, g, ranks)
+                kept = Kept(1 - self.most, self.most, False, False)
                 found[g, -1] = found[g, g] = predictor.rank(layout, stage, kept, g).send_s
                 for other in groups:
                     if other != g:
@@ -97,6 +99,15 @@ class Nodes:
                         found[g, other] = max(sent, found[g, -1])
             self._sends[key] = found
         return found
+
+    def slowest(self, done: Work, core: Core, readers: int, found: np.ndarray) -> np.ndarray:
+        """Return what the slowest rank needs at least, [assignment]."""
+        return done.slowest_sending(found, self.sends_s(core, readers * core.cp * core.tp))
+
+    def wide(self, pp: np.ndarray) -> np.ndarray:
+        """Return which pipelines have a rank for each of the layers that come first, if that is known how."""
+        longest = max(map(len, self.fronts), default=0)
+        return np.asarray((pp >= max(2, longest)) & bool(longest))
 
     # --- how many layers there is memory for
 
@@ -173,6 +184,8 @@ class Pair:
         self.n, self.bound_s = nodes.number(core, readers), bound_s
         self.names = self.search.recomputes()
         self.found, self.tables = np.zeros((0, 0), dtype=int), list[_Table]()
+        self.known_s = bound_s  # before orders of groups were looked at
+        self.quick_s = np.zeros(0)  # of every assignment, while it is asked for
         self.sharpness, self.following = 0, list[Node]()
         self._rest: Iterator[Node] = iter(())
 
@@ -181,8 +194,10 @@ class Pair:
         self.sharpness += 1
         if self.sharpness == 1:
             self._quick()
+            self.known_s = self.bound_s
         elif self.sharpness == 2:
             self._look()
+            self.known_s = self.bound_s
         else:
             if self.sharpness == 3:
                 self._rest = self._ordered(np.arange(len(self.found)))
@@ -201,22 +216,37 @@ class Pair:
         found = self.nodes.assignments(self.core, self.readers)
         done = self.search.work_of(self.core, self.names[0])
         pp = found.sum(axis=1)
-        quick_s = self.search.bound_s(done, pp, self.n, done.slowest(found))
+        slowest = self.nodes.slowest(done, self.core, self.readers, found)
+        quick_s = self.search.bound_s(done, pp, self.n, slowest)
         quick_s[~self._runs(pp)] = math.inf
+        self.quick_s = quick_s
         self.bound_s = float(quick_s.min(initial=math.inf))
 
     def _runs(self, pp: np.ndarray) -> np.ndarray:
         asked = np.asarray(pp == self.search.question.fixed.get("pp", pp))
         return asked & np.asarray(self.nodes.taken(self.n).any(axis=0))[pp]
 
+    def _roomy(self, found: np.ndarray) -> np.ndarray:
+        """Return the assignments that have memory with what keeps least."""
+        most = found.sum(axis=1).max(initial=0)
+        rooms = self.nodes.rooms_before(self.core, self.readers, self.n, most, self.names[-1])
+        room = with_room(rooms, found, self.nodes.routed)
+        self.search.answer.counts["memory"] += int((~room).sum()) * len(self.names)
+        return np.asarray(found[room])
+
     def _look(self) -> None:
         """Look at every assignment and schedule, in no order of groups."""
         counts, limit_s = self.search.answer.counts, self.search.limit_s
         found = self.nodes.assignments(self.core, self.readers)
-        runs = self._runs(found.sum(axis=1))
+        runs = np.isfinite(self.quick_s)
         counts["micro-batches"] += int((~runs).sum())
-        found = found[runs]
-        self.nodes.looked += len(found)
+        self.nodes.looked += int(runs.sum())
+        quick = self.quick_s < limit_s
+        counts["slower"] += int((runs & ~quick).sum())
+        found, self.quick_s = self._roomy(found[quick]), np.zeros(0)
+        if not len(found):
+            self.bound_s = math.inf
+            return
         tables = [_Table(self.nodes, self, name, found) for name in self.names]
         for table in tables:
             table.look()
@@ -261,7 +291,7 @@ class _Table:
         self.recompute, self.n, self.found = recompute, pair.n, found
         self.search, self.pp = nodes.search_, found.sum(axis=1)
         done = self.search.work_of(self.core, recompute)
-        slowest = done.slowest(found)
+        slowest = nodes.slowest(done, self.core, self.readers, found)
         self.slow_s = np.tile(slowest, (len(nodes.all_ways), 1))  # [schedule, assignment]
         quick_s = self.search.bound_s(done, self.pp, self.n, slowest)
         runs = nodes.taken(self.n)[:, self.pp]
@@ -284,8 +314,7 @@ class _Table:
             return
         most = self.pp.max()
         self.rooms = nodes.rooms_before(self.core, self.readers, self.n, most, self.recompute)
-        routed = sum(self.search.routed) or nodes.model.n_layers
-        room = with_room(self.rooms, self.found[at], routed)
+        room = with_room(self.rooms, self.found[at], nodes.routed)
         self.search.answer.counts["memory"] += int((~room).sum())
         self.least_s[:, at[~room]] = math.inf
         alone = np.flatnonzero(self.pp == 1)
@@ -298,7 +327,7 @@ class _Table:
         for number, way in enumerate(nodes.all_ways):
             at = np.flatnonzero(open_[number])
             if len(at):
-                cost = headless(nodes.ranks.cost(self.core, self.recompute, way, self.sends))
+                cost = unplaced(nodes.ranks.cost(self.core, self.recompute, way, self.sends))
                 rows, slowest = unordered(self.found[at], cost), (self.slow_s[number, at], math.inf)
                 found = bounds_s(rows, cost, self.terms, way, rows.counts, slowest, 0)
                 self.slow_s[number, at], self.least_s[number, at] = found
@@ -312,18 +341,46 @@ class _Table:
             return table
         rooms_of = self.nodes.rooms_of(self.core, self.readers, self.recompute, rows, self.rooms)
         high_s = min(limit_s / self.n, WIDE * float(slow_s[open_].max()))
+        wide, costs = self.nodes.wide(pp), []
         for number, way in enumerate(self.nodes.all_ways):
             at = np.flatnonzero(open_[number])
             if not len(at):
                 continue
             cost = self.nodes.ranks.cost(self.core, self.recompute, way, self.sends)
             for fine in (0, COARSE, FINE):
+                if fine == FINE:
+                    at = at[~wide[at]]
                 if len(at) and (fine != COARSE or len(at) > FEW):
                     mine, slowest = rooms_of[way.schedule][at], (slow_s[number, at], high_s)
                     found = bounds_s(_some(rows, at), cost, self.terms, way, mine, slowest, fine)
                     slow_s[number, at], table[number, at] = found
                     at = at[found[1] < limit_s]
+            costs.append((number, cost, way))
+        self._close(rows, wide, costs, rooms_of, slow_s, table)
         return table
+
+    def _close(
+        self,
+        rows: Rows,
+        wide: np.ndarray,
+        costs: list[tuple[int, Cost, Way]],
+        rooms_of: dict[str, np.ndarray],
+        slow_s: np.ndarray,
+        table: np.ndarray,
+    ) -> None:
+        """Raise bounds of rows whose first ranks can hold the layers that come first."""
+        limit_s = self.search.limit_s
+        open_ = [np.flatnonzero(wide & (table[number] < limit_s)) for number, _, _ in costs]
+        row = np.concatenate([np.zeros(0, dtype=int), *open_])
+        if not len(row):
+            return
+        cost = np.repeat(np.arange(len(costs)), list(map(len, open_)))
+        rooms = [rooms_of[way.schedule][at] for (_, _, way), at in zip(costs, open_, strict=True)]
+        pairs = [(one, way) for _, one, way in costs]
+        way = np.array([number for number, _, _ in costs])[cost]
+        cases = Cases(rows, pairs, row, cost, np.concatenate(rooms), self.nodes.fronts)
+        found = close_s(cases, self.terms, slow_s[way, row], limit_s)
+        table[way, row] = np.maximum(table[way, row], found)
 
 
 def _some(rows: Rows, at: np.ndarray) -> Rows:
@@ -336,4 +393,5 @@ def _some(rows: Rows, at: np.ndarray) -> Rows:
         rows.last[at],
         rows.line[at],
         rows.ring[at],
+        rows.end[at],
     )

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.plan_lines import Lines, Rank, load, skeleton, stub
+from motet.parallel.plan_lines import Lines, Rank, load, skeleton
 from motet.parallel.plan_space import Core, Way
 
+Once = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _PLENTY = 1 << 40  # micro-batches: too many for a V to run short of them
 
 
@@ -17,9 +18,11 @@ class Cost(NamedTuple):
 
     fixed: np.ndarray  # [group]
     each: np.ndarray  # of a layer of the kind that most are of
-    cheaper: np.ndarray  # what a layer of the other kind takes less
+    other: np.ndarray  # of a layer of the other kind
+    cheaper: np.ndarray  # what that takes less, or 0
     wait_fixed: np.ndarray
     wait_each: np.ndarray
+    wait_other: np.ndarray
     wait_cheaper: float
     head: np.ndarray
     wait_head: np.ndarray
@@ -37,7 +40,7 @@ class Ranks:
         """`most`: the kind of layers that most are of, 0 dense or 1 with experts."""
         self.lines, self.most = lines, most
         self._ranks: dict[tuple[Core, str, str], list[Rank]] = {}
-        self._once: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._once: dict[tuple[object, ...], Once] = {}
         self._parts_of: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
 
     def ranks(self, core: Core, recompute: str, at: str) -> list[Rank]:
@@ -49,7 +52,7 @@ class Ranks:
             ends = {"inner": (False, False), "head": (False, True), "both": (True, True)}[at]
             predictor, named = self.lines.predictor, ("grid", core, recompute)
             found = self._ranks[key] = [
-                self.lines.rank(named, layout, stub(predictor, layout, g), g, *ends)
+                self.lines.rank(named, layout, self.lines.stub(layout, g), g, *ends)
                 for g in range(len(predictor.cluster.groups))
             ]
         return found
@@ -78,9 +81,11 @@ class Ranks:
         return Cost(
             own[0],
             own[1 + most],
+            own[1 + other],
             cheaper[0],
             own[3],
             own[4 + most],
+            own[4 + other],
             float(cheaper[1].max()),
             head[0],
             head[3],
@@ -104,8 +109,10 @@ class Ranks:
 
     def once(
         self, core: Core, readers: int, open_: list[tuple[int, int]], layers: int, others: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Once:
         """Return the least seconds of gradients' transfer, and of the update, of a step, [group, layers of a rank].
+
+        First both for layers of either kind, then for layers of the common kind.
 
         Args:
             open_: (dp_replicate, dp_shard) that may be chosen.
@@ -116,18 +123,20 @@ class Ranks:
             groups = range(len(self.lines.predictor.cluster.groups))
             count = np.arange(layers + 1.0)
             few = np.minimum(count, others)
-            found = np.full((2, len(groups), layers + 1), np.inf)
+            found = np.full((4, len(groups), layers + 1), np.inf)
             for split in open_:
                 layout = skeleton(key[0], split, 2, "none", Way("1f1b", 1))
                 for g in groups:
-                    stage = stub(self.lines.predictor, layout, g)
+                    stage = self.lines.stub(layout, g)
                     named = "once", key, split
                     one = self.lines.rank(named, layout, stage, g, False, False)
                     for at, line in enumerate((one.sync, one.update)):
                         each, other = line[1 + self.most], line[2 - self.most]
                         least = line[0] + each * count - max(0.0, each - other) * few
                         found[at, g] = np.minimum(found[at, g], least)
-            self._once[key] = found[0], found[1]
+                        common = line[0] + each * count
+                        found[2 + at, g] = np.minimum(found[2 + at, g], common)
+            self._once[key] = found[0], found[1], found[2], found[3]
         return self._once[key]
 
 

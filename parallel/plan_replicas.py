@@ -70,8 +70,13 @@ def search(search: Search) -> None:
         search.answer.ranked_all = False
         return
     sets = [one for size in groups for one in combinations(groups, size + 1) if size]
+    crossing_s = {one: gradients_crossing_s(search.predictor, one) for one in sets}
     found = [
-        shape for core in search.cores() for one in sets for shape in _of_core(search, one, core)
+        shape
+        for core in search.cores()
+        for one in sets
+        if _least_of_core_s(search, one, core, crossing_s[one]) < search.limit_s
+        for shape in _of_core(search, one, core, crossing_s[one])
     ]
     known: Known = {}
     heap = [(shape.bound_s(), number) for number, shape in enumerate(found)]
@@ -96,8 +101,21 @@ def search(search: Search) -> None:
         tried += _shapes(search, shape)
 
 
-def _of_core(search: Search, chosen: tuple[int, ...], core: Core) -> Iterator[Shape]:
-    """Yield the shapes of a core whose bound is below the limit."""
+def _least_of_core_s(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> float:
+    """Return what a step takes at least with some core, whatever the shape: if all devices of the groups worked all the time.
+
+    The slowest replica has one micro-batch or more, behind which no more of the gradients' transfer is hidden than the overlap allows.
+    """
+    done, at = search.work_of(core, search.recomputes()[0]), list(chosen)
+    sizes = np.array([search.cluster.groups[g].devices for g in chosen])
+    each = np.maximum(np.minimum(done.whole[at], done.layer[at] * done.layers), done.least)
+    micro_batches = search.question.training.sequences / core.micro_sequences
+    passes_s = micro_batches * core.cp * core.tp / float((sizes / each).sum())
+    return max(passes_s, sync_s + (1 - search.predictor.traits.data_overlap) * passes_s)
+
+
+def _of_core(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> Iterator[Shape]:
+    """Yield the shapes of a core whose bound is below the limit; `sync_s`: of gradients between the groups, at least."""
     question, done = search.question, search.work_of(core, search.recomputes()[0])
     sequences, layers = question.training.sequences, search.model.n_layers
     sizes = np.array([search.cluster.groups[g].devices for g in chosen])
@@ -114,7 +132,6 @@ def _of_core(search: Search, chosen: tuple[int, ...], core: Core) -> Iterator[Sh
     several = np.minimum((done.rest - whole) / most, done.inputs / 4 - whole)
     rest_s = np.where(most > 1, several, done.least - whole)
     rest_s = np.where(pp[:, None] == 1, 0.0, np.maximum(rest_s, 0.0))
-    sync_s = gradients_crossing_s(search.predictor, chosen)
     once_s = sync_s - search.predictor.traits.data_overlap * np.minimum(sync_s, whole)
     rates = replicas / whole
     added_s = (rates * (rest_s + once_s)).sum(axis=2)

@@ -6,9 +6,11 @@ order, its layers are divided exactly (`plan_partition`), and what fits is predi
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +38,8 @@ from motet.parallel.plan_terms import Answer, Choice, Question, kind_of
 from motet.parallel.predict import Predictor
 
 ONE = Way("1f1b", 1)
-DIVES = 12
-"""For so many sets of degrees what looks best is tried before all is looked at, to know early what the rest must beat."""
+DIVES, LOOKS = 24, 20
+"""Of so many sets of degrees what looks best is tried before all is looked at, one for each of so many looks: to know early what the rest must beat."""
 
 
 def plan(question: Question) -> Answer:
@@ -51,13 +53,31 @@ def plan(question: Question) -> Answer:
     from motet.parallel import plan_flat, plan_replicas
 
     search = Search(question)
-    if "deepspeed" in question.engines and question.allows(engine="deepspeed"):
-        plan_flat.search(search)
-    if "native" in question.engines and question.allows(engine="native"):
-        for search.proving in (True, False):
-            search.pipelines()
-            plan_replicas.search(search)
+    with _no_collection():
+        if "deepspeed" in question.engines and question.allows(engine="deepspeed"):
+            plan_flat.search(search)
+        if "native" in question.engines and question.allows(engine="native"):
+            for search.proving in (True, False):
+                search.pipelines()
+                plan_replicas.search(search)
     return search.answer
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let Python not look for cycles meanwhile: a search remembers much and makes none, and looking takes a sixth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+SAMPLES, SAMPLED, FULL = 2, 32, 8
+"""Where the rest is not tried, so many sets of machines and micro-batches of the same degrees are, and so many of all; one that leaves fewer
+assignments of stages than the last number counts in proportion."""
 
 
 class Search:
@@ -76,6 +96,7 @@ class Search:
         self._stages: dict[Stage, int] = {}
         self._limit_s = math.inf
         self._fastest_s = math.inf
+        self._seen: list[tuple[float, Core, int]] = []  # bounds while the first choice was proven
         self.proving = False
         self.nodes = Nodes(self)
 
@@ -98,7 +119,7 @@ class Search:
         """Return the work of a core."""
         key = core, recompute
         if key not in self._works:
-            self._works[key] = work(self.predictor, core, recompute)
+            self._works[key] = work(self.lines, core, recompute)
         return self._works[key]
 
     def number_of(self, stage: Stage) -> int:
@@ -163,10 +184,15 @@ class Search:
                     n = sequences // (readers * core.micro_sequences)
                     pairs.append(Pair(self.nodes, core, readers, n * done.share / rate))
         self._take(pairs)
+        if self.proving:
+            self._seen = [(one.known_s, one.core, one.readers) for one in pairs if one.sharpness]
 
     def _take(self, pairs: Sequence[Pair]) -> None:
         """Expand the nodes of pairs, lowest bound first; a bound is made sharper when its turn comes."""
-        counts, dives, tried = self.answer.counts, 0, 0
+        counts, tried = self.answer.counts, 0
+        looked: list[Pair] = []
+        dived: set[tuple[int, ...]] = set()
+        looks = 0
         heap = [(pair.bound_s, number) for number, pair in enumerate(pairs)]
         heapq.heapify(heap)
         while heap:
@@ -178,18 +204,47 @@ class Search:
             if not self.proving and self.spent(tried):
                 counts["not tried"] += 1 + len(heap)
                 self.left_from(bound_s)
+                self._sample()
                 return
             if pair.following:
                 tried += 1
                 counts["tried"] += 1
                 self._expand(pair.following[0])
-            elif pair.sharpness == 2 and dives < DIVES and len(pair.found) > DIVED:
-                dives += 1
-                for node in pair.promising():
-                    self._expand(node)
             pair.sharpen()
+            if pair.sharpness == 2 and len(pair.found) > DIVED:
+                looked.append(pair)
+                looks += 1
+                if looks % LOOKS == 0 and looks <= DIVES * LOOKS:
+                    self._dive(looked, dived)
             if pair.bound_s < self.limit_s:
                 heapq.heappush(heap, (pair.bound_s, number))
+
+    def _dive(self, looked: list[Pair], dived: set[tuple[int, ...]]) -> None:
+        """Expand what looks best of all that was looked at, once of each pair and of every set of degrees before any again."""
+        best = min(looked, key=lambda pair: (_degrees_of(pair.core) in dived, pair.bound_s))
+        looked.remove(best)
+        dived.add(_degrees_of(best.core))
+        for node in best.promising():
+            self._expand(node)
+
+    def _sample(self) -> None:
+        """Expand what looked best of degrees that are not ranked yet, the most promising first."""
+        tries: dict[tuple[int, ...], float] = {_degrees(kind): SAMPLES for kind in self._best}
+        spent = 0.0
+        for bound_s, core, readers in sorted(self._seen):
+            degrees = _degrees_of(core)
+            if spent >= SAMPLED or bound_s >= self.limit_s:
+                return
+            if tries.get(degrees, 0.0) >= SAMPLES:
+                continue
+            pair = Pair(self.nodes, core, readers, bound_s)
+            pair.sharpen()
+            pair.sharpen()
+            work = min(1.0, len(pair.found) / FULL)
+            tries[degrees] = tries.get(degrees, 0.0) + work
+            spent += work
+            for node in pair.promising() if len(pair.found) else ():
+                self._expand(node)
 
     def bound_s(self, done: Work, pp: np.ndarray, n: float, slowest: np.ndarray) -> np.ndarray:
         """Return lower bounds of a step under any schedule, from what the slowest rank needs at least."""
@@ -289,6 +344,16 @@ class Search:
             placed = replace(layout, placement=placement(cluster, layout, spread))
             self.record(replace(choice, layout=placed))
         return prediction
+
+
+def _degrees_of(core: Core) -> tuple[int, ...]:
+    return core.tp, core.cp, core.ep, core.etp
+
+
+def _degrees(kind: tuple[object, ...]) -> tuple[int, ...]:
+    """Return (tp, cp, ep, etp) of a kind of layouts (`plan_terms.kind_of`)."""
+    _, tp, _, cp, ep, etp, *_ = kind
+    return tuple(one for one in (tp, cp, ep, etp) if isinstance(one, int))
 
 
 def _order(choice: Choice) -> tuple[float, int]:

@@ -165,9 +165,11 @@ def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
 def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_even_shares() -> None:
     zero, each = np.zeros(2), np.array([1.0, 3.0])  # seconds of a layer on a rank of either group
     cross = np.array([[0.0, 0.5, 0.0], [0.5, 0.0, 0.0]])
-    cost = Cost(zero, each, zero, zero, each, 0.0, np.ones(2), np.ones(2), cross, cross, 1.0)
+    cost = Cost(
+        zero, each, zero, zero, zero, each, zero, 0.0, np.ones(2), np.ones(2), cross, cross, 1.0
+    )
     once = np.zeros((2, 11))
-    terms = Terms(10, 10, 0, False, once, once, 0.9, 1.0, 0.0)
+    terms = Terms(10, 10, 0, False, once, once, once, once, 0.9, 1.0, 0.0)
     rows, way = rows_of(np.array([[2, 1], [3, 0]])), Way("1f1b", 1)
     many = np.full_like(rows.counts, 10)
     found = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 500)[1]
