@@ -107,6 +107,11 @@ class Run:
         """Rows that came since `start`."""
         return [row for row in self.rows()[self.first_row :] if row["kind"] == kind]
 
+    def published(self) -> int:
+        """The step of the newest checkpoint; -1 without one."""
+        found = (self.root / "checkpoints").glob("step-*/manifest.json")
+        return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+
     def wait(self, ready: Callable[[], Any]) -> Any:
         """Wait for something; what it is."""
         assert self.process is not None
@@ -189,10 +194,10 @@ def _problem(code: int, left: list[int], exit_s: float, bound_s: float, wrong: l
 def kill(run: Run, rng: random.Random) -> dict[str, float]:
     """kill -9 of one rank; seconds from the kill until torchrun started the ranks anew, and from there to the first new step.
 
-    After a checkpoint of the attempt: several deaths without one between them are a crash loop, which ends a run.
+    After a checkpoint of the attempt is published: several deaths without one between them are a crash loop, which ends a run.
     """
-    saved = len(run.fresh("checkpoint"))
-    run.wait(lambda: len(run.fresh("checkpoint")) > saved)
+    saved = run.published()
+    run.wait(lambda: run.published() > saved)
     before = run.wait(run.ranks_ready)
     attempts = len(run.fresh("attempt"))
     os.kill(before[rng.randrange(run.ranks)], signal.SIGKILL)
@@ -280,7 +285,8 @@ def main() -> int:
         corpus = Path(name) / "corpus"
         text = Path(sysconfig.get_paths()["stdlib"]) / "json"
         prepare = ["data", "prepare", str(text), "--output", str(corpus)]
-        subprocess.run([*MOTET, *prepare, "--vocabulary-size", "512", "--quiet"], check=True)
+        command = [*MOTET, *prepare, "--vocabulary-size", "512", "--quiet"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         results = [
             measure(Path(name) / f"ranks-{n}", corpus, n, arguments.trials, arguments.kills)
             for n in arguments.ranks

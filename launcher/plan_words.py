@@ -35,16 +35,22 @@ def searched(answer: Answer) -> str:
     return f"{text}."
 
 
-def advice(question: Question, answer: Answer) -> list[str]:
-    """Return doubts about the first layout, and what would be better than any of them."""
-    best = answer.best
-    lines = [f"Doubt: {reason}." for reason in dict.fromkeys(best.prediction.trust)]
+def doubts_of(choice: Choice) -> list[str]:
+    """Return reasons to doubt what is predicted of a layout."""
+    lines = [f"Doubt: {reason}." for reason in dict.fromkeys(choice.prediction.trust)]
     lines += [
         f"Doubt: constants of {group.name}: {doubt}."
-        for group in best.cluster.groups
+        for group in choice.cluster.groups
         if group.calibration is not None
         for doubt in doubts(group.calibration)
     ]
+    return lines
+
+
+def advice(question: Question, answer: Answer) -> list[str]:
+    """Return doubts about the first layout, and what would be better than any of them."""
+    best = answer.best
+    lines = doubts_of(best)
     if answer.gap:
         lines.append(
             f"Not all was tried: a layout with whole replicas in different groups may be up to {answer.gap:.0%} faster than the first; "

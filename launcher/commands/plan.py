@@ -306,13 +306,17 @@ def _within(
     row = plan_table.row(1, found.choice, found.tokens)
     if arguments.json:
         told = {"model": found.name, "tokens": found.tokens, "binds": found.binds or None}
-        common.print_json({**told, **row, "settings": plan_table.section(found.choice)})
+        trust = list(found.choice.prediction.trust)
+        settings_of = plan_table.section(found.choice)
+        common.print_json({**told, **row, "settings": settings_of, "trust": trust})
         return 0
     what = "The shortest time" if arguments.fastest else "The largest"
     shown = f"{found.name} ({size(found.model)} parameters) on {found.tokens:.3g} tokens"
     print(f"{what}: {shown}")
     common.print_table([row], plan_table.COLUMNS)
     print(f"The budget binds: {found.binds}." if found.binds else "The budget does not bind.")
+    for line in plan_words.doubts_of(found.choice):
+        print(line)
     if arguments.write:
         _write_choice(arguments.write, found.choice)
     return 0

@@ -189,6 +189,9 @@ def test_a_budget_gives_the_shortest_time_or_the_largest_model(
     told = json.loads(capsys.readouterr().out)
     assert told["device_hours"] <= 3
     assert "device-hours" in told["binds"]
+    assert told["trust"]
+    assert main([*words, "3gpu-hours"]) == 0
+    assert f"Doubt: {told['trust'][0]}." in capsys.readouterr().out
     assert main([*words, "0.001gpu-hours", "--fastest"]) == 2
     error = capsys.readouterr().err
     assert "does not train this run's model to the end: the cheapest that was found takes" in error
