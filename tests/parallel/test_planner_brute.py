@@ -26,7 +26,7 @@ from motet.parallel.predict import Predictor
 LENGTH = 512
 EXAMPLES = int(
     os.environ.get("MOTET_PLANNER_EXAMPLES", "12")
-)  # 200 take about 10 minutes on one core
+)  # 50 take about a minute on one core
 
 
 def parts_of(total: int, count: int) -> Iterator[tuple[int, ...]]:
