@@ -7,7 +7,7 @@ from typing import Any
 
 from motet.launcher import plan_table
 from motet.launcher.calibrating import doubts
-from motet.parallel.plan_probes import Probe, probes
+from motet.parallel.plan_probes import probes
 from motet.parallel.plan_terms import Answer, Choice, Question
 
 NO_OUTER = (
@@ -68,11 +68,6 @@ def advice(question: Question, answer: Answer) -> list[str]:
     return lines
 
 
-def most_telling(answer: Answer) -> Probe:
-    """Return the ranked layout whose short run would tell most."""
-    return probes(answer.choices)[0]
-
-
 def lines(question: Question, answer: Answer, tokens: float) -> list[str]:
     """Return what stands below the table."""
     out = [f"{tokens:.3g} tokens. {searched(answer)}"]
@@ -80,7 +75,7 @@ def lines(question: Question, answer: Answer, tokens: float) -> list[str]:
     if used:
         shown = ", ".join(f"{name} over {word}" for name, word in used)
         out.append(f"Transport of the first: {shown}.")
-    probe = most_telling(answer)
+    probe = probes(answer.choices)[0]
     return [
         *out,
         *advice(question, answer),

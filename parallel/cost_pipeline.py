@@ -36,6 +36,11 @@ def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
     return Chain(slowest, total - slowest, weights - slowest_weight, halves - slowest_half)
 
 
+def half_passes(pp: int, micro_batches: float) -> float:
+    """Return how often every other rank of a V costs its longer half pass: once, twice where micro-batches are too few (found with `simulate`)."""
+    return 1.0 + min(1.0, max(0.0, (2 * pp - 1 - micro_batches) / (pp - 1)))
+
+
 def chain_s(layout: Layout, micro_batches: float, ranks: Chain) -> float:
     """Return the time from the first pass to the last of one step: see `pipeline_s`."""
     schedule, virtual = layout.schedule, layout.virtual_stages
@@ -46,9 +51,7 @@ def chain_s(layout: Layout, micro_batches: float, ranks: Chain) -> float:
     elif schedule == "interleaved_zero_bubble":
         wait = max(0.0, ranks.others_s - 2.0 * ranks.others_weight_s) / virtual
     elif schedule == "zbv_zero_bubble":
-        # Found with `simulate`: each other rank costs its longer half pass, twice where micro-batches are too few to fill the V.
-        short = (2 * layout.pp - 1 - micro_batches) / (layout.pp - 1)
-        wait = ranks.others_half_s * (1.0 + min(1.0, max(0.0, short)))
+        wait = ranks.others_half_s * half_passes(layout.pp, micro_batches)
     else:
         wait = ranks.others_s
     return micro_batches * ranks.slowest_s + wait

@@ -56,6 +56,7 @@ class RankCosts:
         ]
         dense = [i for i in range(model.n_layers) if not model.has_experts(i)]
         routed = [i for i in range(model.n_layers) if model.has_experts(i)]
+        self.dense_layers, self.routed_layers = len(dense), len(routed)
         self.dense_weights = counts.parameters_per_layer(model, dense[0]) if dense else 0
         self.expert_weights = counts.expert_parameters_per_layer(model) if routed else 0
         self.routed_weights = (

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from motet.parallel.cost_pipeline import half_passes
 from motet.parallel.plan_lines import Lines, skeleton
 from motet.parallel.plan_places import crossing_of
 from motet.parallel.plan_space import Core, Way
@@ -66,7 +67,7 @@ class Work(NamedTuple):
         sends = pp * virtual * self.send
         top = slowest + virtual * self.send
         if way.schedule == "zbv_zero_bubble":
-            factor = 1.0 + min(1.0, max(0.0, (2 * pp - 1 - n) / (pp - 1)))
+            factor = half_passes(pp, n)
             found = (n - factor / 2) * top + factor * self.inputs / 4
         elif way.schedule == "interleaved_zero_bubble":
             found = (n - 1 / virtual) * top + (self.rest + sends) / virtual
@@ -95,10 +96,10 @@ class Work(NamedTuple):
 def work(lines: Lines, core: Core, recompute: str) -> Work:
     """Return the work of a model divided as `core` says."""
     predictor = lines.predictor
-    model, cluster = predictor.model, predictor.cluster
+    cluster = predictor.cluster
     layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, Way("1f1b", 1))
-    routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
-    numbers = np.array([model.n_layers - routed, routed, 1])
+    routed = predictor.routed_layers
+    numbers = np.array([predictor.dense_layers, routed, 1])
     times = np.zeros((len(cluster.groups), 3))
     weights = np.zeros_like(times)
     sends = []
@@ -149,10 +150,9 @@ def gradients_crossing_s(predictor: Predictor, chosen: Sequence[int]) -> float:
     Every rank adds its part to those of its peers in the other groups, and all ranks of a replica share the link: together they send all
     weights' gradients once. No partition and no degree changes that; of several stages the fullest has no less than its share.
     """
-    cluster, model = predictor.cluster, predictor.model
-    link = replace(crossing_of(cluster, sorted(chosen), 2, 1), nodes=1, per_node=1)
-    routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
-    weights = (model.n_layers - routed) * predictor.dense_weights
-    weights += routed * (predictor.routed_weights + predictor.expert_weights)
+    link = replace(crossing_of(predictor.cluster, sorted(chosen), 2, 1), nodes=1, per_node=1)
+    routed_weights = predictor.routed_weights + predictor.expert_weights
+    weights = predictor.dense_layers * predictor.dense_weights
+    weights += predictor.routed_layers * routed_weights
     size = weights * predictor.traits.reduce_bytes
     return min(link.reduce_s(size, predictor.constants[g]) for g in chosen)

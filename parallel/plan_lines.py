@@ -13,7 +13,7 @@ import numpy as np
 
 from motet.parallel import cost_memory as memory
 from motet.parallel.cost_links import strided
-from motet.parallel.cost_pipeline import pipeline_s
+from motet.parallel.cost_pipeline import half_passes, pipeline_s
 from motet.parallel.cost_places import Stage, strides
 from motet.parallel.layout import Layout
 from motet.parallel.plan_partition import Load
@@ -75,9 +75,7 @@ class Lines:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        model = predictor.model
-        routed = sum(model.has_experts(layer) for layer in range(model.n_layers))
-        self.kinds = (model.n_layers - routed > 0, routed > 0)
+        self.kinds = (predictor.dense_layers > 0, predictor.routed_layers > 0)
         self._ranks: dict[tuple[object, ...], Rank] = {}
         self._held: dict[tuple[object, ...], Held] = {}
         self._stubs: dict[
@@ -206,8 +204,7 @@ def load(rank: Rank, way: Way, pp: int, n: float, least: int) -> Load:
         # One of the two for all of the rank, so that the line is nowhere above what the rank adds.
         chosen = rank.forward if sum(rank.forward[1:]) >= sum(inputs[1:]) else inputs
         longer = [value / 2 for value in chosen]
-        short = min(1.0, max(0.0, (2 * pp - 1 - n) / (pp - 1)))
-        wait = [value * (1 + short) for value in longer]
+        wait = [value * half_passes(pp, n) for value in longer]
     else:
         wait = [value / way.virtual_stages for value in busy]
     once = rank.sync, rank.update

@@ -12,7 +12,7 @@ from motet.parallel.cluster import Cluster, device
 from motet.parallel.layout import RECOMPUTE, Layout
 from motet.parallel.layout_rules import problems
 from motet.parallel.plan_lines import skeleton
-from motet.parallel.plan_space import Way, cores, divisors, splits
+from motet.parallel.plan_space import Way, cores, divisors
 from motet.parallel.plan_terms import Choice, Question
 from motet.parallel.planner import Search, plan
 
@@ -55,7 +55,7 @@ def tightest(question: Question) -> Tight | None:
 
     One sequence at a time, most recomputed and most divided: nothing that the question allows holds less on equal degrees.
     """
-    search = Search(replace(question, fixed={**question.fixed}))
+    search = Search(question)
     recompute = search.recomputes()[-1]
     best: Tight | None = None
     for g, layout in _smallest(search, recompute):
@@ -93,20 +93,15 @@ def _smallest(search: Search, recompute: str) -> Iterator[tuple[int, Layout]]:
                 ranks = readers * core.cp * core.tp
                 if ranks > group.devices:
                     break
+                found = search.splits_of(core, readers)
+                if not found:
+                    continue
+                number = sequences // (readers * core.micro_sequences)
                 most = min(search.most_stages(), group.devices // ranks, q.model.n_layers)
                 for pp in {1, *divisors(group.devices // ranks, most), most}:
-                    split = next(
-                        (
-                            one
-                            for one in splits(q.model, core, readers)
-                            if q.allows(dp_replicate=one[0], dp_shard=one[1])
-                        ),
-                        None,
-                    )
-                    number = sequences // (readers * core.micro_sequences)
-                    way = next(iter(search.ways(pp, (number,))[-1:]), None)
-                    if split and way and q.allows(pp=pp):
-                        yield g, skeleton(core, split, pp, recompute, way)
+                    ways = search.ways(pp, (number,))
+                    if ways and q.allows(pp=pp):
+                        yield g, skeleton(core, found[0], pp, recompute, ways[-1])
 
 
 def remedies(question: Question) -> list[str]:
@@ -149,12 +144,6 @@ def larger(cluster: Cluster, factor: int) -> Cluster:
 def _fits(question: Question) -> bool:
     found = tightest(question)
     return found is not None and found.fill <= 1.0
-
-
-def why(question: Question, best: Choice, fixed: Mapping[str, Any]) -> list[str]:
-    """Return why layouts with some degrees are not the best: a rule, memory, the machines, or which phases take longer."""
-    found = best_with(question, fixed)
-    return found if isinstance(found, list) else slower(found, best)
 
 
 def best_with(question: Question, fixed: Mapping[str, Any]) -> Choice | list[str]:

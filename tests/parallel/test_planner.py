@@ -20,9 +20,10 @@ from motet.parallel.plan_nodes import Node
 from motet.parallel.plan_places import placement, places_of
 from motet.parallel.plan_probes import probes
 from motet.parallel.plan_ranks import Cost
-from motet.parallel.plan_reasons import remedies, tightest, why
+from motet.parallel.plan_reasons import best_with, remedies, tightest
+from motet.parallel.plan_reasons import slower as slower_than
 from motet.parallel.plan_space import Limits, Spread, Way
-from motet.parallel.plan_terms import Question
+from motet.parallel.plan_terms import Choice, Question
 from motet.parallel.planner import Search, plan
 from motet.parallel.predict import predict
 
@@ -37,6 +38,12 @@ def halls(nodes: int = 2, slow_gb_s: float = 5.0) -> Cluster:
     fast = Group("fast", device("h100"), nodes, 4, inside, outside)
     slow = Group("slow", device("a100-40"), nodes, 4, inside, Link(12.0, 7.0, "roce"))
     return Cluster((fast, slow), {("fast", "slow"): Link(slow_gb_s, 50.0, "ethernet")})
+
+
+def why(question: Question, best: Choice, fixed: dict[str, int]) -> list[str]:
+    """Why layouts with some degrees are not the best."""
+    found = best_with(question, fixed)
+    return found if isinstance(found, list) else slower_than(found, best)
 
 
 def test_every_layout_that_is_offered_obeys_the_rules_and_takes_what_was_predicted() -> None:

@@ -24,9 +24,7 @@ from motet.parallel.planner import plan
 from motet.parallel.predict import Predictor
 
 LENGTH = 512
-EXAMPLES = int(
-    os.environ.get("MOTET_PLANNER_EXAMPLES", "12")
-)  # 50 take about a minute on one core
+EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "12"))  # 50 take about a minute on one core
 
 
 def parts_of(total: int, count: int) -> Iterator[tuple[int, ...]]:
