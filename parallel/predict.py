@@ -214,16 +214,18 @@ class Predictor(RankCosts):
             if rank_s > slowest_s:
                 slowest, slowest_s = rank, rank_s
         assert slowest is not None
-        # Reductions hide behind the last backward pass, gathers behind the first forward pass.
+        # Reductions hide behind the last backward pass, gathers behind the first forward pass: behind what hides no others already.
         window = slowest.backward_s + slowest.forward_s
+        waits_s = max(0.0, slowest_s - window - slowest.send_s)
+        free_s = max(0.0, window - (sum(slowest.gather_s) - waits_s))
         overlap = self.traits.data_overlap
         return Line(
             chain(alike),
             busy,
             tuple(map(add, slowest.forward, slowest.backward)),
             slowest.send_s,
-            max(0.0, slowest_s - window - slowest.send_s),
-            max([exposed(sync_s, window, overlap) for sync_s in syncs]),
+            waits_s,
+            max([exposed(sync_s, free_s, overlap) for sync_s in syncs]),
             update_s,
         )
 
