@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
 docs: $(VENV)/.installed
-	$(VENV)/bin/python -m motet.launcher.reference docs/reference.md
+	$(VENV)/bin/python -m motet.launcher.config.reference docs/reference.md
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -155,10 +155,10 @@ def motet_arm(
     o: argparse.Namespace, clock: Clock, compiled: bool, documents: bool = False
 ) -> list[float]:
     """Train with the native engine, as the step loop does."""
-    from motet.parallel import engine_native
-    from motet.parallel.engine import EngineOptions
-    from motet.parallel.layout import Layout
-    from motet.parallel.mesh import join, leave
+    from motet.parallel.engines import native as engine_native
+    from motet.parallel.engines.protocol import EngineOptions
+    from motet.parallel.layout.layout import Layout
+    from motet.parallel.runtime.mesh import join, leave
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -147,9 +147,9 @@ def motet(*arguments: str) -> str:
 
 def evidence(run: Path) -> dict[str, Any]:
     """Return what a finished run shows: numbers of every step, weights, consumed slots and exposures, probe scores."""
-    from motet.experiments.ledger import read_records
+    from motet.experiments.stream.ledger import read_records
     from motet.launcher.commands.export import read_model
-    from motet.launcher.rundir import RunDir
+    from motet.launcher.runs.rundir import RunDir
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row for row in rows if row.get("kind") == "step"}

@@ -29,9 +29,9 @@ def rss_mib() -> float:
 
 def measure_compile(n: int, folder: Path) -> dict[str, float]:
     """Compile and write a plan of n exposures."""
-    from motet.experiments.keys import text_keys
-    from motet.experiments.placement import Request, Texts
-    from motet.experiments.plan import compile_plan, write_plan
+    from motet.experiments.stream.exposure_plan import compile_plan, write_plan
+    from motet.experiments.stream.placement import Request, Texts
+    from motet.experiments.stream.random import text_keys
 
     tokens = np.random.default_rng(0).integers(1, 50_000, (n, EXPOSURE_TOKENS), dtype=np.uint16)
     ids = [f"unit-{number}" for number in range(n)]
@@ -59,7 +59,7 @@ def measure_compile(n: int, folder: Path) -> dict[str, float]:
 
 def measure_reader(folder: Path) -> dict[str, float]:
     """Open a plan and look up slots that hold exposures, in random order; memory counts shared pages too."""
-    from motet.experiments.plan import Plan
+    from motet.experiments.stream.exposure_plan import Plan
 
     slots = np.load(folder / "slots.npy").tolist()
     before = rss_mib()

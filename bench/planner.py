@@ -75,9 +75,9 @@ def _text(value: Any) -> str:
 def speed() -> dict[str, float]:
     """Return microseconds of process time of one prediction among many layouts, and of a first one."""
     from motet.models.config import preset
-    from motet.parallel.cluster import homogeneous
-    from motet.parallel.cost import Predictor, Training
-    from motet.parallel.layout import Layout
+    from motet.parallel.cluster.description import homogeneous
+    from motet.parallel.cost.stages import Predictor, Training
+    from motet.parallel.layout.layout import Layout
 
     model, cluster = preset("7b", 128_256), homogeneous("h100", 32, nic_gbit_s=400.0)
     layouts = [

@@ -17,10 +17,10 @@ from planner_observation import (
 )
 
 from motet.models.counts import training_flops_per_token
-from motet.parallel.catalogue import DEFAULT_LINKS, NETWORK_LATENCY_US
-from motet.parallel.cluster import Cluster, Group, Link, builtin_link, device, pair
-from motet.parallel.cost import Training
-from motet.parallel.layout import Layout
+from motet.parallel.cluster.description import Cluster, Group, Link, builtin_link, device, pair
+from motet.parallel.cluster.devices import DEFAULT_LINKS, NETWORK_LATENCY_US
+from motet.parallel.cost.stages import Training
+from motet.parallel.layout.layout import Layout
 
 # Devices per node, kind, link inside, Gbit/s of the node.
 INSTANCES = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster, homogeneous
-from motet.parallel.cost import Training, Traits
-from motet.parallel.layout import Layout
+from motet.parallel.cluster.description import Cluster, homogeneous
+from motet.parallel.cost.stages import Training, Traits
+from motet.parallel.layout.layout import Layout
 
 Row = dict[str, str]
 NAMED = ("h100", "h200", "gb200", "b200", "mi300x", "a100", "v100", "t4", "l40s")

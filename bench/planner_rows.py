@@ -29,10 +29,10 @@ from planner_observation import (
 
 from motet.models.config import ModelConfig
 from motet.models.counts import training_flops_per_token
-from motet.parallel.catalogue import DEVICES
-from motet.parallel.cluster import homogeneous
-from motet.parallel.cost import Training, Traits
-from motet.parallel.layout import Layout
+from motet.parallel.cluster.description import homogeneous
+from motet.parallel.cluster.devices import DEVICES
+from motet.parallel.cost.stages import Training, Traits
+from motet.parallel.layout.layout import Layout
 
 Reader = Callable[[Row], Observation | None]
 RECOMPUTE = {

@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from motet.experiments.prepare import PrepareRequest, prepare
-from motet.experiments.sources import STDLIB_INPUT, read_documents
-from motet.experiments.tokenizer import Tokenizer, train_bpe
+from motet.experiments.corpora.prepare import PrepareRequest, prepare
+from motet.experiments.corpora.sources import STDLIB_INPUT, read_documents
+from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
 
 BATCH_DOCUMENTS = 256
 VOCABULARY_SIZE = 4096

@@ -16,10 +16,17 @@ from typing import Any
 
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters
-from motet.parallel.cluster import Cluster, Group, Link, builtin_link, device, homogeneous
-from motet.parallel.cost_terms import Training
-from motet.parallel.plan_terms import Question
-from motet.parallel.planner import plan
+from motet.parallel.cluster.description import (
+    Cluster,
+    Group,
+    Link,
+    builtin_link,
+    device,
+    homogeneous,
+)
+from motet.parallel.cost.terms import Training
+from motet.parallel.planner.best_first import plan
+from motet.parallel.planner.question import Question
 
 TARGETS = {"8": (0.3, 1024), "405b": (10.0, 1024), "671b": (10.0, 1024)}  # seconds, MiB
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 
 STEPS, SEQUENCES, LENGTH = 20_000, 64, 1024
 MANY_ROWS, FEW_ROWS = 20_000, 400

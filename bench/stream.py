@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from motet.experiments.corpus import Corpus, CorpusWriter
-from motet.experiments.keys import text_keys
-from motet.experiments.placement import Request, Texts
-from motet.experiments.plan import Plan, compile_plan, write_plan
-from motet.experiments.stream import Stream
-from motet.experiments.tokenizer import train_bpe
+from motet.experiments.corpora.corpus import Corpus, CorpusWriter
+from motet.experiments.corpora.tokenizer import train_bpe
+from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
+from motet.experiments.stream.placement import Request, Texts
+from motet.experiments.stream.random import text_keys
+from motet.experiments.stream.stream import Stream
 
 LENGTH, BATCH, EXPOSURES, SLOTS = 2048, 32, 1_000_000, 210_000_000_000 // 2048
 

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.experiments.ledger import read_records, read_segments, segment_folder
-from motet.launcher.processes import catches, children, command_line, ranks_of
+from motet.core.processes import catches, children, command_line, ranks_of
+from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
 WAIT_S = 120.0

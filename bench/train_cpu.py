@@ -28,8 +28,8 @@ VOCABULARY, WARMUP = 4096, 3
 
 def our_corpus(folder: Path) -> Any:
     """Write random tokens; speed does not depend on them."""
-    from motet.experiments.corpus import CorpusWriter
-    from motet.experiments.tokenizer import train_bpe
+    from motet.experiments.corpora.corpus import CorpusWriter
+    from motet.experiments.corpora.tokenizer import train_bpe
 
     writer = CorpusWriter(folder, train_bpe(["bench " * 50], 300))
     generator = np.random.default_rng(0)
@@ -40,9 +40,9 @@ def our_corpus(folder: Path) -> Any:
 
 def our_plan(path: Path, slots: int, length: int) -> Any:
     """Write a plan in which a tenth of all tokens are exposures, as in the demo."""
-    from motet.experiments.keys import text_keys
-    from motet.experiments.placement import Request, Texts
-    from motet.experiments.plan import Plan, compile_plan, write_plan
+    from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
+    from motet.experiments.stream.placement import Request, Texts
+    from motet.experiments.stream.random import text_keys
 
     n = slots * length // 1000
     rows = np.arange(n, dtype=np.int32)
@@ -71,15 +71,15 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    from motet.experiments.ledger import LedgerWriter, open_segment
-    from motet.experiments.steps import Steps
-    from motet.experiments.stream import Stream
-    from motet.launcher.feed import Feed
+    from motet.experiments.stream.batch_sizes import Steps
+    from motet.experiments.stream.ledger import LedgerWriter, open_segment
+    from motet.experiments.stream.stream import Stream
+    from motet.launcher.rank.feed import Feed
     from motet.models.config import preset
-    from motet.parallel.engine import EngineOptions
-    from motet.parallel.engine_native import NativeEngine
-    from motet.parallel.layout import Layout
-    from motet.parallel.mesh import join, leave
+    from motet.parallel.engines.native import NativeEngine
+    from motet.parallel.engines.protocol import EngineOptions
+    from motet.parallel.layout.layout import Layout
+    from motet.parallel.runtime.mesh import join, leave
 
     with tempfile.TemporaryDirectory() as temporary:
         folder, batch, length = Path(temporary), options.batch, options.length

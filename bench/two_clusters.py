@@ -37,14 +37,16 @@ from two_clusters_plan import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests have the tools
 
-from motet.launcher import calibrating, config, prediction
-from motet.launcher.rundir import read_json
+from motet.launcher.config import load as config
+from motet.launcher.planning import calibrate as calibrating
+from motet.launcher.planning import prediction
+from motet.launcher.runs.rundir import read_json
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster, Device, read
-from motet.parallel.cluster_calibration import shipped
-from motet.parallel.cost_terms import Constants
-from motet.parallel.layout import Layout
-from motet.parallel.plan_places import trimmed
+from motet.parallel.cluster.calibration import shipped
+from motet.parallel.cluster.description import Cluster, Device, read
+from motet.parallel.cost.terms import Constants
+from motet.parallel.layout.layout import Layout
+from motet.parallel.planner.placement import trimmed
 from motet.slurm.testbed.bed import Testbed
 from tests.system.cluster_runs import NodesRun, layout_words, step_seconds
 from tests.system.runs import MOTET, environment, motet

@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from motet.launcher.processes import children, command_line
+from motet.core.processes import children, command_line
 
 CONTROLLER = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 10_000
 PRECEDENCE = 20
 """Weight against what else runs on the machine, whose weight is 1: a rank gets its share also where others compute."""
-MODULES = ("motet.launcher.worker", "motet.launcher.cluster_probe")
+MODULES = ("motet.launcher.worker", "motet.launcher.measure.cluster_worker")
 
 
 class Shares:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster
-from motet.parallel.cost import predict
-from motet.parallel.cost_terms import Constants, Training, Traits
-from motet.parallel.layout import Layout
-from motet.parallel.plan_places import trimmed
-from motet.parallel.plan_space import Limits
-from motet.parallel.plan_terms import Choice, Question
-from motet.parallel.planner import plan
+from motet.parallel.cluster.description import Cluster
+from motet.parallel.cost.stages import predict
+from motet.parallel.cost.terms import Constants, Training, Traits
+from motet.parallel.layout.layout import Layout
+from motet.parallel.planner.best_first import plan
+from motet.parallel.planner.placement import trimmed
+from motet.parallel.planner.question import Choice, Question
+from motet.parallel.planner.space import Limits
 
 HOSTS = {"a": ("n1", "n2"), "b": ("n3", "n4")}
 """Groups of the cluster: the nodes on either side of the slow link."""

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from motet.experiments.analysis import Measured, analyze
-from motet.experiments.assign import assign, assignment_key, make_design
+from motet.experiments.analysis.analyze import Measured, analyze
+from motet.experiments.design.assignment import assign, assignment_key, make_design
+from motet.experiments.design.spec import parse_experiments
 from motet.experiments.library import LIBRARY
 from motet.experiments.library.base import Experiment, ItemScores, Unit
-from motet.experiments.spec import parse_experiments
 
 ALPHA = 0.05
 DRAWS = 999

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from motet.experiments.errors import UserError
+from motet.core.errors import UserError
 from motet.slurm.errors import SlurmError
 
 PRIVATE_UMASK = 0o077

@@ -1,6 +1,6 @@
 """The batch script of a request: pure, from checked values to text.
 
-What decides lies in `motet.launcher.batch` (tested without a shell); the script itself starts the step, passes signals on and asks
+What decides lies in `motet.launcher.jobs.batch` (tested without a shell); the script itself starts the step, passes signals on and asks
 for a requeue, because Slurm's commands are missing inside of many containers. Every value in it was matched with its allow-pattern
 (`config.PATTERNS`) and is quoted besides.
 """
@@ -15,7 +15,7 @@ HETJOB = "#SBATCH hetjob"
 ALWAYS_PASSED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Variables of the user's shell that every job gets, by name: their values go with Slurm's own record of the job."""
 REQUEUE, HOLD = 10, 11
-"""Exit codes of `motet.launcher.batch end`: ask Slurm to requeue the job; stay until Slurm requeues or ends it. 0: all is well."""
+"""Exit codes of `motet.launcher.jobs.batch end`: ask Slurm to requeue the job; stay until Slurm requeues or ends it. 0: all is well."""
 REQUEUE_WAIT_S, HOLD_S = 300, 900
 
 _BODY = """\
@@ -138,7 +138,7 @@ def _setup(request: Request) -> list[str]:
     # Where srun enters the container, the helper must start inside as well.
     inside = [word for word in request.srun if word.startswith("--container")]
     start = f"srun --nodes=1 --ntasks=1 {shlex.join(inside)} " if inside else ""
-    return [*lines, f'helper=({start}"${{python[@]}}" -m motet.launcher.batch)']
+    return [*lines, f'helper=({start}"${{python[@]}}" -m motet.launcher.jobs.batch)']
 
 
 def _srun(request: Request) -> str:

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from motet.experiments.spec_parser import KEYS
+from motet.experiments.design.parser import KEYS
 from motet.launcher import cli
-from motet.launcher.settings import RunSettings
-from motet.launcher.typed import fields_of
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.config.typed import fields_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

@@ -8,15 +8,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Corpus": "motet.experiments.corpus",
-    "Stream": "motet.experiments.stream",
-    "Plan": "motet.experiments.plan",
-    "Tokenizer": "motet.experiments.tokenizer",
-    "UserError": "motet.experiments.errors",
+    "Corpus": "motet.experiments.corpora.corpus",
+    "Stream": "motet.experiments.stream.stream",
+    "Plan": "motet.experiments.stream.exposure_plan",
+    "Tokenizer": "motet.experiments.corpora.tokenizer",
+    "UserError": "motet.core.errors",
     "ModelConfig": "motet.models.config",
     "Decoder": "motet.models.decoder",
-    "RunDir": "motet.launcher.rundir",
-    "Guest": "motet.launcher.guest",
+    "RunDir": "motet.launcher.runs.rundir",
+    "Guest": "motet.launcher.guest.guest",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

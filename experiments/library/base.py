@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.errors import Problem, UserError, raise_problems, suggest
-from motet.experiments.spec import ExperimentSpec, as_step
+from motet.core.errors import Problem, UserError, raise_problems, suggest
+from motet.experiments.design.spec import ExperimentSpec, as_step
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -210,7 +210,7 @@ class Experiment(ABC):
         return {0, first, steps_total} | asked
 
     def _read_units(self) -> tuple[list[Unit], list[Problem]]:
-        from motet.experiments.grouping import with_groups
+        from motet.experiments.design.clusters import with_groups
 
         where = f"experiments.{self.spec.name}.items"
         if self.spec.items is None:

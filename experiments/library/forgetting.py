@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from motet.experiments.errors import Problem
+from motet.core.errors import Problem
 from motet.experiments.library import generate
 from motet.experiments.library.base import (
     F64,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from motet.experiments.keys import name_key
 from motet.experiments.library import phrases
+from motet.experiments.stream.random import name_key
 
 T = TypeVar("T")
 

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError
+from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.commands.status import open_run
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import shown
 from motet.launcher.follow.stopping import Action, actions
-from motet.launcher.progress import duration
-from motet.launcher.rundir import RunDir, atomic_write
+from motet.launcher.rank.progress import duration
+from motet.launcher.runs.rundir import RunDir, atomic_write
 
 if TYPE_CHECKING:
     from motet.slurm.client import Client

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from motet.experiments.errors import UserError
-from motet.launcher import cluster_drawing as drawing
+from motet.core.errors import UserError
 from motet.launcher.commands import common
-from motet.parallel.cluster import Cluster, ClusterError, read
+from motet.launcher.planning import cluster_view as drawing
+from motet.parallel.cluster.description import Cluster, ClusterError, read
 
 RESIDUAL_WORTH_TELLING = 0.15
 
@@ -33,7 +33,8 @@ def probe(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, output: Path) -> int:
-    from motet.launcher import machine, probe_launch
+    from motet.launcher.measure import cluster_launch as probe_launch
+    from motet.parallel.cluster import this_machine as machine
 
     asked, nodes = _asked(arguments), _nodes(arguments)
     if arguments.dry_run:
@@ -46,7 +47,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
         result = probe_launch.run(asked, nodes, tell, machine.cores())
     if nodes.rank:
         return 0  # all nodes have the same result; the first tells it
-    from motet.parallel.probe_cluster import cluster_of
+    from motet.parallel.cluster.probe.result import cluster_of
 
     cluster, notes = cluster_of(result)
     return _write(arguments, cluster, [*_findings(result), *notes], result)
@@ -54,8 +55,8 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
 
 def _asked(arguments: argparse.Namespace) -> Any:
     """What is to be measured, checked."""
-    from motet.launcher import machine
-    from motet.launcher.probe_launch import Asked, read_groups
+    from motet.launcher.measure.cluster_launch import Asked, read_groups
+    from motet.parallel.cluster import this_machine as machine
 
     for name, least in (("processes", 1), ("seconds", 0.1), ("wait", 1.0)):
         value = getattr(arguments, name)
@@ -76,8 +77,8 @@ def _nodes(arguments: argparse.Namespace) -> Any:
     """Who this machine is: by options, by Slurm's variables, or the only one."""
     import os
 
-    from motet.launcher.command import ONE_NODE, Nodes
-    from motet.launcher.probe_launch import in_slurm_step
+    from motet.launcher.launch.command import ONE_NODE, Nodes
+    from motet.launcher.measure.cluster_launch import in_slurm_step
 
     given = arguments.nnodes is not None
     if not given:
@@ -141,8 +142,8 @@ def _write(
     arguments: argparse.Namespace, cluster: Cluster, notes: Sequence[str], result: dict[str, Any]
 ) -> int:
     """Write the file, or print it in a dry run."""
-    from motet.launcher.rundir import atomic_write
-    from motet.parallel.cluster import from_mapping
+    from motet.launcher.runs.rundir import atomic_write
+    from motet.parallel.cluster.description import from_mapping
 
     from_mapping(cluster.to_mapping())  # what is written can be read
     source = "Slurm's list of nodes" if arguments.from_slurm else "measurements"
@@ -175,7 +176,7 @@ def show(arguments: argparse.Namespace) -> int:
         title = "Cluster by Slurm's list of nodes"
     else:
         cluster, title = _named(arguments.what)
-    from motet.launcher.rundir import atomic_write
+    from motet.launcher.runs.rundir import atomic_write
 
     if arguments.svg:
         atomic_write(Path(arguments.svg), drawing.svg(cluster))
@@ -193,11 +194,11 @@ def _named(what: str | None) -> tuple[Cluster, str]:
     path = Path(what or ".")
     try:
         if what is None:
-            from motet.launcher.machine import this_machine
+            from motet.parallel.cluster.this_machine import this_machine
 
             return this_machine(), "This machine, by data sheets"
         if path.is_dir():
-            from motet.launcher.prediction import cluster_of_run
+            from motet.launcher.planning.prediction import cluster_of_run
 
             return cluster_of_run(common.open_run(what)), f"Cluster of {path.name}"
         return read(path), path.name
@@ -206,7 +207,7 @@ def _named(what: str | None) -> tuple[Cluster, str]:
 
 
 def _from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
-    from motet.launcher.cluster_slurm import cluster_from_slurm
+    from motet.launcher.measure.slurm_cluster import cluster_from_slurm
     from motet.slurm.client import Client
     from motet.slurm.inventory import nodes
 
@@ -240,7 +241,7 @@ def _print(cluster: Cluster, notes: Sequence[str]) -> None:
 
 
 def _show_catalogue(arguments: argparse.Namespace) -> int:
-    from motet.parallel.catalogue import DEFAULT_LINKS, DEVICES, LINKS
+    from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
 
     if arguments.json:
         common.print_json({"devices": DEVICES, "links": LINKS, "default_links": DEFAULT_LINKS})

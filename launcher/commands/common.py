@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import Problem, UserError
-from motet.launcher import config
-from motet.launcher.rundir import RunDir
-from motet.launcher.settings import RunSettings
+from motet.core.errors import Problem, UserError
+from motet.launcher.config import load as config
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +108,7 @@ def vocabulary_size(settings: RunSettings) -> int | None:
     """Rows of the embedding: as set, or the first corpus's tokenizer rounded up to 64; None without a corpus."""
     if settings.model.vocabulary_size is not None:
         return settings.model.vocabulary_size
-    from motet.experiments.corpus import Corpus
+    from motet.experiments.corpora.corpus import Corpus
 
     try:
         return -(-Corpus.open(Path(settings.data.corpora[0].path)).vocabulary_size // 64) * 64

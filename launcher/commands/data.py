@@ -7,22 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError, raise_problems
-from motet.launcher import config
+from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir
+from motet.launcher.config import load as config
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
-    from motet.experiments.corpus import Corpus
-    from motet.experiments.prepare import PrepareRequest
-    from motet.launcher.settings import RunSettings
+    from motet.experiments.corpora.corpus import Corpus
+    from motet.experiments.corpora.prepare import PrepareRequest
+    from motet.launcher.config.sections import RunSettings
 
 VOCABULARY_SIZE = 32_768
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Tokenize text into a corpus."""
-    from motet.experiments.prepare import PrepareRequest, prepare_request_problems
+    from motet.experiments.corpora.prepare import PrepareRequest, prepare_request_problems
 
     request = PrepareRequest(
         inputs=arguments.sources,
@@ -62,13 +62,13 @@ def print_request(request: PrepareRequest) -> None:
 
 def prepare_text(inputs: list[str], output: Path, vocabulary_size: int) -> None:
     """Prepare a corpus with a tokenizer that is trained on it, with a progress bar."""
-    from motet.experiments.prepare import PrepareRequest
+    from motet.experiments.corpora.prepare import PrepareRequest
 
     _prepare(PrepareRequest(inputs=inputs, output=output, vocabulary_size=vocabulary_size))
 
 
 def _prepare(request: PrepareRequest, quiet: bool = False) -> None:
-    from motet.experiments.prepare import prepare
+    from motet.experiments.corpora.prepare import prepare
 
     _print_made(prepare(request, progress=not quiet))
 
@@ -92,7 +92,7 @@ def index(arguments: argparse.Namespace) -> int:
         files = ", ".join(arguments.files)
         common.print_facts([("reads", files), ("format", layout), ("writes", arguments.output)])
         return 0
-    from motet.experiments.prepare import index_tokens
+    from motet.experiments.corpora.prepare import index_tokens
 
     corpus = index_tokens(
         arguments.files,
@@ -124,7 +124,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     settings, plan = run_of(path)
     if arguments.slot is None:
         return inspect_corpora([Path(corpus.path) for corpus in settings.data.corpora], arguments)
-    from motet.launcher.slot_view import view_slot
+    from motet.launcher.study.slot_view import view_slot
 
     view = view_slot(settings, arguments.slot, plan)
     if arguments.json:
@@ -148,8 +148,8 @@ def run_of(path: Path) -> tuple[RunSettings, Path | None]:
 
 def inspect_corpora(paths: list[Path], arguments: argparse.Namespace) -> int:
     """Facts, some documents and, when asked, the checksums of corpora. 1 when a file is damaged."""
-    from motet.experiments.corpus import Corpus
-    from motet.experiments.prepare import inspect_corpus
+    from motet.experiments.corpora.corpus import Corpus
+    from motet.experiments.corpora.prepare import inspect_corpus
 
     shown: list[dict[str, Any]] = []
     damaged = False

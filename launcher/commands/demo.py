@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from motet.experiments.errors import UserError
-from motet.launcher import config, demo
+from motet.core.errors import UserError
+from motet.launcher import demo
 from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir
-from motet.launcher.settings import RunSettings
+from motet.launcher.config import load as config
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def train_and_report(settings: RunSettings, text: str) -> int:
     """Train, or go on, or neither when the run is finished; then report."""
     from motet.launcher.commands.report import build
     from motet.launcher.commands.train import differences, refuse_existing
-    from motet.launcher.run import train
+    from motet.launcher.launch.local import train
 
     rundir = RunDir(Path(settings.runs) / settings.name)
     exists = rundir.resolved_yaml.exists()

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from motet.experiments.errors import Problem, UserError, raise_problems
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.launcher.commands import common
-from motet.launcher.settings import RunSettings
+from motet.launcher.config.sections import RunSettings
 
 POWER_COLUMNS = {
     "name": "experiment",
@@ -43,7 +43,7 @@ def _library() -> dict[str, Any]:
 
 
 def _kind_row(use: str, kind: Any) -> dict[str, Any]:
-    from motet.experiments.spec import parse_experiments
+    from motet.experiments.design.spec import parse_experiments
 
     (spec,), _ = parse_experiments([{"name": use, "use": use}], Path.cwd())
     primary = next(outcome for outcome in kind(spec).outcomes if outcome.primary)
@@ -86,7 +86,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def _study_problems(settings: RunSettings) -> list[Problem]:
-    from motet.launcher import study
+    from motet.launcher.study import build as study
 
     try:
         return list(study.check(settings))
@@ -96,7 +96,7 @@ def _study_problems(settings: RunSettings) -> list[Problem]:
 
 def power(arguments: argparse.Namespace) -> int:
     """The smallest effect that each experiment can detect, before any training."""
-    from motet.launcher import study
+    from motet.launcher.study import build as study
 
     rows = study.power_table(common.load_settings(arguments))
     if arguments.json:
@@ -114,7 +114,7 @@ def power(arguments: argparse.Namespace) -> int:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Sample exposures, decoded in their context."""
-    from motet.launcher import study
+    from motet.launcher.study import build as study
 
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")
@@ -124,7 +124,7 @@ def preview(arguments: argparse.Namespace) -> int:
 
 def audit(arguments: argparse.Namespace) -> int:
     """Whether every planned exposure was consumed exactly once in the lineage of the final weights."""
-    from motet.launcher.outcome import audit_run
+    from motet.launcher.study.outcome import audit_run
 
     result = audit_run(common.open_run(arguments.run).root, arguments.replay)
     if arguments.json:

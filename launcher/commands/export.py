@@ -11,10 +11,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError
-from motet.launcher import config
+from motet.core.errors import UserError
 from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir, read_json
+from motet.launcher.config import load as config
+from motet.launcher.runs.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def export(rundir: RunDir, step: int, folder: Path, dtype: str) -> None:
     """Read, verify and convert one checkpoint."""
     import torch
 
-    from motet.experiments.corpus import Corpus
+    from motet.experiments.corpora.corpus import Corpus
     from motet.models.hf import to_hf
 
     settings = config.load(rundir.resolved_yaml)
@@ -71,8 +71,8 @@ def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.
     import torch
     import torch.distributed.checkpoint as dcp
 
-    from motet.launcher.checkpoint import damage
-    from motet.launcher.safe_reader import SafeReader
+    from motet.launcher.rank.checkpoint import damage
+    from motet.launcher.rank.safe_reader import SafeReader
     from motet.models.config import ModelConfig
     from motet.models.decoder import Decoder
 

@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from motet.experiments.errors import UserError, raise_problems
-from motet.launcher.rundir import atomic_write
+from motet.core.errors import UserError, raise_problems
+from motet.launcher.runs.rundir import atomic_write
 
 QUESTIONS = "questions.jsonl"
 N_QUESTIONS = 48
@@ -63,8 +63,8 @@ metrics: {{wandb: "off"}}   # off | online | offline
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder, or print its run.yaml."""
-    from motet.launcher.checks import name_problems
-    from motet.launcher.settings import RunSettings
+    from motet.launcher.config.checks import name_problems
+    from motet.launcher.config.sections import RunSettings
 
     folder = Path(arguments.name)
     raise_problems(name_problems(RunSettings(name=folder.name)))
@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def example_questions() -> str:
     """Invented multiple-choice questions as JSON lines, in the form that `use: contamination` reads."""
+    from motet.experiments.design.spec import parse_experiments
     from motet.experiments.library import LIBRARY
-    from motet.experiments.spec import parse_experiments
 
     (spec,), _ = parse_experiments([{"name": "example", "use": "contamination"}], Path.cwd())
     rows = LIBRARY["contamination"](spec).generate_rows(N_QUESTIONS, 0)

@@ -6,17 +6,17 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError, raise_problems
-from motet.launcher import config
+from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common
-from motet.launcher.settings import RunSettings
+from motet.launcher.config import load as config
+from motet.launcher.config.sections import RunSettings
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from motet.models.config import ModelConfig
-    from motet.parallel.layout import Layout
-    from motet.parallel.simulate import Work
+    from motet.parallel.cost.timeline import Work
+    from motet.parallel.layout.layout import Layout
 
 WIDTH, MOST_WIDTH = 100, 160
 UNKNOWN_VOCABULARY = 1 << 15
@@ -35,8 +35,8 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.nodes < 1:
         raise UserError(f"--nodes: {arguments.nodes} is not at least 1")
     settings = config.load(common.run_yaml(arguments), arguments.settings, nodes=arguments.nodes)
-    from motet.launcher.checks import layout_problems
-    from motet.launcher.layout_facts import layout_facts
+    from motet.launcher.config.checks import layout_problems
+    from motet.launcher.planning.layout_facts import layout_facts
 
     model, known = _model(settings)
     world_size = settings.layout.processes * arguments.nodes
@@ -52,7 +52,7 @@ def show(arguments: argparse.Namespace) -> int:
 def _model(settings: RunSettings) -> tuple[ModelConfig, bool]:
     """The model's sizes, and whether its vocabulary is known."""
     if settings.model.from_hf is not None:
-        from motet.launcher.run import model_of
+        from motet.launcher.launch.local import model_of
 
         return model_of(settings)[0], True
     from motet.models.config import preset
@@ -265,7 +265,7 @@ def timeline_lines(
     layout: Layout, model: ModelConfig, length: int, facts: Mapping[str, Any], width: int
 ) -> list[Text | str]:
     """The pipeline in one step: a line per pipeline rank, time from left to right, drawn with as many micro-batches as fit."""
-    from motet.launcher.layout_facts import pipeline_works
+    from motet.launcher.planning.layout_facts import pipeline_works
 
     pipeline = facts["pipeline"]
     number = pipeline["micro_batches"]
@@ -291,8 +291,8 @@ def timeline_lines(
 
 def _drawn(layout: Layout, model: ModelConfig, length: int, number: int, room: int) -> int:
     """As many micro-batches as leave room for their numbers, and at least what fills the pipeline."""
-    from motet.launcher.layout_facts import pipeline_works
-    from motet.parallel.layout_rules import schedule_takes
+    from motet.launcher.planning.layout_facts import pipeline_works
+    from motet.parallel.layout.rules import schedule_takes
 
     least = min(number, layout.pp)
     for drawn in range(min(number, 64), least, -1):

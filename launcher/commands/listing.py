@@ -11,7 +11,7 @@ from motet.launcher.commands.status import loss_of, step_of
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import document, look
 from motet.launcher.follow.state import at
-from motet.launcher.progress import rate
+from motet.launcher.rank.progress import rate
 
 
 def run(arguments: argparse.Namespace) -> int:

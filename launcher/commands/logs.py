@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from motet.experiments.errors import UserError
+from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.commands.status import open_run
 from motet.launcher.follow.logs import SLURM, Choice, Line, Merged
 from motet.launcher.follow.overview import look
 from motet.launcher.follow.state import State
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console

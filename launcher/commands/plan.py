@@ -14,15 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motet.experiments.errors import UserError, raise_problems
-from motet.launcher import config, plan_table, plan_words
+from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common
-from motet.launcher.settings import RunSettings
+from motet.launcher.config import load as config
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.planning import summary as plan_words
+from motet.launcher.planning import table as plan_table
 
 if TYPE_CHECKING:
-    from motet.parallel.cluster import Cluster
-    from motet.parallel.plan_budget import Budget
-    from motet.parallel.plan_terms import Answer, Choice, Question
+    from motet.parallel.cluster.description import Cluster
+    from motet.parallel.planner.budget import Budget
+    from motet.parallel.planner.question import Answer, Choice, Question
 
 CALIBRATED = "calibrated.yaml"
 HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
@@ -31,7 +33,7 @@ HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and tell what was found."""
-    from motet.parallel.cluster import ClusterError
+    from motet.parallel.cluster.description import ClusterError
 
     if arguments.history is not None:
         return _history(Path(arguments.history), arguments.json)
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _history(runs: Path, as_json: bool) -> int:
     """Predicted and measured time and memory of every attempt of the runs in a folder."""
-    from motet.launcher.prediction import history
+    from motet.launcher.planning.prediction import history
 
     rows = history(runs)
     if as_json:
@@ -64,8 +66,8 @@ def _history(runs: Path, as_json: bool) -> int:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     """Fit constants to runs, and write the cluster that carries them, or print it."""
-    from motet.launcher.calibrating import calibrate
-    from motet.parallel.cluster import read
+    from motet.launcher.planning.calibrate import calibrate
+    from motet.parallel.cluster.description import read
 
     runs = [Path(folder) for folder in arguments.calibrate]
     cluster = None if arguments.cluster is None else read(Path(arguments.cluster))
@@ -80,7 +82,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 
 def _calibrated_text(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> str:
-    from motet.launcher.calibrating import text_of
+    from motet.launcher.planning.calibrate import text_of
 
     before = Path(arguments.cluster).read_text(encoding="utf-8") if arguments.cluster else ""
     return text_of(found, sentences, before)
@@ -88,7 +90,7 @@ def _calibrated_text(arguments: argparse.Namespace, found: Cluster, sentences: l
 
 def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> None:
     """Write calibrated machines to --output, and say how to use them."""
-    from motet.launcher.rundir import atomic_write
+    from motet.launcher.runs.rundir import atomic_write
 
     path = arguments.output or CALIBRATED
     atomic_write(Path(path), _calibrated_text(arguments, found, sentences))
@@ -140,8 +142,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
     from motet.launcher.commands.layout import _model
-    from motet.launcher.prediction import expected_training
-    from motet.parallel.plan_terms import FIXABLE, Question
+    from motet.launcher.planning.prediction import expected_training
+    from motet.parallel.planner.question import FIXABLE, Question
 
     cluster = _cluster(arguments)
     training, traits = expected_training(settings, cluster)
@@ -172,8 +174,8 @@ def _engines(arguments: argparse.Namespace, cluster: Cluster) -> tuple[str, ...]
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
     """The machines of --cluster, or this one: by data sheets, or measured where a probe is to calibrate its cores."""
-    from motet.launcher import machine
-    from motet.parallel.cluster import read
+    from motet.parallel.cluster import this_machine as machine
+    from motet.parallel.cluster.description import read
 
     if arguments.cluster is not None:
         return read(Path(arguments.cluster))
@@ -185,7 +187,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
 
 
 def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Question) -> int:
-    from motet.parallel.planner import plan
+    from motet.parallel.planner.best_first import plan
 
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
     budget = _budget(arguments)
@@ -214,8 +216,8 @@ def tell_answer(
     """Print the table, and write what was asked for."""
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
     if arguments.html:
-        from motet.launcher import plan_page
-        from motet.launcher.rundir import atomic_write
+        from motet.launcher.planning import page as plan_page
+        from motet.launcher.runs.rundir import atomic_write
 
         atomic_write(Path(arguments.html), plan_page.page(name, question, answer, rows, tokens))
     if arguments.write:
@@ -244,7 +246,7 @@ def telling() -> Iterator[Callable[[str], None]]:
 
 def nothing(question: Question) -> str:
     """Say why no layout is left, and what would make one fit."""
-    from motet.parallel.plan_reasons import best_with, remedies, tightest
+    from motet.parallel.planner.reasons import best_with, remedies, tightest
 
     nearest = tightest(question)
     if nearest is None or nearest.fill <= 1.0:
@@ -260,7 +262,7 @@ def nothing(question: Question) -> str:
 
 
 def _budget(arguments: argparse.Namespace) -> Budget | None:
-    from motet.parallel.plan_budget import Budget
+    from motet.parallel.planner.budget import Budget
 
     hours = None
     if arguments.budget is not None:
@@ -288,7 +290,7 @@ def _within(
     tokens: float,
 ) -> int:
     """Tell the largest model that a budget trains, or the shortest time for the run's own model."""
-    from motet.parallel.plan_budget import Affordable, fastest, largest, size
+    from motet.parallel.planner.budget import Affordable, fastest, largest, size
 
     unpriced = [g.name for g in question.cluster.groups if not g.device.price_per_hour]
     if budget.price is not None and len(unpriced) == len(question.cluster.groups):
@@ -333,6 +335,6 @@ def _write(arguments: argparse.Namespace, answer: Answer) -> None:
 
 
 def _write_choice(path: str, choice: Choice) -> None:
-    from motet.launcher.rundir import atomic_write
+    from motet.launcher.runs.rundir import atomic_write
 
     atomic_write(Path(path), plan_table.layout_text(choice))

@@ -7,14 +7,17 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from motet.experiments.errors import UserError
-from motet.launcher import config, plan_table, plan_words, probe_run
+from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.commands import plan as planning
-from motet.launcher.rundir import RunDir, atomic_write
-from motet.launcher.settings import RunSettings
-from motet.parallel.cluster import Cluster
-from motet.parallel.plan_terms import Answer, Choice, Question
+from motet.launcher.config import load as config
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.measure import calibration_run as probe_run
+from motet.launcher.planning import summary as plan_words
+from motet.launcher.planning import table as plan_table
+from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.parallel.cluster.description import Cluster
+from motet.parallel.planner.question import Answer, Choice, Question
 
 MOST_MEASURED = 8
 """Processes at most that measure a machine without GPUs; its cores are divided among them."""
@@ -30,7 +33,7 @@ def probe(
     Raises:
         UserError: this machine cannot train the layout; the message says what can, and how.
     """
-    from motet.launcher.machine import this_machine
+    from motet.parallel.cluster.this_machine import this_machine
 
     here = this_machine()
     number, lacks = probe_run.chosen(answer, arguments.probe, here)
@@ -59,9 +62,10 @@ def probe(
 
 def measured() -> Cluster:
     """Measure this machine as `motet cluster probe` does: data sheets say too little of CPUs for constants to make up for it."""
-    from motet.launcher import machine, probe_launch
-    from motet.launcher.command import ONE_NODE
-    from motet.parallel.probe_cluster import cluster_of
+    from motet.launcher.launch.command import ONE_NODE
+    from motet.launcher.measure import cluster_launch as probe_launch
+    from motet.parallel.cluster import this_machine as machine
+    from motet.parallel.cluster.probe.result import cluster_of
 
     processes = min(machine.cores(), MOST_MEASURED)
     print(f"Measuring this machine first, with {processes} processes ...", flush=True)
@@ -145,9 +149,9 @@ def _plan_again(
     run: RunDir,
 ) -> int:
     """Fit, write, search again, and tell what changed."""
-    from motet.launcher.calibrating import calibrate
-    from motet.launcher.prediction import newest, sentence
-    from motet.parallel.planner import plan
+    from motet.launcher.planning.calibrate import calibrate
+    from motet.launcher.planning.prediction import newest, sentence
+    from motet.parallel.planner.best_first import plan
 
     measured = newest(run)
     if measured is None:

@@ -6,13 +6,13 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError, suggest
-from motet.launcher import plan_table
+from motet.core.errors import UserError, suggest
 from motet.launcher.commands import common
 from motet.launcher.commands.plan import nothing, telling
+from motet.launcher.planning import table as plan_table
 
 if TYPE_CHECKING:
-    from motet.parallel.plan_terms import Choice, Question
+    from motet.parallel.planner.question import Choice, Question
 
 REASONS = {
     "setting": "setting",
@@ -25,7 +25,7 @@ REASONS = {
 
 def tell_why(arguments: argparse.Namespace, question: Question) -> int:
     """Tell why layouts with some degrees are not the first; what they take is told before the fastest of all is searched."""
-    from motet.parallel.plan_reasons import best_with, slower
+    from motet.parallel.planner.reasons import best_with, slower
 
     if arguments.why == "all":
         return _why_all(arguments, question)
@@ -54,7 +54,7 @@ def _taken(choice: Choice) -> str:
 
 def _why_all(arguments: argparse.Namespace, question: Question) -> int:
     """Tell of every setting's values what the best layout with it takes."""
-    from motet.parallel.plan_reasons import every_degree
+    from motet.parallel.planner.reasons import every_degree
 
     with telling() as tell:
         tell("searching the fastest layout")
@@ -67,7 +67,7 @@ def _why_all(arguments: argparse.Namespace, question: Question) -> int:
 
 
 def _fastest(question: Question) -> Choice:
-    from motet.parallel.planner import plan
+    from motet.parallel.planner.best_first import plan
 
     answer = plan(replace(question, top=1, worth=1.0))
     if not answer.choices:
@@ -81,7 +81,7 @@ def degrees(text: str) -> dict[str, Any]:
     Raises:
         UserError: a name that nothing has, a name twice, or a value that is none of its.
     """
-    from motet.parallel.plan_terms import FIXABLE
+    from motet.parallel.planner.question import FIXABLE
 
     out: dict[str, Any] = {}
     for part in text.split(","):
@@ -97,8 +97,8 @@ def degrees(text: str) -> dict[str, Any]:
 
 
 def _value(name: str, value: str) -> Any:
-    from motet.parallel.layout import RECOMPUTE, SCHEDULES, Layout
-    from motet.parallel.plan_flat import OFFLOAD, ZERO_STAGES
+    from motet.parallel.layout.layout import RECOMPUTE, SCHEDULES, Layout
+    from motet.parallel.planner.zero import OFFLOAD, ZERO_STAGES
 
     choices: dict[str, tuple[Any, ...]] = {
         "schedule": SCHEDULES,

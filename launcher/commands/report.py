@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir, read_json
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import UserError
+from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import View, detail, document, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
-from motet.launcher.progress import duration, number, rate
-from motet.launcher.rundir import RunDir
+from motet.launcher.rank.progress import duration, number, rate
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from motet.experiments.errors import UserError
-from motet.launcher import config, submission
+from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.commands.train import refuse_existing
-from motet.launcher.node import with_processes
-from motet.launcher.rundir import RunDir
-from motet.launcher.settings import RunSettings
-from motet.launcher.slurm_settings import groups_of, world_size
+from motet.launcher.config import load as config
+from motet.launcher.config.batch import groups_of, world_size
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.jobs import submission
+from motet.launcher.jobs.node import with_processes
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client
 from motet.slurm.config import Group, seconds
 
@@ -74,7 +75,7 @@ def say_submitted(made: submission.Submission, ids: Sequence[str]) -> None:
 
 def print_dry_run(made: submission.Submission, client: Client) -> None:
     """The script, the run that it starts, the most it can cost, and what Slurm says to it."""
-    from motet.launcher.run import model_of
+    from motet.launcher.launch.local import model_of
 
     print(made.script)
     settings = made.settings[0]
@@ -108,8 +109,8 @@ def _nodes_of(group: Group) -> str:
 def memory_lines(settings: RunSettings, model: ModelConfig) -> list[tuple[str, str]]:
     """What the fullest rank must hold."""
     from motet.models import counts
-    from motet.parallel.holdings import held_bytes, kept_bytes
-    from motet.parallel.layout_rules import micro_batches
+    from motet.parallel.layout.rules import micro_batches
+    from motet.parallel.layout.weights import held_bytes, kept_bytes
 
     layout = settings.layout_for(world_size(settings))
     if layout.engine != "native":
@@ -158,7 +159,7 @@ def cost_lines(settings: RunSettings, runs: int) -> list[tuple[str, str]]:
 
 def time_lines(settings: RunSettings, model: ModelConfig) -> list[tuple[str, str]]:
     """How long the run takes, and whether it fits, by the cost model."""
-    from motet.launcher.forecast import forecast
+    from motet.launcher.jobs.forecast import forecast
 
     limit_s = seconds(settings.slurm.time)
     return forecast(settings, model, world_size(settings), groups_of(settings), limit_s)

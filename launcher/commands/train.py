@@ -11,23 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.experiments.errors import Problem, UserError, raise_problems
-from motet.launcher import config
-from motet.launcher.checks import deepspeed_settings
-from motet.launcher.command import (
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.launcher.commands import common
+from motet.launcher.config import load as config
+from motet.launcher.config.batch import world_size
+from motet.launcher.config.checks import deepspeed_settings
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.launch.command import (
     ONE_NODE,
     Nodes,
     attempt_command,
     launch_environment,
     shell_text,
 )
-from motet.launcher.commands import common
-from motet.launcher.rundir import RunDir, read_json
-from motet.launcher.settings import RunSettings
-from motet.launcher.slurm_settings import world_size
+from motet.launcher.runs.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
-    from motet.experiments.study import Study
+    from motet.experiments.design.study import Study
 
 # What may differ when a run goes on. Everything else decides its tokens, its updates or its questions.
 RESUMABLE = (
@@ -73,7 +73,7 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: Nodes = O
         return 0
     if nodes.rank == 0:
         refuse_existing(settings, rundir)
-    from motet.launcher.run import train, train_together
+    from motet.launcher.launch.local import train, train_together
 
     if nodes.count > 1:
         return train_together(settings, rundir, nodes, yaml_text=yaml_text, resume=False)
@@ -132,7 +132,7 @@ def resume(arguments: argparse.Namespace) -> int:
         steps = rundir.checkpoint_steps()
         common.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
-    from motet.launcher.run import train, train_together
+    from motet.launcher.launch.local import train, train_together
 
     if nodes.count > 1:
         return train_together(settings, rundir, nodes, yaml_text=text, resume=True)
@@ -141,7 +141,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:
     """What a begun run finds wrong with its layout on so many ranks; the manifest knows the model."""
-    from motet.launcher.checks import deepspeed_library_problems, layout_problems
+    from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
     from motet.models.config import ModelConfig
 
     model = ModelConfig(**read_json(rundir.manifest)["model"])
@@ -244,8 +244,8 @@ def _shown(rundir: RunDir) -> str:
 
 def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE) -> None:
     """What `print_command` prints, every problem of the experiments, and how much room they take."""
-    from motet.launcher.run import check_layout
-    from motet.launcher.study import build, check
+    from motet.launcher.launch.local import check_layout
+    from motet.launcher.study.build import build, check
 
     print_command(settings, rundir, nodes)
     raise_problems(check(settings))
@@ -257,7 +257,7 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE
 def _check_asked_device(settings: RunSettings) -> None:
     """Refuse GPUs that were asked for and are not here; `auto` would import torch only to find what is."""
     if settings.layout.device == "cuda":
-        from motet.launcher.run import check_devices
+        from motet.launcher.launch.local import check_devices
 
         check_devices(settings)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.experiments.errors import UserError
-from motet.launcher.culprit import blame
+from motet.core.errors import UserError
 from motet.launcher.follow.pace import Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
-from motet.launcher.lifeline import STOP_MARKER
-from motet.launcher.rundir import RunDir
+from motet.launcher.rank.signals import STOP_MARKER
+from motet.launcher.runs.blame import blame
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import ID
 
 FRESH_S = 90.0
@@ -175,7 +175,7 @@ def _length(run: RunDir, manifest: Fields) -> tuple[int | None, int | None]:
         length, per_step = int(manifest["sequence_length"]), int(manifest["tokens_per_step"])
         steps, tokens = _whole(_STEPS, text), _whole(_TOKENS, text)
         if batch["ramp"]:
-            from motet.experiments.steps import Steps
+            from motet.experiments.stream.batch_sizes import Steps
 
             stages = {0: batch["sequences"], **{s["step"]: s["sequences"] for s in batch["ramp"]}}
             ramp = Steps.of(batch["sequences"], sorted(stages.items()))

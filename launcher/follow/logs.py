@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motet.launcher.follow.tails import Tail
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 
 SLURM = "slurm"
 """In place of a rank: the output of the job itself."""

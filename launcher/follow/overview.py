@@ -10,7 +10,7 @@ from motet.launcher.follow.facts import Facts, all_attempts, read_facts
 from motet.launcher.follow.processes import held_locks
 from motet.launcher.follow.records import Records, ask, job_ids
 from motet.launcher.follow.state import State, decide
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from motet.slurm.client import Client, Job

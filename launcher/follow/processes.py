@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.launcher.processes import DEAD, stat_fields
+from motet.core.processes import DEAD, stat_fields
 
 START_SLACK_S = 5.0
 """Clocks of a file system and of this host may differ by so much."""

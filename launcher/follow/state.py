@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from motet.launcher.follow import words
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.records import Records
-from motet.launcher.progress import duration
+from motet.launcher.rank.progress import duration
 
 if TYPE_CHECKING:
     from motet.slurm.client import Job

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from motet.experiments.errors import UserError
+from motet.core.errors import UserError
+from motet.core.processes import command_line
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.overview import View
 from motet.launcher.follow.processes import Process, parent_of
 from motet.launcher.follow.records import Records
-from motet.launcher.processes import command_line
 
 LAUNCHERS = frozenset(
     {"torchrun", "accelerate", "deepspeed"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from motet.launcher.rundir import RunDir
+    from motet.launcher.runs.rundir import RunDir
 
 __all__ = ["build", "terminal_summary"]
 
@@ -27,7 +27,7 @@ def build(rundir: RunDir) -> Path:
     """
     from motet.launcher.report.collect import assemble, collect
     from motet.launcher.report.page import render
-    from motet.launcher.rundir import atomic_write, write_json
+    from motet.launcher.runs.rundir import atomic_write, write_json
 
     report = assemble(collect(rundir))
     write_json(rundir.report_json, report)

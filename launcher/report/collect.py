@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.launcher.metrics import Row, read_metrics, rows_of
 from motet.launcher.report.words import finite
-from motet.launcher.rundir import read_json
+from motet.launcher.runs.metrics import Row, read_metrics, rows_of
+from motet.launcher.runs.rundir import read_json
 
 if TYPE_CHECKING:
-    from motet.launcher.rundir import RunDir
+    from motet.launcher.runs.rundir import RunDir
 
 VERSION = 1
 MOST_POINTS = 2_000
@@ -335,7 +335,7 @@ def collect(rundir: RunDir) -> Sources:
 
 def predicted(rundir: RunDir) -> str:
     """How long a step took and what it held, against what was predicted."""
-    from motet.launcher.prediction import newest, sentence
+    from motet.launcher.planning.prediction import newest, sentence
 
     found = newest(rundir)
     return sentence(found) if found else ""
@@ -348,9 +348,9 @@ def has_study(rundir: RunDir) -> bool:
 
 def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
     """Measurements, answers, and why there are none, as far as the run has come."""
-    from motet.experiments.analysis import analyze
-    from motet.experiments.errors import UserError
-    from motet.launcher.outcome import load_measured
+    from motet.core.errors import UserError
+    from motet.experiments.analysis.analyze import analyze
+    from motet.launcher.study.outcome import load_measured
 
     try:
         study = load_measured(root)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.keys import text_keys
-from motet.experiments.placement import Request, Texts
+from motet.experiments.stream.placement import Request, Texts
+from motet.experiments.stream.random import text_keys
 
 EOD = 0
 

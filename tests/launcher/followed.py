@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from motet.launcher.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
 from motet.slurm.client import Job
 from motet.slurm.errors import SlurmError
 

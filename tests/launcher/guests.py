@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from motet.experiments.prepare import PrepareRequest, prepare
-from motet.launcher.guest import Guest
+from motet.experiments.corpora.prepare import PrepareRequest, prepare
+from motet.launcher.guest.guest import Guest
 
 VOCABULARY, STEPS = 320, 12
 RUN_YAML = """

@@ -38,8 +38,8 @@ def _rank(
     }
     import torch
 
-    from motet.parallel.layout import Layout
-    from motet.parallel.mesh import join, leave
+    from motet.parallel.layout.layout import Layout
+    from motet.parallel.runtime.mesh import join, leave
 
     torch.set_num_threads(1)
     try:
@@ -57,7 +57,7 @@ def run_ranks(
     """Return function(world, *args) of every rank; the function must be importable, the results picklable."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "torch.distributed.fsdp", "motet.parallel.engine_native"]
+        ["torch", "torch.distributed.fsdp", "motet.parallel.engines.native"]
     )
     out = context.Queue()
     port = free_port()

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.models.config import ModelConfig
-from motet.parallel.engine import Engine, EngineOptions, build_engine
-from motet.parallel.layout import Layout
-from motet.parallel.mesh import World
+from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World
 
 DENSE = ModelConfig(
     vocabulary_size=96, d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, d_ffn=64, qk_norm="head"

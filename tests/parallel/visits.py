@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from motet.models.config import ModelConfig
-from motet.parallel.engine import Engine, EngineOptions, build_engine
-from motet.parallel.layout import Layout
-from motet.parallel.mesh import World
+from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
 from tests.parallel.training import DENSE, Curve, share
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from motet.launcher.metrics import read_metrics
-from motet.launcher.rundir import RunDir, atomic_write
+from motet.launcher.runs.metrics import read_metrics
+from motet.launcher.runs.rundir import RunDir, atomic_write
 from motet.slurm.testbed.bed import Testbed
 from motet.slurm.testbed.processes import Inhabitant, wait_for
-from tests.launcher.test_wandb_mirror import history, of_type, records
+from tests.launcher.rank.test_wandb_mirror import history, of_type, records
 from tests.slurm.bed_fixture import job_field, slurm
 from tests.slurm.jobs import output, submit
 from tests.system.runs import motet, rows
@@ -46,7 +46,11 @@ experiments:
 """
 LOOP, ANCHOR = "motet/launcher/loop.py", "        started = time.perf_counter()\n        share ="
 PACE = '        time.sleep(float((job.run.root / "pace_s").read_text()))\n'
-RANK, TORCHRUN, HELPER = "motet.launcher.worker", "torch.distributed.run", "motet.launcher.node"
+RANK, TORCHRUN, HELPER = (
+    "motet.launcher.worker",
+    "torch.distributed.run",
+    "motet.launcher.node",
+)
 
 
 def write_run(folder: Path, corpus: Path, name: str, processes: int = 1) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client, Job
 from motet.slurm.testbed.bed import Testbed
 from tests.system.runs import MOTET

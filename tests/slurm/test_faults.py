@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.launcher.rundir import RunDir
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.bed_fixture import job_field, slurm
 from tests.slurm.fault_runs import (

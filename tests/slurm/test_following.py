@@ -11,7 +11,7 @@ import pytest
 from motet.launcher.commands import cancel
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.stopping import actions
-from motet.launcher.rundir import RunDir, write_json
+from motet.launcher.runs.rundir import RunDir, write_json
 from motet.slurm.client import Client
 from motet.slurm.testbed.bed import Testbed
 from tests.launcher.followed import add_attempt, add_jobs, make_run

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from motet.experiments.errors import UserError
-from motet.launcher.command import Nodes
-from motet.launcher.node import cores_of, place, read_secret
+from motet.core.errors import UserError
+from motet.launcher.jobs.node import cores_of, place, read_secret
+from motet.launcher.launch.command import Nodes
 from motet.slurm.errors import SlurmError
 
 TOLD = {

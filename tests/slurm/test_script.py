@@ -113,9 +113,9 @@ def test_the_script_begins_trains_and_does_what_the_end_says(
     assert process.returncode == expected
     lines = asked.read_text().splitlines()
     run = tmp_path / "run"
-    assert lines[0] == f"-m motet.launcher.batch begin {run}"
+    assert lines[0] == f"-m motet.launcher.jobs.batch begin {run}"
     assert lines[1] == "attempt 7"
-    assert lines[2].rstrip() == f"-m motet.launcher.batch end {run} 5"
+    assert lines[2].rstrip() == f"-m motet.launcher.jobs.batch end {run} 5"
     assert lines[3:] == (["scontrol requeue 12"] if end == 10 else [])
     assert ("motet resume" in errors) == (end == 10)
 
@@ -131,7 +131,7 @@ def test_a_signal_reaches_the_step_and_the_end_learns_of_it(
     process.communicate(timeout=30)
     lines = asked.read_text().splitlines()
     assert "usr1" in lines
-    assert lines[-1] == f"-m motet.launcher.batch end {tmp_path / 'run'} 3 {word}"
+    assert lines[-1] == f"-m motet.launcher.jobs.batch end {tmp_path / 'run'} 3 {word}"
 
 
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "value"])

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from motet.experiments.errors import UserError
-from motet.launcher import batch, node, rank_main
-from motet.launcher.agent import run_agent
-from motet.launcher.attempts import facts_of
-from motet.launcher.run import only_one
-from motet.launcher.rundir import RunDir
+from motet.core.errors import UserError
+from motet.launcher.jobs import batch, node
+from motet.launcher.launch.agent import run_agent
+from motet.launcher.launch.local import only_one
+from motet.launcher.rank import attempt as rank_main
+from motet.launcher.runs.attempts import facts_of
+from motet.launcher.runs.rundir import RunDir
 from tests.slurm.test_batch import JOB, attempt
 from tests.slurm.test_batch import run as run
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from motet.parallel.layout import Layout
+from motet.parallel.layout.layout import Layout
 from motet.slurm.testbed.bed import Testbed
 from tests.system.runs import MOTET, environment, rows
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from motet.experiments.errors import UserError
-from motet.launcher import config
-from motet.launcher.rank_main import _verified
-from motet.launcher.rundir import RunDir
-from motet.parallel.mesh import World
+from motet.core.errors import UserError
+from motet.launcher.config import load as config
+from motet.launcher.rank.attempt import _verified
+from motet.launcher.runs.rundir import RunDir
+from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
 from tests.system.runs import motet, write_yaml
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from motet.launcher.metrics import read_metrics
-from motet.launcher.processes import children, command_line, ranks_of
+from motet.core.processes import children, command_line, ranks_of
+from motet.launcher.runs.metrics import read_metrics
 from tests.system.runs import kill_rank, losses, motet, rows, train_until, write_yaml
 
 

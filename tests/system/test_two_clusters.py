@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.launcher import config
-from motet.launcher.machine import cpu
-from motet.launcher.prediction import training_of
-from motet.launcher.rundir import read_json
+from motet.launcher.config import load as config
+from motet.launcher.planning.prediction import training_of
+from motet.launcher.runs.rundir import read_json
 from motet.models.config import ModelConfig
-from motet.parallel.cluster import Cluster, Group, Link
-from motet.parallel.layout import Layout
-from motet.parallel.plan_terms import Question
-from motet.parallel.planner import plan
-from motet.parallel.predict import Predictor
+from motet.parallel.cluster.description import Cluster, Group, Link
+from motet.parallel.cluster.this_machine import cpu
+from motet.parallel.cost.predictor import Predictor
+from motet.parallel.layout.layout import Layout
+from motet.parallel.planner.best_first import plan
+from motet.parallel.planner.question import Question
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.bed_fixture import healed, testbed
 from tests.system.cluster_runs import NodesRun, layout_words, step_seconds

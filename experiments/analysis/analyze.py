@@ -1,0 +1,127 @@
+"""From probe scores to answers: every outcome estimated, corrected, judged, and told in a sentence.
+
+`analyze` makes the `answers` part of report.json; docs/statistics.md says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from motet.experiments.analysis.answers import Answer
+from motet.experiments.analysis.measured import Measured, noncompliance
+from motet.experiments.analysis.power import power
+from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
+
+__all__ = ["Measured", "analyze", "power"]
+
+PLACEBO_THRESHOLD = 0.01
+"""An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be thrown away."""
+
+
+def analyze(
+    measured: Sequence[Measured], seed: int, draws: int = 10_000, details: bool = True
+) -> dict[str, Any]:
+    """Return the `answers` part of report.json.
+
+    seed: keys the repeated assignments (never the actual one). draws: repetitions per comparison;
+    the smallest p-value is 1 / (draws + 1). details: False leaves out effects per arm and curves.
+    """
+    n_questions = sum(m.experiment.role == "question" for m in measured)
+    studies = [Answer(m, seed, draws, max(1, n_questions)) for m in measured]
+    entries = [study.entry(details) for study in studies]
+    questions = [e for e in entries if e["role"] == "question"]
+    _correct_primaries(questions)
+    _correct_secondaries(questions)
+    controls = {
+        "placebo": _placebo(studies, entries),
+        "positive": _positive(studies, entries),
+    }
+    invalid = " ".join(c["sentence"] for c in controls.values() if c is not None and not c["ok"])
+    for study, entry in zip(studies, entries, strict=True):
+        reasons = invalid if entry["role"] == "question" else ""
+        reasons = " ".join(reason for reason in (reasons, noncompliance(study.m)) if reason)
+        spec = study.m.experiment.spec
+        over = len(questions) if entry["role"] == "question" else 1
+        entry["verdict"] = judge(entry["primary"], spec.alpha, spec.margin, reasons, over)
+    for control in controls.values():
+        if control is not None:
+            control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
+    alphas = [study.m.experiment.spec.alpha for study in studies]
+    answers = {
+        "alpha": max(set(alphas), key=alphas.count) if alphas else 0.05,
+        "draws": draws,
+        "experiments": questions,
+        "controls": controls,
+        "multiplicity": {"primaries": "Holm", "secondaries": "Benjamini-Hochberg"},
+    }
+    return _finite(answers)
+
+
+def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:
+    """Holm over the primary outcomes of the questions; one without an estimate counts as p = 1."""
+    from statsmodels.stats.multitest import multipletests
+
+    outcomes = [entry["primary"] for entry in entries]
+    if outcomes:
+        raw = [1.0 if outcome["p"] is None else outcome["p"] for outcome in outcomes]
+        for outcome, p in zip(outcomes, multipletests(raw, method="holm")[1], strict=True):
+            outcome["p_corrected"] = None if outcome["p"] is None else float(p)
+
+
+def _correct_secondaries(entries: Sequence[dict[str, Any]]) -> None:
+    """Benjamini-Hochberg over all secondary outcomes of the questions that have an estimate."""
+    from statsmodels.stats.multitest import multipletests
+
+    outcomes = [o for entry in entries for o in entry["secondary"] if o["p"] is not None]
+    if outcomes:
+        corrected = multipletests([outcome["p"] for outcome in outcomes], method="fdr_bh")[1]
+        for outcome, p in zip(outcomes, corrected, strict=True):
+            outcome["p_corrected"] = float(p)
+
+
+def _placebo(studies: Sequence[Answer], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The A/A control; of several, the one with the smallest p, which is multiplied by their number."""
+    found = [entry for entry in entries if entry["role"] == "placebo"]
+    if not found:
+        return None
+    worst = min(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
+    p = worst["primary"]["p"]
+    corrected = None if p is None else min(1.0, p * len(found))
+    worst["primary"]["p_corrected"] = corrected
+    ok, sentence = placebo_sentence(corrected, PLACEBO_THRESHOLD, _alpha_of(studies, worst))
+    return worst | {"ok": ok, "sentence": sentence}
+
+
+def _positive(
+    studies: Sequence[Answer], entries: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The positive control; of several, the one with the largest p: all must be found."""
+    found = [entry for entry in entries if entry["role"] == "positive_control"]
+    if not found:
+        return None
+    worst = max(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
+    ok, sentence = positive_sentence(worst["primary"], _alpha_of(studies, worst))
+    return worst | {"ok": ok, "sentence": sentence}
+
+
+def _alpha_of(studies: Sequence[Answer], entry: dict[str, Any]) -> float:
+    return next(study.spec.alpha for study in studies if study.spec.name == entry["name"])
+
+
+def _finite(value: Any) -> Any:
+    """Plain Python values for JSON; NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,337 @@
+"""The answer of one experiment: every outcome estimated, with curves, before correction and verdict.
+
+Shapes: U units, S probe steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
+from motet.experiments.analysis.inference import Comparison, Estimate, estimate
+from motet.experiments.analysis.measured import Measured, arm_row, examples, notes
+from motet.experiments.analysis.power import group_scores, power
+from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.library.base import OutcomeSpec
+from motet.experiments.stream.random import name_key
+
+F64 = npt.NDArray[np.float64]
+
+
+class Answer:
+    """One experiment while it is being analyzed."""
+
+    def __init__(self, m: Measured, seed: int, draws: int, n_primaries: int) -> None:
+        self.m = m
+        self.spec = m.experiment.spec
+        self.seed = name_key(seed, "analysis", self.spec.name)
+        question = m.experiment.role == "question"
+        self.detect_alpha = self.spec.alpha / (n_primaries if question else 1)
+        self.repeater = Repeater(m.design, m.arms, self.seed, draws)
+        self.control = np.array([arm.is_control for arm in self.spec.arms])
+        self.treated_U = ~self.control[m.arms]
+        self.clusters_U = m.design.cluster_of_unit
+        self.series = self._series()
+        self.final = self._final()
+        self.notes: list[str] = []
+
+    def _series(self) -> dict[str, F64]:
+        """Every measured series, float64 [S, U]; an infinite value is a missing one."""
+        rows = [self.m.experiment.measure(self.m.units, scores) for scores in self.m.scores]
+        names = rows[0] if rows else {}
+        stacked = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
+        return {name: np.where(np.isfinite(v), v, np.nan) for name, v in stacked.items()}
+
+    def _final(self) -> dict[str, F64]:
+        if not self.series:
+            return {}
+        m = self.m
+        final = m.experiment.summarize(m.units, m.arms, m.steps, self.series, m.exposure_steps)
+        return {name: np.where(np.isfinite(v), v, np.nan) for name, v in final.items()}
+
+    def levels(self) -> list[float]:
+        """Dose of every arm as exposures per unit."""
+        doses = []
+        for number, arm in enumerate(self.spec.arms):
+            dose = arm.dose
+            members = self.m.planned[self.m.arms == number]
+            if self.spec.dose_in != "exposures" and not arm.is_control and members.sum() > 0:
+                dose = float(members.mean())
+            doses.append(float(dose))
+        return doses
+
+    def baseline(self, outcome: OutcomeSpec) -> F64 | None:
+        """The covariate: the series at the last probe before any exposure could happen, [U]."""
+        name = outcome.name if outcome.baseline is None else outcome.baseline
+        if name not in self.series or len(self.m.steps) < 2:
+            return None
+        first = self.spec.schedule.first_step(int(self.m.steps[-1]))
+        shown = [int(when[0]) for when in self.m.exposure_steps if len(when)]
+        before = np.flatnonzero(self.m.steps <= min([first, *shown]))
+        if len(before) == 0 or before[-1] == len(self.m.steps) - 1:
+            return None
+        return self.series[name][before[-1]]
+
+    def entry(self, details: bool = True) -> dict[str, Any]:
+        """Everything the report says about this experiment, before correction and verdict."""
+        outcomes = self.m.experiment.outcomes
+        primary = next(outcome for outcome in outcomes if outcome.primary)
+        answers = [self.outcome(outcome, details) for outcome in outcomes if outcome.secondary]
+        main = self.outcome(primary, details)
+        if self.m.timing is not None:
+            answers.append(self.timing(primary))
+        curves = self.curves(primary) if details else {}
+        self.notes += notes(self.m, self.repeater, self.detect_alpha, primary)
+        m = self.m
+        return {
+            "name": self.spec.name,
+            "use": self.spec.use,
+            "role": m.experiment.role,
+            "hypothesis": self.spec.hypothesis,
+            "protocol": m.experiment.protocol,
+            "n_units": len(m.units),
+            "n_clusters": m.design.n_clusters,
+            "n_blocks": m.design.n_blocks,
+            "arms": [arm_row(self.m, number) for number in range(len(self.spec.arms))],
+            "primary": main,
+            "secondary": answers,
+            "verdict": {},
+            "power": power(m.experiment, m.units, m.design, self.detect_alpha),
+            "curves": curves,
+            "examples": examples(m),
+            "notes": self.notes,
+        }
+
+    def values(self, outcome: OutcomeSpec) -> F64:
+        """The outcome of every unit, float64 [U], NaN where there is none."""
+        return self.final.get(outcome.name, np.full(len(self.m.units), np.nan))
+
+    def outcome(self, outcome: OutcomeSpec, details: bool = True) -> dict[str, Any]:
+        """One OUTCOME of the report."""
+        values, covariate = self.values(outcome), self.baseline(outcome)
+        scores = group_scores(self.m.experiment, outcome)
+        found = self.estimated(outcome, values, covariate, self.repeater.groups(scores))
+        result = self.fields(
+            outcome, self.contrast_text(outcome), found, values, scores[self.m.arms]
+        )
+        result["trend"] = self.trend(outcome, values, covariate)
+        if details:
+            result["per_arm"] = self.per_arm(outcome, values, covariate, scores, found)
+        return result
+
+    def estimated(
+        self,
+        outcome: OutcomeSpec,
+        values: F64,
+        covariate: F64 | None,
+        comparison: Comparison | None,
+    ) -> Estimate:
+        if comparison is None:
+            return Estimate(
+                None, None, None, 1.0, 0, 0, 0, None, None, False, "a group has no unit"
+            )
+        detect = self.detect_alpha if outcome.primary else self.spec.alpha
+        found = estimate(values, covariate, comparison, self.spec.alpha, detect)
+        if (
+            outcome.binary
+            and found.low is None
+            and not found.standard_error
+            and found.n_clusters > 1
+        ):
+            return self.share_interval(found, values, comparison)
+        return found
+
+    def share_interval(self, found: Estimate, values: F64, comparison: Comparison) -> Estimate:
+        """Newcombe's interval for a difference of shares, where no unit differs within its group."""
+        from statsmodels.stats.proportion import confint_proportions_2indep
+
+        score = comparison.score[comparison.arms]
+        y = values[comparison.units]
+        groups = []
+        for group in (score == score.max(), score == score.min()):
+            kept = group & np.isfinite(y)
+            n = len(np.unique(comparison.clusters[kept]))
+            groups += [float(y[kept].mean()) * n, n] if n else [0.0, 0]
+        if not groups[1] or not groups[3]:
+            return found
+        low, high = confint_proportions_2indep(*groups, method="newcomb", alpha=self.spec.alpha)
+        note = "interval by Newcombe's method, because units do not differ within their group"
+        return replace(found, low=float(low), high=float(high), note=note)
+
+    def fields(
+        self, outcome: OutcomeSpec, contrast: str, found: Estimate, values: F64, score_U: F64
+    ) -> dict[str, Any]:
+        """The fields of an OUTCOME that every comparison has."""
+        measured = np.isfinite(values)
+        control, treated = values[measured & (score_U == 0)], values[measured & (score_U == 1)]
+        if found.n_dropped:
+            lost = ~measured & np.isfinite(score_U)
+            self.notes.append(
+                f"{outcome.label}: {found.n_dropped} units have no value and are left out "
+                f"({int((lost & (score_U == 1)).sum())} treated, {int((lost & (score_U == 0)).sum())} control)."
+            )
+        return {
+            "name": outcome.name,
+            "label": outcome.label,
+            "unit": outcome.unit,
+            "contrast": contrast,
+            "effect": found.effect,
+            "low": found.low,
+            "high": found.high,
+            "confidence": 1 - self.spec.alpha,
+            "p": found.p if found.effect is not None else None,
+            "p_corrected": found.p if found.effect is not None else None,
+            "control_mean": float(control.mean()) if len(control) else None,
+            "treated_mean": float(treated.mean()) if len(treated) else None,
+            "n": found.n,
+            "smallest_detectable": found.smallest_detectable,
+            "assumption": self.assumption(found),
+            "trend": None,
+            "per_arm": [],
+        }
+
+    def assumption(self, found: Estimate) -> str:
+        text = (
+            f"randomization of {found.n_clusters} clusters in blocks, repeated {self.repeater.draws:,} "
+            "times; the interval assumes one effect for all units, or many units"
+        )
+        if found.adjusted:
+            text += "; adjusted for the value before exposure"
+        return f"{text}; {found.note}" if found.note else text
+
+    def contrast_text(self, outcome: OutcomeSpec) -> str:
+        if outcome.contrast is not None:
+            return " vs ".join(", ".join(names) for names in outcome.contrast)
+        if self.m.experiment.role == "placebo":
+            return " vs ".join(
+                ", ".join(arm.name for arm in self.spec.arms if arm.is_control == control)
+                for control in (False, True)
+            )
+        positive = sorted({arm.dose for arm in self.spec.arms if not arm.is_control})
+        if len(positive) == 1:
+            return f"dose {positive[0]:g} vs dose 0"
+        return "any dose vs dose 0"
+
+    def trend(
+        self, outcome: OutcomeSpec, values: F64, covariate: F64 | None
+    ) -> dict[str, Any] | None:
+        """Slope per doubling of 1 + dose, when there are two or more different doses above 0."""
+        levels = np.array(self.levels())
+        if outcome.contrast is not None or len(np.unique(levels[levels > 0])) < 2:
+            return None
+        found = estimate(
+            values, covariate, self.repeater.whole(np.log2(1 + levels)), self.spec.alpha
+        )
+        if found.effect is None:
+            return None
+        return {
+            "slope_per_doubling": found.effect,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
+        }
+
+    def per_arm(
+        self,
+        outcome: OutcomeSpec,
+        values: F64,
+        covariate: F64 | None,
+        scores: F64,
+        overall: Estimate,
+    ) -> list[dict[str, Any]]:
+        """Every arm that takes part: its mean, and its effect against the control arms."""
+        only_one = int((scores == 1).sum()) == 1
+        control = np.flatnonzero(scores == 0).tolist()
+        rows = []
+        for number in np.flatnonzero(np.isfinite(scores)).tolist():
+            arm = self.spec.arms[number]
+            mine = values[self.m.arms == number]
+            mine = mine[np.isfinite(mine)]
+            row: dict[str, Any] = {"arm": arm.name, "dose": arm.dose}
+            row["mean"] = float(mine.mean()) if len(mine) else None
+            row |= {"effect": None, "low": None, "high": None, "p": None, "n": len(mine)}
+            if scores[number] == 1:
+                found = overall
+                if not only_one:
+                    pair = self.repeater.some([number], control)
+                    found = self.estimated(replace(outcome, primary=False), values, covariate, pair)
+                row |= {"effect": found.effect, "low": found.low, "high": found.high}
+                row["p"] = found.p if found.effect is not None else None
+            rows.append(row)
+        return rows
+
+    def timing(self, primary: OutcomeSpec) -> dict[str, Any]:
+        """Late against early exposure among treated units, as a secondary outcome."""
+        assert self.m.timing is not None
+        values, covariate = self.values(primary), self.baseline(primary)
+        outcome = replace(
+            primary, name="timing", label=f"{primary.label}, late against early", primary=False
+        )
+        comparison = self.repeater.timing(self.m.timing, self.treated_U)
+        found = self.estimated(outcome, values, covariate, comparison)
+        score_U = np.where(self.treated_U, self.m.timing.astype(np.float64), np.nan)
+        return self.fields(outcome, "late vs early exposure", found, values, score_U)
+
+    def curves(self, primary: OutcomeSpec) -> dict[str, Any]:
+        m, alpha = self.m, self.spec.alpha
+        names = [arm.name for arm in self.spec.arms]
+        dose = dose_response(
+            self.values(primary),
+            m.arms,
+            self.clusters_U,
+            names,
+            self.levels(),
+            alpha,
+            primary.binary,
+        )
+        known = {outcome.name: outcome for outcome in m.experiment.outcomes}
+        times = []
+        for name, values in self.series.items():
+            spec = known.get(name)
+            times.append(
+                {
+                    "outcome": name,
+                    "label": spec.label if spec else name,
+                    "unit": spec.unit if spec else primary.unit,
+                    "series": over_time(
+                        values,
+                        m.steps,
+                        m.arms,
+                        self.clusters_U,
+                        names,
+                        alpha,
+                        bool(spec and spec.binary),
+                    ),
+                }
+            )
+        return {
+            "dose_response": dose | {"label": primary.label, "unit": primary.unit},
+            "over_time": times,
+            "since_exposure": self.since(primary),
+        }
+
+    def since(self, primary: OutcomeSpec) -> dict[str, Any] | None:
+        """The effect against steps since exposure, of the arms with the highest dose."""
+        name = primary.baseline or primary.name
+        if not self.m.experiment.follows_exposure or name not in self.series:
+            return None
+        most = max(self.spec.doses)
+        highest = np.array([arm.dose == most for arm in self.spec.arms])[self.m.arms]
+        curve, sentence = since_exposure(
+            self.series[name],
+            self.m.steps,
+            highest,
+            ~self.treated_U,
+            self.clusters_U,
+            self.m.exposure_steps,
+            self.spec.alpha,
+            self.seed,
+        )
+        if sentence:
+            self.notes.append(sentence)
+        label = f"gain since the last exposure, dose {most:g} over dose 0"
+        return None if curve is None else curve | {"label": label, "unit": primary.unit}

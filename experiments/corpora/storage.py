@@ -1,0 +1,205 @@
+"""The files of a corpus: its manifest, their sizes and digests, and how they are mapped and written.
+
+`corpus.py` says what the folder holds; this module is what its reader, its writer and the indexer
+of foreign token files (`foreign.py`) have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.core.errors import Problem, UserError
+
+MANIFEST = "corpus.json"
+FORMAT = "motet-corpus"
+VERSION = 1
+HASH_BLOCK_BYTES = 1 << 22
+HASH_THREADS = 8
+
+Tokens = npt.NDArray[Any]  # uint16 or uint32
+ByteProgress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+class CorpusFile(NamedTuple):
+    """A file that the manifest vouches for."""
+
+    path: Path
+    n_bytes: int
+    sha256: str
+
+
+class HashedFile:
+    """A file being appended to, which knows its size and SHA-256 and can be continued after a kill."""
+
+    def __init__(self, path: Path, n_bytes: int = 0):
+        """Start the file anew, or continue after its first `n_bytes`; what follows is cut off.
+
+        Raises `UserError` if the file is shorter than that.
+        """
+        self.path = path
+        self.n_bytes = n_bytes
+        self._digest = hashlib.sha256()
+        if n_bytes and (not path.exists() or path.stat().st_size < n_bytes):
+            raise UserError(f"{path} lost data (it had {n_bytes} bytes); delete {path.parent}")
+        self._file = path.open("r+b" if n_bytes else "wb")
+        left = n_bytes
+        while left:
+            block = self._file.read(min(left, HASH_BLOCK_BYTES))
+            self._digest.update(block)
+            left -= len(block)
+        self._file.seek(n_bytes)
+        self._file.truncate()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.n_bytes += len(data)
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> dict[str, Any]:
+        """Sync, close, and return the file's manifest entry."""
+        self.sync()
+        self._file.close()
+        return {"path": self.path.name, "n_bytes": self.n_bytes, "sha256": self._digest.hexdigest()}
+
+
+def finish_manifest(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest made of `content`: with its format, version and fingerprint."""
+    manifest = {"format": FORMAT, "version": VERSION, **content}
+    return {**manifest, "fingerprint": fingerprint(manifest)}
+
+
+def publish(partial: Path, path: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest into the folder `partial` and rename that to `path`, durably."""
+    write_synced(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    sync_folder(partial)
+    os.rename(partial, path)
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Replace a small file atomically: readers see the old text or the new one, even after a kill."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_output(path: Path) -> None:
+    """Raise `UserError` if a corpus cannot be published at `path` because something is there."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"output {path} exists and is not empty; name another, or delete it")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and check the `corpus.json` of a folder; raises `UserError` naming what is wrong."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        partial = partial_folder(path)
+        hint = f"; {partial} is unfinished, prepare it again" if partial.exists() else ""
+        raise UserError(f"{path} is not a corpus: it has no {MANIFEST}{hint}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {error}; prepare the corpus again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{file} is not the manifest of a corpus (format {FORMAT!r})")
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"{file} has version {manifest.get('version')}; this Motet reads version {VERSION}"
+        )
+    if manifest.get("fingerprint") != fingerprint(manifest):
+        raise UserError(
+            f"{file} was altered: its fingerprint does not fit its content; prepare it again"
+        )
+    return manifest
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of what defines the tokens and documents; no path or name is part of it."""
+    defining = {
+        "version": manifest["version"],
+        "dtype": manifest["dtype"],
+        "eod": manifest["eod"],
+        "eod_terminated": manifest["eod_terminated"],
+        "shards": [
+            [shard["sha256"], shard["offset_bytes"], shard["n_tokens"]]
+            for shard in manifest["shards"]
+        ],
+        "document_starts": manifest["documents"]["starts"]["sha256"],
+    }
+    text = json.dumps(defining, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def partial_folder(path: Path) -> Path:
+    """Return where the corpus `path` is written before it is published by a rename."""
+    return path.with_name(path.name + ".partial")
+
+
+def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> list[str]:
+    """Return the SHA-256 of each file, hashing several at once (hashlib releases the lock)."""
+    total_bytes = sum(path.stat().st_size for path in paths)
+    done_bytes = [0] * len(paths)
+
+    def hash_one(index: int) -> str:
+        digest = hashlib.sha256()
+        with paths[index].open("rb", buffering=0) as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+                done_bytes[index] += len(block)
+                if progress is not None:
+                    progress(sum(done_bytes), total_bytes)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(hash_one, range(len(paths))))
+
+
+def map_array(path: Path, dtype: np.dtype[Any], count: int, offset_bytes: int = 0) -> Tokens:
+    """Map `count` items of a file read-only, as a plain array (slices of `np.memmap` are slower)."""
+    if count == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(map_bytes(path), dtype, count=count, offset=offset_bytes)
+
+
+def map_bytes(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def size_problem(file: CorpusFile) -> Problem | None:
+    """Return what is wrong with a file's presence and size, or None."""
+    try:
+        n_bytes = file.path.stat().st_size
+    except FileNotFoundError:
+        return Problem(str(file.path), "missing; the corpus needs it")
+    if n_bytes == file.n_bytes:
+        return None
+    kind = "truncated" if n_bytes < file.n_bytes else "altered"
+    return Problem(str(file.path), f"{kind}: {n_bytes} bytes, the manifest says {file.n_bytes}")

@@ -1,0 +1,200 @@
+"""Tokenizers: train a byte-level BPE, or load any `tokenizer.json` or Hugging Face folder.
+
+Text is always encoded as text: a document that contains the characters `<|endofdoc|>` does not
+end there, and nothing (no begin-of-text token, no padding, no truncation) is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.core.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    import tokenizers
+
+EOD_TOKEN = "<|endofdoc|>"
+N_BYTE_TOKENS = 256  # a byte-level BPE starts from one token per byte
+# What other tokenizers call the end of a document, in the order in which they are looked for.
+COMMON_EOD_TOKENS = (EOD_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+
+
+class Tokenizer:
+    """Text to token ids and back; wraps one `tokenizers.Tokenizer` and remembers its exact bytes."""
+
+    def __init__(self, json_bytes: bytes, eod_token: str | None = None, origin: str = "tokenizer"):
+        """Make a tokenizer from the bytes of a `tokenizer.json`.
+
+        `eod_token` is the end-of-document token (default: the first of `COMMON_EOD_TOKENS` in the
+        vocabulary); `origin` names the file in errors. Raises `UserError` if either is unusable.
+        """
+        import tokenizers
+
+        try:
+            self._inner: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(json_bytes)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{origin} is not a tokenizer.json: {error}") from error
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self._inner.encode_special_tokens = True
+        self.json_bytes = json_bytes
+        self.sha256 = hashlib.sha256(json_bytes).hexdigest()
+        vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        self.vocabulary_size: int = max(vocabulary.values()) + 1
+        self.eod_token: str = _find_eod_token(vocabulary, eod_token, origin)
+        self.eod: int = vocabulary[self.eod_token]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without an end-of-document token."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Return each text's ids as a uint16 array (uint32 when the vocabulary needs it).
+
+        Runs on the `tokenizers` library's own threads; skips its character offsets, which cost
+        time and are not needed.
+        """
+        encode = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
+        dtype = token_dtype(self.vocabulary_size)
+        return [
+            np.fromiter(encoding.ids, dtype, count=len(encoding))
+            for encoding in encode(list(texts), add_special_tokens=False)
+        ]
+
+    def encode_with_ends(
+        self, texts: Sequence[str]
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Return each text's ids and, for every token, the character at which it ends (exclusive)."""
+        encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (
+                np.asarray(encoding.ids, dtype=np.int64),
+                np.asarray([end for _, end in encoding.offsets], dtype=np.int64),
+            )
+            for encoding in encodings
+        ]
+
+    def decode(self, ids: Iterable[int] | npt.NDArray[Any]) -> str:
+        """Return the text of `ids`; special tokens are written out, broken UTF-8 becomes U+FFFD."""
+        text: str = self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    def save(self, path: str | Path) -> Path:
+        """Write the exact `tokenizer.json`, and beside it a `tokenizer_config.json` that names eod.
+
+        `path` is the file, or a folder (made if missing). Returns the file's path. The folder
+        loads with `transformers.AutoTokenizer`.
+        """
+        path = Path(path)
+        if path.suffix != ".json":
+            path = path / "tokenizer.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.json_bytes)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eod_token}
+        (path.parent / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, eod_token: str | None = None) -> Tokenizer:
+        """Load a `tokenizer.json`, or a Hugging Face folder that holds one (or can be made one).
+
+        `eod_token` defaults to the `eos_token` in the folder's `tokenizer_config.json`, then to
+        the first of `COMMON_EOD_TOKENS`. Raises `UserError` naming the path.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"tokenizer {path} does not exist; give a tokenizer.json or its folder")
+        file = path / "tokenizer.json" if path.is_dir() else path
+        json_bytes = file.read_bytes() if file.exists() else _convert_slow_tokenizer(path)
+        return cls(json_bytes, eod_token or _configured_eos(file.parent), origin=str(file))
+
+
+def train_bpe(
+    texts: Iterable[str], vocabulary_size: int, reserved_tokens: Sequence[str] = ()
+) -> Tokenizer:
+    """Train a byte-level BPE (GPT-2's pre-tokenizer) whose token 0 is `<|endofdoc|>`.
+
+    `vocabulary_size` counts the eod token, `reserved_tokens` (ids 1, 2, ...), 256 bytes and the
+    merges; a small sample of text may give fewer. The same texts in the same order give the same
+    bytes. Method: Sennrich et al. 2016 (arXiv:1508.07909); bytes as in Radford et al. 2019.
+    """
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    special_tokens = [EOD_TOKEN, *reserved_tokens]
+    fewest = smallest_vocabulary(len(reserved_tokens))
+    if vocabulary_size < fewest:
+        raise UserError(
+            f"vocabulary_size={vocabulary_size} is too small: {N_BYTE_TOKENS} bytes and "
+            f"{len(special_tokens)} special tokens need at least {fewest}"
+        )
+    inner = Inner(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner.to_str().encode(), EOD_TOKEN)
+
+
+def smallest_vocabulary(n_reserved_tokens: int = 0) -> int:
+    """Return the fewest tokens that a byte-level BPE can have: the bytes, eod and the reserved."""
+    return N_BYTE_TOKENS + 1 + n_reserved_tokens
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
+    """Return the little-endian dtype that holds ids below `vocabulary_size`: uint16 or uint32."""
+    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+
+
+def _find_eod_token(vocabulary: dict[str, int], wanted: str | None, origin: str) -> str:
+    """Return the end-of-document token, or raise `UserError` saying how to name one."""
+    if wanted is not None:
+        if wanted in vocabulary:
+            return wanted
+        hint = suggest(wanted, (token for token in vocabulary if token.startswith("<")))
+        raise UserError(f"eod_token={wanted!r} is not in the vocabulary of {origin}{hint}")
+    for token in COMMON_EOD_TOKENS:
+        if token in vocabulary:
+            return token
+    raise UserError(
+        f"{origin} has none of the usual end-of-document tokens ({', '.join(COMMON_EOD_TOKENS)}); "
+        "name one of its tokens with eod_token"
+    )
+
+
+def _configured_eos(folder: Path) -> str | None:
+    """Return `eos_token` of a Hugging Face `tokenizer_config.json`, which may be wrapped."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    eos = config.get("eos_token") if isinstance(config, dict) else None
+    return eos.get("content") if isinstance(eos, dict) else eos
+
+
+def _convert_slow_tokenizer(folder: Path) -> bytes:
+    """Return the `tokenizer.json` bytes of a folder that has only vocabulary and merge files."""
+    problem = f"tokenizer {folder} holds no tokenizer.json"
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(f"{problem}; converting it needs `pip install transformers`") from error
+    try:
+        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        json_text: str = fast.backend_tokenizer.to_str()
+    except Exception as error:  # whatever a foreign folder makes transformers raise
+        raise UserError(f"{problem}, and transformers cannot convert it: {error}") from error
+    return json_text.encode()

@@ -1,0 +1,192 @@
+"""Blocked complete randomization of clusters to arms; one algorithm for one draw and for many.
+
+The algorithm, in every block: put the clusters in random order and deal them the arms in rounds; one
+round holds every arm as often as its weight says. Clusters beyond the last full round of their block
+are dealt from shuffled rounds that run on through all the blocks (in the order of their labels), so
+that arms stay balanced over the whole experiment even when blocks are smaller than a round.
+Every cluster gets arm a with probability weight[a] / sum of weights.
+
+All randomness is Philox(key; cluster, draw): the result depends on the key, the ids, the blocks, the
+clusters and the weights, never on the order of units or on other experiments.
+
+Shapes: U units, C clusters, D draws, W the sum of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import gcd
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
+from motet.experiments.design.spec import Arm
+from motet.experiments.library.base import Unit
+from motet.experiments.stream.random import U64, name_key, philox, text_keys
+
+I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
+MOST_ARMS = 100
+CHUNK_WORDS = 1 << 20
+
+__all__ = [
+    "Design",
+    "assign",
+    "assign_many",
+    "assign_timing",
+    "assignment_key",
+    "make_design",
+    "near_duplicate_clusters",
+    "permute_within_blocks",
+    "quantile_bins",
+]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is randomized, apart from the key.
+
+    cluster_of_unit: int64 [U]. block_of_cluster: int64 [C], numbered in the order of the blocks'
+    labels. cluster_keys: uint64 [C], ascending. weights: one whole number per arm.
+    """
+
+    cluster_of_unit: I64
+    block_of_cluster: I64
+    cluster_keys: U64
+    weights: tuple[int, ...]
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.cluster_keys)
+
+    @property
+    def n_blocks(self) -> int:
+        return int(self.block_of_cluster.max(initial=-1)) + 1
+
+
+def make_design(units: Sequence[Unit], arms: Sequence[Arm]) -> Design:
+    """Read clusters and blocks off the units. A cluster lies in the block of its first unit by id.
+
+    Raises ValueError for more than 100 arms (a draw is kept in one byte per unit).
+    """
+    if len(arms) > MOST_ARMS:
+        raise ValueError(f"{len(arms)} arms; at most {MOST_ARMS} are possible")
+    first: dict[str, Unit] = {}
+    for unit in units:
+        label = unit.cluster or unit.id
+        if label not in first or unit.id < first[label].id:
+            first[label] = unit
+    labels = list(first)
+    keys = text_keys(labels)
+    order = np.argsort(keys, kind="stable")
+    if len(np.unique(keys)) < len(keys):
+        raise ValueError("two cluster labels have the same 64-bit key; rename a unit")
+    number = {labels[index]: place for place, index in enumerate(order.tolist())}
+    blocks = sorted({unit.block for unit in first.values()})
+    block_number = {label: place for place, label in enumerate(blocks)}
+    return Design(
+        cluster_of_unit=np.array([number[unit.cluster or unit.id] for unit in units], np.int64),
+        block_of_cluster=np.array(
+            [block_number[first[labels[index]].block] for index in order.tolist()], np.int64
+        ),
+        cluster_keys=keys[order],
+        weights=tuple(arm.weight for arm in arms),
+    )
+
+
+def assignment_key(seed: int, experiment: str) -> int:
+    """The key of an experiment's actual assignment."""
+    return name_key(seed, "assign", experiment)
+
+
+def assign(design: Design, key: int) -> I64:
+    """Arm index of every unit, int64 [U]: draw 0 of the key."""
+    return assign_many(design, key, 1)[0].astype(np.int64)
+
+
+def assign_timing(design: Design, key: int) -> I64:
+    """0 (early) or 1 (late) for every unit, int64 [U], randomized apart from the arms.
+
+    Give it another key than `assign`'s; the halves are balanced within blocks.
+    """
+    return assign(replace(design, weights=(1, 1)), key)
+
+
+def assign_many(design: Design, key: int, draws: int) -> I8:
+    """Arm index of every unit in `draws` independent assignments, int8 [D, U]."""
+    clusters = design.n_clusters
+    out = np.empty((draws, len(design.cluster_of_unit)), dtype=np.int8)
+    dealer = _Dealer(design)
+    step = max(1, CHUNK_WORDS // max(clusters, 1))
+    for start in range(0, draws, step):
+        counters = np.arange(start, min(start + step, draws), dtype=np.uint64)
+        out[start : start + step] = dealer.deal(key, counters)[:, design.cluster_of_unit]
+    return out
+
+
+class _Dealer:
+    """The parts of a design that are the same in every draw."""
+
+    def __init__(self, design: Design) -> None:
+        divisor = reduce(gcd, design.weights)
+        counts = np.array(design.weights) // divisor
+        self.round = np.repeat(np.arange(len(counts), dtype=np.int8), counts)
+        self.design = design
+        blocks, width = design.block_of_cluster, len(self.round)
+        sizes = np.bincount(blocks, minlength=design.n_blocks)
+        starts = np.cumsum(sizes) - sizes
+        sorted_block = np.repeat(np.arange(len(sizes)), sizes)
+        place = np.arange(len(blocks)) - starts[sorted_block]
+        full = sizes // width * width
+        self.is_left_over = place >= full[sorted_block]
+        self.dealt = self.round[place % width]
+        self.n_rounds = -(-int(self.is_left_over.sum()) // width)
+        self.block_bits = np.uint64(max(1, int(design.n_blocks - 1).bit_length()))
+
+    def deal(self, key: int, draws: U64) -> I8:
+        """Arm of every cluster, int8 [D, C]."""
+        design = self.design
+        bits = _random_words(key, design.cluster_keys, draws)
+        ordered = (bits >> self.block_bits) | (
+            design.block_of_cluster.astype(np.uint64) << (np.uint64(64) - self.block_bits)
+        )
+        cluster_at = np.argsort(ordered, axis=1, kind="stable")
+        arms_at = np.broadcast_to(self.dealt, cluster_at.shape).copy()
+        if self.n_rounds:
+            width = len(self.round)
+            names = np.arange(self.n_rounds * width, dtype=np.uint64)
+            words = _random_words(name_key(key, "left over"), names, draws)
+            shuffled = np.argsort(words.reshape(len(draws), self.n_rounds, width), axis=2)
+            dealt = self.round[shuffled].reshape(len(draws), -1)
+            arms_at[:, self.is_left_over] = dealt[:, : int(self.is_left_over.sum())]
+        arms = np.empty_like(arms_at)
+        np.put_along_axis(arms, cluster_at, arms_at, axis=1)
+        return arms
+
+
+def _random_words(key: int, names: U64, draws: U64) -> U64:
+    """One word per (draw, name), uint64 [D, names]."""
+    shape = (len(draws), len(names))
+    c0 = np.broadcast_to(names, shape).reshape(-1)
+    c1 = np.broadcast_to(draws[:, None], shape).reshape(-1)
+    return philox(key, c0, c1)[0].reshape(shape)
+
+
+def permute_within_blocks(labels: I8, blocks: I64, key: int, draws: int) -> I8:
+    """Shuffle cluster labels within blocks, int8 [D, C].
+
+    This is the assignment's own distribution given which clusters carry one of these labels and how
+    many of each a block holds: the null of a comparison between some of the arms only.
+    """
+    order = np.argsort(blocks, kind="stable")
+    generator = np.random.Generator(np.random.Philox(key=key))
+    out = np.empty((draws, len(labels)), dtype=np.int8)
+    step = max(1, CHUNK_WORDS // max(len(labels), 1))
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        shuffled = generator.random((rows, len(labels))) + blocks[order]
+        out[start : start + rows, order] = labels[order][np.argsort(shuffled, axis=1)]
+    return out

@@ -1,0 +1,401 @@
+"""YAML entry -> `ExperimentSpec`: one small checker per setting, all problems collected."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import Problem, suggest
+from motet.experiments.design.spec import (
+    DOSE_UNITS,
+    PLACEBOS,
+    PLACEMENTS,
+    PROBE_KINDS,
+    SCHEDULE_KINDS,
+    VARIANTS,
+    Arm,
+    ExperimentSpec,
+    Schedule,
+)
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+KEYS = (
+    "name",
+    "use",
+    "hypothesis",
+    "items",
+    "generate",
+    "doses",
+    "arms",
+    "dose_in",
+    "weights",
+    "schedule",
+    "placement",
+    "placebo",
+    "block_by",
+    "cluster_by",
+    "probe_at",
+    "margin",
+    "alpha",
+    "options",
+)
+
+
+class Reader:
+    """One mapping being read: knows its name for messages and collects problems."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, problems: list[Problem]) -> None:
+        self.values = values
+        self.where = where
+        self.problems = problems
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems.append(Problem(f"{self.where}.{key}" if key else self.where, message))
+
+    def known(self, keys: Sequence[str]) -> None:
+        """Report every key that is not one of `keys`."""
+        for key in self.values:
+            if key not in keys:
+                hint = suggest(str(key), keys) or f"; known are {', '.join(keys)}"
+                self.problem(str(key), f"is not a setting{hint}")
+
+    def choice(self, key: str, options: Sequence[str], default: str) -> str:
+        value = self.values.get(key, default)
+        if value in options:
+            return str(value)
+        hint = suggest(str(value), options)
+        self.problem(key, f"is {value!r}; it must be one of {', '.join(options)}{hint}")
+        return default
+
+    def number(self, key: str, default: Any, low: float, high: float, what: str) -> Any:
+        value = self.values.get(key, default)
+        if is_number(value) and low <= value <= high:
+            return value
+        self.problem(key, f"is {value!r}; it must be {what}")
+        return default
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.values.get(key)
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            return dict(value)
+        self.problem(key, f"is {value!r}; it must be a mapping (key: value)")
+        return {}
+
+    def sequence(self, key: str) -> list[Any]:
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return list(value)
+        self.problem(key, f"is {value!r}; it must be a list")
+        return []
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float; YAML's true and false are not numbers here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_time(value: Any) -> bool:
+    """A step (int >= 0) or a fraction of the run (float in [0, 1])."""
+    return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
+
+
+def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | None, list[Problem]]:
+    """Read one entry of the list. The spec is None when its name or class is unknown."""
+    from motet.experiments.library import LIBRARY
+
+    problems: list[Problem] = []
+    where = f"experiments[{number}]"
+    if not isinstance(entry, Mapping):
+        message = f"is {entry!r}; it must be a mapping with at least name and use"
+        return None, [Problem(where, message)]
+    name = entry.get("name")
+    if isinstance(name, str) and NAME.fullmatch(name):
+        where = f"experiments.{name}"
+    else:
+        rule = "a lower-case letter, then up to 62 letters a-z, digits, _ or -"
+        problems.append(Problem(f"{where}.name", f"is {name!r}; a name is {rule}"))
+    use = entry.get("use")
+    if use not in LIBRARY:
+        hint = suggest(str(use), LIBRARY)
+        message = f"is {use!r}; it must be one of {', '.join(LIBRARY)}{hint}"
+        problems.append(Problem(f"{where}.use", message))
+        Reader(entry, where, problems).known(KEYS)
+        return None, problems
+    kind = LIBRARY[str(use)]
+    given = {key: value for key, value in entry.items() if value is not None or key == "margin"}
+    values = {**_inherited(kind.defaults, given), **given, **_scheduled(kind.defaults, given)}
+    reader = Reader(values, where, problems)
+    reader.known(KEYS)
+    spec = ExperimentSpec(
+        name=str(name),
+        use=str(use),
+        hypothesis=_text(reader, "hypothesis"),
+        items=_items(reader, base),
+        generate=_generate(reader),
+        arms=_arms(reader),
+        dose_in=reader.choice("dose_in", DOSE_UNITS, "exposures"),
+        schedule=_schedule(reader),
+        placement=reader.choice("placement", PLACEMENTS, "anywhere"),
+        placebo=reader.choice("placebo", PLACEBOS, "matched"),
+        block_by=_block_by(reader),
+        cluster_by=_text(reader, "cluster_by") or "auto",
+        probe_at=_probe_at(reader),
+        margin=_margin(reader),
+        alpha=reader.number("alpha", 0.05, 1e-6, 0.5, "a probability between 1e-6 and 0.5"),
+        options=asdict(parse_options(kind.Options, reader.mapping("options"), reader)),
+        role=kind.role,
+    )
+    if not problems and isinstance(name, str):
+        problems += kind(spec).definition_problems()
+    return (spec if isinstance(name, str) and NAME.fullmatch(name) else None), problems
+
+
+def _inherited(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The class's defaults, less those that the entry replaces by an alternative setting."""
+    inherited = dict(defaults)
+    for one, other in (("doses", "arms"), ("items", "generate")):
+        if one in given:
+            inherited.pop(other, None)
+        if other in given:
+            inherited.pop(one, None)
+    if ("doses" in given or "arms" in given) and "weights" not in given:
+        inherited.pop("weights", None)
+    return inherited
+
+
+def _scheduled(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule that names no kind changes the class's schedule; one that names a kind replaces it."""
+    schedule = given.get("schedule")
+    if not isinstance(schedule, Mapping) or "kind" in schedule:
+        return {}
+    return {"schedule": {**defaults.get("schedule", {}), **schedule}}
+
+
+def _text(reader: Reader, key: str) -> str:
+    value = reader.values.get(key, "")
+    if isinstance(value, str):
+        return value.strip()
+    reader.problem(key, f"is {value!r}; it must be text")
+    return ""
+
+
+def _items(reader: Reader, base: Path) -> Path | None:
+    value = reader.values.get("items")
+    if value is None:
+        return None
+    if "generate" in reader.values:
+        reader.problem("generate", "is given together with items; keep one of the two")
+    path = base / str(value)
+    if not path.is_file():
+        reader.problem("items", f"is {str(value)!r}; there is no file {path}")
+    return path
+
+
+def _generate(reader: Reader) -> dict[str, Any]:
+    if reader.values.get("items") is not None:
+        return {}
+    inner = Reader(reader.mapping("generate"), f"{reader.where}.generate", reader.problems)
+    inner.known(("count", "seed"))
+    values = {"count": inner.values.get("count", 64), "seed": inner.values.get("seed", 0)}
+    for key, low in (("count", 2), ("seed", 0)):
+        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < low:
+            inner.problem(key, f"is {values[key]!r}; it must be a whole number >= {low}")
+            values[key] = low
+    return values
+
+
+def _arms(reader: Reader) -> tuple[Arm, ...]:
+    if "arms" in reader.values and "doses" in reader.values:
+        reader.problem("arms", "is given together with doses; keep one of the two")
+    if "arms" in reader.values:
+        if "weights" in reader.values:
+            reader.problem("weights", "goes with doses; with arms, give each arm its weight")
+        arms = [_arm(reader, index, arm) for index, arm in enumerate(reader.sequence("arms"))]
+        setting = "arms"
+    else:
+        doses = reader.sequence("doses")
+        weights = reader.sequence("weights") or [1] * len(doses)
+        if len(weights) != len(doses):
+            reader.problem("weights", f"has {len(weights)} numbers for {len(doses)} doses")
+            weights = [1] * len(doses)
+        arms = [
+            Arm(f"dose-{dose:g}" if is_number(dose) else str(dose), dose, "same", weight)
+            for dose, weight in zip(doses, weights, strict=True)
+        ]
+        setting = "doses"
+    _check_arms(reader, setting, arms)
+    return tuple(arms)
+
+
+def _arm(reader: Reader, index: int, value: Any) -> Arm:
+    if not isinstance(value, Mapping):
+        reader.problem(f"arms[{index}]", f"is {value!r}; it must be a mapping with name and dose")
+        return Arm(f"arm-{index}", 0)
+    inner = Reader(value, f"{reader.where}.arms[{index}]", reader.problems)
+    inner.known(("name", "dose", "variants", "weight"))
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        inner.problem("name", f"is {name!r}; it must be text")
+    if "dose" not in value:
+        inner.problem("dose", "is missing; the control arm has dose: 0")
+    variants = inner.choice("variants", VARIANTS, "same")
+    return Arm(str(name), value.get("dose", 0), variants, value.get("weight", 1))
+
+
+def _check_arms(reader: Reader, setting: str, arms: Sequence[Arm]) -> None:
+    dose_in = reader.values.get("dose_in", "exposures")
+    whole = dose_in != "share"
+    for arm in arms:
+        if not is_number(arm.dose) or arm.dose < 0 or (not whole and arm.dose >= 1):
+            limit = "a number >= 0" if whole else "a share from 0 up to, not including, 1"
+            reader.problem(setting, f"has the dose {arm.dose!r}; a dose is {limit}")
+            return
+        if whole and arm.dose != int(arm.dose):
+            reader.problem(setting, f"has the dose {arm.dose!r}; doses in {dose_in} are whole")
+        if not isinstance(arm.weight, int) or isinstance(arm.weight, bool) or arm.weight < 1:
+            reader.problem("weights", f"has {arm.weight!r}; a weight is a whole number >= 1")
+    if len(arms) < 2:
+        reader.problem(setting, f"has {len(arms)} arms; an experiment compares at least two")
+    elif not any(arm.dose == 0 for arm in arms):
+        reader.problem(setting, "has no dose 0; add it: held-out units are what others compare to")
+    elif all(arm.dose == 0 for arm in arms):
+        reader.problem(setting, "has no dose above 0")
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        what = "doses" if setting == "doses" else "arm names"
+        reader.problem(setting, f"repeats one of its {what}: {', '.join(names)}")
+
+
+def _schedule(reader: Reader) -> Schedule:
+    inner = Reader(reader.mapping("schedule"), f"{reader.where}.schedule", reader.problems)
+    inner.known([f.name for f in fields(Schedule)])
+    kind = inner.choice("kind", SCHEDULE_KINDS, "uniform")
+    default = Schedule()
+    at = tuple(inner.sequence("at"))
+    if kind == "steps" and not at:
+        inner.problem("at", "is empty; kind: steps needs the steps, e.g. at: [1000, 2000]")
+    for step in at:
+        if not is_time(step):
+            inner.problem("at", f"has {step!r}; a time is a step >= 0 or a fraction (0.0 to 1.0)")
+            at = ()
+            break
+    every, start = (
+        inner.values.get("every", default.every),
+        inner.values.get("start", default.start),
+    )
+    if not is_time(every) or every == 0:
+        inner.problem("every", f"is {every!r}; it must be steps >= 1 or a fraction of the run")
+        every = default.every
+    if not is_time(start):
+        inner.problem("start", f"is {start!r}; it must be a step >= 0 or a fraction of the run")
+        start = default.start
+    return Schedule(kind, _window(inner), at, every, start, _token_range(inner, kind))
+
+
+def _window(reader: Reader) -> tuple[float, float]:
+    default = Schedule().window
+    value = reader.sequence("window") if "window" in reader.values else list(default)
+    if len(value) != 2 or not all(is_time(edge) for edge in value):
+        message = "it must be two fractions of the run, [0.0, 0.9], or two steps, [100, 900]"
+        reader.problem("window", f"is {value!r}; {message}")
+        return default
+    low, high = value
+    if all(isinstance(edge, int) for edge in value) and high <= 1:
+        reader.problem("window", f"is {value!r}, one step; for the whole run write [0.0, 1.0]")
+    elif isinstance(low, int) != isinstance(high, int) and low != 0:
+        reader.problem("window", f"is {value!r}; give two fractions (0.5) or two steps (500)")
+    elif low >= high:
+        reader.problem("window", f"is {value!r}; its end must come after its start")
+    if isinstance(high, float):
+        low = float(low)
+    return low, high
+
+
+def _token_range(reader: Reader, kind: str) -> tuple[int, int] | None:
+    value = reader.sequence("token_range")
+    if kind == "tokens" and not value:
+        reader.problem("token_range", "is missing; kind: tokens needs it, e.g. [0, 1000000]")
+    if not value:
+        return None
+    whole = len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not whole or not 0 <= value[0] < value[1]:
+        reader.problem(
+            "token_range", f"is {value!r}; it must be [first, end] with 0 <= first < end"
+        )
+        return None
+    return value[0], value[1]
+
+
+def _block_by(reader: Reader) -> tuple[str, ...]:
+    value = reader.values.get("block_by", ())
+    value = [value] if isinstance(value, str) else value
+    if isinstance(value, Sequence) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    reader.problem("block_by", f"is {value!r}; it must be a list of attribute names")
+    return ()
+
+
+def _probe_at(reader: Reader) -> dict[str, Any]:
+    inner = Reader(reader.mapping("probe_at"), f"{reader.where}.probe_at", reader.problems)
+    inner.known(PROBE_KINDS)
+    values = dict(inner.values) or {"every": 0.1}
+    for kind, value in values.items():
+        if kind == "every" and (not is_time(value) or value == 0):
+            inner.problem(kind, f"is {value!r}; it must be a fraction of the run or steps >= 1")
+        if kind == "log_grid" and not (isinstance(value, int) and value >= 1):
+            inner.problem(kind, f"is {value!r}; it must be how many points, at least 1")
+        if kind in ("steps", "fractions"):
+            wanted = int if kind == "steps" else (int, float)
+            good = isinstance(value, Sequence) and not isinstance(value, str)
+            if not good or not all(is_time(v) and isinstance(v, wanted) for v in value):
+                inner.problem(kind, f"is {value!r}; it must be a list of {kind}")
+            elif kind == "fractions":
+                if any(v > 1 for v in value):
+                    inner.problem(kind, f"is {value!r}; fractions lie between 0 and 1")
+                values[kind] = [float(v) for v in value]
+    return values
+
+
+def _margin(reader: Reader) -> float | None:
+    value = reader.values.get("margin")
+    if value is None:
+        return None
+    if is_number(value) and value > 0:
+        return float(value)
+    reader.problem("margin", f"is {value!r}; it must be above 0, in the unit of the outcome")
+    return None
+
+
+def parse_options(kind: type[Any], values: Mapping[str, Any], reader: Reader) -> Any:
+    """Fill the class's options dataclass from YAML; types are those of the defaults."""
+    inner = Reader(values, f"{reader.where}.options", reader.problems)
+    known = {f.name: f for f in fields(kind)}
+    inner.known(list(known))
+    chosen: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            continue
+        default = known[key].default
+        assert default is not MISSING, f"{kind.__name__}.{key} must have a default"
+        if isinstance(default, bool):
+            good = isinstance(value, bool)
+        elif isinstance(default, int):
+            good = isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(default, float):
+            good = is_number(value)
+        else:
+            good = isinstance(value, type(default))
+        if good:
+            chosen[key] = type(default)(value)
+        else:
+            what = type(default).__name__
+            inner.problem(key, f"is {value!r}; it must be {what}, for example {default!r}")
+    return kind(**chosen)

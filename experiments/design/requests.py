@@ -1,0 +1,300 @@
+"""From an assigned experiment to the exposures it asks for: how many, of which text, in which window of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.core.errors import Problem, UserError
+from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
+from motet.experiments.design.assignment import Design
+from motet.experiments.design.spec import ExperimentSpec, Schedule
+from motet.experiments.library.base import Experiment, Unit
+from motet.experiments.stream.batch_sizes import Steps
+from motet.experiments.stream.placement import Request, Texts
+from motet.experiments.stream.random import U64, name_key, philox, text_keys, uniform_int
+
+I64 = npt.NDArray[np.int64]
+BaseTokens = Callable[[I64], npt.NDArray[np.int32]]
+"""slots -> clean tokens of those slots."""
+
+EARLY, LATE = 0, 1
+_QUARTER = 4
+_BASE_ORDINALS = 1 << 40
+_BASE_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Question:
+    """An experiment whose units are assigned.
+
+    Attributes:
+        experiment: its class, with the spec.
+        units: U units.
+        design: blocks and clusters.
+        arms: int64 [U], index into spec.arms.
+        timing: int64 [U], 0 early or 1 late, for schedule "early_late"; else None.
+    """
+
+    experiment: Experiment
+    units: list[Unit]
+    design: Design
+    arms: I64
+    timing: I64 | None
+
+    @property
+    def spec(self) -> ExperimentSpec:
+        return self.experiment.spec
+
+    @property
+    def name(self) -> str:
+        return self.experiment.spec.name
+
+    def treated(self) -> npt.NDArray[np.bool_]:
+        """Return which units get a dose above 0, bool [U]."""
+        return np.array([not arm.is_control for arm in self.spec.arms])[self.arms]
+
+    def unit_keys(self) -> U64:
+        """Return the key of each unit, uint64 [U]."""
+        return text_keys([unit.id for unit in self.units])
+
+
+def slot_windows(
+    schedule: Schedule, steps: Steps, sequence_length: int, repetition: I64, timing: I64 | None
+) -> tuple[I64, I64]:
+    """Return the slots [first, last) that each exposure is drawn from.
+
+    Args:
+        schedule: with times as whole steps (`Schedule.resolve`).
+        steps: batch sizes.
+        sequence_length: tokens per slot.
+        repetition: int64 [rows].
+        timing: int64 [rows] for "early_late".
+    """
+    if schedule.kind == "tokens":
+        assert schedule.token_range is not None
+        first, last = (
+            -(-schedule.token_range[0] // sequence_length),
+            schedule.token_range[1] // sequence_length,
+        )
+        return np.full(len(repetition), first), np.full(len(repetition), max(last, first + 1))
+    if schedule.kind in ("steps", "every"):
+        if schedule.kind == "steps":
+            at = np.array(schedule.at, dtype=np.int64)[repetition % len(schedule.at)]
+        else:
+            at = int(schedule.start) + repetition * int(schedule.every)
+        before, after = _slots_of(steps, at), _slots_of(steps, at + 1)
+        return before, after
+    low, high = int(schedule.window[0]), int(schedule.window[1])
+    quarter = max(1, (high - low) // _QUARTER)
+    late = np.full(len(repetition), schedule.kind == "late")
+    early = np.full(len(repetition), schedule.kind == "early")
+    if schedule.kind == "early_late":
+        assert timing is not None
+        late, early = timing == LATE, timing == EARLY
+    first_step = np.where(late, high - quarter, low)
+    last_step = np.where(early, low + quarter, high)
+    return _slots_of(steps, first_step), _slots_of(steps, last_step)
+
+
+def _slots_of(steps: Steps, at: I64) -> I64:
+    """Return slots_before for every entry."""
+    unique, inverse = np.unique(at, return_inverse=True)
+    return np.array([steps.slots_before(int(step)) for step in unique], dtype=np.int64)[inverse]
+
+
+def window_tokens(schedule: Schedule, steps: Steps, sequence_length: int) -> int:
+    """Return how many tokens of the stream an experiment's window spans."""
+    first, last = slot_windows(
+        schedule, steps, sequence_length, np.array([0, 0]), np.array([EARLY, LATE])
+    )
+    return int(last.max() - first.min()) * sequence_length
+
+
+def repetitions(question: Question, lengths: I64, tokens_in_window: int, seed: int) -> I64:
+    """Return exposures per unit, int64 [U]; held-out units get the count of their placebo.
+
+    Doses in exposures are per unit. Doses in documents, tokens or share are totals of the arm: they become a whole number of
+    exposures (rounded), spread over its units as evenly as whole exposures allow; which units get one more is keyed.
+
+    Args:
+        lengths: int64 [U], tokens of a unit's exposure.
+        tokens_in_window: what "share" refers to.
+        seed: the plan's seed.
+    """
+    spec = question.spec
+    keys = question.unit_keys()
+    order, _ = philox(name_key(seed, "spread", spec.name), keys, keys)
+    counts = np.zeros(len(question.units), dtype=np.int64)
+    for number, arm in enumerate(spec.arms):
+        members = np.flatnonzero(question.arms == number)
+        if arm.is_control or len(members) == 0:
+            continue
+        counts[members] = _spread(spec, arm.dose, members, order, lengths, tokens_in_window)
+    if spec.placebo == "matched":
+        _match_controls(question, counts, order)
+    return counts
+
+
+def _spread(
+    spec: ExperimentSpec,
+    dose: float,
+    members: I64,
+    order: U64,
+    lengths: I64,
+    tokens_in_window: int,
+) -> I64:
+    """Return exposures per member of one arm."""
+    if spec.dose_in == "exposures":
+        return np.full(len(members), int(dose), dtype=np.int64)
+    total = int(dose)
+    if spec.dose_in in ("tokens", "share"):
+        tokens = dose if spec.dose_in == "tokens" else dose * tokens_in_window
+        total = round(tokens / float(lengths[members].mean()))
+    if total == 0:
+        raise UserError(
+            f"experiments.{spec.name}.doses: {dose:g} (dose_in: {spec.dose_in}) is less than one exposure of "
+            f"{lengths[members].mean():.0f} tokens; raise it, or widen the window"
+        )
+    base, extra = divmod(total, len(members))
+    counts = np.full(len(members), base, dtype=np.int64)
+    counts[np.argsort(order[members])[:extra]] += 1
+    return counts
+
+
+def _match_controls(question: Question, counts: I64, order: U64) -> None:
+    """Give each held-out unit the count of a treated unit, so that placebos mirror the treated arms."""
+    treated = question.treated()
+    held_out, shown = np.flatnonzero(~treated), np.flatnonzero(treated)
+    if len(shown) == 0:
+        return
+    held_out, shown = held_out[np.argsort(order[held_out])], shown[np.argsort(order[shown])]
+    counts[held_out] = counts[shown[np.arange(len(held_out)) % len(shown)]]
+
+
+def build_request(
+    question: Question,
+    schedule: Schedule,
+    steps: Steps,
+    sequence_length: int,
+    tokenizer: Tokenizer,
+    base: BaseTokens,
+    seed: int,
+) -> Request:
+    """Return every exposure that an experiment asks for.
+
+    Args:
+        question: the assigned experiment.
+        schedule: with times as whole steps.
+        steps, sequence_length: the run's.
+        tokenizer: turns texts into tokens; each is wrapped in end-of-document tokens.
+        base: clean tokens, the source of placebos.
+        seed: the plan's seed.
+    """
+    units = question.units
+    n_texts = np.array([len(unit.texts) for unit in units], dtype=np.int64)
+    first_text = np.concatenate([[0], np.cumsum(n_texts)])
+    dtype = token_dtype(tokenizer.vocabulary_size)
+    eod = np.array([tokenizer.eod], dtype=dtype)
+    encoded = tokenizer.encode_batch([text for unit in units for text in unit.texts])
+    texts = [np.concatenate([eod, ids, eod]) for ids in encoded]
+    lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
+    counts = repetitions(
+        question, lengths[first_text[:-1]], window_tokens(schedule, steps, sequence_length), seed
+    )
+    unit = np.repeat(np.arange(len(units)), counts)
+    repetition = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
+    cycles = np.array([arm.variants == "cycle" for arm in question.spec.arms])[question.arms]
+    variant = np.where(cycles[unit], repetition % n_texts[unit], 0)
+    source = first_text[unit] + variant
+    placebo = ~question.treated()[unit]
+    if not question.experiment.inserts_units:
+        placebo = np.ones(len(unit), dtype=bool)
+    used, row = np.unique(source[~placebo], return_inverse=True)
+    text = np.empty(len(unit), dtype=np.int64)
+    text[~placebo] = row
+    text[placebo] = len(used) + np.arange(int(placebo.sum()))
+    keys = question.unit_keys()
+    fillers = placebo_texts(
+        name_key(seed, "placebo", question.name),
+        keys[unit[placebo]],
+        repetition[placebo],
+        lengths[source[placebo]],
+        sequence_length,
+        base,
+        tokenizer.eod,
+    )
+    timing = None if question.timing is None else question.timing[unit]
+    first, last = slot_windows(schedule, steps, sequence_length, repetition, timing)
+    return Request(
+        experiment=question.name,
+        unit_keys=keys,
+        unit=unit.astype(np.int32),
+        repetition=repetition.astype(np.int32),
+        text=text.astype(np.int32),
+        first_slot=first,
+        last_slot=last,
+        texts=Texts.of([texts[index] for index in used] + fillers, dtype),
+        placement=question.spec.placement,
+        placebo=placebo,
+    )
+
+
+def placebo_texts(
+    key: int,
+    unit_keys: U64,
+    repetition: I64,
+    lengths: I64,
+    sequence_length: int,
+    base: BaseTokens,
+    eod: int,
+) -> list[npt.NDArray[np.int32]]:
+    """Return i.i.d. base text of the given lengths, end-of-document tokens at both ends included.
+
+    Each is cut from an independently drawn sequence of an independently drawn pass over the corpora.
+    """
+    bits0, bits1 = philox(key, unit_keys, repetition.astype(np.uint64))
+    slots = uniform_int(bits0, 0, _BASE_ORDINALS)
+    offsets = uniform_int(bits1, 0, np.maximum(sequence_length - lengths, 0) + 1)
+    found: list[npt.NDArray[np.int32]] = []
+    for start in range(0, len(slots), _BASE_CHUNK):
+        part = slice(start, start + _BASE_CHUNK)
+        tokens_BT = base(slots[part])
+        for tokens, offset, length in zip(tokens_BT, offsets[part], lengths[part], strict=True):
+            text = tokens[offset : offset + length].copy()
+            text[[0, -1]] = eod
+            found.append(text)
+    return found
+
+
+def request_problems(
+    request: Request, steps_total: int, steps: Steps, sequence_length: int
+) -> list[Problem]:
+    """Return what makes a request impossible in this run: too long a text, or a window outside the run."""
+    where = f"experiments.{request.experiment}"
+    problems = []
+    longest = int(request.texts.lengths().max(initial=0))
+    if longest > sequence_length:
+        problems.append(
+            Problem(
+                where,
+                f"a text has {longest:,} tokens with its two end-of-document tokens, more than data.sequence_length="
+                f"{sequence_length:,}; shorten it or lengthen the sequence",
+            )
+        )
+    end = steps.slots_before(steps_total)
+    if len(request) and int(request.last_slot.max()) > end:
+        last = int(steps.step_of(np.array([int(request.last_slot.max()) - 1]))[0])
+        problems.append(
+            Problem(
+                f"{where}.schedule",
+                f"places exposures up to step {last:,}, but the run ends after step {steps_total - 1:,}; "
+                "shorten the schedule or lengthen the run",
+            )
+        )
+    if np.any(request.first_slot >= request.last_slot):
+        problems.append(Problem(f"{where}.schedule", "leaves an empty window; widen it"))
+    return problems

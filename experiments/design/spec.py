@@ -1,0 +1,173 @@
+"""The typed definition of an experiment: what YAML says, checked once, frozen as canonical JSON.
+
+Conventions of time that every room shares: *step* k names the model after k optimizer updates, and
+an exposure "at step e" sits in the batch that makes update e + 1. A probe at step e is therefore the
+last one before that exposure and a probe at step e + 1 the first one after it (lag 1).
+
+No torch, no scipy, no numpy: the front door reads definitions before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from motet.core.errors import Problem
+
+DOSE_UNITS = ("exposures", "documents", "tokens", "share")
+SCHEDULE_KINDS = ("uniform", "steps", "every", "early", "late", "early_late", "tokens")
+PLACEMENTS = ("anywhere", "start", "boundary")
+PLACEBOS = ("matched", "none")
+VARIANTS = ("same", "cycle")
+PROBE_KINDS = ("every", "steps", "fractions", "log_grid")
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one text that stands for `value`: sorted keys, no spaces, no NaN (ValueError)."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+
+
+def sha256_hex(content: str | bytes) -> str:
+    """SHA-256 of text (as UTF-8) or bytes, in hexadecimal."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One group that units are randomized to.
+
+    `dose` counts exposures per unit, or is the arm's total in the spec's `dose_in`. `variants` says
+    which of a unit's texts repetition r shows: "same" always the first, "cycle" text r mod n.
+    `weight` is how many units the arm gets relative to the other arms.
+    """
+
+    name: str
+    dose: float
+    variants: str = "same"
+    weight: int = 1
+
+    @property
+    def is_control(self) -> bool:
+        """Dose 0: the unit's own text is never shown."""
+        return self.dose == 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When exposures happen. Floats are fractions of the run, ints are steps (see `resolve`).
+
+    uniform: anywhere in `window` · steps: at the steps `at` · every: `start`, `start + every`, ... ·
+    early / late: first / last quarter of the window · early_late: each unit randomized between the
+    two · tokens: uniform over `token_range` (tokens consumed before, half open).
+    """
+
+    kind: str = "uniform"
+    window: tuple[float, float] = (0.0, 0.9)
+    at: tuple[float, ...] = ()
+    every: float = 100
+    start: float = 100
+    token_range: tuple[int, int] | None = None
+
+    def resolve(self, steps_total: int) -> Schedule:
+        """The same schedule with `window`, `at`, `every` and `start` as whole steps of this run."""
+        low, high = (as_step(edge, steps_total) for edge in self.window)
+        return replace(
+            self,
+            window=(low, max(low, high)),
+            at=tuple(as_step(step, steps_total) for step in self.at),
+            every=max(1, as_step(self.every, steps_total)),
+            start=as_step(self.start, steps_total),
+        )
+
+    def first_step(self, steps_total: int) -> int:
+        """The earliest step at which any exposure can happen; 0 for a range of tokens."""
+        steps = self.resolve(steps_total)
+        low, high = int(steps.window[0]), int(steps.window[1])
+        if self.kind == "steps":
+            return int(min(steps.at, default=0))
+        if self.kind == "every":
+            return int(steps.start)
+        if self.kind == "late":
+            return high - (high - low) // 4
+        return 0 if self.kind == "tokens" else low
+
+
+def as_step(value: float, steps_total: int) -> int:
+    """Turn a fraction of the run (float) into a step; leave a step (int) alone."""
+    return round(value * steps_total) if isinstance(value, float) else int(value)
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """One experiment, complete: every default is filled in, so nothing changes with the code's."""
+
+    name: str
+    use: str
+    hypothesis: str = ""
+    items: Path | None = None
+    generate: dict[str, Any] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    dose_in: str = "exposures"
+    schedule: Schedule = Schedule()
+    placement: str = "anywhere"
+    placebo: str = "matched"
+    block_by: tuple[str, ...] = ()
+    cluster_by: str = "auto"
+    probe_at: dict[str, Any] = field(default_factory=lambda: {"every": 0.1})
+    margin: float | None = None
+    alpha: float = 0.05
+    options: dict[str, Any] = field(default_factory=dict)
+    role: str = "question"
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        """Dose of every arm, in the order of the arms."""
+        return tuple(arm.dose for arm in self.arms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that defines the experiment; a file of items is named by its content's hash.
+
+        Raises OSError when the file of items cannot be read.
+        """
+        definition = asdict(self)
+        if self.items is not None:
+            definition["items"] = {"sha256": sha256_hex(self.items.read_bytes())}
+        return json.loads(canonical_json(definition))
+
+
+def parse_experiments(
+    entries: Sequence[Mapping[str, Any]], base: Path
+) -> tuple[list[ExperimentSpec], list[Problem]]:
+    """Read the `experiments:` list; paths are relative to `base`.
+
+    Returns the entries that could be read and every problem found in any of them; a caller that
+    wants to stop raises `raise_problems(problems)`.
+    """
+    from motet.core.errors import Problem
+    from motet.experiments.design.parser import parse_entry
+
+    specs: list[ExperimentSpec] = []
+    problems: list[Problem] = []
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        message = f"is {type(entries).__name__}; it must be a list of experiments (- name: ...)"
+        return [], [Problem("experiments", message)]
+    for number, entry in enumerate(entries):
+        spec, found = parse_entry(entry, number, base)
+        problems += found
+        if spec is not None:
+            specs.append(spec)
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen:
+            message = "is the name of two experiments; names must be unique"
+            problems.append(Problem(f"experiments.{spec.name}.name", message))
+        seen.add(spec.name)
+    return specs, problems

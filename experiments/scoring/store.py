@@ -1,0 +1,67 @@
+"""Probe results on disk: one file per step, without pickles, whole or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motet.core.errors import UserError
+from motet.experiments.library.base import ItemScores
+
+
+def probe_path(probes: Path, step: int) -> Path:
+    """Return the file of the probes at one step."""
+    return probes / f"step-{step:08d}.npz"
+
+
+def write_probe(
+    probes: Path, step: int, segment: int, definition_sha256: str, scores: Mapping[str, ItemScores]
+) -> None:
+    """Write the scores of every experiment that was probed at a step; whole or not at all."""
+    arrays: dict[str, Any] = {}
+    for name, found in scores.items():
+        arrays[f"{name}/logprob"] = found.logprob
+        arrays[f"{name}/n_tokens"] = found.n_tokens
+        arrays[f"{name}/n_bytes"] = found.n_bytes
+        arrays[f"{name}/greedy"] = found.greedy
+    facts = {"step": step, "segment": segment, "definition_sha256": definition_sha256}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path = probe_path(probes, step)
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def read_probe(path: Path) -> tuple[dict[str, Any], dict[str, ItemScores]]:
+    """Return (facts, scores by experiment) of one probe file; nothing in it is unpickled.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            names = {key.rpartition("/")[0] for key in arrays.files if "/" in key}
+            scores = {
+                name: ItemScores(
+                    arrays[f"{name}/logprob"],
+                    arrays[f"{name}/n_tokens"],
+                    arrays[f"{name}/n_bytes"],
+                    arrays[f"{name}/greedy"],
+                )
+                for name in names
+            }
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"probe {path} cannot be read: {error}") from None
+    return facts, scores

@@ -1,0 +1,436 @@
+"""The plan: every exposure of a run in one immutable, hashed file.
+
+Layout of `exposures.plan`: 8 magic bytes, header length (uint64), a JSON header, then columns aligned to 64 bytes. The
+header holds the SHA-256 of every 16 MiB piece of every column; the plan's own hash is the SHA-256 of the header, so
+one hash covers every byte and is checked in parallel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from motet.core.errors import UserError
+from motet.experiments.stream.placement import Boundaries, Claims, Request, Texts, place, repeats
+from motet.experiments.stream.random import U64, mix64, name_key
+
+MAGIC = b"MOTETPL1"
+PIECE_BYTES = 16 * 2**20
+VERSION = 1
+INDEX_ROWS = 512
+_PLACE = struct.Struct("<qii")
+_COLUMNS = {
+    "slot": np.int64,
+    "offset": np.int32,
+    "text": np.int64,
+    "id": np.uint64,
+    "experiment": np.uint16,
+    "unit": np.int32,
+    "repetition": np.int32,
+    "flags": np.uint8,
+}
+PLACE = np.dtype([("start", "<i8"), ("length", "<i4"), ("offset", "<i4")])
+"""Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in the slot."""
+PLACEBO_FLAG, SHIFT_FLAG = 1, 2
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Rows of a plan as columns; all arrays have one length."""
+
+    slot: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int32]
+    text: npt.NDArray[np.int64]
+    id: U64
+    experiment: npt.NDArray[np.uint16]
+    unit: npt.NDArray[np.int32]
+    repetition: npt.NDArray[np.int32]
+    flags: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+class Span(NamedTuple):
+    """Where one exposure lies in a batch: row, offset and length in tokens, and whether it moved base tokens right."""
+
+    row: int
+    offset: int
+    length: int
+    shift: bool
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """A plan in memory, before it is written."""
+
+    sequence_length: int
+    seed: int
+    experiments: tuple[str, ...]
+    rows: Exposures
+    texts: Texts
+
+
+def exposure_ids(experiment: str, unit_keys: U64, repetition: npt.NDArray[np.int32]) -> U64:
+    """Return the stable id of each exposure: it names (experiment, unit, repetition), never a row number."""
+    key = np.uint64(name_key("exposure", experiment))
+    return mix64(mix64(unit_keys ^ key) + repetition.astype(np.uint64))
+
+
+def compile_plan(
+    requests: Sequence[Request],
+    seed: int,
+    sequence_length: int,
+    tombstones: Sequence[tuple[int, Claims]] = (),
+    boundaries: Boundaries | None = None,
+) -> CompiledPlan:
+    """Place every request, in order of precedence, and sort the rows by slot.
+
+    Args:
+        requests: one per experiment, the oldest registration first.
+        seed: keys every draw.
+        sequence_length: tokens per slot.
+        tombstones: (precedence, claims) of removed experiments: claims that come before request number `precedence` keep
+            being respected, so that removing an experiment moves no other.
+        boundaries: document starts of the base stream, for placement "boundary".
+    """
+    taken = Claims.none()
+    parts: list[Exposures] = []
+    text_base = 0
+    for number, request in enumerate(requests):
+        for precedence, claims in tombstones:
+            if precedence == number:
+                taken = taken.add(claims.start, claims.stop)
+        placed = place(request, seed, sequence_length, taken, boundaries)
+        taken = placed.claims
+        flags = np.full(len(request), SHIFT_FLAG * (request.placement == "boundary"), np.uint8)
+        if len(request.placebo):
+            flags |= request.placebo.astype(np.uint8) * np.uint8(PLACEBO_FLAG)
+        parts.append(
+            Exposures(
+                slot=placed.slot,
+                offset=placed.offset.astype(np.int32),
+                text=request.text.astype(np.int64) + text_base,
+                id=exposure_ids(
+                    request.experiment, request.unit_keys[request.unit], request.repetition
+                ),
+                experiment=np.full(len(request), number, dtype=np.uint16),
+                unit=request.unit,
+                repetition=request.repetition,
+                flags=flags,
+            )
+        )
+        text_base += len(request.texts.offsets) - 1
+    rows = _sorted_rows(parts, sequence_length)
+    texts = _join_texts([request.texts for request in requests])
+    names = tuple(request.experiment for request in requests)
+    return CompiledPlan(sequence_length, seed, names, rows, texts)
+
+
+def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
+    """Return all rows in order of position."""
+    if not parts:
+        return Exposures(**{name: np.empty(0, dtype) for name, dtype in _COLUMNS.items()})
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        if len(parts) > 1
+        else getattr(parts[0], name)
+        for name in _COLUMNS
+    }
+    order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
+    rows = Exposures(**{name: column[order] for name, column in joined.items()})
+    if repeats(rows.id):
+        raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
+    return rows
+
+
+def _join_texts(tables: list[Texts]) -> Texts:
+    """Return one text table; text numbers of table k follow those of table k - 1."""
+    if len(tables) == 1:
+        return tables[0]
+    offsets, base = [np.zeros(1, dtype=np.int64)], 0
+    for table in tables:
+        offsets.append(table.offsets[1:] + base)
+        base += int(table.offsets[-1])
+    dtype = np.result_type(*[table.tokens.dtype for table in tables]) if tables else np.uint16
+    tokens = np.concatenate([table.tokens for table in tables]) if tables else np.empty(0)
+    return Texts(tokens.astype(dtype), np.concatenate(offsets))
+
+
+def write_plan(plan: CompiledPlan, path: Path) -> str:
+    """Write a plan (aside, then renamed) and return its SHA-256."""
+    columns = {name: getattr(plan.rows, name) for name in _COLUMNS}
+    columns["place"] = _places(plan)
+    columns["slot_index"] = np.ascontiguousarray(plan.rows.slot[::INDEX_ROWS])
+    columns["tokens"] = plan.texts.tokens
+    blobs = {name: _bytes_of(column) for name, column in columns.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    unhashed = {name: ["0" * 64 for _ in _pieces(blob)] for name, blob in blobs.items()}
+    size = len(_header(plan, columns, unhashed))
+    with open(aside, "wb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        hashing = {name: pool.map(_sha256, _pieces(blob)) for name, blob in blobs.items()}
+        file.seek(16 + size)
+        for blob in blobs.values():
+            file.write(b"\0" * (-file.tell() % 64))
+            file.write(blob)
+        encoded = _header(plan, columns, {name: list(found) for name, found in hashing.items()})
+        assert len(encoded) == size
+        file.seek(0)
+        file.write(MAGIC + size.to_bytes(8, "little") + encoded)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _places(plan: CompiledPlan) -> npt.NDArray[np.void]:
+    """Return the column "place"."""
+    places = np.empty(len(plan.rows), dtype=PLACE)
+    places["start"] = plan.texts.offsets[plan.rows.text]
+    places["length"] = plan.texts.lengths()[plan.rows.text]
+    places["offset"] = plan.rows.offset
+    return places
+
+
+def _header(
+    plan: CompiledPlan, columns: dict[str, npt.NDArray[Any]], digests: dict[str, list[str]]
+) -> bytes:
+    """Return the header as JSON; its length does not depend on the digests."""
+    header = {
+        "version": VERSION,
+        "sequence_length": plan.sequence_length,
+        "seed": plan.seed,
+        "experiments": list(plan.experiments),
+        "columns": {
+            name: {"dtype": _dtype_name(column.dtype), "rows": len(column), "sha256": digests[name]}
+            for name, column in columns.items()
+        },
+    }
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return "place" if dtype == PLACE else dtype.str
+
+
+def _bytes_of(column: npt.NDArray[Any]) -> memoryview:
+    """Return an array's bytes without copying them (a contiguous array of any size, zero included)."""
+    return memoryview(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
+
+
+def _sha256(piece: memoryview) -> str:
+    return hashlib.sha256(piece).hexdigest()
+
+
+def _pieces(blob: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(blob), PIECE_BYTES):
+        yield blob[start : start + PIECE_BYTES]
+
+
+class Plan:
+    """A plan on disk, read in small pieces through the kernel's cache.
+
+    All readers of a machine share that cache, and a reader holds only a sparse index (one slot in 512) and an open file:
+    its memory does not grow with the plan. (A memory map did grow: see docs/decisions.md.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a plan; only its header and sparse index are read.
+
+        Raises:
+            UserError: no such file, not a plan, or cut short.
+        """
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the plan is
+        except OSError as error:
+            raise UserError(f"plan {path}: cannot be opened ({error})") from None
+        self._handle = self._file.fileno()
+        start = os.pread(self._handle, 16, 0)
+        size = int.from_bytes(start[8:], "little")
+        encoded = os.pread(self._handle, size, 16) if start[:8] == MAGIC else b""
+        if not encoded or len(encoded) != size:
+            raise UserError(f"plan {path}: not a plan file, or cut short")
+        self.sha256 = hashlib.sha256(encoded).hexdigest()
+        try:
+            header = json.loads(encoded)
+        except ValueError as error:
+            raise UserError(f"plan {path}: its header was altered ({error})") from None
+        if header.get("version") != VERSION:
+            raise UserError(
+                f"plan {path}: has format {header.get('version')}, this Motet reads {VERSION}"
+            )
+        self.sequence_length: int = header["sequence_length"]
+        self.seed: int = header["seed"]
+        self.experiments: tuple[str, ...] = tuple(header["experiments"])
+        self._columns = self._locate(header["columns"], 16 + size)
+        self._rows = self._columns["slot"].rows
+        self._last_block: tuple[int, memoryview] | None = None
+        self._index: list[int] = self._read(
+            "slot_index", 0, self._columns["slot_index"].rows
+        ).tolist()
+
+    def _locate(self, entries: dict[str, Any], position: int) -> dict[str, _Column]:
+        """Return where each column lies in the file."""
+        columns, end = {}, os.fstat(self._handle).st_size
+        for name in [*_COLUMNS, "place", "slot_index", "tokens"]:
+            position += -position % 64
+            entry = entries[name]
+            columns[name] = _Column(
+                PLACE if entry["dtype"] == "place" else np.dtype(entry["dtype"]),
+                entry["rows"],
+                position,
+                tuple(entry["sha256"]),
+            )
+            position += columns[name].rows * columns[name].dtype.itemsize
+            if position > end:
+                raise UserError(f"plan {self.path}: cut short in column {name!r}")
+        return columns
+
+    def _read(self, name: str, first: int, last: int) -> npt.NDArray[Any]:
+        """Return entries [first, last) of a column."""
+        dtype, _, position, _ = self._columns[name]
+        size = dtype.itemsize
+        return np.frombuffer(
+            os.pread(self._handle, (last - first) * size, position + first * size), dtype
+        )
+
+    def _whole(self, name: str) -> npt.NDArray[Any]:
+        """Return a whole column as a memory map, for passes over all rows."""
+        dtype, rows, position, _ = self._columns[name]
+        if rows == 0:
+            return np.empty(0, dtype)
+        return np.memmap(self.path, dtype, "r", position, (rows,))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def verify(self, expected_sha256: str | None = None) -> None:
+        """Read every byte and compare it with the hashes.
+
+        Raises:
+            UserError: the plan was altered, or is not the one with the expected hash.
+        """
+        if expected_sha256 is not None and self.sha256 != expected_sha256:
+            raise UserError(
+                f"plan {self.path}: its hash is {self.sha256[:16]}..., but this run was frozen with {expected_sha256[:16]}...; "
+                "restore the file from the run that froze it"
+            )
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for name, column in self._columns.items():
+                found = tuple(pool.map(_sha256, _pieces(_bytes_of(self._whole(name)))))
+                if found != column.sha256:
+                    raise UserError(
+                        f"plan {self.path}: column {name!r} was altered since the plan was frozen"
+                    )
+
+    def rows_between(self, first_slot: int, last_slot: int) -> tuple[int, int]:
+        """Return the row range [a, b) of exposures with first_slot <= slot < last_slot."""
+        block = max(bisect_left(self._index, first_slot) - 1, 0)
+        slots = self._block(block)
+        first = block * INDEX_ROWS + bisect_left(slots, first_slot)
+        last_block = max(bisect_left(self._index, last_slot) - 1, 0)
+        if last_block != block:
+            slots = self._block(last_block)
+        return first, last_block * INDEX_ROWS + bisect_left(slots, last_slot)
+
+    def _block(self, number: int) -> memoryview:
+        """Return the slots of one block of the index; consecutive steps mostly ask for the same one."""
+        known = self._last_block
+        if known is not None and known[0] == number:
+            return known[1]
+        size = min(INDEX_ROWS, self._rows - number * INDEX_ROWS) * 8
+        position = self._columns["slot"].position + number * INDEX_ROWS * 8
+        slots = memoryview(os.pread(self._handle, size, position)).cast("q")
+        self._last_block = (number, slots)
+        return slots
+
+    def lookup(self, slot: int) -> list[tuple[int, npt.NDArray[np.unsignedinteger]]]:
+        """Return (offset, tokens) of every exposure in a slot."""
+        return self._inserted(*self.rows_between(slot, slot + 1))
+
+    def _inserted(self, first: int, last: int) -> list[tuple[int, npt.NDArray[np.unsignedinteger]]]:
+        """Return (offset, tokens) of rows [first, last)."""
+        size, column = PLACE.itemsize, self._columns["tokens"]
+        places = os.pread(
+            self._handle, (last - first) * size, self._columns["place"].position + first * size
+        )
+        width, found = column.dtype.itemsize, []
+        for start, length, offset in _PLACE.iter_unpack(places):
+            data = os.pread(self._handle, length * width, column.position + start * width)
+            found.append((offset, np.frombuffer(data, column.dtype)))
+        return found
+
+    def overlay(self, first_slot: int, tokens_BT: npt.NDArray[np.int32]) -> U64:
+        """Write the exposures of slots [first_slot, first_slot + B) over base tokens; return their ids.
+
+        Args:
+            tokens_BT: base tokens of consecutive slots, changed in place.
+        """
+        length = tokens_BT.shape[1]
+        assert length == self.sequence_length
+        first, last = self.rows_between(first_slot, first_slot + len(tokens_BT))
+        if first == last:
+            return np.empty(0, dtype=np.uint64)
+        slots = self._read("slot", first, last).tolist()
+        flags = self._read("flags", first, last).tolist()
+        rows = zip(slots, flags, self._inserted(first, last), strict=True)
+        for slot, flag, (offset, inserted) in rows:
+            target, end = tokens_BT[slot - first_slot], offset + len(inserted)
+            if flag & SHIFT_FLAG:
+                target[end:] = target[offset : length - len(inserted)].copy()
+            target[offset:end] = inserted
+        return self._read("id", first, last)
+
+    def spans(self, first_slot: int, count: int) -> list[Span]:
+        """Return where the exposures of slots [first_slot, first_slot + count) lie."""
+        first, last = self.rows_between(first_slot, first_slot + count)
+        slots = self._read("slot", first, last).tolist()
+        flags = self._read("flags", first, last).tolist()
+        rows = zip(slots, flags, self._inserted(first, last), strict=True)
+        return [
+            Span(slot - first_slot, offset, len(inserted), bool(flag & SHIFT_FLAG))
+            for slot, flag, (offset, inserted) in rows
+        ]
+
+    def exposures(self, first: int = 0, last: int | None = None) -> Exposures:
+        """Return rows [first, last) (default: all), in memory."""
+        rows = slice(first, self._rows if last is None else last)
+        return Exposures(**{name: np.array(self._whole(name)[rows]) for name in _COLUMNS})
+
+    def row_lengths(self) -> npt.NDArray[np.int64]:
+        """Return tokens per exposure, int64 [rows]."""
+        return self._whole("place")["length"].astype(np.int64)
+
+    def claims(self, experiment: str) -> Claims:
+        """Return the token ranges that one experiment holds (the whole slot for placement "boundary")."""
+        rows = self.exposures()
+        mine = rows.experiment == self.experiments.index(experiment)
+        slot = rows.slot[mine]
+        start = slot * self.sequence_length + rows.offset[mine]
+        stop = start + self.row_lengths()[mine]
+        shift = (rows.flags[mine] & SHIFT_FLAG) > 0
+        start = np.where(shift, slot * self.sequence_length, start)
+        stop = np.where(shift, (slot + 1) * self.sequence_length, stop)
+        return Claims(start, stop)
+
+
+class _Column(NamedTuple):
+    """Where a column lies in a plan file."""
+
+    dtype: np.dtype[Any]
+    rows: int
+    position: int
+    sha256: tuple[str, ...]

@@ -1,0 +1,198 @@
+"""The ledger: what the model really consumed, step by step, rank by rank.
+
+A *segment* is one uninterrupted stretch of training: a start, a restart or a rollback opens a new one, which names the
+checkpoint it grew from. Each rank appends one record per step to its own file, without talking to others; records are
+checksummed, so a torn tail is recognised. `lineage` walks from a checkpoint back to step 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from motet.core.errors import UserError
+from motet.experiments.stream.random import U64
+
+_HEAD = struct.Struct("<4sI")
+_BODY = struct.Struct("<QQIIQI")
+_TAG = b"MLG1"
+APPLIED = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one rank consumed in one step.
+
+    Attributes:
+        step: the step, counted from 0.
+        first_slot, count: its slots.
+        digest: 64-bit digest of its tokens (`Batch.digest`, summed over its batches).
+        applied: False when the step's update was skipped (non-finite loss, say): consumed, but not learned from.
+        exposure_ids: uint64, the exposures laid over those slots.
+    """
+
+    step: int
+    first_slot: int
+    count: int
+    digest: int
+    applied: bool
+    exposure_ids: U64
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        body = (
+            _BODY.pack(
+                self.step,
+                self.first_slot,
+                self.count,
+                len(self.exposure_ids),
+                self.digest,
+                APPLIED * self.applied,
+            )
+            + self.exposure_ids.astype("<u8").tobytes()
+        )
+        return _HEAD.pack(_TAG, zlib.crc32(body)) + body
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of training; `parent` is the segment whose checkpoint at `start_step` it grew from, 0 for none."""
+
+    segment: int
+    parent: int
+    attempt: int
+    start_step: int
+    world_size: int
+    plan_sha256: str
+    definition_sha256: str
+
+
+def segment_folder(ledger: Path, segment: int) -> Path:
+    """Return the folder of a segment."""
+    return ledger / f"segment-{segment:05d}"
+
+
+def open_segment(
+    ledger: Path,
+    parent: int,
+    attempt: int,
+    start_step: int,
+    world_size: int,
+    hashes: tuple[str, str],
+) -> Segment:
+    """Create the next segment (one process does, then tells the others its number).
+
+    Args:
+        hashes: (plan SHA-256, definition SHA-256) under which it trains.
+    """
+    number = 1 + max((segment.segment for segment in read_segments(ledger)), default=0)
+    segment = Segment(number, parent, attempt, start_step, world_size, *hashes)
+    folder = segment_folder(ledger, number)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / "segment.json.part"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(asdict(segment), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, folder / "segment.json")
+    return segment
+
+
+def read_segments(ledger: Path) -> list[Segment]:
+    """Return every segment of a run, oldest first."""
+    files = sorted(ledger.glob("segment-*/segment.json"))
+    return [Segment(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+class LedgerWriter:
+    """One rank's appending end of the ledger."""
+
+    def __init__(self, ledger: Path, segment: int, rank: int) -> None:
+        path = segment_folder(ledger, segment) / f"rank-{rank:05d}.bin"
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+
+    def append(self, record: Record) -> None:
+        """Hand a record to the kernel in one write: it survives the death of this process."""
+        os.write(self._file, record.encode())
+
+    def sync(self) -> None:
+        """Wait until everything appended is on disk: it survives the death of the machine."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        os.close(self._file)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the whole records of one rank's file; a torn tail ends it.
+
+    Raises:
+        UserError: a record inside the file does not match its checksum (the file was altered).
+    """
+    data = path.read_bytes()
+    position = 0
+    while position + _HEAD.size + _BODY.size <= len(data):
+        tag, checksum = _HEAD.unpack_from(data, position)
+        fields = _BODY.unpack_from(data, position + _HEAD.size)
+        size = _BODY.size + 8 * fields[3]
+        body = data[position + _HEAD.size : position + _HEAD.size + size]
+        if tag != _TAG or (len(body) == size and zlib.crc32(body) != checksum):
+            raise UserError(f"ledger {path}: the record at byte {position:,} was altered")
+        if len(body) < size:
+            return
+        step, first_slot, count, _, digest, flags = fields
+        ids = np.frombuffer(body, dtype="<u8", offset=_BODY.size).astype(np.uint64)
+        yield Record(step, first_slot, count, digest, bool(flags & APPLIED), ids)
+        position += _HEAD.size + size
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps [start_step, stop_step) of one segment that the weights of a checkpoint grew from."""
+
+    segment: Segment
+    start_step: int
+    stop_step: int
+
+
+def lineage(segments: list[Segment], segment: int, step: int) -> list[Stretch]:
+    """Return the stretches that lead from step 0 to a checkpoint, oldest first.
+
+    Args:
+        segments: every segment of the run.
+        segment, step: the checkpoint's.
+
+    Raises:
+        UserError: a segment on the way is missing.
+    """
+    by_number = {entry.segment: entry for entry in segments}
+    stretches: list[Stretch] = []
+    while True:
+        if segment not in by_number:
+            raise UserError(
+                f"ledger: segment {segment} is missing, so the lineage cannot be proved"
+            )
+        entry = by_number[segment]
+        stretches.append(Stretch(entry, entry.start_step, step))
+        if entry.parent == 0:
+            return stretches[::-1]
+        segment, step = entry.parent, entry.start_step
+
+
+def stretch_records(ledger: Path, stretch: Stretch) -> Iterator[tuple[int, Record]]:
+    """Yield (rank, record) of a stretch, rank by rank."""
+    folder = segment_folder(ledger, stretch.segment.segment)
+    for path in sorted(folder.glob("rank-*.bin")):
+        rank = int(path.stem.removeprefix("rank-"))
+        for record in read_records(path):
+            if stretch.start_step <= record.step < stretch.stop_step:
+                yield rank, record

@@ -1,0 +1,378 @@
+"""The sections of a run.yaml, as typed dataclasses.
+
+Every field says its meaning, its unit and its bounds in its metadata: `config.py` checks values against them and
+`reference.py` prints them. Imports neither torch nor OmegaConf.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from motet.launcher.config.batch import SlurmSettings as SlurmSettings
+from motet.launcher.config.field import setting
+from motet.launcher.config.layout import LayoutSettings as LayoutSettings
+
+if TYPE_CHECKING:
+    from motet.experiments.stream.batch_sizes import Steps
+    from motet.parallel.layout.layout import Layout
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained: a preset, or a Hugging Face folder, and any size in which it should differ."""
+
+    preset: str = setting(
+        "1m", "named size; its name is the approximate number of non-embedding parameters"
+    )
+    from_hf: str | None = setting(
+        None,
+        "folder of a Hugging Face checkpoint to start from, instead of a preset",
+        kind="path",
+    )
+    vocabulary_size: int | None = setting(
+        None,
+        "rows of the embedding; null = the tokenizer's size rounded up to a multiple of 64",
+        unit="tokens",
+        least=2,
+    )
+    d_model: int | None = setting(None, "width of the residual stream", unit="channels", least=1)
+    n_layers: int | None = setting(None, "number of blocks", unit="layers", least=1)
+    n_heads: int | None = setting(None, "attention heads of the queries", unit="heads", least=1)
+    n_kv_heads: int | None = setting(
+        None, "attention heads of keys and values; must divide n_heads", unit="heads", least=1
+    )
+    d_ffn: int | None = setting(None, "hidden width of the SwiGLU", unit="channels", least=1)
+    head_dim: int | None = setting(
+        None, "channels of one head; null = d_model / n_heads", unit="channels", least=2
+    )
+    rope_theta: float | None = setting(None, "base of the rotary frequencies", above=0)
+    norm_eps: float | None = setting(None, "epsilon of RMSNorm", above=0)
+    norm_position: str | None = setting(
+        None,
+        "norm of a sub-layer's input (pre, Llama) or of its output (post, OLMo-2)",
+        choices=("pre", "post"),
+    )
+    qk_norm: str | None = setting(
+        None,
+        "RMSNorm of queries and keys: none, per head (Qwen3) or over all heads (OLMo-2)",
+        choices=("none", "head", "full"),
+    )
+    tied_embeddings: bool | None = setting(None, "input embedding and output head share one matrix")
+    init_std: float | None = setting(
+        None, "standard deviation of the initial weights", above=0, most=1
+    )
+    qkv_bias: bool | None = setting(None, "queries, keys and values have a bias (Qwen2)")
+    n_experts: int | None = setting(
+        None, "routed experts of a layer that has them; 0 = a dense model", unit="experts", least=0
+    )
+    experts_per_token: int | None = setting(
+        None, "routed experts that a token visits", unit="experts", least=1
+    )
+    d_expert: int | None = setting(
+        None, "hidden width of one routed expert; null = d_ffn", unit="channels", least=1
+    )
+    n_shared_experts: int | None = setting(
+        None, "experts that every token visits, as one block", unit="experts", least=0
+    )
+    d_shared: int | None = setting(
+        None,
+        "hidden width of the shared block; null = n_shared_experts x d_expert",
+        unit="channels",
+        least=1,
+    )
+    shared_gate: bool | None = setting(None, "a sigmoid gate scales the shared block (Qwen2-MoE)")
+    router_score: str | None = setting(
+        None,
+        "scores of the router: over all experts (softmax, Mixtral) or of each (sigmoid, DeepSeek-V3)",
+        choices=("softmax", "sigmoid"),
+    )
+    normalize_top_k: bool | None = setting(None, "the weights of a token's chosen experts sum to 1")
+    capacity_factor: float | None = setting(
+        None,
+        "most rows of an expert, as a multiple of its even share of a micro-batch; 0 = no token is dropped",
+        least=0,
+    )
+    balance_loss: float | None = setting(
+        None, "coefficient of the load-balancing loss; its value at even routing", least=0
+    )
+    balance_scope: str | None = setting(
+        None,
+        "frequencies in the balance loss: of the previous global batch, or of this micro-batch",
+        choices=("batch", "micro"),
+    )
+    router_z_loss: float | None = setting(
+        None, "coefficient of the router's squared log-partition", least=0
+    )
+    bias_rate: float | None = setting(
+        None, "step of the bias that balances experts without a loss; 0 = no bias", least=0
+    )
+    n_dense_layers: int | None = setting(
+        None, "first layers without experts", unit="layers", least=0
+    )
+    moe_every: int | None = setting(
+        None, "layer i (from 1) has experts where i is a multiple of this", unit="layers", least=1
+    )
+
+    def overrides(self) -> dict[str, Any]:
+        """The sizes that differ from the preset, as keyword arguments of `models.config.preset`."""
+        skipped = ("preset", "from_hf")
+        return {k: v for k, v in vars(self).items() if k not in skipped and v is not None}
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """One corpus of the mixture."""
+
+    path: str = setting("", "folder that `motet data prepare` or `index` made", kind="path")
+    weight: float = setting(
+        1.0, "share of the sequences, relative to the other corpora's weights", above=0
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which tokens the run reads."""
+
+    sequence_length: int = setting(
+        512, "length of one training example", unit="tokens", least=8, most=1 << 20
+    )
+    document_masks: bool = setting(
+        False, "attention stays inside a document when a sequence holds several"
+    )
+    seed: int | None = setting(
+        None, "seed of the order of the sequences; null = the run's seed", least=0
+    )
+    corpora: tuple[CorpusSettings, ...] = setting((), "the corpora that are mixed; at least one")
+    verify: bool = setting(True, "check the SHA-256 of every shard before training starts")
+
+
+@dataclass(frozen=True)
+class RampSettings:
+    """One stage of a batch ramp."""
+
+    step: int = setting(0, "the step from which this stage holds", unit="steps", least=0)
+    sequences: int = setting(0, "sequences per step from then on", unit="sequences", least=1)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How many sequences make one step."""
+
+    sequences: int = setting(32, "sequences per step over all ranks", unit="sequences", least=1)
+    ramp: tuple[RampSettings, ...] = setting(
+        (),
+        "stages `{step, sequences}` of other batch sizes; `batch.sequences` holds before the first",
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW."""
+
+    lr: float | None = setting(
+        None, "peak learning rate; null = by the number of parameters", above=0, below=1
+    )
+    betas: tuple[float, ...] = setting(
+        (0.9, 0.95), "decay rates of the two moments", least=0, below=1
+    )
+    eps: float = setting(1e-8, "epsilon of AdamW", above=0)
+    weight_decay: float = setting(
+        0.1, "decoupled weight decay (matrices only, no norms or embeddings)", least=0
+    )
+    fused: bool = setting(True, "fused kernel")
+
+    def learning_rate(self, n_parameters_non_embedding: int) -> float:
+        """`lr` if set, else 0.003239 - 0.0001395 ln(N), at least 3e-4 (Kaplan et al. 2020, appendix D.6)."""
+        if self.lr is not None:
+            return self.lr
+        return max(3e-4, 0.003239 - 0.0001395 * math.log(max(n_parameters_non_embedding, 2)))
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Learning rate over the run."""
+
+    kind: str = setting(
+        "cosine",
+        "shape after the warm-up",
+        choices=("cosine", "wsd", "linear", "constant"),
+    )
+    warmup_steps: int = setting(100, "linear rise from 0", unit="steps", least=0)
+    final_lr_fraction: float = setting(
+        0.1, "learning rate of the last step over the peak", least=0, most=1
+    )
+    decay_fraction: float = setting(
+        0.2, "wsd only: share of the run that decays", unit="fraction of the run", above=0, most=1
+    )
+
+
+@dataclass(frozen=True)
+class BadStepSettings:
+    """What to do when a loss or gradient is not finite, or spikes."""
+
+    policy: str = setting(
+        "skip",
+        "leave the update out, go back to the last checkpoint, or stop",
+        choices=("skip", "rollback", "stop"),
+    )
+    spike_sigma: float = setting(
+        6.0,
+        "a loss this far above the mean of the window is bad; 0 = only non-finite values",
+        unit="standard deviations",
+        least=0,
+    )
+    window: int = setting(128, "steps that the spike test looks back", unit="steps", least=8)
+    most: int = setting(
+        10, "the run stops after this many bad steps in one window", unit="steps", least=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how it is trained. Exactly one of `steps` and `tokens` is given."""
+
+    steps: int | None = setting(None, "length of the run", unit="steps", least=1)
+    tokens: int | None = setting(
+        None, "length of the run; rounded up to a whole step", unit="tokens", least=1
+    )
+    optimizer: OptimizerSettings = setting(OptimizerSettings, "AdamW")
+    schedule: ScheduleSettings = setting(ScheduleSettings, "learning rate over the run")
+    clip_norm: float = setting(1.0, "largest norm of the gradient; 0 = no clipping", least=0)
+    z_loss: float = setting(
+        0.0, "weight of the squared log-partition in the loss (PaLM uses 1e-4)", least=0
+    )
+    precision: str = setting(
+        "auto",
+        "fp32, or bf16 autocast with fp32 weights; auto = bf16 where the device is fast at it",
+        choices=("auto", "fp32", "bf16"),
+    )
+    compile: bool = setting(False, "torch.compile every block")
+    bad_steps: BadStepSettings = setting(BadStepSettings, "NaN and spikes")
+    deterministic: bool = setting(True, "deterministic kernels: a resumed run is bit-equal")
+    max_restarts: int = setting(
+        3, "how often torchrun starts all ranks anew when one dies", unit="restarts", least=0
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """The questions. A bare YAML list under `experiments:` is read as `experiments.list`."""
+
+    list: tuple[Mapping[str, Any], ...] = setting(
+        (), "the experiments; see 'One experiment'", kind="free"
+    )
+    files: tuple[str, ...] = setting(
+        (), "YAML files, or folders of them, that hold more experiments", kind="path"
+    )
+    controls: bool = setting(
+        True, "add an A/A placebo and a positive control unless the list has them"
+    )
+    lock: str | None = setting(
+        None, "plan of an earlier run whose placements must not move", kind="path"
+    )
+    draws: int = setting(
+        10_000,
+        "re-randomizations of the analysis",
+        unit="assignments",
+        least=100,
+        most=1_000_000,
+    )
+    seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """When experiments are measured, unless they say otherwise themselves."""
+
+    every: float = setting(0.1, "time between probes", unit="fraction of the run", above=0, most=1)
+    batch_tokens: int = setting(
+        16_384, "most tokens in one forward pass of a probe, per rank", unit="tokens", least=64
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """How often the run is saved and what is kept."""
+
+    every_steps: int = setting(
+        200, "time between checkpoints; 0 = only the last step", unit="steps", least=0
+    )
+    keep: int = setting(3, "newest checkpoints that are kept", unit="checkpoints", least=1)
+    keep_every_steps: int = setting(
+        0, "checkpoints at multiples of this stay for good; 0 = none", unit="steps", least=0
+    )
+    async_: bool = setting(True, "write while training goes on", key="async")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Where the numbers go. `metrics.jsonl` in the run folder is always written."""
+
+    wandb: str = setting("off", "Weights & Biases", choices=("off", "online", "offline"))
+    project: str = setting("motet", "W&B project")
+    group: str | None = setting(None, "W&B group; null = the run's name")
+    tags: tuple[str, ...] = setting((), "W&B tags")
+    entity: str | None = setting(None, "W&B entity (team or user)")
+    log_every: int = setting(1, "time between logged steps", unit="steps", least=1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A whole run.yaml.
+
+    `base` (the folder that relative paths start from) and `as_written` (settings that hold an `${oc.env:...}`, with their
+    unresolved text, so that a secret is never stored) are no settings. Paths are absolute once loaded.
+    """
+
+    name: str = setting("", "name of the run and of its folder; required")
+    seed: int = setting(0, "seed of weights, order and randomization", least=0, most=(1 << 63) - 1)
+    runs: str = setting("runs", "folder of the run folders", kind="path")
+    model: ModelSettings = setting(ModelSettings, "what is trained")
+    data: DataSettings = setting(DataSettings, "which tokens it reads")
+    batch: BatchSettings = setting(BatchSettings, "sequences per step")
+    training: TrainingSettings = setting(TrainingSettings, "how long, optimizer, precision")
+    experiments: ExperimentSettings = setting(ExperimentSettings, "the questions")
+    probes: ProbeSettings = setting(ProbeSettings, "when they are measured")
+    checkpoint: CheckpointSettings = setting(CheckpointSettings, "saving")
+    layout: LayoutSettings = setting(LayoutSettings, "processes, devices, parallelism")
+    metrics: MetricSettings = setting(MetricSettings, "logging")
+    slurm: SlurmSettings = setting(SlurmSettings, "the batch job of `motet submit`")
+    base: str = setting("", "", kind="hidden")
+    as_written: Mapping[str, str] = setting(dict, "", kind="hidden")
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order of the sequences."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def plan_seed(self) -> int:
+        """Seed of assignment and placement."""
+        return self.seed if self.experiments.seed is None else self.experiments.seed
+
+    def layout_for(self, world_size: int) -> Layout:
+        """How the run is split over `world_size` ranks (see `LayoutSettings.layout_for`)."""
+        return self.layout.layout_for(world_size)
+
+    @property
+    def batch_steps(self) -> Steps:
+        """The batch size of every step (the ramp counted)."""
+        from motet.experiments.stream.batch_sizes import Steps
+
+        sizes = {0: self.batch.sequences, **{s.step: s.sequences for s in self.batch.ramp}}
+        return Steps.of(self.batch.sequences, sorted(sizes.items()))
+
+    def slots_before(self, step: int) -> int:
+        """Sequences consumed before `step`: the first slot of that step."""
+        return self.batch_steps.slots_before(step)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, from `training.steps` or `training.tokens`."""
+        if self.training.steps is not None:
+            return self.training.steps
+        slots = -(-(self.training.tokens or 0) // self.data.sequence_length)
+        return self.batch_steps.steps_for(slots)

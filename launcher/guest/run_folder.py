@@ -1,0 +1,236 @@
+"""The run folder of a guest: frozen as `motet train` freezes it, with records of checkpoints that the user's own loop wrote."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.launcher.commands.common import yaml_with_overrides
+from motet.launcher.commands.train import flat, frozen_problems
+from motet.launcher.config import load as settings_io
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.launch.local import prepare_run, verify_corpora
+from motet.launcher.rank.checkpoint import damage, sha256_file
+from motet.launcher.runs.rundir import RunDir, atomic_write, fsync_folder, read_json, write_json
+from motet.parallel.runtime.mesh import World, first_complaint, tell_all
+
+# What a guest's loop decides itself: a value here would be recorded and not obeyed.
+NOT_READ = ("model.", "training.", "checkpoint.", "layout.")
+READ = ("training.steps", "training.tokens", "layout.micro_sequences", "layout.timeout_s")
+NO_WARMUP = {"training": {"schedule": {"warmup_steps": 0}}}
+UNKNOWN_MODEL: Mapping[str, Any] = {
+    "guest": True,
+    "model": None,
+    "imported_weights": False,
+    "parameters": None,
+    "parameters_non_embedding": None,
+    "flops_per_token": None,
+}
+
+
+def load_settings(run_yaml: Path, overrides: Sequence[str]) -> RunSettings:
+    """Read a run.yaml for a guest.
+
+    Raises:
+        UserError: every problem at once, settings among them that only `motet train` obeys.
+    """
+    settings = settings_io.load(run_yaml, overrides, NO_WARMUP, nodes=0)
+    plain = flat(settings_io.public(RunSettings())) | {"training.schedule.warmup_steps": 0}
+    given = flat(settings_io.public(settings))
+    why = "is decided by your own training loop, which does not read it; leave it out"
+    problems = [
+        Problem(name, why)
+        for name, value in given.items()
+        if name.startswith(NOT_READ) and name not in READ and value != plain.get(name)
+    ]
+    raise_problems(problems)
+    return settings
+
+
+def join_guest(timeout_s: float) -> World:
+    """Return this process among those that `torch.distributed` already joined, with groups of our own for agreements.
+
+    Raises:
+        UserError: several processes were started and have not joined yet.
+    """
+    if not dist.is_initialized():
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
+            raise UserError(
+                f"WORLD_SIZE={started}, but the processes have not joined yet; make motet.Guest after the line that joins them "
+                "(TrainingArguments(...), Accelerator(), deepspeed.init_distributed() or torch.distributed.init_process_group())"
+            )
+        alone = cast(dist.ProcessGroup, None)  # never used: see `together`
+        return World(0, 1, 0, torch.device("cpu"), timeout_s, alone, alone)
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return World(
+        dist.get_rank(),
+        dist.get_world_size(),
+        local,
+        torch.device("cpu"),
+        timeout_s,
+        control,
+        control,
+    )
+
+
+def agree(complaint: str | None, world: World) -> None:
+    """Raise what any process complains of on all of them (a collective)."""
+    told = complaint if world.size == 1 else first_complaint(complaint, world)
+    if told:
+        raise UserError(told)
+
+
+def tell(value: Any, world: World) -> Any:
+    """Return rank 0's value on every process (a collective)."""
+    return value if world.size == 1 else tell_all(value, world)
+
+
+def freeze_or_open(
+    run: RunDir, settings: RunSettings, run_yaml: Path, overrides: Sequence[str], resume: bool
+) -> None:
+    """Make the run folder, or find that it can go on with these settings (one process does).
+
+    Raises:
+        UserError: it exists and should not, or the other way round; settings changed; corpora are damaged.
+    """
+    exists = run.resolved_yaml.exists()
+    if exists and not resume:
+        raise UserError(
+            f"name: the run {run.root} exists; motet.Guest(..., resume=True) goes on with it, or choose another name"
+        )
+    verify_corpora(settings)
+    if not exists:
+        if resume:
+            raise UserError(f"{run.root} holds no run to go on with; leave out resume=True")
+        text = yaml_with_overrides(run_yaml.read_text("utf-8"), overrides)
+        prepare_run(settings, run, text, UNKNOWN_MODEL)
+        return
+    if not read_json(run.manifest).get("guest"):
+        raise UserError(f"{run.root} was begun by `motet train`; `motet resume` goes on with it")
+    before = settings_io.load(run.resolved_yaml)
+    raise_problems(frozen_problems(before, settings))
+    atomic_write(run.resolved_yaml, settings_io.to_yaml(settings))
+    run.done.unlink(missing_ok=True)
+
+
+def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:
+    """Write down which model is trained, before its first step; later starts must bring the same (one process does).
+
+    Raises:
+        UserError: another model than before, or one with fewer tokens than the corpora have.
+    """
+    size = facts["model"].get("vocabulary_size")
+    if size is not None and size < vocabulary_size:
+        raise UserError(
+            f"the model knows {size:,} tokens, the tokenizer of data.corpora[0] has {vocabulary_size:,}; enlarge its embedding "
+            "(transformers: model.resize_token_embeddings)"
+        )
+    manifest = read_json(run.manifest)
+    if manifest["model"] is None:
+        write_json(run.manifest, manifest | dict(facts))
+        return
+    for name, value in facts.items():
+        if manifest[name] != value:
+            raise UserError(
+                f"this run trains another model: its {name} is {manifest[name]}, now it is {value}; start another run for it"
+            )
+
+
+def parent_segment(run: RunDir, start_step: int, world: World) -> int:
+    """Return the segment of the ledger that the weights of `start_step` came from, 0 for fresh ones; verify their files.
+
+    Later records are set aside: their weights are not in the new lineage. A collective.
+
+    Raises:
+        UserError: no record of that step, or its files were altered.
+    """
+    known = tell(run.checkpoint_steps(), world)
+    if start_step and start_step not in known:
+        listed = ", ".join(f"{step:,}" for step in known) or "none"
+        raise UserError(
+            f"step {start_step:,} of {run.root} was not recorded when it was saved, so its lineage is unknown; recorded: {listed} "
+            "(guest.saved(step, folder) records)"
+        )
+    parent = 0
+    if start_step:
+        manifest = read_json(run.checkpoint(start_step) / "manifest.json")
+        parent, folder, files = manifest["segment"], manifest["folder"], manifest["saved_files"]
+        mine = {name: files[name] for name in sorted(files)[world.rank :: world.size]}
+        gone = folder is None or not Path(folder).is_dir()  # moved away: it cannot be compared
+        agree(None if gone else _damage(Path(folder), mine), world)
+    if world.rank == 0:
+        for step in known:
+            if step > start_step:
+                aside = run.checkpoint(step)
+                aside.rename(aside.with_name(f"{aside.name}.superseded-{time.time_ns()}"))
+    tell(None, world)
+    return int(parent)
+
+
+def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    for name, facts in files.items():
+        path = folder / name
+        if why := damage(path.parent, {path.name: facts}):
+            return f"{folder} is not what was recorded: {why}"
+    return None
+
+
+def record_checkpoint(
+    run: RunDir, step: int, folder: Path | None, facts: Mapping[str, Any], world: World
+) -> None:
+    """Write down that the weights of `step` exist, with the SHA-256 of every file that the user's loop saved (a collective).
+
+    It is `checkpoints/step-N/manifest.json`, as for a checkpoint of Motet, and holds no weights itself. Without a folder it
+    says of which step and segment the weights in memory are.
+    """
+    tell(None, world)  # every process has finished writing
+    names: list[str] = []
+    if folder is not None:
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    names = tell(names, world)
+    agree(None if folder is None or names else f"{folder} holds no files of a checkpoint", world)
+    mine = {} if folder is None else _hashed(folder, names[world.rank :: world.size])
+    parts: list[dict[str, Any]] = [mine] * world.size
+    if world.size > 1:
+        dist.all_gather_object(parts, mine, group=world.control)
+    if world.rank == 0:
+        files = {name: part[name] for part in parts for name in part}
+        manifest = {
+            "version": 1,
+            "step": step,
+            "world_size": world.size,
+            "folder": None if folder is None else str(folder.absolute()),
+            "saved_files": dict(sorted(files.items())),
+            **facts,
+        }
+        _publish(run, step, manifest)
+    tell(None, world)
+
+
+def _hashed(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    }
+
+
+def _publish(run: RunDir, step: int, manifest: Mapping[str, Any]) -> None:
+    final = run.checkpoint(step)
+    if final.is_dir():
+        write_json(final / "manifest.json", manifest)
+        return
+    aside = run.checkpoints / f".step-{step:08d}.part"
+    aside.mkdir(parents=True, exist_ok=True)
+    write_json(aside / "manifest.json", manifest)
+    os.rename(aside, final)
+    fsync_folder(run.checkpoints)

@@ -1,0 +1,173 @@
+"""torchrun on one machine, watched: signals reach its ranks, and no process stays behind, however one of them ends.
+
+Used by `motet train` at a terminal and by a Slurm job on each of its nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+
+from motet.core.processes import adopt_orphans, catches, children, die_with_parent, ranks_of, reap
+from motet.launcher.runs.attempts import facts_of, numbers, refusal, settle, stopped_early
+from motet.launcher.runs.rundir import RunDir
+
+FINISHED_OR_STOPPED, CRASHED, USER_ERROR = 0, 1, 2
+POLL_S, LOOK_S = 0.1, 0.5
+ORPHAN_GRACE_S = 120.0
+"""How long ranks may go on saving when torchrun is gone: longer than a checkpoint takes to write."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+class Agent:
+    """torchrun (or `accelerate launch`) and the ranks that it starts on this machine."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], held: int) -> None:
+        """Start it; `held` is a file descriptor that it keeps open (the lock of the run), -1 for none."""
+        self.asked: signal.Signals | None = None
+        self.told: set[int] = set()
+        self.killed = False
+        starter = os.getpid()
+        self.others = frozenset(children(starter))
+
+        def prepare() -> None:
+            """Between fork and exec. SIGUSR1 would kill torchrun, which knows nothing of it; ranks handle it themselves."""
+            die_with_parent(signal.SIGTERM)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            if os.getppid() != starter:
+                os._exit(1)
+
+        adopt_orphans()
+        self.process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            start_new_session=True,
+            pass_fds=(held,) if held >= 0 else (),
+            preexec_fn=prepare,
+        )
+
+    def ask(self, number: int, frame: FrameType | None = None) -> None:
+        """Ask all ranks here to stop (they agree with the others); a second Ctrl-C kills them."""
+        if self.asked is None:
+            self.asked = signal.Signals(number)
+            print(
+                "motet: stopping: saving a checkpoint first (Ctrl-C again to stop at once)",
+                file=sys.stderr,
+            )
+        elif number == signal.SIGINT:
+            self.kill()
+
+    def wait(self, over: Callable[[], bool] = lambda: False) -> int:
+        """Return torchrun's exit code; passes a stop on to ranks as they appear.
+
+        Args:
+            over: whether ranks have left word that nothing is to be done any more; torchrun, which would start them anew, is killed.
+        """
+        looked = time.monotonic()
+        while (code := self.process.poll()) is None:
+            if self.asked is not None:
+                self._pass_on()
+            if time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                if over():
+                    self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(POLL_S)
+        return code
+
+    def _pass_on(self) -> None:
+        """Tell each rank once, as soon as it can hear it: one that is still starting would just die."""
+        for rank in ranks_of(self.process.pid):
+            if rank not in self.told and catches(rank, signal.SIGTERM):
+                self.told.add(rank)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End torchrun and its ranks at once."""
+        self.killed = True
+        ranks = ranks_of(self.process.pid)
+        for process in (self.process.pid, *ranks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def clear_away(self) -> None:
+        """Wait for processes that torchrun left behind (the kernel asked them to stop when it died), and kill what stays."""
+        deadline = time.monotonic() + (0 if self.killed else ORPHAN_GRACE_S)
+        while left := reap(os.getpid(), self.others):
+            if time.monotonic() > deadline:
+                for process in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+            time.sleep(POLL_S)
+        adopt_orphans(False)
+
+
+@contextlib.contextmanager
+def _handling(agent: Agent) -> Iterator[None]:
+    """Turn signals to this process into a stop of the run; SIGHUP stays ignored under `nohup`.
+
+    A shell's script starts what it puts behind with SIGINT ignored, and may still send it.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [n for n in FORWARDED if not (nohup and n == signal.SIGHUP)]
+    before = {number: signal.signal(number, agent.ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_agent(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    rundir: RunDir,
+    attempt: int,
+    held: int = -1,
+    first_node: bool = True,
+    superseded: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run the ranks of this machine to their end.
+
+    Args:
+        command, environment: of torchrun (see `command.py`).
+        attempt: the one that this launch begins with; restarts by torchrun make more.
+        held: file descriptor of the run's lock, which torchrun keeps open as well; -1 for none.
+        first_node: whether this machine writes down how attempts ended.
+        superseded: whether the run was started elsewhere meanwhile, so that the ranks here, which wait for lost ones, must end.
+
+    Returns:
+        0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused.
+    """
+    agent = Agent(command, environment, held)
+    with _handling(agent):
+        try:
+            code = agent.wait(lambda: stopped_early(rundir, attempt) or superseded())
+        except BaseException:
+            agent.kill()
+            raise
+        finally:
+            agent.clear_away()
+    if first_node:
+        settle(rundir, attempt)
+    return outcome(rundir, attempt, code)
+
+
+def outcome(rundir: RunDir, attempt: int, code: int) -> int:
+    """Return how a launch ended, from what its ranks wrote; torchrun's exit code says only whether all was well.
+
+    A stop that all ranks agreed on is a good end, whatever killed torchrun meanwhile.
+    """
+    last = facts_of(rundir.attempt(numbers(rundir, attempt)[-1])).get("reason")
+    if last in ("finished", "stopped") or stopped_early(rundir, attempt):
+        return FINISHED_OR_STOPPED
+    if refusal(rundir, attempt):
+        return CRASHED if last == "crash_loop" else USER_ERROR
+    return FINISHED_OR_STOPPED if code == 0 and last is not None else CRASHED

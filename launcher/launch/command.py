@@ -1,0 +1,242 @@
+"""The command of one attempt, torchrun or `accelerate launch`, and its environment: pure functions from settings to text."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
+
+# Variables that are written to attempts/N/environment.json. Nothing else is: any other variable may be a secret.
+RECORDED = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "MKL_NUM_THREADS",
+    "MOTET_ATTEMPT",
+    "MOTET_RANK_OFFSET",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "PYTHONSAFEPATH",
+)
+RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
+OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE")
+"""Variables by which a launch tells its own ranks who they are; one of another launch must not reach them."""
+SHUTDOWN_TIMEOUT_S = 120
+"""How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to write."""
+_FSDP2 = (
+    "--use_fsdp",
+    "--fsdp_version",
+    "2",
+    "--fsdp_auto_wrap_policy",
+    "TRANSFORMER_BASED_WRAP",
+    "--fsdp_transformer_layer_cls_to_wrap",
+    "Block",
+)
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines of one run.
+
+    Attributes:
+        count, rank: how many, and which one this is.
+        endpoint: HOST:PORT of the machine that holds the rendezvous.
+        offset: global rank of this machine's first process; None = all machines before have as many processes as this one.
+        total: processes of all machines; None likewise.
+    """
+
+    count: int = 1
+    rank: int = 0
+    endpoint: str = ""
+    offset: int | None = None
+    total: int | None = None
+
+    def first_rank(self, processes: int) -> int:
+        """Return the global rank of the first of this machine's `processes`."""
+        return self.rank * processes if self.offset is None else self.offset
+
+    def world_size(self, processes: int) -> int:
+        """Return the processes of all machines."""
+        return self.count * processes if self.total is None else self.total
+
+
+ONE_NODE = Nodes()
+
+
+def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
+    """How the processes of all nodes find each other. c10d takes machines as they come: their order is `worker.name_rank`'s."""
+    if nodes.count == 1:
+        return ["--standalone"]
+    if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
+        raise ValueError(f"{nodes} needs an endpoint HOST:PORT and a rank below its count")
+    return [
+        "--nnodes",
+        str(nodes.count),
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        nodes.endpoint,
+        "--rdzv-id",
+        run_id,
+    ]
+
+
+def attempt_command(
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
+) -> list[str]:
+    """Arguments that start the workers of one attempt on this node, by what the engine is started with.
+
+    With `terminal`, the first rank writes to this process's own, where it shows a bar; otherwise each writes to its file as well.
+    """
+    make = accelerate_command if settings.layout.engine == "accelerate" else torchrun_command
+    return make(settings, rundir, attempt, nodes, terminal)
+
+
+def accelerate_command(
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
+) -> list[str]:
+    """Arguments of `accelerate launch` (which starts torchrun itself).
+
+    Numbers of processes and machines are ours, and go before those of the user's file. Without a file Accelerate is asked for
+    FSDP2 over all ranks, or for DDP where `layout.dp_shard` is 1.
+    """
+    layout = settings.layout
+    processes = nodes.world_size(layout.processes)
+    if layout.accelerate_config:
+        kind = ["--config_file", layout.accelerate_config]
+    else:
+        replicas = layout.dp_shard == 1 and processes > 1
+        kind = ["--multi_gpu"] if replicas else list(_FSDP2)
+        kind += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *kind,
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        str(nodes.count),
+        *_accelerate_rendezvous(nodes),
+        "--max_restarts",
+        str(settings.training.max_restarts),
+        *_logs(settings, rundir, attempt, nodes, terminal),
+        "--module",
+        "motet.launcher.worker",
+        str(rundir.root),
+    ]
+
+
+def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
+    """How the processes of all nodes find each other, in Accelerate's words."""
+    if nodes.count == 1:
+        return ["--main_process_port", "0"]
+    rendezvous_arguments(nodes, "")  # checks them
+    host, _, port = nodes.endpoint.rpartition(":")
+    return [
+        "--machine_rank",
+        str(nodes.rank),
+        "--main_process_ip",
+        host,
+        "--main_process_port",
+        port,
+        "--rdzv_backend",
+        "c10d",
+    ]
+
+
+def _logs(
+    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes, terminal: bool
+) -> list[str]:
+    """What ranks print is copied into the attempt's folder, in one named by the first rank of this machine."""
+    processes = settings.layout.processes
+    copied = ",".join(f"{rank}:3" for rank in range(int(terminal), processes))
+    folder = rundir.logs(attempt) / f"ranks-{nodes.first_rank(processes)}"
+    return ["--log-dir", str(folder), "--tee", copied] if copied else []
+
+
+def torchrun_command(
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    nodes: Nodes = ONE_NODE,
+    terminal: bool = False,
+) -> list[str]:
+    """Arguments that start the workers of one attempt on this node, and start them anew when one dies."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *rendezvous_arguments(nodes, f"{settings.name}-{attempt}"),
+        "--nproc-per-node",
+        str(settings.layout.processes),
+        "--max-restarts",
+        str(settings.training.max_restarts),
+        *_logs(settings, rundir, attempt, nodes, terminal),
+        "-m",
+        "motet.launcher.worker",
+        str(rundir.root),
+    ]
+
+
+def launch_environment(
+    settings: RunSettings,
+    rundir: RunDir,
+    inherited: Mapping[str, str],
+    cores: int,
+    attempt: int = 0,
+    nodes: Nodes = ONE_NODE,
+) -> dict[str, str]:
+    """Environment of the workers: the inherited one, and what a run must not leave to chance.
+
+    The snapshot of the code goes first in PYTHONPATH, and the working directory is not searched. A thread count that the
+    user chose stays.
+
+    Args:
+        cores: of this machine, for its processes.
+        attempt: the one that the launcher claimed; 0 = not known yet.
+    """
+    out = {name: value for name, value in inherited.items() if name not in OWN}
+    if attempt:
+        out["MOTET_ATTEMPT"] = str(attempt)
+    if nodes.count > 1:
+        out["MOTET_RANK_OFFSET"] = str(nodes.first_rank(settings.layout.processes))
+    out["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see rank_main._hold_store
+    out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
+    out["PYTHONSAFEPATH"] = "1"
+    out.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
+    out.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings.layout.processes)))
+    if settings.layout.engine == "deepspeed" and settings.layout.device == "cpu":
+        out.setdefault("DS_ACCELERATOR", "cpu")  # it would take a GPU that is there
+    if settings.training.deterministic:
+        out.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return out
+
+
+def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that may be stored: known names only, and none that sounds like a secret."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if (name in RECORDED or name.startswith(RECORDED_PREFIXES))
+        and not any(word in name for word in _SECRET_WORDS)
+    }
+
+
+def shell_text(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The command as one may paste it into a shell, with the recorded variables before it."""
+    shown = [f"{name}={shlex.quote(v)}" for name, v in recorded_environment(environment).items()]
+    return " ".join([*shown, shlex.join(command)])

@@ -1,0 +1,168 @@
+"""Several machines by hand: `motet train RUN.yaml --nnodes 2 --node-rank K --endpoint HOST:PORT` on each.
+
+They meet in the run's folder, on a file system that all of them see. The first machine makes (or opens) the run and holds it; each
+other leaves a request with a word that nobody else knows; once all have, the first claims an attempt and answers with the words, so
+that an answer of an earlier launch is never taken for this one's. torchrun's rendezvous at the endpoint does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from motet.core.errors import UserError, raise_problems
+from motet.launcher.config import load as config
+from motet.launcher.config.checks import layout_problems
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.launch.command import Nodes
+from motet.launcher.runs.rundir import RunDir, read_json, write_json
+from motet.models.config import ModelConfig
+
+WAIT_S = 600.0
+POLL_S = 0.2
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a machine tells the first one: its word, its name, its processes, and its settings (without the processes)."""
+
+    word: str
+    host: str
+    processes: int
+    settings: Mapping[str, Any]
+
+
+def request_of(settings: RunSettings) -> Request:
+    """Return this machine's request."""
+    told = config.public(replace(settings, layout=replace(settings.layout, processes=1)))
+    told.pop("runs", None)  # where the folder lies may differ between machines
+    return Request(secrets.token_hex(8), socket.gethostname(), settings.layout.processes, told)
+
+
+def places(requests: Mapping[int, Request], endpoint: str) -> tuple[dict[int, Nodes], str | None]:
+    """Return each machine's place, and what is wrong with them together, if anything."""
+    count = len(requests)
+    sizes = [requests[rank].processes for rank in range(count)]
+    total = sum(sizes)
+    found = {rank: Nodes(count, rank, endpoint, sum(sizes[:rank]), total) for rank in range(count)}
+    for rank in range(1, count):
+        if requests[rank].settings != requests[0].settings:
+            differing = sorted(
+                key
+                for key, value in requests[0].settings.items()
+                if requests[rank].settings.get(key) != value
+            )
+            return found, (
+                f"machine {rank} ({requests[rank].host}) was given other settings than machine 0 ({requests[0].host}): "
+                f"{', '.join(differing)}; give all machines the same file and settings (layout.processes may differ)"
+            )
+    if requests[0].settings["layout"]["engine"] == "accelerate" and len(set(sizes)) > 1:
+        return found, f"layout.processes={sizes}: Accelerate needs the same number on every machine"
+    return found, None
+
+
+def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tuple[int, Nodes]:
+    """As the first machine: wait for the others' requests, claim an attempt, answer; return both.
+
+    Raises:
+        UserError: not all came in time, or they do not fit together. The others are told.
+    """
+    run.joining.mkdir(exist_ok=True, mode=0o700)
+    for leftover in run.joining.glob("*.json"):
+        leftover.unlink()
+    requests = {0: request_of(settings)}
+    try:
+        for rank in range(1, count):
+            path = run.joining / f"{rank}.json"
+            missing = f"machine {rank} of {count} did not come within {WAIT_S:.0f} s"
+            wanted = f"motet: waiting for machine {rank}: it needs the same command with --node-rank {rank}"
+            requests[rank] = Request(**_wait(lambda path=path: _read(path), missing, wanted))  # type: ignore[misc]
+        found, wrong = places(requests, endpoint)
+        if wrong:
+            raise UserError(wrong)
+        _check_together(run, settings, found[0].world_size(0))
+    except UserError as error:
+        write_json(run.joining / "answer.json", {"words": _words(requests), "error": str(error)})
+        raise
+    attempt = run.next_attempt()
+    offsets = {str(rank): place.offset for rank, place in found.items()}
+    write_json(
+        run.joining / "answer.json",
+        {
+            "words": _words(requests),
+            "attempt": attempt,
+            "offsets": offsets,
+            "total": found[0].total,
+        },
+    )
+    return attempt, found[0]
+
+
+def _words(requests: Mapping[int, Request]) -> list[str]:
+    return [request.word for request in requests.values()]
+
+
+def _check_together(run: RunDir, settings: RunSettings, total: int) -> None:
+    """The layout fits the processes of all machines."""
+    model = ModelConfig(**read_json(run.manifest)["model"])
+    raise_problems(layout_problems(settings, total, model))
+
+
+def ask_to_join(run: RunDir, settings: RunSettings, nodes: Nodes) -> tuple[int, Nodes]:
+    """As another machine: wait for the run, leave a request, wait for the answer; return the attempt and this machine's place.
+
+    Raises:
+        UserError: the first machine did not come in time, or refused.
+    """
+    late = f"machine 0 did not make {run.root} ready within {WAIT_S:.0f} s; is it on a file system that all machines see?"
+    say = f"motet: waiting for machine 0 at {run.root}"
+    _wait(lambda: run.manifest.exists() and run.resolved_yaml.exists(), late, say)
+    mine, path = request_of(settings), run.joining / f"{nodes.rank}.json"
+
+    def answer() -> dict[str, Any] | None:
+        # The first machine clears what earlier launches left; what is there may be an earlier request of this machine.
+        if (_read(path) or {}).get("word") != mine.word:
+            run.joining.mkdir(exist_ok=True, mode=0o700)
+            write_json(path, vars(mine))
+        told = _read(run.joining / "answer.json")
+        return told if told and mine.word in told["words"] else None
+
+    told = _wait(answer, late, say)
+    if told.get("error"):
+        raise UserError(f"machine 0 refused: {told['error']}")
+    offset = int(told["offsets"][str(nodes.rank)])
+    return int(told["attempt"]), replace(nodes, offset=offset, total=int(told["total"]))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a file's JSON, None while it is not there: another machine may remove it at any time."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _wait(ready: Callable[[], _T | None], late: str, say: str) -> _T:
+    """Wait for something that is true; says so after two seconds.
+
+    Raises:
+        UserError: it was not there in time.
+    """
+    began, said = time.monotonic(), False
+    while not (found := ready()):
+        waited = time.monotonic() - began
+        if waited > WAIT_S:
+            raise UserError(late)
+        if waited > 2.0 and not said:
+            said = True
+            print(say, flush=True)
+        time.sleep(POLL_S)
+    return found

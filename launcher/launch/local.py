@@ -1,0 +1,305 @@
+"""One attempt of a run, from the user's terminal: freeze, start torchrun, pass on a stop, say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import motet
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.experiments.corpora.corpus import Corpus
+from motet.experiments.design.study import freeze
+from motet.launcher.config import load as settings_io
+from motet.launcher.config.checks import (
+    deepspeed_library_problems,
+    device_problems,
+    layout_problems,
+)
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.launch.agent import run_agent
+from motet.launcher.launch.command import (
+    ONE_NODE,
+    Nodes,
+    attempt_command,
+    launch_environment,
+    recorded_environment,
+)
+from motet.launcher.launch.joining import ask_to_join, gather
+from motet.launcher.runs import snapshot
+from motet.launcher.runs.attempts import refusal
+from motet.launcher.runs.blame import blame
+from motet.launcher.runs.manifest import data_facts, open_corpora
+from motet.launcher.runs.presence import ranks_at_work
+from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.launcher.study import build as study
+from motet.models import counts
+from motet.models.config import ModelConfig, preset, problems
+
+
+def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
+    """Freeze a new run or go on with an old one, train it here, and return the exit code.
+
+    Args:
+        settings: checked.
+        rundir: where; for a new run its folder must not hold one.
+        yaml_text: the user's file, kept as it is.
+        resume: go on from the newest checkpoint.
+    """
+    if resume and rundir.finished(settings.steps):
+        print(
+            f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it"
+        )
+        return 0
+    check_devices(settings)
+    verify_corpora(settings)
+    if not resume:
+        check_layout(settings)
+        prepare_run(settings, rundir, yaml_text)
+    with only_one(rundir) as held:
+        return launch(settings, rundir, rundir.next_attempt(), held=held)
+
+
+def train_together(
+    settings: RunSettings, rundir: RunDir, nodes: Nodes, *, yaml_text: str, resume: bool
+) -> int:
+    """As `train`, as one of several machines; the first one makes the run and holds it."""
+    check_devices(settings)
+    verify_corpora(settings)
+    if nodes.rank:
+        attempt, among = ask_to_join(rundir, settings, nodes)
+        return launch(settings, rundir, attempt, nodes=among)
+    if resume and rundir.finished(settings.steps):
+        raise UserError(f"{rundir.root} is finished: {settings.steps:,} steps")
+    if not resume:
+        raise_problems(deepspeed_library_problems(settings))
+        prepare_run(settings, rundir, yaml_text)
+    with only_one(rundir) as held:
+        attempt, among = gather(rundir, settings, nodes.count, nodes.endpoint)
+        return launch(settings, rundir, attempt, held=held, nodes=among)
+
+
+@contextlib.contextmanager
+def only_one(rundir: RunDir) -> Iterator[int]:
+    """Hold the run folder for one launch; the kernel lets go of it however this process ends.
+
+    Yields the file descriptor that holds it: a child that inherits it holds the folder as well.
+
+    Raises:
+        UserError: another attempt of the run is under way, or its last ranks are still at work.
+    """
+    with open(rundir.lock, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{rundir.root} is being trained already, by another process") from None
+        if ranks_at_work(rundir):
+            raise UserError(
+                f"{rundir.root} is being trained already: ranks of its last attempt are still at work; "
+                "they save and end by themselves once what started them is gone"
+            )
+        yield file.fileno()
+
+
+def launch(
+    settings: RunSettings,
+    rundir: RunDir,
+    attempt: int,
+    *,
+    held: int = -1,
+    nodes: Nodes = ONE_NODE,
+) -> int:
+    """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit code.
+
+    Args:
+        held: file descriptor of the run's lock, -1 where another machine holds it.
+        nodes: the machines, and which one this is.
+    """
+    cores = len(os.sched_getaffinity(0))
+    environment = launch_environment(settings, rundir, os.environ, cores, attempt, nodes)
+    terminal = sys.stdout.isatty() and nodes.rank == 0
+    command = attempt_command(settings, rundir, attempt, nodes, terminal)
+    if nodes.rank == 0:
+        record_launch(rundir, attempt, settings, command, environment)
+    code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
+    return _say_how_it_ended(rundir, attempt, code)
+
+
+def record_launch(
+    rundir: RunDir,
+    attempt: int,
+    settings: RunSettings,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+) -> None:
+    """Write down what a launch begins with; the run takes over its settings once its ranks train."""
+    atomic_write(rundir.launch_settings(attempt), settings_io.to_yaml(settings))
+    write_json(
+        rundir.attempt(attempt) / "environment.json",
+        {"command": list(command), "environment": recorded_environment(environment)},
+    )
+
+
+def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
+    """Refuse a layout that does not fit the model of a new run on so many ranks; None: the processes of this machine."""
+    processes = settings.layout.processes if ranks is None else ranks
+    raise_problems(layout_problems(settings, processes, model_of(settings)[0]))
+    raise_problems(deepspeed_library_problems(settings))
+
+
+def check_devices(settings: RunSettings) -> None:
+    """Refuse devices that are not here, and a description of machines that cannot be read, before any process starts."""
+    layout = settings.layout
+    if layout.cluster:
+        from motet.parallel.cluster.this_machine import read_cluster
+
+        read_cluster(layout.cluster)
+    if layout.device == "cpu":
+        return
+    import torch
+
+    gpus = torch.cuda.device_count()
+    raise_problems(device_problems(layout.device, layout.processes, gpus))
+
+
+def verify_corpora(settings: RunSettings) -> None:
+    """Check the SHA-256 of every shard, naming each that is missing, cut short or altered."""
+    corpora = open_corpora(settings)
+    if not settings.data.verify:
+        return
+    problems = [problem for corpus in corpora for problem in _verified(corpus)]
+    raise_problems(problems)
+
+
+def _verified(corpus: Corpus) -> list[Any]:
+    return corpus.verify()
+
+
+def prepare_run(
+    settings: RunSettings,
+    rundir: RunDir,
+    yaml_text: str,
+    model: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the run folder: plan and definition frozen and hashed, code copied, manifest written last.
+
+    A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not build it itself.
+    """
+    model = model_facts(settings) if model is None else model
+    built = study.build(settings)
+    existed = rundir.root.exists()
+    try:
+        rundir.create()
+        hashes = freeze(built, rundir.plan)
+        snapshot.take(rundir)
+        atomic_write(rundir.run_yaml, yaml_text)
+        write_json(
+            rundir.manifest,
+            manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256),
+        )
+        atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+    except BaseException:
+        if not existed:
+            shutil.rmtree(rundir.root, ignore_errors=True)
+        raise
+
+
+def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
+    """Return the model's sizes, and whether its weights are imported."""
+    if settings.model.from_hf:
+        from motet.models.hf import config_from_hf
+
+        config = config_from_hf(read_json(Path(settings.model.from_hf) / "config.json"))
+        config = replace(config, **settings.model.overrides())
+        raise_problems([Problem(f"model.{name}", why) for name, why in problems(config)])
+        return config, True
+    overrides = settings.model.overrides()
+    size = overrides.pop("vocabulary_size", None)
+    needed = open_corpora(settings)[0].vocabulary_size
+    size = size or -(-needed // 64) * 64
+    if size < needed:
+        raise UserError(
+            f"model.vocabulary_size={size:,} is smaller than the tokenizer's {needed:,}; leave it out, or raise it"
+        )
+    return preset(settings.model.preset, size, **overrides), False
+
+
+def model_facts(settings: RunSettings) -> dict[str, Any]:
+    """Return what the manifest says of the model that the settings describe."""
+    model, imported = model_of(settings)
+    return {
+        "model": vars(model),
+        "imported_weights": imported,
+        "parameters": counts.parameters(model),
+        "parameters_non_embedding": counts.parameters_non_embedding(model),
+        "flops_per_token": counts.training_flops_per_token(model, settings.data.sequence_length),
+    }
+
+
+def manifest(
+    settings: RunSettings,
+    model: Mapping[str, Any],
+    definition_sha256: str,
+    plan_sha256: str,
+) -> dict[str, Any]:
+    """Return the frozen facts of a run."""
+    length = settings.data.sequence_length
+    return {
+        "version": 1,
+        "name": settings.name,
+        "created": time.time(),
+        "motet_version": motet.__version__,
+        "definition_sha256": definition_sha256,
+        "plan_sha256": plan_sha256,
+        **model,
+        "sequence_length": length,
+        "tokens_per_step": settings.batch.sequences * length,
+        "data": data_facts(settings),
+        "corpora": [
+            {
+                "path": str(corpus.path),
+                "fingerprint": corpus.fingerprint,
+                "tokens": corpus.n_tokens,
+                "documents": corpus.n_documents,
+                "weight": entry.weight,
+            }
+            for corpus, entry in zip(open_corpora(settings), settings.data.corpora, strict=True)
+        ],
+        "config": settings_io.public(settings),
+    }
+
+
+def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
+    """Print the next command; return the exit code."""
+    shown = _relative(rundir.root)
+    last = rundir.latest_attempt()
+    if code == 0 and rundir.done.exists():
+        print(f"finished; `motet report {shown}` shows the answers")
+        return 0
+    steps = rundir.checkpoint_steps()
+    at = f"the checkpoint after step {steps[-1]:,}" if steps else "the start"
+    error = refusal(rundir, attempt)
+    if code == 0:
+        print(f"stopped; to go on from {at}:\n  motet resume {shown}")
+        return 0
+    if error is not None:
+        print(f"motet: {error.read_text().rstrip()}", file=sys.stderr)
+    elif culprit := blame(rundir.attempt(last)):
+        print(f"motet: {culprit}", file=sys.stderr)
+    print(
+        f"motet: attempt {last} failed (logs in {rundir.attempt(last)}); to go on from {at}:\n  motet resume {shown}",
+        file=sys.stderr,
+    )
+    return code
+
+
+def _relative(path: Path) -> str:
+    shown = os.path.relpath(path)
+    return str(path) if shown.startswith("..") else shown

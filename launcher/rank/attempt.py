@@ -1,0 +1,249 @@
+"""One attempt on one rank, from joining the others to saying how it ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+import motet
+from motet.core.errors import UserError, raise_problems
+from motet.launcher.config import load as settings_io
+from motet.launcher.config.checks import layout_problems
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.planning.prediction import record
+from motet.launcher.rank.job import build_job
+from motet.launcher.rank.loop import BadRun, Job, train
+from motet.launcher.rank.signals import Lifeline, end_now
+from motet.launcher.rank.stop import StopRequest
+from motet.launcher.runs.attempts import begun, claim, crash_loop
+from motet.launcher.runs.blame import Sign
+from motet.launcher.runs.manifest import check_frozen
+from motet.launcher.runs.metrics import unmirrored
+from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.models.config import ModelConfig
+from motet.parallel.layout.layout import Layout, LayoutError
+from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
+
+CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
+MIRROR_WAIT_S = 1.5
+"""How long a run that was stopped or crashed waits for W&B; the next attempt sends what was lost."""
+
+
+class CrashLoop(RuntimeError):
+    """The attempts before crashed at the same place, and so would this one."""
+
+
+def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -> int:
+    """Join the other ranks, take an attempt together, train; return the exit code.
+
+    A crash does not return: threads and collectives may wait for a rank that is gone.
+    """
+    attempt = launch
+    try:
+        settings, layout = _settings(run, launch)
+        _store = _hold_store(settings.layout.timeout_s)  # until this rank ends
+        world = join(settings.layout.device, settings.layout.timeout_s, layout)
+        attempt = _take(run, launch, world)
+        sign = Sign(run.attempt(attempt), world.rank)
+        lifeline.belongs_to(run.attempt(attempt), world.rank)
+        refuse_crash_loop(run, launch, attempt, world)
+        reason = _attempt(run, settings, attempt, world, layout, stop, sign, lifeline)
+    except (UserError, LayoutError, BadRun, CrashLoop) as error:
+        _refuse(run, attempt, error)
+        leave()
+        return _exit_code(error)
+    except Exception:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        if lifeline.attempt is not None or not begun(run, launch):
+            atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
+        end_now(CRASHED)
+    if reason == "stopped":
+        end_now(
+            0
+        )  # all is on disk; taking torch apart takes a second that a preempted job may not have
+    leave()
+    return 0
+
+
+def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
+    """Read the settings of this launch, and split the world as they say."""
+    own = run.launch_settings(launch)
+    settings = settings_io.load(own if own.exists() else run.resolved_yaml)
+    world_size = int(os.environ["WORLD_SIZE"])
+    model = ModelConfig(**read_json(run.manifest)["model"])
+    raise_problems(layout_problems(settings, world_size, model))
+    return settings, settings.layout_for(world_size)
+
+
+def _hold_store(timeout_s: float) -> TCPStore | None:
+    """Hold the store through which ranks find each other, on the rank that torchrun put at its address.
+
+    torchrun's own would outlive a restart, with the addresses of dead ranks in it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "False":
+        return None
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # to all ranks it is another process's
+    if os.environ["MOTET_HOLDS_STORE"] != "1":
+        return None
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def _take(run: RunDir, launch: int, world: World) -> int:
+    """Take an attempt: rank 0 does, and tells the others (torchrun counts restarts differently on every machine)."""
+    mine = claim(run, launch, world.size) if world.rank == 0 else 0
+    return tell_all(mine, world)
+
+
+def refuse_crash_loop(run: RunDir, launch: int, attempt: int, world: World) -> None:
+    """Raise `CrashLoop` on all ranks when this attempt would be one crash too many."""
+    found = crash_loop(run, launch, before=attempt) if world.rank == 0 else None
+    if told := tell_all(found, world):
+        raise CrashLoop(told)
+
+
+def _refuse(run: RunDir, attempt: int, error: Exception) -> None:
+    """Leave the reason for the user, once."""
+    told = run.attempt(attempt) / "error.txt"
+    if os.environ["RANK"] != "0" and told.exists():
+        return
+    print(f"motet: {error}", file=sys.stderr)
+    atomic_write(told, f"{error}\n")
+    if os.environ["RANK"] == "0" and begun(run, attempt):
+        _amend(run, attempt, reason="crash_loop" if isinstance(error, CrashLoop) else "refused")
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, CrashLoop):
+        return CRASHED
+    return BAD_RUN if isinstance(error, BadRun) else USER_ERROR
+
+
+def _amend(run: RunDir, attempt: int, **facts: Any) -> None:
+    """Change facts in attempt.json; one that ended already keeps its end, unless it was taken for lost too early."""
+    path = run.attempt(attempt) / "attempt.json"
+    before = read_json(path)
+    ended_well = facts.get("reason") in ("stopped", "finished")
+    if before.get("ended") is None or (before.get("reason") == "lost" and ended_well):
+        ended = {} if facts.get("reason") == "running" else {"ended": time.time()}
+        write_json(path, before | ended | facts)
+
+
+def _attempt(
+    run: RunDir,
+    settings: RunSettings,
+    attempt: int,
+    world: World,
+    layout: Layout,
+    stop: StopRequest,
+    sign: Sign,
+    lifeline: Lifeline,
+) -> str:
+    """Check, build, train, and write down how it ended; return that as well."""
+    manifest = _verified(run, settings, world)
+    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, sign)
+    if world.rank == 0:
+        _begin(run, job, attempt, step)
+    lifeline.trains()
+    reason = "crashed"
+    try:
+        with job.progress:
+            step, reason = train(job, step)
+        job.checkpoints.close()
+    except BadRun:
+        job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
+        raise
+    finally:
+        _end(run, job, attempt, step, reason)
+        if reason != "crashed":
+            agree_any(False, world)  # none leaves before all is on disk
+            lifeline.ends()
+        if job.mirror is not None:
+            job.mirror.close(None if reason == "finished" else MIRROR_WAIT_S)
+    return reason
+
+
+def _begin(run: RunDir, job: Job, attempt: int, step: int) -> None:
+    """Say that the attempt trains now (rank 0), from which step and with what; the run has its settings from here on."""
+    text = settings_io.to_yaml(job.settings)
+    if text != run.resolved_yaml.read_text(encoding="utf-8"):
+        atomic_write(run.resolved_yaml, text)
+    if step < job.settings.steps:
+        run.done.unlink(missing_ok=True)
+    if job.mirror is not None:
+        for row in unmirrored(run.metrics, step):
+            job.mirror.log(row)
+    size = job.world.size
+    _predict(run, job, attempt, step)
+    job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=size)
+    _amend(
+        run,
+        attempt,
+        start_step=step,
+        precision=job.facts["precision"],
+        device=job.world.device.type,
+        segment=job.segment.segment,
+        versions={
+            "motet": motet.__version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+        },
+        reason="running",
+    )
+
+
+def _predict(run: RunDir, job: Job, attempt: int, step: int) -> None:
+    """Write down how long a step should take, to be compared with how long it does."""
+    gpu = None
+    if job.world.device.type == "cuda":
+        found = torch.cuda.get_device_properties(job.world.device)
+        gpu = (found.name, found.total_memory / 2**30)
+    record(
+        run,
+        attempt,
+        job.settings,
+        job.layout,
+        sequences=job.steps.sequences(step),
+        precision=job.facts["precision"],
+        nodes=-(-job.world.size // int(os.environ.get("LOCAL_WORLD_SIZE", job.world.size))),
+        gpu=gpu,
+    )
+
+
+def _end(run: RunDir, job: Job, attempt: int, step: int, reason: str) -> None:
+    """Close what the attempt writes to, and say how it ended."""
+    job.ledger.close()
+    job.feed.close()
+    job.metrics.log("event", step, event=reason)
+    job.metrics.close()
+    if job.world.rank == 0:
+        if reason == "finished":
+            atomic_write(run.done, f"{step}\n")
+        _amend(run, attempt, end_step=step, reason=reason)
+
+
+def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:
+    """Return the manifest once every rank has found definition, plan and corpora as frozen."""
+    complaint: str | None = None
+    manifest: dict[str, Any] = {}
+    try:
+        manifest, _ = check_frozen(run, settings)
+    except UserError as error:
+        complaint = str(error)
+    told = first_complaint(complaint, world)
+    if told:
+        raise UserError(told)
+    return manifest

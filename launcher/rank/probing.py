@@ -1,0 +1,166 @@
+"""Probes of a running model: which experiments are due, scored on all ranks, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from motet.experiments.corpora.tokenizer import Tokenizer
+from motet.experiments.design.requests import Question
+from motet.experiments.design.study import read_definition, read_questions
+from motet.experiments.library.base import ItemScores
+from motet.experiments.scoring.probes import EncodedItems, encode_items, score_items
+from motet.experiments.scoring.store import write_probe
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study.build import tokenizer_of
+from motet.parallel.engines.protocol import Engine
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World, agree_any
+
+
+def due_steps(
+    frozen: Mapping[str, Sequence[int]],
+    questions: Sequence[Question],
+    frozen_total: int,
+    steps_total: int,
+) -> dict[str, set[int]]:
+    """Return the steps at which each experiment is probed.
+
+    The frozen steps stay; when the run was made longer, the experiment's own rule adds steps after the old end.
+    """
+    due = {}
+    for question in questions:
+        steps = set(frozen[question.name])
+        if steps_total > frozen_total:
+            longer = question.experiment.probe_steps(steps_total)
+            steps |= {step for step in longer if step > frozen_total}
+        due[question.name] = {step for step in steps if step <= steps_total}
+    return due
+
+
+class Interrupted(Exception):
+    """A stop was asked for while probing: nothing was measured."""
+
+
+class ProbeSet:
+    """The probe items of every question, tokenized once."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        due: Mapping[str, set[int]],
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        batch_tokens: int,
+    ) -> None:
+        self.questions = {question.name: question for question in questions}
+        self.due, self.batch_tokens = due, batch_tokens
+        self.items: dict[str, EncodedItems] = {
+            question.name: encode_items(
+                [item for unit in question.units for item in unit.items],
+                tokenizer,
+                sequence_length,
+                f"experiments.{question.name}",
+            )
+            for question in questions
+        }
+
+    @classmethod
+    def of_run(cls, run: RunDir, settings: RunSettings) -> ProbeSet:
+        """Return the probes of a run's frozen study; token-only corpora without experiments need no tokenizer."""
+        questions = read_questions(run.plan)
+        if not questions:
+            return cls.none()
+        definition, _ = read_definition(run.plan)
+        frozen = {
+            entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]
+        }
+        due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
+        length, room = settings.data.sequence_length, settings.probes.batch_tokens
+        return cls(questions, due, tokenizer_of(settings), length, room)
+
+    @classmethod
+    def none(cls) -> ProbeSet:
+        """Return a set without probes: a run without experiments needs no tokenizer."""
+        empty = cls.__new__(cls)
+        empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
+        return empty
+
+    def names(self, step: int) -> list[str]:
+        """Return the experiments that are due at a step, in a fixed order."""
+        return sorted(name for name, steps in self.due.items() if step in steps)
+
+    def score(
+        self,
+        step: int,
+        engine: Engine,
+        layout: Layout,
+        world: World,
+        stop: Callable[[], bool] | None = None,
+    ) -> dict[str, ItemScores]:
+        """Score everything that is due (a collective): each group of readers its share of the items.
+
+        Args:
+            stop: whether this rank was asked to stop; asked before each batch, and all ranks agree.
+
+        Raises:
+            Interrupted: on all ranks, when one was asked to stop.
+        """
+
+        def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            if world.size == 1:
+                return values
+            counted = layout.is_first_of_readers(world.rank)
+            tensor = torch.from_numpy(values if counted else np.zeros_like(values))
+            dist.all_reduce(tensor, group=world.control)
+            return tensor.numpy()
+
+        def give_way() -> None:
+            if stop is not None and agree_any(stop(), world):
+                raise Interrupted
+
+        found = {
+            name: score_items(
+                self.items[name],
+                engine.score,
+                self.batch_tokens,
+                layout.reader(world.rank),
+                layout.readers,
+                sum_over_ranks,
+                give_way,
+            )
+            for name in self.names(step)
+        }
+        engine.finish_scoring()
+        return found
+
+    def means(self, scores: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
+        """Return the mean of every outcome series per arm, for the metrics file and W&B."""
+        shown: dict[str, dict[str, float]] = {}
+        for name, found in scores.items():
+            question = self.questions[name]
+            series = question.experiment.measure(question.units, found)
+            shown[name] = {}
+            for number, arm in enumerate(question.spec.arms):
+                members = question.arms == number
+                for key, values in series.items():
+                    chosen = values[members]
+                    if np.isfinite(chosen).any():
+                        shown[name][f"{key}/{arm.name}"] = float(np.nanmean(chosen))
+        return shown
+
+    def write(
+        self,
+        run: RunDir,
+        step: int,
+        segment: int,
+        definition_sha256: str,
+        scores: Mapping[str, ItemScores],
+    ) -> None:
+        """Write the scores (rank 0)."""
+        write_probe(run.probes, step, segment, definition_sha256, scores)

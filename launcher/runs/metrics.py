@@ -1,0 +1,242 @@
+"""The run's own record: one JSON line per event in `metrics.jsonl`, written by rank 0.
+
+This file is the truth about a run; Weights & Biases mirrors it (`wandb_mirror.py`). A line is appended with
+one `os.write`, so a kill leaves whole lines and at most one torn one, which the next writer closes and
+every reader skips. A background thread makes lines durable (`fdatasync`) about once a second; the step waits
+for neither.
+
+Rows share `kind`, `step` (optimizer updates completed) and `time` (Unix seconds). A resumed or rolled back
+run repeats steps: the row `{"kind": "attempt", "start_step": S}` tells readers to forget steps after S.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from motet.launcher.runs.rundir import RunDir
+    from motet.launcher.rank.wandb_mirror import WandbMirror
+
+KINDS = frozenset({"step", "probe", "checkpoint", "event", "attempt"})
+SYNC_INTERVAL_S = 1.0
+UNSURE_S = 300.0
+"""How long a row may take to reach Weights & Biases, or the disk in its offline file."""
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends rows on rank 0; every method does nothing on other ranks.
+
+    `config` is the run's configuration as plain data; only `config["metrics"]["log_every"]` is read here:
+    `step` rows of other steps are left out, except those of skipped updates. `mirror` gets the same rows.
+    """
+
+    def __init__(
+        self,
+        rundir: RunDir,
+        config: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        mirror: WandbMirror | None = None,
+    ) -> None:
+        section = (config or {}).get("metrics") or {}
+        self._log_every = max(1, int(section.get("log_every", 1)))
+        self._mirror = mirror if rank == 0 else None
+        self._file: int | None = None
+        self._sync_error: OSError | None = None
+        if rank != 0:
+            return
+        self._file = _open_for_append(rundir.metrics)
+        self._dirty = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sync_often, name="metrics-sync", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one row. Numbers that are not finite become null and are named in `nonfinite`.
+
+        Raises `OSError` when the disk refuses the line: a run without a record is not worth its cost.
+        """
+        if self._file is None:
+            return
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is not one of {sorted(KINDS)}")
+        if kind == "step" and step % self._log_every and not fields.get("skipped"):
+            return
+        row: Row = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **fields}
+        _write_all(self._file, encode_row(row))
+        self._dirty.set()
+        if self._mirror is not None:
+            self._mirror.log(row)
+
+    def sync(self) -> None:
+        """Return when every row is on the disk. Raises the `OSError` of an earlier failed sync."""
+        if self._file is None:
+            return
+        self._dirty.clear()
+        os.fdatasync(self._file)
+        if self._sync_error is not None:
+            error, self._sync_error = self._sync_error, None
+            raise error
+
+    def close(self) -> None:
+        """Sync and close; a second call does nothing. The mirror is closed by whoever opened it."""
+        if self._file is None:
+            return
+        self._stop.set()
+        self._dirty.set()
+        self._thread.join()
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._file = None
+
+    def _sync_often(self) -> None:
+        while not self._stop.is_set():
+            self._dirty.wait()
+            if self._stop.wait(SYNC_INTERVAL_S) or self._file is None:
+                return
+            self._dirty.clear()
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                self._sync_error = error
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """One JSON line. Tensors and NumPy values become numbers or lists; NaN and infinity become null."""
+    try:
+        text = json.dumps(row, default=_plain, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        nonfinite: list[str] = []
+        clean = _finite(json.loads(json.dumps(row, default=_plain)), "", nonfinite)
+        clean["nonfinite"] = nonfinite
+        text = json.dumps(clean, allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write: NumPy and torch values by `tolist`, the rest by `str`."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any, path: str, nonfinite: list[str]) -> Any:
+    """Copy `value` with null for each number that is not finite; their dotted paths go to `nonfinite`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite.append(path)
+        return None
+    if isinstance(value, dict):
+        return {
+            k: _finite(v, f"{path}.{k}" if path else str(k), nonfinite) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_finite(v, f"{path}[{i}]", nonfinite) for i, v in enumerate(value)]
+    return value
+
+
+def _open_for_append(path: Path) -> int:
+    """Open for appending, mode 0600; end a line that a killed writer left torn."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        _write_all(file, b"\n")
+    return file
+
+
+def _write_all(file: int, line: bytes) -> None:
+    written = os.write(file, line)
+    while written < len(line):
+        written += os.write(file, line[written:])
+
+
+class MetricsReader:
+    """Follows a growing `metrics.jsonl`: `update()` reads only what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.damaged_lines = 0
+        self._offset = 0
+        self._rows: list[Row] = []
+        self._place: dict[tuple[str, int], int] = {}
+
+    def update(self) -> list[Row]:
+        """Every row that holds now, in the order written. A missing file is an empty one."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size < self._offset:
+                self.__init__(self.path)  # type: ignore[misc]
+            stream.seek(self._offset)
+            block = stream.read()
+            whole = block.rfind(b"\n") + 1
+            self._offset += whole
+            for line in block[:whole].splitlines():
+                self._add(line)
+        return list(self._rows)
+
+    def _add(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            row = json.loads(line)
+            kind, step = row["kind"], int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            self.damaged_lines += 1
+            return
+        if kind == "attempt":
+            self._forget_after(int(row.get("start_step", step)))
+        elif kind in ("step", "probe"):
+            if (kind, step) in self._place:  # a resumed run may measure once more where it starts
+                self._rows[self._place[kind, step]] = row
+                return
+            self._place[kind, step] = len(self._rows)
+        self._rows.append(row)
+
+    def _forget_after(self, start_step: int) -> None:
+        """Drop what lies after `start_step`; events and attempts happened, so they stay."""
+        if all(row["step"] <= start_step for row in self._rows):
+            return
+        self._rows = [
+            row
+            for row in self._rows
+            if row["step"] <= start_step or row["kind"] in ("event", "attempt")
+        ]
+        self._place = {
+            (row["kind"], row["step"]): place
+            for place, row in enumerate(self._rows)
+            if row["kind"] in ("step", "probe")
+        }
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """All rows of the run's final lineage: torn lines skipped, superseded steps dropped.
+
+    A step row replaces an earlier one of the same step, and so does a probe row; an `attempt` row drops steps, probes and checkpoints
+    after its `start_step`. A missing file gives no rows.
+    """
+    return MetricsReader(path).update()
+
+
+def unmirrored(path: Path, start_step: int, seconds: float = UNSURE_S) -> list[Row]:
+    """The steps and probes that a mirror may have lost when the attempt before was killed: its last `seconds`, up to `start_step`."""
+    rows = [row for row in read_metrics(path) if row["kind"] in ("step", "probe")]
+    since = max((row.get("time", 0.0) for row in rows), default=0.0) - seconds
+    return [row for row in rows if row["step"] <= start_step and row.get("time", 0.0) >= since]
+
+
+def rows_of(rows: Iterable[Row], kind: str) -> list[Row]:
+    """The rows of one kind, in order."""
+    return [row for row in rows if row["kind"] == kind]

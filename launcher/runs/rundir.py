@@ -1,0 +1,247 @@
+"""The folder of one run: every path in it, and writes that are whole or absent.
+
+Nothing else spells a path inside a run folder. Files are readable by their owner only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import UserError
+
+PRIVATE_UMASK = 0o077
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path`: a reader sees the old file or the new one, never a part. Mode 0600."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON. NaN and infinity are refused: they are not JSON."""
+    atomic_write(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; `UserError` names the file when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+class RunDir:
+    """Paths of one run. Making the object touches no disk."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.root)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.root)
+
+    @classmethod
+    def open(cls, root: Path | str) -> RunDir:
+        """The run folder at `root`; `UserError` when it is none."""
+        run = cls(root)
+        if not run.root.is_dir():
+            raise UserError(f"{root} does not exist; give the folder of a run, such as runs/NAME")
+        if not run.resolved_yaml.exists():
+            raise UserError(f"{root} is not the folder of a run: it has no resolved.yaml")
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def run_yaml(self) -> Path:
+        """The run.yaml as the user wrote it, followed by the command line settings as comments."""
+        return self.root / "run.yaml"
+
+    @property
+    def resolved_yaml(self) -> Path:
+        """Every setting with its value; `${oc.env:...}` stays as written."""
+        return self.root / "resolved.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan"
+
+    @property
+    def code(self) -> Path:
+        """Folder that holds the snapshot of the package; jobs run with it in PYTHONPATH."""
+        return self.root / "code"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger"
+
+    @property
+    def probes(self) -> Path:
+        return self.root / "probes"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def members(self) -> Path:
+        return self.root / "members"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def done(self) -> Path:
+        """Marker of a finished run: the step that it reached."""
+        return self.root / "DONE"
+
+    def finished(self, steps: int) -> bool:
+        """Return whether the run has reached its last step, `steps`."""
+        return self.done.exists() and int(self.done.read_text() or 0) >= steps
+
+    @property
+    def lock(self) -> Path:
+        """Held while the run is trained; who holds it, not that it exists, says so."""
+        return self.root / ".lock"
+
+    @property
+    def presence(self) -> Path:
+        """Held by every rank that is at work, so that the run counts as trained even when nothing watches its ranks."""
+        return self.root / ".ranks"
+
+    @property
+    def joining(self) -> Path:
+        """Folder where several machines meet that train the run by hand."""
+        return self.root / "joining"
+
+    @property
+    def slurm(self) -> Path:
+        """Folder of what was submitted: script, commands, output of the jobs."""
+        return self.root / "slurm"
+
+    @property
+    def slurm_jobs(self) -> Path:
+        """The submitted jobs as a JSON list, newest last."""
+        return self.slurm / "jobs.json"
+
+    @property
+    def slurm_script(self) -> Path:
+        """The batch script that was submitted last."""
+        return self.slurm / "job.sbatch"
+
+    @property
+    def slurm_command(self) -> Path:
+        """What the nodes of a job must know: groups of nodes, port, files of secrets. No secret."""
+        return self.slurm / "command.json"
+
+    @property
+    def slurm_begun(self) -> Path:
+        """Where the run stood when its newest job began."""
+        return self.slurm / "begun.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Marker of a run that was cancelled: its jobs do not requeue themselves."""
+        return self.slurm / "cancelled"
+
+    def logs(self, number: int) -> Path:
+        """Folder of what the ranks of one attempt printed."""
+        return self.attempt(number) / "logs"
+
+    def first_rank_log(self, number: int) -> Path:
+        """The progress of an attempt whose first rank speaks to a terminal, in plain lines."""
+        return self.logs(number) / "rank-0.log"
+
+    def attempt(self, number: int) -> Path:
+        """Folder of one attempt (logs, environment). The first attempt is number 1."""
+        return self.attempts / str(number)
+
+    def launch_settings(self, number: int) -> Path:
+        """Settings that a launch begins with; they become the run's `resolved_yaml` once its ranks train."""
+        return self.attempt(number) / "resolved.yaml"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the published checkpoints, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def latest_attempt(self) -> int:
+        """Number of the newest attempt, 0 before the first."""
+        if not self.attempts.is_dir():
+            return 0
+        return max((int(p.name) for p in self.attempts.iterdir() if p.name.isdecimal()), default=0)
+
+    def next_attempt(self) -> int:
+        """Claim the next attempt: its folder is made here, so that no two starts share one."""
+        number = self.latest_attempt() + 1
+        while True:
+            try:
+                self.attempt(number).mkdir(parents=True, mode=0o700)
+                return number
+            except FileExistsError:
+                number += 1
+
+    def create(self) -> None:
+        """Make the folders, for the owner only."""
+        before = os.umask(PRIVATE_UMASK)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for folder in (self.attempts, self.ledger, self.probes, self.checkpoints):
+                folder.mkdir(exist_ok=True)
+        finally:
+            os.umask(before)

@@ -1,0 +1,54 @@
+"""A copy of the package inside the run folder: the code that a run executes cannot change under it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir
+
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyo", ".*.tmp")
+
+
+def package_folder() -> Path:
+    """Folder of the package that runs now (its rooms may be links)."""
+    import motet
+
+    return Path(motet.__file__).parent
+
+
+def take(rundir: RunDir, package: Path | None = None) -> Path:
+    """Copy the package to `code/motet`, links followed, and return it. A snapshot that exists is kept."""
+    target = rundir.code / "motet"
+    if target.is_dir():
+        return target
+    before = os.umask(PRIVATE_UMASK)
+    try:
+        rundir.code.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".motet.", dir=rundir.code) as temporary:
+            copy = Path(temporary) / "motet"
+            shutil.copytree(
+                package or package_folder(),
+                copy,
+                ignore=_LEFT_OUT,
+                symlinks=False,
+                copy_function=shutil.copyfile,
+            )
+            os.replace(copy, target)
+    finally:
+        os.umask(before)
+    return target
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of every source file: two snapshots are equal when it is."""
+    total = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    ):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()

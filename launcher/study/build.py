@@ -1,0 +1,152 @@
+"""The bridge from a run's settings to its study: build, freeze, check, preview, power."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.experiments.corpora.tokenizer import Tokenizer
+from motet.experiments.design.spec import ExperimentSpec, parse_experiments
+from motet.experiments.design.study import Setting, Study, ask, build_study, with_controls
+from motet.experiments.library import LIBRARY
+from motet.experiments.scoring.probes import encode_items
+from motet.experiments.stream.exposure_plan import PLACEBO_FLAG
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
+
+CONTEXT_TOKENS = 24
+
+
+def specs_of(settings: RunSettings) -> tuple[list[ExperimentSpec], list[Problem]]:
+    """Return the experiments of a run, controls included, and every problem of their definitions."""
+    entries = list(settings.experiments.list)
+    if settings.experiments.controls:
+        entries = with_controls(entries)
+    return parse_experiments([_timed(entry, settings) for entry in entries], Path(settings.base))
+
+
+def _timed(entry: Mapping[str, Any], settings: RunSettings) -> Mapping[str, Any]:
+    """Return an entry probed at `probes.every`, unless it or its class asks for particular steps."""
+    kind = LIBRARY.get(str(entry.get("use"))) if isinstance(entry, Mapping) else None
+    if kind is None or "probe_at" in entry or set(kind.defaults.get("probe_at", {})) - {"every"}:
+        return entry
+    return {**entry, "probe_at": {"every": settings.probes.every}}
+
+
+def tokenizer_of(settings: RunSettings) -> Tokenizer:
+    """Return the tokenizer that the first corpus was made with.
+
+    Raises:
+        UserError: the corpus has none (token files of others may lack it).
+    """
+    corpus = open_corpora(settings)[0]
+    if corpus.tokenizer_path is None:
+        raise UserError(
+            f"data.corpora[0].path={corpus.path}: it has no tokenizer, so experiments cannot be written into it; "
+            "index its token files again with a tokenizer"
+        )
+    return Tokenizer.load(corpus.tokenizer_path)
+
+
+def setting_of(settings: RunSettings) -> Setting:
+    """Return where the study takes place."""
+    return Setting(
+        seed=settings.plan_seed,
+        steps=settings.batch_steps,
+        steps_total=settings.steps,
+        tokenizer=tokenizer_of(settings),
+        stream=open_stream(settings),
+        draws=settings.experiments.draws,
+        facts=data_facts(settings),
+    )
+
+
+def build(settings: RunSettings) -> Study:
+    """Return the compiled study of a run.
+
+    Raises:
+        UserError: every problem of definitions, items, schedules and probes.
+    """
+    specs, problems = specs_of(settings)
+    raise_problems(problems)
+    lock = Path(settings.experiments.lock) if settings.experiments.lock else None
+    study = build_study(specs, setting_of(settings), lock)
+    raise_problems(_probe_problems(study))
+    return study
+
+
+def _probe_problems(study: Study) -> list[Problem]:
+    """Return the probes that are longer than a sequence."""
+    problems = []
+    for question in study.questions:
+        items = [item for unit in question.units for item in unit.items]
+        where = f"experiments.{question.name}"
+        try:
+            encode_items(items, study.setting.tokenizer, study.setting.sequence_length, where)
+        except UserError as error:
+            problems.append(Problem(where, str(error)))
+    return problems
+
+
+def check(settings: RunSettings) -> list[Problem]:
+    """Return every problem of the experiments of a run: definitions, items, room in the stream, probes."""
+    specs, problems = specs_of(settings)
+    for spec in specs:
+        problems += [found for found in LIBRARY[spec.use](spec).problems() if found not in problems]
+    if problems:
+        return problems
+    try:
+        build(settings)
+    except UserError as error:
+        return [Problem("experiments", str(error))]
+    return []
+
+
+def power_table(settings: RunSettings) -> list[dict[str, Any]]:
+    """Return the smallest detectable effect of each experiment, before any training; needs no corpus."""
+    from motet.experiments.analysis.power import power
+
+    specs, problems = specs_of(settings)
+    raise_problems(problems)
+    rows = []
+    n_questions = max(1, sum(spec.role == "question" for spec in specs))
+    for spec in specs:
+        question = ask(spec, settings.plan_seed)
+        alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha
+        found = power(question.experiment, question.units, question.design, alpha)
+        rows.append({"name": spec.name, "use": spec.use, "units": len(question.units), **found})
+    return rows
+
+
+def preview(settings: RunSettings, count: int) -> str:
+    """Return up to `count` exposures of each experiment, decoded in their place in the stream."""
+    study = build(settings)
+    tokenizer, stream = study.setting.tokenizer, study.setting.stream
+    rows, texts = study.plan.rows, study.plan.texts
+    steps = study.setting.steps.step_of(rows.slot)
+    lines: list[str] = []
+    for number, question in enumerate(study.questions):
+        mine = np.flatnonzero(rows.experiment == number)
+        placebos = int(((rows.flags[mine] & PLACEBO_FLAG) > 0).sum())
+        lines.append(f"{question.name}: {len(mine):,} exposures, {placebos:,} of them placebo text")
+        for row in mine[np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)]:
+            unit = question.units[int(rows.unit[row])]
+            arm = question.spec.arms[int(question.arms[rows.unit[row]])].name
+            offset = int(rows.offset[row])
+            first, last = texts.offsets[rows.text[row] : rows.text[row] + 2]
+            base = stream.base_tokens(rows.slot[row : row + 1])[0]
+            before = tokenizer.decode(base[max(0, offset - CONTEXT_TOKENS) : offset])
+            shown = tokenizer.decode(texts.tokens[first:last])
+            end = offset + int(last - first)
+            after = tokenizer.decode(base[end : end + CONTEXT_TOKENS])
+            kind = "placebo" if rows.flags[row] & PLACEBO_FLAG else "exposure"
+            lines.append(
+                f"  {kind} of unit {unit.id} (arm {arm}, repetition {rows.repetition[row] + 1}) at step {steps[row]:,}, "
+                f"slot {rows.slot[row]:,}, offset {offset:,}"
+            )
+            lines.append(f"    ...{before!r}\n    >>> {shown!r}\n    {after!r}...")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""What a run has to show: its audit, its measured experiments, and whether its definition is the frozen one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import UserError
+from motet.experiments.analysis.analyze import Measured
+from motet.experiments.analysis.load import measure, read_probes
+from motet.experiments.design.requests import Question
+from motet.experiments.design.spec import canonical_json
+from motet.experiments.design.study import read_definition, read_questions
+from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
+from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.ledger import lineage, read_segments
+from motet.launcher.config import load as settings_io
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.manifest import open_stream
+from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.study.build import specs_of
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Whether the ledger proves the plan, and the proof in words."""
+
+    ok: bool
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Everything that the report is made of, beside metrics and manifest.
+
+    Attributes:
+        measured: one per experiment that was probed.
+        definition: the frozen definition.
+        deviations: how the present definition differs from the frozen one, in words; empty when it does not.
+        seed, draws: of the analysis.
+        compliance: the audit as JSON (`compliance` of report.json).
+    """
+
+    measured: list[Measured]
+    definition: dict[str, Any]
+    deviations: list[str]
+    seed: int
+    draws: int
+    compliance: dict[str, Any]
+
+
+def newest_checkpoint(run: RunDir) -> tuple[int, int]:
+    """Return (step, segment) of the newest checkpoint: the weights that a report speaks of.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    steps = run.checkpoint_steps()
+    if not steps:
+        raise UserError(f"{run.root} has no checkpoint yet; there is nothing to report on or audit")
+    manifest = read_json(run.checkpoint(steps[-1]) / "manifest.json")
+    return int(manifest["step"]), int(manifest["segment"])
+
+
+def audit(run: RunDir, settings: RunSettings, plan: Plan, replay: bool) -> Compliance:
+    """Audit the newest checkpoint; `replay` recomputes what was consumed from corpora and plan."""
+    step, segment = newest_checkpoint(run)
+    stream = open_stream(settings, plan) if replay else None
+    return check_ledger(
+        run.ledger,
+        plan,
+        settings.batch_steps,
+        segment,
+        step,
+        None if stream is None else lambda first, count: stream.batch(first, count).digest(),
+    )
+
+
+def audit_run(root: Path, replay: bool = False) -> AuditResult:
+    """Prove from the ledger that every planned exposure was consumed exactly once in the lineage of the final weights."""
+    run = RunDir.open(root)
+    settings = settings_io.load(run.resolved_yaml)
+    plan = Plan(run.plan / "exposures.plan")
+    plan.verify(read_json(run.manifest)["plan_sha256"])
+    compliance = audit(run, settings, plan, replay)
+    return AuditResult(compliance.ok, audit_lines(compliance))
+
+
+def load_measured(root: Path) -> StudyResult:
+    """Read everything that the report of a run needs."""
+    run = RunDir.open(root)
+    settings = settings_io.load(run.resolved_yaml)
+    definition, sha256 = read_definition(run.plan)
+    plan = Plan(run.plan / "exposures.plan")
+    deviations = definition_deviations(run, sha256, settings, definition)
+    if plan.sha256 != read_json(run.manifest)["plan_sha256"]:
+        deviations.append("the plan file is not the one that was frozen")
+    questions = read_questions(run.plan)
+    deviations += _outcome_deviations(definition, questions)
+    compliance = audit(run, settings, plan, replay=False)
+    step, segment = newest_checkpoint(run)
+    probed = read_probes(run.probes, lineage(read_segments(run.ledger), segment, step))
+    return StudyResult(
+        measured=measure(questions, probed, plan, settings.batch_steps, compliance),
+        definition=definition,
+        deviations=deviations,
+        seed=int(definition["seed"]),
+        draws=int(definition["analysis"]["draws"]),
+        compliance=compliance_json(compliance, plan, questions),
+    )
+
+
+def definition_deviations(
+    run: RunDir, sha256: str, settings: RunSettings, definition: dict[str, Any]
+) -> list[str]:
+    """Return every sign that the definition was changed after step 1."""
+    found = []
+    keepers = {"the run's manifest": read_json(run.manifest)["definition_sha256"]}
+    for segment in read_segments(run.ledger):
+        keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
+    for step in run.checkpoint_steps():
+        manifest = read_json(run.checkpoint(step) / "manifest.json")
+        keepers[f"the checkpoint after step {step:,}"] = manifest["definition_sha256"]
+    differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
+    if differing:
+        found.append(
+            f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was frozen with"
+        )
+    try:
+        specs, problems = specs_of(settings)
+        now = {spec.name: canonical_json(spec.to_json()) for spec in specs}
+    except OSError as error:
+        return [*found, f"a file of items cannot be read any more ({error.filename})"]
+    frozen = {
+        entry["spec"]["name"]: canonical_json(entry["spec"]) for entry in definition["experiments"]
+    }
+    changed = sorted(
+        name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name)
+    )
+    if changed or problems:
+        what = ", ".join(changed) or "; ".join(str(problem) for problem in problems)
+        found.append(f"the settings now define {what} differently; the frozen definition is used")
+    return found
+
+
+def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question]) -> list[str]:
+    """Return the experiments that this version of the code judges by other outcomes than were frozen."""
+    return [
+        f"this version judges {question.name} by other outcomes than were frozen"
+        for entry, question in zip(definition["experiments"], questions, strict=True)
+        if canonical_json([asdict(outcome) for outcome in question.experiment.outcomes])
+        != canonical_json(entry["outcomes"])
+    ]
+
+
+def compliance_json(audit: Compliance, plan: Plan, questions: Sequence[Question]) -> dict[str, Any]:
+    """Return the audit as the `compliance` part of report.json."""
+    rows = plan.exposures()
+    placebo = (rows.flags & PLACEBO_FLAG) > 0
+    per_experiment = []
+    for question in questions:
+        mine = (rows.experiment == plan.experiments.index(question.name)) & audit.due
+        per_experiment.append(
+            {
+                "name": question.name,
+                "planned": int((mine & ~placebo).sum()),
+                "planned_placebo": int((mine & placebo).sum()),
+                "consumed_once": int((mine & ~placebo & (audit.consumed == 1)).sum()),
+                "consumed_once_placebo": int((mine & placebo & (audit.consumed == 1)).sum()),
+                "missing": int((mine & (audit.consumed == 0)).sum()),
+                "duplicated": int((mine & (audit.consumed > 1)).sum()),
+                "not_applied": int((mine & (audit.consumed > 0) & (audit.applied == 0)).sum()),
+            }
+        )
+    return {
+        "planned": audit.planned,
+        "consumed_once": audit.consumed_once,
+        "missing": audit.missing,
+        "duplicated": audit.duplicated,
+        "skipped_updates": len(audit.skipped_steps),
+        "per_experiment": per_experiment,
+        "ledger_ok": audit.ok,
+        "problems": list(audit.problems),
+    }

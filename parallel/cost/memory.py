@@ -1,0 +1,145 @@
+"""What the fullest device of every pipeline rank holds. Pure; no torch.
+
+The arithmetic of ZeRO (arXiv:1910.02054, section 3) with the degrees of a layout, and of activations in a pipeline (arXiv:2205.05198,
+section 4.2.3). For Motet's own engine `holdings.held_bytes` is exact for every rank; a test holds this against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from motet.parallel.cost.block import Block
+from motet.parallel.cost.terms import Training, Traits
+from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.weights import KEPT_GATHERED_BYTES
+
+GIB = 2.0**30
+BUCKET_BYTES = 200e6
+"""Gradients on their way at a time where they leave in buckets."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Values of weights that one device of a pipeline rank would hold if data parallelism divided nothing."""
+
+    dense: float
+    experts: float
+    largest_unit: float  # dense and expert weights of one block
+
+    @property
+    def all(self) -> float:
+        """Both."""
+        return self.dense + self.experts
+
+
+@dataclass(frozen=True)
+class Division:
+    """Among how many ranks weights, gradients and optimizer state are divided, and what is gathered when.
+
+    Attributes:
+        dense, experts: ranks of the dividing groups.
+        stage: of ZeRO: 1 divides the optimizer's state, 2 gradients too, 3 weights too.
+        gathers_again: weights are gathered in every pass, not once a step.
+    """
+
+    dense: int
+    experts: int
+    stage: int
+    gathers_again: bool
+
+
+def division(layout: Layout, training: Training, weights: Weights) -> Division:
+    """Return what dp_shard divides under a ZeRO stage; without one, as Motet's engine does it."""
+    stage = 3 if training.zero_stage is None else training.zero_stage
+    again = stage == 3
+    if training.zero_stage is None:  # `holdings.gathers_again`
+        alike = layout.pp == 1 and len(set(layout.shares)) <= 1
+        again = alike and weights.all * 4 > KEPT_GATHERED_BYTES
+    return Division(layout.fsdp, layout.edp, stage, again)
+
+
+def state_parts(
+    weights: Weights,
+    shared: Division,
+    training: Training,
+    traits: Traits,
+    several: bool,
+    replicas: int = 1,
+) -> dict[str, float]:
+    """Return bytes of weights, gradients, optimizer state and buffers of one device.
+
+    Args:
+        several: more than one micro-batch adds to the same gradients.
+        replicas: that hold the same weights and add their gradients.
+    """
+    mine = weights.dense / shared.dense + weights.experts / shared.experts
+    ranks = max(shared.dense, shared.experts)
+    held = mine if shared.stage >= 3 else weights.all
+    graded = mine if shared.stage >= 2 else weights.all
+    state = mine if shared.stage >= 1 else weights.all
+    buffers = 0.0
+    if training.zero_stage is None and not shared.gathers_again and ranks > 1:
+        buffers = weights.all * (traits.compute_bytes + (4.0 if several else 0.0))
+    elif shared.stage == 3 and ranks > 1:
+        # One unit in use, one on its way, and the gradient of one.
+        buffers = weights.largest_unit * (2 * traits.compute_bytes + traits.reduce_bytes)
+    elif ranks > 1:
+        buffers = min(2 * BUCKET_BYTES, weights.all * traits.reduce_bytes)
+    elif replicas > 1 and shared.stage == 0:
+        buffers = weights.all * traits.reduce_bytes  # buckets that the gradients are copied to
+    return {
+        "parameters": held * traits.weight_bytes,
+        "gradients": graded * traits.gradient_bytes,
+        "optimizer": 0.0 if training.offload else state * training.optimizer_bytes,
+        "buffers": buffers,
+    }
+
+
+def block_bytes(block: Block, recompute: str, traits: Traits) -> tuple[float, float]:
+    """Return bytes that one block keeps for one micro-batch, and those that it has besides while its backward pass runs."""
+    if recompute == "full":
+        return block.input_bytes, block.kept_bytes
+    if recompute == "selective" and traits.selective == "alternate":
+        share = traits.selective_layers
+        kept = share * block.alternate_bytes + (1.0 - share) * block.kept_bytes
+        return kept, max(0.0, block.kept_bytes - block.alternate_bytes)
+    if recompute == "selective":
+        saved = block.core_bytes if traits.selective == "attention" else block.pointwise_bytes
+        kept = block.kept_bytes - saved * traits.selective_layers
+        return kept, saved
+    return block.kept_bytes, 0.0
+
+
+def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
+    """Return for how many micro-batches a pipeline rank keeps the activations of all its blocks at once.
+
+    As `simulate.most_held`, in micro-batches of all stages of a rank instead of (stage, micro-batch) pairs.
+    """
+    pp, virtual = layout.pp, layout.virtual_stages
+    if pp == 1:
+        return 1.0
+    if layout.schedule == "gpipe":
+        return float(micro_batches)
+    if layout.schedule == "1f1b":
+        return float(min(micro_batches, pp - rank))
+    if layout.schedule == "zbv_zero_bubble":
+        return float(min(micro_batches, pp))
+    apart = layout.schedule == "interleaved_zero_bubble"
+    hops = (pp - 1 - rank) * (1 if apart else 2)
+    warm = (virtual - 1) * pp + hops + 1 + (rank if apart else 0)
+    return min(float(micro_batches), warm / virtual)
+
+
+def logits_bytes(vocabulary_size: int, tokens: int, split: int, traits: Traits) -> float:
+    """Return bytes of logits that exist at a time, on one of `split` ranks."""
+    alive = tokens if traits.logits_rows is None else min(traits.logits_rows, tokens)
+    if not traits.gathers_logits:
+        return alive * vocabulary_size / split * traits.logits_bytes
+    # A rank's own columns, those of all ranks before they are joined, and their gradient: sizes that the allocator does not use twice.
+    copies = traits.compute_bytes * (2.0 + 1.0 / split) if split > 1 else 0.0
+    return alive * vocabulary_size * (traits.logits_bytes + copies)
+
+
+def communicators(layout: Layout) -> int:
+    """Return how many kinds of groups a rank is in besides that of data parallelism; the buffers of each take memory."""
+    return sum(degree > 1 for degree in (layout.tp, layout.pp, layout.cp, layout.ep))

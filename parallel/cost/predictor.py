@@ -1,0 +1,385 @@
+"""What a layout would do on a cluster: time of a step, memory, why, and how far to trust it. Pure; no torch.
+
+`predict` answers once. A search asks a `Predictor` many times: it remembers what layouts share (`cost_rank.RankCosts`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from operator import add, is_not, mul
+from typing import NamedTuple
+
+from motet.models.config import ModelConfig
+from motet.parallel.cluster.description import Cluster
+from motet.parallel.cost import memory
+from motet.parallel.cost.block import PHASES
+from motet.parallel.cost.fit import BEYOND_SPREAD, FITTED_SPREAD, SPREAD
+from motet.parallel.cost.parts import Kept, Rank, Run, Spot, Words, exposed
+from motet.parallel.cost.pipeline import Chain, chain, chain_s
+from motet.parallel.cost.rank import RankCosts
+from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.cost.topology import Column, Places
+from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.rules import step_unit
+
+__all__ = ["Kept", "Predictor", "Rank", "predict"]
+
+TIGHT = 0.93
+"""Above this share of its memory, whether a layout fits is uncertain."""
+_STEP_PHASES = (*PHASES, "pipeline_send", "bubble", "data_parallel", "optimizer", "probes", "data")
+_VARIANCES = tuple(SPREAD[name] ** 2 for name in _STEP_PHASES)
+
+
+def predict(
+    model: ModelConfig,
+    cluster: Cluster,
+    layout: Layout,
+    training: Training,
+    traits: Traits = NATIVE,
+    constants: Mapping[str, Constants] | None = None,
+) -> Prediction:
+    """Return what a layout would do.
+
+    Args:
+        model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
+        cluster: its devices take the layout's processes in order.
+        constants: by kind of device; None: what ships (`calibration.DEFAULTS`).
+
+    Raises:
+        ClusterError: fewer devices than ranks, or no rate for the data type.
+    """
+    return Predictor(model, cluster, training, traits, constants).predict(layout)
+
+
+Row = tuple[int, int, float, float, float]
+"""Pipeline ranks from and to before, GiB however many micro-batches there are, GiB per micro-batch, GiB of the device. A plain tuple: a search
+keeps many, and Python's garbage collector passes over plain tuples of numbers."""
+
+
+class Line(NamedTuple):
+    """A pipeline for one micro-batch: seconds, of the slowest rank where nothing else is said."""
+
+    chain: Chain
+    busy: tuple[float, ...]  # of every rank
+    phases: tuple[float, ...]  # forward and backward, in the order of `PHASES`
+    send_s: float
+    waits_s: float  # for weights and gradients, in every micro-batch
+    sync_s: float  # once a step, the longest of all ranks
+    update_s: float
+
+
+class Filled(NamedTuple):
+    """Memory of a pipeline."""
+
+    share: float  # of its memory that the fullest device needs
+    gib: float  # that it holds
+    spot: Spot  # where it is
+    ranks_gib: tuple[float, ...]  # of every pipeline rank's fullest device
+
+
+class Predictor(RankCosts):
+    """Predicts many layouts of one model, cluster and training."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        cluster: Cluster,
+        training: Training,
+        traits: Traits = NATIVE,
+        constants: Mapping[str, Constants] | None = None,
+    ) -> None:
+        super().__init__(model, cluster, training, traits, constants)
+        self._lines: dict[tuple[object, ...], Line] = {}
+        self._holders: dict[tuple[object, ...], tuple[Row, ...]] = {}
+        self._runs: dict[tuple[int, ...], tuple[tuple[object, ...], list[Run]]] = {}
+        self._spots_in: dict[tuple[int, int], list[Spot]] = {}
+        self.prices = [group.device.price_per_hour for group in cluster.groups]
+        self._counts: dict[tuple[object, ...], list[float]] = {}
+
+    # --- a step
+
+    def micro_batches(self, layout: Layout) -> float:
+        """Return the micro-batches of a step on an average replica."""
+        return (
+            self.training.sequences
+            / (step_unit(layout) * layout.dp_replicate)
+            * (sum(layout.shares) if layout.shares else layout.dp_replicate)
+        )
+
+    def predict(self, layout: Layout, where: Places | None = None) -> Prediction:
+        """Return what a layout would do; see `predict`. `where` spares the search for its groups where they are known."""
+        where, kept = where or self.places(layout), self.kept(layout)
+        number = self.micro_batches(layout)
+        words = self.words(layout, number > 1)
+        found = [
+            self._column(layout, words, where, kept, column, number) for column in where.columns
+        ]
+        time_s, parts, busy = found[0] if len(found) == 1 else max(found, key=lambda one: one[0])
+        filled = self._memory(layout, words, where, kept, number)
+        holder = self.held_at(layout, words, filled.spot)
+        activations = filled.gib - holder.fixed_gib
+        used = self._used(where, layout)
+        peak = price = 0.0
+        for group, devices in used.items():
+            peak += devices * self.peaks[group]
+            price += devices * self.prices[group]
+        tokens_per_s = self.tokens / time_s
+        beyond = self._beyond(used)
+        return Prediction(
+            time_s,
+            self._interval(parts, time_s, used, beyond),
+            filled.gib,
+            holder.capacity_gib,
+            filled.share <= 1.0,
+            parts,
+            {**holder.state, **holder.rest, "activations": activations},
+            busy,
+            filled.ranks_gib,
+            tokens_per_s,
+            tokens_per_s * self.flops / peak,
+            price / 3600 / tokens_per_s * 1e9,
+            self._trust(layout, parts, time_s, filled.share, used, beyond),
+        )
+
+    def _used(self, where: Places, layout: Layout) -> dict[int, float]:
+        """Return how many devices of each of the cluster's groups a layout uses."""
+        if len(self.cluster.groups) == 1:
+            return {0: layout.world_size}
+        if layout.world_size == self.cluster.devices:
+            return {i: group.devices for i, group in enumerate(self.cluster.groups)}
+        found: dict[int, float] = {}
+        for device in layout.placement or range(layout.world_size):
+            group = self.cluster.spot(device)[0]
+            found[group] = found.get(group, 0) + 1
+        return found
+
+    def _line(
+        self,
+        layout: Layout,
+        words: Words,
+        where: Places,
+        kept: tuple[Kept, ...],
+        column: Column,
+    ) -> Line:
+        """Return the pipeline of replicas that stand alike: what does not depend on the schedule and the number of micro-batches."""
+        key = (
+            id(where),  # kept alive by `_runs`; equal `kept` are one object
+            id(kept),
+            id(column),
+            words.blocks,
+            layout.virtual_stages,
+        )
+        found = self._lines.get(key)
+        if found is None:
+            runs = self._runs_of(where, kept, column)
+            found = self._lines[key] = self._lined(layout, words, runs)
+        return found
+
+    def _runs_of(self, where: Places, kept: tuple[Kept, ...], column: Column | None) -> list[Run]:
+        """Return pipeline ranks that are alike together: those of one column, or with the devices of all of them."""
+        key = (id(where), id(kept), id(column))
+        known = self._runs.get(key)
+        if known is not None:
+            return known[1]
+        groups = [stage.groups for stage in where.stages] if column is None else column.groups
+        bounds: list[int] = []
+        rows = list(zip(where.stages, kept, groups, strict=True))
+        for at, row in enumerate(rows):
+            if not at or row[2] != groups[at - 1] or any(map(is_not, row[:2], rows[at - 1][:2])):
+                bounds.append(at)
+        found = [
+            Run(start, stop, [self.spot(*rows[start][:2], group) for group in groups[start]])
+            for start, stop in pairwise([*bounds, len(rows)])
+        ]
+        self._runs[key] = (where, kept, column), found  # kept alive for their ids
+        return found
+
+    def _lined(self, layout: Layout, words: Words, runs: Sequence[Run]) -> Line:
+        """Return the pipeline with every rank on the slowest of its devices."""
+        alike: list[tuple[int, float, float, float]] = []
+        busy: tuple[float, ...] = ()
+        slowest, slowest_s, update_s = None, -1.0, 0.0
+        syncs: list[float] = []
+        for run in runs:
+            rank = self.rank_at(layout, words, run.spots[0])
+            for spot in run.spots[1:]:
+                rank = max(rank, self.rank_at(layout, words, spot), key=_rank_s)
+            count, rank_s = run.stop - run.start, rank.ahead_s + rank.behind_s
+            alike.append((count, rank.ahead_s, rank.behind_s, rank.weight_s))
+            busy += (rank_s,) * count
+            syncs.append(rank.sync_s)
+            update_s = max(update_s, rank.optimizer_s)
+            if rank_s > slowest_s:
+                slowest, slowest_s = rank, rank_s
+        assert slowest is not None
+        # Reductions hide behind the last backward pass, gathers behind the first forward pass: behind what hides no others already.
+        window = slowest.backward_s + slowest.forward_s
+        waits_s = max(0.0, slowest_s - window - slowest.send_s)
+        free_s = max(0.0, window - (sum(slowest.gather_s) - waits_s))
+        overlap = self.traits.data_overlap
+        return Line(
+            chain(alike),
+            busy,
+            tuple(map(add, slowest.forward, slowest.backward)),
+            slowest.send_s,
+            waits_s,
+            max([exposed(sync_s, free_s, overlap) for sync_s in syncs]),
+            update_s,
+        )
+
+    def _column(
+        self,
+        layout: Layout,
+        words: Words,
+        where: Places,
+        kept: tuple[Kept, ...],
+        column: Column,
+        number: float,
+    ) -> tuple[float, dict[str, float], tuple[float, ...]]:
+        """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that stand alike."""
+        number *= column.share
+        line = self._line(layout, words, where, kept, column)
+        pipe_s = chain_s(layout, number, line.chain)
+        training = self.training
+        probe_s = pipe_s * training.probe_tokens / (3.0 * self.tokens)
+        parts = dict(zip(PHASES, [number * each for each in line.phases], strict=True))
+        parts["pipeline_send"] = number * line.send_s
+        parts["bubble"] = pipe_s - number * line.chain.slowest_s
+        parts["data_parallel"] = number * line.waits_s + line.sync_s
+        parts["optimizer"] = line.update_s
+        parts["probes"] = probe_s
+        parts["data"] = training.data_s
+        time_s = pipe_s + line.sync_s + line.update_s + probe_s + training.data_s
+        return time_s, parts, tuple([number * each for each in line.busy])
+
+    # --- memory
+
+    def fill(self, layout: Layout) -> float:
+        """Return the share of its memory that the fullest device needs."""
+        number = self.micro_batches(layout)
+        words = self.words(layout, number > 1)
+        return self._memory(layout, words, self.places(layout), self.kept(layout), number).share
+
+    def _memory(
+        self,
+        layout: Layout,
+        words: Words,
+        where: Places,
+        kept: tuple[Kept, ...],
+        number: float,
+    ) -> Filled:
+        """Return what the fullest device of every pipeline rank holds."""
+        counts = self._held_counts(layout, math.ceil(number))
+        totals: list[float] = []
+        most: list[float] = []  # shares of the ranks of `totals`, as of the fullest of those alike
+        best, fullest, gib = -1.0, 0, 0.0
+        for i, row in enumerate(self._holds_of(layout, words, where, kept)):
+            start, stop, fixed, more, capacity = row
+            mine = [fixed + more * count for count in counts[start:stop]]
+            top = max(mine)
+            share = top / capacity
+            if start == len(totals):
+                totals += mine
+                most.append(share)
+            elif share > most[-1]:  # another kind of device of the same ranks
+                totals[start:], most[-1] = mine, share
+            if share > best:
+                best, fullest, gib = share, i, top
+        return Filled(best, gib, self._spots_of(where, kept)[fullest], tuple(totals))
+
+    def _spots_of(self, where: Places, kept: tuple[Kept, ...]) -> list[Spot]:
+        """Return where the rows of `_holds_of` come from."""
+        key = (id(where), id(kept))
+        found = self._spots_in.get(key)
+        if found is None:
+            runs = self._runs_of(where, kept, None)
+            found = self._spots_in[key] = [spot for run in runs for spot in run.spots]
+        return found
+
+    def _holds_of(
+        self, layout: Layout, words: Words, where: Places, kept: tuple[Kept, ...]
+    ) -> tuple[Row, ...]:
+        """Return what devices of every cluster group hold, for pipeline ranks that are alike."""
+        key = (id(where), id(kept), words.blocks, words.several)
+        found = self._holders.get(key)
+        if found is None:
+            rows: list[Row] = []
+            for run in self._runs_of(where, kept, None):
+                for spot in run.spots:
+                    one = self.held_at(layout, words, spot)
+                    fixed_gib = one.fixed_gib + one.once_gib
+                    per, capacity = one.per_micro_batch_gib, one.capacity_gib
+                    rows.append((run.start, run.stop, fixed_gib, per, capacity))
+            found = self._holders[key] = tuple(rows)
+        return found
+
+    def _held_counts(self, layout: Layout, micro_batches: int) -> list[float]:
+        """Return for how many micro-batches every pipeline rank keeps activations."""
+        key = (layout.schedule, layout.pp, layout.virtual_stages, micro_batches)
+        found = self._counts.get(key)
+        if found is None:
+            found = self._counts[key] = [
+                memory.micro_batches_held(layout, rank, micro_batches) for rank in range(layout.pp)
+            ]
+        return found
+
+    def forget_memory(self) -> None:
+        """Forget bytes, after constants that only they depend on have changed."""
+        super().forget_memory()
+        self._holders.clear()
+
+    # --- how far to trust it
+
+    def _interval(
+        self, parts: Mapping[str, float], time_s: float, used: Mapping[int, float], beyond: float
+    ) -> tuple[float, float]:
+        """Phases err independently of each other; 1.64 standard deviations on both sides."""
+        factor = 1.0
+        if all(map(self.known.__getitem__, used)):
+            factor = FITTED_SPREAD * (1.0 + BEYOND_SPREAD * beyond)
+        seconds = parts.values()
+        variance = sum(map(mul, _VARIANCES, map(mul, seconds, seconds)))
+        spread = math.exp(1.64 * (factor * math.sqrt(variance) / time_s + 0.02))
+        return time_s / spread, time_s * spread
+
+    def _beyond(self, used: Mapping[int, float]) -> float:
+        """Return by how many doublings a layout has more devices than the runs that its constants were found on."""
+        most = min([self.constants[group].most_devices for group in used])
+        devices = sum(used.values())
+        return math.log2(devices / most) if 0 < most < devices else 0.0
+
+    def _trust(
+        self,
+        layout: Layout,
+        parts: Mapping[str, float],
+        time_s: float,
+        fill: float,
+        used: Mapping[int, float],
+        beyond: float,
+    ) -> tuple[str, ...]:
+        found = []
+        for group in used:
+            if not self.known[group]:
+                kind = self.cluster.groups[group].device.kind
+                found.append(f"no run on {kind} calibrates its constants; data sheets stand in")
+        if beyond:
+            most = min(self.constants[group].most_devices for group in used)
+            found.append(f"the constants come from runs on at most {most:,} devices")
+        if TIGHT < fill < 2.0 - TIGHT:
+            found.append(f"memory is {fill:.0%} of what the device has: it may or may not fit")
+        network = parts["data_parallel"] + parts["pipeline_send"] + parts["experts"]
+        if network > 0.2 * time_s and layout.world_size > 8:
+            found.append(
+                f"{network / time_s:.0%} of the step waits for transfers, which depend on the network's load; probe it"
+            )
+        if len(used) > 1:
+            found.append("devices differ: the times of their links were not measured together")
+        if self.training.dtype == "fp8":
+            found.append("fp8: how much of a block runs in 8 bits differs between backends")
+        return tuple(found)
+
+
+def _rank_s(rank: Rank) -> float:
+    return rank.ahead_s + rank.behind_s

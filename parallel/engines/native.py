@@ -1,0 +1,289 @@
+"""The native engine: PyTorch's own FSDP2, DTensor and pipelining around a Decoder, with AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from motet.models.attention import document_positions
+from motet.models.config import ModelConfig
+from motet.models.decoder import Decoder, Part, initial_value
+from motet.models.layers import Places
+from motet.models.moe import MoE
+from motet.parallel.engines.protocol import EngineOptions, Judge, MicroBatch, StepResult
+from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.weights import gathers_again
+from motet.parallel.runtime.context_parallel import RingAttention, context_slice
+from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, trained, whole
+from motet.parallel.runtime.mesh import World, build_meshes
+from motet.parallel.runtime.pipeline import Pipeline, Stage
+from motet.parallel.runtime.shard import split
+from motet.parallel.runtime.step_totals import (
+    asked,
+    balance,
+    count_step,
+    expert_state,
+    mixtures,
+    settle,
+)
+
+_ValueOf = Callable[[str, tuple[int, ...]], Tensor]
+_Inputs = tuple[Tensor, Tensor, Tensor | None]
+
+
+class NativeEngine:
+    """A Decoder laid out over the ranks of a world; bare on one rank."""
+
+    def __init__(
+        self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
+    ) -> None:
+        self.config, self.options, self.layout, self.world = config, options, layout, world
+        self.meshes = build_meshes(layout, world, config.n_experts > 0)
+        self.ring = None if self.meshes.context is None else RingAttention(self.meshes.context)
+        self.place = layout.place(world.rank)
+        self.decoders = self._decoders()
+        self.roots: dict[int, nn.Module] = dict(self.decoders)
+        if layout.pp > 1:
+            self.roots = {
+                number: Stage(decoder, self._local, options.z_loss)
+                for number, decoder in self.decoders.items()
+            }
+        self.keeps_gathered = not gathers_again(config, layout)
+        for number, decoder in self.decoders.items():
+            self._lay_out(decoder, self.roots[number])
+        self.pipeline = self._pipeline() if layout.pp > 1 else None
+        self.parameters = {  # each rank's own part, for good
+            name: parameter
+            for decoder in self.decoders.values()
+            for name, parameter in decoder.named_parameters()
+        }
+        self.experts = mixtures(self.decoders.values())
+        fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
+        self.optimizer = adamw(self.parameters, options)
+
+    def _decoders(self) -> dict[int, Decoder]:
+        """Return the stages that this rank holds, on the meta device."""
+        layers, stages = self.layout.layers_of_stages(self.config), self.layout.stages
+        with torch.device("meta"):
+            return {
+                number: Decoder(
+                    self.config, Part(layers[number], number == 0, number == stages - 1)
+                )
+                for number in self.layout.stages_of(self.place.pp)
+            }
+
+    def _lay_out(self, decoder: Decoder, root: nn.Module) -> None:
+        """Split one stage over its ranks and give it memory."""
+        decoder.recompute = self.layout.recompute
+        if self.options.compile:
+            decoder.fused_loss = self.world.device.type != "cpu"
+            for block in decoder.blocks.values():
+                block.compile()
+        if self.layout.stage_ranks > 1:
+            split(decoder, root, self.layout, self.meshes, self.options)
+        decoder.to_empty(device=self.world.device)
+        for module in decoder.modules():
+            if isinstance(module, MoE):
+                module.reset_state(self.world.device)
+
+    def _pipeline(self) -> Pipeline:
+        split_by = self.layout.tp if self.layout.sequence_parallel else 1
+        stages = {n: root for n, root in self.roots.items() if isinstance(root, Stage)}
+        low = self.options.precision == "bf16" and self.layout.stage_ranks > 1
+        return Pipeline(
+            stages,
+            self.layout,
+            self.meshes.dense["pp"].get_group(),
+            self.world.device,
+            lambda rows, length: (rows, length // split_by, self.config.d_model),
+            torch.bfloat16 if low else torch.float32,
+        )
+
+    def step(
+        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
+    ) -> StepResult:
+        """See `Engine.step`."""
+        inputs = [self._to_device(batch) for batch in batches]
+        counted = self.layout.is_first_of_readers(self.world.rank)
+        n_labels, n_tokens = count_step(batches, counted, self.world)
+        for moe in self.experts.values():
+            moe.begin_step(n_tokens)
+        sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1))
+        squares = norm_squared(self.parameters.values())
+        totals = torch.cat([sums, squares, asked(stop), balance(self.config, self.experts)])
+        if self.world.size > 1:
+            dist.all_reduce(totals, group=self.world.control)
+        cross_entropy, z_loss, square, stops, balance_loss = totals[:5].tolist()
+        loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
+        applied = self._update(lr, grad_norm, judge(loss, grad_norm))
+        if applied:
+            settle(self.config, self.experts, totals[5:])
+        return StepResult(
+            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops > 0, balance_loss
+        )
+
+    def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:
+        """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss], float64, to be summed over ranks."""
+        if self.pipeline is not None:
+            with self._autocast():
+                sums = self.pipeline.run(inputs, scale)
+        else:
+            sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+            for number, (tokens_BT, labels_BT, ids_BT) in enumerate(inputs):
+                self._synchronise(number == len(inputs) - 1)
+                sums += self._one_micro_batch(tokens_BT, labels_BT, ids_BT, scale)
+        # Under tensor parallelism every rank has the sums of the same tokens.
+        return sums.cpu() / self.layout.tp
+
+    def _one_micro_batch(
+        self, tokens_BT: Tensor, labels_BT: Tensor, ids_BT: Tensor | None, scale: float
+    ) -> Tensor:
+        decoder = self.decoders[0]
+        tokens_BT, labels_BT, places = self._local(decoder, tokens_BT, labels_BT, ids_BT)
+        with self._autocast():
+            sums = decoder(
+                tokens_BT, labels_BT, mode="loss", z_loss=self.options.z_loss, places=places
+            )
+        (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
+        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
+
+    def _local(
+        self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor, Places]:
+        """Return this context rank's part of tokens and labels, and where its tokens stand; hidden states are its part already."""
+        rows, length = labels_BT.shape
+        if self.ring is None:
+            return x, labels_BT, decoder.places(labels_BT, ids_BT)
+
+        def mine(whole: Tensor) -> Tensor:
+            return context_slice(whole, self.place.cp, self.layout.cp)
+
+        if ids_BT is None:
+            positions, segments = torch.arange(length, device=x.device).expand(rows, -1), None
+        else:
+            positions, segments = document_positions(ids_BT)
+        places = replace(
+            decoder.places_at(mine(positions), length),
+            segments=self.ring.plan(
+                None if segments is None else mine(segments), length // self.layout.cp
+            ),
+            across=self.ring,
+        )
+        return mine(x) if decoder.part.first else x, mine(labels_BT), places
+
+    def _to_device(self, batch: MicroBatch) -> _Inputs:
+        """Return int64 tokens, labels and document ids on the device."""
+        arrays = (batch.tokens_BT, batch.labels_BT, batch.document_ids_BT)
+        tokens, labels, ids = (
+            None
+            if array is None
+            else torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)
+            for array in arrays
+        )
+        assert tokens is not None
+        assert labels is not None
+        return tokens, labels, ids
+
+    def _update(self, lr: float, grad_norm: float, applied: bool) -> bool:
+        """Clip and apply the gradient, or drop it."""
+        if applied:
+            clip(self.parameters.values(), grad_norm, self.options.clip_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return applied
+
+    def _synchronise(self, last: bool) -> None:
+        """Keep weights gathered and gradients whole until the last micro-batch; or neither, where they are too large for that."""
+        root = self.roots[0]
+        if isinstance(root, FSDPModule):
+            root.set_requires_gradient_sync(last or not self.keeps_gathered)
+            root.set_requires_all_reduce(last)  # over replicas, of what is reduced over shards
+            root.set_is_last_backward(last)
+            if self.keeps_gathered:
+                root.set_reshard_after_backward(last)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Compute in bf16 where asked; under FSDP2 its mixed-precision policy does that instead."""
+        if self.options.precision != "bf16" or self.layout.stage_ranks > 1:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    @torch.no_grad()
+    def score(
+        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """See `Engine.score`."""
+        length = tokens_BT.shape[1]
+        pad = -length % self.layout.tp  # sequence parallelism splits T evenly
+        tokens = torch.from_numpy(np.pad(tokens_BT, ((0, 0), (0, pad)))).to(self.world.device)
+        labels = np.pad(labels_BT, ((0, 0), (0, pad)), constant_values=-100)
+        with self._autocast():
+            scores = self._score(tokens, torch.from_numpy(labels).to(self.world.device))
+        logprob, greedy = scores[:, :, :length]
+        return logprob.double().cpu().numpy(), greedy.cpu().numpy() > 0.5
+
+    def _score(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Return log-probability and greediness, [2, B, T]."""
+        if self.pipeline is not None:
+            return self.pipeline.score(tokens_BT, labels_BT)
+        scores = self.decoders[0](tokens_BT, labels_BT, mode="score")
+        return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
+
+    def finish_scoring(self) -> None:
+        """See `Engine.finish_scoring`."""
+        for root in self.roots.values():
+            reshard(root)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Engine.tensors`; a mixture adds "frequencies.blocks.N" and "bias.blocks.N"."""
+        return trained(self.parameters, self.optimizer) | expert_state(self.experts)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
+
+    def full_model(self) -> dict[str, Tensor]:
+        """See `Engine.full_model`."""
+        mine: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            value = whole(parameter.detach())
+            if self.world.rank == 0 or self._speaks_for_stage():
+                mine[name] = value.cpu().clone()
+        if self.layout.pp == 1:
+            return mine if self.world.rank == 0 else {}
+        return self._gather_stages(mine)
+
+    def _speaks_for_stage(self) -> bool:
+        place = self.place
+        return place.dp_replicate == place.dp_shard == place.cp == place.tp == 0
+
+    def _gather_stages(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the weights of every stage to rank 0, tensor by tensor."""
+        sends = self._speaks_for_stage() and self.world.rank != 0
+        shapes = {name: tuple(value.shape) for name, value in mine.items()} if sends else {}
+        told: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
+        dist.all_gather_object(told, shapes, group=self.world.control)
+        for source, parts in enumerate(told):
+            for name, shape in parts.items():
+                if self.world.rank == source:
+                    dist.send(mine[name], 0, group=self.world.control)
+                elif self.world.rank == 0 and name not in mine:
+                    mine[name] = torch.empty(shape)
+                    dist.recv(mine[name], source, group=self.world.control)
+                elif self.world.rank == 0:
+                    dist.recv(torch.empty(shape), source, group=self.world.control)
+        return mine if self.world.rank == 0 else {}
+
+    def load_model(self, state: dict[str, Tensor]) -> None:
+        """See `Engine.load_model`."""
+        fill(self.parameters, lambda name, _: state[name])

@@ -1,0 +1,147 @@
+"""The protocol between the step loop and whatever trains the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+if TYPE_CHECKING:
+    from motet.models.config import ModelConfig
+    from motet.parallel.layout.layout import Layout
+    from motet.parallel.runtime.mesh import World
+
+
+class MicroBatch(Protocol):
+    """Sequences of one forward pass: B sequences of T tokens, as the stream gives them."""
+
+    @property
+    def tokens_BT(self) -> npt.NDArray[np.int32]: ...
+
+    @property
+    def labels_BT(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def document_ids_BT(self) -> npt.NDArray[np.int32] | None: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is trained; the launcher fills it from the run's settings.
+
+    Attributes:
+        precision: "fp32" or "bf16" (bf16 compute, fp32 weights and reductions).
+        compile: torch.compile every block.
+        clip_norm: largest gradient norm, 0 for no clipping.
+        z_loss: weight of the squared log-partition.
+        betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the embedding.
+        seed: of the initial weights.
+        zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or "parameters"; settings passed through.
+    """
+
+    precision: str = "fp32"
+    compile: bool = False
+    clip_norm: float = 1.0
+    z_loss: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    fused: bool = True
+    seed: int = 0
+    zero_stage: int = 2
+    offload: str = "none"
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank.
+
+    Attributes:
+        loss: mean cross-entropy over the labels of the global batch, nats.
+        z_loss: mean squared log-partition, times its weight.
+        grad_norm: before clipping.
+        n_labels: labels of the global batch.
+        balance_loss: load-balancing and router losses of a mixture of experts, with their coefficients; 0 for a dense model.
+        applied: False when the judge refused the update.
+        stop: some rank was asked to stop.
+    """
+
+    loss: float
+    z_loss: float
+    grad_norm: float
+    n_labels: int
+    applied: bool
+    stop: bool
+    balance_loss: float = 0.0
+
+
+Judge = Callable[[float, float], bool]
+"""(loss, gradient norm) -> whether to apply the update. Both are global, so every rank decides alike."""
+
+
+class Engine(Protocol):
+    """What trains a model; the same experiments, probes and checkpoints run on any of them."""
+
+    def step(
+        self,
+        batches: Sequence[MicroBatch],
+        lr: float,
+        judge: Judge,
+        stop: Callable[[], bool],
+    ) -> StepResult:
+        """Train on one global batch; the loss is the mean over all its labels, however they are spread over ranks.
+
+        Args:
+            batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one shape.
+            lr: learning rate of this step.
+            judge: decides whether the update is applied.
+            stop: whether this rank was asked to stop; called once, after the passes, so that a signal is heard within the step that it comes in.
+        """
+
+    def score(
+        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return log-probability (nats) and greedy agreement of every label, [B, T].
+
+        A collective: ranks of one group of readers bring the same rows and get the same scores; all groups call it equally often.
+        """
+
+    def finish_scoring(self) -> None:
+        """Give back what scoring held, so that the next step finds the engine as it was."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return this rank's part of model and optimizer by layout-independent names (a collective).
+
+        "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N that this rank holds a part of.
+        """
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what a checkpoint was read into: the very tensors that `tensors` returned (a collective)."""
+
+    def full_model(self) -> dict[str, torch.Tensor]:
+        """Return the unsharded model on the CPU of rank 0, {} elsewhere. A collective."""
+
+    def load_model(self, state: dict[str, torch.Tensor]) -> None:
+        """Set the weights from unsharded tensors, present on every rank."""
+
+
+ENGINES = {
+    "native": ("motet.parallel.engines.native", "NativeEngine"),
+    "deepspeed": ("motet.parallel.engines.engine_deepspeed", "DeepSpeedEngine"),
+    "accelerate": ("motet.parallel.engines.engine_accelerate", "AccelerateEngine"),
+}
+
+
+def build_engine(
+    config: ModelConfig, options: EngineOptions, layout: Layout, world: World
+) -> Engine:
+    """Build the engine that a layout asks for; its module, and what that needs, is imported only then."""
+    module, name = ENGINES[layout.engine]
+    engine: Engine = getattr(import_module(module), name)(config, options, layout, world)
+    return engine

@@ -1,0 +1,124 @@
+"""The words of a search: what is asked, what is found, why the rest is not there. Pure; no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from motet.models.config import ModelConfig
+from motet.parallel.cluster.description import Cluster
+from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.layout.layout import Layout
+from motet.parallel.planner.space import Limits, Spread
+
+FIXABLE = (
+    "tp",
+    "pp",
+    "cp",
+    "ep",
+    "etp",
+    "dp_replicate",
+    "dp_shard",
+    "micro_sequences",
+    "virtual_stages",
+    "schedule",
+    "recompute",
+    "sequence_parallel",
+    "engine",
+    "zero_stage",
+    "offload",
+)
+"""What a question may fix."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search answers.
+
+    Attributes:
+        training: its `zero_stage` and `offload` are replaced by what an engine does.
+        engines: "native", "deepspeed".
+        fixed: degrees and switches that a layout must have, by names of `FIXABLE`.
+        compiled: zero-bubble schedules, which take the backward pass apart, are out.
+        top: how many kinds of layouts are ranked.
+        worth: layouts that take longer than this many times the fastest are not.
+        constants: by kind of device; None: what ships.
+    """
+
+    model: ModelConfig
+    cluster: Cluster
+    training: Training
+    engines: tuple[str, ...] = ("native",)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    compiled: bool = False
+    top: int = 8
+    worth: float = 1.25
+    limits: Limits = field(default_factory=Limits)
+    traits: Traits = NATIVE
+    constants: Mapping[str, Constants] | None = None
+
+    def allows(self, **values: object) -> bool:
+        """Return whether values contradict none that are fixed."""
+        return all(self.fixed.get(name, value) == value for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout that fits.
+
+    Attributes:
+        cluster: the nodes that it uses; processes are numbered along its groups.
+        offload: "none" or "optimizer"; `zero_stage` and it are settings of DeepSpeed.
+    """
+
+    layout: Layout
+    cluster: Cluster
+    spread: Spread
+    prediction: Prediction
+    zero_stage: int | None = None
+    offload: str = "none"
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What makes it another row of the table."""
+        names = tuple(group.name for group in self.cluster.groups)
+        return (*kind_of(self.layout, self.spread, names), self.zero_stage, self.offload)
+
+
+def kind_of(layout: Layout, spread: Spread, groups: tuple[str, ...]) -> tuple[object, ...]:
+    """Return engine, degrees and machines: no schedule, no size of a micro-batch, and no number of stages where they differ by group."""
+    pp = layout.pp if len(groups) == 1 else min(layout.pp, 2)
+    degrees = layout.tp, pp, layout.cp, layout.ep, layout.etp
+    return (layout.engine, *degrees, spread.across, groups)
+
+
+@dataclass
+class Answer:
+    """What a search found.
+
+    Attributes:
+        choices: the fastest layout of each kind that fits, fastest first.
+        counts: candidates by what became of them: "predicted", "slower" (a lower bound of their time is above what is ranked), "memory"
+            (a bound of their memory is above the devices'), "micro-batches" (the batch gives the schedules too few).
+        bound_s: 0 where the first choice is proven: nothing in the space is faster; else nothing that was not tried takes less than this.
+        ranked_all: whether that holds for every other row, too: it is the fastest of its kind, and no row is missing. Else these are the fastest
+            of their kinds that were found.
+    """
+
+    choices: list[Choice] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    bound_s: float = 0.0
+    ranked_all: bool = True
+
+    @property
+    def best(self) -> Choice:
+        """The fastest."""
+        return self.choices[0]
+
+    @property
+    def gap(self) -> float:
+        """The share of its time by which something that was not tried may be faster than the first choice; 0: it is proven."""
+        if not self.choices or not self.bound_s:
+            return 0.0
+        return max(0.0, 1.0 - self.bound_s / self.best.prediction.step_time_s)

@@ -1,0 +1,134 @@
+"""What one rank holds of a weight: its own part, who else holds it, and the optimizer over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+
+from motet.parallel.engines.protocol import EngineOptions
+
+
+def local(value: Tensor) -> Tensor:
+    """Return the memory that this rank holds of a tensor, outside autograd."""
+    value = value.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of an unsharded value that this rank holds of `like`.
+
+    Cut innermost mesh dimension first: FSDP2 splits what tensor parallelism has left of a weight, and both cut as `torch.chunk`.
+    """
+    if not isinstance(like, DTensor):
+        return whole
+    coordinate = like.device_mesh.get_coordinate()
+    assert coordinate is not None
+    for index in reversed(range(like.device_mesh.ndim)):
+        dimension = getattr(like.placements[index], "dim", None)
+        if dimension is not None:
+            pieces = whole.chunk(like.device_mesh.size(index), dimension)
+            held = coordinate[index]
+            whole = pieces[held] if held < len(pieces) else whole.narrow(dimension, 0, 0)
+    return whole
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a weight unsharded on every rank that holds a part of it (a collective).
+
+    Outermost mesh dimension first: what FSDP2 split of a tensor-parallel part comes together before the parts do.
+    """
+    if not isinstance(value, DTensor):
+        return value
+    placements = list(value.placements)
+    for index in range(len(placements)):
+        placements[index] = Replicate()
+        value = value.redistribute(placements=placements)
+    return value.to_local()
+
+
+def holders(parameter: Tensor) -> int:
+    """Return how many ranks of a pipeline stage hold the same part of a weight as this one."""
+    if not isinstance(parameter, DTensor):
+        return 1
+    mesh = parameter.device_mesh
+    return math.prod(mesh.size(i) for i, p in enumerate(parameter.placements) if p.is_replicate())
+
+
+def fill(
+    parameters: Mapping[str, Tensor], value_of: Callable[[str, tuple[int, ...]], Tensor]
+) -> None:
+    """Set every weight from its unsharded value, asked for by name and shape; each rank keeps its own part."""
+    for name, parameter in parameters.items():
+        value = value_of(name, tuple(parameter.shape))
+        local(parameter).copy_(own_part(value, parameter))
+
+
+def norm_squared(parameters: Iterable[Tensor]) -> Tensor:
+    """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several ranks hold count once."""
+    parts = [(p, p.grad) for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
+    weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
+    if not norms:
+        return torch.zeros(1, dtype=torch.float64)
+    return (torch.stack(norms).double().cpu().square() * weights).sum().view(1)
+
+
+def reshard(root: nn.Module) -> None:
+    """Give back the weights that FSDP2 keeps gathered after a forward pass, and would show as parameters."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def trained(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return "model.N" and the optimizer's "exp_avg.N", "exp_avg_sq.N" and "step.N" of every weight N: the tensors that train."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        found[f"model.{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            found[f"{key}.{name}"] = value
+    return found
+
+
+def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:
+    """Scale every rank's part of the gradient so that its norm, now `norm`, is at most `most`; 0 = no clipping."""
+    if 0 < most < norm:
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, most / (norm + 1e-6))
+
+
+def adamw(parameters: Mapping[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:
+    """Return AdamW with its state in place, so that a checkpoint can be loaded before the first step.
+
+    Matrices outside the embedding decay. One group holds weights of one mesh: the fused kernel takes no mixture.
+    """
+    groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decays = parameter.ndim >= 2 and "embed" not in name
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((decays, mesh), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": options.weight_decay if decays else 0.0}
+            for (decays, _), members in groups.items()
+        ],
+        lr=0.0,
+        betas=options.betas,
+        eps=options.eps,
+        fused=options.fused,
+    )
+    for parameter in parameters.values():
+        device = parameter.device if options.fused else "cpu"
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
+        }
+    return optimizer

@@ -1,0 +1,214 @@
+"""Assignment: balanced, blocked, clustered, and dependent on names only."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motet.experiments.design.assignment import (
+    assign,
+    assign_many,
+    assign_timing,
+    assignment_key,
+    make_design,
+    near_duplicate_clusters,
+    permute_within_blocks,
+    quantile_bins,
+)
+from motet.experiments.design.spec import Arm
+from motet.experiments.library.base import Unit
+
+ARMS = (Arm("a", 0), Arm("b", 1), Arm("c", 4))
+
+
+def units_of(n: int, n_blocks: int = 1, cluster_size: int = 1) -> list[Unit]:
+    return [
+        Unit(
+            f"u{i}",
+            ("x",),
+            (),
+            cluster=f"c{i // cluster_size}",
+            block=f"b{i // cluster_size % n_blocks}",
+        )
+        for i in range(n)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(2, 60), st.integers(1, 7), st.integers(1, 3), st.randoms(), st.integers(0, 2**60)
+)
+def test_the_order_of_units_changes_no_assignment(n, blocks, size, random, key) -> None:  # type: ignore[no-untyped-def]
+    units = units_of(n, blocks, size)
+    shuffled = list(units)
+    random.shuffle(shuffled)
+    one = dict(
+        zip([u.id for u in units], assign(make_design(units, ARMS), key).tolist(), strict=True)
+    )
+    other = assign(make_design(shuffled, ARMS), key)
+    assert one == dict(zip([u.id for u in shuffled], other.tolist(), strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 80),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    st.integers(0, 2**60),
+)
+def test_arms_are_balanced_in_every_block_and_overall(n, blocks, weights, key) -> None:  # type: ignore[no-untyped-def]
+    arms = tuple(Arm(f"a{i}", i, weight=w) for i, w in enumerate(weights))
+    units = units_of(n, blocks)
+    design = make_design(units, arms)
+    labels = assign_many(design, key, 5)
+    whole = np.gcd.reduce(weights)
+    shares = np.array(weights) // whole
+    width = int(shares.sum())
+    for draw in labels:
+        counts = np.bincount(draw, minlength=len(arms))
+        assert np.all(np.abs(counts - n * shares / width) <= shares)
+        for block in range(design.n_blocks):
+            here = np.bincount(
+                draw[design.block_of_cluster[design.cluster_of_unit] == block], minlength=len(arms)
+            )
+            rounds = here.sum() // width
+            assert np.all(here >= rounds * shares)
+
+
+def test_leftovers_of_small_blocks_are_balanced_over_the_experiment() -> None:
+    units = units_of(60, 30)
+    labels = assign_many(make_design(units, tuple(Arm(f"a{i}", i) for i in range(4))), 3, 200)
+    counts = np.array([np.bincount(draw, minlength=4) for draw in labels])
+    assert np.all(counts == 15)
+
+
+def test_units_of_a_cluster_move_together() -> None:
+    units = units_of(90, 2, 3)
+    for draw in assign_many(make_design(units, ARMS), 5, 50):
+        assert all(len(set(draw[i : i + 3].tolist())) == 1 for i in range(0, 90, 3))
+
+
+def test_every_unit_gets_every_arm_in_proportion_to_its_weight() -> None:
+    units = units_of(11, 3)
+    arms = (Arm("a", 0, weight=2), Arm("b", 1), Arm("c", 2))
+    draws = assign_many(make_design(units, arms), 9, 20_000)
+    for arm, share in enumerate((0.5, 0.25, 0.25)):
+        rates = (draws == arm).mean(axis=0)
+        assert np.all(np.abs(rates - share) < 0.02)
+
+
+def test_the_actual_assignment_is_draw_zero_and_draws_do_not_depend_on_their_number() -> None:
+    design = make_design(units_of(40, 3), ARMS)
+    many = assign_many(design, 77, 300)
+    assert np.array_equal(assign(design, 77), many[0])
+    assert np.array_equal(assign_many(design, 77, 100), many[:100])
+    assert len({draw.tobytes() for draw in many}) == 300
+
+
+def test_another_experiment_or_seed_is_another_assignment() -> None:
+    design = make_design(units_of(60), ARMS)
+    keys = [assignment_key(seed, name) for seed in (0, 1) for name in ("x", "y")]
+    found = {assign(design, key).tobytes() for key in keys}
+    assert len(found) == 4
+
+
+def test_more_arms_than_clusters_leaves_arms_empty_and_stays_fair() -> None:
+    arms = tuple(Arm(f"a{i}", i) for i in range(5))
+    draws = assign_many(make_design(units_of(2), arms), 1, 10_000)
+    assert np.all(draws[:, 0] != draws[:, 1])
+    assert np.all(np.abs(np.bincount(draws[:, 0], minlength=5) / 10_000 - 0.2) < 0.02)
+
+
+def test_timing_is_balanced_and_apart_from_the_arms() -> None:
+    design = make_design(units_of(80, 2), ARMS)
+    timing = assign_timing(design, 4)
+    assert timing.sum() == 40
+    arms = assign_many(design, 5, 400)
+    late_share = [timing[draw == 1].mean() for draw in arms]
+    assert abs(np.mean(late_share) - 0.5) < 0.02
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=30), st.integers(0, 2**60))
+def test_shuffled_labels_keep_the_counts_of_every_block(blocks: list[int], key: int) -> None:
+    block = np.array(blocks)
+    labels = (np.arange(len(blocks)) % 2).astype(np.int8)
+    for draw in permute_within_blocks(labels, block, key, 20):
+        for number in set(blocks):
+            assert draw[block == number].sum() == labels[block == number].sum()
+
+
+def test_near_duplicates_are_one_cluster_and_a_chain_of_them_too() -> None:
+    base = [f"word{k}" for k in range(19)]
+    changed = [list(base) for _ in range(4)]
+    for number, words in enumerate(changed):
+        words[: number + 1] = [f"w{number}{k}" for k in range(number + 1)]
+    texts = [" ".join(words) for words in changed]
+    other = ["an entirely different sentence about rivers and mountains of the north", "short", ""]
+    labels = near_duplicate_clusters([*texts, *other, texts[0].upper() + "!"], 0.5)
+    assert len(set(labels[:4].tolist())) == 1
+    assert len(set(labels[:7].tolist())) == 4
+    assert labels[-1] == labels[0]
+
+
+def test_prefix_filtering_finds_exactly_the_pairs_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = [f"v{k}" for k in range(12)]
+    texts = [" ".join(rng.choice(vocabulary, size=rng.integers(2, 14))) for _ in range(120)]
+    texts += [text + " " + str(rng.choice(vocabulary)) for text in texts[:60]]
+
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        width = min(3, len(words))
+        return {tuple(words[i : i + width]) for i in range(len(words) - width + 1)}
+
+    sets = [shingles(text) for text in texts]
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for i in range(len(texts)):
+        for j in range(i):
+            if len(sets[i] & sets[j]) >= 0.4 * len(sets[i] | sets[j]):
+                parent[root(i)] = root(j)
+    expected = [root(i) for i in range(len(texts))]
+    found = near_duplicate_clusters(texts, 0.4).tolist()
+
+    def same(labels: list[int]) -> set[tuple[int, int]]:
+        return {(i, j) for i in range(len(texts)) for j in range(i) if labels[i] == labels[j]}
+
+    assert same(found) == same(expected)
+    assert same(expected)
+
+
+def test_many_copies_with_small_changes_are_still_one_cluster() -> None:
+    text = " ".join(f"word{k}" for k in range(60))
+    texts = [f"{text} tail{i} end{i}" for i in range(400)]
+    assert len(set(near_duplicate_clusters(texts).tolist())) == 1
+
+
+def test_a_shared_template_is_no_duplicate() -> None:
+    texts = [
+        f"Question: Which river runs past the mills of Town{i} in Land{i}?\nAnswer: River{i}"
+        for i in range(300)
+    ]
+    assert len(set(near_duplicate_clusters(texts).tolist())) == 300
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.integers(1, 5))
+def test_quantile_bins_follow_the_order_of_values(values: list[float], n_bins: int) -> None:
+    bins = quantile_bins(np.array(values), n_bins)
+    assert bins.min() == 0
+    assert bins.max() < n_bins
+    ordered = sorted(zip(values, bins.tolist(), strict=True))
+    assert all(low[1] <= high[1] for low, high in pairwise(ordered))
+
+
+def test_a_value_that_is_not_finite_gets_a_bin_of_its_own() -> None:
+    assert quantile_bins(np.array([1.0, np.nan, 2.0, 3.0, 4.0]), 2).tolist() == [0, -1, 0, 1, 1]

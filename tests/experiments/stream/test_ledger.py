@@ -1,0 +1,198 @@
+"""The ledger and its audit: every way in which a run can depart from its plan is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motet.core.errors import UserError
+from motet.experiments.stream.audit import audit_lines, check_ledger, per_unit
+from motet.experiments.stream.batch_sizes import Steps
+from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
+from motet.experiments.stream.ledger import (
+    LedgerWriter,
+    Record,
+    lineage,
+    open_segment,
+    read_records,
+    read_segments,
+)
+from motet.experiments.stream.stream import Stream
+from tests.experiments.plans import corpus, request
+
+LENGTH, BATCH, TOTAL = 40, 6, 20
+STEPS = Steps.of(BATCH)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Stream:
+    compiled = compile_plan([request("x", 15, 3, (0, BATCH * TOTAL), length=6)], 1, LENGTH)
+    write_plan(compiled, tmp_path / "p.plan")
+    return Stream([corpus()], [1.0], LENGTH, 3, Plan(tmp_path / "p.plan"))
+
+
+def record(stream: Stream, step: int, rank: int, world: int) -> Record:
+    before = STEPS.slots_before(step)
+    first = before + BATCH * rank // world
+    count = before + BATCH * (rank + 1) // world - first
+    batch = stream.batch(first, count)
+    return Record(step, first, count, batch.digest(), True, batch.exposure_ids)
+
+
+def train(folder: Path, stream: Stream, parent: int, start: int, stop: int, world: int) -> int:
+    """Pretend to train steps [start, stop); return the segment's number."""
+    assert stream.plan is not None
+    segment = open_segment(folder, parent, 1, start, world, (stream.plan.sha256, "d"))
+    for rank in range(world):
+        writer = LedgerWriter(folder, segment.segment, rank)
+        for step in range(start, stop):
+            writer.append(record(stream, step, rank, world))
+        writer.close()
+    return segment.segment
+
+
+def audit(folder: Path, stream: Stream, segment: int, step: int, replay: bool = True):
+    assert stream.plan is not None
+    digest = (lambda first, count: stream.batch(first, count).digest()) if replay else None
+    return check_ledger(folder, stream.plan, STEPS, segment, step, digest)
+
+
+def test_an_uninterrupted_run_passes(tmp_path: Path, stream: Stream) -> None:
+    found = audit(tmp_path, stream, train(tmp_path, stream, 0, 0, TOTAL, 2), TOTAL)
+    assert found.ok
+    assert (found.planned, found.consumed_once, found.replayed) == (45, 45, 2 * TOTAL)
+    assert audit_lines(found)[-1] == "audit passed"
+
+
+@pytest.mark.parametrize("worlds", [(2, 1, 3), (1, 2, 6)])
+def test_kills_resumes_and_other_world_sizes_pass(
+    tmp_path: Path, stream: Stream, worlds: tuple
+) -> None:
+    first = train(
+        tmp_path, stream, 0, 0, 9, worlds[0]
+    )  # killed after step 9; its checkpoint is at 6
+    second = train(tmp_path, stream, first, 6, 14, worlds[1])
+    train(tmp_path, stream, first, 6, 8, 1)  # another branch that came to nothing
+    last = train(tmp_path, stream, second, 12, TOTAL, worlds[2])
+    found = audit(tmp_path, stream, last, TOTAL)
+    assert found.ok
+    assert found.consumed_once == 45
+    assert found.worlds == list(worlds)
+
+
+def test_a_run_that_stopped_early_owes_only_what_was_due(tmp_path: Path, stream: Stream) -> None:
+    found = audit(tmp_path, stream, train(tmp_path, stream, 0, 0, 7, 2), 7)
+    assert found.ok
+    assert 0 < found.planned < 45
+
+
+def test_a_repeated_exposure_is_found(tmp_path: Path, stream: Stream) -> None:
+    segment = train(tmp_path, stream, 0, 0, TOTAL, 1)
+    assert stream.plan is not None
+    twice = stream.plan.exposures().id[:1]
+    writer = LedgerWriter(tmp_path, segment, 1)
+    writer.append(Record(3, 0, 0, 0, True, twice))
+    writer.close()
+    found = audit(tmp_path, stream, segment, TOTAL, replay=False)
+    assert found.duplicated == 1
+    assert not found.ok
+
+
+def test_a_missing_step_an_unplanned_exposure_and_changed_tokens_are_found(
+    tmp_path: Path, stream: Stream
+) -> None:
+    assert stream.plan is not None
+    segment = open_segment(tmp_path, 0, 1, 0, 1, (stream.plan.sha256, "d"))
+    writer = LedgerWriter(tmp_path, segment.segment, 0)
+    for step in range(TOTAL):
+        made = record(stream, step, 0, 1)
+        if step == 5:
+            made = replace(made, digest=made.digest ^ 1)
+        if step == 6:
+            made = replace(made, exposure_ids=np.append(made.exposure_ids, np.uint64(12345)))
+        if step != 7:
+            writer.append(made)
+    writer.close()
+    found = audit(tmp_path, stream, segment.segment, TOTAL)
+    text = "\n".join(audit_lines(found))
+    assert "records of 1 steps do not cover their slots" in text
+    assert "1 exposures were consumed that the plan does not hold" in text
+    assert "do not match the tokens of the corpora and the plan (first at step 5)" in text
+    assert "AUDIT FAILED" in text
+
+
+def test_a_segment_under_another_plan_is_found(tmp_path: Path, stream: Stream) -> None:
+    segment = open_segment(tmp_path, 0, 1, 0, 1, ("other", "d"))
+    writer = LedgerWriter(tmp_path, segment.segment, 0)
+    for step in range(TOTAL):
+        writer.append(record(stream, step, 0, 1))
+    writer.close()
+    assert "under another plan" in audit(tmp_path, stream, 1, TOTAL).problems[0]
+
+
+def test_skipped_updates_are_consumed_but_not_applied(tmp_path: Path, stream: Stream) -> None:
+    assert stream.plan is not None
+    segment = open_segment(tmp_path, 0, 1, 0, 1, (stream.plan.sha256, "d"))
+    writer = LedgerWriter(tmp_path, segment.segment, 0)
+    lost = 0
+    for step in range(TOTAL):
+        made = record(stream, step, 0, 1)
+        if step == 4:
+            made, lost = replace(made, applied=False), len(made.exposure_ids)
+        writer.append(made)
+    writer.close()
+    found = audit(tmp_path, stream, segment.segment, TOTAL)
+    assert found.ok
+    assert found.skipped_steps == [4]
+    assert found.not_applied == lost
+    counts = per_unit(stream.plan, 0, 15, found.applied, placebos=False)
+    assert counts.sum() == 45 - lost
+
+
+def test_a_torn_tail_ends_a_file_and_an_altered_record_is_an_error(
+    tmp_path: Path, stream: Stream
+) -> None:
+    segment = train(tmp_path, stream, 0, 0, 5, 1)
+    path = tmp_path / f"segment-{segment:05d}" / "rank-00000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    assert [made.step for made in read_records(path)] == [0, 1, 2, 3]
+    path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+    with pytest.raises(UserError, match="was altered"):
+        list(read_records(path))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    step=st.integers(0, 2**40),
+    count=st.integers(0, 2**20),
+    digest=st.integers(0, 2**64 - 1),
+    applied=st.booleans(),
+    ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
+)
+def test_records_read_back_as_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    step: int,
+    count: int,
+    digest: int,
+    applied: bool,
+    ids: list[int],
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "rank-00000.bin"
+    made = Record(step, step * 3, count, digest, applied, np.array(ids, dtype=np.uint64))
+    path.write_bytes(made.encode() * 2)
+    for found in read_records(path):
+        assert (found.step, found.first_slot, found.count) == (step, step * 3, count)
+        assert (found.digest, found.applied) == (digest, applied)
+        assert found.exposure_ids.tolist() == ids
+
+
+def test_a_lineage_with_a_missing_segment_cannot_be_proved(tmp_path: Path, stream: Stream) -> None:
+    last = train(tmp_path, stream, 7, 3, 5, 1)
+    with pytest.raises(UserError, match="segment 7 is missing"):
+        lineage(read_segments(tmp_path), last, 5)

@@ -1,0 +1,585 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from motet.core.errors import Problem, UserError
+from motet.launcher import cli
+from motet.launcher.config import load as config
+from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.models.config import preset
+from tests.launcher.conftest import Main
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+RUN_YAML = """\
+name: first
+data: {sequence_length: 128, corpora: [{path: corpora/x}]}
+batch: {sequences: 8}
+layout: {micro_sequences: 2}
+training: {steps: 200, schedule: {warmup_steps: 2}}
+experiments: [{name: canaries, use: memorization, generate: {count: 16, seed: 1}}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a run.yaml and the corpus it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN_YAML)
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        text = "".join(f"Sentence {j} of text {i} says {i * j}.\n" for j in range(120))
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
+    code = cli.main(
+        [
+            "data",
+            "prepare",
+            "texts",
+            "--output",
+            "corpora/x",
+            "--vocabulary-size",
+            "300",
+            "--quiet",
+            "--processes",
+            "1",
+        ]
+    )
+    assert code == 0
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """Calls of `train`, which here leaves only what a begun run has."""
+    from motet.launcher.launch import local as run
+
+    calls: list[SimpleNamespace] = []
+
+    def train(settings: Any, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
+        rundir.create()
+        write_json(rundir.manifest, {"model": vars(preset("1m", 320))})
+        atomic_write(rundir.run_yaml, yaml_text)
+        atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
+        calls.append(
+            SimpleNamespace(settings=settings, rundir=rundir, text=yaml_text, resume=resume)
+        )
+        return 0
+
+    monkeypatch.setattr(run, "train", train)
+    return calls
+
+
+def test_help_is_instant_and_lists_every_command() -> None:
+    command = [sys.executable, "-m", "motet.launcher.cli", "--help"]
+    seconds = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start_s)
+    for name in (
+        "demo",
+        "init",
+        "data",
+        "experiments",
+        "train",
+        "resume",
+        "report",
+        "eval",
+        "export",
+    ):
+        assert f"\n    {name}" in done.stdout
+    assert min(seconds) < 0.3, statistics.median(seconds)
+
+
+def commands(parser: argparse.ArgumentParser | None = None) -> list[list[str]]:
+    """The words of every command, however deep it lies."""
+    for action in (parser or cli.build_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            choices = action.choices.items()
+            return [[name, *rest] for name, inner in choices for rest in commands(inner)]
+    return [[]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_and_a_function(command: list[str], main: Main) -> None:
+    code, out, _ = main(*command, "--help")
+    assert code == 0
+    assert "usage: motet " + " ".join(command) in out
+    acting = {"demo", "init", "prepare", "index", "train", "resume", "report", "eval", "export"}
+    acting |= {"submit", "cancel", "start", "stop", "rate", "cut", "crash", "mend"}
+    acting |= {"restart-controller", "probe", "plan"}
+    assert ("--dry-run" in out) == (command[-1] in acting)
+    parser: Any = cli.build_parser()
+    for name in command:
+        parser = parser._subparsers._group_actions[0].choices[name]
+    assert callable(cli._target(parser.get_default("target")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        (["trian"], "'trian' is no command (did you mean 'train'?); there are demo, init"),
+        (["experiments", "chek"], "(did you mean 'check'?)"),
+        (["train", "run.yaml", "--steps", "3"], "unknown argument: --steps 3"),
+        (["report", "x", "y"], "unknown argument: y"),
+        ([], "required"),
+        (["train"], "RUN.yaml"),
+        (["train", "nope.yaml"], "nope.yaml does not exist"),
+        (["train", "training.steps=3"], "the run.yaml comes first"),
+        (["resume", "nope"], "nope does not exist"),
+        (["report", "."], "is not the folder of a run"),
+        (["experiments", "audit", "."], "is not the folder of a run"),
+        (["data", "prepare", "nope", "--output", "x"], "nope: does not exist"),
+        (["data", "inspect", "nope"], "nope does not exist"),
+        (["data", "index", "a.npy", "b.bin", "--output", "x"], "several kinds"),
+        (["demo", "--steps", "0"], "--steps 0 must be at least 1"),
+        (["init", "a b"], "cannot name a folder"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_exit_2(
+    arguments: list[str], piece: str, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = main(*arguments)
+    assert code == 2
+    assert out == ""
+    assert piece in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "piece"),
+    [
+        (UserError("seed: bad"), 2, "motet: seed: bad"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "motet: /x: Permission denied"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, piece: str, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_target", lambda name: fail)
+    got, _, err = main("report", "x")
+    assert (got, piece in err) == (code, True)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(cli, "_target", lambda name: fail)
+    with pytest.raises(ValueError, match="ours"):
+        main("report", "x")
+
+
+def test_a_model_that_cannot_be_is_the_users_mistake(
+    main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.models.config import preset
+
+    monkeypatch.setattr(cli, "_target", lambda name: lambda _: preset("2m", 64))
+    code, _, err = main("report", "x")
+    assert code == 2
+    assert "model.preset='2m'" in err
+
+
+def test_files_are_private_whatever_the_shell_says(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main("init", "mine")[0] == 0
+    assert (tmp_path / "mine" / "run.yaml").stat().st_mode & 0o077 == 0
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m motet.launcher.cli experiments list --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_settings_may_stand_around_options(main: Main, folder: Path) -> None:
+    code, out, _ = main("train", "run.yaml", "seed=3", "--dry-run", "data.verify=false")
+    assert code == 0
+    assert "seed: 3" in out
+    assert "verify: false" in out
+
+
+def test_a_dry_run_prints_settings_command_and_plan_and_touches_nothing(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    code, out, err = main("train", "run.yaml", "layout.processes=2", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "-m torch.distributed.run --standalone --nproc-per-node 2" in out
+    assert "200 steps = 204,800 tokens (1,024 per step)" in out
+    assert "canaries" in out
+    assert "% of the run)" in out
+    settings = config.load(None, [], text=out)
+    assert settings.layout.processes == 2
+    assert (sorted(folder.rglob("*")), trained) == (before, [])
+
+
+def test_a_dry_run_tells_what_stands_in_the_way(main: Main, folder: Path) -> None:
+    code, _, err = main("train", "run.yaml", "data.corpora.0.path=nope", "--dry-run")
+    assert code == 2
+    assert "nope" in err
+
+
+def test_a_dry_run_checks_the_layout_against_the_vocabulary_of_the_corpus(
+    main: Main, folder: Path
+) -> None:
+    sizes = ["model.n_heads=7", "model.n_kv_heads=7", "model.d_model=112", "model.d_ffn=448"]
+    layout = ["layout.processes=7", "layout.tp=7", "data.sequence_length=126"]
+    code, out, err = main("train", "run.yaml", *sizes, *layout, "--dry-run")
+    assert code == 2
+    assert "# layout       tp 7, native" in out
+    assert err == "motet: layout.tp: 7 does not divide model.vocabulary_size=320; nearest: 1\n"
+
+
+def test_a_run_goes_on_in_any_layout_that_fits_its_model(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    main("train", "run.yaml")
+    assert main("resume", "runs/first", "layout.processes=2", "layout.tp=2")[0] == 0
+    assert trained[-1].settings.layout_for(2).tp == 2
+    code, _, err = main("resume", "runs/first", "layout.processes=4", "layout.tp=4")
+    assert code == 2
+    assert "layout.tp: 4 does not divide model.n_heads=2" in err
+
+
+def test_training_gets_the_checked_settings_and_the_text_as_written(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    assert main("train", "run.yaml", "training.steps=260")[0] == 0
+    (call,) = trained
+    assert call.settings.training.steps == 260
+    assert call.rundir.root == folder / "runs" / "first"
+    assert call.text.startswith(RUN_YAML.rstrip())
+    assert "#   training.steps=260" in call.text
+    assert call.resume is False
+
+
+def test_a_run_is_never_trained_over(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    assert main("train", "run.yaml")[0] == 0
+    code, _, err = main("train", "run.yaml")
+    assert code == 2
+    assert "with these settings; `motet resume runs/first`" in err
+    code, _, err = main("train", "run.yaml", "seed=1", "training.optimizer.lr=0.001")
+    assert code == 2
+    assert "with other settings; choose another name" in err
+    assert "seed: 0 there, 1 here" in err
+    assert main("train", "run.yaml", "seed=1", "name=second")[0] == 0
+    (folder / "runs" / "third").mkdir()
+    (folder / "runs" / "third" / "notes").write_text("mine")
+    assert "exists and is no run" in main("train", "run.yaml", "name=third")[2]
+    assert len(trained) == 2
+
+
+def test_a_run_goes_on_with_other_processes_or_for_longer_but_not_as_another(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    main("train", "run.yaml")
+    assert main("resume", "runs/first", "layout.processes=2", "training.steps=280")[0] == 0
+    assert trained[-1].resume is True
+    assert trained[-1].settings.layout.processes == 2
+    assert trained[-1].settings.steps == 280
+    assert main("resume", "runs/first", "training.tokens=400000")[0] == 0
+    assert trained[-1].settings.training.steps is None
+    code, _, err = main("resume", "runs/first", "seed=1", "training.optimizer.lr=0.1")
+    assert code == 2
+    assert "seed: is 0 in this run and cannot become 1 when it goes on" in err
+    assert "training.optimizer.lr" in err
+    assert "a run can only be extended" in main("resume", "runs/first", "training.steps=9")[2]
+    code, out, _ = main("resume", "runs/first", "--dry-run")
+    assert code == 0
+    assert "goes on from  the start" in out
+    assert "torch.distributed.run" in out
+
+
+def test_a_moved_run_goes_on_where_it_is_now(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    main("train", "run.yaml")
+    (folder / "elsewhere").mkdir()
+    (folder / "runs" / "first").rename(folder / "elsewhere" / "first")
+    assert main("resume", "elsewhere/first")[0] == 0
+    assert trained[-1].rundir.root == folder / "elsewhere" / "first"
+    assert trained[-1].settings.runs == str(folder / "elsewhere")
+
+
+def test_a_begun_run_does_not_need_the_users_items_any_more(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    items = folder / "items.jsonl"
+    items.write_text(
+        "".join(
+            json.dumps({"id": i, "prefix": f"The code of {i} is", "secret": f"{i * 7919:06d}"})
+            + "\n"
+            for i in range(20)
+        )
+    )
+    assert (
+        main("train", "run.yaml", "experiments.list.0={items: items.jsonl, generate: null}")[0] == 0
+    )
+    items.unlink()
+    assert main("resume", "runs/first")[0] == 0
+    assert (
+        main(
+            "train", "run.yaml", "name=b", "experiments.list.0={items: items.jsonl, generate: null}"
+        )[0]
+        == 2
+    )
+
+
+def test_check_reports_every_problem_for_people_and_for_machines(main: Main, folder: Path) -> None:
+    assert main("experiments", "check", "run.yaml")[:2] == (
+        0,
+        "no problems in 1 experiment and the controls\n",
+    )
+    arguments = [
+        "experiments",
+        "check",
+        "run.yaml",
+        "seed=x",
+        "experiments.list.0.doses=[1]",
+        "layout.device=tpu",
+    ]
+    code, out, err = main(*arguments)
+    assert (code, out) == (2, "")
+    assert "3 problems" in err
+    code, out, err = main(*arguments, "--json")
+    assert (code, err) == (2, "")
+    told = json.loads(out)
+    assert told["ok"] is False
+    assert {"seed", "layout.device"} < {problem["setting"] for problem in told["problems"]}
+    code, out, _ = main("experiments", "check", "missing.yaml", "--json")
+    assert (code, json.loads(out)["ok"]) == (2, False)
+
+
+def test_check_reads_the_items_too(main: Main, folder: Path) -> None:
+    (folder / "items.jsonl").write_text('{"id": 1}\nnot json\n')
+    code, _, err = main(
+        "experiments",
+        "check",
+        "run.yaml",
+        "experiments.list.0={items: items.jsonl, generate: null}",
+    )
+    assert code == 2
+    assert "items.jsonl:1" in err
+    assert "items.jsonl:2" in err
+
+
+def test_lists_power_and_previews_can_be_read(main: Main, folder: Path) -> None:
+    code, out, _ = main("experiments", "list")
+    assert code == 0
+    assert all(use in out for use in ("memorization", "contamination", "knowledge", "forgetting"))
+    kinds = json.loads(main("experiments", "list", "--json")[1])
+    assert {"use", "description"} <= set(kinds[0])
+    assert json.loads(main("experiments", "list", "run.yaml", "--json")[1])[0]["name"] == "canaries"
+    code, out, _ = main("experiments", "power", "run.yaml")
+    assert code == 0
+    assert "canaries" in out
+    assert (
+        json.loads(main("experiments", "power", "run.yaml", "--json")[1])[0]["smallest_detectable"]
+        > 0
+    )
+    code, out, _ = main("experiments", "preview", "run.yaml", "--count", "1")
+    assert code == 0
+    assert "canaries" in out
+    assert main("experiments", "preview", "run.yaml", "--count", "0")[0] == 2
+
+
+def test_check_shows_what_only_the_study_finds(
+    main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher.study import build as study
+
+    monkeypatch.setattr(
+        study, "check", lambda settings: [Problem("experiments.canaries", "no room")]
+    )
+    assert "experiments.canaries: no room" in main("experiments", "check", "run.yaml")[2]
+
+
+def test_a_corpus_and_a_slot_can_be_looked_at(main: Main, folder: Path) -> None:
+    code, out, _ = main("data", "inspect", "corpora/x", "--verify", "--documents", "2")
+    assert code == 0
+    assert "Sentence 0 of text 0" in out
+    assert "every checksum holds" in out
+    told = json.loads(main("data", "inspect", "run.yaml", "--json")[1])
+    assert told["n_documents"] == 12
+    code, out, _ = main("data", "inspect", "run.yaml", "--slot", "7", "--json")
+    slot = json.loads(out)
+    assert (slot["slot"], slot["step"], slot["exposures"]) == (7, 0, [])
+    assert slot["text"]
+    assert "slots 0 to 1,599" in main("data", "inspect", "run.yaml", "--slot", "1600")[2]
+    assert "belongs to a run" in main("data", "inspect", "corpora/x", "--slot", "1")[2]
+
+
+def test_a_slot_of_a_begun_run_shows_its_exposures(main: Main, folder: Path) -> None:
+    from motet.experiments.design.study import freeze
+    from motet.launcher.study import build as study
+
+    settings = config.load("run.yaml")
+    rundir = RunDir(folder / "runs" / "first")
+    rundir.create()
+    built = study.build(settings)
+    freeze(built, rundir.plan)
+    atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
+    slot = int(built.plan.rows.slot[0])
+    view = json.loads(main("data", "inspect", "runs/first", "--slot", str(slot), "--json")[1])
+    first = view["exposures"][0]
+    assert first["text"].removeprefix("<|endofdoc|>")[:10] in view["text"]
+    units = {unit.id for question in built.questions for unit in question.units}
+    assert first["unit"] in units
+    assert first["offset"] == int(built.plan.rows.offset[0])
+    code, out, _ = main("data", "inspect", "runs/first", "--slot", str(slot))
+    assert code == 0
+    assert first["unit"] in out
+
+
+def test_a_damaged_shard_is_found_and_named(main: Main, folder: Path) -> None:
+    (shard,) = [
+        p for p in (folder / "corpora" / "x").iterdir() if "shard" in p.name or p.suffix == ".bin"
+    ][:1]
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    shard.chmod(0o600)
+    shard.write_bytes(data)
+    code, out, _ = main("data", "inspect", "corpora/x", "--verify")
+    assert code == 1
+    assert shard.name in out
+
+
+def test_preparing_can_be_rehearsed(main: Main, folder: Path) -> None:
+    code, out, _ = main("data", "prepare", "texts", "--output", "corpora/y", "--dry-run")
+    assert code == 0
+    assert "a BPE of 32,768 tokens" in out
+    assert not (folder / "corpora" / "y").exists()
+
+
+def test_token_files_become_a_corpus(main: Main, folder: Path) -> None:
+    import numpy as np
+
+    np.arange(1, 200, dtype=np.uint16).tofile(folder / "tokens.npy")
+    arguments = [
+        "data",
+        "index",
+        "tokens.npy",
+        "--output",
+        "corpora/z",
+        "--tokenizer",
+        "corpora/x/tokenizer.json",
+    ]
+    assert "# format  dolma" in main(*arguments, "--dry-run")[1]
+    code, out, err = main(*arguments)
+    assert code == 0, err
+    assert "199 tokens" in out
+
+
+def test_the_new_folder_passes_its_own_check(main: Main, folder: Path) -> None:
+    assert main("init", "mine", "--dry-run")[1].startswith("# A run of Motet")
+    assert not (folder / "mine").exists()
+    assert main("init", "mine")[0] == 0
+    assert main("init", "mine")[0] == 2
+    os.symlink(folder / "corpora" / "x", folder / "mine" / "corpus")
+    arguments = [
+        "mine/run.yaml",
+        f"data.corpora.0.path={folder}/corpora/x",
+        "data.sequence_length=128",
+    ]
+    code, out, err = main("experiments", "check", *arguments)
+    assert (code, err) == (0, "")
+    assert "2 experiments" in out
+    code, _, err = main("experiments", "check", "mine/run.yaml")
+    assert code == 2
+    assert "corpora/mine" in err
+
+
+def test_the_audit_prints_its_lines_and_fails_when_it_does(
+    main: Main, folder: Path, trained: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher.study import outcome
+
+    main("train", "run.yaml")
+    seen = []
+
+    def fake(ok: bool) -> Callable[[Path, bool], SimpleNamespace]:
+        def audit(path: Path, replay: bool) -> SimpleNamespace:
+            seen.append((path, replay))
+            return SimpleNamespace(ok=ok, lines=["planned 3", "consumed once 3"])
+
+        return audit
+
+    monkeypatch.setattr(outcome, "audit_run", fake(True))
+    assert main("experiments", "audit", "runs/first") == (0, "planned 3\nconsumed once 3\n", "")
+    monkeypatch.setattr(outcome, "audit_run", fake(False))
+    code, out, _ = main("experiments", "audit", "runs/first", "--replay", "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+    assert seen == [(folder / "runs" / "first", False), (folder / "runs" / "first", True)]
+
+
+def test_a_report_is_made_and_summarized(
+    main: Main, folder: Path, trained: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher import report
+
+    def build(rundir: RunDir) -> Path:
+        write_json(rundir.report_json, {"version": 1})
+        return rundir.report_html
+
+    main("train", "run.yaml")
+    monkeypatch.setattr(report, "build", build)
+    monkeypatch.setattr(
+        report, "terminal_summary", lambda told: f"summary of version {told['version']}"
+    )
+    assert "report.html" in main("report", "runs/first", "--dry-run")[1]
+    assert not (folder / "runs" / "first" / "report.json").exists()
+    code, out, _ = main("report", "runs/first")
+    assert code == 0
+    assert "summary of version 1" in out
+    assert f"report: {folder}/runs/first/report.html" in out
+    assert json.loads(main("report", "runs/first", "--json")[1]) == {"version": 1}
+
+
+def test_exporting_names_the_checkpoints_that_exist(
+    main: Main, folder: Path, trained: list[SimpleNamespace]
+) -> None:
+    main("train", "run.yaml")
+    assert "has no checkpoint yet" in main("export", "runs/first")[2]
+    for step in (20, 40):
+        (folder / "runs" / "first" / "checkpoints" / f"step-{step:08d}").mkdir()
+    assert "there are 20, 40" in main("export", "runs/first", "--step", "30")[2]
+    assert "members/step-00000040 (float32)" in main("export", "runs/first", "--dry-run")[1]
+    code, out, _ = main(
+        "eval",
+        "runs/first",
+        "--tasks",
+        "arc_easy,piqa",
+        "--limit",
+        "5",
+        "--step",
+        "20",
+        "--dry-run",
+    )
+    assert code == 0
+    assert out.endswith(
+        f"-m lm_eval --model hf --model_args pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
+        f"--tasks arc_easy,piqa --output_path {folder}/runs/first/eval/step-00000020 --limit 5\n"
+    )

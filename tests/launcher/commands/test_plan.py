@@ -1,0 +1,258 @@
+"""`motet plan`: what is printed, written and refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from motet.core.errors import UserError
+from motet.launcher.cli import main
+from motet.launcher.commands import train
+from motet.launcher.config import load as config
+from motet.launcher.config.batch import groups_of, world_size
+from motet.launcher.launch.command import Nodes
+
+RUN = """
+name: planned
+model: {preset: 1b, vocabulary_size: 32768}
+data: {sequence_length: 2048, corpora: [{path: nowhere}]}
+batch: {sequences: 64}
+training: {tokens: 100000000}
+"""
+CLUSTER = """
+groups:
+  - {name: hall, device: h100, nodes: 1, devices_per_node: 4}
+  - {name: attic, device: a100-40, nodes: 1, devices_per_node: 4}
+links:
+  - {between: [hall, attic], gbit_s: 100, latency_us: 50, kind: ethernet}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    run, cluster = tmp_path / "run.yaml", tmp_path / "cluster.yaml"
+    run.write_text(RUN)
+    cluster.write_text(CLUSTER)
+    return str(run), str(cluster)
+
+
+def test_the_layout_that_is_written_is_one_that_a_run_takes(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    written, page = tmp_path / "layout.yaml", tmp_path / "plan.html"
+    words = ["plan", run, "--cluster", cluster, "--json", "--write", str(written)]
+    assert main([*words, "--html", str(page)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    best = told["layouts"][0]
+    assert best["interval_s"][0] < best["step_time_s"] < best["interval_s"][1]
+    assert sum(best["parts_s"].values()) == pytest.approx(best["step_time_s"], rel=1e-6)
+    assert best["memory_gib"] <= best["capacity_gib"]
+    assert "<svg" in page.read_text()
+    text = RUN + written.read_text()
+    settings = config.load(
+        None, text=text, base=tmp_path, world=lambda s: s.layout_for(8).world_size
+    )
+    layout = settings.layout_for(settings.layout.processes)
+    assert layout.tp == best["settings"]["tp"]
+    assert layout.micro_sequences == best["settings"]["micro_sequences"]
+
+
+def test_why_tells_the_phases_and_a_table_tells_the_rest(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    assert main(["plan", run, "--cluster", cluster, "--why", "tp=4,pp=2"]) == 0
+    assert "longer than the fastest" in capsys.readouterr().out
+    assert main(["plan", run, "--cluster", cluster, "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "MFU %" in out
+    assert "one-minute run" in out
+
+
+UNEQUAL = """
+groups:
+  - {name: hall, device: t4, nodes: 1, devices_per_node: 4}
+  - {name: attic, device: t4, nodes: 2, devices_per_node: 2, nics: {count: 2, gbit_s: 100}}
+links:
+  - {between: [hall, attic], gbit_s: 100, latency_us: 50, kind: ethernet}
+"""
+
+
+def test_a_layout_on_unequal_nodes_is_written_so_that_train_and_submit_start_all_its_ranks(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    run, cluster = files
+    Path(cluster).write_text(UNEQUAL)
+    written = tmp_path / "layout.yaml"
+    words = ["layout.pp=4", "layout.engine=native", "--write", str(written)]
+    assert main(["plan", run, "--cluster", cluster, *words]) == 0
+    text = written.read_text()
+    assert "# Nodes, in this order: 1 of hall with 4 processes each, 2 of attic with 2" in text
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(RUN + text)
+    job = config.load(whole, world=world_size)
+    assert world_size(job) == 8
+    assert [(g.nodes, g.processes) for g in groups_of(job)] == [(1, 4), (2, 2)]
+    for processes in (4, 2):  # as the first and as another machine starts it
+        by_hand = config.load(
+            whole,
+            [f"layout.processes={processes}"],
+            world=lambda s: train.ranks_on(s, Nodes(3, 0, "n1:29400")),
+        )
+        assert by_hand.layout_for(8).world_size == 8
+    with pytest.raises(UserError, match="layout"):
+        config.load(whole, world=lambda s: train.ranks_on(s, Nodes(5, 0, "n1:29400")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("tp=4,pp=2", "longer than the fastest"),
+        ("tp=8", "a node has 4 devices"),
+        ("tp=3", "3 does not divide"),
+        ("dp_shard=64", "needs at least 64 devices, and there are 8"),
+        ("cp=8", "stay inside one group of the cluster, and the largest has 4 devices"),
+        ("micro_sequences=64", "searched up to 16"),
+        ("zero_stage=3,engine=native", "of DeepSpeed only"),
+        ("engine=deepspeed,tp=2", "layout.engine=deepspeed can do"),
+        ("pp=1,schedule=interleaved_1f1b", "is for pipelines"),
+        ("schedule=gpipe", "only where 1f1b cannot run"),
+    ],
+)
+def test_every_layout_that_is_not_the_first_has_a_reason(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], asked: str, told: str
+) -> None:
+    run, cluster = files
+    assert main(["plan", run, "--cluster", cluster, "--why", asked]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{asked}: ")
+    assert told in out
+
+
+def test_experts_are_divided_among_ranks_that_nobody_has_to_name(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    experts = ["model.n_experts=8", "model.experts_per_token=2", "model.d_expert=1024"]
+    words = ["plan", run, "--cluster", cluster, "layout.engine=native", *experts]
+    for asked in ("ep=2", "ep=4,tp=2", "ep=4,dp_shard=2"):
+        assert main([*words, "--why", asked]) == 0
+        assert "the fastest" in capsys.readouterr().out
+    assert main([*words, "--why", "ep=3"]) == 0
+    assert "3 does not divide model.n_experts=8" in capsys.readouterr().out
+
+
+def test_what_the_first_has_is_called_the_fastest(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    words = ["plan", run, "--cluster", cluster, "layout.engine=native", "--json"]
+    assert main(words) == 0
+    best = json.loads(capsys.readouterr().out)["layouts"][0]["settings"]
+    asked = ",".join(f"{name}={best[name]}" for name in ("tp", "pp", "cp", "micro_sequences"))
+    assert main([*words, "--why", asked]) == 0
+    assert "this is the fastest" in json.loads(capsys.readouterr().out)["reasons"]
+
+
+def test_all_settings_are_told_with_their_best_layouts(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    words = ["plan", run, "--cluster", cluster, "layout.engine=native", "layout.cp=1"]
+    assert main([*words, "--why", "all", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["settings"]
+    names = {row["setting"] for row in rows}
+    assert names == {"tp", "pp", "micro_sequences", "recompute"}  # cp and engine are fixed
+    best = min(row["time_s"] for row in rows if row["time_s"] is not None)
+    for name in names:
+        mine = [row for row in rows if row["setting"] == name]
+        assert [row["why"] for row in mine].count("the first has it") == 1
+        assert min(row["time_s"] for row in mine if row["time_s"]) == best
+        assert all(row["why"] or row["time_s"] < 1.1 * best for row in mine)
+
+
+def test_a_budget_gives_the_shortest_time_or_the_largest_model(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    words = ["plan", run, "--cluster", cluster, "layout.engine=native", "--budget"]
+    assert main([*words, "3gpu-hours", "--fastest"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("The shortest time: planned (1.2 B parameters) on 1e+08 tokens")
+    assert "The budget does not bind." in out
+    assert main([*words, "3gpu-hours", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["device_hours"] <= 3
+    assert "device-hours" in told["binds"]
+    assert told["trust"]
+    assert main([*words, "3gpu-hours"]) == 0
+    assert f"Doubt: {told['trust'][0]}." in capsys.readouterr().out
+    assert main([*words, "0.001gpu-hours", "--fastest"]) == 2
+    error = capsys.readouterr().err
+    assert "does not train this run's model to the end: the cheapest that was found takes" in error
+
+
+def test_the_line_below_the_table_says_what_its_numbers_count(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = files
+    assert main(["plan", run, "--cluster", cluster, "--top", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "layouts predicted. Left out before that, as sets of layouts (" in out
+    assert "too slow by a lower bound of their time" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--why", "tpp=4"], "did you mean 'tp'?"),
+        (["--why", "tp=4,tp=2"], "tp is given twice"),
+        (["--why", "recompute=fulll"], "none, selective, full"),
+        (["--why", "tp=0"], "not a whole number above 0"),
+        (["--fastest"], "give --budget, --budget-price or --days"),
+        (["--budget", "1.2.3gpu-hours"], "10000gpu-hours"),
+        (["--output", "x.yaml"], "--write FILE is for layout.yaml"),
+        (["--probe", "-1"], "is not the number of a layout"),
+        (["--top", "0"], "--top: 0 is not at least 1"),
+        (["--pick", "2"], "--write FILE"),
+        (["--budget", "much"], "10000gpu-hours"),
+        (["--cluster", "nowhere.yaml"], "nowhere.yaml"),
+        (
+            [
+                "model.preset=7b",
+                "layout.engine=native",
+                "layout.cp=1",
+                "layout.pp=1",
+                "layout.tp=1",
+                "layout.dp_shard=1",
+            ],
+            "What would fit",
+        ),
+    ],
+)
+def test_nonsense_gets_one_message_and_exit_code_2(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    run, cluster = files
+    here = [] if "--cluster" in words else ["--cluster", cluster]
+    assert main(["plan", run, *here, *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("motet:") == 1
+
+
+def test_planning_loads_no_torch(files: tuple[str, str]) -> None:
+    run, cluster = files
+    code = (
+        "import sys; from motet.launcher.cli import main; "
+        f"main(['plan', {run!r}, '--cluster', {cluster!r}, '--top', '1']); sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode
+        == 0
+    )

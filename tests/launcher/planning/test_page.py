@@ -1,0 +1,74 @@
+"""The page of a plan, for one rank, a few, and many: words for people, pictures that can be read."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+
+from motet.launcher.planning import charts as plan_pictures
+from motet.launcher.planning import page as plan_page
+from motet.launcher.planning import table as plan_table
+from motet.models.config import preset
+from motet.parallel.cluster.description import homogeneous
+from motet.parallel.cost.terms import Training
+from motet.parallel.cost.timeline import timeline
+from motet.parallel.planner.best_first import plan
+from motet.parallel.planner.question import Answer, Question
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def planned(pp: int) -> tuple[Question, Answer]:
+    question = Question(
+        preset("1b", 32_768, n_layers=max(16, pp)),
+        homogeneous("h100", 8),
+        Training(64, 2048),
+        fixed={"pp": pp},
+        top=2,
+    )
+    return question, plan(question)
+
+
+@pytest.mark.parametrize("pp", [1, 4, 64])
+def test_the_page_has_headings_for_people_and_a_row_for_every_rank(pp: int) -> None:
+    question, answer = planned(pp)
+    rows = [plan_table.row(i, choice, 1e9) for i, choice in enumerate(answer.choices, 1)]
+    page = plan_page.page("a <plan>", question, answer, rows, 1e9)
+    assert "<th>MFU %</th>" in page
+    assert "mfu percent" not in page
+    assert "a &lt;plan&gt;" in page
+    assert "layouts predicted" in page
+    pictures = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page)]
+    assert len(pictures) == 4  # time and memory by what takes them, then both over time
+    heights = {box.get("y") for box in pictures[2].iter(f"{SVG}rect")}
+    assert len(heights) == pp
+    assert len(list(pictures[3].iter(f"{SVG}polygon"))) == pp
+
+
+@pytest.mark.parametrize("pp", [1, 4, 64])
+def test_names_of_ranks_do_not_overlap_and_passes_are_wide_enough_to_be_seen(pp: int) -> None:
+    question, answer = planned(pp)
+    works, drawn, number = plan_pictures.pipeline_works(question, answer.best)
+    assert 0 < drawn <= number
+    picture = ET.fromstring(plan_pictures.pipeline_svg(works))
+    names = [t for t in picture.iter(f"{SVG}text") if (t.text or "").startswith("rank")]
+    places = [float(t.get("y", "0")) for t in names]
+    assert all(b - a >= 12 for a, b in pairwise(places))
+    widths = sorted(float(box.get("width", "0")) for box in picture.iter(f"{SVG}rect"))
+    assert widths[len(widths) // 2] >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "virtual"), [("1f1b", 1), ("interleaved_1f1b", 2), ("zbv_zero_bubble", 2)]
+)
+def test_what_a_rank_holds_ends_at_nothing_and_is_never_less(schedule: str, virtual: int) -> None:
+    stages = 4 * virtual
+    works = timeline(schedule, 4, virtual, 8, [1.0] * stages, [2.0] * stages)
+    for rank in range(4):
+        held = [count for _, count in plan_pictures.held_over_time(works, rank)]
+        assert min(held) >= 0
+        assert held[-1] == 0
+        assert max(held) >= 1

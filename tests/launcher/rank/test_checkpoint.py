@@ -1,0 +1,136 @@
+"""Checkpoints: whole or absent, verified, and unable to run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from motet.launcher.rank.checkpoint import Checkpoints, kept_out, sha256_file
+from motet.launcher.runs.rundir import RunDir, read_json, write_json
+from motet.parallel.runtime.mesh import World
+from tests.parallel.ranks import run_ranks
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"model.w": torch.full((40, 3), value), "step.w": torch.tensor(value)}
+
+
+def save(world: World, root: Path, steps: list[int], **policy: Any) -> list[int]:
+    run = RunDir(root)
+    run.create()
+    checkpoints = Checkpoints(run, world, **policy)
+    for step in steps:
+        state = tensors(float(step))
+        checkpoints.save(step, state, {"segment": 1})
+        for tensor in state.values():
+            tensor.zero_()  # training changes the weights while they are written
+    checkpoints.close()
+    return run.checkpoint_steps()
+
+
+def load(world: World, root: Path, step: int) -> tuple[str, float]:
+    state = tensors(-1.0)
+    checkpoints = Checkpoints(RunDir(root), world)
+    try:
+        checkpoints.load(step, state)
+    except ValueError as error:
+        return str(error), float(state["model.w"].sum())
+    finally:
+        checkpoints.close()
+    return "", float(state["model.w"].mean())
+
+
+def test_what_was_saved_is_what_the_weights_were_at_the_time(tmp_path: Path) -> None:
+    assert run_ranks(2, save, tmp_path, [5])[0] == [5]
+    assert run_ranks(2, load, tmp_path, 5) == [("", 5.0)] * 2
+    folder = RunDir(tmp_path).checkpoint(5)
+    manifest = read_json(folder / "manifest.json")
+    for name, facts in manifest["files"].items():
+        assert sha256_file(folder / name) == facts["sha256"]
+    assert {"__0_0.distcp", ".metadata"} <= set(manifest["files"])
+    assert not list(RunDir(tmp_path).checkpoints.glob(".*"))
+
+
+def test_one_flipped_bit_a_cut_file_and_a_missing_file_are_named_on_every_rank(
+    tmp_path: Path,
+) -> None:
+    run_ranks(1, save, tmp_path, [5])
+    path = RunDir(tmp_path).checkpoint(5) / "__0_0.distcp"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 4]) + whole[101:])
+    for message, _ in run_ranks(2, load, tmp_path, 5):
+        assert "__0_0.distcp was altered" in message
+    path.write_bytes(whole[:-1])
+    assert "instead of" in run_ranks(1, load, tmp_path, 5)[0][0]
+    path.unlink()
+    assert "__0_0.distcp is missing" in run_ranks(1, load, tmp_path, 5)[0][0]
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def replace_index(folder: Path, content: bytes) -> None:
+    """Put another index in place, with a manifest that vouches for it."""
+    (folder / ".metadata").write_bytes(content)
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"][".metadata"] = {
+        "sha256": sha256_file(folder / ".metadata"),
+        "bytes": len(content),
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def test_an_index_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    run_ranks(1, save, tmp_path, [5])
+    marker = tmp_path / "executed"
+    replace_index(RunDir(tmp_path).checkpoint(5), pickle.dumps(Evil(marker)))
+    message, _ = run_ranks(1, load, tmp_path, 5)[0]
+    assert "index was refused" in message
+    assert not marker.exists()
+
+
+def test_an_entry_that_is_not_a_tensor_is_refused_because_it_would_be_unpickled(
+    tmp_path: Path,
+) -> None:
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    from motet.launcher.rank.safe_reader import SafeReader
+
+    run_ranks(1, save, tmp_path, [5])
+    folder = RunDir(tmp_path).checkpoint(5)
+    metadata = SafeReader(folder).read_metadata()
+    metadata.state_dict_metadata["model.w"] = BytesStorageMetadata()
+    replace_index(folder, pickle.dumps(metadata))
+    assert "'model.w' is not a tensor; refused" in run_ranks(1, load, tmp_path, 5)[0][0]
+
+
+def test_old_checkpoints_go_and_milestones_stay(tmp_path: Path) -> None:
+    kept = run_ranks(1, save, tmp_path, [10, 20, 30, 40, 50], **{})[0]
+    assert kept == [30, 40, 50]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    assert run_ranks(1, save, tmp_path, [5, 5])[0] == [5]
+    assert run_ranks(1, load, tmp_path, 5)[0] == ("", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep", "every", "gone"),
+    [
+        ([1, 2, 3], 3, 0, []),
+        ([1, 2, 3, 4], 2, 0, [1, 2]),
+        ([100, 150, 200, 250], 1, 100, [150]),
+    ],
+)
+def test_retention_policy(steps: list[int], keep: int, every: int, gone: list[int]) -> None:
+    assert kept_out(steps, keep, every) == gone

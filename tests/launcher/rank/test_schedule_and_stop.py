@@ -1,0 +1,124 @@
+"""Learning rates, signals and the judge of bad steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
+from motet.launcher.rank.lr_schedule import learning_rate
+from motet.launcher.rank.stop import STOP_SIGNALS, Judge, StopRequest
+
+
+@given(
+    kind=st.sampled_from(["cosine", "wsd", "linear", "constant"]),
+    steps=st.integers(20, 500),
+    warmup=st.integers(0, 10),
+    final=st.floats(0, 1),
+)
+def test_a_schedule_rises_to_its_peak_and_ends_at_its_floor(
+    kind: str, steps: int, warmup: int, final: float
+) -> None:
+    schedule = ScheduleSettings(kind=kind, warmup_steps=warmup, final_lr_fraction=final)
+    rates = [learning_rate(schedule, step, steps, 2.0) for step in range(steps)]
+    assert max(rates) == pytest.approx(2.0)
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
+    assert rates[-1] == pytest.approx(2.0 if kind == "constant" else 2.0 * final)
+    assert learning_rate(schedule, steps + 50, steps, 2.0) == pytest.approx(rates[-1])
+
+
+def test_wsd_is_flat_until_its_decay_and_cosine_is_half_way_in_the_middle() -> None:
+    wsd = ScheduleSettings(kind="wsd", warmup_steps=10, final_lr_fraction=0.0, decay_fraction=0.25)
+    assert {learning_rate(wsd, step, 101, 1.0) for step in range(10, 75)} == {1.0}
+    assert learning_rate(wsd, 88, 101, 1.0) == pytest.approx(0.48)
+    cosine = ScheduleSettings(kind="cosine", warmup_steps=0, final_lr_fraction=0.0)
+    assert learning_rate(cosine, 50, 101, 1.0) == pytest.approx(0.5)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_remembered_and_a_second_interrupt_is_not_held_back(
+    number: signal.Signals,
+) -> None:
+    stop = StopRequest().listen()
+    assert not stop.requested()
+    os.kill(os.getpid(), number)
+    assert stop.requested()
+    assert stop.reason == number.name
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_closed_terminal_stops_a_run_unless_it_was_told_to_ignore_that() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest().listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.requested(), "nohup"
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.reason == "SIGHUP"
+
+
+def test_the_judge_refuses_what_is_not_finite() -> None:
+    judge = Judge(BadStepSettings())
+    assert judge(2.0, 1.0)
+    for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)):
+        assert not judge(loss, norm)
+        assert "not finite" in judge.why
+    assert list(judge.losses) == [2.0]
+
+
+def test_the_judge_refuses_a_spike_only_once_it_knows_the_window() -> None:
+    judge = Judge(BadStepSettings(spike_sigma=6.0, window=16))
+    assert judge(100.0, 1.0), "nothing is known yet"
+    judge = Judge(BadStepSettings(spike_sigma=6.0, window=16))
+    for step in range(16):
+        assert judge(2.0 + 0.01 * (step % 3), 1.0)
+    assert not judge(3.0, 1.0)
+    assert "standard deviations" in judge.why
+    assert judge(2.03, 1.0)
+    lenient = Judge(BadStepSettings(spike_sigma=0.0, window=16))
+    for _ in range(16):
+        assert lenient(2.0, 1.0)
+    assert lenient(50.0, 1.0)
+
+
+def test_a_restored_judge_decides_as_the_one_that_went_on() -> None:
+    settings = BadStepSettings(window=8, most=3)
+    judge = Judge(settings)
+    for step in range(8):
+        judge(2.0 + 0.01 * step, 1.0)
+    judge.too_many(5)
+    other = Judge(settings)
+    other.restore(judge.state())
+    assert other.state() == judge.state()
+    assert [judge(loss, 1.0) for loss in (2.1, 9.0)] == [other(loss, 1.0) for loss in (2.1, 9.0)]
+
+
+def test_many_bad_steps_in_one_window_are_too_many() -> None:
+    judge = Judge(BadStepSettings(window=10, most=3))
+    assert [judge.too_many(step) for step in (1, 20, 25, 28, 60)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
