@@ -1,10 +1,12 @@
-"""Does `motet cluster probe` find what a link really carries? A testbed of two clusters, its link shaped to known rates.
+"""Does `motet cluster probe` find what a link really carries? A testbed of two clusters, its link
+shaped to known rates.
 
     sudo python bench/cluster_probe.py [--rates 50 200 1000] [--folder F] [--json]
 
-Four nodes in network namespaces on one machine, two on either side of a link with a token bucket (tc-tbf). Each rate is probed
-without being told the groups; the error is of the rate of all devices together, against what the link is shaped to. Every
-node's processes share this machine's cores, so products and copies say little here.
+Four nodes in network namespaces on one machine, two on either side of a link with a token bucket
+(tc-tbf). Each rate is probed without being told the groups; the error is of the rate of all devices
+together, against what the link is shaped to. Every node's processes share this machine's cores, so
+products and copies say little here.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python bench/faults.py [--rounds 3] [--faults requeue cut ...] [--step-s 0.2] [--json]
 
-A run of two nodes is submitted to a testbed of its own (see docs/testbed.md; needs root and slurm-wlm) and hit with one fault after the
-other, each once per round; preemption and a cut cable also hit a heterogeneous job over both clusters. Told are the seconds from the
-fault to the first new step in the run's record, the steps that were trained again, and the attempts that it took. At the end
-the runs are cancelled, and `motet experiments audit` judges them.
+A run of two nodes is submitted to a testbed of its own (see docs/testbed.md; needs root and
+slurm-wlm) and hit with one fault after the other, each once per round; preemption and a cut cable
+also hit a heterogeneous job over both clusters. Told are the seconds from the fault to the first
+new step in the run's record, the steps that were trained again, and the attempts that it took. At
+the end the runs are cancelled, and `motet experiments audit` judges them.
 """
 
 from __future__ import annotations

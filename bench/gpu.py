@@ -1,23 +1,30 @@
-"""One GPU: Motet against Hugging Face `Trainer` and a bare PyTorch loop of the same shape: `bench/gpu.sh [--json] [--tiny]`.
+"""One GPU: Motet against Hugging Face `Trainer` and a bare PyTorch loop of the same shape:
+`bench/gpu.sh [--json] [--tiny]`.
 
-Every arm trains the same decoder (`--preset 1b`: 16 layers, width 2,048, vocabulary 50,304) on synthetic tokens with whole optimizer steps:
-bf16 products, fp32 weights, clipping at norm 1, fused AdamW. Each arm is a process of its own and prints when it is done, so that a run
-that is cut short keeps what it has. Arms:
+Every arm trains the same decoder (`--preset 1b`: 16 layers, width 2,048, vocabulary 50,304) on
+synthetic tokens with whole optimizer steps: bf16 products, fp32 weights, clipping at norm 1, fused
+AdamW. Each arm is a process of its own and prints when it is done, so that a run that is cut short
+keeps what it has. Arms:
 
-  attention       milliseconds of the attention kernels alone, forward and backward, and TFLOP/s of one large matrix product
+  attention       milliseconds of the attention kernels alone, forward and backward, and TFLOP/s of
+                  one large matrix product
   motet           the native engine, every block compiled, the loss too
-  bare            the plainest good PyTorch: torch.compile of the whole model, SDPA, autocast, F.cross_entropy
+  bare            the plainest good PyTorch: torch.compile of the whole model, SDPA, autocast,
+                  F.cross_entropy
   hf              Hugging Face Trainer: LlamaForCausalLM, SDPA, bf16, torch_compile
-  motet-documents as motet, with documents of 800 tokens on average, which attention does not cross (flex attention)
-  motet-eager     as motet, without compilation
+  motet-documents as motet, with documents of 800 tokens on average, which attention does not cross
+  (flex attention) motet-eager     as motet, without compilation
   ARM+cudnn       as ARM, with cuDNN's attention kernel first
 
-Step time is the median after warm-up, between CUDA events. MFU divides `models.counts.training_flops_per_token` (6 N + 12 L D T, PaLM,
-arXiv:2204.02311, appendix B: the whole T x T square) by `--peak-tflops`, 790 by default: an 8192-cubed bf16 product on an H200, measured;
-`mfu_causal` counts the causal half of the square only. With documents both still count the sequence as one document.
+Step time is the median after warm-up, between CUDA events. MFU divides
+`models.counts.training_flops_per_token` (6 N + 12 L D T, PaLM, arXiv:2204.02311, appendix B: the
+whole T x T square) by `--peak-tflops`, 790 by default: an 8192-cubed bf16 product on an H200,
+measured; `mfu_causal` counts the causal half of the square only. With documents both still count
+the sequence as one document.
 
-Phases: `data` is until the forward pass starts, `forward` holds the loss (and, in Motet, the head's gradient), `backward` also the norm
-and the clipping. Trainer shows forward and backward as one. `rest` is what lies between the update and the next step.
+Phases: `data` is until the forward pass starts, `forward` holds the loss (and, in Motet, the head's
+gradient), `backward` also the norm and the clipping. Trainer shows forward and backward as one.
+`rest` is what lies between the update and the next step.
 """
 
 from __future__ import annotations
@@ -128,7 +135,10 @@ def results(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per length, Motet's best against the fastest peer; medians over rounds. Documents count on neither side."""
+    """Return, per length, Motet's best against the fastest peer; medians over rounds.
+
+    Documents count on neither side.
+    """
     found = []
     for length in dict.fromkeys(row["length"] for row in rows):
         speeds: dict[str, list[float]] = {}
@@ -160,8 +170,10 @@ def described(row: dict[str, Any]) -> str:
     phases = ", ".join(f"{name} {value:.1f}" for name, value in row["phases_ms"].items())
     low, high = row["step_ms_range"]
     return (
-        f"{head} {row['tokens_per_s']:>9,.0f} tokens/s, MFU {row['mfu']:.1%} (causal {row['mfu_causal']:.1%}), peak {memory}, "
-        f"step {row['step_ms']:.1f} ms ({low:.1f} to {high:.1f}): {phases}; loss {row['loss'][-1]:.3f}; {row['process_s']:.0f} s"
+        f"{head} {row['tokens_per_s']:>9,.0f} tokens/s, MFU {row['mfu']:.1%} (causal "
+        f"{row['mfu_causal']:.1%}), peak {memory}, "
+        f"step {row['step_ms']:.1f} ms ({low:.1f} to {high:.1f}): {phases}; loss "
+        f"{row['loss'][-1]:.3f}; {row['process_s']:.0f} s"
     )
 
 

@@ -1,4 +1,7 @@
-"""The arms of `gpu.py`: each trains the same shape in its own way, or times kernels. Settings `o` are those of `gpu.py`."""
+"""The arms of `gpu.py`: each trains the same shape in its own way, or times kernels.
+
+Settings `o` are those of `gpu.py`.
+"""
 
 from __future__ import annotations
 

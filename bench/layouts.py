@@ -1,9 +1,12 @@
-"""Every layout against one process, through `motet train`: `python bench/layouts.py [--json] [--only TEXT] [--pairs]`.
+"""Every layout against one process, through `motet train`: `python bench/layouts.py [--json]
+[--only TEXT] [--pairs]`.
 
-Each row is a run of its own: 20 steps, four experiments, probes, checkpoints and a ledger, on text of the Python standard library.
-Compared with the run of one process: losses and gradient norms of all steps (largest relative difference), final weights (largest
-absolute difference), the slots and exposures of every step as the ledger has them, probe scores, and `motet experiments audit`.
-With `--pairs` a run is trained under one layout, and resumed from its checkpoint at step 10 under another.
+Each row is a run of its own: 20 steps, four experiments, probes, checkpoints and a ledger, on text
+of the Python standard library.
+Compared with the run of one process: losses and gradient norms of all steps (largest relative
+difference), final weights (largest absolute difference), the slots and exposures of every step as
+the ledger has them, probe scores, and `motet experiments audit`. With `--pairs` a run is trained
+under one layout, and resumed from its checkpoint at step 10 under another.
 """
 
 from __future__ import annotations
@@ -146,7 +149,9 @@ def motet(*arguments: str) -> str:
 
 
 def evidence(run: Path) -> dict[str, Any]:
-    """Return what a finished run shows: numbers of every step, weights, consumed slots and exposures, probe scores."""
+    """Return what a finished run shows: numbers of every step, weights, consumed slots and
+    exposures, probe scores.
+    """
     from motet.experiments.stream.ledger import read_records
     from motet.launcher.commands.export import read_model
     from motet.launcher.runs.rundir import RunDir
@@ -326,7 +331,8 @@ def show(row: dict[str, Any]) -> None:
         return
     same = "identical" if row["slots_identical"] and row["exposures_identical"] else "DIFFERENT"
     print(
-        f"| {row['row']} | {row['loss_relative']:.1e} | {row['grad_norm_relative']:.1e} | {row['weights_absolute']:.1e} | "
+        f"| {row['row']} | {row['loss_relative']:.1e} | {row['grad_norm_relative']:.1e} | "
+        f"{row['weights_absolute']:.1e} | "
         f"{row['probes_absolute']:.1e} | "
         f"{same} | {'yes' if row['ok'] else 'NO'} | {row['seconds']:.0f} s |",
         flush=True,

@@ -1,7 +1,9 @@
-"""How fast a plan is compiled, written, opened and read: `python bench/plan.py [--json] [--sizes 1e4 1e5 1e6]`.
+"""How fast a plan is compiled, written, opened and read: `python bench/plan.py [--json] [--sizes
+1e4 1e5 1e6]`.
 
-Exposures of 100 distinct tokens each, at random places of a 210-billion-token stream (the scale of the run in arXiv:2509.23383). Every size
-runs in a process of its own; compile counts everything from unit ids to sorted rows.
+Exposures of 100 distinct tokens each, at random places of a 210-billion-token stream (the scale of
+the run in arXiv:2509.23383). Every size runs in a process of its own; compile counts everything
+from unit ids to sorted rows.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def measure_compile(n: int, folder: Path) -> dict[str, float]:
 
 
 def measure_reader(folder: Path) -> dict[str, float]:
-    """Open a plan and look up slots that hold exposures, in random order; memory counts shared pages too."""
+    """Open a plan and look up slots that hold exposures, in random order; memory counts shared
+    pages too.
+    """
     from motet.experiments.stream.exposure_plan import Plan
 
     slots = np.load(folder / "slots.npy").tolist()

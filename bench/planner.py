@@ -1,8 +1,10 @@
-"""How good predictions are on runs they were not fitted to: `python bench/planner.py [--json] [--peers]`.
+"""How good predictions are on runs they were not fitted to: `python bench/planner.py [--json]
+[--peers]`.
 
-`--rows FILE.csv --fit FILE.csv` does the same for files of your own with the columns of `../shared/data/layouts/`: constants are fitted to
-the rows of --fit (without it: those that ship), and every model and set of --rows is scored. `--where`, `--fit-where` COLUMN=VALUE,... take
-a part of the rows, by columns of the file (several values: A|B). `--speed` measures one prediction.
+`--rows FILE.csv --fit FILE.csv` does the same for files of your own with the columns of
+`../shared/data/layouts/`: constants are fitted to the rows of --fit (without it: those that ship),
+and every model and set of --rows is scored. `--where`, `--fit-where` COLUMN=VALUE,... take a part
+of the rows, by columns of the file (several values: A|B). `--speed` measures one prediction.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""AMP's runs (arXiv:2210.07297): pipeline stages of explicit units on AWS instances, also unequal ones."""
+"""AMP's runs (arXiv:2210.07297): pipeline stages of explicit units on AWS instances, also unequal
+ones.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ INSTANCES = {
 SOCKETS_GBIT_S = 16.0
 """What NCCL's sockets carry between two instances, however fast their cards are: there is no RDMA."""
 EDGE_UNITS = (2, 4)
-"""Of AMP's pipeline units, those that are no blocks: embedding and cast before, norm, head, loss and cast behind."""
+"""Of AMP's pipeline units, those that are no blocks: embedding and cast before, norm, head, loss
+and cast behind.
+"""
 
 
 def amp(row: Row) -> Observation | None:

@@ -57,7 +57,9 @@ def predicted(observation: Observation, constants: Mapping[str, Constants]) -> P
 
 
 def alike(fitted: Sequence[Observation], rows: Sequence[Observation]) -> list[Observation]:
-    """Return the runs to fit that stand as those to check do: on one node or on several, if there are enough of them."""
+    """Return the runs to fit that stand as those to check do: on one node or on several, if there
+    are enough of them.
+    """
     wanted = {_over_nodes(row) for row in rows}
     found = [row for row in fitted if _over_nodes(row) in wanted]
     return found if len(found) >= FEWEST_ALIKE else list(fitted)
@@ -68,7 +70,9 @@ def _over_nodes(row: Observation) -> bool:
 
 
 def calibrate(rows: Sequence[Observation]) -> tuple[Calibrated, list[str]]:
-    """Return constants by kind of device, fitted to measured runs, and lines that say what was found."""
+    """Return constants by kind of device, fitted to measured runs, and lines that say what was
+    found.
+    """
     by_kind: dict[str, list[Observation]] = defaultdict(list)
     for row in rows:
         if len(kinds(row)) == 1:
@@ -115,7 +119,9 @@ def _timer(row: Observation, kind: str) -> Callable[[Constants], float]:
 
 
 def _filler(row: Observation) -> Callable[[Constants], float]:
-    """Return constants -> share of memory; blocks are costed once, since these constants do not change them."""
+    """Return constants -> share of memory; blocks are costed once, since these constants do not
+    change them.
+    """
     made = predictor(row, {})
 
     def fill(constants: Constants) -> float:
@@ -127,7 +133,8 @@ def _filler(row: Observation) -> Callable[[Constants], float]:
 
 
 def constants_for(row: Observation, calibrated: Calibrated) -> Calibrated:
-    """Return constants for a run; a kind that was not fitted gets those of one that was, scaled to its efficiency.
+    """Return constants for a run; a kind that was not fitted gets those of one that was, scaled to
+    its efficiency.
 
     What collectives reach inside a node says something of links of the same kind only.
     """
@@ -199,7 +206,9 @@ def scores(rows: Sequence[Observation], said: Sequence[Answer]) -> dict[str, Any
 
 
 def _choice(rows: Sequence[Observation], said: Sequence[Answer]) -> dict[str, Any]:
-    """Return what choosing the layout that is predicted fastest costs, over runs that do the same work on the same machines."""
+    """Return what choosing the layout that is predicted fastest costs, over runs that do the same
+    work on the same machines.
+    """
     alike: dict[Any, list[tuple[Observation, Answer]]] = defaultdict(list)
     for row, answer in zip(rows, said, strict=True):
         if answer.time_s is not None:

@@ -66,7 +66,9 @@ def true(row: Row, key: str) -> bool:
 
 
 def gpt(row: Row, vocabulary: int, tied: bool = True, heads: int | None = None) -> ModelConfig:
-    """Return a GPT: its two matrices of width 4 D are as large as three of width 8/3 D (`Traits.gated=False`)."""
+    """Return a GPT: its two matrices of width 4 D are as large as three of width 8/3 D
+    (`Traits.gated=False`).
+    """
     hidden = whole(row, "hidden")
     feed = whole(row, "ffn_hidden", 4 * hidden)
     n_heads = heads or whole(row, "heads", hidden // 64)
@@ -89,7 +91,9 @@ def known(table: Mapping[str, Any], row: Row, key: str) -> Any:
 
 
 def kind_of(text: str, otherwise: str) -> str:
-    """Return the catalogue's kind of the devices that a description such as "H200-141GB, 8/node" names."""
+    """Return the catalogue's kind of the devices that a description such as "H200-141GB, 8/node"
+    names.
+    """
     words = text.lower()
     for name, kind in (("a100-40", "a100-40"), ("a100_40", "a100-40"), ("500w", "h100-96-500w")):
         if name in words:

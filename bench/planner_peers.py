@@ -1,4 +1,6 @@
-"""Other estimators on the same rows: llm-analysis (PyPI, 0.2), and model operations with a pipeline bubble. Each gets one fitted scale."""
+"""Other estimators on the same rows: llm-analysis (PyPI, 0.2), and model operations with a pipeline
+bubble. Each gets one fitted scale.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Estimator = Callable[[Observation], "tuple[float, float] | None"]
 
 
 def flops_and_bubble(row: Observation) -> tuple[float, float] | None:
-    """Return (seconds, GiB): operations over peak, a third more with recomputation, times 1 + (p - 1) / (v m); 16 bytes per weight."""
+    """Return (seconds, GiB): operations over peak, a third more with recomputation, times 1 + (p -
+    1) / (v m); 16 bytes per weight.
+    """
     from motet.models.counts import parameters
 
     layout, training = row.layout, row.training
@@ -34,7 +38,10 @@ def flops_and_bubble(row: Observation) -> tuple[float, float] | None:
 
 
 def llm_analysis(row: Observation) -> tuple[float, float] | None:
-    """Return (seconds, GiB) of llm-analysis; None where it cannot express the run. It takes whole ratios of feed-forward to model width."""
+    """Return (seconds, GiB) of llm-analysis; None where it cannot express the run.
+
+    It takes whole ratios of feed-forward to model width.
+    """
     from llm_analysis import analysis
     from llm_analysis.config import DtypeConfig, GPUConfig, ModelConfig, ParallelismConfig
 

@@ -1,4 +1,6 @@
-"""Reads a table of measured runs: files are recognized by their columns, rows that say nothing that could run are told and left out."""
+"""Reads a table of measured runs: files are recognized by their columns, rows that say nothing that
+could run are told and left out.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def read(path: Path, where: str = "") -> list[Observation]:
         where: "COLUMN=VALUE|VALUE,...": only rows whose columns have these values.
 
     Raises:
-        SystemExit: no such file, columns of no table that is known or without those of `where`, no row that can be predicted.
+        SystemExit: no such file, columns of no table that is known or without those of `where`, no
+            row that can be predicted.
     """
     rows, columns = _cells(path)
     reader = next((reader for needed, reader in READERS if needed <= set(columns)), None)
@@ -63,7 +66,8 @@ def _wanted(path: Path, where: str, columns: list[str]) -> dict[str, list[str]]:
     unknown = [name for name in wanted if name not in columns]
     if unknown or (where and not wanted):
         raise SystemExit(
-            f"bench/planner.py: {path} has no column {', '.join(unknown) or where!r}; columns: {', '.join(columns)}"
+            f"bench/planner.py: {path} has no column {', '.join(unknown) or where!r}; columns: "
+            f"{', '.join(columns)}"
         )
     return {name: values.split("|") for name, values in wanted.items()}
 

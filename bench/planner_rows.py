@@ -1,7 +1,9 @@
-"""Public measurements as inputs of the cost model: which model, machines, layout and backend each row of a table is.
+"""Public measurements as inputs of the cost model: which model, machines, layout and backend each
+row of a table is.
 
-`planner_read.py` picks the reader of a file by its columns. What a table leaves out (vocabulary, backend's habits) is what the paper or the benchmark's code says,
-the same for every row of a source.
+`planner_read.py` picks the reader of a file by its columns. What a table leaves out (vocabulary,
+backend's habits) is what the paper or the benchmark's code says, the same for every row of a
+source.
 """
 
 from __future__ import annotations
@@ -86,7 +88,10 @@ def _scaling(row: Row) -> Observation:
     tokens = training.sequences * length
     flops = tokens * (6e9 * number(row, "params_b") + 12 * layers * hidden * length)
     group = (f"{row['model']}-{length // 1024}k", f"{gpus} A100")
-    label = f"tp{tp} pp{pp} mb{layout.micro_sequences} {row['attn_kernel']} {row['act_ckpt']} rms={row['rms_kernel']}"
+    label = (
+        f"tp{tp} pp{pp} mb{layout.micro_sequences} {row['attn_kernel']} {row['act_ckpt']} "
+        f"rms={row['rms_kernel']}"
+    )
     cluster = a100_cluster(gpus, whole(row, "gpus_per_node", 8))
     oom = row.get("status") == "oom" or row.get("oom") == "1"
     time_s = measured_s(row)
@@ -118,7 +123,10 @@ def _vtrain(row: Row) -> Observation:
         model, training.sequence_length
     )  # fmt: skip
     group = (f"GPT-h{model.d_model}", f"{gpus} A100 {row.get('set', '')}")
-    label = f"L{model.n_layers} tp{tp} pp{pp} dp{layout.dp_replicate} mb{layout.micro_sequences} gbs{training.sequences}"
+    label = (
+        f"L{model.n_layers} tp{tp} pp{pp} dp{layout.dp_replicate} mb{layout.micro_sequences} "
+        f"gbs{training.sequences}"
+    )
     return Observation(
         # Layouts of 60 GiB per device have run, so that its A100 are those of 80 GB.
         "vtrain", group, model, a100_cluster(gpus, per_node), layout, training,
@@ -194,7 +202,10 @@ def _mpt(row: Row) -> Observation:
     )  # the source's own share of its peak
     cluster = homogeneous(kind, nodes_of(gpus, 8), 8, 400.0 if kind == "h100" else 200.0)
     peak = DEVICES[kind]["peak_tflops"][training.dtype] * 1e12
-    label = f"{row['model']} {gpus}x{kind} T{training.sequence_length} mb{layout.micro_sequences} {layout.recompute}"
+    label = (
+        f"{row['model']} {gpus}x{kind} T{training.sequence_length} mb{layout.micro_sequences} "
+        f"{layout.recompute}"
+    )
     return Observation(
         "mpt", ("MPT", f"{row['gpu_type']} {training.dtype}"), model, cluster, layout, training,
         traits, measured_s(row), False, None, flops * peak, gpus * peak, label,
@@ -286,11 +297,15 @@ MCORE = Traits(
 
 
 ROUTED = {"mixtral": (32_000, 8, 0), "qwen2": (151_936, 4, 20_480), "llama3": (128_256, 8, 0)}
-"""By how a model's name begins: vocabulary, groups of keys, width of the shared expert; from their published configurations."""
+"""By how a model's name begins: vocabulary, groups of keys, width of the shared expert; from their
+published configurations.
+"""
 
 
 def _mixtral(row: Row) -> Observation:
-    """arXiv:2504.14960: Mixtral 8x22B (and its relatives); MCore's plain layout gives experts the dense tensor degree."""
+    """arXiv:2504.14960: Mixtral 8x22B (and its relatives); MCore's plain layout gives experts the
+    dense tensor degree.
+    """
     gpus, method = whole(row, "gpus"), row["method"]
     hidden, heads = whole(row, "hidden"), whole(row, "heads")
     experts = whole(row, "experts")
@@ -324,7 +339,10 @@ def _mixtral(row: Row) -> Observation:
     peak = gpus * 989.4e12
     mfu = number(row, "mfu", -1.0)
     ok = row.get("status", "ok") == "ok" and mfu > 0
-    label = f"{row['model']} {method} {gpus} T{training.sequence_length} tp{tp} cp{cp} pp{pp} ep{ep} etp{etp}"
+    label = (
+        f"{row['model']} {method} {gpus} T{training.sequence_length} tp{tp} cp{cp} pp{pp} ep{ep} "
+        f"etp{etp}"
+    )
     cluster = homogeneous("h100", nodes_of(gpus, 8), 8, 400.0)
     return Observation(
         "mixtral", (row["model"], method), model, cluster, layout, training,

@@ -1,7 +1,9 @@
-"""How long a complete search takes, and how much memory: `python bench/search.py [--json] [--only NAME]`.
+"""How long a complete search takes, and how much memory: `python bench/search.py [--json] [--only
+NAME]`.
 
-Each case runs in a process of its own on one core: 8 GPUs and a 7B model; 16,384 GPUs in three unequal clusters with a dense model of 405B,
-and with a mixture of 671B (the shapes of Llama 3.1, arXiv:2407.21783, and of DeepSeek-V3, arXiv:2412.19437, with plain attention).
+Each case runs in a process of its own on one core: 8 GPUs and a 7B model; 16,384 GPUs in three
+unequal clusters with a dense model of 405B, and with a mixture of 671B (the shapes of Llama 3.1,
+arXiv:2407.21783, and of DeepSeek-V3, arXiv:2412.19437, with plain attention).
 """
 
 from __future__ import annotations
@@ -127,7 +129,8 @@ def main() -> int:
         shown = " ".join(f"{k} {v}" for k, v in row["degrees"].items() if v > 1)
         proof = f"at most {row['gap']:.0%} from the best" if row["gap"] else "proven"
         print(
-            f"       {row['step_time_s']:.3f} s ({proof}): {shown}; {row['schedule']} on {row['blocks']}"
+            f"       {row['step_time_s']:.3f} s ({proof}): {shown}; {row['schedule']} on "
+            f"{row['blocks']}"
         )
     return 0
 

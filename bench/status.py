@@ -1,9 +1,11 @@
-"""Time of `motet status` and `motet ls` on a folder of 500 runs, each as a process of its own, and their calls of Slurm.
+"""Time of `motet status` and `motet ls` on a folder of 500 runs, each as a process of its own, and
+their calls of Slurm.
 
     python bench/status.py [--runs 500] [--repeats 5] [--folder FOLDER] [--json]
 
-A fifth of the runs each are finished, stopped, crashed, waiting in Slurm's queue, and training; each has up to four attempts, every
-tenth 20,000 rows of metrics. `squeue`, `sbatch` and `sacct` are stand-ins that answer at once and count how often they are called.
+A fifth of the runs each are finished, stopped, crashed, waiting in Slurm's queue, and training;
+each has up to four attempts, every tenth 20,000 rows of metrics. `squeue`, `sbatch` and `sacct` are
+stand-ins that answer at once and count how often they are called.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ for id_ in ids[0] if columns and ids else ():
 
 
 def metrics_text(rows: int, now: float) -> str:
-    """Return a metrics.jsonl of so many steps, as training writes it, with a probe and a checkpoint every 200."""
+    """Return a metrics.jsonl of so many steps, as training writes it, with a probe and a checkpoint
+    every 200.
+    """
     lines = [
         '{"kind":"attempt","step":0,"time":%.3f,"attempt":1,"start_step":0}' % (now - 2 * rows)
     ]
@@ -186,7 +190,8 @@ def main() -> int:
         for command in ("status", "ls"):
             row = told[command]
             print(
-                f"motet {command:<7} {row['median_s']:.2f} s (most {row['most_s']:.2f}; at most {MOST_S:g}), "
+                f"motet {command:<7} {row['median_s']:.2f} s (most {row['most_s']:.2f}; at most "
+                f"{MOST_S:g}), "
                 f"{row['median_cpu_s']:.2f} s of one core  "
                 f"{row['slurm_calls']} calls of Slurm (at most {MOST_CALLS})  {row['states']}"
             )

@@ -1,7 +1,8 @@
 """How fast the stream is read, with and without a plan: `python bench/stream.py [--json]`.
 
-Batches of 32 sequences of 2,048 tokens from a corpus of 400 million tokens on disk, on one core, digests included; the plan holds a million
-exposures of 100 tokens in as many slots as a 210-billion-token run has. Readings with and without alternate; the median pair counts.
+Batches of 32 sequences of 2,048 tokens from a corpus of 400 million tokens on disk, on one core,
+digests included; the plan holds a million exposures of 100 tokens in as many slots as a
+210-billion-token run has. Readings with and without alternate; the median pair counts.
 """
 
 from __future__ import annotations

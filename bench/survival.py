@@ -1,10 +1,13 @@
-"""Signals and kills against real runs: `python bench/survival.py [--json] [--trials 20] [--ranks 2 4] [--kills 3]`.
+"""Signals and kills against real runs: `python bench/survival.py [--json] [--trials 20] [--ranks 2
+4] [--kills 3]`.
 
-One run per number of ranks is stopped and resumed `--trials` times. Each trial sends SIGTERM to one rank, drawn at random: at a
-moment drawn uniformly from the run's life (its start included), inside a probe, or while a checkpoint is being written. A trial
-passes when `motet` exits with 0, every rank stopped at one step, that step was saved once (never, when no step had run), no process
-is left, and the exit took at most a step + a save + 2 s. Then kill -9 of a rank, `--kills` times: the time until torchrun has
-started the ranks anew, and until the first new step. At the end `motet experiments audit` judges the whole run.
+One run per number of ranks is stopped and resumed `--trials` times. Each trial sends SIGTERM to one
+rank, drawn at random: at a moment drawn uniformly from the run's life (its start included), inside
+a probe, or while a checkpoint is being written. A trial passes when `motet` exits with 0, every
+rank stopped at one step, that step was saved once (never, when no step had run), no process is
+left, and the exit took at most a step + a save + 2 s. Then kill -9 of a rank, `--kills` times: the
+time until torchrun has started the ranks anew, and until the first new step. At the end `motet
+experiments audit` judges the whole run.
 """
 
 from __future__ import annotations
@@ -53,9 +56,11 @@ class Trial:
     """One SIGTERM.
 
     Attributes:
-        kind: "any" moment, "probe" or "save"; rank: which was told; after_s: moment, from the start of `motet`.
+        kind: "any" moment, "probe" or "save"; rank: which was told; after_s: moment, from the start
+            of `motet`.
         step: where all ranks stopped; saves: checkpoints written of it; code: of `motet`.
-        exit_s: from the signal to the end of `motet`; bound_s: a step + a save + 2 s, as measured in this trial.
+        exit_s: from the signal to the end of `motet`; bound_s: a step + a save + 2 s, as measured
+            in this trial.
         problem: what failed, "" when nothing did.
     """
 
@@ -192,9 +197,11 @@ def _problem(code: int, left: list[int], exit_s: float, bound_s: float, wrong: l
 
 
 def kill(run: Run, rng: random.Random) -> dict[str, float]:
-    """kill -9 of one rank; seconds from the kill until torchrun started the ranks anew, and from there to the first new step.
+    """kill -9 of one rank; seconds from the kill until torchrun started the ranks anew, and from
+    there to the first new step.
 
-    After a checkpoint of the attempt is published: several deaths without one between them are a crash loop, which ends a run.
+    After a checkpoint of the attempt is published: several deaths without one between them are a
+    crash loop, which ends a run.
     """
     saved = run.published()
     run.wait(lambda: run.published() > saved)
@@ -295,9 +302,12 @@ def main() -> int:
         print(json.dumps(results, indent=1))
     for found in [] if arguments.json else results:
         print(
-            f"{found['ranks']} ranks: {found['passed']} of {len(found['trials'])} stops as promised, exit after "
-            f"{found['exit_s']['median']:.1f} s (at most {found['exit_s']['most']:.1f} s); kill -9: ranks anew after "
-            f"{found['restart_s'].get('median', 0):.1f} s, first new step {found['first_step_s'].get('median', 0):.1f} s later; "
+            f"{found['ranks']} ranks: {found['passed']} of {len(found['trials'])} stops as "
+            "promised, exit after "
+            f"{found['exit_s']['median']:.1f} s (at most {found['exit_s']['most']:.1f} s); kill "
+            "-9: ranks anew after "
+            f"{found['restart_s'].get('median', 0):.1f} s, first new step "
+            f"{found['first_step_s'].get('median', 0):.1f} s later; "
             f"audit {'passed' if found['audit'] == 0 else 'FAILED'}"
         )
     good = all(found["passed"] == len(found["trials"]) and found["audit"] == 0 for found in results)

@@ -1,11 +1,14 @@
-"""Training tokens/s against Hugging Face `Trainer`, and what experiments cost: `python bench/train_cpu.py [--json]`.
+"""Training tokens/s against Hugging Face `Trainer`, and what experiments cost: `python
+bench/train_cpu.py [--json]`.
 
-Same shape (`--preset`, vocabulary 4,096), same batch, sequence length, AdamW (fused), clipping and schedule, one process with all cores; each
-side runs in processes of its own, in turn (A B A B ...), and the ratio is the median over the pairs. Ours is the whole path of a run: corpus
-on disk, stream, plan, digests, ledger, engine. Theirs is `Trainer` over a dataset in memory. The first steps of each process warm up.
+Same shape (`--preset`, vocabulary 4,096), same batch, sequence length, AdamW (fused), clipping and
+schedule, one process with all cores; each side runs in processes of its own, in turn (A B A B ...),
+and the ratio is the median over the pairs. Ours is the whole path of a run: corpus on disk, stream,
+plan, digests, ledger, engine. Theirs is `Trainer` over a dataset in memory. The first steps of each
+process warm up.
 
-The cost of experiments is measured directly, since it is far below the noise of a step: the time that overlay, digest and ledger add
-to reading a step's share, over the time of a step.
+The cost of experiments is measured directly, since it is far below the noise of a step: the time
+that overlay, digest and ledger add to reading a step's share, over the time of a step.
 """
 
 from __future__ import annotations

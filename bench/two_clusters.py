@@ -1,10 +1,13 @@
-"""Does the planner choose well between two clusters and a slow link? `sudo python bench/two_clusters.py [--rates 50 200 1000] [--json]`.
+"""Does the planner choose well between two clusters and a slow link? `sudo python
+bench/two_clusters.py [--rates 50 200 1000] [--json]`.
 
-Four nodes in network namespaces, two on either side of a link that a token bucket shapes; the ranks of the second cluster have half
-the speed of the first one's (`two_clusters_cpu.py`). For each rate `motet cluster probe` measures the machines as the ranks
-have them, and the planner searches. One-rank runs on every node calibrate the cost model (`prediction.calibrate`). Then every layout is
-trained by `motet train --nnodes`: the link's rate changes while it runs, and the median wall clock time of a step is taken at each rate.
-The first choices and what was nearly the fastest are trained in two more rounds, in turn; the median of the rounds counts.
+Four nodes in network namespaces, two on either side of a link that a token bucket shapes; the ranks
+of the second cluster have half the speed of the first one's (`two_clusters_cpu.py`). For each rate
+`motet cluster probe` measures the machines as the ranks have them, and the planner searches.
+One-rank runs on every node calibrate the cost model (`prediction.calibrate`). Then every layout is
+trained by `motet train --nnodes`: the link's rate changes while it runs, and the median wall clock
+time of a step is taken at each rate. The first choices and what was nearly the fastest are trained
+in two more rounds, in turn; the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ from tests.system.cluster_runs import NodesRun, layout_words, step_seconds
 from tests.system.runs import MOTET, environment, motet
 
 SHARES = {"n1": 0.5, "n2": 0.5, "n3": 0.25, "n4": 0.25}
-"""Of one core, for the computing thread of a node's rank: what is left of two cores carries packets."""
+"""Of one core, for the computing thread of a node's rank: what is left of two cores carries
+packets.
+"""
 WARM_STEPS = 2
 LEAST_STEPS = 4
 WITHIN, LOSS_WITHIN, LOSS_STEPS = 0.05, 1e-5, 8
@@ -194,7 +199,9 @@ def measured(place: Place, options: argparse.Namespace) -> dict[str, Any]:
 def contenders(
     rows: Sequence[Row], firsts: Mapping[float, Row], tries: Mapping[Any, list[dict[float, float]]]
 ) -> list[Row]:
-    """Return the first choices, and what was nearly the fastest at some rate: the machine's own speed wanders by a tenth within minutes."""
+    """Return the first choices, and what was nearly the fastest at some rate: the machine's own
+    speed wanders by a tenth within minutes.
+    """
     times = {key: medians(found) for key, found in tries.items()}
     fastest = {rate: min(one[rate] for one in times.values()) for rate in firsts}
     chosen_ones = {row.key() for row in firsts.values()}
@@ -217,7 +224,9 @@ def say(text: str) -> None:
 
 
 def probed(place: Place, rate_mbit: float) -> Cluster:
-    """Return the machines as `motet cluster probe` finds them while every rank is held to its share."""
+    """Return the machines as `motet cluster probe` finds them while every rank is held to its
+    share.
+    """
     place.bed.set_rate(rate_mbit)
     output = place.yaml.parent / f"cluster-{rate_mbit:g}.yaml"
     words = [*MOTET, "cluster", "probe", "--device", "cpu", "--force", "--output", str(output)]
@@ -254,7 +263,9 @@ def probed(place: Place, rate_mbit: float) -> Cluster:
 
 
 def undisturbed(clusters: Mapping[float, Cluster]) -> dict[float, Cluster]:
-    """Return the clusters with the fastest of all probes' devices: what else the machine does can slow a probe down, not speed it up."""
+    """Return the clusters with the fastest of all probes' devices: what else the machine does can
+    slow a probe down, not speed it up.
+    """
     best = [
         max((cluster.groups[g].device for cluster in clusters.values()), key=_fp32)
         for g in range(len(HOSTS))
@@ -276,7 +287,9 @@ def _fp32(device: Device) -> float:
 
 
 def calibrated(place: Place, cluster: Cluster) -> tuple[Mapping[str, Constants], Asked, str]:
-    """Train one rank on every node for a few steps; returns constants, what is trained, and how well they fit."""
+    """Train one rank on every node for a few steps; returns constants, what is trained, and how
+    well they fit.
+    """
     ends = {"a": trimmed(cluster, (1, 0)), "b": trimmed(cluster, (0, 1))}
     started: list[NodesRun] = []
     try:
@@ -312,7 +325,9 @@ def calibrated(place: Place, cluster: Cluster) -> tuple[Mapping[str, Constants],
 def trained(
     place: Place, row: Row, name: str, options: argparse.Namespace
 ) -> tuple[dict[float, float], list[float]]:
-    """Train a layout; returns the median seconds of a step at every rate, and the losses of the first steps."""
+    """Train a layout; returns the median seconds of a step at every rate, and the losses of the
+    first steps.
+    """
     times = {}
     place.bed.set_rate(max(options.rates))  # to start quickly
     with place.start(row, name) as run:
@@ -373,10 +388,12 @@ def show(found: Mapping[str, Any]) -> None:
     print(f"losses of all layouts differ by at most {found['loss_difference']:.1e} (relative)")
     for one in found["rates"]:
         print(
-            f"\n{one['rate_mbit']:g} Mbit/s: {one['layouts']} layouts; first choice: {one['first_choice']}"
+            f"\n{one['rate_mbit']:g} Mbit/s: {one['layouts']} layouts; first choice: "
+            f"{one['first_choice']}"
         )
         print(
-            f"place {one['place']}, {one['behind_fastest']:+.1%} behind the fastest; {one['over_naive']:.2f} times as fast as {NAIVE}; "
+            f"place {one['place']}, {one['behind_fastest']:+.1%} behind the fastest; "
+            f"{one['over_naive']:.2f} times as fast as {NAIVE}; "
             f"rank correlation {one['rank_correlation']:.2f}\n"
         )
         print("| place | layout | measured s | predicted s | uncalibrated s | predicted place |")
@@ -384,7 +401,8 @@ def show(found: Mapping[str, Any]) -> None:
         for row in one["rows"]:
             mark = "**" if row["first_choice"] else ""
             print(
-                f"| {row['place']} | {mark}{row['layout']}{mark} | {row['measured_s']:.3f} | {row['predicted_s']:.3f} | "
+                f"| {row['place']} | {mark}{row['layout']}{mark} | {row['measured_s']:.3f} | "
+                f"{row['predicted_s']:.3f} | "
                 f"{row['sheet_s']:.3f} | {row['predicted_place']} |"
             )
 

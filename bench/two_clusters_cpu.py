@@ -1,7 +1,10 @@
-"""Nodes of unequal speed on one machine: the thread of a rank that computes gets a share of one core, and no more.
+"""Nodes of unequal speed on one machine: the thread of a rank that computes gets a share of one
+core, and no more.
 
-By control groups of the kernel's cpu controller (version 1, which takes single threads). The threads of a rank that carry packets stay
-free, as network cards are: with a quota on all of them, ranks answer each other late whenever they compute.
+By control groups of the kernel's cpu controller (version 1, which takes single threads). The
+threads of a rank that carry packets stay
+free, as network cards are: with a quota on all of them, ranks answer each other late whenever they
+compute.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from motet.core.processes import children, command_line
 CONTROLLER = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 10_000
 PRECEDENCE = 20
-"""Weight against what else runs on the machine, whose weight is 1: a rank gets its share also where others compute."""
+"""Weight against what else runs on the machine, whose weight is 1: a rank gets its share also where
+others compute.
+"""
 MODULES = ("motet.launcher.worker", "motet.launcher.measure.cluster_worker")
 
 
@@ -69,7 +74,9 @@ class Shares:
 
 
 def ranks(process: int) -> list[int]:
-    """Return the ranks among a process and its descendants: not torchrun, whose command line names them too."""
+    """Return the ranks among a process and its descendants: not torchrun, whose command line names
+    them too.
+    """
     found = [process]
     for one in found:
         found += children(one)

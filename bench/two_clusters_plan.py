@@ -1,4 +1,6 @@
-"""What `bench/two_clusters.py` trains: layouts that people would write, and those that the planner chooses. No process."""
+"""What `bench/two_clusters.py` trains: layouts that people would write, and those that the planner
+chooses. No process.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from motet.parallel.planner.space import Limits
 HOSTS = {"a": ("n1", "n2"), "b": ("n3", "n4")}
 """Groups of the cluster: the nodes on either side of the slow link."""
 CALIBRATED = (2, 8)
-"""Micro-batches of the runs that calibrate, smallest and largest; the planner is asked for none that are larger."""
+"""Micro-batches of the runs that calibrate, smallest and largest; the planner is asked for none
+that are larger.
+"""
 NAIVE = "dp 4 over all"
 ACROSS = (0, 2, 1, 3)
 """A placement that puts neighbours of the grid on both sides of the link."""

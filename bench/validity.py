@@ -1,11 +1,15 @@
-"""Is an answer from a shared run the answer? `python bench/validity.py [--json] [--plot FILE] [--seeds 3] [--studies 1000]`.
+"""Is an answer from a shared run the answer? `python bench/validity.py [--json] [--plot FILE]
+[--seeds 3] [--studies 1000]`.
 
-(a) 1,000 studies without any effect, through the real assignment and analysis (`validity_null.py`): the A/A control's p-values must be
-uniform, and the false-positive rate of the whole pipeline at its nominal level.
-(b) Real trainings: for every seed one run that holds all four experiments, and four that hold one each; nothing else differs. The
-effect from the shared run must agree with the effect from the run that the experiment had for itself: their difference lies within its
-95 % interval, the two half-widths in quadrature as for independent estimates. The runs share units, data and initial weights, so that
-interval is generous; the share of effects alone that lie inside the shared run's own interval is given as well. At least 9 of 10 pairs must agree.
+(a) 1,000 studies without any effect, through the real assignment and analysis (`validity_null.py`):
+the A/A control's p-values must be uniform, and the false-positive rate of the whole pipeline at its
+nominal level. (b) Real trainings: for every seed one run that holds all four experiments, and four
+that hold one each; nothing else differs. The
+effect from the shared run must agree with the effect from the run that the experiment had for
+itself: their difference lies within its 95 % interval, the two half-widths in quadrature as for
+independent estimates. The runs share units, data and initial weights, so that interval is generous;
+the share of effects alone that lie inside the shared run's own interval is given as well. At least
+9 of 10 pairs must agree.
 """
 
 from __future__ import annotations
@@ -178,18 +182,21 @@ def main() -> None:
     if "null" in result:
         null = result["null"]
         print(
-            f"no effect: A/A KS p {null['aa_ks_p']:.3f}, family-wise rate {null['family_wise_rate']['rate']:.3f}"
+            f"no effect: A/A KS p {null['aa_ks_p']:.3f}, family-wise rate "
+            f"{null['family_wise_rate']['rate']:.3f}"
         )
     for pair in result.get("pairs", []):
         joint, alone = pair["joint"], pair["alone"]
         print(
-            f"seed {pair['seed']} {pair['experiment']:10} shared {joint[0]:+.3f} [{joint[1]:+.3f}, {joint[2]:+.3f}]  "
+            f"seed {pair['seed']} {pair['experiment']:10} shared {joint[0]:+.3f} [{joint[1]:+.3f}, "
+            f"{joint[2]:+.3f}]  "
             f"alone {alone[0]:+.3f} [{alone[1]:+.3f}, {alone[2]:+.3f}] {pair['unit']}  "
             f"{'agrees' if pair['agrees'] else 'DIFFERS'}"
         )
     if "pairs" in result:
         print(
-            f"agreement {result['agreement']:.2f}; alone inside the shared run's interval {result['alone_inside_joint_interval']:.2f}"
+            f"agreement {result['agreement']:.2f}; alone inside the shared run's interval "
+            f"{result['alone_inside_joint_interval']:.2f}"
         )
 
 

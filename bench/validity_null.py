@@ -7,11 +7,11 @@ between steps, binary outcomes - and no dependence on the arm at all.
 
     python bench/validity_null.py [--studies 1000] [--json] [--plot null.png]
 
-What must hold: the A/A control's p-values are uniform (its outcome is continuous; Kolmogorov-Smirnov
-p > .01), each question's test rejects at most 5 % of the time, and any of the four primaries
-survives Holm's correction in at most 5 % of studies. Outcomes with ties (accuracy, rank) can only make
-p larger, so their rates may lie below 5 %; uniformity is not claimed for them. For contrast, the
-t-test that ignores clusters and blocks is applied to the same scores.
+What must hold: the A/A control's p-values are uniform (its outcome is continuous;
+Kolmogorov-Smirnov p > .01), each question's test rejects at most 5 % of the time, and any of the
+four primaries survives Holm's correction in at most 5 % of studies. Outcomes with ties (accuracy,
+rank) can only make p larger, so their rates may lie below 5 %; uniformity is not claimed for them.
+For contrast, the t-test that ignores clusters and blocks is applied to the same scores.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def null_scores(
     n_steps: int,
     rng: np.random.Generator,
 ) -> list[ItemScores]:
-    """Scores per step: block, cluster, unit and item difficulty that last, skewed noise that does not."""
+    """Scores per step: block, cluster, unit and item difficulty that last, skewed noise that does
+    not.
+    """
     unit_I = np.repeat(np.arange(len(units)), [len(unit.items) for unit in units])
     cluster_I = cluster_of_unit[unit_I]
     n_tokens = rng.integers(3, 12, size=len(units))[unit_I]

@@ -15,7 +15,9 @@ class UserError(ValueError):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: `setting` names it, `message` says its value, why not and what would work."""
+    """One thing that is wrong: `setting` names it, `message` says its value, why not and what would
+    work.
+    """
 
     setting: str
     message: str

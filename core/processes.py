@@ -17,7 +17,9 @@ WORKER = "motet.launcher.worker"
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for a signal to this process when the one that started it dies; also without warning, by kill -9."""
+    """Ask the kernel for a signal to this process when the one that started it dies; also without
+    warning, by kill -9.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
@@ -58,7 +60,9 @@ def command_line(pid: int) -> list[str]:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Return whether a process has a handler for a signal: before that, the signal would just kill it."""
+    """Return whether a process has a handler for a signal: before that, the signal would just kill
+    it.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -68,7 +72,9 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, state and parent first; [] when the process is gone."""
+    """Return the fields of /proc/PID/stat after the name, state and parent first; [] when the
+    process is gone.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

@@ -36,7 +36,9 @@ def _number(dumper: _Dumper, value: float) -> yaml.ScalarNode:
 
 
 def dump(value: Any, as_written: Collection[str] = ()) -> str:
-    """YAML of nested dictionaries, lists and scalars; texts in `as_written` keep their `${...}` alive."""
+    """YAML of nested dictionaries, lists and scalars; texts in `as_written` keep their `${...}`
+    alive.
+    """
     kind: Any = type("_Bound", (_Dumper,), {"as_written": as_written})
     kind.add_representer(str, _text)
     kind.add_representer(float, _number)

@@ -1,6 +1,9 @@
-"""Experiments inside a loop with Accelerate. The lines of Motet end in `# motet`; the rest is an ordinary script.
+"""Experiments inside a loop with Accelerate.
 
-python examples/accelerate_loop.py RUN.yaml, or accelerate launch --num_processes 2 examples/accelerate_loop.py RUN.yaml
+The lines of Motet end in `# motet`; the rest is an ordinary script.
+
+python examples/accelerate_loop.py RUN.yaml, or accelerate launch --num_processes 2
+examples/accelerate_loop.py RUN.yaml
 Then: motet experiments audit runs/NAME, and motet report runs/NAME.
 """
 

@@ -1,6 +1,9 @@
-"""Experiments inside a loop with DeepSpeed. The lines of Motet end in `# motet`; the rest is an ordinary script.
+"""Experiments inside a loop with DeepSpeed.
 
-torchrun --standalone --nproc-per-node 2 examples/deepspeed_loop.py RUN.yaml (on a CPU with DS_ACCELERATOR=cpu)
+The lines of Motet end in `# motet`; the rest is an ordinary script.
+
+torchrun --standalone --nproc-per-node 2 examples/deepspeed_loop.py RUN.yaml (on a CPU with
+DS_ACCELERATOR=cpu)
 Then: motet experiments audit runs/NAME, and motet report runs/NAME.
 """
 

@@ -1,7 +1,11 @@
-"""Experiments inside transformers' Trainer. The lines of Motet end in `# motet`; the rest is an ordinary script.
+"""Experiments inside transformers' Trainer.
 
-python examples/trainer.py RUN.yaml, or torchrun --standalone --nproc-per-node 2 examples/trainer.py RUN.yaml
-Then: motet experiments audit runs/NAME, and motet report runs/NAME. To go on after a stop: add --resume.
+The lines of Motet end in `# motet`; the rest is an ordinary script.
+
+python examples/trainer.py RUN.yaml, or torchrun --standalone --nproc-per-node 2 examples/trainer.py
+RUN.yaml
+Then: motet experiments audit runs/NAME, and motet report runs/NAME. To go on after a stop: add
+--resume.
 """
 
 from __future__ import annotations

@@ -359,7 +359,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="motet",
         description="Train a language model once and answer many questions with that one run.",
-        epilog="Any setting of a run.yaml can be given after it, as a.b.c=value. See docs/reference.md.",
+        epilog=(
+            "Any setting of a run.yaml can be given after it, as a.b.c=value. See "
+            "docs/reference.md."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"motet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)

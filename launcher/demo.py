@@ -1,4 +1,6 @@
-"""The run that `motet demo` makes: an ordinary run.yaml over text that every Python installation has."""
+"""The run that `motet demo` makes: an ordinary run.yaml over text that every Python installation
+has.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ layout: {{processes: {processes}, micro_sequences: 8}}   # FSDP2 over both
 
 
 def demo_yaml(steps: int = DEMO_STEPS, processes: int = DEMO_PROCESSES) -> str:
-    """The run.yaml of the demo. `steps` is the length of the run; warm-up and checkpoints follow it."""
+    """The run.yaml of the demo.
+
+    `steps` is the length of the run; warm-up and checkpoints follow it.
+    """
     return _TEMPLATE.format(
         corpus=CORPUS,
         vocabulary_size=VOCABULARY_SIZE,

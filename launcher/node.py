@@ -1,6 +1,7 @@
 """`python -m motet.launcher.node RUN`: what a job runs on each of its nodes (jobs/node.py).
 
-The name stays here because run folders of every age know it: a job executes the snapshot that its run was frozen with, and a newer Motet submits it.
+The name stays here because run folders of every age know it: a job executes the snapshot that its
+run was frozen with, and a newer Motet submits it.
 """
 
 from __future__ import annotations

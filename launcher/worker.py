@@ -1,6 +1,7 @@
 """`python -m motet.launcher.worker RUNDIR`: what torchrun starts on every rank (rank/worker.py).
 
-The name stays here because run folders of every age know it: a run executes the snapshot that it was frozen with, and a newer Motet resumes it.
+The name stays here because run folders of every age know it: a run executes the snapshot that it
+was frozen with, and a newer Motet resumes it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ TILED_LENGTHS = range(257, 1025)  # where tiles measured faster than SDPA: see d
 def attend(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | BlockMask | None
 ) -> Tensor:
-    """Return [B, T, H, K]: causal attention, or attention where `mask` (bool [B, 1, T, T], or blocks of it) is True.
+    """Return [B, T, H, K]: causal attention, or attention where `mask` (bool [B, 1, T, T], or
+    blocks of it) is True.
 
     Query head h reads key-value head h // (H / G) (arXiv:2305.13245). The type is that of `v_BTGK`.
     Without bfloat16 products on a CPU the arithmetic is fp32.
@@ -52,7 +53,8 @@ def attend(
 
 
 def document_positions(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positions that restart at each document, and the number of each token's document, both int64 [B, T].
+    """Return positions that restart at each document, and the number of each token's document, both
+    int64 [B, T].
 
     A document is a run of equal ids: an id that returns after another one is a new document.
     """
@@ -68,7 +70,8 @@ def document_places(
 ) -> tuple[Tensor, Tensor | BlockMask]:
     """Return positions int64 [B, T] that restart at each document, and the mask between documents.
 
-    The mask is a `BlockMask` where `flex.takes` heads of `head_width` channels, else, and always without a width, bool [B, 1, T, T].
+    The mask is a `BlockMask` where `flex.takes` heads of `head_width` channels, else, and always
+    without a width, bool [B, 1, T, T].
     """
     positions_BT, segments_BT = document_positions(document_ids_BT)
     order_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
@@ -97,7 +100,8 @@ def _repeat_heads(x_BTGK: Tensor, groups: int) -> Tensor:
 
 
 class _TiledCausalAttention(torch.autograd.Function):
-    """Causal attention in tiles of queries, each against the keys before it; softmax is redone in backward.
+    """Causal attention in tiles of queries, each against the keys before it; softmax is redone in
+    backward.
 
     `TILE_HEADS` heads at a time, so that a tile's scores [H, Q, T] stay in the cache.
     """
@@ -134,7 +138,9 @@ def _groups(*tensors_BHTK: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _add_slopes(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
-    """Add the gradients of one group of heads to `dq`, `dk`, `dv`; all tensors [H, T, K], `slope` that of the output."""
+    """Add the gradients of one group of heads to `dq`, `dk`, `dv`; all tensors [H, T, K], `slope`
+    that of the output.
+    """
     for start, stop in _tiles(q.shape[1]):
         rows, seen = slice(start, stop), slice(0, stop)
         weights_HQT = _tile_weights(q, k, start, stop)

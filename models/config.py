@@ -16,7 +16,9 @@ BalanceScope = Literal["batch", "micro"]
 
 
 class ModelError(ValueError):
-    """A model setting, or a checkpoint folder, that cannot be used; the message says what would work."""
+    """A model setting, or a checkpoint folder, that cannot be used; the message says what would
+    work.
+    """
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,23 @@ class ModelConfig:
     `head_dim=None` means `d_model // n_heads`; read `head_width` for the number.
     `qkv_bias` adds a bias to queries, keys and values alone (Qwen2, arXiv:2407.10671).
 
-    `n_experts > 0` makes the feed-forward of some layers a mixture of experts (`moe.py`): layer i has
-    experts where i >= n_dense_layers and (i + 1) is a multiple of `moe_every`, the rule of Qwen-MoE.
+    `n_experts > 0` makes the feed-forward of some layers a mixture of experts (`moe.py`): layer i
+    has experts where i >= n_dense_layers and (i + 1) is a multiple of `moe_every`, the rule of
+    Qwen-MoE.
 
     Attributes:
         experts_per_token: routed experts that a token visits.
-        d_expert: hidden width of one routed expert; None = d_ffn. Read `expert_width` for the number.
-        n_shared_experts, d_shared: experts that every token visits, as one block of width `d_shared`;
-            None = n_shared_experts x expert width. Read `shared_width`.
+        d_expert: hidden width of one routed expert; None = d_ffn. Read `expert_width` for the
+            number.
+        n_shared_experts, d_shared: experts that every token visits, as one block of width
+            `d_shared`; None = n_shared_experts x expert width. Read `shared_width`.
         shared_gate: a sigmoid gate scales the shared block (Qwen2-MoE).
-        router_score: "softmax" over all experts (Mixtral, Qwen), or "sigmoid" of each (DeepSeek-V3).
+        router_score: "softmax" over all experts (Mixtral, Qwen), or "sigmoid" of each
+            (DeepSeek-V3).
         normalize_top_k: the chosen experts' weights of a token sum to 1.
-        capacity_factor: 0 = dropless; else an expert takes at most ceil(factor x tokens x experts_per_token
-            / n_experts) rows of a micro-batch of one rank, and later tokens go without it.
+        capacity_factor: 0 = dropless; else an expert takes at most ceil(factor x tokens x
+            experts_per_token / n_experts) rows of a micro-batch of one rank, and later tokens go
+            without it.
         balance_loss, balance_scope, router_z_loss, bias_rate: see `moe.MoE`; 0 = off.
     """
 
@@ -167,7 +173,9 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
 
 
 def problems(config: ModelConfig) -> list[tuple[str, str]]:
-    """Return every (setting, message) that makes `config` unusable; an empty list means it is sound."""
+    """Return every (setting, message) that makes `config` unusable; an empty list means it is
+    sound.
+    """
     found = [*_size_problems(config), *_choice_problems(config), *_expert_size_problems(config)]
     return found if found else [*_ratio_problems(config), *_expert_problems(config)]
 
@@ -251,7 +259,10 @@ def _expert_problems(config: ModelConfig) -> list[tuple[str, str]]:
                 why = "has no shared expert to act on; set n_shared_experts to at least 1"
                 found.append((setting, why))
     if config.moe_every > config.n_layers:
-        why = f"{config.moe_every} is more than n_layers={config.n_layers}, so that no layer has experts; at most that"
+        why = (
+            f"{config.moe_every} is more than n_layers={config.n_layers}, so that no layer has "
+            "experts; at most that"
+        )
         found.append(("moe_every", why))
     elif config.n_moe_layers == 0:
         most = config.n_layers // config.moe_every * config.moe_every - 1

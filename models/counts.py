@@ -9,7 +9,9 @@ from motet.models.config import ModelConfig
 
 
 def parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
-    """Return the parameters of block `layer` (from 0), norms included; blocks differ where only some have experts."""
+    """Return the parameters of block `layer` (from 0), norms included; blocks differ where only
+    some have experts.
+    """
     attention = 2 * config.d_model * (config.query_width + config.kv_width)
     if config.qkv_bias:
         attention += config.query_width + 2 * config.kv_width
@@ -23,12 +25,16 @@ def parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
 
 
 def expert_parameters_per_layer(config: ModelConfig) -> int:
-    """Return the parameters of the routed experts of one block that has them: what expert parallelism splits."""
+    """Return the parameters of the routed experts of one block that has them: what expert
+    parallelism splits.
+    """
     return config.n_experts * 3 * config.d_model * config.expert_width
 
 
 def _always_on(config: ModelConfig, layer: int) -> int:
-    """Return the feed-forward weights that every token meets: all of a dense one; router, shared block and its gate."""
+    """Return the feed-forward weights that every token meets: all of a dense one; router, shared
+    block and its gate.
+    """
     if not config.has_experts(layer):
         return 3 * config.d_model * config.d_ffn
     router = config.d_model * (config.n_experts + int(config.shared_gate))
@@ -36,7 +42,9 @@ def _always_on(config: ModelConfig, layer: int) -> int:
 
 
 def parameters_non_embedding(config: ModelConfig) -> int:
-    """Return the parameters outside the embedding and the head (N of arXiv:2001.08361, section 2.1)."""
+    """Return the parameters outside the embedding and the head (N of arXiv:2001.08361, section
+    2.1).
+    """
     layers = sum(parameters_per_layer(config, layer) for layer in range(config.n_layers))
     return layers + config.d_model
 
@@ -54,7 +62,9 @@ def active_parameters(config: ModelConfig) -> int:
 
 
 def matmul_parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
-    """Return the weights of block `layer` that multiply every token: projections and visited experts; no norms or biases."""
+    """Return the weights of block `layer` that multiply every token: projections and visited
+    experts; no norms or biases.
+    """
     attention = 2 * config.d_model * (config.query_width + config.kv_width)
     visited = config.experts_per_token * config.expert_width if config.has_experts(layer) else 0
     return attention + _always_on(config, layer) + 3 * config.d_model * visited
@@ -69,8 +79,8 @@ def matmul_parameters(config: ModelConfig) -> int:
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Return floating-point operations of forward and backward for one token.
 
-    6 N for the N weights that multiply each token (head included, tied or not; of the routed experts those that a
-    token visits), plus
+    6 N for the N weights that multiply each token (head included, tied or not; of the routed
+    experts those that a token visits), plus
     12 L (H K) T for attention scores and their weighted sum: PaLM, arXiv:2204.02311, appendix B;
     Kaplan et al., arXiv:2001.08361, section 2.1, has the same terms. By that convention attention
     counts the full T x T square although the causal half is never needed, and recomputation is not
@@ -91,13 +101,15 @@ def activation_bytes_per_layer(
 
     The count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h + 5 a s^2 b for a GPT
     block) redone for this block: no dropout, SwiGLU instead of GELU, grouped keys and values, and
-    attention that stores its output and one fp32 log-sum per head and query, not the square. Per token: the inputs
-    of two norms, of the projections and of the feed-forward (4 D), queries twice and keys twice
-    when rotated and normalized, values, attention output, and gate, up, silu(gate), product (4 F).
+    attention that stores its output and one fp32 log-sum per head and query, not the square. Per
+    token: the inputs of two norms, of the projections and of the feed-forward (4 D), queries twice
+    and keys twice when rotated and normalized, values, attention output, and gate, up, silu(gate),
+    product (4 F).
 
-    With experts, per token and visit: the row that goes in, the one that comes out (2 D) and 4 F of the expert's
-    width; for the router one fp32 D and five fp32 rows of E; and the shared block. That is the mean over ranks: where
-    experts live apart, a rank holds the rows that came to its experts, more than this as routing is less balanced.
+    With experts, per token and visit: the row that goes in, the one that comes out (2 D) and 4 F of
+    the expert's width; for the router one fp32 D and five fp32 rows of E; and the shared block.
+    That is the mean over ranks: where experts live apart, a rank holds the rows that came to its
+    experts, more than this as routing is less balanced.
     """
     copies = 2 if config.qk_norm != "none" else 1
     values = 4 * config.d_model + (copies + 1) * config.query_width + (copies + 1) * config.kv_width

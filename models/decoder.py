@@ -31,7 +31,9 @@ MATRIX_PRODUCTS = [
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of the decoder a pipeline stage holds: some blocks, and the embedding or norm and head at the ends."""
+    """Which part of the decoder a pipeline stage holds: some blocks, and the embedding or norm and
+    head at the ends.
+    """
 
     layers: range
     first: bool = True
@@ -44,9 +46,10 @@ class Decoder(nn.Module):
     Made on the meta device it holds no values; `initialize`, or a loaded state, fills it. Its state
     is the parameters alone: rotary tables are computed when first needed, on the tokens' device.
 
-    With `part` it is one stage of a pipeline: some of the blocks under their own numbers, the embedding only in the first stage,
-    norm and head only in the last. Stages other than the first read hidden states [B, T, D] instead of tokens, and stages other
-    than the last return them in every mode.
+    With `part` it is one stage of a pipeline: some of the blocks under their own numbers, the
+    embedding only in the first stage, norm and head only in the last. Stages other than the first
+    read hidden states [B, T, D] instead of tokens, and stages other than the last return them in
+    every mode.
     """
 
     def __init__(self, config: ModelConfig, part: Part | None = None) -> None:
@@ -150,7 +153,9 @@ class Decoder(nn.Module):
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Places:
-        """Return the places of whole sequences: positions that restart at each document, and the mask between documents."""
+        """Return the places of whole sequences: positions that restart at each document, and the
+        mask between documents.
+        """
         length = tokens_BT.shape[1]
         if document_ids_BT is None:
             cos, sin = self._rotary(length, tokens_BT.device)
@@ -159,7 +164,9 @@ class Decoder(nn.Module):
         return replace(self.places_at(positions_BT, length), mask=mask)
 
     def places_at(self, positions_BT: Tensor, length: int) -> Places:
-        """Return places of tokens at given positions, int64 [B, T] or [T], below `length`; without a mask."""
+        """Return places of tokens at given positions, int64 [B, T] or [T], below `length`; without
+        a mask.
+        """
         cos, sin = self._rotary(length, positions_BT.device)
         return Places(cos[positions_BT], sin[positions_BT], None)
 
@@ -178,8 +185,8 @@ class Decoder(nn.Module):
 def _again(block: nn.Module, x_BTD: Tensor, places: Places, recompute: str) -> Tensor:
     """Run a block that keeps little for the backward pass and runs again there.
 
-    "full" keeps the block's input only; "selective" keeps the results of matrix products, the dear part to make again
-    (Korthikanti et al., arXiv:2205.05198, section 5).
+    "full" keeps the block's input only; "selective" keeps the results of matrix products, the dear
+    part to make again (Korthikanti et al., arXiv:2205.05198, section 5).
     """
     extra: dict[str, Any] = {}
     if recompute == "selective":
@@ -213,9 +220,10 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
     """Return the first value of parameter `name` (its full name in `Decoder`), fp32 on the CPU.
 
     A pure function of its arguments: every layout, and every order of calls, gets the same numbers.
-    Norms are 1, biases 0. Others are normal with `init_std`; projections that write to the residual stream
-    (`o_proj`, `down_proj`) are divided by sqrt(2 n_layers), as in GPT-2 (section 2.3). Weights of E experts are E draws,
-    expert e's under the name "`name`.e": a rank that holds some experts can ask for those alone.
+    Norms are 1, biases 0. Others are normal with `init_std`; projections that write to the residual
+    stream (`o_proj`, `down_proj`) are divided by sqrt(2 n_layers), as in GPT-2 (section 2.3).
+    Weights of E experts are E draws, expert e's under the name "`name`.e": a rank that holds some
+    experts can ask for those alone.
     """
     for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module."):
         name = name.replace(wrapper, "")

@@ -1,9 +1,12 @@
 """Attention within documents without a [T, T] mask: PyTorch's FlexAttention (arXiv:2412.05496).
 
-B batch, T tokens, H heads, G key-value heads, K channels per head, N = ceil(T / 128) blocks of a sequence.
+B batch, T tokens, H heads, G key-value heads, K channels per head, N = ceil(T / 128) blocks of a
+sequence.
 
-A bool mask costs B x T x T bytes and takes the flash kernels away. A `BlockMask` says per tile of 128 queries and 128 keys whether
-the tile is empty, whole, or to be masked element by element: B x N x N small numbers, and empty tiles are never computed.
+A bool mask costs B x T x T bytes and takes the flash kernels away. A `BlockMask` says per tile of
+128 queries and 128 keys whether
+the tile is empty, whole, or to be masked element by element: B x N x N small numbers, and empty
+tiles are never computed.
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ DEVICES = {
 
 
 def takes(device: torch.device, length: int, head_width: int) -> bool:
-    """Tell whether documents of sequences like these are masked by a `BlockMask` rather than by a bool mask."""
+    """Tell whether documents of sequences like these are masked by a `BlockMask` rather than by a
+    bool mask.
+    """
     return device.type in DEVICES and length >= MIN_LENGTH and head_width in HEAD_WIDTHS
 
 
 def block_mask(first_BT: Tensor) -> BlockMask:
     """Return the mask under which a token sees itself and what came before it in its own document.
 
-    Made from the starts of documents by arithmetic on blocks: `create_block_mask` would first fill the [B, T, T] square.
-    Nothing waits for the device.
+    Made from the starts of documents by arithmetic on blocks: `create_block_mask` would first fill
+    the [B, T, T] square. Nothing waits for the device.
 
     Args:
         first_BT: int64, the index of the first token of each token's document; never falls along T.
@@ -42,7 +47,8 @@ def block_mask(first_BT: Tensor) -> BlockMask:
     n_blocks = -(-length // BLOCK_TOKENS)
     block_N = torch.arange(n_blocks, device=device)
     ends_N = (block_N + 1) * BLOCK_TOKENS
-    # Documents start in order, so a block's first query reaches back furthest and its last one least.
+    # Documents start in order, so a block's first query reaches back furthest and its last one
+    # least.
     furthest_BN = first_BT[:, ::BLOCK_TOKENS]
     nearest_BN = first_BT[:, (ends_N - 1).clamp(max=length - 1)]
     before_NN = block_N[:, None] > block_N
@@ -66,14 +72,19 @@ def block_mask(first_BT: Tensor) -> BlockMask:
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many blocks of keys each block of queries has, int32 [B, 1, N], and their numbers first in [B, 1, N, N]."""
+    """Return how many blocks of keys each block of queries has, int32 [B, 1, N], and their numbers
+    first in [B, 1, N, N].
+    """
     counts_BN = chosen_BNN.sum(-1, dtype=torch.int32)
     order_BNN = chosen_BNN.int().argsort(dim=-1, descending=True, stable=True).int()
     return counts_BN[:, None], order_BNN[:, None].contiguous()
 
 
 def attend_within(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: BlockMask) -> Tensor:
-    """Return [B, T, H, K]: attention where `mask` allows it. All of one type; query head h reads key-value head h // (H / G)."""
+    """Return [B, T, H, K]: attention where `mask` allows it.
+
+    All of one type; query head h reads key-value head h // (H / G).
+    """
     kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     mixed_BHTK: Tensor = kernel(
         q_BTHK.transpose(1, 2),

@@ -1,7 +1,10 @@
-"""To and from Hugging Face folders: config.json, safetensors, tokenizer files. No pickle, no transformers.
+"""To and from Hugging Face folders: config.json, safetensors, tokenizer files.
 
-Llama, OLMo-2, Qwen2 and Qwen3 differ in where norms stand, in the names of two of them and in biases; the tensors
-are the same, so a checkpoint crosses in either direction without arithmetic. `hf_moe.py` has what experts add.
+No pickle, no transformers.
+
+Llama, OLMo-2, Qwen2 and Qwen3 differ in where norms stand, in the names of two of them and in
+biases; the tensors are the same, so a checkpoint crosses in either direction without arithmetic.
+`hf_moe.py` has what experts add.
 """
 
 from __future__ import annotations
@@ -161,8 +164,10 @@ def _family(config: ModelConfig) -> tuple[str, str]:
     if key not in FAMILIES:
         options = ", ".join(f"{a}/{b}/{c} ({k[1]})" for (a, b, c), k in FAMILIES.items())
         raise ModelError(
-            f"model.norm_position={config.norm_position!r} with model.qk_norm={config.qk_norm!r} and "
-            f"model.qkv_bias={config.qkv_bias} has no Hugging Face class; norm_position/qk_norm/qkv_bias can be {options}"
+            f"model.norm_position={config.norm_position!r} with model.qk_norm={config.qk_norm!r} "
+            "and "
+            f"model.qkv_bias={config.qkv_bias} has no Hugging Face class; "
+            f"norm_position/qk_norm/qkv_bias can be {options}"
         )
     return FAMILIES[key]
 
@@ -170,7 +175,8 @@ def _family(config: ModelConfig) -> tuple[str, str]:
 def from_hf(
     folder: Path | str, dtype: torch.dtype = torch.float32
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a folder of a family in `KINDS`: its `ModelConfig`, and a state for `Decoder` in `dtype`.
+    """Read a folder of a family in `KINDS`: its `ModelConfig`, and a state for `Decoder` in
+    `dtype`.
 
     Reads safetensors only. Raises `ModelError` for another family, a feature that `Decoder` lacks
     (scaled rotary positions, other biases, sliding windows, quantization), or missing tensors.
@@ -278,7 +284,8 @@ def _check_state(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise ModelError(
-                f"tensor {name} has shape {tuple(state[name].shape)}; the configuration says {shape}"
+                f"tensor {name} has shape {tuple(state[name].shape)}; the configuration says "
+                f"{shape}"
             )
 
 
@@ -335,7 +342,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise ModelError(
-            f"{folder} has only pickled weights, which can run code and are not read; save the model "
+            f"{folder} has only pickled weights, which can run code and are not read; save the "
+            "model "
             "as safetensors first (transformers: model.save_pretrained)"
         )
     raise ModelError(f"{folder} has no model.safetensors and no {INDEX}")

@@ -1,7 +1,8 @@
-"""How Mixtral, Qwen2-MoE and Qwen3-MoE write experts in their folders: config.json keys and tensor names.
+"""How Mixtral, Qwen2-MoE and Qwen3-MoE write experts in their folders: config.json keys and tensor
+names.
 
-On disk an expert is three matrices of its own; transformers 5 can also save its fused form, and both are read.
-E experts, F hidden width of an expert, D model width.
+On disk an expert is three matrices of its own; transformers 5 can also save its fused form, and
+both are read. E experts, F hidden width of an expert, D model width.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def config_text(config: ModelConfig, kind: str) -> dict[str, Any]:
 
 
 def config_fields(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the fields of `ModelConfig` that config.json says of experts; training coefficients stay off."""
+    """Return the fields of `ModelConfig` that config.json says of experts; training coefficients
+    stay off.
+    """
     for key, off in MUST_BE_OFF[kind].items():
         if text.get(key) not in off:
             raise ModelError(
@@ -133,7 +136,9 @@ def config_fields(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def hf_name(inner: str, kind: str) -> str:
-    """Return the name in a layer of transformers of `inner`, a name in a `MoE` (an expert's is `experts.NAME.e`)."""
+    """Return the name in a layer of transformers of `inner`, a name in a `MoE` (an expert's is
+    `experts.NAME.e`).
+    """
     parts = inner.split(".")
     mixtral = kind == "mixtral"
     head = "block_sparse_moe" if mixtral else "mlp"
@@ -184,7 +189,9 @@ def unfused(name: str, tensor: Tensor, kind: str) -> Iterator[tuple[str, Tensor]
 def stacked(
     parts: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Return the state in which the slices `name.e` of experts are stacks again; incomplete stacks stay apart."""
+    """Return the state in which the slices `name.e` of experts are stacks again; incomplete stacks
+    stay apart.
+    """
     state = dict(parts)
     for name, shape in shapes.items():
         names = split_experts(name, shape)

@@ -1,9 +1,11 @@
 """The parts of a block: normalization, rotary positions, projections, attention, SwiGLU.
 
-B batch, T tokens, H heads, G key-value heads, K channels per head, D model width, C channels of all heads.
+B batch, T tokens, H heads, G key-value heads, K channels per head, D model width, C channels of all
+heads.
 
 Normalization and rotation have their own backward pass: what PyTorch's composition computes, in
-fewer passes over memory (`docs/models.md` has the measurements). Compiled code takes the plain forms.
+fewer passes over memory (`docs/models.md` has the measurements). Compiled code takes the plain
+forms.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ Across = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 class Places:
     """Where the tokens stand; the same for all blocks of one forward pass.
 
-    A plain object and not a tuple of tensors, so that FSDP2's input casting leaves the fp32 tables alone.
+    A plain object and not a tuple of tensors, so that FSDP2's input casting leaves the fp32 tables
+    alone.
     """
 
     cos: Tensor  # fp32 [T, 1, K] or [B, T, 1, K]
@@ -67,7 +70,8 @@ class RMSNorm(nn.Module):
 
     Attributes:
         gradient_placements: see `own`.
-        mean_of_all: where processes hold parts of the axis: mean of this process's value over them all, differentiable.
+        mean_of_all: where processes hold parts of the axis: mean of this process's value over them
+            all, differentiable.
     """
 
     gradient_placements: Any = None
@@ -180,7 +184,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(k_width, config.norm_eps) if normed else None
 
     def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
-        """[B, T, D] -> [B, T, D]; head counts come from the weights, so that a shard of them works too."""
+        """[B, T, D] -> [B, T, D]; head counts come from the weights, so that a shard of them works
+        too.
+        """
         q_BTHK = self._heads(self.q_proj(x_BTD), self.q_norm)
         k_BTGK = self._heads(self.k_proj(x_BTD), self.k_norm)
         v_BTGK = self._heads(self.v_proj(x_BTD), None)
@@ -223,7 +229,8 @@ def feed_forward(config: ModelConfig, layer: int) -> FeedForward | MoE:
 class Block(nn.Module):
     """One layer: attention and feed-forward, each added to the residual stream.
 
-    "pre": x + f(norm(x)); "post": x + norm(f(x)). Block `layer` (from 0) may have experts: `config.has_experts`.
+    "pre": x + f(norm(x)); "post": x + norm(f(x)). Block `layer` (from 0) may have experts:
+    `config.has_experts`.
     """
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:

@@ -17,7 +17,8 @@ from motet.models.precision import compute_dtype, product_dtype
 
 IGNORED = -100  # the label of a position that has none
 CHUNK_ROWS = 512
-# A device holds more rows: the gradient of the head, fp32 [V, D], is read and written once per chunk.
+# A device holds more rows: the gradient of the head, fp32 [V, D], is read and written once per
+# chunk.
 DEVICE_CHUNK_BYTES = 1 << 29
 
 
@@ -35,11 +36,13 @@ class LossSums(NamedTuple):
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """The rows of the head that this process holds, and how it reaches the others (Megatron-LM, arXiv:1909.08053, section 3).
+    """The rows of the head that this process holds, and how it reaches the others (Megatron-LM,
+    arXiv:1909.08053, section 3).
 
     Attributes:
         first: number of its first row.
-        maximum, total: elementwise maximum and sum over the processes, in place, of a tensor without gradient.
+        maximum, total: elementwise maximum and sum over the processes, in place, of a tensor
+            without gradient.
     """
 
     first: int
@@ -48,7 +51,9 @@ class VocabularyShard:
 
 
 class Scores(NamedTuple):
-    """Per label: log-probability in nats (fp32 [B, T]) and whether it is the likeliest token (bool [B, T])."""
+    """Per label: log-probability in nats (fp32 [B, T]) and whether it is the likeliest token (bool
+    [B, T]).
+    """
 
     logprob: Tensor
     greedy: Tensor
@@ -59,7 +64,9 @@ def _round(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sums of cross-entropy and of z_loss x logsumexp^2; the gradients are made in the forward pass."""
+    """Sums of cross-entropy and of z_loss x logsumexp^2; the gradients are made in the forward
+    pass.
+    """
 
     @staticmethod
     def forward(
@@ -90,9 +97,11 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _rows_at_once(w_VD: Tensor, shard: VocabularyShard | None) -> int:
-    """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two, as `DEVICE_CHUNK_BYTES` of fp32 logits.
+    """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two,
+    as `DEVICE_CHUNK_BYTES` of fp32 logits.
 
-    Always `CHUNK_ROWS` with a shard: processes may hold unequal shards, and must meet in equally many collectives.
+    Always `CHUNK_ROWS` with a shard: processes may hold unequal shards, and must meet in equally
+    many collectives.
     """
     if w_VD.device.type == "cpu" or shard is not None:
         return CHUNK_ROWS
@@ -148,7 +157,9 @@ def _fused_chunks(
     train: bool,
     shard: VocabularyShard | None,
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Do what `_loss_chunks` does when it trains without a shard; what lies between the products of a chunk is one compiled function."""
+    """Do what `_loss_chunks` does when it trains without a shard; what lies between the products of
+    a chunk is one compiled function.
+    """
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND)
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32)
@@ -167,12 +178,16 @@ def _fused_chunks(
 
 @cache
 def _compiled_slopes() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
-    """Compile `_slopes`, once: a few passes over the logits in their own type instead of ten over an fp32 copy."""
+    """Compile `_slopes`, once: a few passes over the logits in their own type instead of ten over
+    an fp32 copy.
+    """
     return torch.compile(_slopes)
 
 
 def _slopes(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of cross-entropy and of z_loss x logsumexp^2 (0-d fp32), and the gradient of their sum, [C, V] as `logits_CV`."""
+    """Return the sums of cross-entropy and of z_loss x logsumexp^2 (0-d fp32), and the gradient of
+    their sum, [C, V] as `logits_CV`.
+    """
     valid_C1 = (labels_C != IGNORED)[:, None]
     wide_CV, labels_C1 = logits_CV.float(), labels_C.clamp(min=0)[:, None]
     log_sum_C1 = wide_CV.logsumexp(-1, keepdim=True)
@@ -198,7 +213,9 @@ def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple
 def _exponentials(
     logits_CV: Tensor, columns_C1: Tensor, held_C1: Tensor, shard: VocabularyShard | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace logits by exp(logit - largest); return the labels' logits, the sums of exponentials and logsumexp, each [C, 1]."""
+    """Replace logits by exp(logit - largest); return the labels' logits, the sums of exponentials
+    and logsumexp, each [C, 1].
+    """
     largest_C1 = logits_CV.amax(-1, keepdim=True)
     if shard is not None:
         largest_C1 = shard.maximum(largest_C1)
@@ -221,10 +238,11 @@ def loss_sums(
 ) -> LossSums:
     """Return the summed losses of predicting `labels_BT` (int64, -100 = none) from `hidden_BTD`.
 
-    Logits exist for `CHUNK_ROWS` rows at a time, or more on a device. `fused` compiles what lies between the matrix products, where
-    the vocabulary is whole. The z-loss is z_loss x logsumexp(logits)^2
-    (PaLM, arXiv:2204.02311, section 5). With a `shard` of the vocabulary each process holds some columns of the logits only;
-    all get the same sums, and the gradient of `hidden_BTD` is this process's part, to be summed over them.
+    Logits exist for `CHUNK_ROWS` rows at a time, or more on a device. `fused` compiles what lies
+    between the matrix products, where the vocabulary is whole. The z-loss is z_loss x
+    logsumexp(logits)^2 (PaLM, arXiv:2204.02311, section 5). With a `shard` of the vocabulary each
+    process holds some columns of the logits only; all get the same sums, and the gradient of
+    `hidden_BTD` is this process's part, to be summed over them.
     """
     train = torch.is_grad_enabled() and (hidden_BTD.requires_grad or head_VD.requires_grad)
     labels_N = labels_BT.flatten()

@@ -1,8 +1,11 @@
-"""Mixture of experts: each token visits a few of many feed-forward networks (arXiv:2101.03961, arXiv:2401.04088).
+"""Mixture of experts: each token visits a few of many feed-forward networks (arXiv:2101.03961,
+arXiv:2401.04088).
 
-B batch, T tokens, D model width, N tokens of this rank's micro-batch, E experts, K experts per token, F hidden
-width of an expert, M rows that experts compute: one row per (token, chosen expert), sorted by expert and then by
-token. Where experts live on several ranks, an `Exchange` carries the rows there and back: this module knows no rank.
+B batch, T tokens, D model width, N tokens of this rank's micro-batch, E experts, K experts per
+token, F hidden
+width of an expert, M rows that experts compute: one row per (token, chosen expert), sorted by
+expert and then by token. Where experts live on several ranks, an `Exchange` carries the rows there
+and back: this module knows no rank.
 """
 
 from __future__ import annotations
@@ -29,19 +32,21 @@ class Exchange(Protocol):
             counts_E: int64, how many of them each expert of the whole layer gets.
 
         Returns:
-            the rows for this rank's experts, sorted by expert; how many each of them gets (int64); and a ticket
-            for the way back.
+            the rows for this rank's experts, sorted by expert; how many each of them gets (int64);
+            and a ticket for the way back.
         """
 
     def combine(self, rows_MD: Tensor, ticket: Any) -> Tensor:
-        """Return the experts' results to the ranks of their tokens, in the order that `dispatch` was given."""
+        """Return the experts' results to the ranks of their tokens, in the order that `dispatch`
+        was given.
+        """
 
 
 class WideLinear(nn.Module):
     """A projection without bias that is computed in fp32 whatever the compute type is.
 
-    Routing is a choice: rounded scores would choose other experts (arXiv:2101.03961, section 2.4). Where a sharded run gathers
-    its weights in bfloat16, the weight itself arrives rounded.
+    Routing is a choice: rounded scores would choose other experts (arXiv:2101.03961, section 2.4).
+    Where a sharded run gathers its weights in bfloat16, the weight itself arrives rounded.
     """
 
     gradient_placements: Any = None  # see `own`
@@ -58,7 +63,9 @@ class WideLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """SwiGLU networks side by side; how many, and how wide, is read from the weights, so that a shard works too."""
+    """SwiGLU networks side by side; how many, and how wide, is read from the weights, so that a
+    shard works too.
+    """
 
     gradient_placements: Any = None  # see `own`
 
@@ -69,7 +76,8 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n_experts, d_model, width))
 
     def forward(self, rows_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """Return down(silu(gate(x)) * up(x)) [M, D] of rows sorted by expert, `counts_E` (int64) for each.
+        """Return down(silu(gate(x)) * up(x)) [M, D] of rows sorted by expert, `counts_E` (int64)
+        for each.
 
         An expert without rows gets a gradient of zeros.
         """
@@ -88,9 +96,11 @@ class Experts(nn.Module):
 
 
 def _grouped_products_work(rows_MD: Tensor, gate_EFD: Tensor) -> bool:
-    """Tell whether `grouped_mm` has a kernel here: bfloat16, CUDA from compute capability 8.0, rows of whole 16 bytes.
+    """Tell whether `grouped_mm` has a kernel here: bfloat16, CUDA from compute capability 8.0, rows
+    of whole 16 bytes.
 
-    That is what its documentation promises (torch 2.10 to 2.13); on other devices and types it may be missing.
+    That is what its documentation promises (torch 2.10 to 2.13); on other devices and types it may
+    be missing.
     """
     aligned = all(width % 8 == 0 for width in gate_EFD.shape[1:])
     if not (rows_MD.is_cuda and rows_MD.dtype == torch.bfloat16 and aligned and len(rows_MD)):
@@ -110,7 +120,8 @@ def _one_by_one(rows: Tensor, counts_E: Tensor, gate: Tensor, up: Tensor, down: 
     # One expert runs even when no row came, so that every weight has a gradient on every rank.
     busy = [expert for expert, size in enumerate(sizes) if size] or [0]
     parts = rows.split(sizes)
-    # unbind, not indexing: its gradient is one stack, where indexing would add E tensors of full size.
+    # unbind, not indexing: its gradient is one stack, where indexing would add E tensors of full
+    # size.
     gates, ups, downs = gate.unbind(0), up.unbind(0), down.unbind(0)
     done = []
     for expert in busy:
@@ -141,8 +152,9 @@ class Routing(NamedTuple):
 def choose(scores_NE: Tensor, k: int) -> Tensor:
     """Return int64 [N, k]: the k best of each row, best first; among equals the lowest index.
 
-    `torch.topk` promises no order among equals, and its choice depends on shapes, hence on the layout. Rounds of
-    argmax, which promises the first, took 0.6 to 1.3 times its time on a CPU (8,192 tokens, 8 to 128 experts).
+    `torch.topk` promises no order among equals, and its choice depends on shapes, hence on the
+    layout. Rounds of argmax, which promises the first, took 0.6 to 1.3 times its time on a CPU
+    (8,192 tokens, 8 to 128 experts).
     """
     left_NE = scores_NE.detach().clone()
     chosen = []
@@ -160,13 +172,17 @@ def count_choices(chosen_NK: Tensor, n_experts: int) -> Tensor:
 
 
 def capacity(n_tokens: int, k: int, n_experts: int, factor: float) -> int:
-    """Return the most rows of one expert: ceil(factor * n_tokens * k / n_experts) (arXiv:2101.03961, section 2.2)."""
+    """Return the most rows of one expert: ceil(factor * n_tokens * k / n_experts)
+    (arXiv:2101.03961, section 2.2).
+    """
     # The small slack undoes binary rounding: 1.1 x 10 / 1 is 11, not 12.
     return math.ceil(factor * n_tokens * k / n_experts - 1e-9)
 
 
 def arrange(chosen_NK: Tensor, weights_NK: Tensor, counts_E: Tensor, most_rows: int) -> Routing:
-    """Sort choices by expert, then by token; keep at most `most_rows` per expert, the earliest (0 = keep all)."""
+    """Sort choices by expert, then by token; keep at most `most_rows` per expert, the earliest (0 =
+    keep all).
+    """
     n_choices, k = chosen_NK.numel(), chosen_NK.shape[1]
     choice_M = torch.argsort(chosen_NK.flatten(), stable=True)
     if most_rows:
@@ -182,7 +198,10 @@ def arrange(chosen_NK: Tensor, weights_NK: Tensor, counts_E: Tensor, most_rows: 
 
 
 class _Gather(torch.autograd.Function):
-    """Rows for the experts: x[token]. Backward adds the K rows of a token in one fixed order, with no atomics."""
+    """Rows for the experts: x[token].
+
+    Backward adds the K rows of a token in one fixed order, with no atomics.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
@@ -196,7 +215,10 @@ class _Gather(torch.autograd.Function):
 
 
 class _Weigh(torch.autograd.Function):
-    """Results for the tokens: sum over K of weight x y[row]. Keeps y [M, D] for the backward pass, nothing wider."""
+    """Results for the tokens: sum over K of weight x y[row].
+
+    Keeps y [M, D] for the backward pass, nothing wider.
+    """
 
     @staticmethod
     def forward(
@@ -229,10 +251,12 @@ def _rows(y_MD: Tensor, row_NK: Tensor) -> Tensor:
 
 
 class _Auxiliary(torch.autograd.Function):
-    """Pass the router's logits on; in the backward pass count their tokens and add the auxiliary gradient.
+    """Pass the router's logits on; in the backward pass count their tokens and add the auxiliary
+    gradient.
 
-    In the backward pass, because it runs once where recomputation runs the forward pass twice and scoring runs it
-    without training. The added gradient is absolute: the scale of the loss above does not multiply it.
+    In the backward pass, because it runs once where recomputation runs the forward pass twice and
+    scoring runs it without training. The added gradient is absolute: the scale of the loss above
+    does not multiply it.
     """
 
     @staticmethod
@@ -250,25 +274,30 @@ class _Auxiliary(torch.autograd.Function):
 class MoE(nn.Module):
     """A feed-forward of routed experts, with an optional shared block that every token visits.
 
-    y = sum over the K chosen experts e of w_e * expert_e(x), plus (gate *) shared(x). Token-choice top-K; weights
-    are the router's scores of the chosen, made to sum to 1 with `normalize_top_k`. Selection adds `bias_E` where
-    `bias_rate` > 0; weights never do (arXiv:2408.15664). Capacity limits training alone: scores drop no token, so
-    that padding and batch size change none.
+    y = sum over the K chosen experts e of w_e * expert_e(x), plus (gate *) shared(x). Token-choice
+    top-K; weights are the router's scores of the chosen, made to sum to 1 with `normalize_top_k`.
+    Selection adds `bias_E` where `bias_rate` > 0; weights never do (arXiv:2408.15664). Capacity
+    limits training alone: scores drop no token, so that padding and batch size change none.
 
-    Balance over the global batch. Auxiliary losses of one layer, N tokens of the global batch, p the router's
-    probabilities (sigmoid scores are divided by their sum, arXiv:2412.19437, section 2.1.2):
+    Balance over the global batch. Auxiliary losses of one layer, N tokens of the global batch, p
+    the router's probabilities (sigmoid scores are divided by their sum, arXiv:2412.19437, section
+    2.1.2):
 
-        balance_loss * E * sum_e f_e * P_e        P_e = sum over tokens of p_e / N  (arXiv:2101.03961, section 2.2)
-        router_z_loss * sum over tokens of logsumexp(logits)^2 / N                  (arXiv:2202.08906, section 3.4)
+        balance_loss * E * sum_e f_e * P_e        P_e = sum over tokens of p_e / N
+                                                  (arXiv:2101.03961, section 2.2)
+        router_z_loss * sum over tokens of logsumexp(logits)^2 / N
+                                                                                    (arXiv:2202.08906,
+                                                                                    section 3.4)
 
-    f_e is the share of expert e among all choices, so the balance loss of uniform routing is its coefficient. With
-    `balance_scope="batch"` f is that of the previous global batch (uniform before the first): the global batch's own f
-    is not known while its micro-batches run, and so the loss is exactly the same under every layout and
-    micro-batching, for one small all-reduce per step. With "micro", f is that of this rank's micro-batch
-    (arXiv:2101.03961), which pushes every micro-batch to be balanced by itself: arXiv:2501.11873 shows why that costs
-    quality.
+    f_e is the share of expert e among all choices, so the balance loss of uniform routing is its
+    coefficient. With `balance_scope="batch"` f is that of the previous global batch (uniform before
+    the first): the global batch's own f is not known while its micro-batches run, and so the loss
+    is exactly the same under every layout and micro-batching, for one small all-reduce per step.
+    With "micro", f is that of this rank's micro-batch (arXiv:2101.03961), which pushes every
+    micro-batch to be balanced by itself: arXiv:2501.11873 shows why that costs quality.
 
-    The engine drives a step: `begin_step`, forward and backward passes, an all-reduce of `counts()`, `end_step`.
+    The engine drives a step: `begin_step`, forward and backward passes, an all-reduce of
+    `counts()`, `end_step`.
 
     Attributes:
         exchange: how rows reach experts on other ranks; None when all are here.
@@ -309,7 +338,9 @@ class MoE(nn.Module):
         return y_ND.view_as(x_BTD)
 
     def stay_eager(self) -> None:
-        """Run uncompiled inside compiled blocks: sizes are known only at run time, so that graphs would break often."""
+        """Run uncompiled inside compiled blocks: sizes are known only at run time, so that graphs
+        would break often.
+        """
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
 
     def route(self, x_ND: Tensor) -> Routing:
@@ -342,12 +373,13 @@ class MoE(nn.Module):
     def begin_step(self, n_tokens: int, gradient_scale: float = 1.0) -> None:
         """Start a step whose global batch has `n_tokens` tokens, on all ranks together.
 
-        Outside of a step (never begun, or ended) nothing is counted and no auxiliary gradient is added.
+        Outside of a step (never begun, or ended) nothing is counted and no auxiliary gradient is
+        added.
 
         Args:
             n_tokens: divides each token's auxiliary gradient.
-            gradient_scale: multiplies it: what the engine will divide all gradients by afterwards, such as the number
-                of ranks where gradients are averaged.
+            gradient_scale: multiplies it: what the engine will divide all gradients by afterwards,
+                such as the number of ranks where gradients are averaged.
         """
         device = self.router.weight.device
         self._n_tokens, self._gradient_scale = n_tokens, gradient_scale
@@ -356,12 +388,16 @@ class MoE(nn.Module):
         self._at(device)
 
     def counts(self) -> Tensor:
-        """Return int64 [E]: how often this rank's tokens of this step chose each expert, dropped or not."""
+        """Return int64 [E]: how often this rank's tokens of this step chose each expert, dropped or
+        not.
+        """
         assert self._counts_E is not None, "begin_step comes first"
         return self._counts_E
 
     def sums(self) -> Tensor:
-        """Return float64 [balance loss, router z-loss] of this rank's tokens: their sum over ranks is the layer's loss."""
+        """Return float64 [balance loss, router z-loss] of this rank's tokens: their sum over ranks
+        is the layer's loss.
+        """
         assert self._sums is not None, "begin_step comes first"
         return self._sums
 
@@ -369,8 +405,8 @@ class MoE(nn.Module):
     def end_step(self, counts_E: Tensor) -> None:
         """End the step: take the frequencies, and move the bias, by the counts of the global batch.
 
-        The bias of an expert rises by `bias_rate` where it was chosen less than the mean, and falls where more
-        (arXiv:2408.15664, algorithm 1).
+        The bias of an expert rises by `bias_rate` where it was chosen less than the mean, and falls
+        where more (arXiv:2408.15664, algorithm 1).
         """
         state = self._at(self.router.weight.device)
         counts_E = counts_E.to(state["bias"].device, torch.float64)
@@ -381,7 +417,8 @@ class MoE(nn.Module):
         self._n_tokens = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Return fp32 [E] "frequencies" (of the last global batch) and "bias": part of a checkpoint, loaded in place.
+        """Return fp32 [E] "frequencies" (of the last global batch) and "bias": part of a
+        checkpoint, loaded in place.
 
         Plain tensors: no optimizer step and no `to_empty` reaches them.
         """
@@ -417,7 +454,8 @@ class MoE(nn.Module):
 def auxiliary(
     logits_NE: Tensor, frequencies_E: Tensor, config: ModelConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return float64 [balance loss, router z-loss] summed over tokens, and the gradient [N, E] of their sum.
+    """Return float64 [balance loss, router z-loss] summed over tokens, and the gradient [N, E] of
+    their sum.
 
     See `MoE` for the losses; both are zero where their coefficient is.
     """

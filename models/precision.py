@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Tell whether this CPU has bfloat16 matrix kernels; PyTorch's fallback is 4 to 20 times slower than fp32."""
+    """Tell whether this CPU has bfloat16 matrix kernels; PyTorch's fallback is 4 to 20 times slower
+    than fp32.
+    """
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
@@ -42,8 +44,9 @@ def own(weight: Tensor, gradient_placements: Any = None) -> Tensor:
 
     Args:
         weight: plain, or a distributed tensor: anything with a differentiable `to_local`.
-        gradient_placements: how the gradient of the part adds up over processes; None = as the weight is split. A module that is
-            compiled says it, because the compiler does not see by itself that its weight is distributed.
+        gradient_placements: how the gradient of the part adds up over processes; None = as the
+            weight is split. A module that is compiled says it, because the compiler does not see by
+            itself that its weight is distributed.
     """
     if gradient_placements is not None:
         part: Tensor = weight.to_local(grad_placements=gradient_placements)  # type: ignore[attr-defined]

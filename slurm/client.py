@@ -1,7 +1,8 @@
 """Slurm's commands: the only place that starts them.
 
-Commands are argument lists, run in the C locale, with a limit on their time, and only with what Slurm 20.11 knows already. Variables
-that would change what they ask or print (`SBATCH_*`, `SQUEUE_*`, ...) are not passed on.
+Commands are argument lists, run in the C locale, with a limit on their time, and only with what
+Slurm 20.11 knows already. Variables that would change what they ask or print (`SBATCH_*`,
+`SQUEUE_*`, ...) are not passed on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ MOST_IDS = 1000
 """More jobs than this are not listed one by one: all jobs of the user are asked for."""
 ID = re.compile(r"\d{1,10}(_\d{1,10})?")
 
-# Field of `squeue --Format` and its width. A value is cut to the width; the one that may hold anything is the last.
+# Field of `squeue --Format` and its width. A value is cut to the width; the one that may hold
+# anything is the last.
 _QUEUE = {
     "JobArrayID": 40,
     "State": 24,
@@ -38,7 +40,8 @@ _HISTORY = ("JobID", "State", "Start", "End", "Partition", "NodeList", "JobName"
 _KEPT = ("SLURM_CONF", "SLURM_JWT")
 _FOREIGN = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
 _UNREACHABLE = re.compile(
-    r"unable to contact|connection (refused|failure)|communication connection|timed out|configuration source"
+    r"unable to contact|connection (refused|failure)|communication connection|timed "
+    r"out|configuration source"
     r"|socket timed out|slurm_persist_conn|not responding",
     re.IGNORECASE,
 )
@@ -50,11 +53,14 @@ class Job:
     """One record of squeue or sacct; texts as Slurm writes them.
 
     Attributes:
-        id: "123", "123_4" for a task of an array; of a heterogeneous job the id of its first component.
-        state: such as "PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "PREEMPTED".
+        id: "123", "123_4" for a task of an array; of a heterogeneous job the id of its first
+            component.
+        state: such as "PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT",
+            "CANCELLED", "PREEMPTED".
         reason: why it waits, "" otherwise.
         nodes: list of nodes, those of all components.
-        start, end: ISO time of the start and of the end, perhaps predicted; "" where Slurm knows none.
+        start, end: ISO time of the start and of the end, perhaps predicted; "" where Slurm knows
+            none.
         restarts: how often it was requeued; 0 where Slurm does not tell.
     """
 
@@ -143,7 +149,9 @@ class Client:
         return _by_id(map(_queue_record, self._lines(command)), ids)
 
     def history(self, ids: Sequence[str]) -> dict[str, Job]:
-        """Return the jobs that the accounting knows, by id, with one call; {} where there is no accounting."""
+        """Return the jobs that the accounting knows, by id, with one call; {} where there is no
+        accounting.
+        """
         if not ids or not self._find("sacct"):
             return {}
         command = [
@@ -175,7 +183,9 @@ class Client:
         self._run(["scontrol", "update", f"JobId={_checked([job_id])[0]}", "StartTime=now"])
 
     def _lines(self, command: Sequence[str]) -> list[str]:
-        """Lines of the answer; none where Slurm has forgotten the only job that was asked for, or keeps no accounts."""
+        """Lines of the answer; none where Slurm has forgotten the only job that was asked for, or
+        keeps no accounts.
+        """
         done = self._start(command, READ_TIMEOUT_S)
         if done.returncode != 0:
             if _NO_RECORD.search(done.stderr):
@@ -273,7 +283,9 @@ def _history_record(line: str) -> Job:
 
 
 def _by_id(jobs: Iterable[Job], ids: Sequence[str]) -> dict[str, Job]:
-    """Jobs by id: components "123+1" go into their job, and tasks of an array are found under the array's id too."""
+    """Jobs by id: components "123+1" go into their job, and tasks of an array are found under the
+    array's id too.
+    """
     out: dict[str, Job] = {}
     for job in jobs:
         job_id, plus, _ = job.id.partition("+")

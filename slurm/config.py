@@ -1,8 +1,9 @@
 """What a batch job is asked with, and the pattern that every text of it must match. Pure.
 
-A text ends up in an `#SBATCH` line, in a line of shell, or in the environment. Each has an allow-pattern: what it does not name
-(line breaks, quotes, `$`, backticks, `;`, blanks, control characters) is refused, here before anything is asked of Slurm and
-once more where the script is written.
+A text ends up in an `#SBATCH` line, in a line of shell, or in the environment. Each has an
+allow-pattern: what it does not name (line breaks, quotes, `$`, backticks, `;`, blanks, control
+characters) is refused, here before anything is asked of Slurm and once more where the script is
+written.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ PATTERNS = {
         r"--(container-[a-z-]+|mpi|network|cpu-bind|gpu-bind|mem-bind|distribution)"
         r"(=[A-Za-z0-9._/+,:=@#-]+)?",
         512,
-        "--container-..., --mpi, --network, --cpu-bind, --gpu-bind, --mem-bind or --distribution, with a value",
+        "--container-..., --mpi, --network, --cpu-bind, --gpu-bind, --mem-bind or --distribution, "
+        "with a value",
     ),
     "dependency": Pattern(
         r"(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d{1,10}(_\d{1,10})?(\+\d{1,6})?)+",
@@ -143,7 +145,9 @@ class Group:
 
 
 def refuse_faults(texts: Iterable[tuple[str, str]]) -> None:
-    """Raise `ValueError` for the first (kind, text) that may not be handed to Slurm; "" is not handed on."""
+    """Raise `ValueError` for the first (kind, text) that may not be handed to Slurm; "" is not
+    handed on.
+    """
     for kind, value in texts:
         why = fault(kind, value) if value else ""
         if why:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 
 class SlurmError(Exception):
-    """Slurm refused something, or cannot do it: the command line prints the message, without a traceback, and exits 2."""
+    """Slurm refused something, or cannot do it: the command line prints the message, without a
+    traceback, and exits 2.
+    """
 
 
 class SlurmUnreachable(SlurmError):
-    """Slurm gave no answer: its commands are not here, or its controller is down. What was asked may have happened."""
+    """Slurm gave no answer: its commands are not here, or its controller is down.
+
+    What was asked may have happened.
+    """

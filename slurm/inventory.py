@@ -1,4 +1,6 @@
-"""What nodes a Slurm installation has: partitions, features, GPUs (GRES), cores, memory, from one call of sinfo. Text only."""
+"""What nodes a Slurm installation has: partitions, features, GPUs (GRES), cores, memory, from one
+call of sinfo. Text only.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Node:
     Attributes:
         partitions, features: names, in Slurm's order.
         memory_mib: that jobs may use.
-        gpus: number of them; `gpu_kind` as the administrator called them, "" where no kind is given.
+        gpus: number of them; `gpu_kind` as the administrator called them, "" where no kind is
+            given.
         state: such as "idle", "mixed", "allocated", "down*".
     """
 
@@ -79,7 +82,8 @@ def parse(lines: Iterable[str]) -> list[Node]:
 
 
 def gpus_of(gres: str) -> tuple[str, int]:
-    """Return (kind, number) of the GPUs in a GRES such as "gpu:h100:8(S:0-1),nvme:1"; kind "" where none is given.
+    """Return (kind, number) of the GPUs in a GRES such as "gpu:h100:8(S:0-1),nvme:1"; kind "" where
+    none is given.
 
     Raises:
         SlurmError: GPUs of several kinds in one node, which no group can describe.

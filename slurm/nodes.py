@@ -1,4 +1,7 @@
-"""Which hosts a job has, from Slurm's variables alone: `scontrol` is missing in many containers. Pure."""
+"""Which hosts a job has, from Slurm's variables alone: `scontrol` is missing in many containers.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ def _numbers(text: str, whole: str) -> Iterator[str]:
 
 
 def hosts_by_group(environment: Mapping[str, str]) -> list[list[str]]:
-    """Return the hosts of every component of this job, in order; one component where the job is not heterogeneous.
+    """Return the hosts of every component of this job, in order; one component where the job is not
+    heterogeneous.
 
     Raises:
         SlurmError: this process runs in no job.
@@ -118,6 +122,8 @@ def seat(hosts: Sequence[Sequence[str]], processes: Sequence[int], node: int) ->
 
 
 def port(job_id: str, first: int, count: int) -> int:
-    """Return the port of a job's rendezvous: jobs that follow each other on a host get different ones."""
+    """Return the port of a job's rendezvous: jobs that follow each other on a host get different
+    ones.
+    """
     digits = re.sub(r"\D", "", job_id) or "0"
     return first + int(digits) % count

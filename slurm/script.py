@@ -1,8 +1,9 @@
 """The batch script of a request: pure, from checked values to text.
 
-What decides lies in `motet.launcher.jobs.batch` (tested without a shell); the script itself starts the step, passes signals on and asks
-for a requeue, because Slurm's commands are missing inside of many containers. Every value in it was matched with its allow-pattern
-(`config.PATTERNS`) and is quoted besides.
+What decides lies in `motet.launcher.jobs.batch` (tested without a shell); the script itself starts
+the step, passes signals on and asks for a requeue, because Slurm's commands are missing inside of
+many containers. Every value in it was matched with its allow-pattern (`config.PATTERNS`) and is
+quoted besides.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from motet.slurm.config import Group, Request
 
 HETJOB = "#SBATCH hetjob"
 ALWAYS_PASSED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
-"""Variables of the user's shell that every job gets, by name: their values go with Slurm's own record of the job."""
+"""Variables of the user's shell that every job gets, by name: their values go with Slurm's own
+record of the job.
+"""
 REQUEUE, HOLD = 10, 11
-"""Exit codes of `motet.launcher.jobs.batch end`: ask Slurm to requeue the job; stay until Slurm requeues or ends it. 0: all is well."""
+"""Exit codes of `motet.launcher.jobs.batch end`: ask Slurm to requeue the job; stay until Slurm
+requeues or ends it. 0: all is well.
+"""
 REQUEUE_WAIT_S, HOLD_S = 300, 900
 
 _BODY = """\

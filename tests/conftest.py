@@ -1,4 +1,6 @@
-"""With MOTET_REQUIRE_ALL=1 (as `.ci/run` sets it) a test that skips for want of a package fails instead."""
+"""With MOTET_REQUIRE_ALL=1 (as `.ci/run` sets it) a test that skips for want of a package fails
+instead.
+"""
 
 from __future__ import annotations
 

@@ -170,7 +170,9 @@ def test_the_yaml_of_a_page_has_known_settings_only(page: Path) -> None:
 
 
 def paths_of(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the dotted path of every setting; what lies inside an experiment's own keys is its room's affair."""
+    """Yield the dotted path of every setting; what lies inside an experiment's own keys is its
+    room's affair.
+    """
     if path.count(".") >= 3 and path.startswith("experiments.list."):
         yield path
     elif isinstance(value, Mapping):
@@ -186,7 +188,10 @@ def paths_of(value: Any, path: str = "") -> Iterator[str]:
 
 
 def test_the_checks_see_a_mistake(parse: Any) -> None:
-    text = "```sh\nmotet train run.yaml \\\n  layout.procesess=2  # two\nmotet tarin x &\n```\n`batch.sequenses`"
+    text = (
+        "```sh\nmotet train run.yaml \\\n  layout.procesess=2  # two\nmotet tarin x "
+        "&\n```\n`batch.sequenses`"
+    )
     first, second = commands(text)
     assert first == ["train", "run.yaml", "layout.procesess=2"]
     with pytest.raises(ValueError, match="'tarin'"):

@@ -1,4 +1,5 @@
-"""Draw what `motet status` and `motet logs` show of real runs, as they are now, into SVG files beside this one.
+"""Draw what `motet status` and `motet logs` show of real runs, as they are now, into SVG files
+beside this one.
 
     python docs/img/following.py --runs FOLDER --run NAME [--attempt N]
 

@@ -84,7 +84,9 @@ def _correct_secondaries(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _placebo(studies: Sequence[Answer], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The A/A control; of several, the one with the smallest p, which is multiplied by their number."""
+    """The A/A control; of several, the one with the smallest p, which is multiplied by their
+    number.
+    """
     found = [entry for entry in entries if entry["role"] == "placebo"]
     if not found:
         return None

@@ -1,4 +1,5 @@
-"""The answer of one experiment: every outcome estimated, with curves, before correction and verdict.
+"""The answer of one experiment: every outcome estimated, with curves, before correction and
+verdict.
 
 Shapes: U units, S probe steps.
 """
@@ -172,7 +173,8 @@ class Answer:
             lost = ~measured & np.isfinite(score_U)
             self.notes.append(
                 f"{outcome.label}: {found.n_dropped} units have no value and are left out "
-                f"({int((lost & (score_U == 1)).sum())} treated, {int((lost & (score_U == 0)).sum())} control)."
+                f"({int((lost & (score_U == 1)).sum())} treated, "
+                f"{int((lost & (score_U == 0)).sum())} control)."
             )
         return {
             "name": outcome.name,
@@ -196,7 +198,8 @@ class Answer:
 
     def assumption(self, found: Estimate) -> str:
         text = (
-            f"randomization of {found.n_clusters} clusters in blocks, repeated {self.repeater.draws:,} "
+            f"randomization of {found.n_clusters} clusters in blocks, repeated "
+            f"{self.repeater.draws:,} "
             "times; the interval assumes one effect for all units, or many units"
         )
         if found.adjusted:

@@ -79,9 +79,10 @@ def estimate(
 ) -> Estimate:
     """Estimate one comparison on one outcome.
 
-    outcome_U, covariate_U: float64, values of all units (indexed by `comparison.units`); units whose
-    outcome is not finite are dropped and counted. alpha: 1 - confidence. detect_alpha: level of the
-    test whose smallest detectable effect is wanted, `alpha` unless multiplicity asks for less.
+    outcome_U, covariate_U: float64, values of all units (indexed by `comparison.units`); units
+    whose outcome is not finite are dropped and counted. alpha: 1 - confidence. detect_alpha: level
+    of the test whose smallest detectable effect is wanted, `alpha` unless multiplicity asks for
+    less.
     """
     values = outcome_U[comparison.units]
     kept = np.isfinite(values)

@@ -27,9 +27,11 @@ class Probed:
 
 
 def read_probes(probes: Path, stretches: Sequence[Stretch]) -> dict[str, Probed]:
-    """Return the probes that measured the lineage: those taken by its segments, at steps that they contributed.
+    """Return the probes that measured the lineage: those taken by its segments, at steps that they
+    contributed.
 
-    A probe taken between a checkpoint and a crash is taken again by the segment that resumes, and then replaces the first.
+    A probe taken between a checkpoint and a crash is taken again by the segment that resumes, and
+    then replaces the first.
     """
     ranges = {part.segment.segment: (part.start_step, part.stop_step) for part in stretches}
     found: dict[str, Probed] = {}
@@ -51,7 +53,9 @@ def measure(
     steps: Steps,
     audit: Compliance,
 ) -> list[Measured]:
-    """Join questions, probes and what the ledger says was consumed; experiments without a probe are left out."""
+    """Join questions, probes and what the ledger says was consumed; experiments without a probe are
+    left out.
+    """
     rows = plan.exposures()
     rows_step = steps.step_of(rows.slot)
     everything = np.ones(len(rows), dtype=np.int64)

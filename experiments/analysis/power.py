@@ -114,8 +114,8 @@ def simulated_power(
 ) -> float:
     """Share of simulated studies whose randomization test rejects, with this design's assignment.
 
-    Outcomes are normal with variance 1 between units, of which the share `within_cluster` belongs to
-    the cluster; treatment adds `effect_sd`.
+    Outcomes are normal with variance 1 between units, of which the share `within_cluster` belongs
+    to the cluster; treatment adds `effect_sd`.
     """
     scores = group_scores(experiment, primary_of(experiment))
     everyone = np.arange(len(design.cluster_of_unit))

@@ -41,7 +41,10 @@ def interval_text(outcome: dict[str, Any]) -> str:
         return "no interval can be given"
     low, high = (amount(outcome[end], outcome["unit"], signed=True) for end in ("low", "high"))
     unit = low.split(" ", 1)[1]
-    return f"{outcome['confidence']:.0%} interval {low.split(' ', 1)[0]} to {high.split(' ', 1)[0]} {unit}"
+    return (
+        f"{outcome['confidence']:.0%} interval {low.split(' ', 1)[0]} to {high.split(' ', 1)[0]} "
+        f"{unit}"
+    )
 
 
 def judge(
@@ -71,7 +74,10 @@ def judge(
         and -margin < low
         and high < margin
     ):
-        inside = f"the whole interval lies within the margin of {amount(margin, unit)} set before training"
+        inside = (
+            f"the whole interval lies within the margin of {amount(margin, unit)} set before "
+            "training"
+        )
         return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
     if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
         return {"kind": "found", "sentence": f"Found: {estimate}."}
@@ -101,17 +107,22 @@ def _estimate_text(outcome: dict[str, Any], corrected_over: int) -> str:
 
 
 def placebo_sentence(p: float | None, threshold: float, alpha: float) -> tuple[bool, str]:
-    """Whether the A/A control is sound, and what to say. It fails below `threshold`, not `alpha`."""
+    """Whether the A/A control is sound, and what to say.
+
+    It fails below `threshold`, not `alpha`.
+    """
     if p is None:
         return False, "The A/A control was not measured, so nothing vouches for this run."
     if p < threshold:
         return False, (
-            f"The A/A control found a difference where nothing was done ({p_text(p)}; a sound run does "
+            f"The A/A control found a difference where nothing was done ({p_text(p)}; a sound run "
+            "does "
             f"so once in {1 / threshold:.0f}), so something other than treatment moves the scores."
         )
     if p < alpha:
         return True, (
-            f"The A/A control, where nothing was done, came out at {p_text(p)}. A sound run does so once "
+            f"The A/A control, where nothing was done, came out at {p_text(p)}. A sound run does "
+            "so once "
             f"in {1 / alpha:.0f}; the run is rejected only below {threshold:g}."
         )
     return (
@@ -129,9 +140,11 @@ def positive_sentence(outcome: dict[str, Any], alpha: float) -> tuple[bool, str]
     if p is not None and effect is not None and p <= alpha:
         return (
             False,
-            f"The positive control moved in the wrong direction ({amount(effect, outcome['unit'], signed=True)}).",
+            "The positive control moved in the wrong direction "
+            f"({amount(effect, outcome['unit'], signed=True)}).",
         )
     return False, (
-        f"The positive control was not found ({p_text(p)}): this run cannot show effects that must be "
+        f"The positive control was not found ({p_text(p)}): this run cannot show effects that must "
+        "be "
         "there. It may be too short, or exposures did not reach the model."
     )

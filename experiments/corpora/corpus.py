@@ -50,7 +50,10 @@ SHARD_TOKENS = 1 << 26
 
 
 class Corpus:
-    """Random access to the tokens and documents of one corpus folder. Open it with `Corpus.open`."""
+    """Random access to the tokens and documents of one corpus folder.
+
+    Open it with `Corpus.open`.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
@@ -147,7 +150,8 @@ class Corpus:
         ]
 
     def verify(self, progress: ByteProgress | None = None) -> list[Problem]:
-        """Hash every file, several at once; return a problem for each missing, truncated or altered.
+        """Hash every file, several at once; return a problem for each missing, truncated or
+        altered.
 
         `progress` is called with (bytes hashed, bytes in all), from several threads.
         """

@@ -2,9 +2,9 @@
 
 `index_tokens` writes a corpus folder that holds only a manifest and the document index. It reads
 
-- `megatron`: Megatron-LM `NAME.bin` + `NAME.idx`. The index is magic `MMIDIDX\\0\\0`, u64 version 1,
-  u8 dtype code, u64 sequences, u64 entries of the document list; then i32 tokens per sequence, i64
-  byte offset per sequence, i64 document list (first sequence of each document, and the end).
+- `megatron`: Megatron-LM `NAME.bin` + `NAME.idx`. The index is magic `MMIDIDX\\0\\0`, u64 version
+  1, u8 dtype code, u64 sequences, u64 entries of the document list; then i32 tokens per sequence,
+  i64 byte offset per sequence, i64 document list (first sequence of each document, and the end).
   Source: megatron/core/datasets/indexed_dataset.py.
 - `dolma`: Dolma/OLMo `.npy`, raw tokens without a header in spite of the name, or a true NumPy
   file (versions 1 to 3, one dimension). Documents end with `eod`. Source: the OLMo-core guide on

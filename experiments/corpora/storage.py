@@ -1,4 +1,5 @@
-"""The files of a corpus: its manifest, their sizes and digests, and how they are mapped and written.
+"""The files of a corpus: its manifest, their sizes and digests, and how they are mapped and
+written.
 
 `corpus.py` says what the folder holds; this module is what its reader, its writer and the indexer
 of foreign token files (`foreign.py`) have in common.

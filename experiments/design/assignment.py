@@ -1,13 +1,13 @@
 """Blocked complete randomization of clusters to arms; one algorithm for one draw and for many.
 
-The algorithm, in every block: put the clusters in random order and deal them the arms in rounds; one
-round holds every arm as often as its weight says. Clusters beyond the last full round of their block
-are dealt from shuffled rounds that run on through all the blocks (in the order of their labels), so
-that arms stay balanced over the whole experiment even when blocks are smaller than a round.
-Every cluster gets arm a with probability weight[a] / sum of weights.
+The algorithm, in every block: put the clusters in random order and deal them the arms in rounds;
+one round holds every arm as often as its weight says. Clusters beyond the last full round of their
+block are dealt from shuffled rounds that run on through all the blocks (in the order of their
+labels), so that arms stay balanced over the whole experiment even when blocks are smaller than a
+round. Every cluster gets arm a with probability weight[a] / sum of weights.
 
-All randomness is Philox(key; cluster, draw): the result depends on the key, the ids, the blocks, the
-clusters and the weights, never on the order of units or on other experiments.
+All randomness is Philox(key; cluster, draw): the result depends on the key, the ids, the blocks,
+the clusters and the weights, never on the order of units or on other experiments.
 
 Shapes: U units, C clusters, D draws, W the sum of weights.
 """

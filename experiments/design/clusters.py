@@ -1,9 +1,10 @@
 """Blocks and clusters: which units are alike, and which must move together.
 
 Near-duplicates are texts whose sets of word shingles have a Jaccard similarity of at least a
-threshold; clusters are the connected components. Candidates come from prefix filtering (Bayardo, Ma,
-Srikant, "Scaling up all pairs similarity search", WWW 2007): two sets that are that similar must
-share one of the rarest shingles of each, so texts that share only a template are never compared.
+threshold; clusters are the connected components. Candidates come from prefix filtering (Bayardo,
+Ma, Srikant, "Scaling up all pairs similarity search", WWW 2007): two sets that are that similar
+must share one of the rarest shingles of each, so texts that share only a template are never
+compared.
 """
 
 from __future__ import annotations

@@ -172,7 +172,9 @@ def _inherited(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 
 def _scheduled(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule that names no kind changes the class's schedule; one that names a kind replaces it."""
+    """A schedule that names no kind changes the class's schedule; one that names a kind replaces
+    it.
+    """
     schedule = given.get("schedule")
     if not isinstance(schedule, Mapping) or "kind" in schedule:
         return {}

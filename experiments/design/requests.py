@@ -1,4 +1,6 @@
-"""From an assigned experiment to the exposures it asks for: how many, of which text, in which window of slots."""
+"""From an assigned experiment to the exposures it asks for: how many, of which text, in which
+window of slots.
+"""
 
 from __future__ import annotations
 
@@ -117,8 +119,9 @@ def window_tokens(schedule: Schedule, steps: Steps, sequence_length: int) -> int
 def repetitions(question: Question, lengths: I64, tokens_in_window: int, seed: int) -> I64:
     """Return exposures per unit, int64 [U]; held-out units get the count of their placebo.
 
-    Doses in exposures are per unit. Doses in documents, tokens or share are totals of the arm: they become a whole number of
-    exposures (rounded), spread over its units as evenly as whole exposures allow; which units get one more is keyed.
+    Doses in exposures are per unit. Doses in documents, tokens or share are totals of the arm: they
+    become a whole number of exposures (rounded), spread over its units as evenly as whole exposures
+    allow; which units get one more is keyed.
 
     Args:
         lengths: int64 [U], tokens of a unit's exposure.
@@ -156,7 +159,8 @@ def _spread(
         total = round(tokens / float(lengths[members].mean()))
     if total == 0:
         raise UserError(
-            f"experiments.{spec.name}.doses: {dose:g} (dose_in: {spec.dose_in}) is less than one exposure of "
+            f"experiments.{spec.name}.doses: {dose:g} (dose_in: {spec.dose_in}) is less than one "
+            "exposure of "
             f"{lengths[members].mean():.0f} tokens; raise it, or widen the window"
         )
     base, extra = divmod(total, len(members))
@@ -166,7 +170,9 @@ def _spread(
 
 
 def _match_controls(question: Question, counts: I64, order: U64) -> None:
-    """Give each held-out unit the count of a treated unit, so that placebos mirror the treated arms."""
+    """Give each held-out unit the count of a treated unit, so that placebos mirror the treated
+    arms.
+    """
     treated = question.treated()
     held_out, shown = np.flatnonzero(~treated), np.flatnonzero(treated)
     if len(shown) == 0:
@@ -254,7 +260,8 @@ def placebo_texts(
 ) -> list[npt.NDArray[np.int32]]:
     """Return i.i.d. base text of the given lengths, end-of-document tokens at both ends included.
 
-    Each is cut from an independently drawn sequence of an independently drawn pass over the corpora.
+    Each is cut from an independently drawn sequence of an independently drawn pass over the
+    corpora.
     """
     bits0, bits1 = philox(key, unit_keys, repetition.astype(np.uint64))
     slots = uniform_int(bits0, 0, _BASE_ORDINALS)
@@ -273,7 +280,9 @@ def placebo_texts(
 def request_problems(
     request: Request, steps_total: int, steps: Steps, sequence_length: int
 ) -> list[Problem]:
-    """Return what makes a request impossible in this run: too long a text, or a window outside the run."""
+    """Return what makes a request impossible in this run: too long a text, or a window outside the
+    run.
+    """
     where = f"experiments.{request.experiment}"
     problems = []
     longest = int(request.texts.lengths().max(initial=0))
@@ -281,7 +290,8 @@ def request_problems(
         problems.append(
             Problem(
                 where,
-                f"a text has {longest:,} tokens with its two end-of-document tokens, more than data.sequence_length="
+                f"a text has {longest:,} tokens with its two end-of-document tokens, more than "
+                "data.sequence_length="
                 f"{sequence_length:,}; shorten it or lengthen the sequence",
             )
         )
@@ -291,7 +301,8 @@ def request_problems(
         problems.append(
             Problem(
                 f"{where}.schedule",
-                f"places exposures up to step {last:,}, but the run ends after step {steps_total - 1:,}; "
+                f"places exposures up to step {last:,}, but the run ends after step "
+                f"{steps_total - 1:,}; "
                 "shorten the schedule or lengthen the run",
             )
         )

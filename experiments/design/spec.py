@@ -1,8 +1,8 @@
 """The typed definition of an experiment: what YAML says, checked once, frozen as canonical JSON.
 
 Conventions of time that every room shares: *step* k names the model after k optimizer updates, and
-an exposure "at step e" sits in the batch that makes update e + 1. A probe at step e is therefore the
-last one before that exposure and a probe at step e + 1 the first one after it (lag 1).
+an exposure "at step e" sits in the batch that makes update e + 1. A probe at step e is therefore
+the last one before that exposure and a probe at step e + 1 the first one after it (lag 1).
 
 No torch, no scipy, no numpy: the front door reads definitions before anything heavy is imported.
 """
@@ -64,9 +64,9 @@ class Arm:
 class Schedule:
     """When exposures happen. Floats are fractions of the run, ints are steps (see `resolve`).
 
-    uniform: anywhere in `window` · steps: at the steps `at` · every: `start`, `start + every`, ... ·
-    early / late: first / last quarter of the window · early_late: each unit randomized between the
-    two · tokens: uniform over `token_range` (tokens consumed before, half open).
+    uniform: anywhere in `window` · steps: at the steps `at` · every: `start`, `start + every`, ...
+    · early / late: first / last quarter of the window · early_late: each unit randomized between
+    the two · tokens: uniform over `token_range` (tokens consumed before, half open).
     """
 
     kind: str = "uniform"

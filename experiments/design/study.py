@@ -1,7 +1,9 @@
-"""The study of a run: all its questions, assigned, frozen and hashed before step 1, and read back afterwards.
+"""The study of a run: all its questions, assigned, frozen and hashed before step 1, and read back
+afterwards.
 
-A frozen study is the folder `plan/`: `definition.json` (canonical; its SHA-256 is the study's identity), `lock.json` (order of
-registration and absolute schedules), `exposures.plan`, `units/NAME.jsonl`, and `tombstones/NAME.npy` for removed experiments.
+A frozen study is the folder `plan/`: `definition.json` (canonical; its SHA-256 is the study's
+identity), `lock.json` (order of registration and absolute schedules), `exposures.plan`,
+`units/NAME.jsonl`, and `tombstones/NAME.npy` for removed experiments.
 """
 
 from __future__ import annotations
@@ -69,8 +71,8 @@ class Setting:
 class Registered:
     """One entry of the lock: an experiment, in order of registration.
 
-    `asked` is the schedule as written and `schedule` has absolute steps; `placement_sha256` identifies everything that its
-    positions depend on.
+    `asked` is the schedule as written and `schedule` has absolute steps; `placement_sha256`
+    identifies everything that its positions depend on.
     """
 
     name: str
@@ -126,7 +128,8 @@ def build_study(
     """Assign units, resolve schedules, and place every exposure.
 
     Args:
-        specs: in any order; precedence is the lock's; new ones follow, narrow windows first, then by name.
+        specs: in any order; precedence is the lock's; new ones follow, narrow windows first, then
+            by name.
         setting: the run.
         lock_folder: `plan/` of an earlier run, whose placements must not move.
 
@@ -172,7 +175,9 @@ def build_study(
 
 
 def tightness(request: Request) -> int:
-    """Return the narrowest window of a request in slots: experiments with little choice register first."""
+    """Return the narrowest window of a request in slots: experiments with little choice register
+    first.
+    """
     return int((request.last_slot - request.first_slot).min(initial=1 << 62))
 
 
@@ -242,7 +247,8 @@ def read_lock(folder: Path, setting: Setting) -> tuple[tuple[Registered, ...], d
     """Read a lock, and the claims of every experiment in it (only removed ones will be used).
 
     Raises:
-        UserError: no lock there, or one made with another seed or sequence length, under which every place would move.
+        UserError: no lock there, or one made with another seed or sequence length, under which
+            every place would move.
     """
     try:
         content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
@@ -267,7 +273,8 @@ def read_lock(folder: Path, setting: Setting) -> tuple[tuple[Registered, ...], d
     ):
         if then != now:
             raise UserError(
-                f"experiments.lock={folder}: was made with {name}={then}, this run has {now}; every exposure would move"
+                f"experiments.lock={folder}: was made with {name}={then}, this run has {now}; "
+                "every exposure would move"
             )
     claims = {}
     for entry in lock:
@@ -346,7 +353,9 @@ def unit_rows(question: Question) -> list[dict[str, Any]]:
 
 
 def freeze(study: Study, folder: Path) -> Hashes:
-    """Write a study to `folder` (made here, only if it does not hold one yet) and return its hashes."""
+    """Write a study to `folder` (made here, only if it does not hold one yet) and return its
+    hashes.
+    """
     (folder / "units").mkdir(parents=True, exist_ok=True)
     for question in study.questions:
         lines = "".join(canonical_json(row) + "\n" for row in unit_rows(question))

@@ -54,9 +54,10 @@ class OutcomeSpec:
     """One number per unit, what it is called and how it is judged.
 
     `chance` is the value of a guess (binary outcomes). `contrast` names the (treated, control) arms
-    that are compared; None compares every arm with a dose to every arm without. `baseline` names the
-    series whose value before any exposure is adjusted for; None means the outcome's own series, ""
-    none. `null_sd` is the standard deviation between units when there is no effect, if it is known.
+    that are compared; None compares every arm with a dose to every arm without. `baseline` names
+    the series whose value before any exposure is adjusted for; None means the outcome's own series,
+    "" none. `null_sd` is the standard deviation between units when there is no effect, if it is
+    known.
     """
 
     name: str
@@ -76,8 +77,8 @@ class OutcomeSpec:
 class ItemScores:
     """What the model said about every item at one probe step.
 
-    logprob: float64 [I], sum over the target's tokens, nats. n_tokens, n_bytes: int64 [I], length of
-    the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
+    logprob: float64 [I], sum over the target's tokens, nats. n_tokens, n_bytes: int64 [I], length
+    of the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
     """
 
     logprob: F64
@@ -309,7 +310,8 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def resolve_probes(probe_at: Mapping[str, Any], first: int, steps_total: int) -> set[int]:
     """The `probe_at` setting as steps in [0, steps_total].
 
-    `log_grid: n` is n points at log-spaced distances from `first`, the last step before any exposure.
+    `log_grid: n` is n points at log-spaced distances from `first`, the last step before any
+    exposure.
     """
     steps: set[int] = set()
     for kind, value in probe_at.items():

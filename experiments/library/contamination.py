@@ -41,7 +41,8 @@ class Contamination(Experiment):
 
     description = "how much test questions in the training text raise the score on them"
     protocol = (
-        "Each unit is a multiple-choice question; its text with the right answer is shown 0 or more "
+        "Each unit is a multiple-choice question; its text with the right answer is shown 0 or "
+        "more "
         "times, and the choice with the highest total log-probability counts as the model's answer."
     )
     Options: ClassVar[type[Any]] = ContaminationOptions

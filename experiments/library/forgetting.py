@@ -2,7 +2,8 @@
 
 Source: the forgetting curves of AdEMAMix (Pagliardini et al., arXiv 2409.03137) and of
 "Train Once, Answer All" (arXiv 2509.23383): a held-out text is shown once, and its likelihood is
-followed before and after. The held-out units of the same run say what training alone would have done.
+followed before and after. The held-out units of the same run say what training alone would have
+done.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Forgetting(Experiment):
 
     description = "what one exposure gives and how fast it is forgotten"
     protocol = (
-        "Each unit is a document, shown once at one given step or never; the log-probability of its "
+        "Each unit is a document, shown once at one given step or never; the log-probability of "
+        "its "
         "text is followed from just before that step to the end of the run."
     )
     follows_exposure = True

@@ -1,9 +1,9 @@
 """Knowledge acquisition: fictional facts, shown once, ten times alike, or in ten wordings.
 
 Source: Chang et al., "How Do Large Language Models Acquire Factual Knowledge During Pretraining?"
-(arXiv 2406.11813): injection every 100 steps, ten times, at the start of a sequence; log-probability
-of memorization, semantic and compositional probes; effectivity and retainability (with outliers
-removed by the interquartile rule).
+(arXiv 2406.11813): injection every 100 steps, ten times, at the start of a sequence;
+log-probability of memorization, semantic and compositional probes; effectivity and retainability
+(with outliers removed by the interquartile rule).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ LABELS = {
 
 @dataclass(frozen=True)
 class KnowledgeOptions:
-    """probes_per_kind: at most so many of each kind are measured per unit. dense_probes: probe before
-    the first and right after every injection, and on a log grid after the last. variants: wordings
-    of an invented document, the original included."""
+    """probes_per_kind: at most so many of each kind are measured per unit. dense_probes: probe
+    before the first and right after every injection, and on a log grid after the last. variants:
+    wordings of an invented document, the original included."""
 
     probes_per_kind: int = 5
     dense_probes: bool = True
@@ -54,7 +54,8 @@ class Knowledge(Experiment):
 
     description = "how facts are learned from repetition or paraphrase, and kept"
     protocol = (
-        "Each unit is a document of invented facts, held out, shown once, shown again unchanged, or "
+        "Each unit is a document of invented facts, held out, shown once, shown again unchanged, "
+        "or "
         "shown in different wordings; probes ask for the facts in the same and in new words."
     )
     follows_exposure = True
@@ -244,10 +245,10 @@ def effectivity(steps: I64, values_SU: F64, times: I64) -> F64:
 def retainability(steps: I64, values_SU: F64, exposure_steps: Sequence[I64]) -> F64:
     """(last - init) / (peak - init) per unit, float64 [U]; NaN where it means nothing.
 
-    init: last probe up to the first exposure. peak: highest probe after it. A unit without exposures
-    or probes around them has none, nor has one whose gain at the peak is below a tenth of the median
-    gain (the denominator vanishes). Outliers beyond 1.5 interquartile ranges are removed over all
-    units together, blind to the arm.
+    init: last probe up to the first exposure. peak: highest probe after it. A unit without
+    exposures or probes around them has none, nor has one whose gain at the peak is below a tenth of
+    the median gain (the denominator vanishes). Outliers beyond 1.5 interquartile ranges are removed
+    over all units together, blind to the arm.
     """
     n_units = values_SU.shape[1]
     gain, kept = np.full(n_units, np.nan), np.full(n_units, np.nan)

@@ -3,8 +3,8 @@
 Source: Carlini et al., "The Secret Sharer" (USENIX Security 2019). A canary's
 secret is drawn from a space R. Exposure is log2 |R| minus log2 of the secret's rank, by likelihood,
 among R. Here the rank is taken among sampled references that are never inserted, so exposure is at
-most log2(n_references + 1); a second estimate extrapolates with a skew-normal fit to the references (their
-"approximation by distribution modeling").
+most log2(n_references + 1); a second estimate extrapolates with a skew-normal fit to the references
+(their "approximation by distribution modeling").
 """
 
 from __future__ import annotations
@@ -99,8 +99,10 @@ class Memorization(Canaries):
 
     description = "how often a text must be seen to be memorized (canaries)"
     protocol = (
-        "Each unit is a random secret in a fixed format, shown 0 or more times; exposure is how far "
-        "the secret outranks, by likelihood, random secrets of the same format that were never shown."
+        "Each unit is a random secret in a fixed format, shown 0 or more times; exposure is how "
+        "far "
+        "the secret outranks, by likelihood, random secrets of the same format that were never "
+        "shown."
     )
     defaults: ClassVar[dict[str, Any]] = {
         "hypothesis": "A secret that is shown more often is ranked above secrets never shown.",

@@ -16,16 +16,20 @@ def _words(text: str) -> tuple[str, ...]:
 
 WORDS = {
     "colour": _words(
-        "amber azure copper crimson emerald golden indigo ivory ochre purple scarlet silver teal violet"
+        "amber azure copper crimson emerald golden indigo ivory ochre purple scarlet silver teal "
+        "violet"
     ),
     "goods": _words(
-        "almonds barley candles copper furs glass honey indigo leather linen olives pepper silk timber wool"
+        "almonds barley candles copper furs glass honey indigo leather linen olives pepper silk "
+        "timber wool"
     ),
     "animal": _words(
-        "badger beaver crane falcon goat hare heron horse lynx otter owl raven salmon stag turtle wolf"
+        "badger beaver crane falcon goat hare heron horse lynx otter owl raven salmon stag turtle "
+        "wolf"
     ),
     "craft": _words(
-        "baker carver cooper dyer farrier glazier mason miller painter potter smith tanner thatcher weaver"
+        "baker carver cooper dyer farrier glazier mason miller painter potter smith tanner "
+        "thatcher weaver"
     ),
 }
 

@@ -1,9 +1,11 @@
-"""Probes: how likely a model finds each target after its prompt, on all ranks, without disturbing training.
+"""Probes: how likely a model finds each target after its prompt, on all ranks, without disturbing
+training.
 
-Prompt and target are tokenized together, exactly as an exposure's text is, and a token belongs to the target when it
-ends after the prompt does. Scores are teacher-forced; `greedy` is true when the most likely token is the right one at every
-target position, which is the same as greedy decoding reproducing the target. Sequences are padded on the right: under causal
-attention padding cannot reach a score, so batch size and company change it by rounding only.
+Prompt and target are tokenized together, exactly as an exposure's text is, and a token belongs to
+the target when it ends after the prompt does. Scores are teacher-forced; `greedy` is true when the
+most likely token is the right one at every target position, which is the same as greedy decoding
+reproducing the target. Sequences are padded on the right: under causal attention padding cannot
+reach a score, so batch size and company change it by rounding only.
 
 This module is torch-free: the scoring function and the sum over ranks are handed in.
 """
@@ -25,7 +27,9 @@ I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
 Score = Callable[[I64, I64], tuple[F64, npt.NDArray[np.bool_]]]
-"""(tokens [B, T], labels [B, T]) -> (log-probability of each label, whether it is the most likely), zeros where label = -100."""
+"""(tokens [B, T], labels [B, T]) -> (log-probability of each label, whether it is the most likely),
+zeros where label = -100.
+"""
 SumOverRanks = Callable[[F64], F64]
 
 PAD_MULTIPLE = 8
@@ -75,7 +79,8 @@ def encode_items(
             problems.append(
                 Problem(
                     where,
-                    f"the probe {item.id!r} has {len(ids) + 1:,} tokens, more than data.sequence_length={sequence_length:,}; "
+                    f"the probe {item.id!r} has {len(ids) + 1:,} tokens, more than "
+                    f"data.sequence_length={sequence_length:,}; "
                     "shorten it or lengthen the sequence",
                 )
             )
@@ -120,7 +125,8 @@ def score_items(
     sum_over_ranks: SumOverRanks = lambda values: values,
     before_batch: Callable[[], None] = lambda: None,
 ) -> ItemScores:
-    """Score every item; batches are dealt to ranks in turn, and every rank makes the same number of forward passes.
+    """Score every item; batches are dealt to ranks in turn, and every rank makes the same number of
+    forward passes.
 
     Args:
         items: I items.
@@ -128,7 +134,8 @@ def score_items(
         batch_tokens: most padded tokens in one forward pass.
         rank, world_size: which share is this process's.
         sum_over_ranks: adds float64 arrays of all ranks.
-        before_batch: called before each forward pass, equally often on every rank; what it raises ends the scoring on all.
+        before_batch: called before each forward pass, equally often on every rank; what it raises
+            ends the scoring on all.
     """
     lengths = np.array([len(ids) for ids in items.tokens], dtype=np.int64)
     batches = probe_batches(lengths, batch_tokens)
@@ -147,7 +154,9 @@ def score_items(
 
 
 def _padded_batch(items: EncodedItems, members: I64) -> tuple[I64, I64]:
-    """Return tokens and labels [B, T], padded on the right; a batch without members is one row that counts nothing."""
+    """Return tokens and labels [B, T], padded on the right; a batch without members is one row that
+    counts nothing.
+    """
     width = _padded(max((len(items.tokens[item]) for item in members), default=0))
     tokens_BT = np.zeros((max(1, len(members)), width), dtype=np.int64)
     labels_BT = np.full(tokens_BT.shape, IGNORED_LABEL, dtype=np.int64)

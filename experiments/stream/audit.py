@@ -1,8 +1,9 @@
 """The audit: proof from the ledger that the plan was carried out, exposure by exposure.
 
-For the weights of one checkpoint it walks the lineage and shows that every step consumed exactly its slots, that every planned
-exposure was laid over them exactly once and none that was not planned, under one plan; with `replay`, it also recomputes
-the digest of every consumed token from the corpora and the plan.
+For the weights of one checkpoint it walks the lineage and shows that every step consumed exactly
+its slots, that every planned exposure was laid over them exactly once and none that was not
+planned, under one plan; with `replay`, it also recomputes the digest of every consumed token from
+the corpora and the plan.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def _check_slots(records: list[Record], stretch: Stretch, steps: Steps, audit: C
     if bad:
         shown = ", ".join(f"{step:,}" for step in bad[:MOST_SHOWN])
         audit.problems.append(
-            f"segment {stretch.segment.segment}: the records of {len(bad):,} steps do not cover their slots exactly once "
+            f"segment {stretch.segment.segment}: the records of {len(bad):,} steps do not cover "
+            "their slots exactly once "
             f"(steps {shown}{', ...' if len(bad) > MOST_SHOWN else ''})"
         )
 
@@ -172,7 +174,8 @@ def _replay(records: list[Record], digest: Digest, audit: Compliance) -> None:
             bad.append(record.step)
     if bad:
         audit.problems.append(
-            f"{len(bad):,} records do not match the tokens of the corpora and the plan (first at step {min(bad):,})"
+            f"{len(bad):,} records do not match the tokens of the corpora and the plan (first at "
+            f"step {min(bad):,})"
         )
 
 
@@ -195,7 +198,8 @@ def per_unit(plan: Plan, number: int, n_units: int, counts: I64, placebos: bool)
     Args:
         number: of the experiment in the plan.
         counts: int64 [rows of the plan], what to add up.
-        placebos: count placebo rows (an A/A experiment has no others) instead of the units' own texts.
+        placebos: count placebo rows (an A/A experiment has no others) instead of the units' own
+            texts.
     """
     rows = plan.exposures()
     mine = (rows.experiment == number) & (((rows.flags & PLACEBO_FLAG) > 0) == placebos)
@@ -209,12 +213,14 @@ def audit_lines(audit: Compliance) -> list[str]:
     worlds = " -> ".join(str(size) for size in audit.worlds)
     lines = [
         f"model after step {audit.step:,}; {len(audit.worlds)} segment(s), ranks {worlds}",
-        f"planned exposures up to here: {audit.planned:,}; consumed exactly once: {audit.consumed_once:,}; "
+        f"planned exposures up to here: {audit.planned:,}; consumed exactly once: "
+        f"{audit.consumed_once:,}; "
         f"missing {audit.missing:,}, repeated {audit.duplicated:,}, unplanned {audit.unplanned:,}",
     ]
     if audit.skipped_steps:
         lines.append(
-            f"{len(audit.skipped_steps):,} steps left their update out; {audit.not_applied:,} exposures lay in them"
+            f"{len(audit.skipped_steps):,} steps left their update out; {audit.not_applied:,} "
+            "exposures lay in them"
         )
     if audit.replayed:
         lines.append(f"recomputed the tokens of {audit.replayed:,} records from corpora and plan")

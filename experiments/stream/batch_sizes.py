@@ -16,7 +16,8 @@ class Steps:
     """The batch size of every step.
 
     Attributes:
-        changes: (step, sequences) pairs, ascending: from that step on a step takes so many slots. The first pair is step 0.
+        changes: (step, sequences) pairs, ascending: from that step on a step takes so many slots.
+            The first pair is step 0.
     """
 
     changes: tuple[tuple[int, int], ...]

@@ -1,8 +1,8 @@
 """The plan: every exposure of a run in one immutable, hashed file.
 
-Layout of `exposures.plan`: 8 magic bytes, header length (uint64), a JSON header, then columns aligned to 64 bytes. The
-header holds the SHA-256 of every 16 MiB piece of every column; the plan's own hash is the SHA-256 of the header, so
-one hash covers every byte and is checked in parallel.
+Layout of `exposures.plan`: 8 magic bytes, header length (uint64), a JSON header, then columns
+aligned to 64 bytes. The header holds the SHA-256 of every 16 MiB piece of every column; the plan's
+own hash is the SHA-256 of the header, so one hash covers every byte and is checked in parallel.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ _COLUMNS = {
     "flags": np.uint8,
 }
 PLACE = np.dtype([("start", "<i8"), ("length", "<i4"), ("offset", "<i4")])
-"""Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in the slot."""
+"""Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in
+the slot.
+"""
 PLACEBO_FLAG, SHIFT_FLAG = 1, 2
 
 
@@ -63,7 +65,9 @@ class Exposures:
 
 
 class Span(NamedTuple):
-    """Where one exposure lies in a batch: row, offset and length in tokens, and whether it moved base tokens right."""
+    """Where one exposure lies in a batch: row, offset and length in tokens, and whether it moved
+    base tokens right.
+    """
 
     row: int
     offset: int
@@ -83,7 +87,9 @@ class CompiledPlan:
 
 
 def exposure_ids(experiment: str, unit_keys: U64, repetition: npt.NDArray[np.int32]) -> U64:
-    """Return the stable id of each exposure: it names (experiment, unit, repetition), never a row number."""
+    """Return the stable id of each exposure: it names (experiment, unit, repetition), never a row
+    number.
+    """
     key = np.uint64(name_key("exposure", experiment))
     return mix64(mix64(unit_keys ^ key) + repetition.astype(np.uint64))
 
@@ -101,8 +107,8 @@ def compile_plan(
         requests: one per experiment, the oldest registration first.
         seed: keys every draw.
         sequence_length: tokens per slot.
-        tombstones: (precedence, claims) of removed experiments: claims that come before request number `precedence` keep
-            being respected, so that removing an experiment moves no other.
+        tombstones: (precedence, claims) of removed experiments: claims that come before request
+            number `precedence` keep being respected, so that removing an experiment moves no other.
         boundaries: document starts of the base stream, for placement "boundary".
     """
     taken = Claims.none()
@@ -242,8 +248,9 @@ def _pieces(blob: memoryview) -> Iterator[memoryview]:
 class Plan:
     """A plan on disk, read in small pieces through the kernel's cache.
 
-    All readers of a machine share that cache, and a reader holds only a sparse index (one slot in 512) and an open file:
-    its memory does not grow with the plan. (A memory map did grow: see docs/decisions.md.)
+    All readers of a machine share that cache, and a reader holds only a sparse index (one slot in
+    512) and an open file: its memory does not grow with the plan. (A memory map did grow: see
+    docs/decisions.md.)
     """
 
     def __init__(self, path: Path) -> None:
@@ -325,7 +332,8 @@ class Plan:
         """
         if expected_sha256 is not None and self.sha256 != expected_sha256:
             raise UserError(
-                f"plan {self.path}: its hash is {self.sha256[:16]}..., but this run was frozen with {expected_sha256[:16]}...; "
+                f"plan {self.path}: its hash is {self.sha256[:16]}..., but this run was frozen "
+                f"with {expected_sha256[:16]}...; "
                 "restore the file from the run that froze it"
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -347,7 +355,9 @@ class Plan:
         return first, last_block * INDEX_ROWS + bisect_left(slots, last_slot)
 
     def _block(self, number: int) -> memoryview:
-        """Return the slots of one block of the index; consecutive steps mostly ask for the same one."""
+        """Return the slots of one block of the index; consecutive steps mostly ask for the same
+        one.
+        """
         known = self._last_block
         if known is not None and known[0] == number:
             return known[1]
@@ -374,7 +384,8 @@ class Plan:
         return found
 
     def overlay(self, first_slot: int, tokens_BT: npt.NDArray[np.int32]) -> U64:
-        """Write the exposures of slots [first_slot, first_slot + B) over base tokens; return their ids.
+        """Write the exposures of slots [first_slot, first_slot + B) over base tokens; return their
+        ids.
 
         Args:
             tokens_BT: base tokens of consecutive slots, changed in place.
@@ -415,7 +426,9 @@ class Plan:
         return self._whole("place")["length"].astype(np.int64)
 
     def claims(self, experiment: str) -> Claims:
-        """Return the token ranges that one experiment holds (the whole slot for placement "boundary")."""
+        """Return the token ranges that one experiment holds (the whole slot for placement
+        "boundary").
+        """
         rows = self.exposures()
         mine = rows.experiment == self.experiments.index(experiment)
         slot = rows.slot[mine]

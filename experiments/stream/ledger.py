@@ -1,8 +1,9 @@
 """The ledger: what the model really consumed, step by step, rank by rank.
 
-A *segment* is one uninterrupted stretch of training: a start, a restart or a rollback opens a new one, which names the
-checkpoint it grew from. Each rank appends one record per step to its own file, without talking to others; records are
-checksummed, so a torn tail is recognised. `lineage` walks from a checkpoint back to step 0.
+A *segment* is one uninterrupted stretch of training: a start, a restart or a rollback opens a new
+one, which names the checkpoint it grew from. Each rank appends one record per step to its own file,
+without talking to others; records are checksummed, so a torn tail is recognised. `lineage` walks
+from a checkpoint back to step 0.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Record:
         step: the step, counted from 0.
         first_slot, count: its slots.
         digest: 64-bit digest of its tokens (`Batch.digest`, summed over its batches).
-        applied: False when the step's update was skipped (non-finite loss, say): consumed, but not learned from.
+        applied: False when the step's update was skipped (non-finite loss, say): consumed, but not
+            learned from.
         exposure_ids: uint64, the exposures laid over those slots.
     """
 
@@ -63,7 +65,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of training; `parent` is the segment whose checkpoint at `start_step` it grew from, 0 for none."""
+    """One stretch of training; `parent` is the segment whose checkpoint at `start_step` it grew
+    from, 0 for none.
+    """
 
     segment: int
     parent: int

@@ -1,8 +1,9 @@
 """Where exposures go: keyed positions without collisions.
 
-A position is drawn from a counter keyed by (plan seed, experiment, unit, repetition, attempt), so it does not depend on
-which other experiments exist. Only a collision moves an exposure: the later claimant draws again from its own key.
-Earlier experiments (in registration order) claim first; inside an experiment a keyed priority decides.
+A position is drawn from a counter keyed by (plan seed, experiment, unit, repetition, attempt), so
+it does not depend on which other experiments exist. Only a collision moves an exposure: the later
+claimant draws again from its own key. Earlier experiments (in registration order) claim first;
+inside an experiment a keyed priority decides.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Request:
         text: int32 [rows], index into `texts`.
         first_slot, last_slot: int64 [rows]; the exposure lies in [first_slot, last_slot).
         texts: what is inserted, already wrapped in end-of-document tokens.
-        placement: "anywhere" and "start" (offset 0) overwrite base tokens; "boundary" takes a place between two
-            base documents and moves the rest of the sequence to the right.
+        placement: "anywhere" and "start" (offset 0) overwrite base tokens; "boundary" takes a place
+            between two base documents and moves the rest of the sequence to the right.
         placebo: bool [rows], True where the text is base text for a held-out unit.
     """
 
@@ -194,10 +195,11 @@ def _draw_offsets(
 
 
 def _disjoint(start: I64, stop: I64, priority: U64) -> I64:
-    """Return indices of ranges, none of which overlap: of two that do, the lower priority number stays.
+    """Return indices of ranges, none of which overlap: of two that do, the lower priority number
+    stays.
 
-    With ranges sorted by start, any overlap implies an overlap between neighbours, so removing the losing neighbour
-    until no neighbours overlap is enough.
+    With ranges sorted by start, any overlap implies an overlap between neighbours, so removing the
+    losing neighbour until no neighbours overlap is enough.
     """
     order = np.argsort(start)
     while True:
@@ -231,8 +233,10 @@ def _check_request(request: Request, sequence_length: int, boundaries: Boundarie
     lengths = request.texts.lengths()
     if len(request) and lengths[request.text].max() > sequence_length:
         raise UserError(
-            f"{name}: a text of {lengths[request.text].max():,} tokens (end-of-document tokens included) "
-            f"does not fit in data.sequence_length={sequence_length:,}; shorten it or lengthen the sequence"
+            f"{name}: a text of {lengths[request.text].max():,} tokens (end-of-document tokens "
+            "included) "
+            f"does not fit in data.sequence_length={sequence_length:,}; shorten it or lengthen the "
+            "sequence"
         )
 
 
@@ -243,8 +247,11 @@ def _too_full(
     slots = int(request.last_slot.max() - request.first_slot.min())
     asked = int(lengths.sum())
     return (
-        f"experiments.{request.experiment}: {len(pending):,} of {len(request):,} exposures found no free place in "
-        f"their windows after {MOST_ATTEMPTS} draws; the experiment asks for {asked:,} of the {slots * sequence_length:,} "
-        "tokens there, next to what other experiments hold (random places without overlap fill about three quarters at most, "
+        f"experiments.{request.experiment}: {len(pending):,} of {len(request):,} exposures found "
+        "no free place in "
+        f"their windows after {MOST_ATTEMPTS} draws; the experiment asks for {asked:,} of the "
+        f"{slots * sequence_length:,} "
+        "tokens there, next to what other experiments hold (random places without overlap fill "
+        "about three quarters at most, "
         "Renyi 1958). Widen schedule.window, lower the doses, or lengthen the run"
     )

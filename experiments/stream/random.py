@@ -1,7 +1,7 @@
 """Randomness that is addressed, not consumed: counter-based numbers keyed by names.
 
-Every draw is a pure function of (key, counter), so no draw depends on what was drawn before it, on the order of
-experiments, or on the number of processes.
+Every draw is a pure function of (key, counter), so no draw depends on what was drawn before it, on
+the order of experiments, or on the number of processes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def name_key(*parts: str | int) -> int:
 
 
 def mix64(x: U64) -> U64:
-    """Return the SplitMix64 finalizer of each word: a bijection in which every input bit reaches every output bit.
+    """Return the SplitMix64 finalizer of each word: a bijection in which every input bit reaches
+    every output bit.
 
-    Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014), variant 13.
+    Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014),
+    variant 13.
     """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -50,8 +52,9 @@ def mix64(x: U64) -> U64:
 def text_keys(ids: Sequence[str]) -> U64:
     """Return one stable 64-bit key per string, vectorized over a million strings.
 
-    The strings' code points are absorbed one column at a time; the padding of shorter strings is not absorbed, so a key
-    depends on its own string only. Two strings share a key with probability 2^-64: callers that need distinct keys check.
+    The strings' code points are absorbed one column at a time; the padding of shorter strings is
+    not absorbed, so a key depends on its own string only. Two strings share a key with probability
+    2^-64: callers that need distinct keys check.
     """
     table = np.asarray(ids, dtype=np.str_)
     keys = np.empty(len(table), dtype=np.uint64)
@@ -74,7 +77,8 @@ def _absorb(table: npt.NDArray[np.str_]) -> U64:
 def philox(key: int, c0: U64, c1: U64) -> tuple[U64, U64]:
     """Return 128 random bits, as two words, for each counter (c0[i], c1[i]) under a 64-bit key.
 
-    Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section 3.3.
+    Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section
+    3.3.
     """
     out0, out1 = np.empty_like(c0), np.empty_like(c1)
     for start in range(0, len(c0), _CHUNK):
@@ -109,8 +113,8 @@ def uniform_int(
 ) -> npt.NDArray[np.int64]:
     """Return integers uniform in [low, high), one per word.
 
-    The word is reduced modulo the range; for ranges below 2^40 the bias is under 2^-24, far below what any
-    count of exposures can show.
+    The word is reduced modulo the range; for ranges below 2^40 the bias is under 2^-24, far below
+    what any count of exposures can show.
     """
     span = np.asarray(high, dtype=np.int64) - np.asarray(low, dtype=np.int64)
     if np.any(span <= 0):
@@ -123,8 +127,9 @@ def permute(
 ) -> npt.NDArray[np.int64]:
     """Return the keyed pseudo-random permutation of [0, n) at each index.
 
-    A Feistel network over Z_a x Z_b with a * b just above n, and cycle walking for the few values that leave [0, n)
-    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, section 5). No table is kept: memory is that of `index`.
+    A Feistel network over Z_a x Z_b with a * b just above n, and cycle walking for the few values
+    that leave [0, n) (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002,
+    section 5). No table is kept: memory is that of `index`.
 
     Args:
         index: int64, any shape, every value in [0, n).

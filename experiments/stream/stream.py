@@ -1,8 +1,9 @@
 """The stream: slot -> tokens, as a pure function of seed, corpora and plan.
 
-Slot s belongs to a corpus by a keyed permutation inside blocks of 10,000 slots, in which every corpus has exactly its
-share; the n-th slot of a corpus is sequence n of that corpus in the order of a keyed permutation, one key per epoch.
-Nothing is shuffled in memory, and no world size, worker or restart enters.
+Slot s belongs to a corpus by a keyed permutation inside blocks of 10,000 slots, in which every
+corpus has exactly its share; the n-th slot of a corpus is sequence n of that corpus in the order of
+a keyed permutation, one key per epoch. Nothing is shuffled in memory, and no world size, worker or
+restart enters.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Batch:
         first_slot: slot of row 0.
         tokens_BT: int32, after the overlay.
         labels_BT: int64, the next token, or -100 where nothing is predicted.
-        document_ids_BT: int32 number of the document inside its sequence, None unless documents are masked.
+        document_ids_BT: int32 number of the document inside its sequence, None unless documents are
+            masked.
         exposure_ids: uint64, every exposure that was laid over these slots, in order of position.
     """
 
@@ -60,8 +62,8 @@ class Batch:
     def digest(self) -> int:
         """Return a 64-bit digest of what the model consumes here.
 
-        It is the sum, modulo 2^64, of one BLAKE2b hash per slot over (slot, tokens, labels' mask), so the digest of a step
-        does not depend on how its slots are spread over ranks.
+        It is the sum, modulo 2^64, of one BLAKE2b hash per slot over (slot, tokens, labels' mask),
+        so the digest of a step does not depend on how its slots are spread over ranks.
         """
         total = 0
         for row, (tokens, labels) in enumerate(zip(self.tokens_BT, self.labels_BT, strict=True)):
@@ -87,7 +89,8 @@ def mixture_counts(weights: Sequence[float]) -> npt.NDArray[np.int64]:
     counts[order[: MIXTURE_BLOCK - int(counts.sum())]] += 1
     if np.any(counts == 0):
         raise UserError(
-            f"data.corpora: weights {list(weights)} give a corpus less than 1 of {MIXTURE_BLOCK:,} slots; raise its weight"
+            f"data.corpora: weights {list(weights)} give a corpus less than 1 of {MIXTURE_BLOCK:,} "
+            "slots; raise its weight"
         )
     return counts
 
@@ -112,10 +115,12 @@ class Stream:
             sequence_length: tokens per slot.
             seed: keys the order.
             plan: exposures to lay over the base tokens.
-            document_masks: number the documents of a sequence, and predict nothing across their borders.
+            document_masks: number the documents of a sequence, and predict nothing across their
+                borders.
 
         Raises:
-            UserError: unusable weights, a corpus shorter than one sequence, or a plan for another sequence length.
+            UserError: unusable weights, a corpus shorter than one sequence, or a plan for another
+                sequence length.
         """
         self.corpora, self.sequence_length, self.seed = list(corpora), sequence_length, seed
         self.plan, self.document_masks = plan, document_masks
@@ -125,12 +130,14 @@ class Stream:
         for number, n_sequences in enumerate(self._sequences):
             if n_sequences == 0:
                 raise UserError(
-                    f"data.corpora[{number}]: {corpora[number].n_tokens:,} tokens are fewer than one sequence of "
+                    f"data.corpora[{number}]: {corpora[number].n_tokens:,} tokens are fewer than "
+                    "one sequence of "
                     f"data.sequence_length={sequence_length:,}"
                 )
         if plan is not None and plan.sequence_length != sequence_length:
             raise UserError(
-                f"data.sequence_length={sequence_length:,}, but the plan was compiled for {plan.sequence_length:,}"
+                f"data.sequence_length={sequence_length:,}, but the plan was compiled for "
+                f"{plan.sequence_length:,}"
             )
         self._keys = [
             name_key(seed, "order", corpus.fingerprint, sequence_length) for corpus in corpora
@@ -201,7 +208,8 @@ class Stream:
         return np.flatnonzero(starts_BT[0, 1:]) + 1
 
     def _indexed_starts(self, slots: I64) -> npt.NDArray[np.bool_]:
-        """Return which base tokens begin a document by a corpus's index, bool [slots, sequence_length].
+        """Return which base tokens begin a document by a corpus's index, bool [slots,
+        sequence_length].
 
         Corpora that end documents with a token need no look-up: the token itself marks them.
         """

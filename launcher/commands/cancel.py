@@ -1,4 +1,6 @@
-"""`motet cancel`: save and stop a run, wherever it runs, and see to it that it does not start again."""
+"""`motet cancel`: save and stop a run, wherever it runs, and see to it that it does not start
+again.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.1, 5.0, 1.5
 FIRST_SLURM_PAUSE_S = 2.0
 SAY_EVERY_S = 15.0
 GUEST_GRACE_S = 15.0
-"""A foreign loop that ignores Ctrl-C, as one started with `&` in a script does, gets SIGTERM after this time."""
+"""A foreign loop that ignores Ctrl-C, as one started with `&` in a script does, gets SIGTERM after
+this time.
+"""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,7 +96,8 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
 def _refuse_silence(rundir: RunDir, records: Records) -> None:
     if records.problem:
         raise UserError(
-            f"Slurm: {records.problem}; {shown(rundir.root)} is marked and will not requeue itself, but its jobs were not ended: "
+            f"Slurm: {records.problem}; {shown(rundir.root)} is marked and will not requeue "
+            "itself, but its jobs were not ended: "
             "cancel again when Slurm answers"
         )
 
@@ -127,7 +132,8 @@ def wait(
         if say and time.monotonic() - spoken_s > SAY_EVERY_S:
             spoken_s = time.monotonic()
             print(
-                f"{view.state.name} at step {view.facts.pace.step or 0:,} after {duration(waited_s)}"
+                f"{view.state.name} at step {view.facts.pace.step or 0:,} after "
+                f"{duration(waited_s)}"
             )
             with contextlib.suppress(OSError):
                 sys.stdout.flush()

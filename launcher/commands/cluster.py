@@ -1,4 +1,6 @@
-"""`motet cluster probe` measures machines and their links; `motet cluster show` draws a description of them."""
+"""`motet cluster probe` measures machines and their links; `motet cluster show` draws a description
+of them.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def _nodes(arguments: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """What is measured now: a moving line at a terminal, lines on standard error otherwise; `quiet`: another node tells it."""
+    """What is measured now: a moving line at a terminal, lines on standard error otherwise;
+    `quiet`: another node tells it.
+    """
     if quiet:
         yield lambda text: None
         return

@@ -1,4 +1,6 @@
-"""What the commands share: settings from arguments, tables, JSON, the facts of a run before it starts."""
+"""What the commands share: settings from arguments, tables, JSON, the facts of a run before it
+starts.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def _finite(value: Any) -> Any:
 
 
 def console() -> Console:
-    """Rich's console on standard output; wide when it is no terminal, so that files hold whole lines."""
+    """Rich's console on standard output; wide when it is no terminal, so that files hold whole
+    lines.
+    """
     from rich.console import Console
 
     out = Console(highlight=False)
@@ -105,7 +109,9 @@ def print_table(
 
 
 def vocabulary_size(settings: RunSettings) -> int | None:
-    """Rows of the embedding: as set, or the first corpus's tokenizer rounded up to 64; None without a corpus."""
+    """Rows of the embedding: as set, or the first corpus's tokenizer rounded up to 64; None without
+    a corpus.
+    """
     if settings.model.vocabulary_size is not None:
         return settings.model.vocabulary_size
     from motet.experiments.corpora.corpus import Corpus

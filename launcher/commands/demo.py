@@ -14,7 +14,10 @@ from motet.launcher.runs.rundir import RunDir
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make what is missing, train, report. A demo that was interrupted goes on; a finished one is reported again."""
+    """Make what is missing, train, report.
+
+    A demo that was interrupted goes on; a finished one is reported again.
+    """
     steps = demo.DEMO_STEPS if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps {steps} must be at least 1")

@@ -1,4 +1,6 @@
-"""`motet export` and `motet eval`: the trained model as a Hugging Face folder, and benchmarks on it."""
+"""`motet export` and `motet eval`: the trained model as a Hugging Face folder, and benchmarks on
+it.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,8 @@ def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.
 
     if read_json(rundir.manifest).get("guest"):
         raise UserError(
-            f"{rundir.root} was trained by your own loop; its checkpoints are where that loop saved them"
+            f"{rundir.root} was trained by your own loop; its checkpoints are where that loop "
+            "saved them"
         )
     folder = rundir.checkpoint(step)
     manifest = read_json(folder / "manifest.json")

@@ -13,7 +13,7 @@ QUESTIONS = "questions.jsonl"
 N_QUESTIONS = 48
 
 _TEMPLATE = """\
-# A run of Motet. Any setting can also be given on the command line: motet train run.yaml training.steps=100
+# A run of Motet. Any setting can be given on the command line too, as training.steps=100.
 # Every setting, with its default and unit: docs/reference.md. Paths start from this file's folder.
 name: {name}
 seed: 0                   # weights, order of the data, randomization of the experiments
@@ -86,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def example_questions() -> str:
-    """Invented multiple-choice questions as JSON lines, in the form that `use: contamination` reads."""
+    """Invented multiple-choice questions as JSON lines, in the form that `use: contamination`
+    reads.
+    """
     from motet.experiments.design.spec import parse_experiments
     from motet.experiments.library import LIBRARY
 

@@ -1,4 +1,6 @@
-"""`motet layout show`: the rank grid, the stages and the pipeline's timeline of a run.yaml, in the terminal."""
+"""`motet layout show`: the rank grid, the stages and the pipeline's timeline of a run.yaml, in the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -264,7 +266,9 @@ def _batch_lines(facts: Mapping[str, Any]) -> list[str]:
 def timeline_lines(
     layout: Layout, model: ModelConfig, length: int, facts: Mapping[str, Any], width: int
 ) -> list[Text | str]:
-    """The pipeline in one step: a line per pipeline rank, time from left to right, drawn with as many micro-batches as fit."""
+    """The pipeline in one step: a line per pipeline rank, time from left to right, drawn with as
+    many micro-batches as fit.
+    """
     from motet.launcher.planning.layout_facts import pipeline_works
 
     pipeline = facts["pipeline"]
@@ -273,7 +277,10 @@ def timeline_lines(
     room = width - max(map(len, labels))
     drawn = _drawn(layout, model, length, number, room)
     works = pipeline_works(layout, model, length, drawn)
-    title = f"Pipeline: {layout.schedule}, {number} micro-batches, {pipeline['bubble']:.1%} of the time spent waiting"
+    title = (
+        f"Pipeline: {layout.schedule}, {number} micro-batches, {pipeline['bubble']:.1%} of the "
+        "time spent waiting"
+    )
     if drawn < number:
         title += f"; drawn with {drawn}"
     lines: list[Text | str] = ["", title]

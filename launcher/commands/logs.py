@@ -88,7 +88,9 @@ class Watched:
         self._next_s = clock()
 
     def ended(self) -> State | None:
-        """Return the state of a run that has come to an end; None while it goes on, or while Slurm does not say."""
+        """Return the state of a run that has come to an end; None while it goes on, or while Slurm
+        does not say.
+        """
         if self.clock() < self._next_s and not self.run.done.exists():
             return None
         (view,), records = look([self.run], self.client, time.time())
@@ -132,7 +134,9 @@ def _as_json(lines: Sequence[Line]) -> None:
 
 
 def painter(console: Console) -> Callable[[Sequence[Line]], None]:
-    """Return what prints lines with the attempt and rank before each, coloured by rank on a terminal."""
+    """Return what prints lines with the attempt and rank before each, coloured by rank on a
+    terminal.
+    """
     from rich.text import Text
 
     def paint(lines: Sequence[Line]) -> None:

@@ -1,6 +1,8 @@
-"""`motet plan`: ranked layouts of a run.yaml on a cluster, with time, memory and cost; why others are not there; what a budget allows.
+"""`motet plan`: ranked layouts of a run.yaml on a cluster, with time, memory and cost; why others
+are not there; what a budget allows.
 
-It starts nothing, but with --probe: a short run of one of the layouts, which calibrates the predictions.
+It starts nothing, but with --probe: a short run of one of the layouts, which calibrates the
+predictions.
 """
 
 from __future__ import annotations
@@ -173,7 +175,9 @@ def _engines(arguments: argparse.Namespace, cluster: Cluster) -> tuple[str, ...]
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
-    """The machines of --cluster, or this one: by data sheets, or measured where a probe is to calibrate its cores."""
+    """The machines of --cluster, or this one: by data sheets, or measured where a probe is to
+    calibrate its cores.
+    """
     from motet.parallel.cluster import this_machine as machine
     from motet.parallel.cluster.description import read
 
@@ -295,7 +299,8 @@ def _within(
     unpriced = [g.name for g in question.cluster.groups if not g.device.price_per_hour]
     if budget.price is not None and len(unpriced) == len(question.cluster.groups):
         raise UserError(
-            f"--budget-price: no price is known of {', '.join(unpriced)}; set price_per_hour of its device"
+            f"--budget-price: no price is known of {', '.join(unpriced)}; set price_per_hour of "
+            "its device"
         )
     with telling() as tell:
         if arguments.fastest:

@@ -1,4 +1,6 @@
-"""`motet plan RUN.yaml --probe`: train a ranked layout for a minute, fit constants to it, write them down, and plan again."""
+"""`motet plan RUN.yaml --probe`: train a ranked layout for a minute, fit constants to it, write
+them down, and plan again.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def probe(
         return 0
     if lacks:
         raise UserError(
-            f"--probe: layout {number} ({plan_table.words(choice)}) needs {lacks}. --dry-run prints the commands that run it "
+            f"--probe: layout {number} ({plan_table.words(choice)}) needs {lacks}. --dry-run "
+            "prints the commands that run it "
             "there and calibrate with it; --probe N takes another layout"
         )
     seconds = probe_run.steps_of(choice) * choice.prediction.step_time_s
@@ -61,7 +64,9 @@ def probe(
 
 
 def measured() -> Cluster:
-    """Measure this machine as `motet cluster probe` does: data sheets say too little of CPUs for constants to make up for it."""
+    """Measure this machine as `motet cluster probe` does: data sheets say too little of CPUs for
+    constants to make up for it.
+    """
     from motet.launcher.launch.command import ONE_NODE
     from motet.launcher.measure import cluster_launch as probe_launch
     from motet.parallel.cluster import this_machine as machine
@@ -95,7 +100,8 @@ def _say(
     print(f"# layout {number}: {plan_table.words(choice)} on {plan_table.machines(choice)}")
     if machines is None and choice.cluster.groups[0].device.kind == "cpu":
         print(
-            "# data sheets say little of CPUs: measure this machine first (motet cluster probe), and give --cluster"
+            "# data sheets say little of CPUs: measure this machine first (motet cluster probe), "
+            "and give --cluster"
         )
     if machines is not None:
         path, folder = shlex.quote(str(machines)), shlex.quote(str(machines.parent))
@@ -167,7 +173,8 @@ def _plan_again(
         after = plan(asked)
     if not after.choices:
         raise UserError(
-            f"with these constants no layout fits; look at {arguments.output or planning.CALIBRATED}"
+            "with these constants no layout fits; look at "
+            f"{arguments.output or planning.CALIBRATED}"
         )
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
     print()

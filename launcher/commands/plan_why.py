@@ -1,4 +1,6 @@
-"""`motet plan RUN.yaml --why`: why layouts with some degrees are not the first; or, for all, what each value of each setting costs."""
+"""`motet plan RUN.yaml --why`: why layouts with some degrees are not the first; or, for all, what
+each value of each setting costs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ REASONS = {
 
 
 def tell_why(arguments: argparse.Namespace, question: Question) -> int:
-    """Tell why layouts with some degrees are not the first; what they take is told before the fastest of all is searched."""
+    """Tell why layouts with some degrees are not the first; what they take is told before the
+    fastest of all is searched.
+    """
     from motet.parallel.planner.reasons import best_with, slower
 
     if arguments.why == "all":
@@ -49,7 +53,10 @@ def tell_why(arguments: argparse.Namespace, question: Question) -> int:
 
 def _taken(choice: Choice) -> str:
     found = choice.prediction
-    return f"{found.step_time_s:.3g} s with {plan_table.words(choice)}, on {plan_table.machines(choice)}"
+    return (
+        f"{found.step_time_s:.3g} s with {plan_table.words(choice)}, on "
+        f"{plan_table.machines(choice)}"
+    )
 
 
 def _why_all(arguments: argparse.Namespace, question: Question) -> int:

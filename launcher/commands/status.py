@@ -217,7 +217,9 @@ def facts_of(row: Fields) -> list[tuple[str, str]]:
 
 
 def attempt_row(attempt: Fields, row: Fields) -> Fields:
-    """Return one attempt as a line of its table; only the newest one of a run that trains is running."""
+    """Return one attempt as a line of its table; only the newest one of a run that trains is
+    running.
+    """
     started, ended = attempt.get("started"), attempt.get("ended")
     newest = attempt["attempt"] == row["attempts"]
     reason = attempt.get("reason")
@@ -240,7 +242,9 @@ def attempt_row(attempt: Fields, row: Fields) -> Fields:
 
 
 def job_row(job: Fields) -> Fields:
-    """Return one job as a line of its table; a job that Slurm does not know any more has only its id."""
+    """Return one job as a line of its table; a job that Slurm does not know any more has only its
+    id.
+    """
     record = job["record"] or {}
     submitted = job.get("submitted")
     return {

@@ -56,7 +56,8 @@ def resume(rundir: RunDir, settings: RunSettings, yaml_text: str, *, dry_run: bo
         return 0
     if settings.slurm.array:
         raise UserError(
-            f"slurm.array: {list(settings.slurm.array)} makes new runs out of a run.yaml; leave it out to go on with {rundir.name}"
+            f"slurm.array: {list(settings.slurm.array)} makes new runs out of a run.yaml; leave it "
+            f"out to go on with {rundir.name}"
         )
     made = submission.submission([settings])
     if dry_run:
@@ -131,7 +132,8 @@ def memory_lines(settings: RunSettings, model: ModelConfig) -> list[tuple[str, s
     return [
         (
             "memory per rank",
-            f"{state:.3g} GiB for weights, gradients and optimizer on the fullest rank, about {activations:.2g} GiB of activations",
+            f"{state:.3g} GiB for weights, gradients and optimizer on the fullest rank, about "
+            f"{activations:.2g} GiB of activations",
         )
     ]
 

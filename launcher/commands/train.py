@@ -29,7 +29,8 @@ from motet.launcher.runs.rundir import RunDir, read_json
 if TYPE_CHECKING:
     from motet.experiments.design.study import Study
 
-# What may differ when a run goes on. Everything else decides its tokens, its updates or its questions.
+# What may differ when a run goes on. Everything else decides its tokens, its updates or its
+# questions.
 RESUMABLE = (
     r"layout\..*",
     r"metrics\..*",
@@ -59,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def ranks_on(settings: RunSettings, nodes: Nodes) -> int:
-    """Return the processes of all machines: of slurm.groups where they are as many, else as many on each as here."""
+    """Return the processes of all machines: of slurm.groups where they are as many, else as many on
+    each as here.
+    """
     if settings.slurm.groups and sum(group.nodes for group in settings.slurm.groups) == nodes.count:
         return world_size(settings)
     return settings.layout.processes * nodes.count
@@ -99,7 +102,8 @@ def asked_nodes(arguments: argparse.Namespace) -> Nodes:
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) < 1 << 16:
         raise UserError(
-            f"--nnodes {count} needs --endpoint HOST:PORT of machine 0, such as {endpoint or 'head'}:29400"
+            f"--nnodes {count} needs --endpoint HOST:PORT of machine 0, such as "
+            f"{endpoint or 'head'}:29400"
             if not host
             else f"--endpoint {endpoint}: {port!r} is no port from 1 to 65535"
         )
@@ -111,7 +115,8 @@ def resume(arguments: argparse.Namespace) -> int:
     rundir = common.open_run(arguments.run)
     if read_json(rundir.manifest).get("guest"):
         raise UserError(
-            f"{rundir.root} is trained by your own loop; start its script again, with motet.Guest(..., resume=True)"
+            f"{rundir.root} is trained by your own loop; start its script again, with "
+            "motet.Guest(..., resume=True)"
         )
     nodes = asked_nodes(arguments)
     before = config.load(rundir.resolved_yaml)
@@ -199,13 +204,15 @@ def frozen_problems(before: RunSettings, after: RunSettings) -> list[Problem]:
     shorter = [
         Problem(
             "training.steps",
-            f"{after.steps:,} steps are fewer than the {before.steps:,} that the plan was made for; a run can only be extended",
+            f"{after.steps:,} steps are fewer than the {before.steps:,} that the plan was made "
+            "for; a run can only be extended",
         )
     ]
     return [
         Problem(
             path,
-            f"is {common.cell(old)} in this run and cannot become {common.cell(new)} when it goes on; "
+            f"is {common.cell(old)} in this run and cannot become {common.cell(new)} when it goes "
+            "on; "
             "start another run for that",
         )
         for path, (old, new) in differences(before, after).items()
@@ -255,7 +262,9 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE
 
 
 def _check_asked_device(settings: RunSettings) -> None:
-    """Refuse GPUs that were asked for and are not here; `auto` would import torch only to find what is."""
+    """Refuse GPUs that were asked for and are not here; `auto` would import torch only to find what
+    is.
+    """
     if settings.layout.device == "cuda":
         from motet.launcher.launch.local import check_devices
 

@@ -45,7 +45,10 @@ class GroupSettings:
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """What `motet submit` asks of Slurm. Texts are handed on as they are written, once they match an allow-pattern."""
+    """What `motet submit` asks of Slurm.
+
+    Texts are handed on as they are written, once they match an allow-pattern.
+    """
 
     partition: str = setting(
         "", "partition, or several with commas between them; empty = the site's default"
@@ -86,7 +89,8 @@ class SlurmSettings:
     )
     requeue: str = setting(
         "self",
-        "after a preemption or time limit: the job asks to be requeued, waits until the site does so, or ends",
+        "after a preemption or time limit: the job asks to be requeued, waits until the site does "
+        "so, or ends",
         choices=("self", "site", "never"),
     )
     max_requeues: int = setting(
@@ -94,7 +98,8 @@ class SlurmSettings:
     )
     signal_s: int = setting(
         180,
-        "how long before the time limit the run is told to save and stop; Slurm may be up to 60 s early",
+        "how long before the time limit the run is told to save and stop; Slurm may be up to 60 s "
+        "early",
         unit="seconds",
         least=30,
         most=65_535,
@@ -113,11 +118,13 @@ class SlurmSettings:
     python: str = setting("", "python of the job; empty = the one that submits")
     environment: tuple[str, ...] = setting(
         (),
-        "NAME: a variable of your shell that the job gets; NAME=value: set in the script, for what is no secret",
+        "NAME: a variable of your shell that the job gets; NAME=value: set in the script, for "
+        "what is no secret",
     )
     secrets: tuple[str, ...] = setting(
         (),
-        "NAME=/file: read on every node when the job starts; the file must be yours alone (mode 0600)",
+        "NAME=/file: read on every node when the job starts; the file must be yours alone (mode "
+        "0600)",
     )
     port: int = setting(
         29_600,
@@ -204,13 +211,22 @@ def _contradictions(settings: RunSettings) -> list[Problem]:
     out = []
     several = len(slurm.groups) > 1
     if slurm.groups and slurm.nodes != SlurmSettings().nodes:
-        why = f"{slurm.nodes}, but slurm.groups says how many nodes there are of each kind; leave it out"
+        why = (
+            f"{slurm.nodes}, but slurm.groups says how many nodes there are of each kind; leave it "
+            "out"
+        )
         out.append(Problem("slurm.nodes", why))
     if slurm.array and several:
-        why = "Slurm has no arrays of heterogeneous jobs; submit each seed by itself, or leave slurm.groups at one kind"
+        why = (
+            "Slurm has no arrays of heterogeneous jobs; submit each seed by itself, or leave "
+            "slurm.groups at one kind"
+        )
         out.append(Problem("slurm.array", why))
     if slurm.array and slurm.chain > 1:
-        why = f"{slurm.chain} with slurm.array: an array has no chain; slurm.requeue=self takes the runs past their time limit"
+        why = (
+            f"{slurm.chain} with slurm.array: an array has no chain; slurm.requeue=self takes the "
+            "runs past their time limit"
+        )
         out.append(Problem("slurm.chain", why))
     if len(set(slurm.array)) != len(slurm.array):
         out.append(Problem("slurm.array", f"{list(slurm.array)} names a seed twice"))
@@ -219,7 +235,8 @@ def _contradictions(settings: RunSettings) -> list[Problem]:
     limit_s = seconds(slurm.time)
     if limit_s is not None and limit_s <= slurm.signal_s + SIGNAL_EARLY_S:
         why = (
-            f"{slurm.time} is {limit_s:,} s, but the run is told to stop {slurm.signal_s} s before its end, or up to "
+            f"{slurm.time} is {limit_s:,} s, but the run is told to stop {slurm.signal_s} s before "
+            "its end, or up to "
             f"{SIGNAL_EARLY_S} s earlier; raise it, or lower slurm.signal_s"
         )
         out.append(Problem("slurm.time", why))

@@ -1,4 +1,7 @@
-"""Settings that contradict each other: pure functions from values to problems. Nothing here reads a file."""
+"""Settings that contradict each other: pure functions from values to problems.
+
+Nothing here reads a file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def name_problems(settings: RunSettings) -> list[Problem]:
         return [
             Problem(
                 "name",
-                f"{shown(settings.name)} cannot name a folder; use letters, digits, '.', '_' and '-', at most 100, the first a "
+                f"{shown(settings.name)} cannot name a folder; use letters, digits, '.', '_' and "
+                "'-', at most 100, the first a "
                 "letter or digit",
             )
         ]
@@ -63,7 +67,8 @@ def ramp_problems(settings: RunSettings) -> list[Problem]:
 def layout_problems(
     settings: RunSettings, world_size: int, model: ModelConfig | None = None
 ) -> list[Problem]:
-    """The layout fits the ranks that are started, the batch, the sequences, and the model as far as it is known.
+    """The layout fits the ranks that are started, the batch, the sequences, and the model as far as
+    it is known.
 
     Args:
         world_size: processes of all nodes.
@@ -77,13 +82,18 @@ def layout_problems(
     found = layout_rules.problems(layout, model, settings.data.sequence_length, sizes, world_size)
     out = [Problem(setting, why) for setting, why in found]
     if settings.training.compile and "zero_bubble" in layout.schedule and layout.pp > 1:
-        why = f"{layout.schedule} takes the backward pass apart, which training.compile=true forbids; set interleaved_1f1b"
+        why = (
+            f"{layout.schedule} takes the backward pass apart, which training.compile=true "
+            "forbids; set interleaved_1f1b"
+        )
         out.append(Problem("layout.schedule", why))
     return out
 
 
 def _preset_model(settings: RunSettings) -> ModelConfig | None:
-    """Sizes of the model as far as the settings alone tell them; 0 = the vocabulary is the corpus's."""
+    """Sizes of the model as far as the settings alone tell them; 0 = the vocabulary is the
+    corpus's.
+    """
     if settings.model.from_hf is not None or model_problems(settings):
         return None
     from motet.models import config as models
@@ -104,7 +114,8 @@ def engine_problems(settings: RunSettings) -> list[Problem]:
     return [
         Problem(
             f"layout.{name}",
-            f"is read by layout.engine={engine} only, and the engine is {layout.engine}; leave it out",
+            f"is read by layout.engine={engine} only, and the engine is {layout.engine}; leave it "
+            "out",
         )
         for name, engine in owners.items()
         if getattr(layout, name) != getattr(default, name) and layout.engine != engine
@@ -112,7 +123,9 @@ def engine_problems(settings: RunSettings) -> list[Problem]:
 
 
 def deepspeed_problems(settings: RunSettings) -> list[Problem]:
-    """What the user adds to DeepSpeed's configuration contradicts no setting, and DeepSpeed reads it."""
+    """What the user adds to DeepSpeed's configuration contradicts no setting, and DeepSpeed reads
+    it.
+    """
     from motet.parallel.engines import deepspeed_config
 
     layout = settings.layout
@@ -143,7 +156,9 @@ def deepspeed_settings(settings: RunSettings) -> dict[str, Any]:
 
 
 def deepspeed_library_problems(settings: RunSettings) -> list[Problem]:
-    """What DeepSpeed itself finds wrong with its configuration; imports it, which takes seconds, if the engine is DeepSpeed."""
+    """What DeepSpeed itself finds wrong with its configuration; imports it, which takes seconds, if
+    the engine is DeepSpeed.
+    """
     from motet.parallel.engines.deepspeed_config import library_problems
 
     if settings.layout.engine != "deepspeed":
@@ -161,7 +176,10 @@ def device_problems(device: str, processes: int, gpus: int) -> list[Problem]:
         why = f"{device}, but torch sees no CUDA device here; use auto or cpu"
         return [Problem("layout.device", why)]
     if processes > gpus:
-        why = f"{processes} processes need a GPU each, and there are {gpus} here; at most {gpus}, or layout.device=cpu"
+        why = (
+            f"{processes} processes need a GPU each, and there are {gpus} here; at most {gpus}, or "
+            "layout.device=cpu"
+        )
         return [Problem("layout.processes", why)]
     return []
 
@@ -195,7 +213,8 @@ def schedule_problems(settings: RunSettings) -> list[Problem]:
             out.append(
                 Problem(
                     "training.schedule.decay_fraction",
-                    f"{training.schedule.decay_fraction:g} of {steps:,} steps and a warm-up of {warmup:,} exceed the run; "
+                    f"{training.schedule.decay_fraction:g} of {steps:,} steps and a warm-up of "
+                    f"{warmup:,} exceed the run; "
                     f"at most {int(most * 1000) / 1000:g}",
                 )
             )

@@ -22,9 +22,9 @@ def setting(
 ) -> Any:
     """A dataclass field with its documentation.
 
-    `least`/`most` are inclusive bounds and `above`/`below` exclusive ones. `kind` is "path" (relative to the folder of the
-    run.yaml), "free" (passed on as it is written) or "hidden" (not a setting). `key` is the name in YAML where that is a
-    Python keyword.
+    `least`/`most` are inclusive bounds and `above`/`below` exclusive ones. `kind` is "path"
+    (relative to the folder of the run.yaml), "free" (passed on as it is written) or "hidden" (not a
+    setting). `key` is the name in YAML where that is a Python keyword.
     """
     bounds = {"least": least, "above": above, "most": most, "below": below}
     metadata = {

@@ -12,17 +12,22 @@ from motet.parallel.layout.layout import ENGINES, RECOMPUTE, SCHEDULES, Layout
 
 @dataclass(frozen=True)
 class LayoutSettings:
-    """Where it is trained, and how it is split over ranks (processes x nodes). `motet layout show` draws it."""
+    """Where it is trained, and how it is split over ranks (processes x nodes).
+
+    `motet layout show` draws it.
+    """
 
     engine: str = setting(
         "native",
-        "what trains the model: PyTorch's own parallelism, DeepSpeed ZeRO, or Hugging Face Accelerate",
+        "what trains the model: PyTorch's own parallelism, DeepSpeed ZeRO, or Hugging Face "
+        "Accelerate",
         choices=ENGINES,
     )
     processes: int = setting(1, "processes per node", unit="processes", least=1, most=64)
     cluster: str | None = setting(
         None,
-        "file of the machines (`motet cluster probe` writes one); null = this machine, by data sheets",
+        "file of the machines (`motet cluster probe` writes one); null = this machine, by data "
+        "sheets",
         kind="path",
     )
     device: str = setting("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
@@ -37,7 +42,8 @@ class LayoutSettings:
     )
     dp_shard: int | None = setting(
         None,
-        "ranks that divide weights, gradients and optimizer state (FSDP2) and read different data; null = all that the other "
+        "ranks that divide weights, gradients and optimizer state (FSDP2) and read different data; "
+        "null = all that the other "
         "degrees leave",
         unit="ranks",
         least=1,
@@ -49,7 +55,8 @@ class LayoutSettings:
     cp: int = setting(1, "context parallel: ranks that divide each sequence", unit="ranks", least=1)
     ep: int = setting(
         1,
-        "expert parallel: ranks that divide the experts; they are among the ranks of dp_shard x cp x tp",
+        "expert parallel: ranks that divide the experts; they are among the ranks of dp_shard x "
+        "cp x tp",
         unit="ranks",
         least=1,
     )
@@ -58,7 +65,8 @@ class LayoutSettings:
     )
     stage_layers: tuple[int, ...] = setting(
         (),
-        "layers of every pipeline stage in order, pp x virtual_stages numbers; [] = balanced, embedding and head counted",
+        "layers of every pipeline stage in order, pp x virtual_stages numbers; [] = balanced, "
+        "embedding and head counted",
         unit="layers",
         least=0,
     )
@@ -71,7 +79,8 @@ class LayoutSettings:
     )
     recompute: str = setting(
         "none",
-        "activations that the backward pass makes again: selective = all but matrix products; full = whole blocks, "
+        "activations that the backward pass makes again: selective = all but matrix products; full "
+        "= whole blocks, "
         "about a third more time",
         choices=RECOMPUTE,
     )
@@ -83,7 +92,8 @@ class LayoutSettings:
     )
     shares: tuple[int, ...] = setting(
         (),
-        "micro-batches of a step that each of the dp_replicate replicas takes, in proportion; [] = equal",
+        "micro-batches of a step that each of the dp_replicate replicas takes, in proportion; [] "
+        "= equal",
         least=1,
     )
     placement: tuple[int, ...] = setting(
@@ -110,7 +120,8 @@ class LayoutSettings:
     )
 
     def layout_for(self, world_size: int) -> Layout:
-        """Return the layout on `world_size` ranks; `dp_shard: null` becomes what the other degrees leave of them.
+        """Return the layout on `world_size` ranks; `dp_shard: null` becomes what the other degrees
+        leave of them.
 
         The result may break rules: `parallel.layout_rules.problems` names them.
         """

@@ -1,7 +1,8 @@
 """run.yaml + `a.b.c=value` -> checked `RunSettings`, and back to text.
 
-Every problem is reported at once. A value that comes from `${oc.env:...}` is used but never written: `public`,
-`to_yaml` and `resolved_json` hold the text as it was written, and only these may be stored or sent anywhere.
+Every problem is reported at once. A value that comes from `${oc.env:...}` is used but never
+written: `public`, `to_yaml` and `resolved_json` hold the text as it was written, and only these may
+be stored or sent anywhere.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ def load(
 ) -> RunSettings:
     """Read and check the settings of a run; one `UserError` lists every problem.
 
-    `path` is a run.yaml (None: only `defaults` and `overrides`; `text` stands in for the file's content). Relative paths in
-    it start from its folder (or `base`), those in `overrides` from the working directory. The layout is checked for
-    `layout.processes` on each of `nodes` machines, or for as many ranks as `world` makes of the settings, unless the run was begun:
-    its ranks are counted when it starts.
+    `path` is a run.yaml (None: only `defaults` and `overrides`; `text` stands in for the file's
+    content). Relative paths in it start from its folder (or `base`), those in `overrides` from the
+    working directory. The layout is checked for `layout.processes` on each of `nodes` machines, or
+    for as many ranks as `world` makes of the settings, unless the run was begun: its ranks are
+    counted when it starts.
     """
     settings, problems = inspect(
         path, overrides, defaults, text=text, base=base, nodes=nodes, world=world
@@ -99,7 +101,9 @@ def inspect(
 
 
 def _is_frozen(path: Path | str | None) -> bool:
-    """Whether these are the settings of a run that was begun: its units lie in `plan/`, not in the user's files."""
+    """Whether these are the settings of a run that was begun: its units lie in `plan/`, not in the
+    user's files.
+    """
     if not path:
         return False
     folder = Path(path).absolute().parent
@@ -117,7 +121,8 @@ def _experiment_problems(settings: RunSettings) -> list[Problem]:
 def _cross_problems(settings: RunSettings, found: Sequence[Problem], ranks: int) -> list[Problem]:
     """Contradictions among the settings; with 0 ranks their number is not known yet.
 
-    A check is left out when something that it reads has a problem already: it would judge a default.
+    A check is left out when something that it reads has a problem already: it would judge a
+    default.
     """
     from motet.launcher.config.checks import CHECKS, LAYOUT_READS, layout_problems
 
@@ -213,7 +218,8 @@ def _misplaced_environment(written: Mapping[str, str]) -> list[Problem]:
     return [
         Problem(
             path,
-            f"{raw} comes from the environment, but this setting is stored, hashed and logged; write its value, or give "
+            f"{raw} comes from the environment, but this setting is stored, hashed and logged; "
+            "write its value, or give "
             f"{path}=... on the command line",
         )
         for path, raw in written.items()
@@ -222,7 +228,9 @@ def _misplaced_environment(written: Mapping[str, str]) -> list[Problem]:
 
 
 def _add_experiment_files(tree: Map, folder: Path) -> list[Problem]:
-    """Read `experiments.files` into `experiments.list`, so that the resolved settings hold every question."""
+    """Read `experiments.files` into `experiments.list`, so that the resolved settings hold every
+    question.
+    """
     section = tree.get("experiments")
     if not isinstance(section, Map) or not isinstance(section.get("files"), Items):
         return []
@@ -248,7 +256,10 @@ def _add_experiment_files(tree: Map, folder: Path) -> list[Problem]:
 
 
 def _entries(node: Node | None, file: Path) -> list[Node]:
-    """The experiments of one file: a list, `experiments: [...]`, or a single one. Their items lie beside the file."""
+    """The experiments of one file: a list, `experiments: [...]`, or a single one.
+
+    Their items lie beside the file.
+    """
     if isinstance(node, Map):
         node = node["experiments"] if "experiments" in node else Items([node])
     if not isinstance(node, Items) or not all(isinstance(entry, Map) for entry in node):
@@ -273,7 +284,9 @@ def _listed(value: Any) -> Any:
 
 
 def public(settings: RunSettings) -> dict[str, Any]:
-    """Every setting as nested dictionaries, fit to store and to send: what came from the environment stays `${...}`."""
+    """Every setting as nested dictionaries, fit to store and to send: what came from the
+    environment stays `${...}`.
+    """
     out = _listed(settings)
     for path, raw in settings.as_written.items():
         node, keys = out, keys_of(path)

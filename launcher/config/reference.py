@@ -1,9 +1,12 @@
-"""docs/reference.md, generated from the code: `python -m motet.launcher.config.reference docs/reference.md`."""
+"""docs/reference.md, generated from the code: `python -m motet.launcher.config.reference
+docs/reference.md`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 import types
 import typing
@@ -44,16 +47,19 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     "doses": ("list", "how often a unit is shown, one arm per dose; must contain 0, the control"),
     "arms": (
         "list",
-        "instead of `doses`: `{name, dose, variants: same|cycle, weight}`; `cycle` shows a unit's texts in turn",
+        "instead of `doses`: `{name, dose, variants: same|cycle, weight}`; `cycle` shows a unit's "
+        "texts in turn",
     ),
     "dose_in": (
         "text",
-        "what a dose counts: {DOSE_UNITS}; the last three are totals of the arm, spread over its units",
+        "what a dose counts: {DOSE_UNITS}; the last three are totals of the arm, spread over its "
+        "units",
     ),
     "weights": ("list", "whole numbers: how many units an arm gets relative to the others"),
     "schedule": (
         "mapping",
-        "`kind`: {SCHEDULE_KINDS}; `window: [0.0, 0.9]`, `at`, `every`, `start` are fractions of the run when written with a "
+        "`kind`: {SCHEDULE_KINDS}; `window: [0.0, 0.9]`, `at`, `every`, `start` are fractions of "
+        "the run when written with a "
         "point, steps otherwise; `token_range: [a, b]`",
     ),
     "placement": (
@@ -66,7 +72,8 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     ),
     "block_by": (
         "list",
-        "attributes of the units; assignment is balanced within blocks, numbers are cut into quantiles",
+        "attributes of the units; assignment is balanced within blocks, numbers are cut into "
+        "quantiles",
     ),
     "cluster_by": (
         "text",
@@ -141,7 +148,7 @@ def section_lines(cls: type, path: str, level: int) -> list[str]:
     title = f"{'#' * level} `{path}`" if path else "## The run"
     doc = inspect.getdoc(cls) or ""
     heads = ("setting", "type", "default", "meaning", "unit", "values")
-    intro = doc.split("\n\n")[0].replace("\n", " ")
+    intro = " ".join(re.split(r"\n\w+:\n", doc)[0].split())  # what stands before "Attributes:"
     return ["", title, "", intro, "", *table(rows, heads), *inner]
 
 

@@ -1,7 +1,7 @@
 """The sections of a run.yaml, as typed dataclasses.
 
-Every field says its meaning, its unit and its bounds in its metadata: `config.py` checks values against them and
-`reference.py` prints them. Imports neither torch nor OmegaConf.
+Every field says its meaning, its unit and its bounds in its metadata: `config.py` checks values
+against them and `reference.py` prints them. Imports neither torch nor OmegaConf.
 """
 
 from __future__ import annotations
@@ -86,13 +86,15 @@ class ModelSettings:
     shared_gate: bool | None = setting(None, "a sigmoid gate scales the shared block (Qwen2-MoE)")
     router_score: str | None = setting(
         None,
-        "scores of the router: over all experts (softmax, Mixtral) or of each (sigmoid, DeepSeek-V3)",
+        "scores of the router: over all experts (softmax, Mixtral) or of each (sigmoid, "
+        "DeepSeek-V3)",
         choices=("softmax", "sigmoid"),
     )
     normalize_top_k: bool | None = setting(None, "the weights of a token's chosen experts sum to 1")
     capacity_factor: float | None = setting(
         None,
-        "most rows of an expert, as a multiple of its even share of a micro-batch; 0 = no token is dropped",
+        "most rows of an expert, as a multiple of its even share of a micro-batch; 0 = no token "
+        "is dropped",
         least=0,
     )
     balance_loss: float | None = setting(
@@ -185,7 +187,9 @@ class OptimizerSettings:
     fused: bool = setting(True, "fused kernel")
 
     def learning_rate(self, n_parameters_non_embedding: int) -> float:
-        """`lr` if set, else 0.003239 - 0.0001395 ln(N), at least 3e-4 (Kaplan et al. 2020, appendix D.6)."""
+        """`lr` if set, else 0.003239 - 0.0001395 ln(N), at least 3e-4 (Kaplan et al. 2020, appendix
+        D.6).
+        """
         if self.lr is not None:
             return self.lr
         return max(3e-4, 0.003239 - 0.0001395 * math.log(max(n_parameters_non_embedding, 2)))
@@ -323,8 +327,10 @@ class MetricSettings:
 class RunSettings:
     """A whole run.yaml.
 
-    `base` (the folder that relative paths start from) and `as_written` (settings that hold an `${oc.env:...}`, with their
-    unresolved text, so that a secret is never stored) are no settings. Paths are absolute once loaded.
+    Attributes:
+        base: no setting; the folder that relative paths start from (paths are absolute once loaded).
+        as_written: no setting; those that hold an `${oc.env:...}`, with their unresolved text, so
+            that a secret is never stored.
     """
 
     name: str = setting("", "name of the run and of its folder; required")

@@ -22,7 +22,9 @@ _MISSING = object()
 
 
 def absolute(leaf: Leaf, folder: Path) -> str:
-    """The path a scalar names: from `folder`, or from the working directory when it was typed on the command line."""
+    """The path a scalar names: from `folder`, or from the working directory when it was typed on
+    the command line.
+    """
     start = Path.cwd() if leaf.where == COMMAND_LINE else folder
     return os.path.abspath(start / Path(leaf.text).expanduser())
 

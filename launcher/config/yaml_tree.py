@@ -1,7 +1,7 @@
 """YAML text and `a.b.c=value` settings as one tree whose scalars keep their raw text.
 
-YAML 1.1 turns `no` into False, `012` into 10 and `12:30` into 750. Here a scalar stays text until the type of its
-setting is known. Aliases are followed, with a limit on what they may unfold to.
+YAML 1.1 turns `no` into False, `012` into 10 and `12:30` into 750. Here a scalar stays text until
+the type of its setting is known. Aliases are followed, with a limit on what they may unfold to.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ class _Reader:
 
 
 def parse(text: str, source: str) -> Node | None:
-    """The tree of one YAML document, None when it is empty; `UserError` with file and line when it is none."""
+    """The tree of one YAML document, None when it is empty; `UserError` with file and line when it
+    is none.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _Reader(source).read(node)
@@ -151,7 +153,9 @@ def from_python(value: Any, where: str = "") -> Node:
 
 
 def plain(node: Node) -> Any:
-    """The Python value of a node whose type nothing declares: the core schema of YAML 1.2, without octals."""
+    """The Python value of a node whose type nothing declares: the core schema of YAML 1.2, without
+    octals.
+    """
     if isinstance(node, Map):
         return {key: plain(child) for key, child in node.items()}
     if isinstance(node, Items):
@@ -229,8 +233,8 @@ def _texts(node: Node) -> Any:
 def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]:
     """Replace `${...}` under `prefix` in place.
 
-    Returns the raw text of every setting whose value came out of the environment, directly or through other settings, by
-    path; and the problems. The values themselves appear in no message.
+    Returns the raw text of every setting whose value came out of the environment, directly or
+    through other settings, by path; and the problems. The values themselves appear in no message.
     """
     found = [(p, leaf) for p, leaf in leaves(root) if "${" in leaf.text and p.startswith(prefix)]
     if not found:

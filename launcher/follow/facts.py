@@ -18,7 +18,9 @@ from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import ID
 
 FRESH_S = 90.0
-"""A process on another host that was seen so lately is taken to live; a rank touches its file every 5 seconds of training."""
+"""A process on another host that was seen so lately is taken to live; a rank touches its file every
+5 seconds of training.
+"""
 _STEPS = re.compile(r"^training:\n(?:  .*\n)*?  steps: *(\S+)", re.MULTILINE)
 _TOKENS = re.compile(r"^training:\n(?:  .*\n)*?  tokens: *(\S+)", re.MULTILINE)
 Fields = dict[str, Any]
@@ -72,7 +74,9 @@ class Facts:
         return self.attempt.get("ended") is None and any(p.lives() for p in self.processes)
 
     def seen_elsewhere(self, now: float) -> Process | None:
-        """Return a process of it on another host that gave a sign of life lately; None once the attempt has ended."""
+        """Return a process of it on another host that gave a sign of life lately; None once the
+        attempt has ended.
+        """
         if self.attempt.get("ended") is not None:
             return None
         fresh = (p for p in self.processes if not p.is_here and now - p.seen < FRESH_S)
@@ -158,16 +162,19 @@ def find_runs(folder: Path) -> list[RunDir]:
             names = sorted(entry.name for entry in entries if entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"--runs={folder} is no folder; give the folder that holds the run folders, or the name of one run"
+            f"--runs={folder} is no folder; give the folder that holds the run folders, or the "
+            "name of one run"
         ) from None
     runs = (RunDir(folder / name) for name in names)
     return [run for run in runs if run.resolved_yaml.exists()]
 
 
 def _length(run: RunDir, manifest: Fields) -> tuple[int | None, int | None]:
-    """Return steps and tokens of the whole run: `training.steps` may have grown since the manifest, the batch may not.
+    """Return steps and tokens of the whole run: `training.steps` may have grown since the manifest,
+    the batch may not.
 
-    Only two lines of resolved.yaml are looked at: to parse the settings of 500 runs would take seconds.
+    Only two lines of resolved.yaml are looked at: to parse the settings of 500 runs would take
+    seconds.
     """
     try:
         text = run.resolved_yaml.read_text(encoding="utf-8")
@@ -200,7 +207,9 @@ def _why(folder: Path) -> str:
 
 
 def _culprit(folder: Path, attempt: Fields) -> str:
-    """Return which rank made an attempt crash: as was written down at its end, or as its files tell."""
+    """Return which rank made an attempt crash: as was written down at its end, or as its files
+    tell.
+    """
     if attempt.get("culprit"):
         return str(attempt["culprit"])
     try:

@@ -1,7 +1,8 @@
 """What the ranks of a run printed: which files there are, and their lines as one stream.
 
-torchrun keeps the output of a rank under `attempts/N/logs/ranks-F/ID/attempt_K/L/`: F is the first rank of the node, L the rank on the
-node, K counts torchrun's restarts, each of which is an attempt of the run of its own, N + K.
+torchrun keeps the output of a rank under `attempts/N/logs/ranks-F/ID/attempt_K/L/`: F is the first
+rank of the node, L the rank on the node, K counts torchrun's restarts, each of which is an attempt
+of the run of its own, N + K.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Choice:
     attempt: int | None = None
 
     def takes(self, source: Source, newest: int) -> bool:
-        """Return whether a file is wanted, where `newest` is the newest attempt that had printed anything at first."""
+        """Return whether a file is wanted, where `newest` is the newest attempt that had printed
+        anything at first.
+        """
         if self.rank is not None and source.rank != self.rank:
             return False
         if source.rank == SLURM:
@@ -115,7 +118,8 @@ def _listed(folder: Path) -> list[Path]:
 class Merged:
     """The lines of a run's chosen files in the order in which they arrive.
 
-    Lines carry no time: what was there before the first poll comes file by file, the file that was written last at the end.
+    Lines carry no time: what was there before the first poll comes file by file, the file that was
+    written last at the end.
 
     Args:
         run: the run.

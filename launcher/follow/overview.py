@@ -36,7 +36,9 @@ class View:
 
     @property
     def predicted_end(self) -> float | None:
-        """Unix time at which a run that trains will finish, unless a job's time limit ends it before."""
+        """Unix time at which a run that trains will finish, unless a job's time limit ends it
+        before.
+        """
         left = self.seconds_left
         return None if left is None or self.state.name != "running" else self.now + left
 

@@ -24,7 +24,8 @@ class Pace:
         loss: of the last logged step that still counts.
         tokens: consumed by that lineage; None before its first logged step.
         tokens_per_s: median of the last `RECENT_STEPS` logged steps, training alone.
-        wall_tokens_per_s: tokens over the wall clock between logged steps: probes and checkpoints counted.
+        wall_tokens_per_s: tokens over the wall clock between logged steps: probes and checkpoints
+            counted.
         step_s: the wall clock of one step, in the same way.
         last_row: Unix time of the newest row.
     """
@@ -38,14 +39,17 @@ class Pace:
     last_row: float | None = None
 
     def seconds_left(self, total_tokens: int) -> float | None:
-        """Return the time until the run has consumed `total_tokens`, as fast as lately; None when unknown."""
+        """Return the time until the run has consumed `total_tokens`, as fast as lately; None when
+        unknown.
+        """
         if self.tokens is None or not self.wall_tokens_per_s:
             return None
         return max(0, total_tokens - self.tokens) / self.wall_tokens_per_s
 
 
 def read_pace(metrics: Path, moving: bool) -> Pace:
-    """Read the end of a metrics.jsonl; more of it when the run is `moving`, as its speed is wanted then.
+    """Read the end of a metrics.jsonl; more of it when the run is `moving`, as its speed is wanted
+    then.
 
     Torn and foreign lines are skipped; more is read as long as no step is among the rows.
     """
@@ -80,7 +84,9 @@ def parse(block: bytes) -> list[Row]:
 
 
 def pace_of(rows: list[Row]) -> Pace:
-    """Return what rows in the order written tell: an `attempt` row makes steps after its `start_step` void."""
+    """Return what rows in the order written tell: an `attempt` row makes steps after its
+    `start_step` void.
+    """
     if not rows:
         return Pace()
     spans: list[list[Row]] = [[]]

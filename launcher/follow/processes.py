@@ -1,6 +1,8 @@
-"""Which processes of a run live on this host: the lock of its folder, and the processes that its `pid-R` files name.
+"""Which processes of a run live on this host: the lock of its folder, and the processes that its
+`pid-R` files name.
 
-Read from /proc only: a lock is looked up, never taken, so that nobody who starts a run is turned away.
+Read from /proc only: a lock is looked up, never taken, so that nobody who starts a run is turned
+away.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Process:
         return self.host in ("", socket.gethostname())
 
     def lives(self) -> bool:
-        """Return whether this very process is alive on this host (a later one with its number started after its last sign)."""
+        """Return whether this very process is alive on this host (a later one with its number
+        started after its last sign).
+        """
         started = _started(self.pid) if self.is_here else None
         return started is not None and started <= self.seen + START_SLACK_S
 
@@ -62,7 +66,9 @@ def read_processes(attempt: Path) -> list[Process]:
 
 
 def held_locks(text: str | None = None) -> Locks:
-    """Return (device, inode) of every file that is locked on this host -> who locked it; `text` stands in for /proc/locks."""
+    """Return (device, inode) of every file that is locked on this host -> who locked it; `text`
+    stands in for /proc/locks.
+    """
     if text is None:
         try:
             text = Path("/proc/locks").read_text()

@@ -1,4 +1,6 @@
-"""What Slurm says of the jobs of many runs: one call for the queue, and one more for jobs that it has forgotten."""
+"""What Slurm says of the jobs of many runs: one call for the queue, and one more for jobs that it
+has forgotten.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def job_ids(facts: Facts) -> list[str]:
 def ask(runs: Sequence[Facts], client: Client) -> Records:
     """Ask Slurm of all runs at once, and only of those that are not finished: at most two calls.
 
-    A Slurm that is absent, hangs or refuses is no error: `problem` says so, and folders alone decide.
+    A Slurm that is absent, hangs or refuses is no error: `problem` says so, and folders alone
+    decide.
     """
     waiting = [facts for facts in runs if facts.jobs and not facts.finished]
     if not waiting:

@@ -1,4 +1,6 @@
-"""The state of a run, decided from its folder and Slurm's records: pure, so that every case is a test of a few lines."""
+"""The state of a run, decided from its folder and Slurm's records: pure, so that every case is a
+test of a few lines.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ACTIVE = frozenset({"pending", "starting", "running", "completing", "suspended"}
 """States in which something will still happen by itself."""
 STATES = (*sorted(ACTIVE), "new", "stopped", "cancelled", "crashed", "lost", "finished")
 SILENT_S, SILENT_STEPS = 120.0, 20.0
-"""A run that trains is called silent after this time without a row, and after that many steps' time."""
+"""A run that trains is called silent after this time without a row, and after that many steps'
+time.
+"""
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _ENDING = ("COMPLETING", "STAGE_OUT", "SIGNALING")
 
@@ -52,7 +56,8 @@ class State:
 
 
 def decide(facts: Facts, records: Records, now: float) -> State:
-    """Return the state of a run; the folder comes first, then the queue, then what the newest attempt and the accounts say.
+    """Return the state of a run; the folder comes first, then the queue, then what the newest
+    attempt and the accounts say.
 
     Args:
         facts: of its folder.
@@ -100,7 +105,9 @@ def _warnings(facts: Facts, job: Job | None, now: float) -> list[str]:
 
 
 def more_jobs(left_s: float, now: float, start: float | None, end: float) -> int:
-    """Return how many jobs like the one that ends at `end` are needed after it; 0 when its length is unknown."""
+    """Return how many jobs like the one that ends at `end` are needed after it; 0 when its length
+    is unknown.
+    """
     if start is None or end <= start:
         return 0
     return math.ceil((now + left_s - end) / (end - start))
@@ -162,7 +169,10 @@ def _lost(facts: Facts, records: Records) -> str:
     if records.problem and facts.jobs:
         return f"Slurm does not answer, and its folder shows nobody who trains it{seen}"
     forgotten = "; Slurm has forgotten its job" if facts.jobs else ""
-    return f"attempt {facts.number} ended without a word: killed, or its machine went down{seen}{forgotten}"
+    return (
+        f"attempt {facts.number} ended without a word: killed, or its machine went "
+        f"down{seen}{forgotten}"
+    )
 
 
 def epoch(iso: str) -> float | None:

@@ -25,8 +25,8 @@ class Action:
     """One thing to do.
 
     Attributes:
-        kind: "mark" (the run is not to requeue itself), "end" (jobs, at once), "save" (jobs: save, then end),
-            "signal" (processes on this host).
+        kind: "mark" (the run is not to requeue itself), "end" (jobs, at once), "save" (jobs: save,
+            then end), "signal" (processes on this host).
         text: what it does, for people.
         jobs: ids of jobs.
         pids: processes on this host.
@@ -68,15 +68,18 @@ def actions(view: View, records: Records, at_once: bool, now: float) -> list[Act
     elsewhere = None if found else view.facts.seen_elsewhere(now)
     if elsewhere is not None:
         raise UserError(
-            f"{view.facts.run.root} is trained on {elsewhere.host}, outside of Slurm; run `motet cancel` there"
+            f"{view.facts.run.root} is trained on {elsewhere.host}, outside of Slurm; run `motet "
+            "cancel` there"
         )
     return found
 
 
 def _for_jobs(view: View, records: Records, at_once: bool) -> list[Action]:
-    """Mark first, then end what waits, so that nothing takes the place of what runs; the rest saves and ends.
+    """Mark first, then end what waits, so that nothing takes the place of what runs; the rest saves
+    and ends.
 
-    Slurm sends a signal to every process of a step: SIGUSR1 means a stop to ranks and what starts them, and nothing to torchrun.
+    Slurm sends a signal to every process of a step: SIGUSR1 means a stop to ranks and what starts
+    them, and nothing to torchrun.
     """
     if view.facts.finished or not view.facts.jobs:
         return []
@@ -100,7 +103,10 @@ def _named(ids: tuple[str, ...]) -> str:
 
 
 def _for_processes(view: View, at_once: bool) -> list[Action]:
-    """Ask one rank: all ranks then save at one step. A foreign loop gets Ctrl-C, on every process."""
+    """Ask one rank: all ranks then save at one step.
+
+    A foreign loop gets Ctrl-C, on every process.
+    """
     facts = view.facts
     alive = [process for process in facts.processes if process.lives()]
     if at_once:
@@ -123,7 +129,8 @@ def _holder(facts: Facts) -> tuple[int, ...]:
     """Return the process that holds the run folder, before there are ranks."""
     if facts.lock_pid is None or not _is_ours(facts.lock_pid):
         raise UserError(
-            f"{facts.run.root} is being trained, but the process that does it is not found on this machine; "
+            f"{facts.run.root} is being trained, but the process that does it is not found on this "
+            "machine; "
             "stop it with Ctrl-C where it was started"
         )
     return (facts.lock_pid,)
@@ -144,5 +151,7 @@ def _starts_ranks(pid: int) -> bool:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether Motet's name is in a process's command: its number may belong to another one by now."""
+    """Return whether Motet's name is in a process's command: its number may belong to another one
+    by now.
+    """
     return any("motet" in argument for argument in command_line(pid))

@@ -1,4 +1,6 @@
-"""The end of files that others write: read from behind, followed by polling (works on NFS), made harmless for a terminal."""
+"""The end of files that others write: read from behind, followed by polling (works on NFS), made
+harmless for a terminal.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ _ESCAPES = re.compile(
 
 
 def clean(line: bytes) -> str:
-    """Return a line as text that a terminal can show: no escape sequences, no control characters, what a progress bar left last.
+    """Return a line as text that a terminal can show: no escape sequences, no control characters,
+    what a progress bar left last.
 
-    Other control characters and those that turn the direction of writing become `\\x07`, `\\u202e`; bytes that are no UTF-8 become U+FFFD.
+    Other control characters and those that turn the direction of writing become `\\x07`, `\\u202e`;
+    bytes that are no UTF-8 become U+FFFD.
     """
     text = _ESCAPES.sub("", line.decode("utf-8", "replace"))
     text = text.rstrip("\r\n").rpartition("\r")[2]
@@ -39,7 +43,9 @@ def _visible(character: str) -> str:
 
 
 def last_bytes(path: Path, count: int) -> bytes:
-    """Return the whole lines among the last `count` bytes and a torn last one; a missing file is an empty one."""
+    """Return the whole lines among the last `count` bytes and a torn last one; a missing file is an
+    empty one.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -64,9 +70,11 @@ class Tail:
         self.written_ns = 0
 
     def read(self, flush: bool = False) -> list[str]:
-        """Return the lines that are whole now, at most about `MOST_BYTES` of them; `flush` adds a last one without its end.
+        """Return the lines that are whole now, at most about `MOST_BYTES` of them; `flush` adds a
+        last one without its end.
 
-        A file that was cut or replaced is read from its start. One that is gone or cannot be read has nothing new.
+        A file that was cut or replaced is read from its start. One that is gone or cannot be read
+        has nothing new.
         """
         try:
             now = self.path.stat()
@@ -109,7 +117,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _start_of_last(path: Path, lines: int) -> int:
-    """Return the offset where the last `lines` lines start, read from behind; not more than `MOST_BYTES` before the end."""
+    """Return the offset where the last `lines` lines start, read from behind; not more than
+    `MOST_BYTES` before the end.
+    """
     try:
         with path.open("rb") as stream:
             size = end = stream.seek(0, os.SEEK_END)

@@ -83,8 +83,10 @@ class Attempt:
         with untouched(self.model):
             mixes = self.scorer.mixes_documents()
         agree(
-            "data.document_masks=true, but this model lets a token see the document before its own when position_ids restart; "
-            "use data.document_masks=false, or an attention that heeds packed documents (transformers 5: sdpa, eager, flash)"
+            "data.document_masks=true, but this model lets a token see the document before its own "
+            "when position_ids restart; "
+            "use data.document_masks=false, or an attention that heeds packed documents "
+            "(transformers 5: sdpa, eager, flash)"
             if mixes
             else None,
             self.world,
@@ -132,7 +134,8 @@ class Attempt:
         loss: float | None,
         **numbers: Any,
     ) -> dict[str, Any]:
-        """Write what the step under way consumed to the ledger, count its update, and probe if due (a collective).
+        """Write what the step under way consumed to the ledger, count its update, and probe if due
+        (a collective).
 
         Args:
             planned: what this process was to read.
@@ -143,7 +146,8 @@ class Attempt:
             The step's row for the metrics, not yet written.
 
         Raises:
-            UserError: on every process, after the ledger has the truth, when one of them did not train as planned.
+            UserError: on every process, after the ledger has the truth, when one of them did not
+                train as planned.
         """
         found = compare(self.watch.take(), planned)
         for record in records(found, planned, self.step, applied, self.stream.batch):
@@ -178,7 +182,9 @@ class Attempt:
             atomic_write(self.run.attempt(self.number) / "error.txt", f"{error}\n")
 
     def _agree(self, mine: str | None, loss: float | None) -> float | None:
-        """Raise a complaint of any process on all, and return the mean loss: one small collective a step."""
+        """Raise a complaint of any process on all, and return the mean loss: one small collective a
+        step.
+        """
         if self.world.size == 1:
             agree(mine, self.world)
             return loss
@@ -204,7 +210,8 @@ class Attempt:
         """
         if step != self.step:
             raise UserError(
-                f"step {step:,} was to be recorded as saved, but {self.step:,} updates were counted in this run so far"
+                f"step {step:,} was to be recorded as saved, but {self.step:,} updates were "
+                "counted in this run so far"
             )
         started = time.perf_counter()
         self.ledger.sync()
@@ -218,7 +225,9 @@ class Attempt:
         self.metrics.log("checkpoint", step, seconds=time.perf_counter() - started)
 
     def close(self) -> None:
-        """End the attempt: finished when the run has all its steps, which are then recorded, else stopped (a collective)."""
+        """End the attempt: finished when the run has all its steps, which are then recorded, else
+        stopped (a collective).
+        """
         if not self.open:
             return
         self.open = False

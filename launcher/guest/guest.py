@@ -1,8 +1,10 @@
-"""Experiments in a training loop that is not Motet's: transformers' Trainer, Accelerate, DeepSpeed, or a plain one.
+"""Experiments in a training loop that is not Motet's: transformers' Trainer, Accelerate, DeepSpeed,
+or a plain one.
 
-The guest reads a run.yaml, freezes the study into a run folder as `motet train` does, hands out the tokens, probes the model, and
-writes the ledger from what the model's forward passes really saw. The optimizer, the parallelism and the checkpoints stay
-the loop's own. `docs/guests.md` shows the three loops.
+The guest reads a run.yaml, freezes the study into a run folder as `motet train` does, hands out the
+tokens, probes the model, and writes the ledger from what the model's forward passes really saw. The
+optimizer, the parallelism and the checkpoints stay the loop's own. `docs/guests.md` shows the three
+loops.
 """
 
 from __future__ import annotations
@@ -43,14 +45,16 @@ class Guest:
     """The experiments of one run, for a loop that trains the model itself.
 
     Args:
-        run_yaml: as for `motet train`; sections that a foreign loop does not obey (model, optimizer, ...) are refused.
+        run_yaml: as for `motet train`; sections that a foreign loop does not obey (model,
+            optimizer, ...) are refused.
         settings: `a.b.c=value`, over the file.
         resume: go on with the run folder that an earlier start made; else it must not exist.
 
     Make it after the processes joined (`torch.distributed`), on every process.
 
     Raises:
-        UserError: settings, run folder or data that do not fit, all problems at once and on every process.
+        UserError: settings, run folder or data that do not fit, all problems at once and on every
+            process.
     """
 
     def __init__(
@@ -94,15 +98,19 @@ class Guest:
         return found
 
     def last_saved(self) -> Path | None:
-        """Return the folder of the newest recorded checkpoint, None before the first: what a script that goes on should load."""
+        """Return the folder of the newest recorded checkpoint, None before the first: what a script
+        that goes on should load.
+        """
         folders = [folder for folder in self.saved_steps().values() if folder is not None]
         return folders[-1] if folders else None
 
     def begin(self, model: nn.Module, start_step: int | None = None) -> Attempt:
-        """Start to follow a model that has had `start_step` updates (a collective); `steps` and the Trainer's callback call this.
+        """Start to follow a model that has had `start_step` updates (a collective); `steps` and the
+        Trainer's callback call this.
 
         Raises:
-            UserError: the run was begun and `start_step` is missing, or is a step that was never recorded as saved.
+            UserError: the run was begun and `start_step` is missing, or is a step that was never
+                recorded as saved.
         """
         if self._attempt is not None:
             raise UserError("this Guest follows a model already; make another to train again")
@@ -110,7 +118,8 @@ class Guest:
         if start_step is None and known:
             listed = ", ".join(f"{step:,}" for step in known)
             raise UserError(
-                f"{self.run.root} goes on, but from which checkpoint? Load its weights and give start_step; recorded: {listed}"
+                f"{self.run.root} goes on, but from which checkpoint? Load its weights and give "
+                f"start_step; recorded: {listed}"
             )
         complaint = None
         if self.world.rank == 0:
@@ -134,15 +143,18 @@ class Guest:
     def steps(
         self, model: nn.Module, start_step: int | None = None
     ) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
-        """Yield (step, this process's micro-batches), one optimizer step after the other; end each with `done`.
+        """Yield (step, this process's micro-batches), one optimizer step after the other; end each
+        with `done`.
 
         Args:
-            model: what trains, wrapped or not; its forward takes `input_ids` and `labels` and returns `.loss` and `.logits`.
+            model: what trains, wrapped or not; its forward takes `input_ids` and `labels` and
+                returns `.loss` and `.logits`.
             start_step: updates that its weights have had; needed when the run goes on.
 
-        A micro-batch has `input_ids` and `labels` (as transformers takes them: the model shifts), int64
-        [layout.micro_sequences, data.sequence_length], on the model's device. Divide the loss of each by the number of
-        micro-batches, as Accelerate and DeepSpeed do themselves: the mean over processes is then the mean over all labels.
+        A micro-batch has `input_ids` and `labels` (as transformers takes them: the model shifts),
+        int64 [layout.micro_sequences, data.sequence_length], on the model's device. Divide the loss
+        of each by the number of micro-batches, as Accelerate and DeepSpeed do themselves: the mean
+        over processes is then the mean over all labels.
         """
         layout = self._layout()
         attempt = self.begin(model, start_step)
@@ -163,7 +175,9 @@ class Guest:
             feed.close()
 
     def micro_batches(self, step: int = 0) -> int:
-        """Return how many micro-batches of a step each process gets: the loop's gradient accumulation."""
+        """Return how many micro-batches of a step each process gets: the loop's gradient
+        accumulation.
+        """
         layout = self._layout()
         sequences = self.settings.batch_steps.sequences(step)
         return layout.reader_sequences(sequences, 0)[1] // layout.micro_sequences
@@ -179,8 +193,10 @@ class Guest:
             if sequences % (world * micro):
                 setting = "batch.ramp" if first else "batch.sequences"
                 raise UserError(
-                    f"{setting}: {sequences:,} sequences cannot be divided over {world} process{'es' if world > 1 else ''} in "
-                    f"micro-batches of layout.micro_sequences={micro:,}; take a multiple of {world * micro:,}, or other micro-batches"
+                    f"{setting}: {sequences:,} sequences cannot be divided over {world} "
+                    f"process{'es' if world > 1 else ''} in "
+                    f"micro-batches of layout.micro_sequences={micro:,}; take a multiple of "
+                    f"{world * micro:,}, or other micro-batches"
                 )
         return Layout(dp_replicate=world, micro_sequences=micro)
 
@@ -194,7 +210,8 @@ class Guest:
             for batch in batches
         ]
         if masked:
-            # Micro-batches have different numbers of labels: the mean of their means would weigh labels differently.
+            # Micro-batches have different numbers of labels: the mean of their means would weigh
+            # labels differently.
             extra: dict[str, Any] = {"use_cache": False}  # a cache keeps transformers from masking
             if takes_label_count(model):
                 extra["num_items_in_batch"] = self._labels(batches) / (
@@ -220,7 +237,8 @@ class Guest:
     ) -> None:
         """Say that the optimizer has made update `step` (a collective).
 
-        The ledger gets what the model saw since the last call; experiments that are due are probed; the row of the step is written.
+        The ledger gets what the model saw since the last call; experiments that are due are probed;
+        the row of the step is written.
 
         Args:
             loss: of this process in this step; the metrics keep the mean over processes.
@@ -228,12 +246,14 @@ class Guest:
             numbers: more for the metrics, such as lr and grad_norm.
 
         Raises:
-            UserError: on every process, when the model was not trained on exactly the planned sequences, each once.
+            UserError: on every process, when the model was not trained on exactly the planned
+                sequences, each once.
         """
         handed, attempt = self._handed, self._attempt
         if attempt is None or handed is None or handed[0] != step:
             raise UserError(
-                f"guest.done({step}) was called, but the step that guest.steps handed out is {handed[0] if handed else 'none'}"
+                f"guest.done({step}) was called, but the step that guest.steps handed out is "
+                f"{handed[0] if handed else 'none'}"
             )
         self._handed = None
         mine = float(loss) if loss is not None else None
@@ -242,22 +262,28 @@ class Guest:
         attempt.log(row)
 
     def saved(self, step: int, folder: Path | str) -> None:
-        """Record a checkpoint that the loop has written: the model after `step` updates, with the SHA-256 of its files (a collective).
+        """Record a checkpoint that the loop has written: the model after `step` updates, with the
+        SHA-256 of its files (a collective).
 
-        Only a recorded step can be gone on from, and only with the weights in that folder the ledger's lineage is true.
+        Only a recorded step can be gone on from, and only with the weights in that folder the
+        ledger's lineage is true.
         """
         if self._attempt is None:
             raise UserError("guest.saved was called before the first step")
         self._attempt.saved(step, Path(folder))
 
     def finish(self) -> None:
-        """End this start of the run (a collective); after its last step the run counts as finished. Further calls do nothing."""
+        """End this start of the run (a collective); after its last step the run counts as finished.
+        Further calls do nothing.
+        """
         if self._attempt is not None:
             self._attempt.close()
         self._held.close()
 
     def dataset(self) -> SlotDataset:
-        """Return the whole run as a map-style data set for `Trainer(train_dataset=...)`: item s is slot s."""
+        """Return the whole run as a map-style data set for `Trainer(train_dataset=...)`: item s is
+        slot s.
+        """
         from motet.launcher.guest.trainer import SlotDataset
 
         return SlotDataset(self.run.root)
@@ -268,7 +294,9 @@ class Guest:
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
     def trainer_callback(self) -> TrainerGuest:
-        """Return the callback for `Trainer(callbacks=[...])`: ledger, probes, metrics, records of checkpoints, and the end."""
+        """Return the callback for `Trainer(callbacks=[...])`: ledger, probes, metrics, records of
+        checkpoints, and the end.
+        """
         from motet.launcher.guest.trainer import TrainerGuest
 
         return TrainerGuest(self)

@@ -1,7 +1,8 @@
-"""A model that Motet did not build: what it is, how its probes are scored, and batches in the form that it takes.
+"""A model that Motet did not build: what it is, how its probes are scored, and batches in the form
+that it takes.
 
-Any module serves whose forward takes `input_ids` [B, T] and returns an object with `.logits` [B, T, V].
-B batch, T tokens, V vocabulary.
+Any module serves whose forward takes `input_ids` [B, T] and returns an object with `.logits` [B, T,
+V]. B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """Return what the manifest says of the model: class, sizes that its configuration names, parameters.
+    """Return what the manifest says of the model: class, sizes that its configuration names,
+    parameters.
 
-    Parameters of ZeRO-3 and FSDP2 are counted whole; FSDP1 shows this process's flattened part only, so they stay unknown there.
+    Parameters of ZeRO-3 and FSDP2 are counted whole; FSDP1 shows this process's flattened part
+    only, so they stay unknown there.
     """
     inner = unwrap(model)
     config = getattr(inner, "config", None)
@@ -69,7 +72,9 @@ def forward_takes(model: nn.Module, name: str) -> bool:
 
 
 def takes_label_count(model: nn.Module) -> bool:
-    """Return whether the loss may be divided by a given count, `num_items_in_batch`; decided as transformers' Trainer does."""
+    """Return whether the loss may be divided by a given count, `num_items_in_batch`; decided as
+    transformers' Trainer does.
+    """
     inner = unwrap(model)
     told = getattr(inner, "accepts_loss_kwargs", None)
     if told is not None:
@@ -81,9 +86,10 @@ def takes_label_count(model: nn.Module) -> bool:
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
     """Return a batch as Hugging Face models take it, int64 [B, T].
 
-    Their loss shifts: `labels[t]` is the token *at* t, where the stream's label at t is the token *after* t; so labels move one to
-    the right, and the masks with them. Where documents are masked, `position_ids` restart with each, which is how transformers
-    is told where packed documents begin (`find_packed_sequence_indices` of its `masking_utils`).
+    Their loss shifts: `labels[t]` is the token *at* t, where the stream's label at t is the token
+    *after* t; so labels move one to the right, and the masks with them. Where documents are masked,
+    `position_ids` restart with each, which is how transformers is told where packed documents begin
+    (`find_packed_sequence_indices` of its `masking_utils`).
     """
     labels_BT = np.full(batch.labels_BT.shape, IGNORED_LABEL, dtype=np.int64)
     labels_BT[:, 1:] = batch.labels_BT[:, :-1]
@@ -97,7 +103,9 @@ def model_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def positions(document_ids_BT: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return the position of each token in its document, int64 [B, T]; a document is a run of equal ids."""
+    """Return the position of each token in its document, int64 [B, T]; a document is a run of equal
+    ids.
+    """
     order_BT = np.broadcast_to(
         np.arange(document_ids_BT.shape[1], dtype=np.int64), document_ids_BT.shape
     )
@@ -119,7 +127,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             for module in model.modules():
-                # FSDP2's root keeps its weights gathered after a forward pass without a backward pass.
+                # FSDP2's root keeps its weights gathered after a forward pass without a backward
+                # pass.
                 reshard: Callable[[], None] | None = getattr(module, "reshard", None)
                 if reshard is not None and hasattr(module, "unshard"):
                     reshard()
@@ -129,7 +138,8 @@ class Scorer:
     """What `ProbeSet.score` needs of an engine, over somebody else's model."""
 
     def __init__(self, model: nn.Module) -> None:
-        # DDP and compilation add nothing to a probe; sharded models must be entered from outside, on all ranks.
+        # DDP and compilation add nothing to a probe; sharded models must be entered from outside,
+        # on all ranks.
         self.model = unwrap(model, TRANSPARENT)
         self.device = device_of(model)
         self._extra = {"use_cache": False} if forward_takes(model, "use_cache") else {}
@@ -143,7 +153,8 @@ class Scorer:
     def score(
         self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Return log-probability (nats, computed in fp32) and greedy agreement of every label, [B, T]; 0 and True where it is -100.
+        """Return log-probability (nats, computed in fp32) and greedy agreement of every label, [B,
+        T]; 0 and True where it is -100.
 
         `labels_BT[b, t]` is the token after t, as everywhere in Motet.
         """
@@ -162,7 +173,9 @@ class Scorer:
         """Nothing: `untouched` puts everything back."""
 
     def mixes_documents(self) -> bool:
-        """Return whether a token sees the document before its own, although positions restart between them (a collective)."""
+        """Return whether a token sees the document before its own, although positions restart
+        between them (a collective).
+        """
         tokens_BT = np.ones((1, CHECK_TOKENS), dtype=np.int64)
         half = CHECK_TOKENS // 2
         other_BT = tokens_BT.copy()

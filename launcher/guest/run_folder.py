@@ -1,4 +1,6 @@
-"""The run folder of a guest: frozen as `motet train` freezes it, with records of checkpoints that the user's own loop wrote."""
+"""The run folder of a guest: frozen as `motet train` freezes it, with records of checkpoints that
+the user's own loop wrote.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def load_settings(run_yaml: Path, overrides: Sequence[str]) -> RunSettings:
 
 
 def join_guest(timeout_s: float) -> World:
-    """Return this process among those that `torch.distributed` already joined, with groups of our own for agreements.
+    """Return this process among those that `torch.distributed` already joined, with groups of our
+    own for agreements.
 
     Raises:
         UserError: several processes were started and have not joined yet.
@@ -65,8 +68,10 @@ def join_guest(timeout_s: float) -> World:
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
             raise UserError(
-                f"WORLD_SIZE={started}, but the processes have not joined yet; make motet.Guest after the line that joins them "
-                "(TrainingArguments(...), Accelerator(), deepspeed.init_distributed() or torch.distributed.init_process_group())"
+                f"WORLD_SIZE={started}, but the processes have not joined yet; make motet.Guest "
+                "after the line that joins them "
+                "(TrainingArguments(...), Accelerator(), deepspeed.init_distributed() or "
+                "torch.distributed.init_process_group())"
             )
         alone = cast(dist.ProcessGroup, None)  # never used: see `together`
         return World(0, 1, 0, torch.device("cpu"), timeout_s, alone, alone)
@@ -101,12 +106,14 @@ def freeze_or_open(
     """Make the run folder, or find that it can go on with these settings (one process does).
 
     Raises:
-        UserError: it exists and should not, or the other way round; settings changed; corpora are damaged.
+        UserError: it exists and should not, or the other way round; settings changed; corpora are
+            damaged.
     """
     exists = run.resolved_yaml.exists()
     if exists and not resume:
         raise UserError(
-            f"name: the run {run.root} exists; motet.Guest(..., resume=True) goes on with it, or choose another name"
+            f"name: the run {run.root} exists; motet.Guest(..., resume=True) goes on with it, or "
+            "choose another name"
         )
     verify_corpora(settings)
     if not exists:
@@ -124,7 +131,8 @@ def freeze_or_open(
 
 
 def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:
-    """Write down which model is trained, before its first step; later starts must bring the same (one process does).
+    """Write down which model is trained, before its first step; later starts must bring the same
+    (one process does).
 
     Raises:
         UserError: another model than before, or one with fewer tokens than the corpora have.
@@ -132,7 +140,8 @@ def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:
     size = facts["model"].get("vocabulary_size")
     if size is not None and size < vocabulary_size:
         raise UserError(
-            f"the model knows {size:,} tokens, the tokenizer of data.corpora[0] has {vocabulary_size:,}; enlarge its embedding "
+            f"the model knows {size:,} tokens, the tokenizer of data.corpora[0] has "
+            f"{vocabulary_size:,}; enlarge its embedding "
             "(transformers: model.resize_token_embeddings)"
         )
     manifest = read_json(run.manifest)
@@ -142,12 +151,14 @@ def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:
     for name, value in facts.items():
         if manifest[name] != value:
             raise UserError(
-                f"this run trains another model: its {name} is {manifest[name]}, now it is {value}; start another run for it"
+                f"this run trains another model: its {name} is {manifest[name]}, now it is "
+                f"{value}; start another run for it"
             )
 
 
 def parent_segment(run: RunDir, start_step: int, world: World) -> int:
-    """Return the segment of the ledger that the weights of `start_step` came from, 0 for fresh ones; verify their files.
+    """Return the segment of the ledger that the weights of `start_step` came from, 0 for fresh
+    ones; verify their files.
 
     Later records are set aside: their weights are not in the new lineage. A collective.
 
@@ -158,7 +169,8 @@ def parent_segment(run: RunDir, start_step: int, world: World) -> int:
     if start_step and start_step not in known:
         listed = ", ".join(f"{step:,}" for step in known) or "none"
         raise UserError(
-            f"step {start_step:,} of {run.root} was not recorded when it was saved, so its lineage is unknown; recorded: {listed} "
+            f"step {start_step:,} of {run.root} was not recorded when it was saved, so its lineage "
+            f"is unknown; recorded: {listed} "
             "(guest.saved(step, folder) records)"
         )
     parent = 0
@@ -188,10 +200,11 @@ def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
 def record_checkpoint(
     run: RunDir, step: int, folder: Path | None, facts: Mapping[str, Any], world: World
 ) -> None:
-    """Write down that the weights of `step` exist, with the SHA-256 of every file that the user's loop saved (a collective).
+    """Write down that the weights of `step` exist, with the SHA-256 of every file that the user's
+    loop saved (a collective).
 
-    It is `checkpoints/step-N/manifest.json`, as for a checkpoint of Motet, and holds no weights itself. Without a folder it
-    says of which step and segment the weights in memory are.
+    It is `checkpoints/step-N/manifest.json`, as for a checkpoint of Motet, and holds no weights
+    itself. Without a folder it says of which step and segment the weights in memory are.
     """
     tell(None, world)  # every process has finished writing
     names: list[str] = []

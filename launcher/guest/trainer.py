@@ -1,4 +1,6 @@
-"""A guest of transformers' Trainer: the run as a data set, and a callback that follows the training."""
+"""A guest of transformers' Trainer: the run as a data set, and a callback that follows the
+training.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ CHECKPOINT = "checkpoint-{step}"  # the Trainer's own name, below its output_dir
 
 
 class SlotDataset(Dataset[dict[str, Tensor]]):
-    """Every slot of a run in order, as `input_ids` and `labels` [T] (and `position_ids`, where documents are masked).
+    """Every slot of a run in order, as `input_ids` and `labels` [T] (and `position_ids`, where
+    documents are masked).
 
     Workers open the corpora themselves, so nothing but the run folder is sent to them.
     """
@@ -60,7 +63,8 @@ class SlotDataset(Dataset[dict[str, Tensor]]):
 class TrainerGuest(TrainerCallback):
     """Follows a Trainer that reads a `SlotDataset` in order.
 
-    A step of the Trainer takes `gradient_accumulation_steps` rounds; in each, process p reads the p-th batch.
+    A step of the Trainer takes `gradient_accumulation_steps` rounds; in each, process p reads the
+    p-th batch.
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -148,7 +152,9 @@ class TrainerGuest(TrainerCallback):
 
 
 def deal(sequences: int, rounds: int, rank: int, world_size: int) -> list[int]:
-    """Return the offset in the step of each batch of one process: batches go to the processes in turn."""
+    """Return the offset in the step of each batch of one process: batches go to the processes in
+    turn.
+    """
     return [(turn * world_size + rank) * sequences for turn in range(rounds)]
 
 
@@ -159,7 +165,9 @@ def trainer_problems(
     settings: RunSettings,
     world_size: int,
 ) -> list[Problem]:
-    """Return every argument of the Trainer under which it would not read each slot once, in its step."""
+    """Return every argument of the Trainer under which it would not read each slot once, in its
+    step.
+    """
     wanted: list[tuple[str, Any, Any, str]] = [
         (
             "train_sampling_strategy",
@@ -202,8 +210,10 @@ def trainer_problems(
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
     if batch != settings.batch.sequences:
         why = (
-            f"{args.per_device_train_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps} x "
-            f"{world_size} process{'es' if world_size > 1 else ''} = {batch:,} sequences a step, but batch.sequences is "
+            f"{args.per_device_train_batch_size} x gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps} x "
+            f"{world_size} process{'es' if world_size > 1 else ''} = {batch:,} sequences a step, "
+            "but batch.sequences is "
             f"{settings.batch.sequences:,}"
         )
         problems.append(Problem("TrainingArguments.per_device_train_batch_size", why))

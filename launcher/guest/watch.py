@@ -1,7 +1,9 @@
 """What really reached a model in training, compared with the plan.
 
-A loop that Motet does not own may skip, shuffle or repeat. So the tokens are taken from the model's own training forward
-passes, and the ledger is written from them: it tells the truth even where the loop does not follow the plan.
+A loop that Motet does not own may skip, shuffle or repeat. So the tokens are taken from the model's
+own training forward
+passes, and the ledger is written from them: it tells the truth even where the loop does not follow
+the plan.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Read = Callable[[int, int], Batch]
 
 
 class Watch:
-    """Keeps the tokens and labels of every forward pass that makes a gradient, until they are taken."""
+    """Keeps the tokens and labels of every forward pass that makes a gradient, until they are
+    taken.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._seen: list[tuple[Tensor | None, Tensor | None]] = []
@@ -82,7 +86,9 @@ class Consumed:
 def compare(
     seen: Sequence[tuple[Tensor | None, Tensor | None]], planned: Sequence[Batch]
 ) -> Consumed:
-    """Find every row that was seen among the planned slots, by its tokens; the order of rows within a step is free."""
+    """Find every row that was seen among the planned slots, by its tokens; the order of rows within
+    a step is free.
+    """
     slots: dict[bytes, list[int]] = defaultdict(list)
     labels: dict[int, bytes] = {}
     for batch in planned:
@@ -128,7 +134,8 @@ def records(
 ) -> list[Record]:
     """Return what the ledger says of a step: one record per run of consecutive slots.
 
-    What was read twice has two records, what was not read has none, and rows from elsewhere have one that covers slots a second
+    What was read twice has two records, what was not read has none, and rows from elsewhere have
+    one that covers slots a second
     time: the audit finds each of them.
     """
     if found.as_planned:
@@ -185,8 +192,10 @@ def complaint(found: Consumed, step: int) -> str | None:
         rows = f"{found.foreign} sequence{'s' if found.foreign > 1 else ''}"
         parts.append(f"{rows} reached it that this process was not to read in this step")
     return (
-        f"step {step:,} was not trained as planned: {'; '.join(parts)}. Every sequence must be used once, in its step and on its "
-        "process: no shuffling, skipping or repeating, and all forward passes with a gradient belong to the run"
+        f"step {step:,} was not trained as planned: {'; '.join(parts)}. Every sequence must be "
+        "used once, in its step and on its "
+        "process: no shuffling, skipping or repeating, and all forward passes with a gradient "
+        "belong to the run"
     )
 
 

@@ -1,7 +1,9 @@
-"""What a batch job does before and after its step: `python -m motet.launcher.jobs.batch begin|end RUN ...`. No torch.
+"""What a batch job does before and after its step: `python -m motet.launcher.jobs.batch begin|end
+RUN ...`. No torch.
 
-`begin` prints the attempt that the job is to make, and nothing when there is nothing left to do. `end` decides what becomes of
-the job; its exit code tells the batch script. Both read the run's folder only, so a job that was cut off at any point goes on.
+`begin` prints the attempt that the job is to make, and nothing when there is nothing left to do.
+`end` decides what becomes of the job; its exit code tells the batch script. Both read the run's
+folder only, so a job that was cut off at any point goes on.
 """
 
 from __future__ import annotations
@@ -22,18 +24,24 @@ from motet.slurm.script import HOLD, REQUEUE
 
 FINE, FAILED = 0, 1
 ASKED_TO_STOP = (0, 128 + 1, 128 + 2, 128 + 10, 128 + 12, 128 + 15)
-"""Exit codes of a step that was told to stop: by its own account, or by a signal before it could listen."""
+"""Exit codes of a step that was told to stop: by its own account, or by a signal before it could
+listen.
+"""
 
 
 def job_id_of(environment: Mapping[str, str]) -> str:
-    """Return this job's id, ARRAY_TASK in an array, and that of the first component of a heterogeneous job."""
+    """Return this job's id, ARRAY_TASK in an array, and that of the first component of a
+    heterogeneous job.
+    """
     if environment.get("SLURM_ARRAY_JOB_ID") and environment.get("SLURM_ARRAY_TASK_ID"):
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_HET_JOB_ID") or environment.get("SLURM_JOB_ID", "")
 
 
 def restarts_of(run: RunDir, environment: Mapping[str, str]) -> int:
-    """Return how often this job was requeued, as it begins: by Slurm's count, and by our own where that is more."""
+    """Return how often this job was requeued, as it begins: by Slurm's count, and by our own where
+    that is more.
+    """
     count = environment.get("SLURM_RESTART_COUNT", "0")
     told = int(count) if count.isdecimal() else 0
     before = read_json(run.slurm_begun) if run.slurm_begun.exists() else {}
@@ -66,7 +74,9 @@ def begin(run: RunDir, environment: Mapping[str, str]) -> tuple[int, int, str]:
 
 
 def superseded(run: RunDir, environment: Mapping[str, str]) -> bool:
-    """Return whether this very job has begun anew elsewhere since it claimed MOTET_ATTEMPT: Slurm took its node for lost."""
+    """Return whether this very job has begun anew elsewhere since it claimed MOTET_ATTEMPT: Slurm
+    took its node for lost.
+    """
     begun, own = read_json(run.slurm_begun), environment.get("MOTET_ATTEMPT", "")
     same = begun["job_id"] == job_id_of(environment)
     return same and own.isdecimal() and begun["attempt"] > int(own)
@@ -81,7 +91,8 @@ class Ending:
         superseded: whether the job has begun anew elsewhere.
         refusal: what its error.txt says; "" without one.
         code: exit code of srun.
-        asked: "time" before the time limit, "killed" when Slurm ends the job, "" when the job was told nothing.
+        asked: "time" before the time limit, "killed" when Slurm ends the job, "" when the job was
+            told nothing.
         progressed: whether there is a newer checkpoint than when the job began.
         restarts, most_restarts: requeues so far, and at most.
         requeue: the setting `slurm.requeue`.
@@ -116,11 +127,13 @@ def verdict(ending: Ending) -> tuple[int, str]:
         return HOLD, "Slurm is ending this job; if it was preempted, Slurm requeues it"
     if not stopped and not ending.progressed:
         return FAILED, (
-            f"the step failed (exit code {ending.code}) with no checkpoint since the job began; it is not requeued"
+            f"the step failed (exit code {ending.code}) with no checkpoint since the job began; it "
+            "is not requeued"
         )
     if ending.asked == "time" and not ending.progressed:
         return FAILED, (
-            "the time limit came near before the run could save anything; it is not requeued: raise slurm.time"
+            "the time limit came near before the run could save anything; it is not requeued: "
+            "raise slurm.time"
         )
     if ending.asked == "time" and ending.followed:
         return FINE, "the time limit is near; the next job of the chain goes on"
@@ -166,7 +179,9 @@ def _followed(run: RunDir, job: str) -> bool:
 
 
 def forgive(run: RunDir) -> None:
-    """Note that the newest attempt was lost if it crashed: Slurm was ending its job meanwhile, for a lost node or a preemption."""
+    """Note that the newest attempt was lost if it crashed: Slurm was ending its job meanwhile, for
+    a lost node or a preemption.
+    """
     folder = run.attempt(run.latest_attempt())
     facts = attempts.facts_of(folder)
     if facts.get("reason") == "crashed":

@@ -1,4 +1,6 @@
-"""How long a job will take and what its fullest rank holds, by the cost model, before it is submitted. No torch."""
+"""How long a job will take and what its fullest rank holds, by the cost model, before it is
+submitted. No torch.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def machines(settings: RunSettings, groups: Sequence[Group]) -> tuple[Cluster, s
     kind = kinds.pop()
     if kinds or kind is None:
         raise UserError(
-            "nothing says what these nodes are; set layout.cluster to a file that `motet cluster probe` or `--from-slurm` wrote, "
+            "nothing says what these nodes are; set layout.cluster to a file that `motet cluster "
+            "probe` or `--from-slurm` wrote, "
             "or slurm.gpu_type to a kind that `motet cluster show --catalogue` lists"
         )
     nodes, each = sum(group.nodes for group in groups), groups[0].processes
@@ -67,7 +70,8 @@ def _time(settings: RunSettings, found: Prediction, limit_s: int | None) -> str:
     low, high = (settings.steps * bound / HOUR_S for bound in found.interval_s)
     hours = settings.steps * found.step_time_s / HOUR_S
     text = (
-        f"about {hours:.3g} h ({low:.3g} to {high:.3g}): {settings.steps:,} steps of {found.step_time_s:.3g} s, "
+        f"about {hours:.3g} h ({low:.3g} to {high:.3g}): {settings.steps:,} steps of "
+        f"{found.step_time_s:.3g} s, "
         f"{found.tokens_per_s:,.0f} tokens/s, without probes and checkpoints"
     )
     if limit_s is not None and hours * HOUR_S > limit_s:

@@ -1,7 +1,10 @@
-"""What a Slurm job runs on each of its nodes: `python -m motet.launcher.node RUN`, one per node. No torch.
+"""What a Slurm job runs on each of its nodes: `python -m motet.launcher.node RUN`, one per node.
 
-From Slurm's variables and `slurm/command.json` a node learns who it is, and starts torchrun for its own processes. Host names come out
-of `SLURM_JOB_NODELIST`, never from `scontrol`, which is missing in many containers.
+No torch.
+
+From Slurm's variables and `slurm/command.json` a node learns who it is, and starts torchrun for its
+own processes. Host names come out of `SLURM_JOB_NODELIST`, never from `scontrol`, which is missing
+in many containers.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from motet.slurm.errors import SlurmError
 MOST_SECRET_BYTES = 65_536
 WORD_WAIT_S = 60.0
 HOLD_WAIT_S = 60.0
-"""How long a job waits for ranks of its last start on a node that Slurm lost; they end once they see that it has begun anew."""
+"""How long a job waits for ranks of its last start on a node that Slurm lost; they end once they
+see that it has begun anew.
+"""
 
 
 def read_secret(name: str, path: str) -> str:
@@ -144,7 +149,9 @@ def _hold(run: RunDir, stack: contextlib.ExitStack) -> int:
 
 
 def _agreed(run: RunDir, attempt: int, code: int) -> int:
-    """The first node writes down how the ranks ended; wait for its word, as srun ends all nodes once one has failed."""
+    """The first node writes down how the ranks ended; wait for its word, as srun ends all nodes
+    once one has failed.
+    """
     deadline = time.monotonic() + WORD_WAIT_S
     while time.monotonic() < deadline:
         last = facts_of(run.attempt(numbers(run, attempt)[-1])).get("reason")

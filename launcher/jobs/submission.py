@@ -1,4 +1,6 @@
-"""A run as a Slurm job: settings to request, everything checked first, folder made, script written, job submitted. No torch."""
+"""A run as a Slurm job: settings to request, everything checked first, folder made, script written,
+job submitted. No torch.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 
 @dataclass(frozen=True)
 class Submission:
-    """What one `motet submit` hands to Slurm: the runs (several in an array), and the text of the script that all of them share."""
+    """What one `motet submit` hands to Slurm: the runs (several in an array), and the text of the
+    script that all of them share.
+    """
 
     settings: tuple[RunSettings, ...]
     rundirs: tuple[RunDir, ...]
@@ -59,7 +63,8 @@ def submission(settings: Sequence[RunSettings], whole: RunSettings | None = None
 
     Args:
         settings: checked; those of every run.
-        whole: settings that the runs of an array were made of (see `of_seed`), in the order of its seeds; None = one run.
+        whole: settings that the runs of an array were made of (see `of_seed`), in the order of its
+            seeds; None = one run.
 
     Raises:
         UserError: a value cannot stand in a script.
@@ -123,7 +128,8 @@ def environment_problems(settings: RunSettings, environment: Mapping[str, str]) 
         out += [
             Problem(
                 path,
-                f"{raw} is read again in the job, which has no {name}; add {name} to slurm.environment",
+                f"{raw} is read again in the job, which has no {name}; add {name} to "
+                "slurm.environment",
             )
             for name in _FROM_ENVIRONMENT.findall(raw)
             if name not in given
@@ -138,7 +144,9 @@ def environment_problems(settings: RunSettings, environment: Mapping[str, str]) 
 
 
 def check(settings: RunSettings) -> None:
-    """Refuse what can be seen here: corpora, the layout on all ranks of all groups, the environment."""
+    """Refuse what can be seen here: corpora, the layout on all ranks of all groups, the
+    environment.
+    """
     from motet.launcher.launch.local import model_of, verify_corpora
 
     verify_corpora(settings)
@@ -150,7 +158,8 @@ def check(settings: RunSettings) -> None:
 def submit(made: Submission, yaml_text: str, client: Client) -> list[str]:
     """Make the folders of the runs, write the script and submit; return the job ids.
 
-    A refusal by Slurm leaves no folder behind. Where Slurm gives no answer the folders stay: the job may have been taken.
+    A refusal by Slurm leaves no folder behind. Where Slurm gives no answer the folders stay: the
+    job may have been taken.
     """
     from motet.launcher.launch.local import prepare_run
     from motet.launcher.rank.wandb_mirror import stored_run_id
@@ -167,7 +176,8 @@ def submit(made: Submission, yaml_text: str, client: Client) -> list[str]:
         return hand_in(made, client, resumed=False)
     except SlurmUnreachable as error:
         raise SlurmUnreachable(
-            f"{error}\n{made.rundirs[0].root} is made; once Slurm answers, look at `squeue --me`, and then `motet resume` it"
+            f"{error}\n{made.rundirs[0].root} is made; once Slurm answers, look at `squeue --me`, "
+            "and then `motet resume` it"
         ) from None
     except BaseException:
         for run in prepared:
@@ -176,7 +186,9 @@ def submit(made: Submission, yaml_text: str, client: Client) -> list[str]:
 
 
 def hand_in(made: Submission, client: Client, *, resumed: bool) -> list[str]:
-    """Write script and command into every run's folder, submit the chain, and note its jobs; return their ids."""
+    """Write script and command into every run's folder, submit the chain, and note its jobs; return
+    their ids.
+    """
     slurm = made.settings[0].slurm
     for run in made.rundirs:
         atomic_write(run.slurm_script, made.script)
@@ -193,7 +205,10 @@ def hand_in(made: Submission, client: Client, *, resumed: bool) -> list[str]:
 
 
 def _chain_dependency(made: Submission, before: str) -> str:
-    """What a later job of a chain waits for. Components of a heterogeneous job would wait for each other as singletons."""
+    """What a later job of a chain waits for.
+
+    Components of a heterogeneous job would wait for each other as singletons.
+    """
     own = f"afterany:{before}" if len(made.request.groups) > 1 else "singleton"
     return ",".join([*made.request.dependency, own])
 
@@ -243,7 +258,8 @@ def resubmit(rundir: RunDir, settings: RunSettings, yaml_text: str, client: Clie
     if active:
         known = ", ".join(f"{job_id} ({state})" for job_id, state in active.items())
         raise UserError(
-            f"{rundir.root} has a job that is not over: {known}; wait for it, or `motet cancel {rundir.root}`"
+            f"{rundir.root} has a job that is not over: {known}; wait for it, or `motet cancel "
+            f"{rundir.root}`"
         )
     made = submission([settings])
     client.test_only(made.script)
@@ -275,7 +291,9 @@ def of_seed(settings: RunSettings, seed: int) -> list[str]:
 
 
 def asked_of_slurm(script: str, client: Client) -> str:
-    """Return what `sbatch --test-only` says, or why it was not asked; `SlurmError` when the job would be refused."""
+    """Return what `sbatch --test-only` says, or why it was not asked; `SlurmError` when the job
+    would be refused.
+    """
     if not client.available():
         return "not asked: there is no sbatch here"
     try:

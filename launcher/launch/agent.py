@@ -1,4 +1,5 @@
-"""torchrun on one machine, watched: signals reach its ranks, and no process stays behind, however one of them ends.
+"""torchrun on one machine, watched: signals reach its ranks, and no process stays behind, however
+one of them ends.
 
 Used by `motet train` at a terminal and by a Slurm job on each of its nodes.
 """
@@ -29,7 +30,9 @@ class Agent:
     """torchrun (or `accelerate launch`) and the ranks that it starts on this machine."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], held: int) -> None:
-        """Start it; `held` is a file descriptor that it keeps open (the lock of the run), -1 for none."""
+        """Start it; `held` is a file descriptor that it keeps open (the lock of the run), -1 for
+        none.
+        """
         self.asked: signal.Signals | None = None
         self.told: set[int] = set()
         self.killed = False
@@ -37,7 +40,10 @@ class Agent:
         self.others = frozenset(children(starter))
 
         def prepare() -> None:
-            """Between fork and exec. SIGUSR1 would kill torchrun, which knows nothing of it; ranks handle it themselves."""
+            """Between fork and exec.
+
+            SIGUSR1 would kill torchrun, which knows nothing of it; ranks handle it themselves.
+            """
             die_with_parent(signal.SIGTERM)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             if os.getppid() != starter:
@@ -67,7 +73,8 @@ class Agent:
         """Return torchrun's exit code; passes a stop on to ranks as they appear.
 
         Args:
-            over: whether ranks have left word that nothing is to be done any more; torchrun, which would start them anew, is killed.
+            over: whether ranks have left word that nothing is to be done any more; torchrun, which
+                would start them anew, is killed.
         """
         looked = time.monotonic()
         while (code := self.process.poll()) is None:
@@ -82,7 +89,9 @@ class Agent:
         return code
 
     def _pass_on(self) -> None:
-        """Tell each rank once, as soon as it can hear it: one that is still starting would just die."""
+        """Tell each rank once, as soon as it can hear it: one that is still starting would just
+        die.
+        """
         for rank in ranks_of(self.process.pid):
             if rank not in self.told and catches(rank, signal.SIGTERM):
                 self.told.add(rank)
@@ -98,7 +107,9 @@ class Agent:
                 os.kill(process, signal.SIGKILL)
 
     def clear_away(self) -> None:
-        """Wait for processes that torchrun left behind (the kernel asked them to stop when it died), and kill what stays."""
+        """Wait for processes that torchrun left behind (the kernel asked them to stop when it
+        died), and kill what stays.
+        """
         deadline = time.monotonic() + (0 if self.killed else ORPHAN_GRACE_S)
         while left := reap(os.getpid(), self.others):
             if time.monotonic() > deadline:
@@ -141,7 +152,8 @@ def run_agent(
         attempt: the one that this launch begins with; restarts by torchrun make more.
         held: file descriptor of the run's lock, which torchrun keeps open as well; -1 for none.
         first_node: whether this machine writes down how attempts ended.
-        superseded: whether the run was started elsewhere meanwhile, so that the ranks here, which wait for lost ones, must end.
+        superseded: whether the run was started elsewhere meanwhile, so that the ranks here, which
+            wait for lost ones, must end.
 
     Returns:
         0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused.
@@ -161,7 +173,8 @@ def run_agent(
 
 
 def outcome(rundir: RunDir, attempt: int, code: int) -> int:
-    """Return how a launch ended, from what its ranks wrote; torchrun's exit code says only whether all was well.
+    """Return how a launch ended, from what its ranks wrote; torchrun's exit code says only whether
+    all was well.
 
     A stop that all ranks agreed on is a good end, whatever killed torchrun meanwhile.
     """

@@ -1,4 +1,6 @@
-"""The command of one attempt, torchrun or `accelerate launch`, and its environment: pure functions from settings to text."""
+"""The command of one attempt, torchrun or `accelerate launch`, and its environment: pure functions
+from settings to text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 
-# Variables that are written to attempts/N/environment.json. Nothing else is: any other variable may be a secret.
+# Variables that are written to attempts/N/environment.json. Nothing else is: any other variable may
+# be a secret.
 RECORDED = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
@@ -24,9 +27,13 @@ RECORDED = (
 )
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
 OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE")
-"""Variables by which a launch tells its own ranks who they are; one of another launch must not reach them."""
+"""Variables by which a launch tells its own ranks who they are; one of another launch must not
+reach them.
+"""
 SHUTDOWN_TIMEOUT_S = 120
-"""How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to write."""
+"""How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to
+write.
+"""
 _FSDP2 = (
     "--use_fsdp",
     "--fsdp_version",
@@ -46,7 +53,8 @@ class Nodes:
     Attributes:
         count, rank: how many, and which one this is.
         endpoint: HOST:PORT of the machine that holds the rendezvous.
-        offset: global rank of this machine's first process; None = all machines before have as many processes as this one.
+        offset: global rank of this machine's first process; None = all machines before have as many
+            processes as this one.
         total: processes of all machines; None likewise.
     """
 
@@ -69,7 +77,9 @@ ONE_NODE = Nodes()
 
 
 def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
-    """How the processes of all nodes find each other. c10d takes machines as they come: their order is `worker.name_rank`'s."""
+    """How the processes of all nodes find each other. c10d takes machines as they come: their order
+    is `worker.name_rank`'s.
+    """
     if nodes.count == 1:
         return ["--standalone"]
     if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
@@ -93,9 +103,11 @@ def attempt_command(
     nodes: Nodes = ONE_NODE,
     terminal: bool = False,
 ) -> list[str]:
-    """Arguments that start the workers of one attempt on this node, by what the engine is started with.
+    """Arguments that start the workers of one attempt on this node, by what the engine is started
+    with.
 
-    With `terminal`, the first rank writes to this process's own, where it shows a bar; otherwise each writes to its file as well.
+    With `terminal`, the first rank writes to this process's own, where it shows a bar; otherwise
+    each writes to its file as well.
     """
     make = accelerate_command if settings.layout.engine == "accelerate" else torchrun_command
     return make(settings, rundir, attempt, nodes, terminal)
@@ -110,8 +122,8 @@ def accelerate_command(
 ) -> list[str]:
     """Arguments of `accelerate launch` (which starts torchrun itself).
 
-    Numbers of processes and machines are ours, and go before those of the user's file. Without a file Accelerate is asked for
-    FSDP2 over all ranks, or for DDP where `layout.dp_shard` is 1.
+    Numbers of processes and machines are ours, and go before those of the user's file. Without a
+    file Accelerate is asked for FSDP2 over all ranks, or for DDP where `layout.dp_shard` is 1.
     """
     layout = settings.layout
     processes = nodes.world_size(layout.processes)
@@ -161,7 +173,9 @@ def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
 def _logs(
     settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes, terminal: bool
 ) -> list[str]:
-    """What ranks print is copied into the attempt's folder, in one named by the first rank of this machine."""
+    """What ranks print is copied into the attempt's folder, in one named by the first rank of this
+    machine.
+    """
     processes = settings.layout.processes
     copied = ",".join(f"{rank}:3" for rank in range(int(terminal), processes))
     folder = rundir.logs(attempt) / f"ranks-{nodes.first_rank(processes)}"
@@ -175,7 +189,9 @@ def torchrun_command(
     nodes: Nodes = ONE_NODE,
     terminal: bool = False,
 ) -> list[str]:
-    """Arguments that start the workers of one attempt on this node, and start them anew when one dies."""
+    """Arguments that start the workers of one attempt on this node, and start them anew when one
+    dies.
+    """
     return [
         sys.executable,
         "-m",
@@ -202,8 +218,8 @@ def launch_environment(
 ) -> dict[str, str]:
     """Environment of the workers: the inherited one, and what a run must not leave to chance.
 
-    The snapshot of the code goes first in PYTHONPATH, and the working directory is not searched. A thread count that the
-    user chose stays.
+    The snapshot of the code goes first in PYTHONPATH, and the working directory is not searched. A
+    thread count that the user chose stays.
 
     Args:
         cores: of this machine, for its processes.
@@ -227,7 +243,9 @@ def launch_environment(
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that may be stored: known names only, and none that sounds like a secret."""
+    """The part of an environment that may be stored: known names only, and none that sounds like a
+    secret.
+    """
     return {
         name: value
         for name, value in sorted(environment.items())

@@ -1,8 +1,10 @@
-"""Several machines by hand: `motet train RUN.yaml --nnodes 2 --node-rank K --endpoint HOST:PORT` on each.
+"""Several machines by hand: `motet train RUN.yaml --nnodes 2 --node-rank K --endpoint HOST:PORT` on
+each.
 
-They meet in the run's folder, on a file system that all of them see. The first machine makes (or opens) the run and holds it; each
-other leaves a request with a word that nobody else knows; once all have, the first claims an attempt and answers with the words, so
-that an answer of an earlier launch is never taken for this one's. torchrun's rendezvous at the endpoint does the rest.
+They meet in the run's folder, on a file system that all of them see. The first machine makes (or
+opens) the run and holds it; each other leaves a request with a word that nobody else knows; once
+all have, the first claims an attempt and answers with the words, so that an answer of an earlier
+launch is never taken for this one's. torchrun's rendezvous at the endpoint does the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Request:
-    """What a machine tells the first one: its word, its name, its processes, and its settings (without the processes)."""
+    """What a machine tells the first one: its word, its name, its processes, and its settings
+    (without the processes).
+    """
 
     word: str
     host: str
@@ -60,8 +64,10 @@ def places(requests: Mapping[int, Request], endpoint: str) -> tuple[dict[int, No
                 if requests[rank].settings.get(key) != value
             )
             return found, (
-                f"machine {rank} ({requests[rank].host}) was given other settings than machine 0 ({requests[0].host}): "
-                f"{', '.join(differing)}; give all machines the same file and settings (layout.processes may differ)"
+                f"machine {rank} ({requests[rank].host}) was given other settings than machine 0 "
+                f"({requests[0].host}): "
+                f"{', '.join(differing)}; give all machines the same file and settings "
+                "(layout.processes may differ)"
             )
     if requests[0].settings["layout"]["engine"] == "accelerate" and len(set(sizes)) > 1:
         return found, f"layout.processes={sizes}: Accelerate needs the same number on every machine"
@@ -82,7 +88,10 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
         for rank in range(1, count):
             path = run.joining / f"{rank}.json"
             missing = f"machine {rank} of {count} did not come within {WAIT_S:.0f} s"
-            wanted = f"motet: waiting for machine {rank}: it needs the same command with --node-rank {rank}"
+            wanted = (
+                f"motet: waiting for machine {rank}: it needs the same command with --node-rank "
+                f"{rank}"
+            )
             requests[rank] = Request(**_wait(lambda path=path: _read(path), missing, wanted))  # type: ignore[misc]
         found, wrong = places(requests, endpoint)
         if wrong:
@@ -116,18 +125,23 @@ def _check_together(run: RunDir, settings: RunSettings, total: int) -> None:
 
 
 def ask_to_join(run: RunDir, settings: RunSettings, nodes: Nodes) -> tuple[int, Nodes]:
-    """As another machine: wait for the run, leave a request, wait for the answer; return the attempt and this machine's place.
+    """As another machine: wait for the run, leave a request, wait for the answer; return the
+    attempt and this machine's place.
 
     Raises:
         UserError: the first machine did not come in time, or refused.
     """
-    late = f"machine 0 did not make {run.root} ready within {WAIT_S:.0f} s; is it on a file system that all machines see?"
+    late = (
+        f"machine 0 did not make {run.root} ready within {WAIT_S:.0f} s; is it on a file system "
+        "that all machines see?"
+    )
     say = f"motet: waiting for machine 0 at {run.root}"
     _wait(lambda: run.manifest.exists() and run.resolved_yaml.exists(), late, say)
     mine, path = request_of(settings), run.joining / f"{nodes.rank}.json"
 
     def answer() -> dict[str, Any] | None:
-        # The first machine clears what earlier launches left; what is there may be an earlier request of this machine.
+        # The first machine clears what earlier launches left; what is there may be an earlier
+        # request of this machine.
         if (_read(path) or {}).get("word") != mine.word:
             run.joining.mkdir(exist_ok=True, mode=0o700)
             write_json(path, vars(mine))

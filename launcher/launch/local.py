@@ -1,4 +1,6 @@
-"""One attempt of a run, from the user's terminal: freeze, start torchrun, pass on a stop, say how it ended."""
+"""One attempt of a run, from the user's terminal: freeze, start torchrun, pass on a stop, say how
+it ended.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
     """
     if resume and rundir.finished(settings.steps):
         print(
-            f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` shows it"
+            f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}` "
+            "shows it"
         )
         return 0
     check_devices(settings)
@@ -102,7 +105,8 @@ def only_one(rundir: RunDir) -> Iterator[int]:
             raise UserError(f"{rundir.root} is being trained already, by another process") from None
         if ranks_at_work(rundir):
             raise UserError(
-                f"{rundir.root} is being trained already: ranks of its last attempt are still at work; "
+                f"{rundir.root} is being trained already: ranks of its last attempt are still at "
+                "work; "
                 "they save and end by themselves once what started them is gone"
             )
         yield file.fileno()
@@ -116,7 +120,8 @@ def launch(
     held: int = -1,
     nodes: Nodes = ONE_NODE,
 ) -> int:
-    """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit code.
+    """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit
+    code.
 
     Args:
         held: file descriptor of the run's lock, -1 where another machine holds it.
@@ -148,14 +153,18 @@ def record_launch(
 
 
 def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
-    """Refuse a layout that does not fit the model of a new run on so many ranks; None: the processes of this machine."""
+    """Refuse a layout that does not fit the model of a new run on so many ranks; None: the
+    processes of this machine.
+    """
     processes = settings.layout.processes if ranks is None else ranks
     raise_problems(layout_problems(settings, processes, model_of(settings)[0]))
     raise_problems(deepspeed_library_problems(settings))
 
 
 def check_devices(settings: RunSettings) -> None:
-    """Refuse devices that are not here, and a description of machines that cannot be read, before any process starts."""
+    """Refuse devices that are not here, and a description of machines that cannot be read, before
+    any process starts.
+    """
     layout = settings.layout
     if layout.cluster:
         from motet.parallel.cluster.this_machine import read_cluster
@@ -188,9 +197,11 @@ def prepare_run(
     yaml_text: str,
     model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make the run folder: plan and definition frozen and hashed, code copied, manifest written last.
+    """Make the run folder: plan and definition frozen and hashed, code copied, manifest written
+    last.
 
-    A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not build it itself.
+    A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not
+    build it itself.
     """
     model = model_facts(settings) if model is None else model
     built = study.build(settings)
@@ -226,7 +237,8 @@ def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     size = size or -(-needed // 64) * 64
     if size < needed:
         raise UserError(
-            f"model.vocabulary_size={size:,} is smaller than the tokenizer's {needed:,}; leave it out, or raise it"
+            f"model.vocabulary_size={size:,} is smaller than the tokenizer's {needed:,}; leave it "
+            "out, or raise it"
         )
     return preset(settings.model.preset, size, **overrides), False
 
@@ -294,7 +306,8 @@ def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
     elif culprit := blame(rundir.attempt(last)):
         print(f"motet: {culprit}", file=sys.stderr)
     print(
-        f"motet: attempt {last} failed (logs in {rundir.attempt(last)}); to go on from {at}:\n  motet resume {shown}",
+        f"motet: attempt {last} failed (logs in {rundir.attempt(last)}); to go on from {at}:\n  "
+        f"motet resume {shown}",
         file=sys.stderr,
     )
     return code

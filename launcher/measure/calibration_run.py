@@ -1,4 +1,6 @@
-"""The short run that calibrates a plan: which ranked layout this machine can train, and with which settings. No torch."""
+"""The short run that calibrates a plan: which ranked layout this machine can train, and with which
+settings. No torch.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ def chosen(answer: Answer, number: int, here: Cluster) -> tuple[int, str]:
     """Return the number of the layout to run, and what this machine lacks for it ("" = nothing).
 
     Args:
-        number: as asked; 0: the most telling that this machine can run, else the most telling of all.
+        number: as asked; 0: the most telling that this machine can run, else the most telling of
+            all.
 
     Raises:
         UserError: there is no such layout.
@@ -78,7 +81,8 @@ def chosen(answer: Answer, number: int, here: Cluster) -> tuple[int, str]:
     ranked = [probe.number for probe in probes(answer.choices) if _one_kind(answer, probe.number)]
     if not ranked:
         raise UserError(
-            "--probe: every ranked layout is on several kinds of devices, whose constants one run cannot tell apart; "
+            "--probe: every ranked layout is on several kinds of devices, whose constants one run "
+            "cannot tell apart; "
             "plan for one of them (--cluster), or name a layout"
         )
     lacks = {one: missing(answer.choices[one - 1], here) for one in ranked}
@@ -125,12 +129,16 @@ def job_words(choice: Choice) -> list[str]:
 
 
 def steps_of(choice: Choice, room: float = 1.0) -> int:
-    """Return how many steps of a layout take `PROBE_S`, times `room`, as predicted; at least `ENOUGH_STEPS`."""
+    """Return how many steps of a layout take `PROBE_S`, times `room`, as predicted; at least
+    `ENOUGH_STEPS`.
+    """
     return max(ENOUGH_STEPS, math.ceil(room * PROBE_S / choice.prediction.step_time_s))
 
 
 class Timer:
-    """Asks this process to stop its run, as a person would, once the run has trained for long enough; main thread only."""
+    """Asks this process to stop its run, as a person would, once the run has trained for long
+    enough; main thread only.
+    """
 
     def __init__(self, run: RunDir, probe_s: float) -> None:
         self.run, self.probe_s = run, probe_s
@@ -149,7 +157,9 @@ class Timer:
         signal.signal(signal.SIGTERM, self._before)
 
     def _outside(self, number: int, frame: FrameType | None) -> None:
-        """Hear a SIGTERM while the run's own handler is not there: before it starts, or when it has just ended by itself."""
+        """Hear a SIGTERM while the run's own handler is not there: before it starts, or when it has
+        just ended by itself.
+        """
         if not self.fired:
             raise KeyboardInterrupt
 
@@ -162,5 +172,7 @@ class Timer:
 
 
 def enough(steps: Sequence[Mapping[str, Any]], now_s: float, probe_s: float) -> bool:
-    """Return whether the steps of a run (rows of metrics.jsonl) tell how long one takes, and have been trained for a while."""
+    """Return whether the steps of a run (rows of metrics.jsonl) tell how long one takes, and have
+    been trained for a while.
+    """
     return len(steps) >= ENOUGH_STEPS and now_s - steps[0]["time"] >= probe_s

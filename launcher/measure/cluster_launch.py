@@ -1,4 +1,6 @@
-"""Starting `motet cluster probe`: its command as text, who this machine is among others, torchrun and what it hands back. No torch."""
+"""Starting `motet cluster probe`: its command as text, who this machine is among others, torchrun
+and what it hands back. No torch.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ def read_groups(words: Sequence[str]) -> dict[str, list[str]] | None:
 
 
 def in_slurm_step(environment: Mapping[str, str]) -> Nodes | None:
-    """Return who this machine is where `srun` started one process on each node of a job; None outside of a job of several nodes.
+    """Return who this machine is where `srun` started one process on each node of a job; None
+    outside of a job of several nodes.
 
     Raises:
         SlurmError: a job of several nodes, but not one process on each.
@@ -116,7 +119,9 @@ def command(asked: Asked, nodes: Nodes, asked_file: str, result_file: str) -> li
 
 
 def environment(asked: Asked, inherited: Mapping[str, str], cores: int) -> dict[str, str]:
-    """Return the environment of the ranks: each has its share of the cores unless the user says otherwise."""
+    """Return the environment of the ranks: each has its share of the cores unless the user says
+    otherwise.
+    """
     out = {**inherited, "PYTHONSAFEPATH": "1"}
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // asked.processes)))
     return out
@@ -159,7 +164,9 @@ def _failure(code: int, nodes: Nodes, last: Sequence[str]) -> str:
 def _watched(
     words: Sequence[str], variables: Mapping[str, str], tell: Callable[[str], None]
 ) -> tuple[int, list[str]]:
-    """Run torchrun to its end; returns its exit code and the last lines that it and its ranks printed."""
+    """Run torchrun to its end; returns its exit code and the last lines that it and its ranks
+    printed.
+    """
     last: deque[str] = deque(maxlen=KEPT_LINES)
     process = subprocess.Popen(
         list(words),
@@ -185,7 +192,9 @@ def _watched(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Leave no process behind: torchrun ends its ranks when it is asked to, and they die with it when it is killed."""
+    """Leave no process behind: torchrun ends its ranks when it is asked to, and they die with it
+    when it is killed.
+    """
     if process.poll() is not None:
         return
     process.terminate()

@@ -1,6 +1,8 @@
-"""What torchrun starts for `motet cluster probe`, on every rank: `python -m motet.launcher.measure.cluster_worker ASKED.json RESULT.json`.
+"""What torchrun starts for `motet cluster probe`, on every rank: `python -m
+motet.launcher.measure.cluster_worker ASKED.json RESULT.json`.
 
-The first rank of every machine writes the result, or why there is none, for the command that started it.
+The first rank of every machine writes the result, or why there is none, for the command that
+started it.
 """
 
 from __future__ import annotations

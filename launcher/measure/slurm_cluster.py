@@ -1,4 +1,6 @@
-"""From Slurm's list of nodes to a cluster: what is known, and what has to be assumed until a probe has measured it. Pure."""
+"""From Slurm's list of nodes to a cluster: what is known, and what has to be assumed until a probe
+has measured it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -91,12 +93,15 @@ def _gpu(name: str, node: Node) -> Device:
             return device(near or kind)
     raise UserError(
         f"group {name}: GPUs {node.gpu_kind!r} of {node.name} are not in the catalogue "
-        f"({', '.join(DEVICES)}); describe them in a cluster.yaml by hand, or measure them: motet cluster probe"
+        f"({', '.join(DEVICES)}); describe them in a cluster.yaml by hand, or measure them: motet "
+        "cluster probe"
     )
 
 
 def network_of(features: Sequence[str]) -> tuple[str, float | None]:
-    """Return (kind, Gbit/s of one card, None = unknown) that features such as "hdr" or "eth25" name."""
+    """Return (kind, Gbit/s of one card, None = unknown) that features such as "hdr" or "eth25"
+    name.
+    """
     for feature in features:
         word = feature.lower()
         if word in INFINIBAND_GBIT_S:

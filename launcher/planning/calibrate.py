@@ -1,7 +1,9 @@
-"""Constants of the cost model, fitted to runs and written into the description of their machines. No torch.
+"""Constants of the cost model, fitted to runs and written into the description of their machines.
 
-`motet plan --calibrate RUNS` and `motet plan --probe` end here: predicted and measured attempts in, a cluster.yaml out whose groups carry a
-`calibration` that everything which reads it uses.
+No torch.
+
+`motet plan --calibrate RUNS` and `motet plan --probe` end here: predicted and measured attempts in,
+a cluster.yaml out whose groups carry a `calibration` that everything which reads it uses.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from motet.parallel.cost.terms import Constants, Training, Traits
 from motet.parallel.layout.layout import Layout
 
 CORE_HOST_US = 1500.0
-"""Where the fit of `host_us` starts for CPUs: what half a core took to start the kernels of a block's forward pass."""
+"""Where the fit of `host_us` starts for CPUs: what half a core took to start the kernels of a
+block's forward pass.
+"""
 MARK = "# Calibrated: "
 UNLIKE = 0.15
 """A fit whose median error is larger does not describe its runs."""
@@ -30,7 +34,8 @@ Record = Mapping[str, Any]
 
 
 def compared(runs: Sequence[Path]) -> dict[str, list[Record]]:
-    """Return the attempts that were predicted and measured on one kind of device, by that kind, oldest run first.
+    """Return the attempts that were predicted and measured on one kind of device, by that kind,
+    oldest run first.
 
     Args:
         runs: folders of runs, or of single ones.
@@ -52,7 +57,9 @@ def compared(runs: Sequence[Path]) -> dict[str, list[Record]]:
 
 
 def fitted(kind: str, several: Sequence[Record]) -> Calibration:
-    """Return what attempts on a kind of device say of its constants: one constant for every two attempts, at least one."""
+    """Return what attempts on a kind of device say of its constants: one constant for every two
+    attempts, at least one.
+    """
     from motet.parallel.cost.fit import fit
     from motet.parallel.cost.identifiable import UNSURE, UNSURE_MATMUL, telling
 
@@ -81,7 +88,9 @@ def fitted(kind: str, several: Sequence[Record]) -> Calibration:
 
 
 def _reached(found: Record) -> float:
-    """Return the share of its peak that the device of a run reaches in large products: measured, or by its description."""
+    """Return the share of its peak that the device of a run reaches in large products: measured, or
+    by its description.
+    """
     device = Device(**found["cluster"]["groups"][0]["device"])
     dtype = found["training"]["dtype"]
     if dtype in device.measured_tflops:
@@ -124,7 +133,8 @@ def with_calibrations(cluster: Cluster, found: Mapping[str, Calibration]) -> Clu
 
 
 def calibrate(runs: Sequence[Path], cluster: Cluster | None = None) -> tuple[Cluster, list[str]]:
-    """Fit constants of every kind of device to runs; return machines that carry them, and what to say of each fit.
+    """Fit constants of every kind of device to runs; return machines that carry them, and what to
+    say of each fit.
 
     Args:
         runs: see `compared`.
@@ -139,7 +149,8 @@ def calibrate(runs: Sequence[Path], cluster: Cluster | None = None) -> tuple[Clu
     there = {kind: several for kind, several in known.items() if kind in kinds}
     if not there:
         raise UserError(
-            f"the runs were on {', '.join(sorted(known))}, the cluster has {', '.join(sorted(kinds))}: nothing to calibrate"
+            f"the runs were on {', '.join(sorted(known))}, the cluster has "
+            f"{', '.join(sorted(kinds))}: nothing to calibrate"
         )
     found = {kind: fitted(kind, several) for kind, several in there.items()}
     return with_calibrations(machines, found), [said(kind, one) for kind, one in found.items()]
@@ -154,7 +165,9 @@ def said(kind: str, found: Calibration) -> str:
 
 
 def doubts(found: Calibration) -> list[str]:
-    """Return why a fit is not to be trusted; [] where it ended inside its bounds and the runs agree."""
+    """Return why a fit is not to be trusted; [] where it ended inside its bounds and the runs
+    agree.
+    """
     out = []
     if found.at_bounds:
         out.append(
@@ -163,13 +176,16 @@ def doubts(found: Calibration) -> list[str]:
         )
     if found.median_error > UNLIKE:
         out.append(
-            f"the constants miss half of the runs by {found.median_error:.0%} or more: other work on the machines, or runs of unlike kinds"
+            f"the constants miss half of the runs by {found.median_error:.0%} or more: other work "
+            "on the machines, or runs of unlike kinds"
         )
     return out
 
 
 def text_of(cluster: Cluster, sentences: Sequence[str], before: str = "") -> str:
-    """Return the text of a calibrated cluster.yaml; comments at the top of the file that it comes from (`before`) stay."""
+    """Return the text of a calibrated cluster.yaml; comments at the top of the file that it comes
+    from (`before`) stay.
+    """
     head = []
     for line in before.splitlines():
         if not line.startswith("#"):

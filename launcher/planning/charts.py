@@ -1,6 +1,9 @@
-"""Pictures of a plan as SVG: phases of a step, the pipeline over time, memory over time. Pure; no torch.
+"""Pictures of a plan as SVG: phases of a step, the pipeline over time, memory over time.
 
-Rows are as high as their number allows: one rank gets a tall picture, 64 ranks get thin rows with every eighth named.
+Pure; no torch.
+
+Rows are as high as their number allows: one rank gets a tall picture, 64 ranks get thin rows with
+every eighth named.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ LEAST_SHARE = 0.002
 
 
 def pipeline_works(question: Question, choice: Choice) -> tuple[list[Work], int, int]:
-    """Return the passes of a step, the micro-batches that are drawn, and those that there are; times from the prediction."""
+    """Return the passes of a step, the micro-batches that are drawn, and those that there are;
+    times from the prediction.
+    """
     layout = choice.layout
     number = max(micro_batches(layout, question.training.sequences))
     most = max(2 * layout.pp, MOST_PASSES // (2 * layout.virtual_stages) // layout.pp * layout.pp)
@@ -120,13 +125,16 @@ def held_over_time(works: Sequence[Work], rank: int) -> list[tuple[float, int]]:
 
 
 def memory_svg(choice: Choice, works: Sequence[Work]) -> str:
-    """Return a picture: memory of every pipeline rank over a step, from its peak and from how many passes it holds at each time."""
+    """Return a picture: memory of every pipeline rank over a step, from its peak and from how many
+    passes it holds at each time.
+    """
     found = choice.prediction
     end_s = max(work.end_s for work in works) or 1.0
     ranks = min(MOST_RANKS, choice.layout.pp)
     height = row_height(ranks, 140)
     gap = 8 if height > 20 else 2
-    # Activations of the fullest rank are known; those of another rank are in proportion to the passes that it holds.
+    # Activations of the fullest rank are known; those of another rank are in proportion to the
+    # passes that it holds.
     most = found.memory_parts.get("activations", 0.0)
     held_by = [held_over_time(works, rank) for rank in range(ranks)]
     tops = [max((held for _, held in steps), default=0) for steps in held_by]
@@ -163,7 +171,9 @@ def memory_svg(choice: Choice, works: Sequence[Work]) -> str:
 
 
 def memory_top_gib(choice: Choice) -> float:
-    """Return the GiB at the top of a rank's row: what the device has where that much is used, else the highest peak."""
+    """Return the GiB at the top of a rank's row: what the device has where that much is used, else
+    the highest peak.
+    """
     found = choice.prediction
     peak = max(found.stage_memory_gib)
     tall = row_height(min(MOST_RANKS, choice.layout.pp), 140) > 20

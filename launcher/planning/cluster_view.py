@@ -18,8 +18,10 @@ FONT = "font-family='system-ui, sans-serif'"
 def calibrations(cluster: Cluster) -> list[str]:
     """A sentence on every group whose constants runs decided."""
     return [
-        f"{group.name}: constants fitted to {len(found.runs)} attempt{'s' if len(found.runs) > 1 else ''} on {found.date or 'an unknown day'}, "
-        f"median error {found.median_error:.1%}: {', '.join(f'{n} {v:g}' for n, v in found.constants.items())}"
+        f"{group.name}: constants fitted to {len(found.runs)} "
+        f"attempt{'s' if len(found.runs) > 1 else ''} on {found.date or 'an unknown day'}, "
+        f"median error {found.median_error:.1%}: "
+        f"{', '.join(f'{n} {v:g}' for n, v in found.constants.items())}"
         for group in cluster.groups
         if (found := group.calibration) is not None
     ]
@@ -42,7 +44,9 @@ def link_words(link: Link) -> str:
 
 
 def product_rate(device: Device, dtype: str) -> tuple[float, bool] | None:
-    """Return (TFLOPS of large products, whether they were measured), None without a rate for the data type."""
+    """Return (TFLOPS of large products, whether they were measured), None without a rate for the
+    data type.
+    """
     if dtype in device.measured_tflops:
         return device.measured_tflops[dtype], True
     if dtype in device.peak_tflops:
@@ -95,7 +99,9 @@ def link_rows(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def lines(cluster: Cluster, width: int = 72) -> list[str]:
-    """Boxes of groups from top to bottom, with the links between neighbours; other links are named below."""
+    """Boxes of groups from top to bottom, with the links between neighbours; other links are named
+    below.
+    """
     out: list[str] = []
     names = [group.name for group in cluster.groups]
     for number, group in enumerate(cluster.groups):
@@ -129,11 +135,14 @@ def _box(group: Group, width: int) -> list[str]:
 
 
 def svg(cluster: Cluster) -> str:
-    """A picture: a box for every group on a circle, a line for every link, thicker where it is faster."""
+    """A picture: a box for every group on a circle, a line for every link, thicker where it is
+    faster.
+    """
     places, size_w, size_h = _places(len(cluster.groups))
     names = {group.name: place for group, place in zip(cluster.groups, places, strict=True)}
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size_w:.0f} {size_h:.0f}' width='{size_w:.0f}' {FONT}>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size_w:.0f} {size_h:.0f}' "
+        f"width='{size_w:.0f}' {FONT}>"
     ]
     for (one, other), link in cluster.links.items():
         (x1, y1), (x2, y2) = names[one], names[other]
@@ -179,11 +188,14 @@ def _svg_box(group: Group, middle: tuple[float, float]) -> str:
     if group.nodes > 1:
         texts.append(f"between: {link_words(group.inter_node)}")
     out = [
-        f"<rect x='{x:.0f}' y='{y:.0f}' width='{BOX_W}' height='{BOX_H}' rx='8' fill='#f4f7fb' stroke='#34577c'/>",
-        f"<text x='{x + 12:.0f}' y='{y + 24:.0f}' font-size='16' font-weight='600'>{escape(group.name)}</text>",
+        f"<rect x='{x:.0f}' y='{y:.0f}' width='{BOX_W}' height='{BOX_H}' rx='8' fill='#f4f7fb' "
+        "stroke='#34577c'/>",
+        f"<text x='{x + 12:.0f}' y='{y + 24:.0f}' font-size='16' "
+        f"font-weight='600'>{escape(group.name)}</text>",
     ]
     out += [
-        f"<text x='{x + 12:.0f}' y='{y + 44 + 18 * i:.0f}' font-size='12' fill='#333'>{escape(text)}</text>"
+        f"<text x='{x + 12:.0f}' y='{y + 44 + 18 * i:.0f}' font-size='12' "
+        f"fill='#333'>{escape(text)}</text>"
         for i, text in enumerate(texts)
     ]
     drawn = min(group.nodes, MOST_NODES_DRAWN)
@@ -191,12 +203,14 @@ def _svg_box(group: Group, middle: tuple[float, float]) -> str:
     for node in range(drawn):
         left, step = x + 12 + node * 34, 28 / each
         bars = "".join(
-            f"<rect x='{left + 1 + d * step:.1f}' y='{y + BOX_H - 30:.0f}' width='{max(1.0, step - 1):.1f}' "
+            f"<rect x='{left + 1 + d * step:.1f}' y='{y + BOX_H - 30:.0f}' "
+            f"width='{max(1.0, step - 1):.1f}' "
             "height='16' fill='#34577c'/>"
             for d in range(each)
         )
         out.append(
-            f"<rect x='{left - 1:.0f}' y='{y + BOX_H - 33:.0f}' width='31' height='22' fill='#fff' stroke='#9ab'/>{bars}"
+            f"<rect x='{left - 1:.0f}' y='{y + BOX_H - 33:.0f}' width='31' height='22' fill='#fff' "
+            f"stroke='#9ab'/>{bars}"
         )
     return "\n".join(out)
 
@@ -204,8 +218,10 @@ def _svg_box(group: Group, middle: tuple[float, float]) -> str:
 def _label(x: float, y: float, text: str) -> str:
     width = 6.4 * len(text) + 10
     return (
-        f"<rect x='{x - width / 2:.0f}' y='{y - 11:.0f}' width='{width:.0f}' height='20' fill='#fff' opacity='0.9'/>"
-        f"<text x='{x:.0f}' y='{y + 4:.0f}' font-size='12' text-anchor='middle'>{escape(text)}</text>"
+        f"<rect x='{x - width / 2:.0f}' y='{y - 11:.0f}' width='{width:.0f}' height='20' "
+        "fill='#fff' opacity='0.9'/>"
+        f"<text x='{x:.0f}' y='{y + 4:.0f}' font-size='12' "
+        f"text-anchor='middle'>{escape(text)}</text>"
     )
 
 
@@ -217,8 +233,10 @@ def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
     said = "".join(f"<li>{escape(note)}</li>" for note in (*calibrations(cluster), *notes))
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        f"<title>{escape(title)}</title><style>body{{font:15px system-ui,sans-serif;margin:2rem;max-width:75rem}}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;text-align:left;border-bottom:1px solid #ddd}"
+        f"<title>{escape(title)}</title><style>body{{font:15px "
+        f"system-ui,sans-serif;margin:2rem;max-width:75rem}}"
+        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem "
+        ".7rem;text-align:left;border-bottom:1px solid #ddd}"
         f"svg{{max-width:100%;height:auto}}</style><h1>{escape(title)}</h1>{svg(cluster)}{tables}"
         f"{f'<ul>{said}</ul>' if said else ''}</html>\n"
     )

@@ -1,4 +1,6 @@
-"""What a layout is, as plain values: where every rank stands, what it holds, what it does in a step. No torch."""
+"""What a layout is, as plain values: where every rank stands, what it holds, what it does in a
+step. No torch.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def _ranks(layout: Layout, processes: int) -> list[dict[str, int]]:
 
 
 def crossing(layout: Layout, processes: int) -> dict[str, bool]:
-    """Return, for every degree above 1, whether ranks that work together in it lie on different nodes."""
+    """Return, for every degree above 1, whether ranks that work together in it lie on different
+    nodes.
+    """
     dense = (layout.pp, layout.dp_replicate, layout.dp_shard, layout.cp, layout.tp)
     experts = (layout.pp, layout.dp_replicate, layout.edp, layout.ep, layout.etp)
     out = {}
@@ -98,7 +102,9 @@ def _stages(layout: Layout, model: ModelConfig, length: int) -> list[dict[str, A
 
 
 def _experts(layout: Layout, model: ModelConfig) -> dict[str, Any] | None:
-    """Which ranks of the first replica's first stage hold which experts: the others repeat the pattern."""
+    """Which ranks of the first replica's first stage hold which experts: the others repeat the
+    pattern.
+    """
     if model.n_experts == 0:
         return None
     each = model.n_experts // layout.ep

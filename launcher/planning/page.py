@@ -1,4 +1,5 @@
-"""One HTML page of a plan: the table, where the first layout's time and memory go, its pipeline and its memory over time.
+"""One HTML page of a plan: the table, where the first layout's time and memory go, its pipeline and
+its memory over time.
 
 No torch, no network.
 """
@@ -25,7 +26,8 @@ from motet.parallel.planner.question import Answer, Question
 
 STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2rem;max-width:88rem;color:#222}h2{margin-top:2rem}"
-    "table{border-collapse:collapse;font-size:13px}td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
+    "table{border-collapse:collapse;font-size:13px}td,th{padding:.3rem "
+    ".6rem;text-align:right;border-bottom:1px solid #ddd}"
     "th{white-space:nowrap}td{white-space:nowrap}td:nth-child(2),th:nth-child(2),td:nth-child(3),th:nth-child(3)"
     "{text-align:left;white-space:normal;min-width:7rem}td:nth-child(2){min-width:13rem}.wide{overflow-x:auto}"
     "svg{max-width:100%;height:auto}.legend span{margin-right:1.2em;white-space:nowrap}"
@@ -53,15 +55,18 @@ def page(
     batches = "micro-batch" if number == 1 else "micro-batches"
     more = f", of which {MOST_RANKS} are drawn" if best.layout.pp > MOST_RANKS else ""
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Plan of {escape(name)}</title><style>{STYLE}</style>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Plan of "
+        f"{escape(name)}</title><style>{STYLE}</style>",
         f"<h1>Plan of {escape(name)}</h1>",
-        f"<div class='wide'>{html_table([_headed(row) for row in rows], _cell)}</div><ul>{said}</ul>",
+        "<div "
+        f"class='wide'>{html_table([_headed(row) for row in rows], _cell)}</div><ul>{said}</ul>",
         f"<h2>Layout 1: {escape(words(best))}</h2>",
         f"<p>A step takes {found.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
         shares_html(found.parts, "s"),
         f"<p>The fullest device holds {found.memory_gib:.1f} of {found.capacity_gib:.1f} GiB.</p>",
         shares_html(found.memory_parts, "GiB"),
-        f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are predicted.</p>",
+        f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
+        "predicted.</p>",
         legend(works),
         pipeline_svg(works),
         "<h2>Its memory over that time</h2><p>The fullest device of each pipeline rank.</p>",

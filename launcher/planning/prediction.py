@@ -1,7 +1,10 @@
-"""Predicted against measured: what the cost model says of a run's layout, and what the run took. No torch.
+"""Predicted against measured: what the cost model says of a run's layout, and what the run took.
 
-Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in `metrics.jsonl`. `history` lists both, and
-`calibrating.py` fits constants to them. Measured are the median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
+No torch.
+
+Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in
+`metrics.jsonl`. `history` lists both, and `calibrating.py` fits constants to them. Measured are the
+median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 FAST_BF16 = 1.2
 """Cores whose measured products are faster in bf16 by this factor multiply it in hardware."""
 ON_CORES: dict[str, Any] = {"data_overlap": 0.0, "send_overlap": 0.5, "ahead": False}
-"""On CPUs FSDP2 waits for each of its collectives; gloo's threads send, and with 1F1B two stages wait for one of two sends
-(`bench/two_clusters.py`); nothing is started ahead."""
+"""On CPUs FSDP2 waits for each of its collectives; gloo's threads send, and with 1F1B two stages
+wait for one of two sends (`bench/two_clusters.py`); nothing is started ahead."""
 
 
 def training_of(
@@ -67,7 +70,9 @@ def training_of(
 
 
 def expected_training(settings: RunSettings, cluster: Cluster) -> tuple[Training, Traits]:
-    """Return `training_of` as a run on these machines will be, before it has begun; `auto` is bf16 where every device is fast at it."""
+    """Return `training_of` as a run on these machines will be, before it has begun; `auto` is bf16
+    where every device is fast at it.
+    """
     on_cores = all(group.device.kind == "cpu" for group in cluster.groups)
     precision = settings.training.precision
     if precision == "auto":
@@ -77,7 +82,9 @@ def expected_training(settings: RunSettings, cluster: Cluster) -> tuple[Training
 
 
 def _multiplies_bf16(device: Device) -> bool:
-    """Return whether a device is fast at bf16; cores that were not measured are taken for this machine's."""
+    """Return whether a device is fast at bf16; cores that were not measured are taken for this
+    machine's.
+    """
     if device.kind != "cpu":
         return "bf16" in device.peak_tflops
     rates = device.measured_tflops
@@ -87,19 +94,22 @@ def _multiplies_bf16(device: Device) -> bool:
 
 
 def cluster_for(settings: RunSettings, nodes: int, gpu: tuple[str, float] | None = None) -> Cluster:
-    """Return the machines that a run trains on: those of `layout.cluster`, else this one, by data sheets.
+    """Return the machines that a run trains on: those of `layout.cluster`, else this one, by data
+    sheets.
 
     Args:
         gpu: name and GiB of the GPUs that it trains on; None: on cores.
 
     Raises:
-        UserError: several machines, and no description of them; or a description that cannot be read.
+        UserError: several machines, and no description of them; or a description that cannot be
+            read.
     """
     if settings.layout.cluster:
         return read_cluster(settings.layout.cluster)
     if nodes > 1:
         raise UserError(
-            f"{nodes} machines, and nothing says what joins them; measure it (srun motet cluster probe) and set "
+            f"{nodes} machines, and nothing says what joins them; measure it (srun motet cluster "
+            "probe) and set "
             "layout.cluster: cluster.yaml"
         )
     return node_of(settings.layout.processes, gpu)
@@ -116,7 +126,9 @@ def record(
     nodes: int,
     gpu: tuple[str, float] | None = None,
 ) -> None:
-    """Write down what is predicted of an attempt that starts, or why nothing can be. Never raises: a run needs no prediction.
+    """Write down what is predicted of an attempt that starts, or why nothing can be.
+
+    Never raises: a run needs no prediction.
 
     Args:
         sequences: of its first step.
@@ -143,7 +155,8 @@ def record(
 
 
 def _plain(found: Prediction, seen: float) -> dict[str, Any]:
-    """A prediction as plain values; `seen`: the share of what contexts and libraries take that the meter of a run sees.
+    """A prediction as plain values; `seen`: the share of what contexts and libraries take that the
+    meter of a run sees.
 
     A GPU's allocator sees none of it, and a process on a CPU is measured whole.
     """
@@ -190,7 +203,9 @@ def measure(
 
 
 def records(run: RunDir) -> list[dict[str, Any]]:
-    """Return for every attempt, in order, what was predicted and, where it has steps enough, measured; else `problem` says why not."""
+    """Return for every attempt, in order, what was predicted and, where it has steps enough,
+    measured; else `problem` says why not.
+    """
     out = []
     rows = read_metrics(run.metrics)
     for number in range(1, run.latest_attempt() + 1):
@@ -231,8 +246,10 @@ def sentence(found: Mapping[str, Any]) -> str:
     low, high = predicted["interval_s"]
     inside = low <= measured["step_time_s"] <= high
     return (
-        f"step {measured['step_time_s']:.3g} s measured, {predicted['step_time_s']:.3g} s predicted "
-        f"({low:.3g} to {high:.3g}{'' if inside else ', missed'}); memory {measured['memory_gib']:.3g} GiB measured, "
+        f"step {measured['step_time_s']:.3g} s measured, {predicted['step_time_s']:.3g} s "
+        "predicted "
+        f"({low:.3g} to {high:.3g}{'' if inside else ', missed'}); memory "
+        f"{measured['memory_gib']:.3g} GiB measured, "
         f"{predicted['memory_gib']:.3g} GiB predicted"
     )
 
@@ -254,10 +271,12 @@ def cluster_of_run(run: RunDir) -> Cluster:
 
 
 def history(runs: Path) -> list[dict[str, Any]]:
-    """Return a row for every attempt of the runs in a folder (or of the one run that it is), oldest first.
+    """Return a row for every attempt of the runs in a folder (or of the one run that it is), oldest
+    first.
 
-    Keys: run, attempt, devices, layout, predicted_s, measured_s, error (predicted / measured - 1), inside (the interval),
-    predicted_gib, measured_gib, problem (why there is no comparison, else None).
+    Keys: run, attempt, devices, layout, predicted_s, measured_s, error (predicted / measured - 1),
+    inside (the interval), predicted_gib, measured_gib, problem (why there is no comparison, else
+    None).
     """
     return [_row(run, one) for run in runs_in(runs) for one in records(run)]
 

@@ -1,4 +1,6 @@
-"""What a plan says besides its table: what was searched, doubts, advice; and all of it as plain values. No torch."""
+"""What a plan says besides its table: what was searched, doubts, advice; and all of it as plain
+values. No torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from motet.parallel.planner.question import Answer, Choice, Question
 from motet.parallel.planner.which_probe import probes
 
 NO_OUTER = (
-    "A link this slow calls for low-communication training between groups (outer optimizer steps, DiLoCo), which Motet cannot run "
+    "A link this slow calls for low-communication training between groups (outer optimizer steps, "
+    "DiLoCo), which Motet cannot run "
     "yet: no layout here uses it."
 )
 SLOW_SHARE = 0.15
@@ -26,12 +29,18 @@ LEFT_OUT = {
 
 
 def searched(answer: Answer) -> str:
-    """Return what the search looked at. A candidate that is left out early stands for many layouts: the numbers are of unlike things."""
+    """Return what the search looked at.
+
+    A candidate that is left out early stands for many layouts: the numbers are of unlike things.
+    """
     counts = answer.counts
     text = f"{counts['predicted']:,} layouts predicted"
     left = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
     if left:
-        text += f". Left out before that, as sets of layouts (degrees, their machines, or a schedule of these): {', '.join(left)}"
+        text += (
+            ". Left out before that, as sets of layouts (degrees, their machines, or a schedule "
+            f"of these): {', '.join(left)}"
+        )
     return f"{text}."
 
 
@@ -53,7 +62,8 @@ def advice(question: Question, answer: Answer) -> list[str]:
     lines = doubts_of(best)
     if answer.gap:
         lines.append(
-            f"Not all was tried: a layout with whole replicas in different groups may be up to {answer.gap:.0%} faster than the first; "
+            "Not all was tried: a layout with whole replicas in different groups may be up to "
+            f"{answer.gap:.0%} faster than the first; "
             f"none that is left takes less than {answer.bound_s:.3g} s."
         )
     if not answer.ranked_all:
@@ -79,13 +89,16 @@ def lines(question: Question, answer: Answer, tokens: float) -> list[str]:
     return [
         *out,
         *advice(question, answer),
-        f"A one-minute run of layout {probe.number} would tell most ({probe.phase.replace('_', ' ')}): uncertainty "
+        f"A one-minute run of layout {probe.number} would tell most "
+        f"({probe.phase.replace('_', ' ')}): uncertainty "
         f"{probe.before:.0%} -> {probe.after:.0%}. `motet plan ... --probe` starts it.",
     ]
 
 
 def changes(before: Answer, after: Answer) -> list[str]:
-    """Return what a calibration changed: the times of the layouts that were ranked, how sure they are, and which is first."""
+    """Return what a calibration changed: the times of the layouts that were ranked, how sure they
+    are, and which is first.
+    """
     known = {choice.kind: choice for choice in after.choices}
     out = []
     for number, choice in enumerate(before.choices, 1):

@@ -1,4 +1,6 @@
-"""A planned layout for people and for files: a row of the table, its networks, its section of a run.yaml. No torch."""
+"""A planned layout for people and for files: a row of the table, its networks, its section of a
+run.yaml. No torch.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def machines(choice: Choice) -> str:
 
 
 def transports(choice: Choice) -> dict[str, str]:
-    """Return which network each kind of group of ranks uses: its kind picks the communicator's transport."""
+    """Return which network each kind of group of ranks uses: its kind picks the communicator's
+    transport.
+    """
     layout, groups = choice.layout, choice.cluster.groups
     inside = layout.tp * layout.cp * layout.dp_shard
 
@@ -124,7 +128,9 @@ def section(choice: Choice) -> dict[str, Any]:
 
 
 def job_groups(choice: Choice) -> list[dict[str, int]]:
-    """Return `slurm.groups` for a layout: the nodes of every group in order, their processes and GPUs."""
+    """Return `slurm.groups` for a layout: the nodes of every group in order, their processes and
+    GPUs.
+    """
     return [
         {
             "nodes": group.nodes,
@@ -136,22 +142,27 @@ def job_groups(choice: Choice) -> list[dict[str, int]]:
 
 
 def layout_text(choice: Choice) -> str:
-    """Return layout.yaml: the section `layout:`, and with several groups of nodes `slurm:`, which says the processes of each."""
+    """Return layout.yaml: the section `layout:`, and with several groups of nodes `slurm:`, which
+    says the processes of each.
+    """
     groups = choice.cluster.groups
     nodes = ", ".join(
-        f"{g.nodes} of {g.name} with {g.devices_per_node} process{'es' if g.devices_per_node > 1 else ''} each"
+        f"{g.nodes} of {g.name} with {g.devices_per_node} "
+        f"process{'es' if g.devices_per_node > 1 else ''} each"
         for g in groups
     )
     found = choice.prediction
     head = (
         f"# Nodes, in this order: {nodes}.\n"
-        f"# Predicted: {found.step_time_s:.4g} s per step, {found.memory_gib:.1f} of {found.capacity_gib:.1f} GiB.\n"
+        f"# Predicted: {found.step_time_s:.4g} s per step, {found.memory_gib:.1f} of "
+        f"{found.capacity_gib:.1f} GiB.\n"
     )
     text = head + dump({"layout": section(choice)})
     if len(groups) == 1:
         return text
     note = (
-        "# `motet submit` asks for these nodes; give each its partition. By hand, `motet train --nnodes` on each machine in this order,\n"
+        "# `motet submit` asks for these nodes; give each its partition. By hand, `motet train "
+        "--nnodes` on each machine in this order,\n"
         "# with layout.processes=N where it differs from the first.\n"
     )
     return text + note + dump({"slurm": {"groups": job_groups(choice)}})

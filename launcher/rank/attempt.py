@@ -84,7 +84,8 @@ def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
 
 
 def _hold_store(timeout_s: float) -> TCPStore | None:
-    """Hold the store through which ranks find each other, on the rank that torchrun put at its address.
+    """Hold the store through which ranks find each other, on the rank that torchrun put at its
+    address.
 
     torchrun's own would outlive a restart, with the addresses of dead ranks in it.
     """
@@ -103,7 +104,9 @@ def _hold_store(timeout_s: float) -> TCPStore | None:
 
 
 def _take(run: RunDir, launch: int, world: World) -> int:
-    """Take an attempt: rank 0 does, and tells the others (torchrun counts restarts differently on every machine)."""
+    """Take an attempt: rank 0 does, and tells the others (torchrun counts restarts differently on
+    every machine).
+    """
     mine = claim(run, launch, world.size) if world.rank == 0 else 0
     return tell_all(mine, world)
 
@@ -133,7 +136,9 @@ def _exit_code(error: Exception) -> int:
 
 
 def _amend(run: RunDir, attempt: int, **facts: Any) -> None:
-    """Change facts in attempt.json; one that ended already keeps its end, unless it was taken for lost too early."""
+    """Change facts in attempt.json; one that ended already keeps its end, unless it was taken for
+    lost too early.
+    """
     path = run.attempt(attempt) / "attempt.json"
     before = read_json(path)
     ended_well = facts.get("reason") in ("stopped", "finished")
@@ -177,7 +182,9 @@ def _attempt(
 
 
 def _begin(run: RunDir, job: Job, attempt: int, step: int) -> None:
-    """Say that the attempt trains now (rank 0), from which step and with what; the run has its settings from here on."""
+    """Say that the attempt trains now (rank 0), from which step and with what; the run has its
+    settings from here on.
+    """
     text = settings_io.to_yaml(job.settings)
     if text != run.resolved_yaml.read_text(encoding="utf-8"):
         atomic_write(run.resolved_yaml, text)

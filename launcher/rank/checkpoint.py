@@ -1,7 +1,8 @@
 """Checkpoints: written in the background, published by rename, verified before they are read.
 
-`checkpoints/.step-N.part/` fills while training goes on: DCP writes the tensors, then every rank hashes the files it wrote,
-then rank 0 gathers the hashes into `manifest.json` and renames the folder. A folder under its final name is whole.
+`checkpoints/.step-N.part/` fills while training goes on: DCP writes the tensors, then every rank
+hashes the files it wrote, then rank 0 gathers the hashes into `manifest.json` and renames the
+folder. A folder under its final name is whole.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Checkpoints:
         facts: Mapping[str, Any],
         before_publish: Callable[[], None] | None = None,
     ) -> None:
-        """Start saving; returns once the tensors are copied, or once published when not in the background.
+        """Start saving; returns once the tensors are copied, or once published when not in the
+        background.
 
         Args:
             step: the model after that many updates.
@@ -193,7 +195,9 @@ def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def kept_out(steps: list[int], keep: int, keep_every_steps: int) -> list[int]:
-    """Return the steps of checkpoints to remove: not among the newest `keep`, not a multiple of `keep_every_steps`."""
+    """Return the steps of checkpoints to remove: not among the newest `keep`, not a multiple of
+    `keep_every_steps`.
+    """
     old = steps[:-keep] if keep else steps
     return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
 

@@ -20,7 +20,9 @@ PEAK_BF16_FLOPS = {
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """Return "bf16" or "fp32" for the setting; "auto" is bf16 where the device multiplies it in hardware."""
+    """Return "bf16" or "fp32" for the setting; "auto" is bf16 where the device multiplies it in
+    hardware.
+    """
     if setting != "auto":
         return setting
     if device.type == "cuda":
@@ -38,7 +40,9 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_meter(device: torch.device) -> Callable[[], float]:
-    """Return a function that gives the peak memory of this process so far, MiB (of the device, if it is a GPU)."""
+    """Return a function that gives the peak memory of this process so far, MiB (of the device, if
+    it is a GPU).
+    """
     if device.type == "cuda":
         return lambda: torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -27,7 +27,9 @@ class Share:
 
 
 class Feed:
-    """Cuts each step into the micro-batches of this rank's group of readers; the next step is read while this one trains."""
+    """Cuts each step into the micro-batches of this rank's group of readers; the next step is read
+    while this one trains.
+    """
 
     def __init__(self, stream: Stream, steps: Steps, layout: Layout, rank: int) -> None:
         self.stream, self.steps, self.layout = stream, steps, layout

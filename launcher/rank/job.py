@@ -44,7 +44,9 @@ def build_job(
     manifest: dict[str, Any],
     sign: Sign,
 ) -> tuple[Job, int]:
-    """Put an attempt together and load the newest good checkpoint; return the job and its first step."""
+    """Put an attempt together and load the newest good checkpoint; return the job and its first
+    step.
+    """
     _, definition_sha256 = read_definition(run.plan)
     _, plan = check_frozen(run, settings)
     steps = settings.batch_steps
@@ -117,7 +119,9 @@ def build_job(
 
 
 def _begun_precision(run: RunDir, world: World) -> str | None:
-    """Return the precision that the newest checkpoint was trained with: "auto" is decided once for a run."""
+    """Return the precision that the newest checkpoint was trained with: "auto" is decided once for
+    a run.
+    """
     found = None
     for step in run.checkpoint_steps() if world.rank == 0 else []:
         with contextlib.suppress(
@@ -154,7 +158,8 @@ def _load_newest(
     world: World,
     hashes: dict[str, str],
 ) -> tuple[int, int, dict[str, Any] | None]:
-    """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when there is none.
+    """Load the newest undamaged checkpoint; return (step, segment, its manifest), (0, 0, None) when
+    there is none.
 
     Raises:
         UserError: there are checkpoints, and all are damaged: nothing is trained over them.

@@ -114,7 +114,8 @@ def probe(job: Job, step: int) -> bool:
     """Measure every experiment that is due; training does not notice.
 
     Returns:
-        False when a stop was asked for in the middle: nothing is written, and whoever resumes measures again.
+        False when a stop was asked for in the middle: nothing is written, and whoever resumes
+            measures again.
     """
     if not job.probes.names(step) or probed_before(job, step):
         return True
@@ -135,7 +136,9 @@ def probe(job: Job, step: int) -> bool:
 
 
 def probed_before(job: Job, step: int) -> bool:
-    """Return whether the checkpoint that this segment grew from was measured already, when it was made (a collective)."""
+    """Return whether the checkpoint that this segment grew from was measured already, when it was
+    made (a collective).
+    """
     if step != job.segment.start_step or not job.segment.parent:
         return False
     path = probe_path(job.run.probes, step)
@@ -184,7 +187,8 @@ def bad_step(job: Job, step: int) -> None:
 
 
 def roll_back(job: Job, step: int) -> None:
-    """Put the last checkpoint's weights back and leave out the steps since, as PaLM did at spikes (arXiv:2204.02311, section 5.1).
+    """Put the last checkpoint's weights back and leave out the steps since, as PaLM did at spikes
+    (arXiv:2204.02311, section 5.1).
 
     The steps stay in the ledger of a new segment, marked as not applied.
     """

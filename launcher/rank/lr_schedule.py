@@ -10,9 +10,10 @@ from motet.launcher.config.sections import ScheduleSettings
 def learning_rate(schedule: ScheduleSettings, step: int, steps: int, peak: float) -> float:
     """Return the learning rate of the update that makes model `step + 1`.
 
-    A linear rise over `warmup_steps` (the first update already learns), then: constant; linear or cosine (Loshchilov and
-    Hutter, arXiv:1608.03983) down to `final_lr_fraction` of the peak at the last update; or wsd, constant and then linear down over the
-    last `decay_fraction` of the run (Hu et al., MiniCPM, arXiv:2404.06395).
+    A linear rise over `warmup_steps` (the first update already learns), then: constant; linear or
+    cosine (Loshchilov and Hutter, arXiv:1608.03983) down to `final_lr_fraction` of the peak at the
+    last update; or wsd, constant and then linear down over the last `decay_fraction` of the run (Hu
+    et al., MiniCPM, arXiv:2404.06395).
 
     Args:
         step: the update's number, from 0.

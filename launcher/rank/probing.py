@@ -31,7 +31,8 @@ def due_steps(
 ) -> dict[str, set[int]]:
     """Return the steps at which each experiment is probed.
 
-    The frozen steps stay; when the run was made longer, the experiment's own rule adds steps after the old end.
+    The frozen steps stay; when the run was made longer, the experiment's own rule adds steps after
+    the old end.
     """
     due = {}
     for question in questions:
@@ -72,7 +73,9 @@ class ProbeSet:
 
     @classmethod
     def of_run(cls, run: RunDir, settings: RunSettings) -> ProbeSet:
-        """Return the probes of a run's frozen study; token-only corpora without experiments need no tokenizer."""
+        """Return the probes of a run's frozen study; token-only corpora without experiments need no
+        tokenizer.
+        """
         questions = read_questions(run.plan)
         if not questions:
             return cls.none()
@@ -103,7 +106,8 @@ class ProbeSet:
         world: World,
         stop: Callable[[], bool] | None = None,
     ) -> dict[str, ItemScores]:
-        """Score everything that is due (a collective): each group of readers its share of the items.
+        """Score everything that is due (a collective): each group of readers its share of the
+        items.
 
         Args:
             stop: whether this rank was asked to stop; asked before each batch, and all ranks agree.

@@ -1,4 +1,6 @@
-"""What a person sees while a run trains: a bar on a terminal, one line per interval anywhere else and in a file."""
+"""What a person sees while a run trains: a bar on a terminal, one line per interval anywhere else
+and in a file.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ ETA_SMOOTHING = 0.9
 
 
 class Progress:
-    """Shows step, loss, tokens/s and time left; use as a context manager. Rank 0 speaks, others are silent.
+    """Shows step, loss, tokens/s and time left; use as a context manager.
 
-    `steps` is where the run ends, `start_step` where this attempt begins. `log` gets the plain lines that a terminal does not
-    show (elsewhere standard output is kept as it is, and this file is not made). `clock` and `console` are given by tests.
+    Rank 0 speaks, others are silent.
+
+    `steps` is where the run ends, `start_step` where this attempt begins. `log` gets the plain
+    lines that a terminal does not show (elsewhere standard output is kept as it is, and this file
+    is not made). `clock` and `console` are given by tests.
     """
 
     def __init__(
@@ -75,7 +80,10 @@ class Progress:
             self._log = None
 
     def update(self, step: int, loss: float | None, tokens_per_s: float, note: str = "") -> None:
-        """Tell that `step` updates are done. A step back (rollback) restarts the estimate of time left."""
+        """Tell that `step` updates are done.
+
+        A step back (rollback) restarts the estimate of time left.
+        """
         if self._console is None:
             return
         now = self._clock()

@@ -1,7 +1,8 @@
 """Reading a distributed checkpoint without running code that someone put into it.
 
-DCP keeps its index as a pickle, and pickles can call any function. This reader unpickles it with an allow-list of the
-plain record types that an index consists of, and refuses any entry that is not a tensor (those would be unpickled too).
+DCP keeps its index as a pickle, and pickles can call any function. This reader unpickles it with an
+allow-list of the plain record types that an index consists of, and refuses any entry that is not a
+tensor (those would be unpickled too).
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class SafeReader(FileSystemReader):
         """Return the index.
 
         Raises:
-            UserError: the index is damaged, holds anything but plain records, or an entry that is not a tensor.
+            UserError: the index is damaged, holds anything but plain records, or an entry that is
+                not a tensor.
         """
         path = Path(self.path) / ".metadata"
         try:

@@ -1,9 +1,11 @@
-"""What a signal means for a rank, decided beside its main thread, which may be deep inside a collective or an import.
+"""What a signal means for a rank, decided beside its main thread, which may be deep inside a
+collective or an import.
 
-A rank cannot tell by the signal alone why it came: torchrun sends SIGTERM to ask for a stop, and also to clear away the ranks that
-are left when one of them died. It can tell by its peers: when a rank of this machine is gone, there is nothing to save together
-any more, so this one ends at once and torchrun can restart all of them. (A peer on another machine is missed by the next collective: gloo
-fails at once; NCCL may not, and then torchrun kills what is left after 30 s.)
+A rank cannot tell by the signal alone why it came: torchrun sends SIGTERM to ask for a stop, and
+also to clear away the ranks that are left when one of them died. It can tell by its peers: when a
+rank of this machine is gone, there is nothing to save together any more, so this one ends at once
+and torchrun can restart all of them. (A peer on another machine is missed by the next collective:
+gloo fails at once; NCCL may not, and then torchrun kills what is left after 30 s.)
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class Lifeline:
     """The phases of a rank's life: "starting", "training", "ending".
 
     Args:
-        launch: folder of the attempt that the launcher started. A stop that comes before training leaves its marker there, so that
-            ranks which torchrun starts anew end at once.
+        launch: folder of the attempt that the launcher started. A stop that comes before training
+            leaves its marker there, so that ranks which torchrun starts anew end at once.
         ranks: of this machine.
     """
 
@@ -41,7 +43,9 @@ class Lifeline:
         self.rank = 0
 
     def watch(self) -> Lifeline:
-        """Learn of every handled signal from now on, and of the death of the parent (main thread only)."""
+        """Learn of every handled signal from now on, and of the death of the parent (main thread
+        only).
+        """
         ours, kernels = socket.socketpair()
         kernels.setblocking(False)
         signal.set_wakeup_fd(kernels.fileno(), warn_on_full_buffer=False)

@@ -22,7 +22,9 @@ class StopRequest:
         self.reason: str | None = None
 
     def listen(self) -> StopRequest:
-        """Handle the stop signals from now on (main thread only); SIGHUP stays ignored under `nohup`."""
+        """Handle the stop signals from now on (main thread only); SIGHUP stays ignored under
+        `nohup`.
+        """
         for number in STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -41,8 +43,9 @@ class StopRequest:
 class Judge:
     """Decides whether an update is applied, from global numbers only: every rank decides alike.
 
-    A step is bad when its loss or gradient norm is not finite, or when its loss lies `spike_sigma` standard deviations above
-    the mean of the last `window` good losses (once half a window is there).
+    A step is bad when its loss or gradient norm is not finite, or when its loss lies `spike_sigma`
+    standard deviations above the mean of the last `window` good losses (once half a window is
+    there).
     """
 
     def __init__(self, settings: BadStepSettings) -> None:
@@ -66,7 +69,10 @@ class Judge:
             mean = math.fsum(self.losses) / known
             spread = math.sqrt(math.fsum((x - mean) ** 2 for x in self.losses) / known)
             if loss > mean + sigma * spread and spread > 0:
-                return f"loss {loss:.4g} is over {sigma:g} standard deviations above the last {known} ({mean:.4g})"
+                return (
+                    f"loss {loss:.4g} is over {sigma:g} standard deviations above the last {known} "
+                    f"({mean:.4g})"
+                )
         return ""
 
     def too_many(self, step: int) -> bool:

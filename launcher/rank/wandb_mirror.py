@@ -1,9 +1,9 @@
 """Mirrors a run to Weights & Biases, when asked; a failure there never reaches training.
 
-All of `wandb` happens in one background thread: importing it, `init` (which may wait for a dead endpoint),
-and every row. The training thread only puts a dictionary in a queue. One run id is kept in the run folder,
-so that all attempts are one W&B run. Nothing that could hold a secret is captured: no code, no command
-line, no environment, no console, no machine description.
+All of `wandb` happens in one background thread: importing it, `init` (which may wait for a dead
+endpoint), and every row. The training thread only puts a dictionary in a queue. One run id is kept
+in the run folder, so that all attempts are one W&B run. Nothing that could hold a secret is
+captured: no code, no command line, no environment, no console, no machine description.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def open_mirror(
 
 
 class WandbMirror:
-    """A queue and a thread between the run and Weights & Biases. No method raises or waits, but `close`."""
+    """A queue and a thread between the run and Weights & Biases.
+
+    No method raises or waits, but `close`.
+    """
 
     def __init__(
         self,
@@ -127,7 +130,9 @@ class WandbMirror:
         self._put("summary", dict(values))
 
     def close(self, wait_s: float | None = None) -> None:
-        """Send what is left and finish; gives up after `wait_s`, or after the two timeouts of the settings."""
+        """Send what is left and finish; gives up after `wait_s`, or after the two timeouts of the
+        settings.
+        """
         if not self._thread.is_alive():
             return
         most_s = self.settings.init_timeout_s + self.settings.finish_timeout_s + 5.0
@@ -299,7 +304,9 @@ def private_settings() -> dict[str, Any]:
 
 
 def has_credentials(base_url: str) -> bool:
-    """Whether W&B would find a key without asking at the terminal, which a training run must never do."""
+    """Whether W&B would find a key without asking at the terminal, which a training run must never
+    do.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(base_url).hostname or ""
@@ -335,7 +342,9 @@ def history_of(row: Row) -> dict[str, Any]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, int | float]:
-    """The numbers in nested dictionaries under `a/b` names; flags become 0 or 1, the rest is left out."""
+    """The numbers in nested dictionaries under `a/b` names; flags become 0 or 1, the rest is left
+    out.
+    """
     out: dict[str, int | float] = {}
     for name, item in value.items():
         item = item.tolist() if hasattr(item, "tolist") else item

@@ -1,6 +1,7 @@
 """What torchrun starts on every rank: `python -m motet.launcher.worker RUNDIR`.
 
-Nothing heavy is imported here: importing torch takes seconds, and a signal that comes before its handler is there kills the rank.
+Nothing heavy is imported here: importing torch takes seconds, and a signal that comes before its
+handler is there kills the rank.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ ALONE = {
 def name_rank() -> None:
     """Let the environment say which rank this is.
 
-    torchrun's c10d rendezvous numbers machines as they come; where the launcher knows their order, it left the number of the first
-    rank of this machine in MOTET_RANK_OFFSET. What torchrun calls its rank 0 holds the store of the group all the same.
+    torchrun's c10d rendezvous numbers machines as they come; where the launcher knows their order,
+    it left the number of the first rank of this machine in MOTET_RANK_OFFSET. What torchrun calls
+    its rank 0 holds the store of the group all the same.
     """
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
@@ -37,7 +39,9 @@ def name_rank() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run one attempt; the exit code is 0 when it finished, stopped as asked, or had nothing to do any more."""
+    """Run one attempt; the exit code is 0 when it finished, stopped as asked, or had nothing to do
+    any more.
+    """
     os.umask(0o077)
     stop = StopRequest().listen()
     name_rank()

@@ -1,4 +1,5 @@
-"""The report of a run: its answers as `report.json`, as one HTML page, and as a table for the terminal.
+"""The report of a run: its answers as `report.json`, as one HTML page, and as a table for the
+terminal.
 
 `build` reads the run folder, analyses it and writes both files. The page needs nothing but itself.
 """
@@ -18,7 +19,8 @@ __all__ = ["build", "terminal_summary"]
 
 
 def build(rundir: RunDir) -> Path:
-    """Write `report.json` and `report.html` of a run, each whole or not at all; return the path of the page.
+    """Write `report.json` and `report.html` of a run, each whole or not at all; return the path of
+    the page.
 
     Works at any time: an unfinished run gives a provisional page.
 

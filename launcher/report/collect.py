@@ -1,4 +1,5 @@
-"""The run folder as one dictionary, `report.json`: pure functions over what was read, then one that reads.
+"""The run folder as one dictionary, `report.json`: pure functions over what was read, then one that
+reads.
 
 Everything in it is plain JSON: no NaN, no NumPy value, no text that UTF-8 cannot hold.
 """
@@ -232,7 +233,9 @@ def cost(
 
 
 def experiment_tokens(definition: Mapping[str, Any], steps: int) -> int | None:
-    """Tokens that exposures and placebos took; in proportion to steps while the run is not finished."""
+    """Tokens that exposures and placebos took; in proportion to steps while the run is not
+    finished.
+    """
     counted = [entry.get("tokens") for entry in definition.get("experiments") or []]
     if not counted or any(tokens is None for tokens in counted):
         return None

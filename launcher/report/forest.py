@@ -1,4 +1,6 @@
-"""The small interval graphic in a row of the answers: vector shapes from numbers alone, nothing to escape."""
+"""The small interval graphic in a row of the answers: vector shapes from numbers alone, nothing to
+escape.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def axis(values: list[float]) -> Axis:
 
 
 def forest(outcome: Mapping[str, Any], kind: str) -> str:
-    """SVG of effect, interval, zero and the band of effects too small to detect; "" without an effect."""
+    """SVG of effect, interval, zero and the band of effects too small to detect; "" without an
+    effect.
+    """
     effect, low, high = (finite(outcome.get(name)) for name in ("effect", "low", "high"))
     if effect is None:
         return ""

@@ -1,4 +1,6 @@
-"""report.json -> one self-contained HTML page: no script, no request, everything that came from data escaped."""
+"""report.json -> one self-contained HTML page: no script, no request, everything that came from
+data escaped.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ Entry = dict[str, Any]
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page of a report; equal reports give equal bytes. Missing parts are said to be missing."""
+    """The page of a report; equal reports give equal bytes.
+
+    Missing parts are said to be missing.
+    """
     import jinja2
     from markupsafe import Markup
 
@@ -42,7 +47,10 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
-    """Everything the template shows. `markup` marks drawings, which are the only unescaped parts."""
+    """Everything the template shows.
+
+    `markup` marks drawings, which are the only unescaped parts.
+    """
     answers = report.get("answers") or {}
     doses = dose_names(report.get("definition") or {})
     entries: list[Entry] = list(answers.get("experiments") or [])
@@ -124,7 +132,10 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
 def view(
     entry: Entry, key: str, record: Mapping[str, Any], dose_in: Mapping[str, str], markup: Any
 ) -> dict[str, Any]:
-    """One experiment with its drawings. `key` is its anchor and the prefix of ids in its drawings."""
+    """One experiment with its drawings.
+
+    `key` is its anchor and the prefix of ids in its drawings.
+    """
     curves = entry.get("curves") or {}
     doses = {arm["name"]: arm.get("dose") for arm in entry.get("arms") or []}
     window = sorted(set((record.get("exposure_steps") or {}).get(entry["name"], [])))

@@ -1,6 +1,7 @@
 """Figures of the report as inline SVG, drawn by matplotlib, the same bytes for the same numbers.
 
-Colours are written as sentinels and become CSS variables, so that one drawing serves light and dark pages.
+Colours are written as sentinels and become CSS variables, so that one drawing serves light and dark
+pages.
 Text stays text: it is escaped, searchable, and set in the font of the page.
 """
 
@@ -76,7 +77,9 @@ def figure(key: str, inches: tuple[float, float]) -> Iterator[Figure]:
 
 
 def to_svg(fig: Figure, key: str, label: str) -> str:
-    """The figure as an `<svg>` element: no header, no metadata, no address, ids prefixed with `key`."""
+    """The figure as an `<svg>` element: no header, no metadata, no address, ids prefixed with
+    `key`.
+    """
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the page's font draws the text
@@ -114,7 +117,9 @@ def clip(text: str, most: int = 34) -> str:
 
 
 def colours(arms: Sequence[tuple[str, float | None]]) -> list[str]:
-    """One colour per arm: grey for dose 0, a ramp when doses differ, distinct hues when they do not."""
+    """One colour per arm: grey for dose 0, a ramp when doses differ, distinct hues when they do
+    not.
+    """
     positive = [dose for _, dose in arms if dose]
     ordered = len(set(positive)) == len(positive) <= len(ORDERED)
     rank = {dose: i for i, dose in enumerate(sorted(set(positive)))}
@@ -142,7 +147,9 @@ def dose_positions(doses: Sequence[float]) -> list[float]:
 
 
 def dose_ticks(arms: Sequence[str], doses: Sequence[float]) -> tuple[list[str], list[float]]:
-    """Tick texts and places: doses on a logarithmic axis, or arms side by side when they share doses."""
+    """Tick texts and places: doses on a logarithmic axis, or arms side by side when they share
+    doses.
+    """
     if len(set(doses)) == len(doses):
         return [dose_text(d) for d in doses], dose_positions(doses)
     known = list(arms) if len(arms) == len(doses) else [f"arm {i + 1}" for i in range(len(doses))]

@@ -43,7 +43,9 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
 
 
 def table(entries: list[Mapping[str, Any]]) -> Table:
-    """One row an experiment; p is corrected, "detectable" the smallest effect that the design finds."""
+    """One row an experiment; p is corrected, "detectable" the smallest effect that the design
+    finds.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text

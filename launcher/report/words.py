@@ -1,4 +1,7 @@
-"""Numbers and verdicts as a reader wants them. Pure text, no markup: escaping is the template's work."""
+"""Numbers and verdicts as a reader wants them.
+
+Pure text, no markup: escaping is the template's work.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ TERMS = (
      "prepared in the same way, never shown."),
     ("placebo", "Ordinary corpus text of equal length, given to dose-0 units in place of their own text."),
     ("effect", "Mean outcome of treated units minus mean outcome of dose-0 units, in this one run. "
-     "The interval says how precisely these units determine it, not how much other seeds would vary."),
+     "The interval says how precisely these units determine it, not how much other seeds would "
+     "vary."),
     ("corrected p", "How often an effect at least this large arises when units are re-assigned at random "
      "as in this run, corrected for asking several questions (Holm)."),
     ("smallest detectable", "The effect that this design finds in 80 % of runs. A smaller true effect "
@@ -103,7 +107,8 @@ def size(value: Any, unit: str) -> str:
 
 
 def estimate(outcome: Any) -> tuple[str, str]:
-    """Effect with unit, and interval, to the precision that the interval has (two digits of its half).
+    """Effect with unit, and interval, to the precision that the interval has (two digits of its
+    half).
 
     `("+4.31 bits", "[+3.39, +5.23]")`; the interval is "" when there is none.
     """

@@ -1,6 +1,8 @@
-"""Who claims an attempt, how each of them ended, and whether they crash in a loop: from `attempts/N/` alone.
+"""Who claims an attempt, how each of them ended, and whether they crash in a loop: from
+`attempts/N/` alone.
 
-One start by the launcher (a *launch*) makes an attempt, and each restart by torchrun inside it makes another.
+One start by the launcher (a *launch*) makes an attempt, and each restart by torchrun inside it
+makes another.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def launch_attempt(run: RunDir, told: str | None) -> int:
     """Return the attempt that this launch began with.
 
     Args:
-        told: what the launcher left in MOTET_ATTEMPT; None for ranks that torchrun was made to start by hand, which take the newest
-            folder unless another start took it.
+        told: what the launcher left in MOTET_ATTEMPT; None for ranks that torchrun was made to
+            start by hand, which take the newest folder unless another start took it.
     """
     if told:
         return int(told)
@@ -51,7 +53,9 @@ def launch_attempt(run: RunDir, told: str | None) -> int:
 
 
 def claim(run: RunDir, launch: int, world_size: int) -> int:
-    """Take an attempt for the group that has just formed (rank 0): the launch's own, or the next one after a restart."""
+    """Take an attempt for the group that has just formed (rank 0): the launch's own, or the next
+    one after a restart.
+    """
     if begun(run, launch):
         number = run.next_attempt()
     else:
@@ -87,7 +91,9 @@ def settle(run: RunDir, launch: int, before: int | None = None) -> None:
 
 
 def _unsaid_end(run: RunDir, number: int, launch: int) -> str:
-    """Return how an attempt ended that says "running" though nobody runs it: with its machine, when its launch is over as well."""
+    """Return how an attempt ended that says "running" though nobody runs it: with its machine, when
+    its launch is over as well.
+    """
     if number < launch:
         return "lost"
     return "stopped" if stopped_early(run, launch) else "crashed"
@@ -99,7 +105,9 @@ def stopped_early(run: RunDir, launch: int) -> bool:
 
 
 def refusal(run: RunDir, launch: int) -> Path | None:
-    """Return the error.txt of this launch: a mistake or a bad run, which a restart would only repeat."""
+    """Return the error.txt of this launch: a mistake or a bad run, which a restart would only
+    repeat.
+    """
     files = (run.attempt(number) / "error.txt" for number in numbers(run, launch))
     return next((path for path in files if path.exists()), None)
 
@@ -112,8 +120,8 @@ def newest_step(run: RunDir) -> int:
 def crash_loop(run: RunDir, since: int = 1, before: int | None = None) -> str | None:
     """Return why another attempt would be in vain, None when it would not.
 
-    The two newest attempts crashed, and both started from where the next one would. An attempt that was stopped, preempted or lost
-    with its machine is no crash.
+    The two newest attempts crashed, and both started from where the next one would. An attempt that
+    was stopped, preempted or lost with its machine is no crash.
 
     Args:
         since: attempts before this one do not count (a person who resumes has a reason to).
@@ -128,6 +136,7 @@ def crash_loop(run: RunDir, since: int = 1, before: int | None = None) -> str | 
     names = " and ".join(str(facts["attempt"]) for facts in stuck)
     why = stuck[-1].get("culprit") or "its ranks left no word of why"
     return (
-        f"attempts {names} both started from step {step:,} and crashed before the next checkpoint, so a third try is in vain; "
+        f"attempts {names} both started from step {step:,} and crashed before the next checkpoint, "
+        "so a third try is in vain; "
         f"the last time: {why}"
     )

@@ -1,7 +1,8 @@
 """Which rank made an attempt fail, from what the ranks left in the attempt's folder.
 
-Every rank leaves `pid-N` when it starts, touches it while it trains, and removes nothing. A rank that fails leaves `crash-N.txt`. One
-that is killed, or falls silent, leaves no more than an old `pid-N`, while the others fail for want of it.
+Every rank leaves `pid-N` when it starts, touches it while it trains, and removes nothing. A rank
+that fails leaves `crash-N.txt`. One that is killed, or falls silent, leaves no more than an old
+`pid-N`, while the others fail for want of it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Sign:
 
 
 def blame(attempt: Path) -> str | None:
-    """Return which rank failed first, as far as the folder tells, in one line; None when it does not tell."""
+    """Return which rank failed first, as far as the folder tells, in one line; None when it does
+    not tell.
+    """
     signs = {int(path.name.removeprefix("pid-")): path for path in attempt.glob("pid-*")}
     crashes = {
         int(path.stem.removeprefix("crash-")): path.read_text(errors="replace")
@@ -65,6 +68,7 @@ def blame(attempt: Path) -> str | None:
     pid, host, *_ = [*signs[rank].read_text().split(), "?", "?"]
     seen = time.strftime("%H:%M:%S", time.localtime(signs[rank].stat().st_mtime))
     return (
-        f"rank {rank} (process {pid} on {host}) died or fell silent, and the others failed for want of it; "
+        f"rank {rank} (process {pid} on {host}) died or fell silent, and the others failed for "
+        "want of it; "
         f"its last sign of life was at {seen}: was it killed, or out of memory?"
     )

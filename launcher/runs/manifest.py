@@ -25,9 +25,12 @@ def open_corpora(settings: RunSettings) -> list[Corpus]:
     for number, corpus in enumerate(corpora[1:], start=1):
         if _vocabulary(corpus) != _vocabulary(corpora[0]):
             raise UserError(
-                f"data.corpora[{number}].path={settings.data.corpora[number].path}: its vocabulary has "
-                f"{corpus.vocabulary_size:,} tokens and ends documents with {corpus.eod}, data.corpora[0] has "
-                f"{corpora[0].vocabulary_size:,} and {corpora[0].eod}, or their tokenizers differ; prepare both with one tokenizer"
+                f"data.corpora[{number}].path={settings.data.corpora[number].path}: its vocabulary "
+                "has "
+                f"{corpus.vocabulary_size:,} tokens and ends documents with {corpus.eod}, "
+                "data.corpora[0] has "
+                f"{corpora[0].vocabulary_size:,} and {corpora[0].eod}, or their tokenizers differ; "
+                "prepare both with one tokenizer"
             )
     return corpora
 
@@ -65,7 +68,8 @@ def data_facts(settings: RunSettings) -> dict[str, Any]:
 
 
 def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Plan]:
-    """Verify, on one rank, that definition, plan and corpora are those that the run was frozen with.
+    """Verify, on one rank, that definition, plan and corpora are those that the run was frozen
+    with.
 
     Raises:
         UserError: one of them is missing or altered.
@@ -74,15 +78,18 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Pl
     _, sha256 = read_definition(run.plan)
     if sha256 != manifest["definition_sha256"]:
         raise UserError(
-            f"{run.plan}/definition.json has the hash {sha256[:16]}..., but this run was frozen with "
-            f"{manifest['definition_sha256'][:16]}...; restore it, or start a new run for a new question"
+            f"{run.plan}/definition.json has the hash {sha256[:16]}..., but this run was frozen "
+            "with "
+            f"{manifest['definition_sha256'][:16]}...; restore it, or start a new run for a new "
+            "question"
         )
     plan = Plan(run.plan / "exposures.plan")
     plan.verify(manifest["plan_sha256"])
     now, then = data_facts(settings), manifest["data"]
     if now != then:
         raise UserError(
-            f"data: the corpora or their order are not those of the frozen run: {_first_difference(now, then)}"
+            "data: the corpora or their order are not those of the frozen run: "
+            f"{_first_difference(now, then)}"
         )
     return manifest, plan
 

@@ -1,12 +1,14 @@
 """The run's own record: one JSON line per event in `metrics.jsonl`, written by rank 0.
 
-This file is the truth about a run; Weights & Biases mirrors it (`wandb_mirror.py`). A line is appended with
-one `os.write`, so a kill leaves whole lines and at most one torn one, which the next writer closes and
-every reader skips. A background thread makes lines durable (`fdatasync`) about once a second; the step waits
-for neither.
+This file is the truth about a run; Weights & Biases mirrors it (`wandb_mirror.py`). A line is
+appended with one `os.write`, so a kill leaves whole lines and at most one torn one, which the next
+writer closes and every reader skips. A background thread makes lines durable (`fdatasync`) about
+once a second; the step waits for neither.
 
-Rows share `kind`, `step` (optimizer updates completed) and `time` (Unix seconds). A resumed or rolled back
-run repeats steps: the row `{"kind": "attempt", "start_step": S}` tells readers to forget steps after S.
+Rows share `kind`, `step` (optimizer updates completed) and `time` (Unix seconds). A resumed or
+rolled back
+run repeats steps: the row `{"kind": "attempt", "start_step": S}` tells readers to forget steps
+after S.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ Row = dict[str, Any]
 class MetricsWriter:
     """Appends rows on rank 0; every method does nothing on other ranks.
 
-    `config` is the run's configuration as plain data; only `config["metrics"]["log_every"]` is read here:
-    `step` rows of other steps are left out, except those of skipped updates. `mirror` gets the same rows.
+    `config` is the run's configuration as plain data; only `config["metrics"]["log_every"]` is read
+    here: `step` rows of other steps are left out, except those of skipped updates. `mirror` gets
+    the same rows.
     """
 
     def __init__(
@@ -68,7 +71,8 @@ class MetricsWriter:
     def log(self, kind: str, step: int, **fields: Any) -> None:
         """Append one row. Numbers that are not finite become null and are named in `nonfinite`.
 
-        Raises `OSError` when the disk refuses the line: a run without a record is not worth its cost.
+        Raises `OSError` when the disk refuses the line: a run without a record is not worth its
+        cost.
         """
         if self._file is None:
             return
@@ -118,7 +122,10 @@ class MetricsWriter:
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
-    """One JSON line. Tensors and NumPy values become numbers or lists; NaN and infinity become null."""
+    """One JSON line.
+
+    Tensors and NumPy values become numbers or lists; NaN and infinity become null.
+    """
     try:
         text = json.dumps(row, default=_plain, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -135,7 +142,9 @@ def _plain(value: Any) -> Any:
 
 
 def _finite(value: Any, path: str, nonfinite: list[str]) -> Any:
-    """Copy `value` with null for each number that is not finite; their dotted paths go to `nonfinite`."""
+    """Copy `value` with null for each number that is not finite; their dotted paths go to
+    `nonfinite`.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(path)
         return None
@@ -224,14 +233,16 @@ class MetricsReader:
 def read_metrics(path: Path) -> list[Row]:
     """All rows of the run's final lineage: torn lines skipped, superseded steps dropped.
 
-    A step row replaces an earlier one of the same step, and so does a probe row; an `attempt` row drops steps, probes and checkpoints
-    after its `start_step`. A missing file gives no rows.
+    A step row replaces an earlier one of the same step, and so does a probe row; an `attempt` row
+    drops steps, probes and checkpoints after its `start_step`. A missing file gives no rows.
     """
     return MetricsReader(path).update()
 
 
 def unmirrored(path: Path, start_step: int, seconds: float = UNSURE_S) -> list[Row]:
-    """The steps and probes that a mirror may have lost when the attempt before was killed: its last `seconds`, up to `start_step`."""
+    """The steps and probes that a mirror may have lost when the attempt before was killed: its last
+    `seconds`, up to `start_step`.
+    """
     rows = [row for row in read_metrics(path) if row["kind"] in ("step", "probe")]
     since = max((row.get("time", 0.0) for row in rows), default=0.0) - seconds
     return [row for row in rows if row["step"] <= start_step and row.get("time", 0.0) >= since]

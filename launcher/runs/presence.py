@@ -1,4 +1,6 @@
-"""Whether ranks of a run are at work, also when whatever started them was killed: each holds a shared lock on one file."""
+"""Whether ranks of a run are at work, also when whatever started them was killed: each holds a
+shared lock on one file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from motet.launcher.runs.rundir import RunDir
 
 @contextlib.contextmanager
 def be_present(run: RunDir) -> Iterator[None]:
-    """Hold the run as one of its ranks; the kernel lets go however this process ends. A file system without locks holds nothing."""
+    """Hold the run as one of its ranks; the kernel lets go however this process ends.
+
+    A file system without locks holds nothing.
+    """
     with open(run.presence, "a", encoding="utf-8") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -28,7 +28,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path`: a reader sees the old file or the new one, never a part. Mode 0600."""
+    """Write `content` to `path`: a reader sees the old file or the new one, never a part.
+
+    Mode 0600.
+    """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -156,7 +159,9 @@ class RunDir:
 
     @property
     def presence(self) -> Path:
-        """Held by every rank that is at work, so that the run counts as trained even when nothing watches its ranks."""
+        """Held by every rank that is at work, so that the run counts as trained even when nothing
+        watches its ranks.
+        """
         return self.root / ".ranks"
 
     @property
@@ -207,7 +212,9 @@ class RunDir:
         return self.attempts / str(number)
 
     def launch_settings(self, number: int) -> Path:
-        """Settings that a launch begins with; they become the run's `resolved_yaml` once its ranks train."""
+        """Settings that a launch begins with; they become the run's `resolved_yaml` once its ranks
+        train.
+        """
         return self.attempt(number) / "resolved.yaml"
 
     def checkpoint(self, step: int) -> Path:

@@ -21,7 +21,10 @@ def package_folder() -> Path:
 
 
 def take(rundir: RunDir, package: Path | None = None) -> Path:
-    """Copy the package to `code/motet`, links followed, and return it. A snapshot that exists is kept."""
+    """Copy the package to `code/motet`, links followed, and return it.
+
+    A snapshot that exists is kept.
+    """
     target = rundir.code / "motet"
     if target.is_dir():
         return target

@@ -46,7 +46,8 @@ def tokenizer_of(settings: RunSettings) -> Tokenizer:
     corpus = open_corpora(settings)[0]
     if corpus.tokenizer_path is None:
         raise UserError(
-            f"data.corpora[0].path={corpus.path}: it has no tokenizer, so experiments cannot be written into it; "
+            f"data.corpora[0].path={corpus.path}: it has no tokenizer, so experiments cannot be "
+            "written into it; "
             "index its token files again with a tokenizer"
         )
     return Tokenizer.load(corpus.tokenizer_path)
@@ -93,7 +94,9 @@ def _probe_problems(study: Study) -> list[Problem]:
 
 
 def check(settings: RunSettings) -> list[Problem]:
-    """Return every problem of the experiments of a run: definitions, items, room in the stream, probes."""
+    """Return every problem of the experiments of a run: definitions, items, room in the stream,
+    probes.
+    """
     specs, problems = specs_of(settings)
     for spec in specs:
         problems += [found for found in LIBRARY[spec.use](spec).problems() if found not in problems]
@@ -107,7 +110,9 @@ def check(settings: RunSettings) -> list[Problem]:
 
 
 def power_table(settings: RunSettings) -> list[dict[str, Any]]:
-    """Return the smallest detectable effect of each experiment, before any training; needs no corpus."""
+    """Return the smallest detectable effect of each experiment, before any training; needs no
+    corpus.
+    """
     from motet.experiments.analysis.power import power
 
     specs, problems = specs_of(settings)
@@ -145,7 +150,8 @@ def preview(settings: RunSettings, count: int) -> str:
             after = tokenizer.decode(base[end : end + CONTEXT_TOKENS])
             kind = "placebo" if rows.flags[row] & PLACEBO_FLAG else "exposure"
             lines.append(
-                f"  {kind} of unit {unit.id} (arm {arm}, repetition {rows.repetition[row] + 1}) at step {steps[row]:,}, "
+                f"  {kind} of unit {unit.id} (arm {arm}, repetition {rows.repetition[row] + 1}) at "
+                f"step {steps[row]:,}, "
                 f"slot {rows.slot[row]:,}, offset {offset:,}"
             )
             lines.append(f"    ...{before!r}\n    >>> {shown!r}\n    {after!r}...")

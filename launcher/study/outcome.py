@@ -1,4 +1,6 @@
-"""What a run has to show: its audit, its measured experiments, and whether its definition is the frozen one."""
+"""What a run has to show: its audit, its measured experiments, and whether its definition is the
+frozen one.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class StudyResult:
     Attributes:
         measured: one per experiment that was probed.
         definition: the frozen definition.
-        deviations: how the present definition differs from the frozen one, in words; empty when it does not.
+        deviations: how the present definition differs from the frozen one, in words; empty when it
+            does not.
         seed, draws: of the analysis.
         compliance: the audit as JSON (`compliance` of report.json).
     """
@@ -79,7 +82,9 @@ def audit(run: RunDir, settings: RunSettings, plan: Plan, replay: bool) -> Compl
 
 
 def audit_run(root: Path, replay: bool = False) -> AuditResult:
-    """Prove from the ledger that every planned exposure was consumed exactly once in the lineage of the final weights."""
+    """Prove from the ledger that every planned exposure was consumed exactly once in the lineage of
+    the final weights.
+    """
     run = RunDir.open(root)
     settings = settings_io.load(run.resolved_yaml)
     plan = Plan(run.plan / "exposures.plan")
@@ -126,7 +131,8 @@ def definition_deviations(
     differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
     if differing:
         found.append(
-            f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was frozen with"
+            f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was "
+            "frozen with"
         )
     try:
         specs, problems = specs_of(settings)
@@ -146,7 +152,9 @@ def definition_deviations(
 
 
 def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question]) -> list[str]:
-    """Return the experiments that this version of the code judges by other outcomes than were frozen."""
+    """Return the experiments that this version of the code judges by other outcomes than were
+    frozen.
+    """
     return [
         f"this version judges {question.name} by other outcomes than were frozen"
         for entry, question in zip(definition["experiments"], questions, strict=True)

@@ -1,7 +1,8 @@
-"""Constants of the cost model that runs on a group's own machines decided, and what they were fitted from. Pure; no torch.
+"""Constants of the cost model that runs on a group's own machines decided, and what they were
+fitted from. Pure; no torch.
 
-A group of a cluster.yaml may carry them, so that everything which reads the cluster (a plan, the prediction of a run, the forecast of a
-job) uses them:
+A group of a cluster.yaml may carry them, so that everything which reads the cluster (a plan, the
+prediction of a run, the forecast of a job) uses them:
 
     calibration:
       constants: {matmul: 0.62, host_us: 210.0}     # the others as they ship
@@ -70,7 +71,9 @@ def shipped(kind: str) -> Constants:
 
 
 def constants_of(groups: Sequence[Group], given: Mapping[str, Constants] | None) -> list[Constants]:
-    """Return the constants of every group: those given by kind of device, else its calibration's, else what ships."""
+    """Return the constants of every group: those given by kind of device, else its calibration's,
+    else what ships.
+    """
     if given is not None:
         return [given.get(group.device.kind, Constants()) for group in groups]
     return [_own(group) for group in groups]
@@ -92,7 +95,9 @@ def _own(group: Group) -> Constants:
 
 
 def fault(name: str, value: object) -> str | None:
-    """Return what is wrong with a constant: its name, or a value that is not physical; None where it is sound."""
+    """Return what is wrong with a constant: its name, or a value that is not physical; None where
+    it is sound.
+    """
     if name not in BOUNDS:
         return f"is none of the constants {', '.join(BOUNDS)}"
     low, high = BOUNDS[name]

@@ -1,7 +1,10 @@
-"""The machines there are: devices, nodes, links inside and between them. A value that needs no torch.
+"""The machines there are: devices, nodes, links inside and between them.
 
-A cluster is one or more groups of equal nodes. Devices are numbered group by group, node by node: processes start in that order.
-GB/s are 10^9 bytes per second in one direction; Gbit/s are 10^9 bits.
+A value that needs no torch.
+
+A cluster is one or more groups of equal nodes. Devices are numbered group by group, node by node:
+processes start in that order. GB/s are 10^9 bytes per second in one direction; Gbit/s are 10^9
+bits.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
 
 
 class ClusterError(ValueError):
-    """A description of machines that cannot be meant; the message says which value, why not, and what would work."""
+    """A description of machines that cannot be meant; the message says which value, why not, and
+    what would work.
+    """
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class Device:
     Attributes:
         kind: its name in the catalogue, or one of your own.
         memory_gib: what a process can allocate.
-        peak_tflops: by data type ("bf16", "fp16", "fp8", "fp32"), dense, 10^12 operations per second.
+        peak_tflops: by data type ("bf16", "fp16", "fp8", "fp32"), dense, 10^12 operations per
+            second.
         matmul_efficiency: share of the peak that large matrix products reach.
         memory_gb_s: peak of its memory.
-        measured_tflops: measured rate of large products by data type; where it is there, it stands for peak x efficiency.
+        measured_tflops: measured rate of large products by data type; where it is there, it stands
+            for peak x efficiency.
         price_per_hour: of one device, in any currency; 0 = unknown.
         power_w: of one device under load; 0 = unknown.
     """
@@ -56,7 +63,8 @@ class Link:
     """What carries bytes between two devices.
 
     Attributes:
-        gb_s: bytes that one device sends in one direction; of a link between groups: all devices together.
+        gb_s: bytes that one device sends in one direction; of a link between groups: all devices
+            together.
         latency_us: of one hop.
         kind: "nvlink", "pcie", "infiniband", "roce", "ethernet", ...
         measured: the rate is one that a probe saw, not one of a data sheet.
@@ -75,7 +83,8 @@ class Group:
     Attributes:
         intra_node: between devices of a node.
         inter_node: one device's share of its node's network cards: cards x rate / devices.
-        calibration: what runs on these machines say of the cost model's constants; None: what ships.
+        calibration: what runs on these machines say of the cost model's constants; None: what
+            ships.
     """
 
     name: str
@@ -164,9 +173,11 @@ def unknown_device(kind: object) -> str:
     close = difflib.get_close_matches(str(kind), DEVICES, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return (
-        f"{kind!r} is not in the catalogue{hint}: {', '.join(DEVICES)}. To add one, write its values: "
+        f"{kind!r} is not in the catalogue{hint}: {', '.join(DEVICES)}. To add one, write its "
+        "values: "
         f"device: {{kind: {kind}, memory_gib: 24, peak_tflops: {{bf16: 150}}, memory_gb_s: 900}}, "
-        f"or start from one that is like it: device: {{kind: {kind}, like: a100-80, memory_gib: 24}}"
+        f"or start from one that is like it: device: {{kind: {kind}, like: a100-80, memory_gib: "
+        f"24}}"
     )
 
 
@@ -178,7 +189,9 @@ def homogeneous(
     nics: int | None = None,
     network: str = "infiniband",
 ) -> Cluster:
-    """Return one group of catalogue devices; `nics` network cards per node (None: one per device) of `nic_gbit_s` each."""
+    """Return one group of catalogue devices; `nics` network cards per node (None: one per device)
+    of `nic_gbit_s` each.
+    """
     from motet.parallel.cluster.devices import NETWORK_LATENCY_US
 
     cards = devices_per_node if nics is None else nics

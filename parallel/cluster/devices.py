@@ -1,7 +1,9 @@
-"""Devices and links that people train on, as data: rates of vendors' data sheets, dense (no sparsity), with their sources.
+"""Devices and links that people train on, as data: rates of vendors' data sheets, dense (no
+sparsity), with their sources.
 
-`matmul_efficiency` is what large matrix products reach of the peak, and is where a device that nobody measured starts;
-`calibration.py` has what was fitted to runs. Prices are on-demand list prices per device and hour as seen in 2025, for orientation: put yours into the cluster file.
+`matmul_efficiency` is what large matrix products reach of the peak, and is where a device that
+nobody measured starts; `calibration.py` has what was fitted to runs. Prices are on-demand list
+prices per device and hour as seen in 2025, for orientation: put yours into the cluster file.
 """
 
 from __future__ import annotations
@@ -145,7 +147,9 @@ DEVICES: dict[str, dict[str, Any]] = {
         "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; constants from four small runs on 2 cores (calibration.py)",
     },
 }
-"""Usable memory (what a driver reports, below the marketed number), peak rates by data type, memory bandwidth."""
+"""Usable memory (what a driver reports, below the marketed number), peak rates by data type, memory
+bandwidth.
+"""
 
 LINKS: dict[str, dict[str, float | str]] = {
     # Bytes per second that a device sends in one direction.

@@ -1,4 +1,6 @@
-"""A cluster.yaml, checked: every value that cannot be meant is told at once, with what would work. Pure; no torch.
+"""A cluster.yaml, checked: every value that cannot be meant is told at once, with what would work.
+
+Pure; no torch.
 
 groups:
   - name: hall
@@ -7,7 +9,8 @@ groups:
     devices_per_node: 8
     intra_node: nvlink4        # may be left out; or {gb_s: 450, latency_us: 3, kind: nvlink}
     nics: {count: 8, gbit_s: 400, kind: infiniband}    # of one node
-    calibration: {constants: {matmul: 0.7}}            # may be left out; `motet plan --calibrate` writes it
+    calibration: {constants: {matmul: 0.7}}            # may be left out; `motet plan --calibrate`
+                                                       writes it
 links:                         # between groups
   - {between: [hall, attic], gbit_s: 10, latency_us: 5000, kind: ethernet}
 """
@@ -225,7 +228,10 @@ def _intra(reader: _Reader, where: str, values: Any, kind: str) -> Link:
         )
         reader.wrong(f"{where}.gb_s", why)
     elif rate > MOST_NODE_LINK_GB_S:
-        why = f"{rate:g} GB/s is more than any link inside a node; is it Gbit/s? Then {rate / 8:g} GB/s, or gbit_s: {rate:g}"
+        why = (
+            f"{rate:g} GB/s is more than any link inside a node; is it Gbit/s? Then {rate / 8:g} "
+            f"GB/s, or gbit_s: {rate:g}"
+        )
         reader.wrong(f"{where}.gb_s", why)
     latency = reader.number(
         f"{where}.latency_us", found.get("latency_us", usual.latency_us), 0.1, 1e5
@@ -241,7 +247,10 @@ def _inter(
         reader.wrong(where, "has both nics (of a node) and inter_node (of a device); keep one")
     if "nics" not in group and "inter_node" not in group:
         if nodes > 1:
-            why = "has several nodes and no nics; e.g. nics: {count: 8, gbit_s: 200, kind: infiniband}"
+            why = (
+                "has several nodes and no nics; e.g. nics: {count: 8, gbit_s: 200, kind: "
+                "infiniband}"
+            )
             reader.wrong(where, why)
         return Link(1.0, NETWORK_LATENCY_US["ethernet"], "ethernet")
     if "inter_node" in group:
@@ -271,7 +280,8 @@ def _network(reader: _Reader, where: str, found: dict[str, Any]) -> tuple[str, f
 
 def _too_fast(rate_gb_s: float) -> str:
     return (
-        f"{rate_gb_s:g} GB/s is more than any network card (at most {MOST_NIC_GBIT_S / 8:g}); is it Gbit/s? "
+        f"{rate_gb_s:g} GB/s is more than any network card (at most {MOST_NIC_GBIT_S / 8:g}); is "
+        "it Gbit/s? "
         f"Then gbit_s: {rate_gb_s:g}, or gb_s: {rate_gb_s / 8:g}"
     )
 
@@ -290,12 +300,18 @@ def _plausible_nic(
     if "gbit_s" in found and any(
         math.isclose(gbit_s * 8, known, rel_tol=0.03) for known in INFINIBAND_GBIT_S
     ):
-        why = f"{gbit_s:g} Gbit/s is no rate of InfiniBand; is it GB/s? Then gb_s: {gbit_s:g}, or gbit_s: {gbit_s * 8:g}"
+        why = (
+            f"{gbit_s:g} Gbit/s is no rate of InfiniBand; is it GB/s? Then gb_s: {gbit_s:g}, or "
+            f"gbit_s: {gbit_s * 8:g}"
+        )
         reader.wrong(f"{where}.gbit_s", why)
     elif "gb_s" in found and any(
         math.isclose(rate_gb_s, known, rel_tol=0.03) for known in INFINIBAND_GBIT_S
     ):
-        why = f"{rate_gb_s:g} GB/s is no rate of InfiniBand; is it Gbit/s? Then gbit_s: {rate_gb_s:g}, or gb_s: {rate_gb_s / 8:g}"
+        why = (
+            f"{rate_gb_s:g} GB/s is no rate of InfiniBand; is it Gbit/s? Then gbit_s: "
+            f"{rate_gb_s:g}, or gb_s: {rate_gb_s / 8:g}"
+        )
         reader.wrong(f"{where}.gb_s", why)
 
 
@@ -321,6 +337,9 @@ def _links(reader: _Reader, values: Any, names: list[str]) -> dict[tuple[str, st
         found[pair(str(ends[0]), str(ends[1]))] = Link(rate, latency, word, measured)
     for one, other in combinations(sorted(set(names)), 2):
         if (one, other) not in found:
-            why = f"say nothing of {one} and {other}; add {{between: [{one}, {other}], gbit_s: 10, latency_us: 500, kind: ethernet}}"
+            why = (
+                f"say nothing of {one} and {other}; add {{between: [{one}, {other}], gbit_s: 10, "
+                f"latency_us: 500, kind: ethernet}}"
+            )
             reader.wrong("links", why)
     return found

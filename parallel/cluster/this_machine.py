@@ -1,4 +1,6 @@
-"""What this machine is, without loading torch: its GPUs as the driver lists them, its cores and memory, as a cluster of one node."""
+"""What this machine is, without loading torch: its GPUs as the driver lists them, its cores and
+memory, as a cluster of one node.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ CATALOGUE_CORES = 16
 
 
 def gpus(environment: Mapping[str, str] | None = None) -> list[tuple[str, float]]:
-    """Return (name, memory in GiB) of the GPUs that NVIDIA's driver lists and CUDA_VISIBLE_DEVICES leaves; [] without a driver."""
+    """Return (name, memory in GiB) of the GPUs that NVIDIA's driver lists and CUDA_VISIBLE_DEVICES
+    leaves; [] without a driver.
+    """
     inherited = os.environ if environment is None else environment
     found = shutil.which("nvidia-smi", path=inherited.get("PATH", os.defpath))
     if found is None:
@@ -48,7 +52,9 @@ def gpus(environment: Mapping[str, str] | None = None) -> list[tuple[str, float]
 
 
 def visible(listing: str, chosen: str | None) -> list[tuple[str, float]]:
-    """Return the GPUs of nvidia-smi's lines "index, uuid, name, MiB" that CUDA_VISIBLE_DEVICES (None: unset) leaves."""
+    """Return the GPUs of nvidia-smi's lines "index, uuid, name, MiB" that CUDA_VISIBLE_DEVICES
+    (None: unset) leaves.
+    """
     rows = [[part.strip() for part in line.split(",")] for line in listing.splitlines()]
     known = {}
     for row in (row for row in rows if len(row) == 4 and row[3].isdecimal()):
@@ -82,7 +88,9 @@ def cores() -> int:
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether this machine's cores multiply bf16 in hardware: where they do, a run's precision `auto` is bf16."""
+    """Return whether this machine's cores multiply bf16 in hardware: where they do, a run's
+    precision `auto` is bf16.
+    """
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except OSError:
@@ -104,7 +112,8 @@ def this_machine(processes: int | None = None, use: str = "auto") -> Cluster:
     """Return this machine as a cluster, by data sheets and by the number of its cores.
 
     Args:
-        processes: that share its cores where there is no GPU; None: one per core. With GPUs each process has one.
+        processes: that share its cores where there is no GPU; None: one per core. With GPUs each
+            process has one.
         use: "auto", "cuda" or "cpu".
 
     Raises:
@@ -117,7 +126,9 @@ def this_machine(processes: int | None = None, use: str = "auto") -> Cluster:
 
 
 def node_of(processes: int, gpu: tuple[str, float] | None = None) -> Cluster:
-    """Return one node with as many devices as processes: GPUs of a name and a memory in GiB, or shares of this machine's cores."""
+    """Return one node with as many devices as processes: GPUs of a name and a memory in GiB, or
+    shares of this machine's cores.
+    """
     if gpu is not None:
         return _one_node(_gpu(*gpu), processes)
     return _one_node(cpu(cores() / processes, memory_gib() / processes), processes)
@@ -138,7 +149,8 @@ def _gpu(name: str, size_gib: float) -> Device:
     kind = device_kind(name, size_gib)
     if kind is None:
         raise ClusterError(
-            f"{name} with {size_gib:.0f} GiB is not in the catalogue; measure it: motet cluster probe"
+            f"{name} with {size_gib:.0f} GiB is not in the catalogue; measure it: motet cluster "
+            "probe"
         )
     return device(kind, memory_gib=round(size_gib, 1))
 

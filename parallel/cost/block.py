@@ -1,7 +1,9 @@
-"""What one transformer block costs on one device for one micro-batch: seconds by phase, bytes of activations. Pure; no torch.
+"""What one transformer block costs on one device for one micro-batch: seconds by phase, bytes of
+activations. Pure; no torch.
 
-T tokens of the micro-batch on this device, D model width, F feed-forward width, H heads, V vocabulary. Products take operations / rate plus
-the time to move their operands (an additive roofline, so that small products are slow); pointwise kernels take bytes / bandwidth.
+T tokens of the micro-batch on this device, D model width, F feed-forward width, H heads, V
+vocabulary. Products take operations / rate plus the time to move their operands (an additive
+roofline, so that small products are slow); pointwise kernels take bytes / bandwidth.
 """
 
 from __future__ import annotations
@@ -235,7 +237,9 @@ class BlockCost:
     def _pointwise_bytes(
         self, split: Split, has_experts: bool
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return (forward, backward) bytes of what tensor parallelism divides, and of the residual stream."""
+        """Return (forward, backward) bytes of what tensor parallelism divides, and of the residual
+        stream.
+        """
         model, traits, half = self.model, self.traits, self.value / 2.0
         tp = split.tp.ranks
         fused = traits.fused_elementwise
@@ -270,7 +274,9 @@ class BlockCost:
         )
 
     def _tensor_s(self, split: Split, has_experts: bool) -> float:
-        """Two all-reduces of the residual stream per pass, or the same as gathers and scatters; experts bring their own."""
+        """Two all-reduces of the residual stream per pass, or the same as gathers and scatters;
+        experts bring their own.
+        """
         size = split.tokens * self.model.d_model * self.value
         each = split.tp.reduce_s(size, self.constants)
         if split.sequence_parallel and split.tp.ranks > 1:
@@ -309,9 +315,11 @@ class BlockCost:
         return move_s, products / constants.grouped + router + shared
 
     def _kept(self, split: Split, has_experts: bool) -> tuple[float, float, float]:
-        """Return bytes of activations of a block, of its attention's core, of its pointwise kernels.
+        """Return bytes of activations of a block, of its attention's core, of its pointwise
+        kernels.
 
-        The count of arXiv:2205.05198, section 4.1, redone for each trait (see `counts.activation_bytes_per_layer`).
+        The count of arXiv:2205.05198, section 4.1, redone for each trait (see
+        `counts.activation_bytes_per_layer`).
         """
         model, traits, tp = self.model, self.traits, split.tp.ranks
         value = self.value

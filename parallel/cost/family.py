@@ -1,7 +1,10 @@
-"""What a family of models costs: each member of a nested one, each stage of a progressive one. Pure; no torch.
+"""What a family of models costs: each member of a nested one, each stage of a progressive one.
 
-A nested family trains one member per step, a slice of the shared weights: passes are those of the member, but gradients are reduced and
-weights updated as those of the whole model, which is also what memory holds. A progressive family trains one model after another.
+Pure; no torch.
+
+A nested family trains one member per step, a slice of the shared weights: passes are those of the
+member, but gradients are reduced and weights updated as those of the whole model, which is also
+what memory holds. A progressive family trains one model after another.
 """
 
 from __future__ import annotations
@@ -72,7 +75,8 @@ def nested_cost(
 
     Args:
         whole: the model whose weights the members are slices of.
-        members: their shares sum to 1; a member of fewer layers has them divided anew among the stages.
+        members: their shares sum to 1; a member of fewer layers has them divided anew among the
+            stages.
 
     Raises:
         ValueError: shares that do not sum to 1.
@@ -102,7 +106,9 @@ def progressive_cost(
     traits: Traits = NATIVE,
     constants: Mapping[str, Constants] | None = None,
 ) -> FamilyCost:
-    """Return what a progressive family costs: `alone_s` trains every stage's model from scratch on all tokens up to its end."""
+    """Return what a progressive family costs: `alone_s` trains every stage's model from scratch on
+    all tokens up to its end.
+    """
     told: dict[str, Prediction] = {}
     steps: dict[str, float] = {}
     time_s = alone_s = before = 0.0

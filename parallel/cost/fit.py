@@ -1,4 +1,6 @@
-"""Constants that runs calibrate: what ships, how it was found, and how to fit others. Pure; scipy is loaded by `fit` alone.
+"""Constants that runs calibrate: what ships, how it was found, and how to fit others.
+
+Pure; scipy is loaded by `fit` alone.
 
 Nothing here was fitted to data whose licence forbids to pass on what is derived from it.
 """
@@ -18,10 +20,14 @@ DEFAULTS: Mapping[str, Constants] = {
     "h100-96-500w": Constants(
         inter=0.92, congestion=0.01, routing=0.7, grouped=1.0, most_devices=512
     ),
-    # Presets of 1 to 15 million on two cores, fastest of 14 steps: 0.35 to 0.40 GiB of a process are libraries. Yours is another CPU.
+    # Presets of 1 to 15 million on two cores, fastest of 14 steps: 0.35 to 0.40 GiB of a process
+    # are libraries. Yours is another CPU.
     "cpu": Constants(matmul=0.90, reserved_gib=0.38, communicator_gib=0.0),
 }
-"""By kind of device; a kind that is not here has `Constants()`. Of kinds without `most_devices`, predictions say that no run calibrates them."""
+"""By kind of device; a kind that is not here has `Constants()`.
+
+Of kinds without `most_devices`, predictions say that no run calibrates them.
+"""
 
 SPREAD = {
     # Relative uncertainty (one standard deviation) of each phase where nothing was fitted.
@@ -51,8 +57,8 @@ STARTS = (0.55, 0.75, 0.92)
 
 
 PULL = 0.1
-"""A constant that is off by a factor of 1.5 from where it starts weighs as much as one run that is off by 4 %: constants that the
-runs hardly move stay physical."""
+"""A constant that is off by a factor of 1.5 from where it starts weighs as much as one run that is
+off by 4 %: constants that the runs hardly move stay physical."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ def fit(
 ) -> Fit:
     """Return the constants under which predictions are nearest to measured step times.
 
-    Least squares of log ratios with a soft L1 loss, so that a few odd runs do not decide (scipy `least_squares`, scale 5 %),
-    in the logarithms of constants, within `BOUNDS`.
+    Least squares of log ratios with a soft L1 loss, so that a few odd runs do not decide (scipy
+    `least_squares`, scale 5 %), in the logarithms of constants, within `BOUNDS`.
 
     Args:
         names: constants to fit; the others stay as in `start`.
@@ -133,10 +139,12 @@ def fit_memory(
     out_of_memory: Sequence[bool],
     false_fit_weight: float = 2.0,
 ) -> Constants:
-    """Return `start` with the `activation` and `logits` that best tell runs that fit from those that do not.
+    """Return `start` with the `activation` and `logits` that best tell runs that fit from those
+    that do not.
 
-    Logistic loss of the predicted share of memory (scale 3 %), over grids that narrow within `BOUNDS`; a run that is falsely called
-    fitting weighs more than one that is falsely refused. A weak pull to `start` decides where runs do not.
+    Logistic loss of the predicted share of memory (scale 3 %), over grids that narrow within
+    `BOUNDS`; a run that is falsely called fitting weighs more than one that is falsely refused. A
+    weak pull to `start` decides where runs do not.
 
     Args:
         fills: for every run, constants to predicted memory over what the device has.

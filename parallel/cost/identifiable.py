@@ -1,7 +1,7 @@
 """Which constants some runs can decide on. Pure; no torch.
 
-A constant is worth fitting where it is uncertain and the runs' times move with it. Its worth is the product of both: the relative spread
-of step times that its uncertainty makes.
+A constant is worth fitting where it is uncertain and the runs' times move with it. Its worth is the
+product of both: the relative spread of step times that its uncertainty makes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import replace
 from motet.parallel.cost.terms import BOUNDS, Constants
 
 UNSURE: Mapping[str, float] = {
-    # Relative uncertainty (one standard deviation) of constants as they ship: that of the phases they scale (`calibration.SPREAD`).
+    # Relative uncertainty (one standard deviation) of constants as they ship: that of the phases
+    # they scale (`calibration.SPREAD`).
     "matmul": 0.10,
     "bandwidth": 0.25,
     "attention": 0.25,
@@ -24,7 +25,9 @@ UNSURE: Mapping[str, float] = {
     "grouped": 0.20,
 }
 UNSURE_MATMUL = 0.40
-"""The same of `matmul` on devices that no run calibrates: what their data sheet says of their peak is uncertain, too."""
+"""The same of `matmul` on devices that no run calibrates: what their data sheet says of their peak
+is uncertain, too.
+"""
 LEAST = 0.01
 """A constant whose uncertainty changes no step by this share is not fitted."""
 NUDGE = 1.1

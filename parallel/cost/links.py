@@ -1,8 +1,9 @@
 """How long collectives take on given links. Pure; no torch.
 
-n ranks of a group, k of them on one node, V bytes. Ring algorithms (Patarasu and Yuan, JPDC 69(2), 2009): each rank sends (n - 1) / n of V
-for an all-gather or a reduce-scatter, twice that for an all-reduce. A ring leaves a node once, and while all devices of a node work in groups of
-their own, a group has the share of the network cards that belongs to its k devices.
+n ranks of a group, k of them on one node, V bytes. Ring algorithms (Patarasu and Yuan, JPDC 69(2),
+2009): each rank sends (n - 1) / n of V for an all-gather or a reduce-scatter, twice that for an
+all-reduce. A ring leaves a node once, and while all devices of a node work in groups of their own,
+a group has the share of the network cards that belongs to its k devices.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from motet.parallel.cluster.description import Cluster, Group, Link
 from motet.parallel.cost.terms import Constants
 
 LAUNCH_S = 12e-6
-"""From the call of a collective to its first byte (NCCL's start-up time for small messages on one node)."""
+"""From the call of a collective to its first byte (NCCL's start-up time for small messages on one
+node).
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Domain:
         per_node: k, on the node that has fewest.
         nodes: that the group spans.
         intra, inter: links inside and between nodes (per device).
-        between: the link between groups of the cluster that it crosses, if it does (shared by `sharers` groups of the layout).
+        between: the link between groups of the cluster that it crosses, if it does (shared by
+            `sharers` groups of the layout).
     """
 
     ranks: int
@@ -114,7 +118,8 @@ def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> Domain
 
     Args:
         devices: their numbers in the cluster.
-        sharers: groups of the layout that cross the same link between groups of the cluster at the same time.
+        sharers: groups of the layout that cross the same link between groups of the cluster at the
+            same time.
     """
     spots = [cluster.spot(device) for device in devices]
     on_node: dict[int, int] = {}
@@ -138,7 +143,9 @@ def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> Domain
 
 
 def strided(group: Group, ranks: int, stride: int) -> Domain:
-    """Return where `ranks` ranks, each `stride` after the last, stand in a group of equal nodes that they fill in order."""
+    """Return where `ranks` ranks, each `stride` after the last, stand in a group of equal nodes
+    that they fill in order.
+    """
     size = group.devices_per_node
     inside = max(1, min(ranks, size // stride)) if stride < size else 1
     return Domain(ranks, inside, -(-ranks // inside), group.intra_node, group.inter_node)

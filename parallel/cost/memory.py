@@ -1,7 +1,8 @@
 """What the fullest device of every pipeline rank holds. Pure; no torch.
 
-The arithmetic of ZeRO (arXiv:1910.02054, section 3) with the degrees of a layout, and of activations in a pipeline (arXiv:2205.05198,
-section 4.2.3). For Motet's own engine `holdings.held_bytes` is exact for every rank; a test holds this against it.
+The arithmetic of ZeRO (arXiv:1910.02054, section 3) with the degrees of a layout, and of
+activations in a pipeline (arXiv:2205.05198, section 4.2.3). For Motet's own engine
+`holdings.held_bytes` is exact for every rank; a test holds this against it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ BUCKET_BYTES = 200e6
 
 @dataclass(frozen=True)
 class Weights:
-    """Values of weights that one device of a pipeline rank would hold if data parallelism divided nothing."""
+    """Values of weights that one device of a pipeline rank would hold if data parallelism divided
+    nothing.
+    """
 
     dense: float
     experts: float
@@ -34,7 +37,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Division:
-    """Among how many ranks weights, gradients and optimizer state are divided, and what is gathered when.
+    """Among how many ranks weights, gradients and optimizer state are divided, and what is gathered
+    when.
 
     Attributes:
         dense, experts: ranks of the dividing groups.
@@ -96,7 +100,9 @@ def state_parts(
 
 
 def block_bytes(block: Block, recompute: str, traits: Traits) -> tuple[float, float]:
-    """Return bytes that one block keeps for one micro-batch, and those that it has besides while its backward pass runs."""
+    """Return bytes that one block keeps for one micro-batch, and those that it has besides while
+    its backward pass runs.
+    """
     if recompute == "full":
         return block.input_bytes, block.kept_bytes
     if recompute == "selective" and traits.selective == "alternate":
@@ -111,9 +117,11 @@ def block_bytes(block: Block, recompute: str, traits: Traits) -> tuple[float, fl
 
 
 def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
-    """Return for how many micro-batches a pipeline rank keeps the activations of all its blocks at once.
+    """Return for how many micro-batches a pipeline rank keeps the activations of all its blocks at
+    once.
 
-    As `simulate.most_held`, in micro-batches of all stages of a rank instead of (stage, micro-batch) pairs.
+    As `simulate.most_held`, in micro-batches of all stages of a rank instead of (stage,
+    micro-batch) pairs.
     """
     pp, virtual = layout.pp, layout.virtual_stages
     if pp == 1:
@@ -135,11 +143,14 @@ def logits_bytes(vocabulary_size: int, tokens: int, split: int, traits: Traits) 
     alive = tokens if traits.logits_rows is None else min(traits.logits_rows, tokens)
     if not traits.gathers_logits:
         return alive * vocabulary_size / split * traits.logits_bytes
-    # A rank's own columns, those of all ranks before they are joined, and their gradient: sizes that the allocator does not use twice.
+    # A rank's own columns, those of all ranks before they are joined, and their gradient: sizes
+    # that the allocator does not use twice.
     copies = traits.compute_bytes * (2.0 + 1.0 / split) if split > 1 else 0.0
     return alive * vocabulary_size * (traits.logits_bytes + copies)
 
 
 def communicators(layout: Layout) -> int:
-    """Return how many kinds of groups a rank is in besides that of data parallelism; the buffers of each take memory."""
+    """Return how many kinds of groups a rank is in besides that of data parallelism; the buffers of
+    each take memory.
+    """
     return sum(degree > 1 for degree in (layout.tp, layout.pp, layout.cp, layout.ep))

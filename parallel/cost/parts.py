@@ -85,7 +85,8 @@ class Words(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """What one pipeline rank holds, on one kind of device, in one place: tables of its costs by `Words`.
+    """What one pipeline rank holds, on one kind of device, in one place: tables of its costs by
+    `Words`.
 
     Spots share the tables that do not ask what they differ in.
     """
@@ -109,5 +110,7 @@ class Run(NamedTuple):
 
 
 def exposed(transfer_s: float, compute_s: float, overlap: float) -> float:
-    """Return what a transfer adds to computation of which a share can hide it; what is hidden still costs the rest."""
+    """Return what a transfer adds to computation of which a share can hide it; what is hidden still
+    costs the rest.
+    """
     return transfer_s - overlap * (transfer_s if transfer_s < compute_s else compute_s)

@@ -1,4 +1,7 @@
-"""How long a pipeline takes, in closed form: what `simulate.timeline` finds pass by pass. Pure; no torch."""
+"""How long a pipeline takes, in closed form: what `simulate.timeline` finds pass by pass.
+
+Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
     """Return sums over pipeline ranks.
 
     Args:
-        ranks: (how many are alike, then for each of them `forward_s`, `backward_s` and `weight_s` of `pipeline_s`).
+        ranks: (how many are alike, then for each of them `forward_s`, `backward_s` and `weight_s`
+            of `pipeline_s`).
     """
     slowest = slowest_weight = slowest_half = -1.0
     total = weights = halves = 0.0
@@ -37,7 +41,9 @@ def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
 
 
 def half_passes(pp: int, micro_batches: float) -> float:
-    """Return how often every other rank of a V costs its longer half pass: once, twice where micro-batches are too few (found with `simulate`)."""
+    """Return how often every other rank of a V costs its longer half pass: once, twice where
+    micro-batches are too few (found with `simulate`).
+    """
     return 1.0 + min(1.0, max(0.0, (2 * pp - 1 - micro_batches) / (pp - 1)))
 
 
@@ -66,8 +72,9 @@ def pipeline_s(
 ) -> float:
     """Return the time from the first pass to the last of one step.
 
-    The slowest rank is always busy; it waits while the first micro-batch comes to it and the last one leaves: the passes of the others,
-    once (1F1B: arXiv:2104.04473, section 2.2; a rank with v stages waits for one of them: section 2.2.2; passes for weights fill a
+    The slowest rank is always busy; it waits while the first micro-batch comes to it and the last
+    one leaves: the passes of the others, once (1F1B: arXiv:2104.04473, section 2.2; a rank with v
+    stages waits for one of them: section 2.2.2; passes for weights fill a
     part of the wait: arXiv:2401.10241, section 2).
 
     Args:

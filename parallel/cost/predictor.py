@@ -1,6 +1,9 @@
-"""What a layout would do on a cluster: time of a step, memory, why, and how far to trust it. Pure; no torch.
+"""What a layout would do on a cluster: time of a step, memory, why, and how far to trust it.
 
-`predict` answers once. A search asks a `Predictor` many times: it remembers what layouts share (`cost_rank.RankCosts`).
+Pure; no torch.
+
+`predict` answers once. A search asks a `Predictor` many times: it remembers what layouts share
+(`cost_rank.RankCosts`).
 """
 
 from __future__ import annotations
@@ -54,8 +57,10 @@ def predict(
 
 
 Row = tuple[int, int, float, float, float]
-"""Pipeline ranks from and to before, GiB however many micro-batches there are, GiB per micro-batch, GiB of the device. A plain tuple: a search
-keeps many, and Python's garbage collector passes over plain tuples of numbers."""
+"""Pipeline ranks from and to before, GiB however many micro-batches there are, GiB per micro-batch,
+GiB of the device. A plain tuple: a search keeps many, and Python's garbage collector passes over
+plain tuples of numbers.
+"""
 
 
 class Line(NamedTuple):
@@ -109,7 +114,10 @@ class Predictor(RankCosts):
         )
 
     def predict(self, layout: Layout, where: Places | None = None) -> Prediction:
-        """Return what a layout would do; see `predict`. `where` spares the search for its groups where they are known."""
+        """Return what a layout would do; see `predict`.
+
+        `where` spares the search for its groups where they are known.
+        """
         where, kept = where or self.places(layout), self.kept(layout)
         number = self.micro_batches(layout)
         words = self.words(layout, number > 1)
@@ -163,7 +171,9 @@ class Predictor(RankCosts):
         kept: tuple[Kept, ...],
         column: Column,
     ) -> Line:
-        """Return the pipeline of replicas that stand alike: what does not depend on the schedule and the number of micro-batches."""
+        """Return the pipeline of replicas that stand alike: what does not depend on the schedule
+        and the number of micro-batches.
+        """
         key = (
             id(where),  # kept alive by `_runs`; equal `kept` are one object
             id(kept),
@@ -178,7 +188,9 @@ class Predictor(RankCosts):
         return found
 
     def _runs_of(self, where: Places, kept: tuple[Kept, ...], column: Column | None) -> list[Run]:
-        """Return pipeline ranks that are alike together: those of one column, or with the devices of all of them."""
+        """Return pipeline ranks that are alike together: those of one column, or with the devices
+        of all of them.
+        """
         key = (id(where), id(kept), id(column))
         known = self._runs.get(key)
         if known is not None:
@@ -214,7 +226,8 @@ class Predictor(RankCosts):
             if rank_s > slowest_s:
                 slowest, slowest_s = rank, rank_s
         assert slowest is not None
-        # Reductions hide behind the last backward pass, gathers behind the first forward pass: behind what hides no others already.
+        # Reductions hide behind the last backward pass, gathers behind the first forward pass:
+        # behind what hides no others already.
         window = slowest.backward_s + slowest.forward_s
         waits_s = max(0.0, slowest_s - window - slowest.send_s)
         free_s = max(0.0, window - (sum(slowest.gather_s) - waits_s))
@@ -238,7 +251,9 @@ class Predictor(RankCosts):
         column: Column,
         number: float,
     ) -> tuple[float, dict[str, float], tuple[float, ...]]:
-        """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that stand alike."""
+        """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that
+        stand alike.
+        """
         number *= column.share
         line = self._line(layout, words, where, kept, column)
         pipe_s = chain_s(layout, number, line.chain)
@@ -345,7 +360,9 @@ class Predictor(RankCosts):
         return time_s / spread, time_s * spread
 
     def _beyond(self, used: Mapping[int, float]) -> float:
-        """Return by how many doublings a layout has more devices than the runs that its constants were found on."""
+        """Return by how many doublings a layout has more devices than the runs that its constants
+        were found on.
+        """
         most = min([self.constants[group].most_devices for group in used])
         devices = sum(used.values())
         return math.log2(devices / most) if 0 < most < devices else 0.0
@@ -372,7 +389,8 @@ class Predictor(RankCosts):
         network = parts["data_parallel"] + parts["pipeline_send"] + parts["experts"]
         if network > 0.2 * time_s and layout.world_size > 8:
             found.append(
-                f"{network / time_s:.0%} of the step waits for transfers, which depend on the network's load; probe it"
+                f"{network / time_s:.0%} of the step waits for transfers, which depend on the "
+                "network's load; probe it"
             )
         if len(used) > 1:
             found.append("devices differ: the times of their links were not measured together")

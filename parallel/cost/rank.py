@@ -1,4 +1,5 @@
-"""What one pipeline rank costs under a layout: seconds of its passes and transfers, bytes that it holds. Pure; no torch.
+"""What one pipeline rank costs under a layout: seconds of its passes and transfers, bytes that it
+holds. Pure; no torch.
 
 What layouts share (places, stages, blocks, ranks) is computed once and remembered.
 """
@@ -33,7 +34,9 @@ from motet.parallel.layout.layout import Layout
 
 GIB = memory.GIB
 STAGE_HOST = 1.3
-"""Host time that a micro-batch takes in a stage of a pipeline besides its blocks, over that of a block's forward pass."""
+"""Host time that a micro-batch takes in a stage of a pipeline besides its blocks, over that of a
+block's forward pass.
+"""
 
 
 class RankCosts:
@@ -147,7 +150,9 @@ class RankCosts:
         )
 
     def numbers(self, stage: Stage) -> tuple[int, int, int]:
-        """Return numbers that stand for a stage's groups within a replica, for those of its data, and for its hop, in keys."""
+        """Return numbers that stand for a stage's groups within a replica, for those of its data,
+        and for its hop, in keys.
+        """
         found = self._numbered.get(id(stage))
         if found is None:
             experts = (stage.expert_data, stage.expert_replicas)
@@ -188,7 +193,9 @@ class RankCosts:
     # --- time of one pipeline rank
 
     def spot(self, stage: Stage, kept: Kept, group: int) -> Spot:
-        """Return where costs of a pipeline rank on devices of one of the cluster's groups are remembered."""
+        """Return where costs of a pipeline rank on devices of one of the cluster's groups are
+        remembered.
+        """
         inner, outer, hop = self.numbers(stage)
         key = (group, kept, inner, outer, hop)
         found = self._spots.get(key)
@@ -207,7 +214,9 @@ class RankCosts:
         return found
 
     def words(self, layout: Layout, several: bool = True) -> Words:
-        """Return what the tables of a spot ask for; `several` micro-batches add to the same gradients, or one does."""
+        """Return what the tables of a spot ask for; `several` micro-batches add to the same
+        gradients, or one does.
+        """
         parallel, piped = layout.sequence_parallel and layout.tp > 1, layout.pp > 1
         tables = layout.vocabulary_parallel
         alone = layout.tp * layout.cp * layout.dp_shard * layout.dp_replicate == 1
@@ -252,7 +261,9 @@ class RankCosts:
         )
 
     def _blocks_of(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Passes:
-        """Return the passes of all blocks of a rank, recomputation included, and of embedding and head."""
+        """Return the passes of all blocks of a rank, recomputation included, and of embedding and
+        head.
+        """
         forward = backward = (0.0,) * len(PHASES)
         weight_s = head_s = 0.0
         for number, has_experts in ((kept.dense_layers, False), (kept.expert_layers, True)):
@@ -286,7 +297,9 @@ class RankCosts:
         return 2 * send_s + host_s
 
     def _data(self, layout: Layout, stage: Stage, kept: Kept, group: int) -> Step:
-        """Return seconds of data-parallel transfers, in each pass and once a step, and of the update."""
+        """Return seconds of data-parallel transfers, in each pass and once a step, and of the
+        update.
+        """
         own, traits = self.constants[group], self.traits
         weights = self.weights(layout, kept)
         shared = memory.division(layout, self.training, weights)
@@ -384,7 +397,9 @@ class RankCosts:
     def rank_memory(
         self, layout: Layout, stage: Stage, kept: Kept, rank: int, number: float, group: int
     ) -> tuple[float, float, dict[str, float]]:
-        """Return (bytes, capacity, GiB by what holds them) of a device of a pipeline rank that runs `number` micro-batches."""
+        """Return (bytes, capacity, GiB by what holds them) of a device of a pipeline rank that runs
+        `number` micro-batches.
+        """
         words = self.words(layout, number > 1)
         found = self.held_at(layout, words, self.spot(stage, kept, group))
         micro_batches = memory.micro_batches_held(layout, rank, math.ceil(number))

@@ -1,6 +1,8 @@
-"""What a layout asks of each rank: weights that it holds, arithmetic of its stages; and what it would cost on a cluster. No torch.
+"""What a layout asks of each rank: weights that it holds, arithmetic of its stages; and what it
+would cost on a cluster. No torch.
 
-`predict` is the front door of the cost model: see `predict.py` for how it is put together, `docs/planning.md` for what it is good for.
+`predict` is the front door of the cost model: see `predict.py` for how it is put together,
+`docs/planning.md` for what it is good for.
 
 V vocabulary, D model width, T tokens of a sequence.
 """
@@ -36,8 +38,10 @@ class StageCost:
     Attributes:
         layers: the blocks that it holds.
         parameters: of the whole stage.
-        held_parameters: of one of its ranks; where a size does not divide among the ranks, of an average one.
-        forward_flops: floating-point operations of one token's forward pass through the stage, over all its ranks.
+        held_parameters: of one of its ranks; where a size does not divide among the ranks, of an
+            average one.
+        forward_flops: floating-point operations of one token's forward pass through the stage, over
+            all its ranks.
         weight_flops: those of the weights' gradients, a part of the backward pass.
     """
 
@@ -51,7 +55,9 @@ class StageCost:
 
 
 def stage_costs(layout: Layout, model: ModelConfig, sequence_length: int) -> list[StageCost]:
-    """Return what every stage of a layout is: a layout that `layout_rules.problems` finds no fault with."""
+    """Return what every stage of a layout is: a layout that `layout_rules.problems` finds no fault
+    with.
+    """
     layers = layout.layers_of_stages(model)
     return [
         _stage_cost(layout, model, sequence_length, held, i == 0, i == len(layers) - 1)
@@ -82,7 +88,9 @@ def _stage_cost(
 
 
 def _split_by_tp(model: ModelConfig, layer: int) -> int:
-    """Weights that tensor parallelism divides: projections with their biases, norms over all heads, a dense feed-forward."""
+    """Weights that tensor parallelism divides: projections with their biases, norms over all heads,
+    a dense feed-forward.
+    """
     out = 2 * model.d_model * (model.query_width + model.kv_width)
     if model.qkv_bias:
         out += model.query_width + 2 * model.kv_width
@@ -92,9 +100,11 @@ def _split_by_tp(model: ModelConfig, layer: int) -> int:
 
 
 def pass_times(costs: list[StageCost], layout: Layout) -> tuple[list[float], ...]:
-    """Return (forward, backward, weight part of backward) of one micro-batch per stage, as shares of one whole forward pass.
+    """Return (forward, backward, weight part of backward) of one micro-batch per stage, as shares
+    of one whole forward pass.
 
-    By arithmetic alone: a backward pass makes two products for each of the forward pass, and with full recomputation that one again.
+    By arithmetic alone: a backward pass makes two products for each of the forward pass, and with
+    full recomputation that one again.
     """
     whole = sum(cost.forward_flops for cost in costs)
     again = 1.0 if layout.recompute == "full" else 0.0

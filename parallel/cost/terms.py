@@ -1,4 +1,6 @@
-"""The words of the cost model: what is trained, how a backend behaves, constants that runs calibrate. Pure; no torch."""
+"""The words of the cost model: what is trained, how a backend behaves, constants that runs
+calibrate. Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ class Training:
     Attributes:
         sequences: of one optimizer step, over all devices.
         sequence_length: tokens of one.
-        dtype: of matrix products: "bf16", "fp16", "fp32" or "fp8" (master copies and reductions stay as `Traits` says).
-        optimizer_bytes: of state per weight, e.g. 8 for two fp32 moments, 12 with an fp32 copy of 16-bit weights.
-        zero_stage: 0 to 3 (arXiv:1910.02054): what dp_shard divides; None: as Motet's engine does (weights are divided, and kept
-            gathered during a step where `holdings.gathers_again` says no).
+        dtype: of matrix products: "bf16", "fp16", "fp32" or "fp8" (master copies and reductions
+            stay as `Traits` says).
+        optimizer_bytes: of state per weight, e.g. 8 for two fp32 moments, 12 with an fp32 copy of
+            16-bit weights.
+        zero_stage: 0 to 3 (arXiv:1910.02054): what dp_shard divides; None: as Motet's engine does
+            (weights are divided, and kept gathered during a step where `holdings.gathers_again`
+            says no).
         offload: the optimizer's state lives in the host's memory.
-        probe_tokens: tokens per step, on average, that probes send through the model without a backward pass.
+        probe_tokens: tokens per step, on average, that probes send through the model without a
+            backward pass.
         data_s: time per step that waiting for data takes.
     """
 
@@ -38,15 +44,20 @@ class Traits:
     """What a backend does where backends differ.
 
     Attributes:
-        gated: the feed-forward is SwiGLU with three matrices; False: two matrices and GELU, of 1.5 times the width.
+        gated: the feed-forward is SwiGLU with three matrices; False: two matrices and GELU, of 1.5
+            times the width.
         rotary: positions turn queries and keys.
         dropout: masks are made and kept.
-        attention: "flash1", "flash2", "flash3"; "fused" (scores exist, one kernel masks them and makes the softmax); "math" (many kernels).
+        attention: "flash1", "flash2", "flash3"; "fused" (scores exist, one kernel masks them and
+            makes the softmax); "math" (many kernels).
         fused_norms: a norm is one kernel; else many that keep fp32 copies.
         fused_elementwise: activations, rotary positions and residual sums are fused by a compiler.
-        context_gathers: context ranks gather the keys and values of all, as torch's own context parallelism does; they go around else.
-        repeats_keys: keys and values are repeated to as many heads as queries have before context ranks pass them on.
-        gathers_logits: products of the head are divided as the layout says, but every tensor rank gathers all logits for the loss.
+        context_gathers: context ranks gather the keys and values of all, as torch's own context
+            parallelism does; they go around else.
+        repeats_keys: keys and values are repeated to as many heads as queries have before context
+            ranks pass them on.
+        gathers_logits: products of the head are divided as the layout says, but every tensor rank
+            gathers all logits for the loss.
         logits_rows: rows of logits that exist at a time; None: all.
         logits_bytes: of one logit while the loss is computed, copies and gradient included.
         weight_bytes, gradient_bytes: of what a device holds.
@@ -55,15 +66,20 @@ class Traits:
         data_overlap: share of the data-parallel transfers that can hide behind computation.
         tensor_overlap: the same of tensor-parallel transfers.
         send_overlap: share of the sends between stages that hides behind computation.
-        sends_parts: a stage sends 1 / tp of the hidden states from each tensor rank also without sequence parallelism.
-        selective: what selective recomputation makes again: "attention" (its core: arXiv:2205.05198), "pointwise" (all but products and
-            attention), or "alternate" (every second product too: torchtitan's choice per operation).
+        sends_parts: a stage sends 1 / tp of the hidden states from each tensor rank also without
+            sequence parallelism.
+        selective: what selective recomputation makes again: "attention" (its core:
+            arXiv:2205.05198), "pointwise" (all but products and attention), or "alternate" (every
+            second product too: torchtitan's choice per operation).
         selective_layers: share of layers that selective recomputation acts on.
         fp8_gathers: with fp8 products, tensor-parallel gathers carry 8 bits.
-        fp8_scaling: share of fp8's rate that is left by the way its scales are kept (1 = one scale per tensor).
+        fp8_scaling: share of fp8's rate that is left by the way its scales are kept (1 = one scale
+            per tensor).
         optimizer_traffic: bytes read and written per weight in an update.
-        shared_host: host time to start a block of a stage that several ranks hold, over that of a rank alone (FSDP2's hooks).
-        tensor_host: the same of a block that tensor parallelism divides (DTensors that change hands). Measured on a CPU with torch 2.13:
+        shared_host: host time to start a block of a stage that several ranks hold, over that of a
+            rank alone (FSDP2's hooks).
+        tensor_host: the same of a block that tensor parallelism divides (DTensors that change
+        hands). Measured on a CPU with torch 2.13:
             forward and backward pass 1.2 ms alone, 3.0 under FSDP2, 7.3 with tp=2.
         ahead: the host starts kernels while others run; False: its time adds to theirs, as on CPUs.
     """
@@ -101,15 +117,19 @@ NATIVE = Traits()
 """Motet's own engine: FSDP2 with fp32 weights, bf16 products, loss by blocks of 512 rows."""
 
 ATTENTION_EFFICIENCY = {"flash1": 0.42, "flash2": 0.70, "flash3": 0.85}
-"""Rate of the causal half of the scores over that of large products on the same device: on an A100, forward and backward together, head width
-128 (arXiv:2205.14135; arXiv:2307.08691, figures 4 and 5); `flash3` on an H100 (arXiv:2407.08608). Both slow down with the clock."""
+"""Rate of the causal half of the scores over that of large products on the same device: on an A100,
+forward and backward together, head width 128 (arXiv:2205.14135; arXiv:2307.08691, figures 4 and 5);
+`flash3` on an H100 (arXiv:2407.08608). Both slow down with the clock.
+"""
 
 OLD_KERNELS = 0.62
-"""What "flash1" and "flash2" keep of that on devices with 8-bit units, whose new instructions they do not use (arXiv:2407.08608: 35 % of
-an H100's peak forward)."""
+"""What "flash1" and "flash2" keep of that on devices with 8-bit units, whose new instructions they
+do not use (arXiv:2407.08608: 35 % of an H100's peak forward)."""
 
 FP8_EFFICIENCY = 0.80
-"""Rate of fp8 products over twice that of bf16 ones: they are shorter, and more often wait for memory and power."""
+"""Rate of fp8 products over twice that of bf16 ones: they are shorter, and more often wait for
+memory and power.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,14 +141,19 @@ class Constants:
         bandwidth: share of the peak memory bandwidth that pointwise kernels reach.
         attention: measured time of attention kernels over that of `ATTENTION_EFFICIENCY`.
         intra, inter: share of a link's rate that collectives reach inside a node and between nodes.
-        host_us: time that the host takes to start one block's forward pass: the device waits for it where its work is shorter.
-        congestion: loss of bandwidth between nodes with every doubling of the nodes that a group spans.
-        activation: bytes of activations over those that are counted (allocator rounding, fragments).
+        host_us: time that the host takes to start one block's forward pass: the device waits for it
+            where its work is shorter.
+        congestion: loss of bandwidth between nodes with every doubling of the nodes that a group
+            spans.
+        activation: bytes of activations over those that are counted (allocator rounding,
+            fragments).
         logits: the same of logits, whose few large blocks leave the largest gaps.
         reserved_gib: context, libraries' buffers, work spaces.
-        communicator_gib: buffers of the collectives of one kind of groups, data parallelism's aside.
+        communicator_gib: buffers of the collectives of one kind of groups, data parallelism's
+            aside.
         routing: share of a link's rate that all-to-all of routed rows reaches.
-        grouped: rate of experts' products over that of dense ones of equal size, unequal experts included.
+        grouped: rate of experts' products over that of dense ones of equal size, unequal experts
+            included.
         most_devices: of the runs that these were found on; beyond it intervals widen. 0 = unknown.
     """
 
@@ -174,11 +199,14 @@ class Prediction(NamedTuple):
         interval_s: about 90 % of measured steps should lie in it.
         memory_gib: of the fullest device; `capacity_gib` is what the device has.
         fits: whether memory suffices everywhere.
-        parts: seconds of the step by phase, along the slowest pipeline rank; they add up to `step_time_s`.
+        parts: seconds of the step by phase, along the slowest pipeline rank; they add up to
+            `step_time_s`.
         memory_parts: GiB on the fullest device by what holds them.
-        stage_time_s, stage_memory_gib: per pipeline rank: busy time of a step, and its fullest device.
+        stage_time_s, stage_memory_gib: per pipeline rank: busy time of a step, and its fullest
+            device.
         tokens_per_s: of the whole cluster.
-        mfu: model FLOPs utilization by `counts.training_flops_per_token`, of the peaks of all devices used.
+        mfu: model FLOPs utilization by `counts.training_flops_per_token`, of the peaks of all
+            devices used.
         price: of 10^9 tokens, on the devices used; 0 where no price is known.
         trust: reasons to doubt the numbers; empty: within what the constants were fitted to.
     """

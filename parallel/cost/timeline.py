@@ -1,7 +1,8 @@
 """A pipeline's timeline without running it: what each rank does in which order, and when. No torch.
 
-The orders are those of `torch.distributed.pipelining` (a test compares them), which follow GPipe (arXiv:1811.06965), 1F1B and interleaved
-1F1B (arXiv:2104.04473, section 2.2), and the zero-bubble schedules ZB1P and ZB-V (arXiv:2401.10241, sections 2 and 6).
+The orders are those of `torch.distributed.pipelining` (a test compares them), which follow GPipe
+(arXiv:1811.06965), 1F1B and interleaved 1F1B (arXiv:2104.04473, section 2.2), and the zero-bubble
+schedules ZB1P and ZB-V (arXiv:2401.10241, sections 2 and 6).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
 class Action(NamedTuple):
     """One pass of one micro-batch through one stage.
 
-    `kind` is "F" forward, "B" the whole backward pass, "I" its part for the inputs (which the stage before waits for), or "W" its part
-    for the weights.
+    `kind` is "F" forward, "B" the whole backward pass, "I" its part for the inputs (which the stage
+    before waits for), or "W" its part for the weights.
     """
 
     stage: int
@@ -42,7 +43,8 @@ def orders(schedule: str, pp: int, virtual_stages: int, micro_batches: int) -> l
     """Return what every rank of a pipeline does, in order.
 
     Args:
-        schedule: one of `layout.SCHEDULES`; with `virtual_stages` and `micro_batches` that `layout_rules` allows.
+        schedule: one of `layout.SCHEDULES`; with `virtual_stages` and `micro_batches` that
+            `layout_rules` allows.
     """
     if schedule == "zbv_zero_bubble":
         return [_zbv(rank, pp, micro_batches) for rank in range(pp)]
@@ -57,7 +59,9 @@ def orders(schedule: str, pp: int, virtual_stages: int, micro_batches: int) -> l
 
 
 def _one_stage(rank: int, warmup: int, micro_batches: int) -> list[Action]:
-    """Some forward passes first, then one forward and one backward in turn, then the backward passes that are left."""
+    """Some forward passes first, then one forward and one backward in turn, then the backward
+    passes that are left.
+    """
     out = [Action(rank, n, FORWARD) for n in range(warmup)]
     for n in range(micro_batches):
         if warmup + n < micro_batches:
@@ -80,7 +84,9 @@ class _Order:
 
 
 def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int, apart: bool) -> list[Action]:
-    """Rounds of micro-batches through the rank's stages; `apart`: weight gradients follow once later ranks have their inputs."""
+    """Rounds of micro-batches through the rank's stages; `apart`: weight gradients follow once
+    later ranks have their inputs.
+    """
     per_round = micro_batches // max(1, micro_batches // pp)
     total = micro_batches * virtual
     hops = pp - 1 - rank
@@ -106,7 +112,8 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int, apart: bo
 def _zbv(rank: int, pp: int, micro_batches: int) -> list[Action]:
     """The V: stage `rank` on the way down, and its mirror on the way up.
 
-    The order is made for at least 2 pp - 1 micro-batches, which fill the pipeline; those that do not exist are left out.
+    The order is made for at least 2 pp - 1 micro-batches, which fill the pipeline; those that do
+    not exist are left out.
     """
     down, up = rank, 2 * pp - 1 - rank
     order = _Order()
@@ -146,12 +153,15 @@ def timeline(
     weight_s: Sequence[float] = (),
     send_s: Sequence[float] = (),
 ) -> list[Work]:
-    """Return every pass of one step with its time: each starts when its rank is free and what it needs has arrived.
+    """Return every pass of one step with its time: each starts when its rank is free and what it
+    needs has arrived.
 
     Args:
         forward_s, backward_s: of one micro-batch in every stage.
-        weight_s: the part of `backward_s` that makes the weights' gradients, for the schedules that take it apart; () = half.
-        send_s: from stage i to stage i + 1 on another rank, and back; computation goes on meanwhile. () = 0.
+        weight_s: the part of `backward_s` that makes the weights' gradients, for the schedules that
+            take it apart; () = half.
+        send_s: from stage i to stage i + 1 on another rank, and back; computation goes on
+            meanwhile. () = 0.
 
     Raises:
         ValueError: some rank waits for ever.
@@ -236,7 +246,9 @@ def bubble(works: Sequence[Work]) -> float:
 
 
 def most_held(actions: Sequence[Action]) -> int:
-    """Return the most (stage, micro-batch) pairs whose activations a rank holds at once, given its actions in order."""
+    """Return the most (stage, micro-batch) pairs whose activations a rank holds at once, given its
+    actions in order.
+    """
     held = most = 0
     for action in actions:
         held += {FORWARD: 1, BACKWARD: -1, WEIGHT: -1}.get(action.kind, 0)

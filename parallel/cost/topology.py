@@ -1,4 +1,6 @@
-"""Where the groups of a layout stand on a cluster: which links each collective uses, and which devices each stage has. Pure; no torch."""
+"""Where the groups of a layout stand on a cluster: which links each collective uses, and which
+devices each stage has. Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ class Stage:
 
     Attributes:
         groups: the cluster's groups that its devices belong to.
-        data: readers and context ranks that hold the same weights, replicas included; `shard` without replicas; `replicate` these alone.
-        expert_data: ranks of one replica that hold the same experts; `expert_replicas` the same over all replicas.
+        data: readers and context ranks that hold the same weights, replicas included; `shard`
+            without replicas; `replicate` these alone.
+        expert_data: ranks of one replica that hold the same experts; `expert_replicas` the same
+            over all replicas.
         hop: two neighbouring stages.
     """
 
@@ -45,7 +49,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Column:
-    """Replicas that stand alike: their share of a step, and the cluster's groups that each stage has devices of."""
+    """Replicas that stand alike: their share of a step, and the cluster's groups that each stage
+    has devices of.
+    """
 
     share: float
     groups: tuple[tuple[int, ...], ...]
@@ -67,7 +73,8 @@ def places(cluster: Cluster, layout: Layout) -> Places:
     """
     if layout.world_size > cluster.devices:
         raise ClusterError(
-            f"the layout has {layout.world_size:,} ranks, but the cluster has {cluster.devices:,} devices"
+            f"the layout has {layout.world_size:,} ranks, but the cluster has {cluster.devices:,} "
+            "devices"
         )
     if len(cluster.groups) == 1 and not layout.placement:
         return _uniform(cluster, layout)
@@ -110,7 +117,9 @@ def _uniform(cluster: Cluster, layout: Layout) -> Places:
 
 
 def _neighbour(layout: Layout, number: int) -> int:
-    """Return the stage that a pipeline rank sends to: the next; the last one back, or around to its next stage."""
+    """Return the stage that a pipeline rank sends to: the next; the last one back, or around to its
+    next stage.
+    """
     last = number == layout.pp - 1 and layout.virtual_stages == 1
     return (number - 1 if last else number + 1) % layout.pp
 
@@ -160,7 +169,9 @@ def _groups(ranks: range, count: int, stride: int) -> list[list[int]]:
 
 
 def _slowest_of_stages(cluster: Cluster, stages: Sequence[Sequence[Sequence[int]]]) -> list[Domain]:
-    """Return the slowest group of every stage: stages work at the same time, and share a link between clusters."""
+    """Return the slowest group of every stage: stages work at the same time, and share a link
+    between clusters.
+    """
     found = [_slowest(cluster, groups) for groups in stages]
     crossing = sum(one.sharers for one in found if one.between is not None)
     return [one if one.between is None else replace(one, sharers=crossing) for one in found]

@@ -1,7 +1,9 @@
-"""What engines share whose every rank runs the whole model on its own sequences; how state is divided is the library's affair.
+"""What engines share whose every rank runs the whole model on its own sequences; how state is
+divided is the library's affair.
 
-B batch, T tokens. Such a library averages gradients over ranks, so a rank's loss is multiplied by their number: what comes out
-is the mean over all labels of the global batch, however unevenly they are spread.
+B batch, T tokens. Such a library averages gradients over ranks, so a rank's loss is multiplied by
+their number: what comes out is the mean over all labels of the global batch, however unevenly they
+are spread.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from motet.parallel.runtime.step_totals import asked, balance, count_step, mixtu
 
 
 class Trained(nn.Module):
-    """A decoder as DeepSpeed and Accelerate take it: one module whose result is a plain tuple of tensors.
+    """A decoder as DeepSpeed and Accelerate take it: one module whose result is a plain tuple of
+    tensors.
 
     Autocast is entered inside, because DeepSpeed turns off what surrounds it.
     """
@@ -40,7 +43,9 @@ class Trained(nn.Module):
     def forward(
         self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return summed (cross-entropy, z-loss) for training, else (log-probability, greedy) [B, T]."""
+        """Return summed (cross-entropy, z-loss) for training, else (log-probability, greedy) [B,
+        T].
+        """
         with self._compute():
             if train:
                 sums = self.decoder(
@@ -58,7 +63,8 @@ class Trained(nn.Module):
 
 
 class DataParallelEngine(ABC):
-    """Steps and scores of an `Engine`; a subclass says how gradients, updates and state are handled.
+    """Steps and scores of an `Engine`; a subclass says how gradients, updates and state are
+    handled.
 
     A subclass sets `decoder` (whose mixtures it counts) before the first step.
     """
@@ -78,7 +84,9 @@ class DataParallelEngine(ABC):
 
     @abstractmethod
     def _micro_batch(self, last: bool) -> AbstractContextManager[object]:
-        """Surround forward and backward pass of a micro-batch; gradients are complete after the `last` one of a step."""
+        """Surround forward and backward pass of a micro-batch; gradients are complete after the
+        `last` one of a step.
+        """
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
@@ -86,7 +94,9 @@ class DataParallelEngine(ABC):
 
     @abstractmethod
     def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
-        """Ask the judge, apply or drop the gradients; return (gradient norm before clipping, whether it was applied)."""
+        """Ask the judge, apply or drop the gradients; return (gradient norm before clipping,
+        whether it was applied).
+        """
 
     def step(
         self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
@@ -109,7 +119,9 @@ class DataParallelEngine(ABC):
         )
 
     def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
-        """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss], float64."""
+        """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss],
+        float64.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(batches):
             tokens_BT = self._to_device(batch.tokens_BT)

@@ -1,4 +1,7 @@
-"""Motet's settings as a DeepSpeed configuration, and what a user may add to it. No torch; DeepSpeed itself only where a function says so."""
+"""Motet's settings as a DeepSpeed configuration, and what a user may add to it.
+
+No torch; DeepSpeed itself only where a function says so.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ _DECIDED = {
     "autotuning": "the run, which must not stop to try other settings",
     "elasticity": "the layout of each attempt",
     "gradient_allreduce_op": "the loss, which is the mean over all labels of the global batch",
-    # Each of these updates weights past the optimizer that asks `Engine.step`'s judge, or hides the norm that it asks about.
+    # Each of these updates weights past the optimizer that asks `Engine.step`'s judge, or hides the
+    # norm that it asks about.
     "zero_optimization.compute_grad_norm": "training.bad_steps, which needs the gradient norm",
     "zero_optimization.zenflow": "training.bad_steps, which must be able to refuse an update",
     "zero_optimization.offload_optimizer.super_offload": "training.bad_steps, which must be able to refuse an update",
@@ -56,7 +60,8 @@ _DECIDED = {
     "zero_optimization.mics_hierarchical_params_gather": "layout.zero_stage; MiCS is not supported",
 }
 
-# Other sections and values that DeepSpeed reads at the top of its configuration; it ignores a name that it does not know.
+# Other sections and values that DeepSpeed reads at the top of its configuration; it ignores a name
+# that it does not know.
 KNOWN = frozenset(
     {
         "aio",
@@ -105,8 +110,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Return the configuration that DeepSpeed gets.
 
-    Motet counts micro-batches itself, because their number changes along a batch ramp: DeepSpeed sees a step of one and is told
-    which is the last.
+    Motet counts micro-batches itself, because their number changes along a batch ramp: DeepSpeed
+    sees a step of one and is told which is the last.
 
     Args:
         zero_stage: 1, 2 or 3.
@@ -127,7 +132,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_sequences,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
-        # The optimizer is a subclass of torch's AdamW that can refuse an update, also where its state lies in host memory.
+        # The optimizer is a subclass of torch's AdamW that can refuse an update, also where its
+        # state lies in host memory.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
@@ -147,21 +153,31 @@ def _merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]
 def problems(
     zero_stage: int, offload: str, extra: Mapping[str, Any], compiled: bool = False
 ) -> list[Problem]:
-    """Return every contradiction between the user's DeepSpeed settings and Motet's, and names that DeepSpeed does not read.
+    """Return every contradiction between the user's DeepSpeed settings and Motet's, and names that
+    DeepSpeed does not read.
 
     Args:
         compiled: `training.compile`.
     """
     out: list[Problem] = []
     if offload == "parameters" and zero_stage < 3:
-        why = f"parameters needs weights that are divided: set layout.zero_stage=3 (it is {zero_stage}), or layout.offload=optimizer"
+        why = (
+            "parameters needs weights that are divided: set layout.zero_stage=3 (it is "
+            f"{zero_stage}), or layout.offload=optimizer"
+        )
         out.append(("layout.offload", why))
     if compiled and zero_stage == 3:
-        why = "3 gathers weights in hooks inside the blocks, which training.compile=true forbids; set it to 2, or training.compile=false"
+        why = (
+            "3 gathers weights in hooks inside the blocks, which training.compile=true forbids; "
+            "set it to 2, or training.compile=false"
+        )
         out.append(("layout.zero_stage", why))
     zero = extra.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
-        why = f"is {zero!r}; it must be a mapping of ZeRO settings, such as {{reduce_bucket_size: 100000000}}"
+        why = (
+            f"is {zero!r}; it must be a mapping of ZeRO settings, such as {{reduce_bucket_size: "
+            f"100000000}}"
+        )
         return [*out, ("layout.deepspeed.zero_optimization", why)]
     for path in _paths(extra):
         decided = _DECIDED.get(path)
@@ -188,7 +204,8 @@ def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def library_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Return what DeepSpeed itself finds wrong with the ZeRO section: names that it does not know, values out of range.
+    """Return what DeepSpeed itself finds wrong with the ZeRO section: names that it does not know,
+    values out of range.
 
     Imports DeepSpeed, which takes seconds.
     """
@@ -218,6 +235,8 @@ def library_problems(config: Mapping[str, Any]) -> list[Problem]:
 
 
 def choose_accelerator(device: str) -> None:
-    """Tell DeepSpeed to compute on the CPU ("cpu"); it reads the variable when it is imported, and would ask for a GPU."""
+    """Tell DeepSpeed to compute on the CPU ("cpu"); it reads the variable when it is imported, and
+    would ask for a GPU.
+    """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,7 +1,8 @@
-"""The Accelerate engine: FSDP2 or DDP as `accelerate launch` and the user's accelerate configuration say.
+"""The Accelerate engine: FSDP2 or DDP as `accelerate launch` and the user's accelerate
+configuration say.
 
-Accelerate reads that configuration from the environment that its launcher sets. Started without it, the layout decides: FSDP2
-over all ranks, or DDP with `layout.dp_shard=1`.
+Accelerate reads that configuration from the environment that its launcher sets. Started without it,
+the layout decides: FSDP2 over all ranks, or DDP with `layout.dp_shard=1`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ WRAPPED = "Block"
 
 
 def contradictions(environment: Mapping[str, str], precision: str) -> list[str]:
-    """Return what a user's accelerate configuration asks for that Motet's settings decide, or that this engine does not do.
+    """Return what a user's accelerate configuration asks for that Motet's settings decide, or that
+    this engine does not do.
 
     Args:
         environment: as `accelerate launch` leaves it.
-        precision: "fp32" or "bf16". Accelerate says "no" also when it was not asked, so that is never a contradiction.
+        precision: "fp32" or "bf16". Accelerate says "no" also when it was not asked, so that is
+            never a contradiction.
     """
 
     def on(name: str) -> bool:
@@ -70,7 +73,8 @@ def contradictions(environment: Mapping[str, str], precision: str) -> list[str]:
             )
         if on("FSDP_OFFLOAD_PARAMS"):
             out.append(
-                "fsdp_offload_params is not supported; set layout.engine=deepspeed with layout.offload=parameters"
+                "fsdp_offload_params is not supported; set layout.engine=deepspeed with "
+                "layout.offload=parameters"
             )
     return out
 
@@ -102,7 +106,9 @@ class AccelerateEngine(DataParallelEngine):
         self._place_state()
 
     def _place_state(self) -> None:
-        """Give the optimizer its state anew: `prepare` has put other weights in the place of those that it was made for."""
+        """Give the optimizer its state anew: `prepare` has put other weights in the place of those
+        that it was made for.
+        """
         state = self.optimizer.optimizer.state
         state.clear()
         state.update(adamw(self.parameters, self.options).state)
@@ -122,7 +128,8 @@ class AccelerateEngine(DataParallelEngine):
     def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
         """See `DataParallelEngine._update`.
 
-        Clipped by hand: Accelerate's `clip_grad_norm_` tells the norm only once it has changed the gradients.
+        Clipped by hand: Accelerate's `clip_grad_norm_` tells the norm only once it has changed the
+        gradients.
         """
         grad_norm = self._norm()
         applied = judge(loss, grad_norm)
@@ -181,7 +188,8 @@ def _accelerator(options: EngineOptions, layout: Layout, world: World) -> Any:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if on_cpu and plugin is not None:
-        # Accelerate 1.15 turns to FSDP on accelerators only. Its FSDP2 code has no need of one: chosen here by hand.
+        # Accelerate 1.15 turns to FSDP on accelerators only. Its FSDP2 code has no need of one:
+        # chosen here by hand.
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
@@ -196,7 +204,9 @@ def _wants_fsdp(environment: Mapping[str, str], layout: Layout, world: World) ->
 
 
 def _fsdp2(options: EngineOptions) -> Any:
-    """Return the FSDP2 plugin: the user's where `accelerate launch` left one, with what Motet's settings decide."""
+    """Return the FSDP2 plugin: the user's where `accelerate launch` left one, with what Motet's
+    settings decide.
+    """
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     settings: dict[str, Any] = {"fsdp_version": 2, "cpu_ram_efficient_loading": False}

@@ -1,8 +1,10 @@
-"""The DeepSpeed engine: ZeRO 1, 2 and 3 (arXiv:1910.02054), with optimizer state and weights in host memory if asked (arXiv:2101.06840).
+"""The DeepSpeed engine: ZeRO 1, 2 and 3 (arXiv:1910.02054), with optimizer state and weights in
+host memory if asked (arXiv:2101.06840).
 
-DeepSpeed divides gradients, optimizer state and weights over all ranks and moves them; what a step means stays Motet's. Weights
-are fp32 and bf16 is autocast, as in the native engine. The update is `JudgedAdamW`'s, which DeepSpeed calls once per
-flat partition after it has computed the global gradient norm.
+DeepSpeed divides gradients, optimizer state and weights over all ranks and moves them; what a step
+means stays Motet's. Weights are fp32 and bf16 is autocast, as in the native engine. The update is
+`JudgedAdamW`'s, which DeepSpeed calls once per flat partition after it has computed the global
+gradient norm.
 """
 
 from __future__ import annotations
@@ -88,12 +90,15 @@ class DeepSpeedEngine(DataParallelEngine):
             config=self.settings,
             dist_init_required=False,
         )
-        # On the CPU: what `tensors` returns goes to a checkpoint, into which each rank writes its own slice.
+        # On the CPU: what `tensors` returns goes to a checkpoint, into which each rank writes its
+        # own slice.
         self.mesh = DeviceMesh("cpu", torch.arange(world.size))
         self._make_state()
 
     def _construction(self) -> AbstractContextManager[object]:
-        """Under ZeRO-3 a module's weights are divided as soon as it is made: no rank ever holds the whole model."""
+        """Under ZeRO-3 a module's weights are divided as soon as it is made: no rank ever holds the
+        whole model.
+        """
         if self.options.zero_stage < 3:
             return contextlib.nullcontext()
         return self.deepspeed.zero.Init(config_dict_or_path=self.settings)
@@ -103,7 +108,8 @@ class DeepSpeedEngine(DataParallelEngine):
         if self.options.zero_stage < 3:
             decoder.to(self.world.device)
         else:
-            # The decoder itself multiplies by the head's weight, outside of the head's own forward pass.
+            # The decoder itself multiplies by the head's weight, outside of the head's own forward
+            # pass.
             holder = decoder.embedding if decoder.head is None else decoder.head
             assert holder is not None
             self.deepspeed.zero.register_external_parameter(decoder, holder.weight)
@@ -115,7 +121,9 @@ class DeepSpeedEngine(DataParallelEngine):
             self._set_weight(name, initial_value(name, shape, config, self.options.seed))
 
     def _set_weight(self, name: str, value: Tensor) -> None:
-        """Set the copy of a weight that the forward pass uses (a collective); `value` is whole on every rank."""
+        """Set the copy of a weight that the forward pass uses (a collective); `value` is whole on
+        every rank.
+        """
         parameter = self.parameters[name]
         with torch.no_grad(), self._gathered(parameter, write=True):
             parameter.copy_(value)
@@ -147,9 +155,11 @@ class DeepSpeedEngine(DataParallelEngine):
         )
 
     def _make_state(self) -> None:
-        """Let optimizer state exist, and be known to DeepSpeed, before the first step: a step on a few tokens that is refused.
+        """Let optimizer state exist, and be known to DeepSpeed, before the first step: a step on a
+        few tokens that is refused.
 
-        ZeRO 1 and 2 take note of all state when the first partition is updated, ZeRO 3 brings its partitions one by one.
+        ZeRO 1 and 2 take note of all state when the first partition is updated, ZeRO 3 brings its
+        partitions one by one.
         """
         self.adamw.make_state()
         tokens_BT = torch.zeros(1, 8, dtype=torch.int64, device=self.world.device)
@@ -174,8 +184,8 @@ class DeepSpeedEngine(DataParallelEngine):
     def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
         """See `DataParallelEngine._update`.
 
-        The judge is asked in the first of DeepSpeed's calls of the optimizer. DeepSpeed makes none when it finds that the norm is
-        not finite; then the judge is told so afterwards.
+        The judge is asked in the first of DeepSpeed's calls of the optimizer. DeepSpeed makes none
+        when it finds that the norm is not finite; then the judge is told so afterwards.
         """
         verdict = _Verdict(lambda norm: judge(loss, norm), self._norm)
         self.adamw.may_step = verdict.ask
@@ -188,9 +198,11 @@ class DeepSpeedEngine(DataParallelEngine):
         return verdict.grad_norm, verdict.applied
 
     def _norm(self) -> float:
-        """Return the norm of the gradients that are about to be applied, nan where DeepSpeed found it not finite.
+        """Return the norm of the gradients that are about to be applied, nan where DeepSpeed found
+        it not finite.
 
-        The optimizer's own attribute, because `get_global_grad_norm` still shows that of the step before. Set so since 0.18.
+        The optimizer's own attribute, because `get_global_grad_norm` still shows that of the step
+        before. Set so since 0.18.
         """
         norm = float(self.engine.optimizer._global_grad_norm)
         return norm if norm >= 0 and math.isfinite(norm) else math.nan
@@ -298,7 +310,9 @@ class _Verdict:
 
 
 def _padded_part(value: Tensor, size: int, rank: int) -> Tensor:
-    """Return the elements of a flat tensor that ZeRO-3 keeps on a rank: `size` each, zeros past the end."""
+    """Return the elements of a flat tensor that ZeRO-3 keeps on a rank: `size` each, zeros past the
+    end.
+    """
     mine = value.flatten()[rank * size : (rank + 1) * size]
     return torch.nn.functional.pad(mine, (0, size - mine.numel()))
 

@@ -132,7 +132,9 @@ class NativeEngine:
         )
 
     def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:
-        """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss], float64, to be summed over ranks."""
+        """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss],
+        float64, to be summed over ranks.
+        """
         if self.pipeline is not None:
             with self._autocast():
                 sums = self.pipeline.run(inputs, scale)
@@ -159,7 +161,9 @@ class NativeEngine:
     def _local(
         self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None
     ) -> tuple[Tensor, Tensor, Places]:
-        """Return this context rank's part of tokens and labels, and where its tokens stand; hidden states are its part already."""
+        """Return this context rank's part of tokens and labels, and where its tokens stand; hidden
+        states are its part already.
+        """
         rows, length = labels_BT.shape
         if self.ring is None:
             return x, labels_BT, decoder.places(labels_BT, ids_BT)
@@ -204,7 +208,9 @@ class NativeEngine:
         return applied
 
     def _synchronise(self, last: bool) -> None:
-        """Keep weights gathered and gradients whole until the last micro-batch; or neither, where they are too large for that."""
+        """Keep weights gathered and gradients whole until the last micro-batch; or neither, where
+        they are too large for that.
+        """
         root = self.roots[0]
         if isinstance(root, FSDPModule):
             root.set_requires_gradient_sync(last or not self.keeps_gathered)

@@ -39,9 +39,11 @@ class EngineOptions:
         compile: torch.compile every block.
         clip_norm: largest gradient norm, 0 for no clipping.
         z_loss: weight of the squared log-partition.
-        betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the embedding.
+        betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the
+            embedding.
         seed: of the initial weights.
-        zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or "parameters"; settings passed through.
+        zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or
+            "parameters"; settings passed through.
     """
 
     precision: str = "fp32"
@@ -67,7 +69,8 @@ class StepResult:
         z_loss: mean squared log-partition, times its weight.
         grad_norm: before clipping.
         n_labels: labels of the global batch.
-        balance_loss: load-balancing and router losses of a mixture of experts, with their coefficients; 0 for a dense model.
+        balance_loss: load-balancing and router losses of a mixture of experts, with their
+            coefficients; 0 for a dense model.
         applied: False when the judge refused the update.
         stop: some rank was asked to stop.
     """
@@ -82,7 +85,10 @@ class StepResult:
 
 
 Judge = Callable[[float, float], bool]
-"""(loss, gradient norm) -> whether to apply the update. Both are global, so every rank decides alike."""
+"""(loss, gradient norm) -> whether to apply the update.
+
+Both are global, so every rank decides alike.
+"""
 
 
 class Engine(Protocol):
@@ -95,13 +101,16 @@ class Engine(Protocol):
         judge: Judge,
         stop: Callable[[], bool],
     ) -> StepResult:
-        """Train on one global batch; the loss is the mean over all its labels, however they are spread over ranks.
+        """Train on one global batch; the loss is the mean over all its labels, however they are
+        spread over ranks.
 
         Args:
-            batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one shape.
+            batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one
+                shape.
             lr: learning rate of this step.
             judge: decides whether the update is applied.
-            stop: whether this rank was asked to stop; called once, after the passes, so that a signal is heard within the step that it comes in.
+            stop: whether this rank was asked to stop; called once, after the passes, so that a
+                signal is heard within the step that it comes in.
         """
 
     def score(
@@ -109,20 +118,25 @@ class Engine(Protocol):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Return log-probability (nats) and greedy agreement of every label, [B, T].
 
-        A collective: ranks of one group of readers bring the same rows and get the same scores; all groups call it equally often.
+        A collective: ranks of one group of readers bring the same rows and get the same scores; all
+        groups call it equally often.
         """
 
     def finish_scoring(self) -> None:
         """Give back what scoring held, so that the next step finds the engine as it was."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return this rank's part of model and optimizer by layout-independent names (a collective).
+        """Return this rank's part of model and optimizer by layout-independent names (a
+        collective).
 
-        "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N that this rank holds a part of.
+        "model.N", "exp_avg.N", "exp_avg_sq.N" and "step.N" for every weight N that this rank holds
+        a part of.
         """
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what a checkpoint was read into: the very tensors that `tensors` returned (a collective)."""
+        """Go on from what a checkpoint was read into: the very tensors that `tensors` returned (a
+        collective).
+        """
 
     def full_model(self) -> dict[str, torch.Tensor]:
         """Return the unsharded model on the CPU of rank 0, {} elsewhere. A collective."""
@@ -141,7 +155,9 @@ ENGINES = {
 def build_engine(
     config: ModelConfig, options: EngineOptions, layout: Layout, world: World
 ) -> Engine:
-    """Build the engine that a layout asks for; its module, and what that needs, is imported only then."""
+    """Build the engine that a layout asks for; its module, and what that needs, is imported only
+    then.
+    """
     module, name = ENGINES[layout.engine]
     engine: Engine = getattr(import_module(module), name)(config, options, layout, world)
     return engine

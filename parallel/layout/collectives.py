@@ -1,8 +1,10 @@
-"""What one rank says and moves in an optimizer step of the native engine, collective by collective. Pure; needs no torch.
+"""What one rank says and moves in an optimizer step of the native engine, collective by collective.
+Pure; needs no torch.
 
 The planner prices layouts with it, and a test counts the collectives of real steps against it.
 
-B sequences of a micro-batch, T tokens of one on this rank, D model width, K experts per token, M rows of a micro-batch (B T K).
+B sequences of a micro-batch, T tokens of one on this rank, D model width, K experts per token, M
+rows of a micro-batch (B T K).
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ class Transfer:
     """Collectives of one kind and size.
 
     Attributes:
-        group: "fsdp", "dp_replicate", "tp", "cp", "pp", "edp", "ep", "etp" or "control" (all ranks, on the CPU).
+        group: "fsdp", "dp_replicate", "tp", "cp", "pp", "edp", "ep", "etp" or "control" (all ranks,
+            on the CPU).
         kind: "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "send".
         count: how many in one optimizer step.
-        bytes: of each. all_gather: the whole output; reduce_scatter: the whole input; all_reduce: the tensor; all_to_all: all
-            that a rank brings, its own part included; send: what is sent.
-        routed: rows decide: `bytes` is what balanced routing would give, and the true number is another in every step.
+        bytes: of each. all_gather: the whole output; reduce_scatter: the whole input; all_reduce:
+            the tensor; all_to_all: all that a rank brings, its own part included; send: what is
+            sent.
+        routed: rows decide: `bytes` is what balanced routing would give, and the true number is
+            another in every step.
     """
 
     group: str
@@ -45,10 +50,11 @@ class Transfer:
 
 
 def wire_bytes(transfer: Transfer, ranks: int) -> float:
-    """Return the bytes that a rank sends for a transfer in a group of `ranks`, by bandwidth-optimal algorithms.
+    """Return the bytes that a rank sends for a transfer in a group of `ranks`, by bandwidth-optimal
+    algorithms.
 
-    A ring moves (n - 1) / n of the whole for an all-gather or reduce-scatter, twice that for an all-reduce (Patarasu and Yuan, JPDC
-    69(2), 2009); an all-to-all keeps the own part.
+    A ring moves (n - 1) / n of the whole for an all-gather or reduce-scatter, twice that for an
+    all-reduce (Patarasu and Yuan, JPDC 69(2), 2009); an all-to-all keeps the own part.
     """
     share = (ranks - 1) / ranks
     factor = {"all_reduce": 2 * share, "send": 1.0}.get(transfer.kind, share)
@@ -62,7 +68,8 @@ def group_ranks(layout: Layout) -> dict[str, int]:
 
 
 def value_bytes(precision: str, layout: Layout) -> dict[str, int]:
-    """Return `activation_bytes`, `weight_bytes` and `reduce_bytes` of `traffic` for a precision of `EngineOptions`.
+    """Return `activation_bytes`, `weight_bytes` and `reduce_bytes` of `traffic` for a precision of
+    `EngineOptions`.
 
     A rank that has its stage alone computes under autocast, whose residual stream is fp32.
     """
@@ -87,10 +94,11 @@ def traffic(
     documents: bool = False,
     loss_rows: int = 512,
 ) -> list[Transfer]:
-    """Return all that one rank of a pipeline rank takes part in during one optimizer step; groups of one rank are silent.
+    """Return all that one rank of a pipeline rank takes part in during one optimizer step; groups
+    of one rank are silent.
 
-    Rows that visit experts elsewhere depend on routing: see `Transfer.routed`. With a capacity, dropped rows make even the numbers of
-    rows that leave smaller than they are here.
+    Rows that visit experts elsewhere depend on routing: see `Transfer.routed`. With a capacity,
+    dropped rows make even the numbers of rows that leave smaller than they are here.
 
     Args:
         model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
@@ -165,7 +173,9 @@ class _Step:
         return number % self.layout.stages in self.layout.stages_of(self.stage)
 
     def data(self) -> Iterator[Transfer]:
-        """FSDP2: gather every unit and reduce its gradient once a step, or in every micro-batch (`gathers_again`)."""
+        """FSDP2: gather every unit and reduce its gradient once a step, or in every micro-batch
+        (`gathers_again`).
+        """
         again = gathers_again(self.model, self.layout)
         rounds = self.micro_batches if again else 1
         mine = sorted(weights(self.model, self.layout, self.stage), key=lambda w: w.unit)
@@ -180,11 +190,14 @@ class _Step:
             yield Transfer("dp_replicate", "all_reduce", 1, part * self.reduce_bytes)
 
     def tensor(self) -> Iterator[Transfer]:
-        """The residual stream on its way between regions, the loss, and gradients of weights that all ranks hold."""
+        """The residual stream on its way between regions, the loss, and gradients of weights that
+        all ranks hold.
+        """
         for layer in self.layers:
             yield from self._regions(layer)
         yield from self._ends()
-        # FSDP2 adds up micro-batches in the type of reductions; the gradient of one has the type of the weight.
+        # FSDP2 adds up micro-batches in the type of reductions; the gradient of one has the type of
+        # the weight.
         again = gathers_again(self.model, self.layout)
         together = not again and (self.micro_batches > 1 or self.layout.pp > 1)
         size = self.reduce_bytes if together else self.weight_bytes
@@ -196,7 +209,9 @@ class _Step:
     def _stream(
         self, enters: int, leaves: int, back_enters: int, back_leaves: int
     ) -> Iterator[Transfer]:
-        """Return the transfers of regions: passes forward (recomputation included) and backward, per micro-batch."""
+        """Return the transfers of regions: passes forward (recomputation included) and backward,
+        per micro-batch.
+        """
         n = self.micro_batches
         if self.layout.sequence_parallel:
             gathers, scatters = enters + back_leaves, leaves + back_enters
@@ -230,14 +245,17 @@ class _Step:
                 yield from self._stream(1, 0, 1, 0)
                 for start in range(0, self.tokens, self.loss_rows):
                     rows = min(self.loss_rows, self.tokens - start)
-                    # The largest logit of each row; then its sum of exponentials, and the label's logit.
+                    # The largest logit of each row; then its sum of exponentials, and the label's
+                    # logit.
                     yield Transfer("tp", "all_reduce", n, rows * FP32_BYTES)
                     yield Transfer("tp", "all_reduce", n, 2 * rows * FP32_BYTES)
             elif layout.sequence_parallel:
                 yield Transfer("tp", "all_gather", n, self.stream_bytes)
 
     def context(self) -> Iterator[Transfer]:
-        """Keys and values around the ring, and their gradients (`ring.ring_bytes`); segments once per stage."""
+        """Keys and values around the ring, and their gradients (`ring.ring_bytes`); segments once
+        per stage.
+        """
         layout, n, blocks = self.layout, self.micro_batches, len(self.layers)
         values = self.tokens * 2 * self.model.kv_width // layout.tp
         moves = (layout.cp - 1) * blocks * n
@@ -259,14 +277,17 @@ class _Step:
         tokens = self.tokens // layout.tp  # sequence parallelism has given each rank its own
         rows = tokens * model.experts_per_token * model.d_model * self.activation_bytes
         back = mixtures * self.micro_batches
-        # Own rows leave when they are sent, and when the gradients of their results are; what comes back was routed here.
+        # Own rows leave when they are sent, and when the gradients of their results are; what comes
+        # back was routed here.
         yield Transfer("ep", "all_to_all", passes + back, rows)
         yield Transfer("ep", "all_to_all", passes + back, rows, routed=True)
         routed = layout.ep > 1
         yield Transfer("etp", "all_to_all", 2 * (passes + back), layout.etp * rows, routed)
 
     def pipeline(self) -> Iterator[Transfer]:
-        """Hidden states to the next stage, their gradients to the one before, where another rank holds it."""
+        """Hidden states to the next stage, their gradients to the one before, where another rank
+        holds it.
+        """
         size = self.stream_bytes
         if self.layout.sequence_parallel:
             size //= self.layout.tp

@@ -1,8 +1,12 @@
-"""How one run is split over ranks: a value that needs no torch. Every rule that it must obey is in `layout_rules.py`.
+"""How one run is split over ranks: a value that needs no torch.
 
-A layout is a grid of ranks. Outermost first: pipeline stage (pp), replica (dp_replicate), shard (dp_shard), context (cp), tensor (tp).
-The experts of a mixture use another grid over the same ranks of a stage: replica, expert shard (edp), expert (ep), expert tensor
-(etp), with dp_shard x cp x tp = edp x ep x etp (parallel folding, arXiv:2504.14960).
+Every rule that it must obey is in `layout_rules.py`.
+
+A layout is a grid of ranks. Outermost first: pipeline stage (pp), replica (dp_replicate), shard
+(dp_shard), context (cp), tensor (tp).
+The experts of a mixture use another grid over the same ranks of a stage: replica, expert shard
+(edp), expert (ep), expert tensor (etp), with dp_shard x cp x tp = edp x ep x etp (parallel folding,
+arXiv:2504.14960).
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ RECOMPUTE = ("none", "selective", "full")
 
 
 class LayoutError(ValueError):
-    """A layout that cannot be run here; the message says which setting, why not, and what would work."""
+    """A layout that cannot be run here; the message says which setting, why not, and what would
+    work.
+    """
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,28 @@ class Layout:
 
     Attributes:
         engine: what runs it.
-        dp_replicate: data-parallel replicas that each hold a whole (sharded) model and add their gradients.
-        dp_shard: ranks that divide weights, gradients and optimizer state and read different data (FSDP2).
-        tp, pp, cp, ep, etp: degrees of tensor, pipeline, context, expert and expert-tensor parallelism.
-        stage_layers: layers of every pipeline stage in order, pp x virtual_stages entries; () = `balanced_stages`.
+        dp_replicate: data-parallel replicas that each hold a whole (sharded) model and add their
+            gradients.
+        dp_shard: ranks that divide weights, gradients and optimizer state and read different data
+            (FSDP2).
+        tp, pp, cp, ep, etp: degrees of tensor, pipeline, context, expert and expert-tensor
+            parallelism.
+        stage_layers: layers of every pipeline stage in order, pp x virtual_stages entries; () =
+            `balanced_stages`.
         virtual_stages: pipeline stages per rank.
         schedule: order of forward and backward passes, one of `SCHEDULES`.
         micro_sequences: sequences of one forward pass on one replica.
-        recompute: activations that the backward pass makes again: "none", "selective" (all but matrix products), "full".
-        sequence_parallel: with tp > 1, split the residual stream along the sequence between tensor-parallel regions.
-        vocabulary_parallel: with tp > 1, split embedding, head and loss over the vocabulary; logits never exist whole.
-        shares: micro-batches of the same step that each of the dp_replicate replicas takes, in proportion; () = equal.
-        placement: which process of the launch stands at each position of the grid; () = in order. Processes take their position as
-            their rank (`rank_of_process`), because groups of ranks are always in ascending order.
+        recompute: activations that the backward pass makes again: "none", "selective" (all but
+            matrix products), "full".
+        sequence_parallel: with tp > 1, split the residual stream along the sequence between
+            tensor-parallel regions.
+        vocabulary_parallel: with tp > 1, split embedding, head and loss over the vocabulary; logits
+            never exist whole.
+        shares: micro-batches of the same step that each of the dp_replicate replicas takes, in
+            proportion; () = equal.
+        placement: which process of the launch stands at each position of the grid; () = in order.
+            Processes take their position as their rank (`rank_of_process`), because groups of ranks
+            are always in ascending order.
     """
 
     engine: str = "native"
@@ -114,17 +129,23 @@ class Layout:
         return self.placement.index(process) if self.placement else process
 
     def reader(self, rank: int) -> int:
-        """Return which group of readers a rank belongs to: ranks of a group read the same sequences."""
+        """Return which group of readers a rank belongs to: ranks of a group read the same
+        sequences.
+        """
         place = self.place(rank)
         return place.dp_replicate * self.dp_shard + place.dp_shard
 
     def is_first_of_readers(self, rank: int) -> bool:
-        """Return whether a rank answers for its group of readers: the ledger and sums count each group once."""
+        """Return whether a rank answers for its group of readers: the ledger and sums count each
+        group once.
+        """
         place = self.place(rank)
         return place.pp == place.cp == place.tp == 0
 
     def reader_sequences(self, sequences: int, reader: int) -> tuple[int, int]:
-        """Return (offset, count) of the sequences of one step that a reader takes; readers in order hold them in order."""
+        """Return (offset, count) of the sequences of one step that a reader takes; readers in order
+        hold them in order.
+        """
         replica, shard = divmod(reader, self.dp_shard)
         shares = self.shares or (1,) * self.dp_replicate
         unit, rest = divmod(sequences, sum(shares) * self.dp_shard)
@@ -148,13 +169,16 @@ class Layout:
 
 
 def head_in_layers(model: ModelConfig) -> float:
-    """Return how many layers' worth of matrix products the head does; the embedding's lookups do none."""
+    """Return how many layers' worth of matrix products the head does; the embedding's lookups do
+    none.
+    """
     head = model.vocabulary_size * model.d_model
     return head * model.n_layers / (matmul_parameters(model) - head)
 
 
 def balanced_stages(n_layers: int, stages: int, head: float) -> tuple[int, ...]:
-    """Return layers per stage, so that the longest stage is as short as it can be; of equals, the ends get fewer.
+    """Return layers per stage, so that the longest stage is as short as it can be; of equals, the
+    ends get fewer.
 
     Args:
         n_layers, stages: how many there are.

@@ -1,7 +1,7 @@
 """Every rule that a layout obeys, in one pure function: no torch, no process, no file.
 
-A problem is (setting, message). The message says what the value is, why that cannot be, and the nearest values that break no rule
-of this setting while the other settings stay as they are.
+A problem is (setting, message). The message says what the value is, why that cannot be, and the
+nearest values that break no rule of this setting while the other settings stay as they are.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ def problems(
     batch_sizes: Sequence[int],
     world_size: int | None,
 ) -> list[Problem]:
-    """Return every (setting, message) that makes a layout unusable; an empty list means that it is sound.
+    """Return every (setting, message) that makes a layout unusable; an empty list means that it is
+    sound.
 
     Args:
-        model: its sizes, themselves sound; a `vocabulary_size` of 0 is not known yet. None: rules that need them are left out.
+        model: its sizes, themselves sound; a `vocabulary_size` of 0 is not known yet. None: rules
+            that need them are left out.
         sequence_length: tokens of one sequence.
-        batch_sizes: sequences of one step: first `batch.sequences`, then those of the stages of `batch.ramp`.
+        batch_sizes: sequences of one step: first `batch.sequences`, then those of the stages of
+            `batch.ramp`.
         world_size: ranks that are started; None: as many as the layout wants.
     """
     found = _value_problems(layout)
@@ -64,19 +67,25 @@ def problems(
 
 
 def step_unit(layout: Layout) -> int:
-    """Return the sequences that every step is a multiple of: one micro-batch, times its share, on every reader."""
+    """Return the sequences that every step is a multiple of: one micro-batch, times its share, on
+    every reader.
+    """
     shares = layout.shares or (1,) * layout.dp_replicate
     return layout.micro_sequences * sum(shares) * layout.dp_shard
 
 
 def micro_batches(layout: Layout, sequences: int) -> tuple[int, ...]:
-    """Return the micro-batches of one step on a rank of each replica; `sequences` is a multiple of `step_unit`."""
+    """Return the micro-batches of one step on a rank of each replica; `sequences` is a multiple of
+    `step_unit`.
+    """
     units = sequences // step_unit(layout)
     return tuple(units * share for share in layout.shares or (1,) * layout.dp_replicate)
 
 
 def schedule_takes(layout: Layout, n_micro_batches: int) -> bool:
-    """Return whether the pipeline schedule can run this many micro-batches (as torch's own schedules demand)."""
+    """Return whether the pipeline schedule can run this many micro-batches (as torch's own
+    schedules demand).
+    """
     if layout.pp == 1:
         return True
     if layout.schedule == "1f1b":
@@ -87,7 +96,9 @@ def schedule_takes(layout: Layout, n_micro_batches: int) -> bool:
 
 
 def nearest(value: int, fits: Callable[[int], bool], least: int, most: int) -> list[int]:
-    """Return the nearest number below `value` and the nearest above it, within bounds, that fit; there may be none."""
+    """Return the nearest number below `value` and the nearest above it, within bounds, that fit;
+    there may be none.
+    """
     below = next((n for n in range(min(value - 1, most), least - 1, -1) if fits(n)), None)
     above = next((n for n in range(max(value + 1, least), most + 1) if fits(n)), None)
     return [n for n in (below, above) if n is not None]
@@ -128,7 +139,8 @@ def _world_problems(layout: Layout, world_size: int) -> list[Problem]:
     below = world_size // others * others
     near = _near([n for n in (below, below + others) if n])
     why = (
-        f"{world_size:,} ranks (layout.processes x nodes) are not a multiple of {shown} = {others:,}; "
+        f"{world_size:,} ranks (layout.processes x nodes) are not a multiple of {shown} = "
+        f"{others:,}; "
         f"{near} ranks"
     )
     return [("layout.processes", why)]
@@ -141,17 +153,22 @@ def _engine_problems(layout: Layout) -> list[Problem]:
     found = [
         (
             f"layout.{name}",
-            f"{getattr(layout, name)} is more than layout.engine={layout.engine} can do; nearest: 1, or set layout.engine=native",
+            f"{getattr(layout, name)} is more than layout.engine={layout.engine} can do; nearest: "
+            "1, or set layout.engine=native",
         )
         for name in _NATIVE_DEGREES
         if getattr(layout, name) > 1
     ]
     if len(set(layout.shares)) > 1:
-        why = f"{list(layout.shares)} differ, and layout.engine={layout.engine} gives every rank as much; leave them out"
+        why = (
+            f"{list(layout.shares)} differ, and layout.engine={layout.engine} gives every rank as "
+            "much; leave them out"
+        )
         found.append(("layout.shares", why))
     if layout.engine == "accelerate" and layout.dp_replicate > 1 and layout.dp_shard > 1:
         why = (
-            f"{layout.dp_replicate} with layout.dp_shard={layout.dp_shard}: layout.engine=accelerate shards over all ranks (dp_replicate=1) or "
+            f"{layout.dp_replicate} with layout.dp_shard={layout.dp_shard}: "
+            "layout.engine=accelerate shards over all ranks (dp_replicate=1) or "
             "over none (dp_shard=1); set one of them to 1, or layout.engine=native"
         )
         found.append(("layout.dp_replicate", why))
@@ -170,10 +187,16 @@ def _schedule_problems(layout: Layout) -> list[Problem]:
             found.append(("layout.schedule", why))
         return found
     if schedule in _SINGLE and stages > 1:
-        why = f"{stages} is more than the one stage per rank of layout.schedule={schedule}; nearest: 1, or set interleaved_1f1b"
+        why = (
+            f"{stages} is more than the one stage per rank of layout.schedule={schedule}; nearest: "
+            "1, or set interleaved_1f1b"
+        )
         return [("layout.virtual_stages", why)]
     if schedule in _INTERLEAVED and stages < 2:
-        why = f"1 is less than layout.schedule={schedule} interleaves; nearest: 2, or set layout.schedule=1f1b"
+        why = (
+            f"1 is less than layout.schedule={schedule} interleaves; nearest: 2, or set "
+            "layout.schedule=1f1b"
+        )
         return [("layout.virtual_stages", why)]
     if schedule == "zbv_zero_bubble" and stages != 2:
         why = f"{stages} is not 2, the two arms of the V of layout.schedule={schedule}; nearest: 2"
@@ -182,10 +205,15 @@ def _schedule_problems(layout: Layout) -> list[Problem]:
 
 
 def _stage_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
-    """Every stage holds a layer; the first and the last may hold just the embedding and the head, if written so."""
+    """Every stage holds a layer; the first and the last may hold just the embedding and the head,
+    if written so.
+    """
     found = []
     if model.tied_embeddings and layout.pp > 1:
-        why = f"true keeps embedding and head in one matrix, but layout.pp={layout.pp} holds them on different ranks; set false, or pp=1"
+        why = (
+            f"true keeps embedding and head in one matrix, but layout.pp={layout.pp} holds them on "
+            "different ranks; set false, or pp=1"
+        )
         found.append(("model.tied_embeddings", why))
     n_layers, stages, written = model.n_layers, layout.stages, layout.stage_layers
     if stages > n_layers + (2 if written else 0):
@@ -194,7 +222,8 @@ def _stage_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
             layout.pp, lambda pp: pp * virtual <= n_layers and (pp > 1 or virtual == 1), 1, n_layers
         )
         why = (
-            f"pp {layout.pp} x virtual_stages {virtual} = {stages} stages, but the model has {n_layers} layers; "
+            f"pp {layout.pp} x virtual_stages {virtual} = {stages} stages, but the model has "
+            f"{n_layers} layers; "
             f"{_near(near, 'lower layout.virtual_stages as well')}"
         )
         found.append(("layout.pp", why))
@@ -237,7 +266,9 @@ def _tensor_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
 
 
 def _sequence_problems(layout: Layout, sequence_length: int) -> list[Problem]:
-    """Tensor-parallel ranks hold equal parts of a sequence; context ranks an early and a late chunk of it (zigzag)."""
+    """Tensor-parallel ranks hold equal parts of a sequence; context ranks an early and a late chunk
+    of it (zigzag).
+    """
     factors = {"2": 2, f"layout.cp {layout.cp}": layout.cp} if layout.cp > 1 else {}
     if layout.tp > 1 and layout.sequence_parallel:
         factors[f"layout.tp {layout.tp}"] = layout.tp
@@ -262,7 +293,10 @@ def _expert_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
         ]
     found = []
     if layout.tp > 1 and not layout.sequence_parallel:
-        why = f"false with layout.tp={layout.tp}: experts take each token from one rank only; set true"
+        why = (
+            f"false with layout.tp={layout.tp}: experts take each token from one rank only; set "
+            "true"
+        )
         found.append(("layout.sequence_parallel", why))
     inside = layout.fsdp * layout.tp
     ep, etp = layout.ep, layout.etp
@@ -298,7 +332,10 @@ def _expert_reasons(layout: Layout, model: ModelConfig) -> dict[str, list[str]]:
         ranks = f"dp_shard {layout.dp_shard} x cp {layout.cp} x tp {layout.tp} = {inside} ranks"
         whys[blamed].append(f"with {other} does not divide {ranks}")
     elif model.d_model % layout.edp:
-        why = f"leaves {layout.edp} ranks for each expert, which do not divide model.d_model={model.d_model:,}"
+        why = (
+            f"leaves {layout.edp} ranks for each expert, which do not divide "
+            f"model.d_model={model.d_model:,}"
+        )
         whys["ep"].append(why)
     return whys
 
@@ -320,7 +357,10 @@ def _placement_problems(layout: Layout) -> list[Problem]:
         )
         if ranks
     ]
-    why = f"holds each rank from 0 to {size - 1:,} once, but {' and '.join(whys)}; leave it out for the plain order"
+    why = (
+        f"holds each rank from 0 to {size - 1:,} once, but {' and '.join(whys)}; leave it out for "
+        "the plain order"
+    )
     if size <= _MOST_SHOWN:
         kept = list(dict.fromkeys(rank for rank in written if 0 <= rank < size))
         why += f"; nearest: {[*kept, *missing]}"
@@ -343,7 +383,9 @@ def _share_problems(layout: Layout) -> list[Problem]:
 
 
 def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[Problem]:
-    """A step is a whole number of micro-batches on every reader, as many as the pipeline's schedule can run."""
+    """A step is a whole number of micro-batches on every reader, as many as the pipeline's schedule
+    can run.
+    """
     unit = step_unit(layout)
 
     def fits(units: int) -> bool:
@@ -367,7 +409,10 @@ def _why_not(layout: Layout, sequences: int) -> str:
     unit = step_unit(layout)
     if sequences % unit:
         shares = layout.shares or (1,) * layout.dp_replicate
-        parts = f"layout.micro_sequences {layout.micro_sequences:,} x {sum(shares) * layout.dp_shard:,} "
+        parts = (
+            f"layout.micro_sequences {layout.micro_sequences:,} x "
+            f"{sum(shares) * layout.dp_shard:,} "
+        )
         return f"{sequences:,} is not a multiple of {unit:,} ({parts}{_readers(layout)})"
     wrong = next(n for n in micro_batches(layout, sequences) if not schedule_takes(layout, n))
     needs = (
@@ -375,7 +420,10 @@ def _why_not(layout: Layout, sequences: int) -> str:
         if layout.schedule == "1f1b"
         else f"equal rounds of at least {layout.pp}, such as a multiple of {layout.pp}"
     )
-    return f"{sequences:,} makes {wrong} micro-batches per replica; layout.schedule={layout.schedule} on layout.pp={layout.pp} needs {needs}"
+    return (
+        f"{sequences:,} makes {wrong} micro-batches per replica; layout.schedule={layout.schedule} "
+        f"on layout.pp={layout.pp} needs {needs}"
+    )
 
 
 def _readers(layout: Layout) -> str:

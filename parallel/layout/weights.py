@@ -1,7 +1,10 @@
-"""Which weights a rank holds, and the bytes of weights, gradients and optimizer state that follow. Pure; needs no torch.
+"""Which weights a rank holds, and the bytes of weights, gradients and optimizer state that follow.
 
-V vocabulary, D model width, F hidden width, E experts. Weights are fp32, AdamW keeps two fp32 moments of each; ZeRO's arithmetic
-(arXiv:1910.02054, section 3.1), with the degrees of a layout instead of one number of ranks.
+Pure; needs no torch.
+
+V vocabulary, D model width, F hidden width, E experts. Weights are fp32, AdamW keeps two fp32
+moments of each; ZeRO's arithmetic (arXiv:1910.02054, section 3.1), with the degrees of a layout
+instead of one number of ranks.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from motet.parallel.layout.layout import Layout
 
 FP32_BYTES = 4
 KEPT_GATHERED_BYTES = 2 * 2**30
-"""Above this, weights are gathered again in the backward pass instead of being kept from the forward pass."""
+"""Above this, weights are gathered again in the backward pass instead of being kept from the
+forward pass.
+"""
 
 
 class Weight(NamedTuple):
@@ -51,14 +56,17 @@ class Weight(NamedTuple):
         return -(-length // ranks) * (self.numel // length)
 
     def part(self, ranks: int, rank: int) -> int:
-        """Return the values of one of `ranks` parts, cut as `torch.chunk`: the last ones may be smaller, or empty."""
+        """Return the values of one of `ranks` parts, cut as `torch.chunk`: the last ones may be
+        smaller, or empty.
+        """
         length = self.shape[self.fsdp_dimension]
         each = -(-length // ranks)
         return max(0, min(each, length - each * rank)) * (self.numel // length)
 
 
 def weights(model: ModelConfig, layout: Layout, stage: int = 0) -> list[Weight]:
-    """Return the weights of all pipeline stages that one pipeline rank holds, in the decoder's order.
+    """Return the weights of all pipeline stages that one pipeline rank holds, in the decoder's
+    order.
 
     Args:
         model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
@@ -142,10 +150,12 @@ def _mixture(
 def held_bytes(
     model: ModelConfig, layout: Layout, stage: int = 0, position: int = 0
 ) -> dict[str, int]:
-    """Return the bytes of "parameters", "gradients" and "optimizer" that one rank holds when it updates its weights.
+    """Return the bytes of "parameters", "gradients" and "optimizer" that one rank holds when it
+    updates its weights.
 
-    Exact for every rank, uneven parts included; FSDP2's padding (`Weight.divided`) is not. The optimizer's are two moments, and one
-    step number per weight, also of a weight of which the rank has nothing. Left out: the state of a mixture's router, 8 bytes per expert.
+    Exact for every rank, uneven parts included; FSDP2's padding (`Weight.divided`) is not. The
+    optimizer's are two moments, and one step number per weight, also of a weight of which the rank
+    has nothing. Left out: the state of a mixture's router, 8 bytes per expert.
 
     Args:
         stage: pipeline rank.
@@ -168,11 +178,13 @@ def held_bytes(
 def kept_bytes(
     model: ModelConfig, layout: Layout, micro_batches: int, stage: int = 0, weight_bytes: int = 4
 ) -> dict[str, int]:
-    """Return what a rank keeps during a step: gathered "weights" besides its share, and "gradients" until they are reduced to its share.
+    """Return what a rank keeps during a step: gathered "weights" besides its share, and "gradients"
+    until they are reduced to its share.
 
-    Between micro-batches it has these, and of `held_bytes` parameters and optimizer. Whole weights with FSDP2's padding, also where
-    there is one rank to gather from (FSDP2 makes a copy); whole fp32 gradients where several micro-batches add to them. Nothing
-    on a rank that has its stage alone, where no FSDP2 is, and nothing lasting where weights are gathered again
+    Between micro-batches it has these, and of `held_bytes` parameters and optimizer. Whole weights
+    with FSDP2's padding, also where there is one rank to gather from (FSDP2 makes a copy); whole
+    fp32 gradients where several micro-batches add to them. Nothing on a rank that has its stage
+    alone, where no FSDP2 is, and nothing lasting where weights are gathered again
     (`gathers_again`): one or two units at a time.
 
     Args:
@@ -193,14 +205,17 @@ def kept_bytes(
 
 
 def gathered_values(model: ModelConfig, layout: Layout, stage: int = 0) -> int:
-    """Return the values of all weights that a rank has while they are gathered: those of its whole stage, its share over tp, ep, etp."""
+    """Return the values of all weights that a rank has while they are gathered: those of its whole
+    stage, its share over tp, ep, etp.
+    """
     return sum(weight.numel for weight in weights(model, layout, stage))
 
 
 def gathers_again(model: ModelConfig, layout: Layout) -> bool:
     """Return whether weights are dropped between forward and backward pass and gathered again.
 
-    Not under a pipeline or unequal replicas: every micro-batch would gather them, and replicas take different numbers.
+    Not under a pipeline or unequal replicas: every micro-batch would gather them, and replicas take
+    different numbers.
     """
     if layout.pp > 1 or len(set(layout.shares)) > 1:
         return False

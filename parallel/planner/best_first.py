@@ -1,7 +1,9 @@
-"""The search for the fastest layouts: exhaustive over `plan_space`, with bounds that leave out what cannot win. Pure; no torch.
+"""The search for the fastest layouts: exhaustive over `plan_space`, with bounds that leave out what
+cannot win. Pure; no torch.
 
-Degrees are taken in the order of a lower bound of their time (`plan_bounds`). What is left is placed on the groups of the cluster in every
-order, its layers are divided exactly (`plan_partition`), and what fits is predicted by the cost model itself.
+Degrees are taken in the order of a lower bound of their time (`plan_bounds`). What is left is
+placed on the groups of the cluster in every order, its layers are divided exactly
+(`plan_partition`), and what fits is predicted by the cost model itself.
 """
 
 from __future__ import annotations
@@ -31,13 +33,16 @@ from motet.parallel.planner.space import Core, Spread, Way, cores, divisors, spl
 
 ONE = Way("1f1b", 1)
 DIVES, LOOKS = 24, 20
-"""Of so many sets of degrees what looks best is tried before all is looked at, one for each of so many looks: to know early what the rest must beat."""
+"""Of so many sets of degrees what looks best is tried before all is looked at, one for each of so
+many looks: to know early what the rest must beat.
+"""
 
 
 def plan(question: Question) -> Answer:
     """Return the fastest layouts that fit, one of each kind.
 
-    First the first choice is proven: nothing in the space is faster. Then what else is ranked is searched, as far as `Limits` go.
+    First the first choice is proven: nothing in the space is faster. Then what else is ranked is
+    searched, as far as `Limits` go.
 
     Raises:
         ClusterError: the devices have no rate for the data type.
@@ -58,7 +63,9 @@ def plan(question: Question) -> Answer:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Let Python not look for cycles meanwhile: a search remembers much and makes none, and looking takes a sixth of its time."""
+    """Let Python not look for cycles meanwhile: a search remembers much and makes none, and looking
+    takes a sixth of its time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -69,8 +76,10 @@ def _no_collection() -> Iterator[None]:
 
 
 SAMPLES, SAMPLED, FULL = 2, 32, 8
-"""Where the rest is not tried, so many sets of machines and micro-batches of the same degrees are, and so many of all; one that leaves fewer
-assignments of stages than the last number counts in proportion."""
+"""Where the rest is not tried, so many sets of machines and micro-batches of the same degrees are,
+and so many of all; one that leaves fewer assignments of stages than the last number counts in
+proportion.
+"""
 
 
 class Search:
@@ -121,7 +130,9 @@ class Search:
 
     @property
     def limit_s(self) -> float:
-        """What takes longer is of no use: while the first choice is being proven, what does not beat it; then, what is not ranked."""
+        """What takes longer is of no use: while the first choice is being proven, what does not
+        beat it; then, what is not ranked.
+        """
         return self._fastest_s if self.proving else self._limit_s
 
     def limit_of(self, kind: tuple[object, ...]) -> float:
@@ -181,7 +192,9 @@ class Search:
             self._seen = [(one.known_s, one.core, one.readers) for one in pairs if one.sharpness]
 
     def _take(self, pairs: Sequence[Pair]) -> None:
-        """Expand the nodes of pairs, lowest bound first; a bound is made sharper when its turn comes."""
+        """Expand the nodes of pairs, lowest bound first; a bound is made sharper when its turn
+        comes.
+        """
         counts, tried = self.answer.counts, 0
         looked: list[Pair] = []
         dived: set[tuple[int, ...]] = set()
@@ -213,7 +226,9 @@ class Search:
                 heapq.heappush(heap, (pair.bound_s, number))
 
     def _dive(self, looked: list[Pair], dived: set[tuple[int, ...]]) -> None:
-        """Expand what looks best of all that was looked at, once of each pair and of every set of degrees before any again."""
+        """Expand what looks best of all that was looked at, once of each pair and of every set of
+        degrees before any again.
+        """
         best = min(looked, key=lambda pair: (_degrees_of(pair.core) in dived, pair.bound_s))
         looked.remove(best)
         dived.add(_degrees_of(best.core))
@@ -240,7 +255,9 @@ class Search:
                 self._expand(node)
 
     def bound_s(self, done: Work, pp: np.ndarray, n: float, slowest: np.ndarray) -> np.ndarray:
-        """Return lower bounds of a step under any schedule, from what the slowest rank needs at least."""
+        """Return lower bounds of a step under any schedule, from what the slowest rank needs at
+        least.
+        """
         virtual = self.question.limits.virtual_stages
         return done.any_way_s(pp, n, slowest, self.model.n_layers, virtual)
 

@@ -1,8 +1,10 @@
-"""Lower bounds of a step's time, from the work alone: what lets the search leave out layouts without predicting them. Pure; no torch.
+"""Lower bounds of a step's time, from the work alone: what lets the search leave out layouts
+without predicting them. Pure; no torch.
 
-If a pipeline rank of group g needs t_kg for a layer of kind k, and W_g for all of the model, then no partition of layers over p_g ranks of
-every group has a slowest rank faster than (sum over k of n_k min_g t_kg / W_g) / (sum over g of p_g / W_g): the dual of the fractional
-partition with weights 1 / W_g. `plan_grid` has sharper bounds, for fewer candidates.
+If a pipeline rank of group g needs t_kg for a layer of kind k, and W_g for all of the model, then
+no partition of layers over p_g ranks of every group has a slowest rank faster than (sum over k of
+n_k min_g t_kg / W_g) / (sum over g of p_g / W_g): the dual of the fractional partition with weights
+1 / W_g. `plan_grid` has sharper bounds, for fewer candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from motet.parallel.planner.space import Core, Way
 
 
 class Work(NamedTuple):
-    """Seconds of one micro-batch of the whole model on one pipeline rank of every group, nothing sent."""
+    """Seconds of one micro-batch of the whole model on one pipeline rank of every group, nothing
+    sent.
+    """
 
     whole: np.ndarray  # [group]
     share: float  # what of 1 / (sum of p_g / W_g) no partition can beat
@@ -41,7 +45,8 @@ class Work(NamedTuple):
         """Return the same with what ranks send, but for what `any_way_s` adds of that.
 
         Args:
-            sends: seconds of one virtual stage, [group, group that is sent to]; the last column is inside the group.
+            sends: seconds of one virtual stage, [group, group that is sent to]; the last column is
+                inside the group.
         """
         groups, inside = len(sends), sends[:, -1]
         itself = np.eye(groups, dtype=bool)
@@ -78,7 +83,8 @@ class Work(NamedTuple):
     def any_way_s(
         self, pp: np.ndarray, n: float, slowest: np.ndarray, layers: int, virtual: int
     ) -> np.ndarray:
-        """Return what a step takes at least under any schedule, for arrays of pipeline ranks and `slowest`.
+        """Return what a step takes at least under any schedule, for arrays of pipeline ranks and
+        `slowest`.
 
         Args:
             layers: of the model; every stage but two holds one.
@@ -145,10 +151,12 @@ def with_room(rooms: np.ndarray, found: np.ndarray, layers: int) -> np.ndarray:
 
 
 def gradients_crossing_s(predictor: Predictor, chosen: Sequence[int]) -> float:
-    """Return in what time the gradients of all weights cross between groups that hold whole replicas, at least.
+    """Return in what time the gradients of all weights cross between groups that hold whole
+    replicas, at least.
 
-    Every rank adds its part to those of its peers in the other groups, and all ranks of a replica share the link: together they send all
-    weights' gradients once. No partition and no degree changes that; of several stages the fullest has no less than its share.
+    Every rank adds its part to those of its peers in the other groups, and all ranks of a replica
+    share the link: together they send all weights' gradients once. No partition and no degree
+    changes that; of several stages the fullest has no less than its share.
     """
     link = replace(crossing_of(predictor.cluster, sorted(chosen), 2, 1), nodes=1, per_node=1)
     routed_weights = predictor.routed_weights + predictor.expert_weights

@@ -1,7 +1,9 @@
-"""The reverse questions: the shortest time and the largest model that a budget allows; and what a run costs. Pure; no torch.
+"""The reverse questions: the shortest time and the largest model that a budget allows; and what a
+run costs. Pure; no torch.
 
-Fewer machines take longer and cost less, as transfers and bubbles take a smaller share there; larger models cost more. Both questions are
-bisections over that, on sets of machines and on sizes, and each step is a search (`planner.plan`).
+Fewer machines take longer and cost less, as transfers and bubbles take a smaller share there;
+larger models cost more. Both questions are bisections over that, on sets of machines and on sizes,
+and each step is a search (`planner.plan`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Bill:
-    """What a whole run takes: price in the cluster file's currency, None where a device's price (or power) is not known."""
+    """What a whole run takes: price in the cluster file's currency, None where a device's price (or
+    power) is not known.
+    """
 
     days: float
     device_hours: float
@@ -55,7 +59,9 @@ class Budget:
     days: float | None = None
 
     def over(self, cost: Bill) -> list[str]:
-        """Return the limits that a bill breaks, by name; a price that is not known breaks its limit."""
+        """Return the limits that a bill breaks, by name; a price that is not known breaks its
+        limit.
+        """
         pairs = {
             "device-hours": (self.device_hours, cost.device_hours),
             "price": (self.price, cost.price),
@@ -119,7 +125,9 @@ class Refused:
 
 
 def models(vocabulary_size: int) -> Iterator[tuple[str, ModelConfig]]:
-    """Yield presets and, beyond the largest, models of the same proportions (128 channels per layer and head), largest first."""
+    """Yield presets and, beyond the largest, models of the same proportions (128 channels per layer
+    and head), largest first.
+    """
     scaled = []
     for width in (16_384, 14_336, 12_288, 10_240, 8192, 7168, 6144, 5120):
         heads, layers = width // 128, -(-width // 128)
@@ -179,7 +187,9 @@ def _excess(refused: Refused) -> tuple[int, float]:
 
 
 class _Bisection:
-    """Looks for the largest set of machines, in one order, on which the fastest layout is within a budget."""
+    """Looks for the largest set of machines, in one order, on which the fastest layout is within a
+    budget.
+    """
 
     def __init__(
         self, question: Question, budget: Budget, tokens: float, name: str, tell: Tell, enough: bool
@@ -197,7 +207,8 @@ class _Bisection:
         middle = (low + high) // 2 if self.enough else high  # all machines may well do
         while low <= high and not (self.enough and self.best):
             if self.too_dear(family[middle]):
-                # Sets that hold what was too dear have it as their fastest, or what is faster and, as a rule, dearer.
+                # Sets that hold what was too dear have it as their fastest, or what is faster and,
+                # as a rule, dearer.
                 smaller = [i for i in range(low, middle) if not _holds(family[i], self.used)]
                 high = max(smaller, default=low - 1)
             else:
@@ -219,7 +230,9 @@ class _Bisection:
                 fits = half
 
     def too_dear(self, cluster: Cluster) -> bool:
-        """Search these machines, keep what is within the budget, and return whether fewer of them should be tried next."""
+        """Search these machines, keep what is within the budget, and return whether fewer of them
+        should be tried next.
+        """
         shown = " + ".join(f"{group.devices:,} {group.name}" for group in cluster.groups)
         self.tell(f"{self.name} on {shown}".strip())
         found = plan(replace(self.question, cluster=cluster))
@@ -240,7 +253,9 @@ class _Bisection:
 
 
 def _families(cluster: Cluster, budget: Budget, dtype: str) -> list[list[Cluster]]:
-    """Return orders in which machines are added, each a list of sets that grow: the cheapest work first, then each other group alone."""
+    """Return orders in which machines are added, each a list of sets that grow: the cheapest work
+    first, then each other group alone.
+    """
 
     def cost(g: int) -> float:
         one = cluster.groups[g].device
@@ -258,7 +273,9 @@ def _families(cluster: Cluster, budget: Budget, dtype: str) -> list[list[Cluster
 
 
 def _apart(sets: list[Cluster]) -> list[Cluster]:
-    """Leave out sets that are hardly larger than the one before; the largest, and single nodes, stay."""
+    """Leave out sets that are hardly larger than the one before; the largest, and single nodes,
+    stay.
+    """
     kept: list[Cluster] = []
     for at, one in enumerate(sets):
         few = one.devices <= one.groups[0].devices_per_node
@@ -268,7 +285,9 @@ def _apart(sets: list[Cluster]) -> list[Cluster]:
 
 
 def _sizes(cluster: Cluster, g: int, whole: bool = True) -> list[tuple[int, int]]:
-    """Return (nodes, devices of each), doubled from one device (`whole`) or one node to all of a group."""
+    """Return (nodes, devices of each), doubled from one device (`whole`) or one node to all of a
+    group.
+    """
     group = cluster.groups[g]
     found, number = [], 1
     while whole and number < group.devices_per_node:
@@ -298,7 +317,9 @@ def _holds(cluster: Cluster, used: Cluster) -> bool:
 
 
 def _halfway(fits: Cluster, dear: Cluster) -> Cluster | None:
-    """Return the set in the middle of two that differ in the nodes of a group; None where there is none worth a look."""
+    """Return the set in the middle of two that differ in the nodes of a group; None where there is
+    none worth a look.
+    """
     if len(fits.groups) != len(dear.groups) or dear.devices < GROWTH * fits.devices:
         return None
     pairs = list(zip(fits.groups, dear.groups, strict=True))
@@ -342,7 +363,9 @@ def largest(
 
 
 def _least(question: Question, model: ModelConfig, tokens: float) -> Bill:
-    """Return less than any run can take: all devices at their peak, the cheapest operations everywhere."""
+    """Return less than any run can take: all devices at their peak, the cheapest operations
+    everywhere.
+    """
     training = question.training
     flops = tokens * training_flops_per_token(model, training.sequence_length)
     groups = question.cluster.groups

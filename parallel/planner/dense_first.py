@@ -1,6 +1,8 @@
-"""Layers of a mixture whose dense layers come first (as those of DeepSeek-V3, arXiv:2412.19437): exactly divided. Pure; no torch.
+"""Layers of a mixture whose dense layers come first (as those of DeepSeek-V3, arXiv:2412.19437):
+exactly divided. Pure; no torch.
 
-The dense layers lie on the first stages, in few ways: each is tried. What is left are layers that are all alike.
+The dense layers lie on the first stages, in few ways: each is tried. What is left are layers that
+are all alike.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from motet.parallel.planner.linear import Held
 from motet.parallel.planner.partition import Counts, Load
 
 MOST_DENSE = 6
-"""More dense layers are divided like any that differ (`plan_partition.unlike`): there are 2 to the power of their number of ways."""
+"""More dense layers are divided like any that differ (`plan_partition.unlike`): there are 2 to the
+power of their number of ways.
+"""
 
 Front = tuple[int, ...]
-"""Dense layers of the first stages; of these only the first may have none, and only the last may have others."""
+"""Dense layers of the first stages; of these only the first may have none, and only the last may
+have others.
+"""
 
 
 class Rest(NamedTuple):
@@ -28,7 +34,9 @@ class Rest(NamedTuple):
 
 
 def dense_first(kinds: Sequence[int]) -> int:
-    """Return how many dense layers there are if all come first and they are few, else 0; `kinds`: 1 for layers with experts."""
+    """Return how many dense layers there are if all come first and they are few, else 0; `kinds`: 1
+    for layers with experts.
+    """
     dense = len(kinds) - sum(kinds)
     return dense if dense <= MOST_DENSE and dense < len(kinds) and not any(kinds[:dense]) else 0
 
@@ -99,7 +107,9 @@ def _after(line: tuple[float, float, float], dense: int) -> tuple[float, float, 
 def stages_with(
     front: Front, counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
 ) -> tuple[int, ...]:
-    """Return layers of every stage, dense ones included; `counts`: layers with experts of every rank."""
+    """Return layers of every stage, dense ones included; `counts`: layers with experts of every
+    rank.
+    """
     out = [*front, *[0] * (stages - len(front))]
     for count, mine in zip(counts, stages_of, strict=True):
         open_ = [stage for stage in mine if stage >= len(front) - 1]

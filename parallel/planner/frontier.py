@@ -1,4 +1,6 @@
-"""What may still win of some degrees: assignments of stages to groups, orders of groups, schedules, recomputation, by lower bounds. Pure."""
+"""What may still win of some degrees: assignments of stages to groups, orders of groups, schedules,
+recomputation, by lower bounds. Pure.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 DIVED = 64
 """How many assignments are looked at closely where the most promising one is looked for."""
 COARSE, FINE = 6, 32
-"""Intervals of the slowest rank's time that are told apart, first and then where a layout may still win."""
+"""Intervals of the slowest rank's time that are told apart, first and then where a layout may still
+win.
+"""
 FEW = 256
 """Up to so many pipelines are told apart finely at once."""
 WIDE = 4.0
@@ -81,7 +85,9 @@ class Nodes:
         return Terms(n, layers, self.others, self.front, *once, overlap, factor, training.data_s)
 
     def sends_s(self, core: Core, ranks: int) -> np.ndarray:
-        """Return the seconds that one virtual stage sends to another group, and in the last column inside its own."""
+        """Return the seconds that one virtual stage sends to another group, and in the last column
+        inside its own.
+        """
         key = core._replace(ep=1, etp=1), ranks
         found = self._sends.get(key)
         if found is None:
@@ -105,7 +111,9 @@ class Nodes:
         return done.slowest_sending(found, self.sends_s(core, readers * core.cp * core.tp))
 
     def wide(self, pp: np.ndarray) -> np.ndarray:
-        """Return which pipelines have a rank for each of the layers that come first, if that is known how."""
+        """Return which pipelines have a rank for each of the layers that come first, if that is
+        known how.
+        """
         longest = max(map(len, self.fronts), default=0)
         return np.asarray((pp >= max(2, longest)) & bool(longest))
 
@@ -114,9 +122,12 @@ class Nodes:
     def rooms_of(
         self, core: Core, readers: int, recompute: str, rows: Rows, rooms: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return for how many layers the ranks of a group have memory together, by schedule, [row, group]."""
+        """Return for how many layers the ranks of a group have memory together, by schedule, [row,
+        group].
+        """
         n, found, pp = self.number(core, readers), rows.counts, rows.counts.sum(axis=1)
-        # From the end of the pipeline, where ranks keep least; other schedules keep more (`cost_memory.micro_batches_held`).
+        # From the end of the pipeline, where ranks keep least; other schedules keep more
+        # (`cost_memory.micro_batches_held`).
         most = rooms[np.arange(found.shape[1]), found]
         each = np.diff(rooms, axis=1)[:, pp - 1].T
         few = self._room_of(core, readers, np.minimum(n, (pp + 1) / 2), recompute).T
@@ -135,13 +146,16 @@ class Nodes:
     def rooms_before(self, core: Core, readers: int, n: int, pp: int, recompute: str) -> np.ndarray:
         """Return the most layers on the last 0, 1, ... pp ranks of a pipeline, [group, ranks].
 
-        Rank r of p keeps at least min(n, p - r) micro-batches. Where layers differ, those with experts are looked at.
+        Rank r of p keeps at least min(n, p - r) micro-batches. Where layers differ, those with
+        experts are looked at.
         """
         rooms = self._room_of(core, readers, np.minimum(n, np.arange(1, pp + 1)), recompute)
         return np.concatenate((np.zeros((len(rooms), 1)), np.cumsum(rooms, axis=1)), axis=1)
 
     def _room_of(self, core: Core, readers: int, held: np.ndarray, recompute: str) -> np.ndarray:
-        """Return the most layers on a rank of every [group, number of micro-batches held], weights divided most."""
+        """Return the most layers on a rank of every [group, number of micro-batches held], weights
+        divided most.
+        """
         found = splits(self.model, core, readers)
         if not found:
             return np.zeros((len(self.search_.cluster.groups), len(held)))
@@ -177,7 +191,9 @@ class Nodes:
 
 
 class Pair:
-    """Degrees of a stage: what they bound is made sharper step by step, and in the end they yield nodes."""
+    """Degrees of a stage: what they bound is made sharper step by step, and in the end they yield
+    nodes.
+    """
 
     def __init__(self, nodes: Nodes, core: Core, readers: int, bound_s: float) -> None:
         self.nodes, self.search, self.core, self.readers = nodes, nodes.search_, core, readers
@@ -284,7 +300,9 @@ class Pair:
 
 
 class _Table:
-    """Lower bounds of a step for assignments with one kind of recomputation, first in no order of groups, then in each."""
+    """Lower bounds of a step for assignments with one kind of recomputation, first in no order of
+    groups, then in each.
+    """
 
     def __init__(self, nodes: Nodes, pair: Pair, recompute: str, found: np.ndarray) -> None:
         self.nodes, self.core, self.readers = nodes, pair.core, pair.readers
@@ -333,7 +351,9 @@ class _Table:
                 self.slow_s[number, at], self.least_s[number, at] = found
 
     def of(self, rows: Rows, source: np.ndarray) -> np.ndarray:
-        """Return bounds of rows, [schedule, row], infinite where a schedule cannot run; `source`: assignments that they come from."""
+        """Return bounds of rows, [schedule, row], infinite where a schedule cannot run; `source`:
+        assignments that they come from.
+        """
         limit_s, pp = self.search.limit_s, self.pp[source]
         slow_s, table = self.slow_s[:, source], self.least_s[:, source]
         open_ = (table < limit_s) & (pp > 1)

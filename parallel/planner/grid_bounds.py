@@ -1,9 +1,13 @@
-"""Lower bounds of a step for many pipelines at once, almost as sharp as dividing their layers. Pure; no torch.
+"""Lower bounds of a step for many pipelines at once, almost as sharp as dividing their layers.
 
-The slowest rank's time x of one micro-batch decides how many whole layers every rank can hold, and so what must lie on the slower
-groups. For a grid of x: x itself counts n times, less what the slowest rank does not wait for itself; layers within their limits, those that add least
-first, make the shortest wait; and the fewest layers that a group's fullest rank must hold make the shortest transfer of gradients and update.
-The least of all x is the bound. Every number is the predictor's; only that costs are straight lines in layers is assumed.
+Pure; no torch.
+
+The slowest rank's time x of one micro-batch decides how many whole layers every rank can hold, and
+so what must lie on the slower groups. For a grid of x: x itself counts n times, less what the
+slowest rank does not wait for itself; layers within their limits, those that add least first, make
+the shortest wait; and the fewest layers that a group's fullest rank must hold make the shortest
+transfer of gradients and update. The least of all x is the bound. Every number is the predictor's;
+only that costs are straight lines in layers is assumed.
 """
 
 from __future__ import annotations
@@ -88,7 +92,9 @@ def rows_of(found: np.ndarray) -> Rows:
 
 
 def unordered(found: np.ndarray, cost: Cost) -> Rows:
-    """Return rows for assignments in any order: to another group is sent what `unplaced` says, and both ends are where a layer waits longest."""
+    """Return rows for assignments in any order: to another group is sent what `unplaced` says, and
+    both ends are where a layer waits longest.
+    """
     number, groups = found.shape
     several = (found > 0) & ((found > 0).sum(axis=1) > 1)[:, None]
     after = np.where(several, np.arange(groups), groups)
@@ -98,7 +104,9 @@ def unordered(found: np.ndarray, cost: Cost) -> Rows:
 
 
 def unplaced(cost: Cost) -> Cost:
-    """Return the costs where there is no order of groups: without a head; what a group sends to itself is what it sends to the nearest other."""
+    """Return the costs where there is no order of groups: without a head; what a group sends to
+    itself is what it sends to the nearest other.
+    """
     crossed = []
     for one in (cost.cross, cost.wait_cross):
         least, groups = one.copy(), len(one)
@@ -123,7 +131,9 @@ class Ahead(NamedTuple):
 
 
 def edges_of(cost: Cost, terms: Terms, low_s: float, high_s: float, fine: int) -> np.ndarray:
-    """Return times of the slowest rank at which some rank can hold a layer more, between two times, and these."""
+    """Return times of the slowest rank at which some rank can hold a layer more, between two times,
+    and these.
+    """
     fixed = np.stack((*cost.cross.T, *(cost.cross + cost.head[:, None]).T), axis=1)
     starts = (cost.fixed[:, None] + fixed)[:, :, None]
     times = starts + cost.each[:, None, None] * np.arange(1, terms.layers + 1)
@@ -146,7 +156,8 @@ def bounds_s(
 
     Args:
         rooms: layers for which the ranks of a group have memory together, [row, group].
-        slowest: what the slowest rank is known to need, [row]; above the other number a step is too long.
+        slowest: what the slowest rank is known to need, [row]; above the other number a step is too
+            long.
         fine: intervals of that time; 0: only a bound without whole layers.
     """
     longer = longer_of(rows, terms, way)
@@ -170,7 +181,9 @@ def bounds_s(
 
 
 def longer_of(rows: Rows, terms: Terms, way: Way) -> np.ndarray:
-    """Return by what the wait is longer where micro-batches are too few to fill a V, [row, 1] (see `cost_pipeline`)."""
+    """Return by what the wait is longer where micro-batches are too few to fill a V, [row, 1] (see
+    `cost_pipeline`).
+    """
     pp = rows.counts.sum(axis=1)[:, None]
     if way.schedule != "zbv_zero_bubble":
         return np.ones((len(pp), 1))
@@ -178,7 +191,9 @@ def longer_of(rows: Rows, terms: Terms, way: Way) -> np.ndarray:
 
 
 def _step_s(terms: Terms, own: np.ndarray, x_s: np.ndarray, waits_s: np.ndarray) -> np.ndarray:
-    """Return what a step takes at least without what is paid once; `own`: of x, what the slowest rank does not wait for."""
+    """Return what a step takes at least without what is paid once; `own`: of x, what the slowest
+    rank does not wait for.
+    """
     pipe_s = np.maximum((terms.n - own) * x_s + waits_s, terms.n * x_s)
     return np.asarray(pipe_s * terms.factor + terms.data_s)
 
@@ -186,13 +201,17 @@ def _step_s(terms: Terms, own: np.ndarray, x_s: np.ndarray, waits_s: np.ndarray)
 def exposed_s(
     terms: Terms, own: np.ndarray, x_s: np.ndarray, sync_s: np.ndarray, update_s: np.ndarray
 ) -> np.ndarray:
-    """Return what is paid once a step and hidden by nothing; `own` as of `_step_s`: a longer x hides no more than it costs."""
+    """Return what is paid once a step and hidden by nothing; `own` as of `_step_s`: a longer x
+    hides no more than it costs.
+    """
     window_s = np.where(terms.n - own >= terms.overlap, x_s, np.inf)
     return np.asarray(sync_s - terms.overlap * np.minimum(sync_s, window_s) + update_s)
 
 
 def once_any_s(counts: np.ndarray, terms: Terms) -> tuple[np.ndarray, np.ndarray]:
-    """Return seconds of gradients' transfer, and of the update, of a rank with no fewer layers than the mean, [row, 1]; `counts`: [row, group]."""
+    """Return seconds of gradients' transfer, and of the update, of a rank with no fewer layers than
+    the mean, [row, 1]; `counts`: [row, group].
+    """
     groups = np.arange(counts.shape[1])
     mean = -(-(terms.layers - terms.others) // np.maximum(counts.sum(axis=1), 1))[:, None]
     found = []
@@ -260,7 +279,8 @@ def _ahead(
     ends[each_row, at] = headed
     held = np.where(counts > 0, (counts - 1) * caps + ends, 0.0)
     held[each_row, at] += held_more
-    # Where there are more ranks between the ends than layers of the rarer kind, some of them has none of these.
+    # Where there are more ranks between the ends than layers of the rarer kind, some of them has
+    # none of these.
     few = rows.counts <= terms.others + 2
     early = np.ones(few.shape, dtype=bool)
     if terms.front:
@@ -272,7 +292,9 @@ def _ahead(
 
 
 def _gain(cost: Cost, terms: Terms, tops: np.ndarray) -> np.ndarray:
-    """Return by how many layers more than of the common kind all ranks hold at most, thanks to the rarer kind, [interval]."""
+    """Return by how many layers more than of the common kind all ranks hold at most, thanks to the
+    rarer kind, [interval].
+    """
     if not terms.others or not cost.cheaper.any():
         return np.zeros(len(tops))
     if terms.others > ALL_DENSE:
@@ -307,7 +329,9 @@ def _fixed_waits_s(rows: Rows, cost: Cost, way: Way) -> np.ndarray:
 
 
 def _any_waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
-    """Return what all ranks together add to filling and draining at least, however layers are divided, [row]."""
+    """Return what all ranks together add to filling and draining at least, however layers are
+    divided, [row].
+    """
     least = _least(rows, way)
     rest = terms.layers - least.sum(axis=1)
     cheapest = np.where(rows.counts > 0, cost.wait_each, np.inf).min(axis=1)
@@ -328,7 +352,9 @@ def _waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way, ahead: Ahead) -> np
 
 
 def _once_s(rows: Rows, terms: Terms, ahead: Ahead) -> tuple[np.ndarray, np.ndarray]:
-    """Return seconds of gradients' transfer and of the update that the fullest ranks need at least, [row, interval]."""
+    """Return seconds of gradients' transfer and of the update that the fullest ranks need at least,
+    [row, interval].
+    """
     counts, held = rows.counts[:, :, None], np.maximum(ahead.held, 0.0)
     elsewhere = held.sum(axis=1, keepdims=True) - held
     fewest = (terms.layers - ahead.gain - elsewhere) / np.maximum(counts, 1)

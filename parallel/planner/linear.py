@@ -1,7 +1,8 @@
-"""What a pipeline rank costs as a straight line in its layers, read off the cost model at two or three points. Pure; no torch.
+"""What a pipeline rank costs as a straight line in its layers, read off the cost model at two or
+three points. Pure; no torch.
 
-With pipeline stages every term of `predict` is linear in a rank's dense layers d and layers with experts e, so that a partition can be
-judged without asking the model again for every rank.
+With pipeline stages every term of `predict` is linear in a rank's dense layers d and layers with
+experts e, so that a partition can be judged without asking the model again for every rank.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Rank(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Bytes of a pipeline rank: `fixed` and `saved` of one micro-batch that it keeps, as lines; capacity of its device."""
+    """Bytes of a pipeline rank: `fixed` and `saved` of one micro-batch that it keeps, as lines;
+    capacity of its device.
+    """
 
     fixed: Line
     saved: Line
@@ -83,7 +86,8 @@ class Lines:
         ] = {}  # by degrees and group: hops to the next node, and on it
 
     def stub(self, layout: Layout, group: int, ranks: int = 1) -> Stage:
-        """Return a stage inside one group, with its neighbours where sending to them is fastest: on its node or on the next.
+        """Return a stage inside one group, with its neighbours where sending to them is fastest: on
+        its node or on the next.
 
         Args:
             ranks: of a stage, at least; two stages that do not fit on a node stand on two.
@@ -103,7 +107,9 @@ class Lines:
         return min(found, key=lambda stage: stage.hop.send_s(size, own))
 
     def _points(self, first: bool, last: bool) -> tuple[Kept, Kept, Kept]:
-        """Return a point, and the same with a dense layer and with a layer with experts more (if the model has such)."""
+        """Return a point, and the same with a dense layer and with a layer with experts more (if
+        the model has such).
+        """
         dense, routed = map(int, self.kinds)
         base = Kept(dense, routed, first, last)
         return base, Kept(2 * dense, routed, first, last), Kept(dense, 2 * routed, first, last)
@@ -124,7 +130,8 @@ class Lines:
         """Return the seconds of a rank.
 
         Args:
-            key: what stands for the layout's degrees, micro-batch and recomputation, and for the stage.
+            key: what stands for the layout's degrees, micro-batch and recomputation, and for the
+                stage.
             layout: with one virtual stage.
         """
         key = (*key, group, first, last)
@@ -148,7 +155,10 @@ class Lines:
     def held(
         self, key: tuple[object, ...], layout: Layout, group: int, first: bool, last: bool
     ) -> Held:
-        """Return the bytes of a rank; arguments as of `rank`, with a pipeline of 1F1B. Memory does not ask which links there are."""
+        """Return the bytes of a rank; arguments as of `rank`, with a pipeline of 1F1B.
+
+        Memory does not ask which links there are.
+        """
         key = (*key, group, first, last)
         found = self._held.get(key)
         if found is None:
@@ -175,7 +185,8 @@ class Lines:
 def layers_that_fit(
     lines: Lines, core: Core, split: tuple[int, int], held: np.ndarray, recompute: str
 ) -> np.ndarray:
-    """Return for how many layers (those with experts, where there are such) ranks of every group have memory, [group, held].
+    """Return for how many layers (those with experts, where there are such) ranks of every group
+    have memory, [group, held].
 
     Args:
         held: numbers of micro-batches whose activations a rank keeps.

@@ -1,9 +1,11 @@
 """Layers for every rank of a pipeline, such that a step is as short as it can be. Pure; no torch.
 
-A step of n micro-batches takes n x (the slowest rank's time for one) + what the others add to fill and drain the pipeline
-(`cost_pipeline.pipeline_s`). With a bound on the slowest rank, every rank has a largest number of layers; among the partitions
-inside the bound the best gives layers to the ranks that add least. Raising the bound step by step, until the slowest rank alone costs
-more than the best found, makes the search exact (against the proportional rule of Holmes, arXiv:2312.03549, section 3.3).
+A step of n micro-batches takes n x (the slowest rank's time for one) + what the others add to fill
+and drain the pipeline (`cost_pipeline.pipeline_s`). With a bound on the slowest rank, every rank
+has a largest number of layers; among the partitions inside the bound the best gives layers to the
+ranks that add least. Raising the bound step by step, until the slowest rank alone costs more than
+the best found, makes the search exact (against the proportional rule of Holmes, arXiv:2312.03549,
+section 3.3).
 """
 
 from __future__ import annotations
@@ -14,19 +16,24 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 MOST_BOUNDS = 64
-"""Bounds on the slowest rank that are tried at most; more are only passed where ranks differ wildly."""
+"""Bounds on the slowest rank that are tried at most; more are only passed where ranks differ
+wildly.
+"""
 _SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one pipeline rank adds to a step, by the layers that it holds (of each kind: dense, with experts).
+    """What one pipeline rank adds to a step, by the layers that it holds (of each kind: dense, with
+    experts).
 
     Attributes:
-        fixed, each: busy seconds of one micro-batch: embedding, head and transfers, and every layer of a kind.
+        fixed, each: busy seconds of one micro-batch: embedding, head and transfers, and every layer
+            of a kind.
         wait_fixed, wait_each: seconds that it adds to the filling and draining of the pipeline.
         least: layers that it must hold: one for every stage but the first and the last.
-        once: (fixed, of a layer of each kind) seconds once a step, of gradients' transfer and of the update: of all ranks the longest counts.
+        once: (fixed, of a layer of each kind) seconds once a step, of gradients' transfer and of
+            the update: of all ranks the longest counts.
     """
 
     fixed: float
@@ -51,7 +58,8 @@ def alike(
     limit_s: float = math.inf,
     own: float = 1.0,
 ) -> tuple[float, Counts] | None:
-    """Return the best (seconds of a step, layers of every rank) where layers do not differ; None where memory is too small.
+    """Return the best (seconds of a step, layers of every rank) where layers do not differ; None
+    where memory is too small.
 
     Args:
         most: layers that fit into the memory of every rank.
@@ -91,7 +99,9 @@ def feasible(loads: Sequence[Load], layers: int, most: Sequence[int]) -> bool:
 
 
 def least_s(loads: Sequence[Load], layers: int, n: float, own: float = 1.0) -> float:
-    """Return what the passes of a step take at least, whatever the partition of layers that do not differ; `own` as of `alike`."""
+    """Return what the passes of a step take at least, whatever the partition of layers that do not
+    differ; `own` as of `alike`.
+    """
     least, most = [load.least for load in loads], [layers] * len(loads)
     if sum(least) > layers:
         return math.inf
@@ -193,7 +203,9 @@ def _level(counts: list[int], most: Sequence[int], ranks: Sequence[int], left: i
 def _eased(
     loads: Sequence[Load], layers: int, caps: Sequence[int], ranks_of: Sequence[Sequence[int]]
 ) -> Iterator[list[int]]:
-    """Yield partitions within `caps` that wait least, then those whose longest transfer, or update, once a step is ever shorter."""
+    """Yield partitions within `caps` that wait least, then those whose longest transfer, or update,
+    once a step is ever shorter.
+    """
     least = [load.least for load in loads]
     outer: Sequence[int] | None = caps
     while outer is not None:
@@ -210,7 +222,9 @@ def _eased(
 def _shorter(
     loads: Sequence[Load], counts: Sequence[int], caps: Sequence[int], layers: int, which: int
 ) -> list[int] | None:
-    """Return the caps under which what is paid once (0 transfers, 1 updates) is shorter than with `counts`; None where layers find no place."""
+    """Return the caps under which what is paid once (0 transfers, 1 updates) is shorter than with
+    `counts`; None where layers find no place.
+    """
     lines = [load.once[which] for load in loads]
     top_s = max(line[0] + line[1] * k for line, k in zip(lines, counts, strict=True)) * (1 - _SLACK)
     found = []
@@ -229,11 +243,13 @@ def unlike(
     fits: Callable[[int, int, int], bool],
     score: Score,
 ) -> tuple[float, Counts] | None:
-    """Return the best (seconds of a step, layers of every rank) where layers differ: ranks hold ranges of them.
+    """Return the best (seconds of a step, layers of every rank) where layers differ: ranks hold
+    ranges of them.
 
-    The slowest rank is as short as can be (every rank takes as many layers as a bound allows, and the least bound that suffices is
-    found by halving); then layers move to the ranks that add least to the wait (dynamic programming over ranges). Exact where ranks are
-    equally fast and layers are many more than ranks; else near.
+    The slowest rank is as short as can be (every rank takes as many layers as a bound allows, and
+    the least bound that suffices is found by halving); then layers move to the ranks that add least
+    to the wait (dynamic programming over ranges). Exact where ranks are equally fast and layers are
+    many more than ranks; else near.
 
     Args:
         kinds: 0 dense or 1 with experts, of every layer.
@@ -289,7 +305,9 @@ def _ranges(
     fits: Callable[[int, int, int], bool],
     bound_s: float,
 ) -> Counts | None:
-    """Return the partition that adds least to the wait with no rank slower than a bound; None where there is none."""
+    """Return the partition that adds least to the wait with no rank slower than a bound; None where
+    there is none.
+    """
     layers = len(experts) - 1
     least_after = [0, *accumulate(load.least for load in reversed(loads))][::-1]
     costs: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
@@ -319,7 +337,9 @@ def _ranges(
 def stage_layers(
     counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
 ) -> tuple[int, ...] | None:
-    """Return layers of every stage from those of every rank; None where a stage between the ends would have none."""
+    """Return layers of every stage from those of every rank; None where a stage between the ends
+    would have none.
+    """
     out = [0] * stages
     for count, mine in zip(counts, stages_of, strict=True):
         inner = [stage for stage in mine if 0 < stage < stages - 1]

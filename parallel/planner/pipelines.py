@@ -1,4 +1,7 @@
-"""One order of groups along a pipeline: schedules, recomputation, sharding and layers for it. Pure; no torch."""
+"""One order of groups along a pipeline: schedules, recomputation, sharding and layers for it.
+
+Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +193,9 @@ class Pipeline:
         most: list[int],
         kept: list[Held],
     ) -> tuple[float, tuple[int, ...] | None] | None:
-        """Return seconds of a step and layers of all stages of the best partition; None where none fits into memory."""
+        """Return seconds of a step and layers of all stages of the best partition; None where none
+        fits into memory.
+        """
         search, n = self.search_, self.n
         dense, routed = search.lines.kinds
         stages_of = [layout.stages_of(r) for r in range(self.pp)]
@@ -207,7 +212,8 @@ class Pipeline:
 
             found = unlike(loads, search.routed, fits, score)
         else:
-            # Stages of one rank lie apart: where layers differ, each rank has its share of both kinds.
+            # Stages of one rank lie apart: where layers differ, each rank has its share of both
+            # kinds.
             share = _share(search.routed)
 
             def score_alike(counts: Counts) -> float:
@@ -245,7 +251,9 @@ class Pipeline:
 
 
 def own_share(layout: Layout) -> float:
-    """Return which share of its own time for one micro-batch the slowest rank does not wait at most (see `cost_pipeline`)."""
+    """Return which share of its own time for one micro-batch the slowest rank does not wait at most
+    (see `cost_pipeline`).
+    """
     return 1 / layout.virtual_stages if layout.schedule.startswith("interleaved") else 1.0
 
 

@@ -1,6 +1,8 @@
-"""Where the stages and replicas of a candidate stand, found from its shape alone: no loop over devices. Pure; no torch.
+"""Where the stages and replicas of a candidate stand, found from its shape alone: no loop over
+devices. Pure; no torch.
 
-For shapes that fill nodes evenly this is what `cost_places.places` finds device by device (a test compares them).
+For shapes that fill nodes evenly this is what `cost_places.places` finds device by device (a test
+compares them).
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from motet.parallel.planner.space import Spread
 
 
 def trimmed(cluster: Cluster, used: Sequence[int]) -> Cluster | None:
-    """Return the nodes that a candidate uses of each group, whole nodes or a part of one; None where nodes would be used unevenly."""
+    """Return the nodes that a candidate uses of each group, whole nodes or a part of one; None
+    where nodes would be used unevenly.
+    """
     groups = []
     for group, devices in zip(cluster.groups, used, strict=True):
         size = group.devices_per_node
@@ -33,7 +37,9 @@ def trimmed(cluster: Cluster, used: Sequence[int]) -> Cluster | None:
 
 
 def renumbered(spread: Spread) -> Spread:
-    """Return a spread with groups numbered as in its trimmed cluster: those that it uses, in the cluster's order."""
+    """Return a spread with groups numbered as in its trimmed cluster: those that it uses, in the
+    cluster's order.
+    """
     used = sorted(group for group, _ in spread.blocks)
     return Spread(spread.across, tuple((used.index(g), count) for g, count in spread.blocks))
 
@@ -77,7 +83,9 @@ def places_of(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
 
 
 def even(cluster: Cluster, layout: Layout, spread: Spread) -> bool:
-    """Return whether every group of ranks has as many devices on each of its nodes, at the same places."""
+    """Return whether every group of ranks has as many devices on each of its nodes, at the same
+    places.
+    """
     for number, count in spread.blocks:
         size = cluster.groups[number].devices_per_node
         ranks = layout.stage_ranks
@@ -111,7 +119,9 @@ def _hop(group: Group, near: bool) -> Domain:
 
 
 def crossing_of(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: int) -> Domain:
-    """Return ranks of several groups of the cluster; as many groups of ranks as `sharers` cross the link at the same time."""
+    """Return ranks of several groups of the cluster; as many groups of ranks as `sharers` cross the
+    link at the same time.
+    """
     groups = [cluster.groups[number] for number in numbers]
     links = [cluster.link(a, b) for a in numbers for b in numbers if a < b]
     return Domain(
@@ -148,7 +158,9 @@ def _pipelined(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
 
 
 def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
-    """Return where replicas stand that fill nodes evenly; the cluster may have more devices than they use."""
+    """Return where replicas stand that fill nodes evenly; the cluster may have more devices than
+    they use.
+    """
     numbers = sorted(number for number, _ in spread.blocks)
     groups = {number: cluster.groups[number] for number in numbers}
     counts = dict(spread.blocks)
@@ -159,7 +171,8 @@ def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     size = layout.stage_ranks // layout.dp_replicate
     experts = layout.ep * layout.etp
     wide = {
-        # ranks of one replica in the group, distance between neighbours, groups of a stage that cross at the same time
+        # ranks of one replica in the group, distance between neighbours, groups of a stage that
+        # cross at the same time
         "replicate": (1, size, size),
         "data": (layout.fsdp, layout.tp, layout.tp),
         "expert_replicas": (layout.edp, experts, experts),

@@ -1,4 +1,7 @@
-"""The words of a search: what is asked, what is found, why the rest is not there. Pure; no torch."""
+"""The words of a search: what is asked, what is found, why the rest is not there.
+
+Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,9 @@ class Choice:
 
 
 def kind_of(layout: Layout, spread: Spread, groups: tuple[str, ...]) -> tuple[object, ...]:
-    """Return engine, degrees and machines: no schedule, no size of a micro-batch, and no number of stages where they differ by group."""
+    """Return engine, degrees and machines: no schedule, no size of a micro-batch, and no number of
+    stages where they differ by group.
+    """
     pp = layout.pp if len(groups) == 1 else min(layout.pp, 2)
     degrees = layout.tp, pp, layout.cp, layout.ep, layout.etp
     return (layout.engine, *degrees, spread.across, groups)
@@ -99,11 +104,13 @@ class Answer:
 
     Attributes:
         choices: the fastest layout of each kind that fits, fastest first.
-        counts: candidates by what became of them: "predicted", "slower" (a lower bound of their time is above what is ranked), "memory"
-            (a bound of their memory is above the devices'), "micro-batches" (the batch gives the schedules too few).
-        bound_s: 0 where the first choice is proven: nothing in the space is faster; else nothing that was not tried takes less than this.
-        ranked_all: whether that holds for every other row, too: it is the fastest of its kind, and no row is missing. Else these are the fastest
-            of their kinds that were found.
+        counts: candidates by what became of them: "predicted", "slower" (a lower bound of their
+            time is above what is ranked), "memory" (a bound of their memory is above the devices'),
+            "micro-batches" (the batch gives the schedules too few).
+        bound_s: 0 where the first choice is proven: nothing in the space is faster; else nothing
+            that was not tried takes less than this.
+        ranked_all: whether that holds for every other row, too: it is the fastest of its kind, and
+            no row is missing. Else these are the fastest of their kinds that were found.
     """
 
     choices: list[Choice] = field(default_factory=list)
@@ -118,7 +125,9 @@ class Answer:
 
     @property
     def gap(self) -> float:
-        """The share of its time by which something that was not tried may be faster than the first choice; 0: it is proven."""
+        """The share of its time by which something that was not tried may be faster than the first
+        choice; 0: it is proven.
+        """
         if not self.choices or not self.bound_s:
             return 0.0
         return max(0.0, 1.0 - self.bound_s / self.best.prediction.step_time_s)

@@ -1,4 +1,6 @@
-"""What ranks of every group cost under a schedule, as arrays over groups: what `plan_grid` bounds steps with. Pure; no torch."""
+"""What ranks of every group cost under a schedule, as arrays over groups: what `plan_grid` bounds
+steps with. Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _PLENTY = 1 << 40  # micro-batches: too many for a V to run short of them
 
 
 class Cost(NamedTuple):
-    """Seconds of one micro-batch under a schedule, on ranks of every group. "Wait" is what they add to filling and draining."""
+    """Seconds of one micro-batch under a schedule, on ranks of every group. "Wait" is what they add
+    to filling and draining.
+    """
 
     fixed: np.ndarray  # [group]
     each: np.ndarray  # of a layer of the kind that most are of
@@ -44,7 +48,9 @@ class Ranks:
         self._parts_of: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
 
     def ranks(self, core: Core, recompute: str, at: str) -> list[Rank]:
-        """Return a rank of every group, with layers only, with the head, or with both ends of the model."""
+        """Return a rank of every group, with layers only, with the head, or with both ends of the
+        model.
+        """
         key = core, recompute, at
         found = self._ranks.get(key)
         if found is None:
@@ -61,7 +67,8 @@ class Ranks:
         """Return the lines of all groups.
 
         Args:
-            sends: seconds that one virtual stage sends, [group, group that is sent to]; the last column is inside the group.
+            sends: seconds that one virtual stage sends, [group, group that is sent to]; the last
+                column is inside the group.
         """
         plain, slope, head = self._parts(core, recompute, way)
         inside = sends[:, -1]
@@ -95,7 +102,9 @@ class Ranks:
         )
 
     def _parts(self, core: Core, recompute: str, way: Way) -> tuple[np.ndarray, ...]:
-        """Return (rows of `_row` without sending, what a second of sending adds to them, what the head adds), [number, group] each."""
+        """Return (rows of `_row` without sending, what a second of sending adds to them, what the
+        head adds), [number, group] each.
+        """
         key = core, recompute, way
         if key not in self._parts_of:
             both = way.schedule == "zbv_zero_bubble"
@@ -110,7 +119,8 @@ class Ranks:
     def once(
         self, core: Core, readers: int, open_: list[tuple[int, int]], layers: int, others: int
     ) -> Once:
-        """Return the least seconds of gradients' transfer, and of the update, of a step, [group, layers of a rank].
+        """Return the least seconds of gradients' transfer, and of the update, of a step, [group,
+        layers of a rank].
 
         First both for layers of either kind, then for layers of the common kind.
 

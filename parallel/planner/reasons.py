@@ -45,15 +45,18 @@ class Tight:
         largest = sorted(self.parts.items(), key=lambda item: -item[1])[:3]
         shown = ", ".join(f"{name} {value:.1f}" for name, value in largest)
         return (
-            f"{self.memory_gib:.1f} of {self.capacity_gib:.1f} GiB on one {self.device} with {degrees}, recompute {layout.recompute}: "
+            f"{self.memory_gib:.1f} of {self.capacity_gib:.1f} GiB on one {self.device} with "
+            f"{degrees}, recompute {layout.recompute}: "
             f"{shown} GiB"
         )
 
 
 def tightest(question: Question) -> Tight | None:
-    """Return what needs least memory of its device among layouts inside one group; None where rules leave none.
+    """Return what needs least memory of its device among layouts inside one group; None where rules
+    leave none.
 
-    One sequence at a time, most recomputed and most divided: nothing that the question allows holds less on equal degrees.
+    One sequence at a time, most recomputed and most divided: nothing that the question allows holds
+    less on equal degrees.
     """
     search = Search(question)
     recompute = search.recomputes()[-1]
@@ -147,7 +150,9 @@ def _fits(question: Question) -> bool:
 
 
 def best_with(question: Question, fixed: Mapping[str, Any]) -> Choice | list[str]:
-    """Return the fastest layout with some degrees, or why there is none: a rule, memory, or the machines."""
+    """Return the fastest layout with some degrees, or why there is none: a rule, memory, or the
+    machines.
+    """
     found = _contradiction(question, fixed)
     if found:
         return [found]
@@ -174,7 +179,9 @@ def _asking(question: Question, fixed: Mapping[str, Any]) -> Question:
 
 
 def _contradiction(question: Question, fixed: Mapping[str, Any]) -> str:
-    """Return why no layout can have these settings together, whatever the machines; "" where some may."""
+    """Return why no layout can have these settings together, whatever the machines; "" where some
+    may.
+    """
     for name, value in fixed.items():
         other = question.fixed.get(name, value)
         if other != value:
@@ -188,14 +195,19 @@ def _contradiction(question: Question, fixed: Mapping[str, Any]) -> str:
             "gpipe takes as long as 1f1b and holds more; it is looked at only where 1f1b cannot run"
         )
     if question.compiled and "zero_bubble" in str(every.get("schedule", "")):
-        return "zero-bubble schedules take the backward pass apart, which training.compile=true forbids"
+        return (
+            "zero-bubble schedules take the backward pass apart, which training.compile=true "
+            "forbids"
+        )
     if every.get("schedule", "1f1b") != "1f1b" and every.get("pp") == 1:
         return f"schedule={every['schedule']} is for pipelines, and pp=1"
     return ""
 
 
 def _broken(question: Question, fixed: Mapping[str, Any]) -> list[str]:
-    """Return the rules that these degrees break by themselves; other settings stay as they are most easily kept."""
+    """Return the rules that these degrees break by themselves; other settings stay as they are most
+    easily kept.
+    """
     names = Layout.__dataclass_fields__
     every = {k: v for k, v in {**question.fixed, **fixed}.items() if k in names}
     if "zero_stage" in fixed or fixed.get("offload", "none") != "none":
@@ -236,16 +248,24 @@ def _unplaced(asked: Question, counts: Mapping[str, int]) -> str:
     inside = math.prod(int(str(fixed.get(name, 1))) for name in ("tp", "cp", "dp_shard"))
     largest = max(group.devices for group in cluster.groups)
     if inside > largest:
-        return f"tp x cp x dp_shard = {inside:,} ranks stay inside one group of the cluster, and the largest has {largest:,} devices"
+        return (
+            f"tp x cp x dp_shard = {inside:,} ranks stay inside one group of the cluster, and the "
+            f"largest has {largest:,} devices"
+        )
     if counts.get("uneven"):
-        return f"it would use nodes unevenly: its stages and replicas fill neither whole nodes of {node} devices nor a part of one"
+        return (
+            "it would use nodes unevenly: its stages and replicas fill neither whole nodes of "
+            f"{node} devices nor a part of one"
+        )
     if counts.get("micro-batches"):
         return (
-            f"a batch of {asked.training.sequences:,} sequences gives a pipeline of these degrees fewer than "
+            f"a batch of {asked.training.sequences:,} sequences gives a pipeline of these degrees "
+            "fewer than "
             f"{asked.limits.micro_batches} micro-batches, or not a number that its schedule takes"
         )
     return (
-        f"no number of the {cluster.devices:,} devices has these degrees: replicas divide batch.sequences="
+        f"no number of the {cluster.devices:,} devices has these degrees: replicas divide "
+        "batch.sequences="
         f"{asked.training.sequences:,}, and whole nodes, or a part of one, are used"
     )
 
@@ -253,9 +273,11 @@ def _unplaced(asked: Question, counts: Mapping[str, int]) -> str:
 def every_degree(
     question: Question, best: Choice, tell: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
-    """Return a row for every value of every setting: the best layout that has it, how much longer it takes, and why.
+    """Return a row for every value of every setting: the best layout that has it, how much longer
+    it takes, and why.
 
-    Keys: setting, value, time_s, longer (a share of the fastest, as text), why. A value that the fastest has says so.
+    Keys: setting, value, time_s, longer (a share of the fastest, as text), why. A value that the
+    fastest has says so.
     """
     rows = []
     for name, values in _values(question, best).items():
@@ -266,7 +288,9 @@ def every_degree(
 
 
 def _values(question: Question, best: Choice) -> dict[str, list[Any]]:
-    """Return the values that are worth a look: powers of two as far as rules and devices go, and every choice of the switches."""
+    """Return the values that are worth a look: powers of two as far as rules and devices go, and
+    every choice of the switches.
+    """
     model, training = question.model, question.training
     devices = question.cluster.devices
     node = max(group.devices_per_node for group in question.cluster.groups)
@@ -309,7 +333,8 @@ def slower(one: Choice, best: Choice) -> list[str]:
     if ratio <= 1e-9:
         return ["this is the fastest" if one.kind == best.kind else "takes as long as the fastest"]
     lines = [
-        f"fits, and takes {ratio:.1%} longer than the fastest ({here.step_time_s:.3g} s against {there.step_time_s:.3g} s)"
+        f"fits, and takes {ratio:.1%} longer than the fastest ({here.step_time_s:.3g} s against "
+        f"{there.step_time_s:.3g} s)"
     ]
     names = dict.fromkeys((*here.parts, *there.parts))
     more = {name: here.parts.get(name, 0.0) - there.parts.get(name, 0.0) for name in names}

@@ -1,8 +1,10 @@
-"""Layouts whose whole replicas stand in one group each: gradients cross between groups, and shares of the step follow their speed. Pure.
+"""Layouts whose whole replicas stand in one group each: gradients cross between groups, and shares
+of the step follow their speed. Pure.
 
-Every group that takes part is filled with replicas. The micro-batches of a replica of group g, c_g, satisfy sum over g of R_g c_g = N. If it needs at
-least c x_g + w_g for c micro-batches, then the slowest takes no less than (N + sum of R_g w_g / x_g) / (sum of R_g / x_g), the mean weighted
-with R_g / x_g. What is not slower than that is tried, whatever the shares.
+Every group that takes part is filled with replicas. The micro-batches of a replica of group g, c_g,
+satisfy sum over g of R_g c_g = N. If it needs at least c x_g + w_g for c micro-batches, then the
+slowest takes no less than (N + sum of R_g w_g / x_g) / (sum of R_g / x_g), the mean weighted with
+R_g / x_g. What is not slower than that is tried, whatever the shares.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from motet.parallel.planner.best_first import Search
 
 MANY_DEVICES = 512
-"""Clusters with fewer devices have `Limits.replica_shapes` raised in proportion: their shapes take less time."""
+"""Clusters with fewer devices have `Limits.replica_shapes` raised in proportion: their shapes take
+less time.
+"""
 PREDICTED = 10
 """So many layouts are predicted for each of `Limits.replica_shapes` at most."""
 ONE = Way("1f1b", 1)
@@ -62,7 +66,9 @@ class Shape:
 
 
 def search(search: Search) -> None:
-    """Try sets of at least two groups, degrees inside a replica, and shares of the step, those with the lowest bound first."""
+    """Try sets of at least two groups, degrees inside a replica, and shares of the step, those with
+    the lowest bound first.
+    """
     groups, counts = range(len(search.cluster.groups)), search.answer.counts
     if len(groups) < 2:
         return
@@ -102,9 +108,11 @@ def search(search: Search) -> None:
 
 
 def _least_of_core_s(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> float:
-    """Return what a step takes at least with some core, whatever the shape: if all devices of the groups worked all the time.
+    """Return what a step takes at least with some core, whatever the shape: if all devices of the
+    groups worked all the time.
 
-    The slowest replica has one micro-batch or more, behind which no more of the gradients' transfer is hidden than the overlap allows.
+    The slowest replica has one micro-batch or more, behind which no more of the gradients' transfer
+    is hidden than the overlap allows.
     """
     done, at = search.work_of(core, search.recomputes()[0]), list(chosen)
     sizes = np.array([search.cluster.groups[g].devices for g in chosen])
@@ -115,7 +123,9 @@ def _least_of_core_s(search: Search, chosen: tuple[int, ...], core: Core, sync_s
 
 
 def _of_core(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> Iterator[Shape]:
-    """Yield the shapes of a core whose bound is below the limit; `sync_s`: of gradients between the groups, at least."""
+    """Yield the shapes of a core whose bound is below the limit; `sync_s`: of gradients between the
+    groups, at least.
+    """
     question, done = search.question, search.work_of(core, search.recomputes()[0])
     sequences, layers = question.training.sequences, search.model.n_layers
     sizes = np.array([search.cluster.groups[g].devices for g in chosen])
@@ -156,7 +166,9 @@ def _has_room(
     fullest: np.ndarray,
     open_: np.ndarray,
 ) -> np.ndarray:
-    """Return where ranks of all groups have memory for the layers that one of them holds at least, [shard, pp]; with one stage always."""
+    """Return where ranks of all groups have memory for the layers that one of them holds at least,
+    [shard, pp]; with one stage always.
+    """
     found = np.zeros(open_.shape, dtype=bool)
     least = search.recomputes()[-1]  # keeps least
     for i in np.flatnonzero(open_.any(axis=1)):
@@ -177,7 +189,9 @@ def _used(search: Search, shape: Shape) -> list[int]:
 
 
 def _once(search: Search, shape: Shape, known: Known) -> bool:
-    """Find what gradients and the update take on the shape's machines; return whether it can stand there at all."""
+    """Find what gradients and the update take on the shape's machines; return whether it can stand
+    there at all.
+    """
     core, replicas, shard = shape.core, int(shape.replicas.sum()), shape.shard
     if (replicas, shard) not in splits(search.model, core, replicas * shard):
         search.answer.counts["uneven"] += 1
@@ -197,7 +211,8 @@ def _once(search: Search, shape: Shape, known: Known) -> bool:
 def _at_least(
     search: Search, core: Core, dp: tuple[int, int], pp: int, spread: Spread
 ) -> list[tuple[float, float]]:
-    """Return seconds of (transfer of gradients, update) of the fullest rank in every group that takes part, at least.
+    """Return seconds of (transfer of gradients, update) of the fullest rank in every group that
+    takes part, at least.
 
     Nothing where nodes are filled unevenly.
     """
@@ -222,7 +237,9 @@ def _at_least(
 
 
 def _shapes(search: Search, shape: Shape) -> bool:
-    """Try the numbers of micro-batches, schedules and recomputation of some replicas; return whether there are such numbers."""
+    """Try the numbers of micro-batches, schedules and recomputation of some replicas; return
+    whether there are such numbers.
+    """
     core, pp, used = shape.core, shape.pp, _used(search, shape)
     replicas = int(shape.replicas.sum())
     names = tuple(search.cluster.groups[g].name for g, _ in shape.spread.blocks)
@@ -252,7 +269,9 @@ def _shapes(search: Search, shape: Shape) -> bool:
 def _least_s(
     search: Search, shape: Shape, micro: tuple[int, ...], way: Way, recompute: str, fullest: int = 0
 ) -> float:
-    """Return what a step takes at least with some shares; `fullest`: layers that some rank has at least, where it is known."""
+    """Return what a step takes at least with some shares; `fullest`: layers that some rank has at
+    least, where it is known.
+    """
     done = search.work_of(shape.core, recompute)
     found = []
     for (g, _), n, least_s, more_s in zip(
@@ -264,7 +283,9 @@ def _least_s(
 
 
 def _numbers(search: Search, shape: Shape, kind: tuple[object, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield micro-batches of a replica of every group that may win, those nearest to proportional first."""
+    """Yield micro-batches of a replica of every group that may win, those nearest to proportional
+    first.
+    """
     replicas, number = shape.replicas, shape.number
     rest_s = shape.rest_s + shape.once_s
     limit_s = min(search.limit_of(kind), 1e30)
@@ -322,10 +343,11 @@ def _divided(
 
 
 def _partitions(layers: int, pp: int, fullest: int) -> Iterator[tuple[int, ...]]:
-    """Yield layers per rank with no more than `fullest` on one: as few as can be on the first and on the last, in every proportion.
+    """Yield layers per rank with no more than `fullest` on one: as few as can be on the first and
+    on the last, in every proportion.
 
-    All ranks of a replica stand in one group, so that only the fullest, the first and the last count; where others may have fewer,
-    those are at the front, where ranks keep most.
+    All ranks of a replica stand in one group, so that only the fullest, the first and the last
+    count; where others may have fewer, those are at the front, where ranks keep most.
     """
     inner = pp - 2
     ends = max(0, layers - fullest * inner)

@@ -1,8 +1,10 @@
-"""Every layout that the planner considers: degrees, micro-batches, schedules, and how many stages or replicas each group gets. Pure.
+"""Every layout that the planner considers: degrees, micro-batches, schedules, and how many stages
+or replicas each group gets. Pure.
 
-The space is exhaustive inside `Limits`. Two rules of placement bound it. Tensor parallelism stays on a node. And (Holmes, arXiv:2312.03549, section 3) what tensor, context,
-expert and sharded data parallelism joins stays inside one group of the cluster; pipeline stages may cross between groups, or else whole
-replicas may, with shares of the step that follow their speed.
+The space is exhaustive inside `Limits`. Two rules of placement bound it. Tensor parallelism stays
+on a node. And (Holmes, arXiv:2312.03549, section 3) what tensor, context, expert and sharded data
+parallelism joins stays inside one group of the cluster; pipeline stages may cross between groups,
+or else whole replicas may, with shares of the step that follow their speed.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ class Limits:
     Attributes:
         micro_sequences, cp, virtual_stages: largest values tried.
         micro_batches: fewest of a step in a pipeline: with one, stages only wait for each other.
-        assignments: most ways to give stages to groups for one size of stage; where there are more, a group is used whole or not at all.
-        nodes: sets of degrees and machines that are tried in full at most, after the first choice is proven, for what is ranked behind it.
-        looked: assignments of stages to groups that are looked at, the proof of the first choice included, before the rest ends.
-        replica_shapes: degrees and machines of replicas in different groups that are tried at most; the answer says what is left.
+        assignments: most ways to give stages to groups for one size of stage; where there are more,
+            a group is used whole or not at all.
+        nodes: sets of degrees and machines that are tried in full at most, after the first choice
+            is proven, for what is ranked behind it.
+        looked: assignments of stages to groups that are looked at, the proof of the first choice
+            included, before the rest ends.
+        replica_shapes: degrees and machines of replicas in different groups that are tried at most;
+            the answer says what is left.
     """
 
     micro_sequences: int = 16
@@ -88,7 +94,9 @@ def cores(
     node: int,
     limits: Limits,
 ) -> Iterator[Core]:
-    """Yield every way to divide one block among at most `devices` devices, its channels among those of one node."""
+    """Yield every way to divide one block among at most `devices` devices, its channels among those
+    of one node.
+    """
     for tp in tensor_degrees(model, node):
         for cp in divisors(sequence_length, min(limits.cp, devices // tp)):
             switches = [True, False] if tp > 1 and model.n_experts == 0 else [True]
@@ -122,7 +130,9 @@ def expert_degrees(model: ModelConfig, tp: int, devices: int) -> list[tuple[int,
 
 
 def splits(model: ModelConfig, core: Core, readers: int) -> list[tuple[int, int]]:
-    """Return (dp_replicate, dp_shard) for a number of readers, most sharding first: it needs least memory."""
+    """Return (dp_replicate, dp_shard) for a number of readers, most sharding first: it needs least
+    memory.
+    """
     found = []
     for replicate in divisors(readers):
         inside = readers // replicate * core.cp * core.tp
@@ -134,7 +144,8 @@ def splits(model: ModelConfig, core: Core, readers: int) -> list[tuple[int, int]
 
 
 def ways(pp: int, n_layers: int, micro_batches: Sequence[int], limits: Limits) -> list[Way]:
-    """Return the schedules that a pipeline can run with these numbers of micro-batches (one for each kind of replica).
+    """Return the schedules that a pipeline can run with these numbers of micro-batches (one for
+    each kind of replica).
 
     GPipe is only there where 1F1B cannot run: it takes as long and holds more.
     """
@@ -161,7 +172,8 @@ def _takes(way: Way, pp: int, micro_batches: Sequence[int]) -> bool:
 
 
 def assignments(sizes: Sequence[int], stage: int, most: int, limits: Limits) -> np.ndarray:
-    """Return how many stages of `stage` devices each group may take: any number that it has room for, `most` together.
+    """Return how many stages of `stage` devices each group may take: any number that it has room
+    for, `most` together.
 
     Args:
         sizes: devices of the groups.

@@ -1,8 +1,8 @@
 """Which short run would make the ranking surer. Pure; no torch.
 
-Phases of a step err independently, by `calibration.SPREAD`. A run of a layout measures one sum of its phases, with a little noise. By the
-formula for Gaussian variables its expected effect on the variance of another layout's time is cov^2 / (var + noise): no run is needed to
-know it.
+Phases of a step err independently, by `calibration.SPREAD`. A run of a layout measures one sum of
+its phases, with a little noise. By the formula for Gaussian variables its expected effect on the
+variance of another layout's time is cov^2 / (var + noise): no run is needed to know it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from motet.parallel.cost.fit import SPREAD
 from motet.parallel.planner.question import Choice
 
 NOISE = 0.02
-"""Relative scatter of a one-minute run's mean step time (repeats of public runs differ by 0.3 to 2 %)."""
+"""Relative scatter of a one-minute run's mean step time (repeats of public runs differ by 0.3 to 2
+%).
+"""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A candidate: the run of a ranked layout, and the relative uncertainty of all ranked layouts before and after it."""
+    """A candidate: the run of a ranked layout, and the relative uncertainty of all ranked layouts
+    before and after it.
+    """
 
     number: int
     before: float
@@ -29,7 +33,9 @@ class Probe:
 
 
 def probes(choices: Sequence[Choice]) -> list[Probe]:
-    """Return candidate runs, the most useful first: each ranked layout (numbered from 1), run for a minute."""
+    """Return candidate runs, the most useful first: each ranked layout (numbered from 1), run for a
+    minute.
+    """
     weights = [_weights(choice.prediction.parts) for choice in choices]
     before = math.sqrt(sum(_variance(one) for one in weights) / max(1, len(weights)))
     found = []

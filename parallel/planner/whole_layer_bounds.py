@@ -1,8 +1,10 @@
-"""Lower bounds of a step for many pipelines at once, with whole layers and every place of the layers that come first. Pure; no torch.
+"""Lower bounds of a step for many pipelines at once, with whole layers and every place of the
+layers that come first. Pure; no torch.
 
-What `plan_partition.alike` does for one pipeline, for many: the slowest rank's time goes from one at which some rank can hold a layer more to
-the next, and under each the layers lie where they add least to the wait. With ranks' neighbours where sending is fastest, the
-least over all is a bound; nothing else is left open but what is paid once a step.
+What `plan_partition.alike` does for one pipeline, for many: the slowest rank's time goes from one
+at which some rank can hold a layer more to the next, and under each the layers lie where they add
+least to the wait. With ranks' neighbours where sending is fastest, the least over all is a bound;
+nothing else is left open but what is paid once a step.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Cases(NamedTuple):
 
     Attributes:
         fronts: every place of the layers that come first; no row has fewer ranks than the longest.
-        rooms: layers with experts (or all, where all are alike) that the ranks of a group have memory for together, [case, group].
+        rooms: layers with experts (or all, where all are alike) that the ranks of a group have
+            memory for together, [case, group].
     """
 
     rows: Rows
@@ -56,7 +59,9 @@ class _Each(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Ranks that are alike, [case, front, part]: the first ones each for itself, the last of every group, and the others of every group."""
+    """Ranks that are alike, [case, front, part]: the first ones each for itself, the last of every
+    group, and the others of every group.
+    """
 
     ranks: np.ndarray
     fixed: np.ndarray
@@ -166,7 +171,9 @@ def _parts(cases: Cases, own: _Each) -> _Parts:
 
 
 def _least(cases: Cases, own: _Each, longest: int) -> np.ndarray:
-    """Return the layers (but those that come first) that ranks must hold, [case, part]: one in every stage between the ends."""
+    """Return the layers (but those that come first) that ranks must hold, [case, part]: one in
+    every stage between the ends.
+    """
     groups = np.arange(own.counts.shape[1])
     last = (cases.rows.last[cases.row][:, None] == groups) & ~own.both[:, None]
     stages = np.repeat(own.virtual[:, None], longest, axis=1) - 1
@@ -178,7 +185,9 @@ def _least(cases: Cases, own: _Each, longest: int) -> np.ndarray:
 
 
 def _most(cases: Cases, own: _Each, there: np.ndarray) -> np.ndarray:
-    """Return the layers that ranks may hold, [case, front, part]: with one stage, none where another follows with layers that come first."""
+    """Return the layers that ranks may hold, [case, front, part]: with one stage, none where
+    another follows with layers that come first.
+    """
     full = np.zeros_like(there)
     for number, front in enumerate(cases.fronts):
         full[number, : len(front) - 1] = True
@@ -188,7 +197,9 @@ def _most(cases: Cases, own: _Each, there: np.ndarray) -> np.ndarray:
 
 
 def _start_s(parts: _Parts, layers: int) -> np.ndarray:
-    """Return what the slowest rank needs at least if layers could be cut, and with the layers that it must hold, [case, front]."""
+    """Return what the slowest rank needs at least if layers could be cut, and with the layers that
+    it must hold, [case, front].
+    """
     there = parts.ranks > 0
     open_ = parts.ranks * (parts.most > 0) / parts.each
     even_s = (layers + (open_ * parts.fixed).sum(axis=2)) / open_.sum(axis=2)

@@ -1,4 +1,6 @@
-"""Layouts of engines that divide data and state only: DeepSpeed's ZeRO stages, with and without offload. Pure; no torch."""
+"""Layouts of engines that divide data and state only: DeepSpeed's ZeRO stages, with and without
+offload. Pure; no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""Context parallel attention: each rank holds a part of every sequence, keys and values go around a ring.
+"""Context parallel attention: each rank holds a part of every sequence, keys and values go around a
+ring.
 
-B batch, T tokens (of this rank, where no full sequence is meant), H heads, G key-value heads, K channels
-per head, R = H / G, Q rows of one tile of queries, S tokens of keys.
+B batch, T tokens (of this rank, where no full sequence is meant), H heads, G key-value heads, K
+channels per head, R = H / G, Q rows of one tile of queries, S tokens of keys.
 
-Source: Ring Attention (arXiv:2310.01889); the split that gives all ranks equal causal work follows Striped
-Attention (arXiv:2311.09431), with two chunks per rank, one from the head and one from the tail. PyTorch's own ring
-(`torch.distributed.tensor.experimental`) dispatches CUDA kernels only and knows no documents; this one is written
-for gloo and CPU as for NCCL and CUDA. Of the CUDA kernels only signatures, shapes and types are tested; none has run yet.
+Source: Ring Attention (arXiv:2310.01889); the split that gives all ranks equal causal work follows
+Striped Attention (arXiv:2311.09431), with two chunks per rank, one from the head and one from the
+tail. PyTorch's own ring (`torch.distributed.tensor.experimental`) dispatches CUDA kernels only and
+knows no documents; this one is written for gloo and CPU as for NCCL and CUDA. Of the CUDA kernels
+only signatures, shapes and types are tested; none has run yet.
 
-Documents need no mask: they are contiguous, so what a block of queries may see of a block of keys is
-a few full rectangles (`Piece`), each a plain kernel call, and what no document needs is not computed.
+Documents need no mask: they are contiguous, so what a block of queries may see of a block of keys
+is a few full rectangles (`Piece`), each a plain kernel call, and what no document needs is not
+computed.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ def context_slice(x_BT: Tensor, rank: int, cp: int) -> Tensor:
     length, chunks = x_BT.shape[1], 2 * cp
     if length == 0 or length % chunks:
         raise ValueError(
-            f"a sequence of {length:,} tokens does not split into {chunks} equal chunks (2 x the context"
+            f"a sequence of {length:,} tokens does not split into {chunks} equal chunks (2 x the "
+            "context"
             f" parallel degree {cp}); nearest is {max(chunks, round(length / chunks) * chunks):,}"
         )
     parts = x_BT.split(length // chunks, dim=1)
@@ -64,18 +68,19 @@ def ring_bytes(
 ) -> dict[str, int]:
     """Return the bytes that one rank sends in one layer, "forward" and "backward".
 
-    forward = (cp - 1) x tokens x (2 x kv_width x bytes_per_value + (8 if segments)): keys and values, and
-    int64 segments once. backward = (cp - 1) x tokens x 2 x kv_width x (bytes_per_value + max(4, bytes_per_value)):
-    keys and values once more, and their gradients, which travel in fp32 or wider. A rank's gradient
-    of its own keys waits at home, so gradients move cp - 1 times and not cp times. Recomputation in
-    backward sends the forward bytes again.
+    forward = (cp - 1) x tokens x (2 x kv_width x bytes_per_value + (8 if segments)): keys and
+    values, and int64 segments once. backward = (cp - 1) x tokens x 2 x kv_width x (bytes_per_value
+    + max(4, bytes_per_value)): keys and values once more, and their gradients, which travel in fp32
+    or wider. A rank's gradient of its own keys waits at home, so gradients move cp - 1 times and
+    not cp times. Recomputation in backward sends the forward bytes again.
 
     Args:
         tokens_local: tokens that a rank holds, all sequences of the micro-batch together.
         kv_width: key-value heads of this rank x channels per head.
         bytes_per_value: of the values' type.
         cp: ranks in the ring.
-        segments: whether `RingAttention` gets a tensor of segments (not a `Plan`, which was paid for before).
+        segments: whether `RingAttention` gets a tensor of segments (not a `Plan`, which was paid
+            for before).
     """
     moved, values = (cp - 1) * tokens_local, 2 * kv_width
     return {
@@ -91,7 +96,8 @@ class Piece:
     Attributes:
         rows: sequences of the batch.
         queries, keys: tokens.
-        causal: query i sees keys 0 .. i (there are as many of both); else every query sees every key.
+        causal: query i sees keys 0 .. i (there are as many of both); else every query sees every
+            key.
     """
 
     rows: slice
@@ -102,17 +108,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank computes for sequences of `tokens` local tokens: `steps[s]` with the keys of rank - s."""
+    """What one rank computes for sequences of `tokens` local tokens: `steps[s]` with the keys of
+    rank - s.
+    """
 
     tokens: int
     steps: tuple[tuple[Piece, ...], ...]
 
 
 def causal_piece(rank: int, source: int, tokens: int) -> Piece:
-    """Return what the queries of `rank` see of the keys of `source`: half of the square, for every pair of ranks.
+    """Return what the queries of `rank` see of the keys of `source`: half of the square, for every
+    pair of ranks.
 
-    Own keys: the local order is the true order, so plain causal attention. Keys of an earlier rank: its first chunk lies before
-    both of ours, its second after both. Keys of a later rank: only our second chunk sees any, and it sees both.
+    Own keys: the local order is the true order, so plain causal attention. Keys of an earlier rank:
+    its first chunk lies before both of ours, its second after both. Keys of a later rank: only our
+    second chunk sees any, and it sees both.
     """
     every, half = slice(0, tokens), tokens // 2
     if source == rank:
@@ -152,19 +162,21 @@ Slopes = tuple[Tensor, Tensor, Tensor]
 
 
 class Kernel(NamedTuple):
-    """Attention of one piece that also gives its log-sum-exp, and its backward pass, on views [B, H, T, K].
+    """Attention of one piece that also gives its log-sum-exp, and its backward pass, on views [B,
+    H, T, K].
 
     forward(q, k, v, causal) -> out [B, H, T, K], log-sum-exp [B, H, T].
-    backward(slope, q, k, v, out, lse, causal=...) -> gradients of q, k, v. With `out` and `lse` of *all* keys
-    these are the piece's exact share of the whole (softmax weights are exp(score - lse)).
+    backward(slope, q, k, v, out, lse, causal=...) -> gradients of q, k, v. With `out` and `lse` of
+    *all* keys these are the piece's exact share of the whole (softmax weights are exp(score -
+    lse)).
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     backward: Callable[..., Slopes]
 
 
-# The public `scaled_dot_product_attention` returns no log-sum-exp, without which pieces cannot be merged: hence
-# the ATen operators that it calls. Both take fewer key-value heads than heads.
+# The public `scaled_dot_product_attention` returns no log-sum-exp, without which pieces cannot be
+# merged: hence the ATen operators that it calls. Both take fewer key-value heads than heads.
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -183,7 +195,8 @@ def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor
 def _cuda_backward(slope: Tensor, *saved: Tensor, causal: bool) -> Slopes:
     q, k, v, out, lse = saved
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
-    # No cumulated lengths (None): sequences are equally long. Random numbers are read with dropout only.
+    # No cumulated lengths (None): sequences are equally long. Random numbers are read with dropout
+    # only.
     lengths = None, None, q.shape[2], k.shape[2]
     random = torch.empty(2, dtype=torch.uint64, device=q.device)
     return backward(slope, q, k, v, out, lse.contiguous(), *lengths, 0.0, causal, random, random)
@@ -273,7 +286,9 @@ class _Transfer:
 
 
 def _visits(kv: Tensor, group: dist.ProcessGroup) -> Iterator[Tensor]:
-    """Yield the keys and values of rank, rank - 1, ...; the next are on their way before each is yielded."""
+    """Yield the keys and values of rank, rank - 1, ...; the next are on their way before each is
+    yielded.
+    """
     for step in range(group.size()):
         coming = _Transfer(kv, group) if step < group.size() - 1 else None
         yield kv
@@ -301,7 +316,9 @@ class _Ring(NamedTuple):
 
 
 def _attend(q: Tensor, kv: Tensor, ring: _Ring) -> tuple[Tensor, Tensor]:
-    """Return the attention and log-sum-exp of `q` [B, H, T, K] over the keys of all ranks; `kv` is [2, B, T, G, K]."""
+    """Return the attention and log-sum-exp of `q` [B, H, T, K] over the keys of all ranks; `kv` is
+    [2, B, T, G, K].
+    """
     out = torch.empty_like(q, dtype=_sum_dtype(q.dtype))
     lse = out.new_empty(out.shape[:-1])
     for step, visitor in enumerate(_visits(kv, ring.group)):
@@ -321,7 +338,8 @@ def _slopes(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `q` [B, H, T, K] and of own `kv` [2, B, T, G, K], in fp32 or wider.
 
-    The gradient of a visitor's keys and values follows them, one step behind, and comes home after cp - 1 moves.
+    The gradient of a visitor's keys and values follows them, one step behind, and comes home after
+    cp - 1 moves.
     """
     sums = _sum_dtype(q.dtype)
     dq, home, moving = torch.zeros_like(q, dtype=sums), torch.empty(0), None
@@ -349,7 +367,8 @@ class _RingFunction(torch.autograd.Function):
     def forward(ctx: Any, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, ring: _Ring) -> Tensor:
         dtype = v_BTGK.dtype
         ctx.ring, ctx.dtypes = ring, (q_BTHK.dtype, k_BTGK.dtype, dtype)
-        # Contiguous, all that kernels read: they take another stride of the channels for 1, without a word.
+        # Contiguous, all that kernels read: they take another stride of the channels for 1, without
+        # a word.
         q_BTHK = q_BTHK.to(dtype).contiguous()
         kv = torch.stack((k_BTGK.to(dtype), v_BTGK)).contiguous()
         with torch.autocast(v_BTGK.device.type, enabled=False):
@@ -373,18 +392,21 @@ class _RingFunction(torch.autograd.Function):
 class RingAttention:
     """Causal attention over sequences of which each rank of `group` holds `context_slice`.
 
-    Collective, forward and backward: all ranks of the group call it for the same layers in the same order.
+    Collective, forward and backward: all ranks of the group call it for the same layers in the same
+    order.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
     def plan(self, segments_BT: Tensor | None, tokens: int) -> Plan:
-        """Return what this rank computes; one plan serves all layers of a micro-batch (a collective with segments).
+        """Return what this rank computes; one plan serves all layers of a micro-batch (a collective
+        with segments).
 
         Args:
-            segments_BT: int64 [B, T], this rank's slice of segment numbers that never fall along the full sequence, equal
-                within a document and different between documents; None: each sequence is one document.
+            segments_BT: int64 [B, T], this rank's slice of segment numbers that never fall along
+                the full sequence, equal within a document and different between documents; None:
+                each sequence is one document.
             tokens: T, positions of a sequence that this rank holds.
 
         Raises:
@@ -413,12 +435,13 @@ class RingAttention:
     ) -> Tensor:
         """Return [B, T, H, K] in the type of `v_BTGK`; differentiable once.
 
-        Query head h reads key-value head h // (H / G). All operands are rounded to the type of `v_BTGK`; where
-        that is bfloat16 and the CPU lacks it, products are in fp32. Sums over pieces, and gradients on their way, are
-        in fp32 or wider.
+        Query head h reads key-value head h // (H / G). All operands are rounded to the type of
+        `v_BTGK`; where that is bfloat16 and the CPU lacks it, products are in fp32. Sums over
+        pieces, and gradients on their way, are in fp32 or wider.
 
         Args:
-            q_BTHK, k_BTGK: rotated by the true positions of this rank's slice, which is in the order of `context_slice`.
+            q_BTHK, k_BTGK: rotated by the true positions of this rank's slice, which is in the
+                order of `context_slice`.
             v_BTGK: values.
             segments: see `plan`; a `Plan` spares each layer the exchange of segments.
 
@@ -440,7 +463,8 @@ def _checked_tokens(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> int:
     fits = k_BTGK.shape == v_BTGK.shape == (batch, tokens, k_BTGK.shape[2], width)
     if not fits or heads % k_BTGK.shape[2] or tokens % 2:
         raise ValueError(
-            f"queries {tuple(q_BTHK.shape)}, keys {tuple(k_BTGK.shape)}, values {tuple(v_BTGK.shape)}: want [B, T, H, K],"
+            f"queries {tuple(q_BTHK.shape)}, keys {tuple(k_BTGK.shape)}, values "
+            f"{tuple(v_BTGK.shape)}: want [B, T, H, K],"
             " [B, T, G, K], [B, T, G, K] with an even T and H a multiple of G"
         )
     return int(tokens)

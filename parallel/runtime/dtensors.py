@@ -1,4 +1,6 @@
-"""What one rank holds of a weight: its own part, who else holds it, and the optimizer over all of them."""
+"""What one rank holds of a weight: its own part, who else holds it, and the optimizer over all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def local(value: Tensor) -> Tensor:
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
     """Return the part of an unsharded value that this rank holds of `like`.
 
-    Cut innermost mesh dimension first: FSDP2 splits what tensor parallelism has left of a weight, and both cut as `torch.chunk`.
+    Cut innermost mesh dimension first: FSDP2 splits what tensor parallelism has left of a weight,
+    and both cut as `torch.chunk`.
     """
     if not isinstance(like, DTensor):
         return whole
@@ -40,7 +43,8 @@ def own_part(whole: Tensor, like: Tensor) -> Tensor:
 def whole(value: Tensor) -> Tensor:
     """Return a weight unsharded on every rank that holds a part of it (a collective).
 
-    Outermost mesh dimension first: what FSDP2 split of a tensor-parallel part comes together before the parts do.
+    Outermost mesh dimension first: what FSDP2 split of a tensor-parallel part comes together before
+    the parts do.
     """
     if not isinstance(value, DTensor):
         return value
@@ -62,14 +66,18 @@ def holders(parameter: Tensor) -> int:
 def fill(
     parameters: Mapping[str, Tensor], value_of: Callable[[str, tuple[int, ...]], Tensor]
 ) -> None:
-    """Set every weight from its unsharded value, asked for by name and shape; each rank keeps its own part."""
+    """Set every weight from its unsharded value, asked for by name and shape; each rank keeps its
+    own part.
+    """
     for name, parameter in parameters.items():
         value = value_of(name, tuple(parameter.shape))
         local(parameter).copy_(own_part(value, parameter))
 
 
 def norm_squared(parameters: Iterable[Tensor]) -> Tensor:
-    """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several ranks hold count once."""
+    """Return this rank's share of the squared norm of the gradient, float64 [1]: parts that several
+    ranks hold count once.
+    """
     parts = [(p, p.grad) for p in parameters if p.grad is not None]
     norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
     weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
@@ -79,7 +87,9 @@ def norm_squared(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def reshard(root: nn.Module) -> None:
-    """Give back the weights that FSDP2 keeps gathered after a forward pass, and would show as parameters."""
+    """Give back the weights that FSDP2 keeps gathered after a forward pass, and would show as
+    parameters.
+    """
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -88,7 +98,9 @@ def reshard(root: nn.Module) -> None:
 def trained(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Return "model.N" and the optimizer's "exp_avg.N", "exp_avg_sq.N" and "step.N" of every weight N: the tensors that train."""
+    """Return "model.N" and the optimizer's "exp_avg.N", "exp_avg_sq.N" and "step.N" of every weight
+    N: the tensors that train.
+    """
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         found[f"model.{name}"] = parameter.detach()
@@ -98,16 +110,20 @@ def trained(
 
 
 def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:
-    """Scale every rank's part of the gradient so that its norm, now `norm`, is at most `most`; 0 = no clipping."""
+    """Scale every rank's part of the gradient so that its norm, now `norm`, is at most `most`; 0 =
+    no clipping.
+    """
     if 0 < most < norm:
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, most / (norm + 1e-6))
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:
-    """Return AdamW with its state in place, so that a checkpoint can be loaded before the first step.
+    """Return AdamW with its state in place, so that a checkpoint can be loaded before the first
+    step.
 
-    Matrices outside the embedding decay. One group holds weights of one mesh: the fused kernel takes no mixture.
+    Matrices outside the embedding decay. One group holds weights of one mesh: the fused kernel
+    takes no mixture.
     """
     groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

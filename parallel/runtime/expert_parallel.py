@@ -1,11 +1,12 @@
 """Rows of a mixture of experts on their way to the ranks of their experts, and back.
 
-The expert mesh (ep x etp x edp) is independent of the attention mesh (tp x cp x dp); they share pipeline stages alone
-("MoE Parallel Folding", arXiv:2504.14960, section 3). Here it is two groups: `ep`, whose rank r holds experts
-[r E/ep, (r + 1) E/ep), and `etp`, whose ranks hold the same experts, each F/etp of their hidden channels. Every rank
-of both brings its own tokens.
+The expert mesh (ep x etp x edp) is independent of the attention mesh (tp x cp x dp); they share
+pipeline stages alone ("MoE Parallel Folding", arXiv:2504.14960, section 3). Here it is two groups:
+`ep`, whose rank r holds experts [r E/ep, (r + 1) E/ep), and `etp`, whose ranks hold the same
+experts, each F/etp of their hidden channels. Every rank of both brings its own tokens.
 
-M rows of this rank, D model width, E experts, L experts of one rank (E / ep), P ranks of ep, R ranks of etp.
+M rows of this rank, D model width, E experts, L experts of one rank (E / ep), P ranks of ep, R
+ranks of etp.
 """
 
 from __future__ import annotations
@@ -85,16 +86,18 @@ def local_experts(n_experts: int, ep: int, rank: int) -> range:
 
 
 class ExpertExchange:
-    """All-to-all over ep, then all-gather and reduce-scatter over etp: an `Exchange` of `motet.models.moe`.
+    """All-to-all over ep, then all-gather and reduce-scatter over etp: an `Exchange` of
+    `motet.models.moe`.
 
-    One primitive does all of it, the uneven all-to-all: an all-gather sends every rank the same rows, a reduce-scatter
-    adds the pieces that arrive, in rank order. It carries as many bytes as the collectives of those names would,
-    takes parts of any size (none at all too), and gives the same sum on every backend. The etp gather holds R copies of
-    this rank's rows while it sends them.
+    One primitive does all of it, the uneven all-to-all: an all-gather sends every rank the same
+    rows, a reduce-scatter adds the pieces that arrive, in rank order. It carries as many bytes as
+    the collectives of those names would, takes parts of any size (none at all too), and gives the
+    same sum on every backend. The etp gather holds R copies of this rank's rows while it sends
+    them.
 
-    The gradient of an expert's weights on its rank is the sum over the tokens of all ranks of ep and etp: whoever
-    averages gradients over ranks has to know that. In the forward and in the backward pass, all ranks of the mesh must
-    meet here equally often, with or without rows.
+    The gradient of an expert's weights on its rank is the sum over the tokens of all ranks of ep
+    and etp: whoever averages gradients over ranks has to know that. In the forward and in the
+    backward pass, all ranks of the mesh must meet here equally often, with or without rows.
     """
 
     def __init__(

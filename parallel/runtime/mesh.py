@@ -27,8 +27,8 @@ class World:
         device: where it computes.
         timeout_s: how long a collective waits for a silent rank before it fails.
         control: a gloo group for small agreements, used by the main thread only.
-        saving: a gloo group for checkpoints, used by whichever thread saves: collectives of two threads in one group would meet in
-            different orders on different ranks.
+        saving: a gloo group for checkpoints, used by whichever thread saves: collectives of two
+            threads in one group would meet in different orders on different ranks.
     """
 
     rank: int
@@ -60,7 +60,8 @@ def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = 
     Args:
         device_setting: "auto", "cpu" or "cuda".
         timeout_s: how long a collective waits for a silent rank before it fails.
-        layout: gives this process its rank (`Layout.rank_of_process`); None: that of the environment.
+        layout: gives this process its rank (`Layout.rank_of_process`); None: that of the
+            environment.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(device_setting, local_rank)
@@ -86,7 +87,9 @@ def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = 
 
 
 def _same_devices(world: World) -> None:
-    """Refuse ranks on different kinds of device: they would wait for each other in different backends."""
+    """Refuse ranks on different kinds of device: they would wait for each other in different
+    backends.
+    """
     kinds: list[str] = [""] * world.size
     dist.all_gather_object(kinds, world.device.type, group=world.control)
     if len(set(kinds)) > 1:
@@ -95,7 +98,8 @@ def _same_devices(world: World) -> None:
             for kind in sorted(set(kinds))
         )
         raise LayoutError(
-            f"layout.device={world.device.type} here, but the ranks of one run must all use one kind of device; "
+            f"layout.device={world.device.type} here, but the ranks of one run must all use one "
+            "kind of device; "
             f"found {found}: set layout.device=cpu, or leave out the machines without a GPU"
         )
 
@@ -110,8 +114,10 @@ class Meshes:
     """The process groups of a layout.
 
     Attributes:
-        dense: dimensions "pp", "dp_replicate", "fsdp" (data shards and context ranks together) and "tp".
-        experts: dimensions "pp", "dp_replicate", "edp", "ep" and "etp" over the same ranks; None for a dense model.
+        dense: dimensions "pp", "dp_replicate", "fsdp" (data shards and context ranks together) and
+            "tp".
+        experts: dimensions "pp", "dp_replicate", "edp", "ep" and "etp" over the same ranks; None
+            for a dense model.
         context: ranks that hold parts of the same sequences; None when cp = 1.
     """
 
@@ -120,7 +126,9 @@ class Meshes:
     context: dist.ProcessGroup | None
 
     def data(self) -> DeviceMesh:
-        """Return the ranks that share dense weights: sharded, and replicated where there are replicas."""
+        """Return the ranks that share dense weights: sharded, and replicated where there are
+        replicas.
+        """
         return _replicated(self.dense, "fsdp")
 
     def expert_data(self) -> DeviceMesh:
@@ -157,7 +165,8 @@ def build_meshes(layout: Layout, world: World, experts: bool) -> Meshes:
         )
     for mesh in filter(None, (dense, other)):
         for group in mesh.get_all_groups():
-            # A mesh makes its groups with torch's own timeout, half an hour, and has no public way to say another.
+            # A mesh makes its groups with torch's own timeout, half an hour, and has no public way
+            # to say another.
             _set_pg_timeout(timedelta(seconds=world.timeout_s), group)
     return Meshes(dense, other, context)
 
@@ -183,7 +192,9 @@ def tell_all(value: _T, world: World) -> _T:
 
 
 def first_complaint(complaint: str | None, world: World) -> str | None:
-    """Return one message that names every rank with a complaint, or None when no rank has one (a collective)."""
+    """Return one message that names every rank with a complaint, or None when no rank has one (a
+    collective).
+    """
     boxes: list[str | None] = [None] * world.size
     dist.all_gather_object(boxes, complaint, group=world.control)
     told = [f"rank {rank}: {text}" for rank, text in enumerate(boxes) if text]

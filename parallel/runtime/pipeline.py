@@ -1,7 +1,7 @@
 """Pipeline parallelism: stages of a decoder driven by `torch.distributed.pipelining`.
 
-Every rank of a pipeline reads the same micro-batches: the first stage takes the tokens, the last the labels, all of them the
-document ids.
+Every rank of a pipeline reads the same micro-batches: the first stage takes the tokens, the last
+the labels, all of them the document ids.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ _SCHEDULES: dict[str, Any] = {
 }
 
 Local = Callable[[Decoder, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Places]]
-"""(decoder, tokens or hidden states, labels, document ids) -> this rank's part of them and their places."""
+"""(decoder, tokens or hidden states, labels, document ids) -> this rank's part of them and their
+places.
+"""
 
 
 class Stage(nn.Module):
-    """One stage as the schedule calls it: [B, T] or [B, T, D] in; [B, T, D] or, from the last, the summed loss [1] out."""
+    """One stage as the schedule calls it: [B, T] or [B, T, D] in; [B, T, D] or, from the last, the
+    summed loss [1] out.
+    """
 
     def __init__(self, decoder: Decoder, local: Local, z_loss: float) -> None:
         super().__init__()
@@ -45,7 +49,9 @@ class Stage(nn.Module):
         document_ids_BT: Tensor | None = None,
         score: bool = False,
     ) -> Tensor:
-        """Train, or with `score` return log-probabilities and greediness, [2, B, T], from the last stage."""
+        """Train, or with `score` return log-probabilities and greediness, [2, B, T], from the last
+        stage.
+        """
         if score:
             places = self.decoder.places(labels_BT)
             if not self.decoder.part.last:
@@ -71,7 +77,8 @@ class Pipeline:
         stages: stage number -> module.
         layout: its schedule and stages.
         group: the ranks of this pipeline, in order.
-        shape: (B, T) of tokens -> shape of the hidden states of them that one rank of a pipeline passes on.
+        shape: (B, T) of tokens -> shape of the hidden states of them that one rank of a pipeline
+            passes on.
         dtype: of these hidden states.
     """
 
@@ -91,7 +98,8 @@ class Pipeline:
         self._scale = 1.0
 
     def run(self, batches: Sequence[tuple[Tensor, Tensor, Tensor | None]], scale: float) -> Tensor:
-        """Run all micro-batches forward and backward; return [cross-entropy, z-loss], zeros on ranks without the last stage.
+        """Run all micro-batches forward and backward; return [cross-entropy, z-loss], zeros on
+        ranks without the last stage.
 
         Args:
             batches: (tokens, labels, document ids) of equal shapes.
@@ -117,7 +125,8 @@ class Pipeline:
         total = torch.zeros(2, dtype=torch.float64)
         last = self.stages.get(self.layout.stages - 1)
         if last is not None:
-            # Shape inference of the schedule may run a stage once more: only the sums of this step's backward count.
+            # Shape inference of the schedule may run a stage once more: only the sums of this
+            # step's backward count.
             total += torch.stack(last.sums).double().sum(0).cpu()
             last.sums.clear()
         return total
@@ -158,7 +167,9 @@ class Pipeline:
 
     @torch.no_grad()
     def score(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """Run one batch through all stages, forward only; return [2, B, T] (see `Stage`) on every rank of the pipeline."""
+        """Run one batch through all stages, forward only; return [2, B, T] (see `Stage`) on every
+        rank of the pipeline.
+        """
         x, number_of_stages = tokens_BT, self.layout.stages
         holder = {s: r for r in range(self.layout.pp) for s in self.layout.stages_of(r)}
         result = torch.empty(2, *tokens_BT.shape, device=self.device)

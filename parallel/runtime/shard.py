@@ -1,8 +1,9 @@
 """Which module is split how: tensor parallelism over DTensors, FSDP2 over what is left.
 
-Weights are DTensors, so that FSDP2, checkpoints and gradients know how they are split; modules compute on their own part
-(`models.precision.own`) and the residual stream changes hands at four places in a block, by DTensor's own redistribution
-(Megatron-LM, arXiv:1909.08053, section 3; sequence parallel: arXiv:2205.05198, section 4.2.2).
+Weights are DTensors, so that FSDP2, checkpoints and gradients know how they are split; modules
+compute on their own part (`models.precision.own`) and the residual stream changes hands at four
+places in a block, by DTensor's own redistribution (Megatron-LM, arXiv:1909.08053, section 3;
+sequence parallel: arXiv:2205.05198, section 4.2.2).
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def split(
 
 
 def _split_tensors(model: Decoder, layout: Layout, mesh: DeviceMesh) -> None:
-    """Column-parallel into heads and hidden channels, row-parallel out of them; embedding and head by vocabulary."""
+    """Column-parallel into heads and hidden channels, row-parallel out of them; embedding and head
+    by vocabulary.
+    """
     stream = _Stream(mesh, layout.sequence_parallel)
     if model.embedding is not None:
         _split_vocabulary(model.embedding, layout, mesh)
@@ -113,7 +116,8 @@ def _split_block(block: Block, stream: _Stream) -> None:
         _distribute(feed_forward.down_proj, "weight", mesh, Shard(1))
         stream.wrap(feed_forward)
     else:
-        # Sequence parallelism has given every rank its own tokens: the router and the shared expert need no exchange.
+        # Sequence parallelism has given every rank its own tokens: the router and the shared expert
+        # need no exchange.
         for module in feed_forward.modules():
             if (
                 any(True for _ in module.parameters(recurse=False))
@@ -152,7 +156,9 @@ class _Stream:
         self.held: Placement = Shard(SEQUENCE) if sequence_parallel else Replicate()
 
     def enter(self, x_BTD: Tensor, gradient: Placement) -> Tensor:
-        """Return the whole stream on every rank; each rank's gradient is a part of the sum, or the whole."""
+        """Return the whole stream on every rank; each rank's gradient is a part of the sum, or the
+        whole.
+        """
         held = DTensor.from_local(x_BTD, self.mesh, [self.held], run_check=False)
         return held.redistribute(placements=[Replicate()]).to_local(grad_placements=[gradient])
 
@@ -174,7 +180,9 @@ class _Stream:
         region.register_forward_hook(self.leave_hook)
 
     def replicate(self, module: nn.Module) -> None:
-        """Hold a module's weights whole; with sequence parallelism each rank's gradient is a part of the sum."""
+        """Hold a module's weights whole; with sequence parallelism each rank's gradient is a part
+        of the sum.
+        """
         _distribute_all(module, self.mesh, Replicate())
         if self.sequence_parallel:
             module.gradient_placements = [Partial()]  # type: ignore[assignment]
@@ -241,7 +249,8 @@ def _split_data(
 
             fully_shard(experts, mesh=meshes.expert_data(), shard_placement_fn=width, **settings)
         fully_shard(block, mesh=meshes.data(), **settings)
-    # The backward pass begins where the root's forward pass ends: what it gathered is needed again at once.
+    # The backward pass begins where the root's forward pass ends: what it gathered is needed again
+    # at once.
     fully_shard(root, mesh=meshes.data(), **(settings | {"reshard_after_forward": False}))
     for module in root.modules():
         if isinstance(module, FSDPModule):

@@ -1,4 +1,6 @@
-"""What all ranks must know of a global batch: its labels and tokens, and how its tokens chose experts."""
+"""What all ranks must know of a global batch: its labels and tokens, and how its tokens chose
+experts.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def mixtures(decoders: Iterable[Decoder]) -> dict[int, MoE]:
 
 
 def balance(config: ModelConfig, experts: Mapping[int, MoE]) -> Tensor:
-    """Return this rank's share of the balance and router losses, then how often its tokens chose each expert.
+    """Return this rank's share of the balance and router losses, then how often its tokens chose
+    each expert.
 
     Float64 [1 + layers x experts], to be summed over ranks; zeros for layers held elsewhere.
     """
@@ -64,14 +67,18 @@ def balance(config: ModelConfig, experts: Mapping[int, MoE]) -> Tensor:
 
 
 def settle(config: ModelConfig, experts: Mapping[int, MoE], choices: Tensor) -> None:
-    """Tell every mixture how often the global batch chose each of its experts; `choices` as `balance` has them."""
+    """Tell every mixture how often the global batch chose each of its experts; `choices` as
+    `balance` has them.
+    """
     counts = choices.view(config.n_layers, config.n_experts)
     for layer, moe in experts.items():
         moe.end_step(counts[layer])
 
 
 def expert_state(experts: Mapping[int, MoE]) -> dict[str, Tensor]:
-    """Return "frequencies.blocks.N" and "bias.blocks.N" of the mixtures; a checkpoint loads into them."""
+    """Return "frequencies.blocks.N" and "bias.blocks.N" of the mixtures; a checkpoint loads into
+    them.
+    """
     return {
         f"{key}.blocks.{layer}": value
         for layer, moe in experts.items()

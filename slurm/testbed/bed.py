@@ -1,7 +1,9 @@
 """A private Slurm of four nodes on one machine: start, break, mend, stop.
 
-It touches nothing of the machine but its own folder, five network namespaces and one interface, all named after the
-folder: a testbed that was killed is found again by its names, and `stop` or the next `start` removes it.
+It touches nothing of the machine but its own folder, five network namespaces and one interface, all
+named after the
+folder: a testbed that was killed is found again by its names, and `stop` or the next `start`
+removes it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 
 
 class Testbed:
-    """The testbed in a folder; making the object starts nothing. All methods raise SlurmError for users."""
+    """The testbed in a folder; making the object starts nothing.
+
+    All methods raise SlurmError for users.
+    """
 
     __test__ = False  # no class of tests, in spite of its name
 
@@ -45,7 +50,9 @@ class Testbed:
     # --- start and stop ---
 
     def plan(self, rate_mbit: float = shape.DEFAULT_RATE_MBIT) -> str:
-        """The commands that make the network, and slurm.conf; the subnet is the first that `start` tries."""
+        """The commands that make the network, and slurm.conf; the subnet is the first that `start`
+        tries.
+        """
         shape.check_rate(rate_mbit)
         shape.check_folder(self.files)
         subnet = int(self.names.tag, 16) % shape.SUBNETS
@@ -54,7 +61,10 @@ class Testbed:
         return f"{lines}\n\n{shape.slurm_conf_text(self.files, subnet)}"
 
     def start(self, rate_mbit: float = shape.DEFAULT_RATE_MBIT) -> None:
-        """Start everything and wait until every node is idle. One that runs is left as it is, but for its rate."""
+        """Start everything and wait until every node is idle.
+
+        One that runs is left as it is, but for its rate.
+        """
         needs.require()
         shape.check_rate(rate_mbit)
         disk.check_ours(self.files)
@@ -73,7 +83,9 @@ class Testbed:
                 raise
 
     def stop(self) -> None:
-        """End every process on the testbed's hosts and remove its network; logs and job records stay."""
+        """End every process on the testbed's hosts and remove its network; logs and job records
+        stay.
+        """
         needs.require()
         with _machine_lock():
             daemons = [who for who in self._people() if _is_daemon(who)]
@@ -88,7 +100,9 @@ class Testbed:
         return set(self.pids()) == {"munged", *self.names.hosts}
 
     def pids(self) -> dict[str, int]:
-        """Process id of each daemon that is alive: "munged", "ctl" (slurmctld), and slurmd by its node."""
+        """Process id of each daemon that is alive: "munged", "ctl" (slurmctld), and slurmd by its
+        node.
+        """
         daemons = [who for who in self._people() if _is_daemon(who)]
         return {"munged" if w.name == "munged" else w.host: w.pid for w in daemons}
 
@@ -176,9 +190,11 @@ class Testbed:
         self._end_daemon(shape.CONTROLLER, signal.SIGKILL if kill else signal.SIGTERM)
 
     def restart_controller(self) -> None:
-        """Start slurmctld from its saved state (ending it first when it runs) and wait until it answers.
+        """Start slurmctld from its saved state (ending it first when it runs) and wait until it
+        answers.
 
-        Slurm uses the nodes again when it has asked them, about 4 s later; until then they are "unknown".
+        Slurm uses the nodes again when it has asked them, about 4 s later; until then they are
+        "unknown".
         """
         self.stop_controller()
         self._start_slurmctld()
@@ -188,7 +204,9 @@ class Testbed:
             )
 
     def heal(self) -> list[Inhabitant]:
-        """Undo all of the above and cancel every job; returns the strays that outlived their jobs, now killed."""
+        """Undo all of the above and cancel every job; returns the strays that outlived their jobs,
+        now killed.
+        """
         if shape.CONTROLLER not in self.pids():
             self.restart_controller()
         if self.rate_mbit != shape.DEFAULT_RATE_MBIT:
@@ -307,7 +325,9 @@ class Testbed:
         return "state UP" in _system(["ip", "-n", inside, "link", "show", node])
 
     def _is_ready(self, node: str, since: datetime) -> bool:
-        """Whether Slurm takes the node with its slurmd of now; a node put down or drained is put back."""
+        """Whether Slurm takes the node with its slurmd of now; a node put down or drained is put
+        back.
+        """
         if not self._answers():
             return False
         told = self._slurm("scontrol", "--oneliner", "show", "node", node)
@@ -321,7 +341,9 @@ class Testbed:
         return state in READY
 
     def _is_quiet(self) -> bool:
-        """Whether all is idle; cancels what is not, again and again: a job may requeue itself when it is asked to end."""
+        """Whether all is idle; cancels what is not, again and again: a job may requeue itself when
+        it is asked to end.
+        """
         if not self._slurm("squeue", "--noheader").strip():
             return not self._not_idle()
         self._slurm("scancel", "--user=root")

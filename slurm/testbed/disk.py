@@ -18,7 +18,9 @@ ERRORS_PER_LOG = 3
 
 
 def check_ours(files: Files) -> None:
-    """Raise SlurmError unless the folder is new, or root's and holding nothing but a testbed: `start` empties it."""
+    """Raise SlurmError unless the folder is new, or root's and holding nothing but a testbed:
+    `start` empties it.
+    """
     folder = files.folder
     shape.check_folder(files)
     if not folder.exists():
@@ -30,7 +32,10 @@ def check_ours(files: Files) -> None:
 
 
 def write(files: Files, record: dict[str, Any], version: tuple[int, int]) -> None:
-    """Empty the folder and write record, configuration and a new key. The record is first: it marks the folder as ours."""
+    """Empty the folder and write record, configuration and a new key.
+
+    The record is first: it marks the folder as ours.
+    """
     files.folder.mkdir(parents=True, exist_ok=True)
     files.folder.chmod(0o700)
     write_record(files, record)
@@ -49,7 +54,9 @@ def write(files: Files, record: dict[str, Any], version: tuple[int, int]) -> Non
 
 
 def read_record(files: Files) -> dict[str, Any]:
-    """{"subnet": third byte of the addresses, "rate_mbit": of the link, "killed": whether slurmctld once was}."""
+    """{"subnet": third byte of the addresses, "rate_mbit": of the link, "killed": whether slurmctld
+    once was}.
+    """
     record: dict[str, Any] = json.loads(files.marker.read_text(encoding="utf-8"))
     return record
 

@@ -1,7 +1,7 @@
 """Processes of network namespaces: start daemons that outlive us, find who lives where, end them.
 
-A process is known by the namespace that it is in, which only what the testbed started can enter; so what a crash
-left behind is found without any record, and nothing else is ever ended.
+A process is known by the namespace that it is in, which only what the testbed started can enter; so
+what a crash left behind is found without any record, and nothing else is ever ended.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
 
 
 def start_daemon(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """Start a command in a session of its own, as nobody's child, with its output appended to `log`."""
+    """Start a command in a session of its own, as nobody's child, with its output appended to
+    `log`.
+    """
     with log.open("ab") as output:
         subprocess.run(
             ["setsid", "--fork", *command],

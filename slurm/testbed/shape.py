@@ -1,11 +1,12 @@
-"""What a testbed is made of, as text: names, addresses, the commands that make its network, Slurm's files.
+"""What a testbed is made of, as text: names, addresses, the commands that make its network, Slurm's
+files.
 
     host --- [ bridge a ] === link, shaped === [ bridge b ]
     controller  n1  n2                            n3  n4
               feature ib                        feature eth
 
-Both bridges lie in one network namespace, which is the controller's host as well; each node is a network namespace
-with one interface, `eth0`. Nothing here touches the machine.
+Both bridges lie in one network namespace, which is the controller's host as well; each node is a
+network namespace with one interface, `eth0`. Nothing here touches the machine.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ CONTROLLER_PORT, NODE_PORT = 17817, 17818
 
 @dataclass(frozen=True)
 class Names:
-    """Every name of the testbed in `folder`. They depend on the folder only, so a crash loses none of them."""
+    """Every name of the testbed in `folder`.
+
+    They depend on the folder only, so a crash loses none of them.
+    """
 
     folder: Path
 
@@ -122,7 +126,8 @@ def check_rate(rate_mbit: float) -> None:
     """Raise SlurmError for a rate that the link cannot have."""
     if not LEAST_RATE_MBIT <= rate_mbit <= MOST_RATE_MBIT:
         raise SlurmError(
-            f"rate {rate_mbit:g} Mbit/s: the link takes {LEAST_RATE_MBIT:g} to {MOST_RATE_MBIT:,.0f}"
+            f"rate {rate_mbit:g} Mbit/s: the link takes {LEAST_RATE_MBIT:g} to "
+            f"{MOST_RATE_MBIT:,.0f}"
         )
 
 
@@ -133,7 +138,9 @@ def check_node(node: str) -> None:
 
 
 def check_folder(files: Files) -> None:
-    """Raise SlurmError for a name that slurm.conf cannot hold, or with which sockets' names get too long for the kernel."""
+    """Raise SlurmError for a name that slurm.conf cannot hold, or with which sockets' names get too
+    long for the kernel.
+    """
     if wrong := sorted(set(re.sub(r"[A-Za-z0-9/._+-]", "", str(files.folder)))):
         raise SlurmError(
             f"folder {str(files.folder)!r}: slurm.conf cannot hold {''.join(wrong)!r} in it; "
@@ -200,7 +207,8 @@ def removal_commands(names: Names, made: Sequence[str]) -> list[list[str]]:
 
 
 def enter_command(names: Names, files: Files, host: str) -> list[str]:
-    """The words before a command that runs it on a host: its network, host name, /etc/hosts and /etc/slurm.
+    """The words before a command that runs it on a host: its network, host name, /etc/hosts and
+    /etc/slurm.
 
     Not `ip netns exec`, which mounts another /sys, without the cgroups that slurmd looks for.
     """
@@ -230,7 +238,8 @@ def slurm_conf_text(files: Files, subnet: int) -> str:
     size = f"CPUs={CPUS_PER_NODE} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS_PER_NODE} "
     size += f"ThreadsPerCore=1 RealMemory={MEMORY_PER_NODE_MIB}"
     nodes = "\n".join(
-        f"NodeName={node} NodeAddr={address(subnet, node)} NodeHostname={node} Feature={feature} {size}"
+        f"NodeName={node} NodeAddr={address(subnet, node)} NodeHostname={node} Feature={feature} "
+        f"{size}"
         for node, feature in NODES.items()
     )
     folder, every = files.folder, f"Nodes={','.join(NODES)} MaxTime=INFINITE State=UP"

@@ -48,7 +48,9 @@ def add_attempt(
     seen: float | None = None,
     **facts: Any,
 ) -> int:
-    """Add an attempt; `pids` are the texts of its pid files, by default one of a process that is dead."""
+    """Add an attempt; `pids` are the texts of its pid files, by default one of a process that is
+    dead.
+    """
     number = run.next_attempt()
     started = NOW - 600
     told = {

@@ -1,7 +1,8 @@
-"""A synthetic report.json with everything that a page must cope with: `python -m` free, seeded, no training.
+"""A synthetic report.json with everything that a page must cope with: `python -m` free, seeded, no
+training.
 
-`sample()` gives a run with found, missing, negligible and invalid answers, hostile texts and long names.
-`bare()` gives an unfinished run without experiments.
+`sample()` gives a run with found, missing, negligible and invalid answers, hostile texts and long
+names. `bare()` gives an unfinished run without experiments.
 """
 
 from __future__ import annotations

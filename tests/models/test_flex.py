@@ -1,6 +1,7 @@
 """Document masks as blocks. T is 300: two whole blocks of 128 tokens and a shorter one.
 
-On a CPU FlexAttention refuses gradients at its door, though the arithmetic behind it has a backward pass; the check is taken off here.
+On a CPU FlexAttention refuses gradients at its door, though the arithmetic behind it has a backward
+pass; the check is taken off here.
 """
 
 import functools

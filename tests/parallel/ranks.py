@@ -54,7 +54,9 @@ def _rank(
 def run_ranks(
     world: int, function: Callable[..., Any], *args: Any, placement: tuple[int, ...] = ()
 ) -> list[Any]:
-    """Return function(world, *args) of every rank; the function must be importable, the results picklable."""
+    """Return function(world, *args) of every rank; the function must be importable, the results
+    picklable.
+    """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch", "torch.distributed.fsdp", "motet.parallel.engines.native"]

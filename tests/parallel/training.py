@@ -28,7 +28,9 @@ class Micro:
 
 @dataclass
 class Curve:
-    """What a run shows: per step (loss, gradient norm, labels), then the weights; and the rows that each rank read."""
+    """What a run shows: per step (loss, gradient norm, labels), then the weights; and the rows that
+    each rank read.
+    """
 
     steps: list[tuple[float, float, int]] = field(default_factory=list)
     weights: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -36,7 +38,9 @@ class Curve:
 
 
 def global_batch(step: int, masked: bool) -> Micro:
-    """Return [BATCH, LENGTH] tokens; masked = several documents per sequence, and readers with different numbers of labels."""
+    """Return [BATCH, LENGTH] tokens; masked = several documents per sequence, and readers with
+    different numbers of labels.
+    """
     generator = np.random.default_rng(step)
     tokens = generator.integers(0, 8, (BATCH, LENGTH)).astype(np.int32)
     labels = np.full(tokens.shape, -100, dtype=np.int64)

@@ -1,4 +1,6 @@
-"""One visit to an engine that tries everything: processes that import DeepSpeed start slowly, so that each starts once."""
+"""One visit to an engine that tries everything: processes that import DeepSpeed start slowly, so
+that each starts once.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Visit:
 def visit(
     world: World, layout: Layout, config: ModelConfig = DENSE, options: EngineOptions = OPTIONS
 ) -> Visit:
-    """Train `STEPS` steps, probing and refusing on the way; the number of micro-batches differs between steps."""
+    """Train `STEPS` steps, probing and refusing on the way; the number of micro-batches differs
+    between steps.
+    """
     engine = build_engine(config, options, layout, world)
     scores = _score(engine, world)
     refused = _refused(engine, layout, world)
@@ -147,7 +151,9 @@ def visits(
 
 
 def assert_like_one_process(found: list[Visit], expected: Visit) -> None:
-    """Losses and norms within 1e-5 relative, weights within 1e-4, scores within 2e-6; nothing changed that was refused."""
+    """Losses and norms within 1e-5 relative, weights within 1e-4, scores within 2e-6; nothing
+    changed that was refused.
+    """
     np.testing.assert_allclose(
         np.array(found[0].curve.steps), np.array(expected.curve.steps), rtol=1e-5
     )

@@ -1,7 +1,7 @@
 """One testbed for a pytest process. Tests that use it carry `@pytest.mark.xdist_group("testbed")`.
 
-With `--dist loadgroup` they run in one worker, one after the other; with another distribution each worker has its own
-testbed. Other folders of tests import the fixture into their conftest.
+With `--dist loadgroup` they run in one worker, one after the other; with another distribution each
+worker has its own testbed. Other folders of tests import the fixture into their conftest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
 
 
 def remove_orphans(base: Path) -> None:
-    """Stop the testbeds of pytest processes that were killed: pytest's own lock files name their process."""
+    """Stop the testbeds of pytest processes that were killed: pytest's own lock files name their
+    process.
+    """
     root = next((folder for folder in base.parents if folder.name.startswith("pytest-of-")), None)
     for marker in root.glob("pytest-*/**/testbed.json") if root else ():
         lock = root / marker.relative_to(root).parts[0] / ".lock"
@@ -44,7 +46,9 @@ def remove_orphans(base: Path) -> None:
 
 @pytest.fixture
 def healed(testbed: Testbed) -> Iterator[Testbed]:
-    """The testbed with every node idle, no job, and the default rate; no process may outlive the test's jobs."""
+    """The testbed with every node idle, no job, and the default rate; no process may outlive the
+    test's jobs.
+    """
     testbed.heal()
     yield testbed
     assert testbed.heal() == []

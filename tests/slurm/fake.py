@@ -1,4 +1,6 @@
-"""Slurm's commands as small programs on a PATH of their own: they note what they were asked, and answer as a test says."""
+"""Slurm's commands as small programs on a PATH of their own: they note what they were asked, and
+answer as a test says.
+"""
 
 from __future__ import annotations
 

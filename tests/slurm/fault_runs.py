@@ -1,4 +1,7 @@
-"""Runs on the testbed that something goes wrong with, and what must hold of them at the end. Used by tests and `bench/faults.py`."""
+"""Runs on the testbed that something goes wrong with, and what must hold of them at the end.
+
+Used by tests and `bench/faults.py`.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,9 @@ class FaultRun:
         return any(row["kind"] == "step" for row in rows_since(self.run, attempts))
 
     def steps_lost(self, attempt: int) -> int:
-        """How many steps had been logged already of those that an attempt trained (by its place among those that trained)."""
+        """How many steps had been logged already of those that an attempt trained (by its place
+        among those that trained).
+        """
         starts = [row["start_step"] for row in rows(self.run.root, "attempt")]
         logged = [row["step"] for row in rows_since(self.run, attempt - 2, attempt - 1)]
         return max(logged, default=starts[attempt - 1]) - int(starts[attempt - 1])
@@ -137,7 +142,9 @@ class FaultRun:
         os.kill(self.people(words)[which].pid, signal.SIGKILL)
 
     def finish(self, *more: FaultRun) -> None:
-        """Let this run, and more of its kind, go on at full speed to their end, with nothing left of them on the nodes."""
+        """Let this run, and more of its kind, go on at full speed to their end, with nothing left
+        of them on the nodes.
+        """
         for one in (self, *more):
             one.pace(0.0)
         for one in (self, *more):
@@ -152,7 +159,9 @@ def left_of_jobs(bed: Testbed) -> list[Inhabitant]:
 
 
 def rows_since(run: RunDir, attempts: int, until: int | None = None) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl that were written after the first `attempts` attempts, and by the first `until`."""
+    """Rows of metrics.jsonl that were written after the first `attempts` attempts, and by the first
+    `until`.
+    """
     count, out = 0, []
     for line in run.metrics.read_bytes().splitlines():
         if not line.endswith(b"}"):
@@ -171,9 +180,11 @@ def preempt(bed: Testbed, folder: Path) -> None:
 
 
 def bring_limit_near(bed: Testbed, job_id: str) -> None:
-    """Lower a job's time limit so far that Slurm soon tells it to stop, but not so far that it is ended at once.
+    """Lower a job's time limit so far that Slurm soon tells it to stop, but not so far that it is
+    ended at once.
 
-    Slurm looks every 30 s, counts in minutes, and gives the signal that is due 30 s before the limit 60 s before it.
+    Slurm looks every 30 s, counts in minutes, and gives the signal that is due 30 s before the
+    limit 60 s before it.
     """
     age_s = time.time() - datetime.fromisoformat(job_field(bed, job_id, "StartTime")).timestamp()
     minutes = int((age_s + 35.0) // 60.0) + 1
@@ -198,7 +209,8 @@ def steps_lost(run: RunDir) -> int:
 
 
 def assert_as_undisturbed(run: RunDir, reference: Path, rtol: float = 0.0) -> None:
-    """Losses are those of the reference, every exposure was consumed once, and W&B has one run without a gap.
+    """Losses are those of the reference, every exposure was consumed once, and W&B has one run
+    without a gap.
 
     Args:
         rtol: relative tolerance, where the reference has another number of ranks; 0 = bit by bit.
@@ -218,7 +230,9 @@ def motet_audit(run: RunDir) -> str:
 
 
 def mirrored(run: RunDir) -> dict[int, float]:
-    """Loss by step over all offline files of W&B, which are of one run id and do not contradict each other."""
+    """Loss by step over all offline files of W&B, which are of one run id and do not contradict
+    each other.
+    """
     files = sorted((run.root / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime)
     found = [whole_records(path) for path in files]
     names = {one.run_id for file in found for one in of_type(file, "run")}

@@ -1,6 +1,8 @@
-"""Everything that goes wrong on a cluster, on a real one: a run that is hit in the middle ends by itself as if nothing had happened.
+"""Everything that goes wrong on a cluster, on a real one: a run that is hit in the middle ends by
+itself as if nothing had happened.
 
-Every run here has two ranks, as has the undisturbed local run that its losses must equal bit by bit (those of the array have one).
+Every run here has two ranks, as has the undisturbed local run that its losses must equal bit by bit
+(those of the array have one).
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def submit(
 
 
 def check(field: str, value: str, code: int, out: str, err: str) -> None:
-    """Either a clear error that names the setting, or a script in which the text stands in one line, whole."""
+    """Either a clear error that names the setting, or a script in which the text stands in one
+    line, whole.
+    """
     assert code in (0, 2)
     if code == 2:
         assert err.startswith("motet: ")

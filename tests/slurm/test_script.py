@@ -88,7 +88,9 @@ exit 1
 def run_script(
     folder: Path, end: int = 0, code: int = 0, tenths: int = 1
 ) -> tuple[subprocess.Popen[str], Path]:
-    """Start the script of a small job with programs of our own in place of python, srun and scontrol."""
+    """Start the script of a small job with programs of our own in place of python, srun and
+    scontrol.
+    """
     programs = {"python": FAKE_PYTHON, "srun": FAKE_SRUN, "scontrol": FAKE_SCONTROL}
     for name, text in programs.items():
         (folder / name).write_text(text.format(folder=folder, end=end, code=code, tenths=tenths))

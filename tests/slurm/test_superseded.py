@@ -1,4 +1,6 @@
-"""A start of a job whose node Slurm could not hear, and took for lost: the job has begun anew elsewhere, and the old start must give way."""
+"""A start of a job whose node Slurm could not hear, and took for lost: the job has begun anew
+elsewhere, and the old start must give way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The testbed as it runs: a real Slurm that requeues, preempts, loses nodes, and leaves nothing behind."""
+"""The testbed as it runs: a real Slurm that requeues, preempts, loses nodes, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 

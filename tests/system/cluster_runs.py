@@ -1,4 +1,6 @@
-"""Runs over the nodes of a testbed, by `motet train --nnodes` on each: used by tests and `bench/two_clusters.py`."""
+"""Runs over the nodes of a testbed, by `motet train --nnodes` on each: used by tests and
+`bench/two_clusters.py`.
+"""
 
 from __future__ import annotations
 

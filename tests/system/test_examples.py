@@ -1,4 +1,6 @@
-"""The examples of guests run as printed, their runs pass the audit, and Motet takes ten lines of a script at most."""
+"""The examples of guests run as printed, their runs pass the audit, and Motet takes ten lines of a
+script at most.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Layouts through the installed command: a grid of ranks trains, resumes elsewhere, and fails with a name."""
+"""Layouts through the installed command: a grid of ranks trains, resumes elsewhere, and fails with
+a name.
+"""
 
 from __future__ import annotations
 

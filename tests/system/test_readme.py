@@ -1,4 +1,6 @@
-"""The README's tutorial, run as printed: every block marked `<!-- run -->`, in order, in an empty folder."""
+"""The README's tutorial, run as printed: every block marked `<!-- run -->`, in order, in an empty
+folder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def blocks() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return what the README asks for: Motet and its Python on the path; and no network, and one thread a process."""
+    """Return what the README asks for: Motet and its Python on the path; and no network, and one
+    thread a process.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -111,7 +115,9 @@ def test_the_tutorials_run_is_proven_through_both_stops(tutorial: tuple[Path, st
 def test_the_outputs_that_the_readme_shows_are_those_of_the_tutorial(
     tutorial: tuple[Path, str],
 ) -> None:
-    """Whole numbers of exposures and the preview depend on no floating point, so they are the same everywhere."""
+    """Whole numbers of exposures and the preview depend on no floating point, so they are the same
+    everywhere.
+    """
     _, printed = tutorial
     text = README.read_text(encoding="utf-8")
     shown = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,6 @@
-"""Ranks that die and are started anew inside one `motet train`: the same numbers, no endless loop, nothing left behind."""
+"""Ranks that die and are started anew inside one `motet train`: the same numbers, no endless loop,
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,10 @@ def poisoned(corpus: Path, tmp_path: Path) -> Path:
     text, step = loop.read_text(), stopped["end_step"] + 1
     anchor = "        started = time.perf_counter()\n        share ="
     assert text.count(anchor) == 1
-    poison = f"        if step == {step} and job.world.rank == 1:\n            raise RuntimeError('poison')\n"
+    poison = (
+        f"        if step == {step} and job.world.rank == 1:\n            raise "
+        "RuntimeError('poison')\n"
+    )
     loop.chmod(0o600)
     loop.write_text(text.replace(anchor, poison + anchor))
     return run
@@ -153,7 +158,9 @@ def test_a_resumed_run_measures_no_step_twice(corpus: Path, tmp_path: Path) -> N
 def test_two_machines_train_one_run_and_a_stop_of_either_stops_both(
     corpus: Path, whole_run: Path, tmp_path: Path, machine: int
 ) -> None:
-    """Both are this one: processes find each other at the endpoint, and number themselves by --node-rank."""
+    """Both are this one: processes find each other at the endpoint, and number themselves by
+    --node-rank.
+    """
     import subprocess
 
     from tests.system.runs import MOTET, environment

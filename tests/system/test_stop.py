@@ -1,4 +1,6 @@
-"""SIGTERM to one rank at bad moments: one step on all ranks, saved once, exit code 0, nothing left. Timed in bench/survival.py."""
+"""SIGTERM to one rank at bad moments: one step on all ranks, saved once, exit code 0, nothing left.
+Timed in bench/survival.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The planner's order of layouts against layouts that really trained, over a slow link between two clusters."""
+"""The planner's order of layouts against layouts that really trained, over a slow link between two
+clusters.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From timed transfers to links and groups of hosts: sizes to try, latency and bandwidth, who stands near whom. Pure; no torch.
+"""From timed transfers to links and groups of hosts: sizes to try, latency and bandwidth, who
+stands near whom. Pure; no torch.
 
 A transfer of S bytes that the receiver acknowledges takes 2 x latency + S / bandwidth.
 """
@@ -22,11 +23,15 @@ LEAST_TRANSFERS = 40
 UPPER_SIZES = 16
 """Sizes from 1/16 of the largest on tell the bandwidth."""
 IN_A_BURST = 0.5
-"""A size that took less than this share of its part of the largest transfer's time went through in a burst: it tells nothing."""
+"""A size that took less than this share of its part of the largest transfer's time went through in
+a burst: it tells nothing.
+"""
 SAME_LINK = 2.0
 """Hosts belong together where their rate is within this factor of the best that either has."""
 FAR_LATENCY, FAR_LATENCY_US = 20.0, 500.0
-"""Hosts do not belong together where latency is this many times, and this much, above the best of either."""
+"""Hosts do not belong together where latency is this many times, and this much, above the best of
+either.
+"""
 MOST_HOSTS_COMPARED = 64
 
 
@@ -60,12 +65,14 @@ class LinkFit:
 def climb(
     measure: Callable[[int], Sequence[float]], budget_s: float, sizes: Sequence[int] = SIZES
 ) -> list[Sample]:
-    """Measure ever larger transfers for about `budget_s` seconds: a slow link is not asked for sizes that would take minutes.
+    """Measure ever larger transfers for about `budget_s` seconds: a slow link is not asked for
+    sizes that would take minutes.
 
     A link with a long way gets as long as 40 of its smallest transfers take.
 
     Args:
-        measure: bytes to the seconds of every flow; the same numbers on every rank, so that all go on alike.
+        measure: bytes to the seconds of every flow; the same numbers on every rank, so that all go
+            on alike.
     """
     found: list[Sample] = []
     spent_s, taken_s = 0.0, {0: 0.0}
@@ -86,7 +93,9 @@ def climb(
 
 
 def _expected(taken_s: Mapping[int, float], size: int) -> float:
-    """Return the seconds that a size should take after those before: they grow on as from the last size to this one."""
+    """Return the seconds that a size should take after those before: they grow on as from the last
+    size to this one.
+    """
     *_, last = taken_s
     if len(taken_s) < 3:
         return taken_s[last]
@@ -96,7 +105,10 @@ def _expected(taken_s: Mapping[int, float], size: int) -> float:
 
 
 def best_seconds(samples: Sequence[Sample], flow: int | None = None) -> dict[int, float]:
-    """Return the shortest time by size: other work of the machine only adds to it. `flow`: of this one; None: until the last ends."""
+    """Return the shortest time by size: other work of the machine only adds to it.
+
+    `flow`: of this one; None: until the last ends.
+    """
     found: dict[int, float] = {}
     for sample in samples:
         seconds = max(sample.seconds) if flow is None else sample.seconds[flow]
@@ -105,9 +117,12 @@ def best_seconds(samples: Sequence[Sample], flow: int | None = None) -> dict[int
 
 
 def fit(samples: Sequence[Sample], flow: int | None = None) -> LinkFit:
-    """Return latency and bandwidth: half the time of the smallest transfers, the slope of the largest.
+    """Return latency and bandwidth: half the time of the smallest transfers, the slope of the
+    largest.
 
-    The slope is Theil-Sen's, each pair of sizes weighted by their difference (Sievers, JASA 73(363), 1978). A slope forgets what is constant: the latency, and the burst that a shaped link lets through at once.
+    The slope is Theil-Sen's, each pair of sizes weighted by their difference (Sievers, JASA
+    73(363), 1978). A slope forgets what is constant: the latency, and the burst that a shaped link
+    lets through at once.
 
     Raises:
         ValueError: there are no samples.
@@ -147,7 +162,9 @@ def _residual(samples: Sequence[Sample], flow: int | None, slope: float, latency
 
 
 def rounds(hosts: int) -> list[list[tuple[int, int]]]:
-    """Return every pair of hosts once, in rounds in which no host is in two pairs (circle method of tournaments)."""
+    """Return every pair of hosts once, in rounds in which no host is in two pairs (circle method of
+    tournaments).
+    """
     players = [*range(hosts), *([-1] if hosts % 2 else [])]
     out = []
     for _ in range(len(players) - 1):
@@ -161,8 +178,9 @@ def rounds(hosts: int) -> list[list[tuple[int, int]]]:
 def together(links: Mapping[tuple[int, int], LinkFit], hosts: int) -> list[list[int]]:
     """Return groups of hosts by what was measured between them, in order of their first hosts.
 
-    Two hosts belong together where their rate is within a factor of 2 of the best that either of them has, and their latency is not
-    far above the best of either. What belongs to one of a group belongs to the group.
+    Two hosts belong together where their rate is within a factor of 2 of the best that either of
+    them has, and their latency is not far above the best of either. What belongs to one of a group
+    belongs to the group.
 
     Args:
         links: for every pair (a, b), a < b.
@@ -184,7 +202,9 @@ def together(links: Mapping[tuple[int, int], LinkFit], hosts: int) -> list[list[
 
 
 def check_groups(groups: Mapping[str, Sequence[str]], hosts: Sequence[str]) -> None:
-    """Raise ClusterError unless every host that there is stands in exactly one of the groups that the user gave."""
+    """Raise ClusterError unless every host that there is stands in exactly one of the groups that
+    the user gave.
+    """
     named = [host for members in groups.values() for host in members]
     twice = sorted({host for host in named if named.count(host) > 1})
     absent = [host for host in named if host not in hosts]

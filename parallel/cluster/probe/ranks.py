@@ -1,6 +1,8 @@
-"""What the ranks of `motet cluster probe` run: matrix products, copies, transfers and collectives, timed.
+"""What the ranks of `motet cluster probe` run: matrix products, copies, transfers and collectives,
+timed.
 
-Every function here that takes a `Probe` is a collective: all ranks call it with the same values, and get the same numbers.
+Every function here that takes a `Probe` is a collective: all ranks call it with the same values,
+and get the same numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Probe:
     """This rank among those that measure.
 
     Attributes:
-        world: see `mesh.World`; transfers use its default group, agreements the gloo group `control`.
+        world: see `mesh.World`; transfers use its default group, agreements the gloo group
+            `control`.
         tell: takes a line on what is measured now.
     """
 
@@ -99,7 +102,9 @@ def _host_memory_gib() -> float:
 
 
 def _rate(probe: Probe, work: Callable[[], object], least_s: float = COMPUTE_S) -> float:
-    """Return the median of runs per second of some work over about `least_s`; all ranks work at the same time."""
+    """Return the median of runs per second of some work over about `least_s`; all ranks work at the
+    same time.
+    """
     work()
     probe.wait()
     taken_s: list[float] = []
@@ -113,7 +118,9 @@ def _rate(probe: Probe, work: Callable[[], object], least_s: float = COMPUTE_S) 
 
 
 def matmul_tflops(probe: Probe, name: str) -> float:
-    """Return 10^12 operations per second of large products, as this rank reaches while all others work; 0 where a rank cannot."""
+    """Return 10^12 operations per second of large products, as this rank reaches while all others
+    work; 0 where a rank cannot.
+    """
     product = _product(probe, DTYPES[name])
     if min(probe.share(float(product is not None))) == 0:
         return 0.0
@@ -124,7 +131,9 @@ def matmul_tflops(probe: Probe, name: str) -> float:
 
 
 def _product(probe: Probe, dtype: torch.dtype) -> torch.Tensor | None:
-    """Return a square matrix whose product takes about 20 ms or more, so that a slow device gets no large one; None without products."""
+    """Return a square matrix whose product takes about 20 ms or more, so that a slow device gets no
+    large one; None without products.
+    """
     width = 512
     while True:
         try:
@@ -163,9 +172,11 @@ class Transfers:
         )  # NCCL connects all ranks at once
 
     def seconds(self, flows: Sequence[Flow], size: int) -> list[float]:
-        """Return how long each flow took to send `size` bytes and have them acknowledged; all flows go at once.
+        """Return how long each flow took to send `size` bytes and have them acknowledged; all flows
+        go at once.
 
-        Both ends greet each other first, so that the clock does not start before the receiver is ready.
+        Both ends greet each other first, so that the clock does not start before the receiver is
+        ready.
         """
         self.probe.wait()
         rank, took_s = self.probe.world.rank, 0.0
@@ -196,7 +207,8 @@ class Transfers:
 
 
 def collective_seconds(probe: Probe, kind: str, group: Any, ranks: int, size: int) -> list[float]:
-    """Return the seconds of a collective of `size` bytes until the last rank has it; ranks outside of `group` wait.
+    """Return the seconds of a collective of `size` bytes until the last rank has it; ranks outside
+    of `group` wait.
 
     Args:
         group: None on ranks that are not in it.

@@ -1,4 +1,6 @@
-"""From what a probe measured to a cluster, with notes on what was measured and what was taken from data sheets. Pure; no torch."""
+"""From what a probe measured to a cluster, with notes on what was measured and what was taken from
+data sheets. Pure; no torch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SLOW_NODE_LINK_GB_S = 60.0
 
 
 def device_kind(name: str, memory_gib: float | None = None) -> str | None:
-    """Return the catalogue's name of a device as its driver or a Slurm administrator calls it; None: it has none."""
+    """Return the catalogue's name of a device as its driver or a Slurm administrator calls it;
+    None: it has none.
+    """
     words = re.split(r"[^a-z0-9]+", name.lower())
     for word, kinds in _NAMES:
         if not any(re.fullmatch(rf"(rtx|tesla|nvidia)?{word}", one) for one in words):
@@ -55,7 +59,8 @@ def cluster_of(result: Mapping[str, Any]) -> tuple[Cluster, list[str]]:
 def _between(measured: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Link]:
     """Return the links between groups.
 
-    The slower direction of all devices together counts, or what one pair alone has where flows in each other's way had less.
+    The slower direction of all devices together counts, or what one pair alone has where flows in
+    each other's way had less.
     """
     rates: dict[tuple[str, str], float] = {}
     for one in measured:
@@ -94,7 +99,9 @@ def _group(name: str, hosts: Sequence[str], result: Mapping[str, Any], notes: li
 
 
 def _device(group: str, found: Sequence[Mapping[str, Any]], notes: list[str]) -> Device:
-    """Return the device of a group: rates as measured, the rest of the catalogue where it has the device."""
+    """Return the device of a group: rates as measured, the rest of the catalogue where it has the
+    device.
+    """
     first = found[0]
     kind = device_kind(first["device"], first["memory_gib"])
     names = set.intersection(*(set(one["tflops"]) for one in found))
@@ -167,7 +174,9 @@ def _inter(
     reached: float | None,
     notes: list[str],
 ) -> Link:
-    """Return the link between nodes: as fast as a pair sends, or as the group's collectives (their median, `reached`) where that is less."""
+    """Return the link between nodes: as fast as a pair sends, or as the group's collectives (their
+    median, `reached`) where that is less.
+    """
     if measured is None:
         if nodes > 1:
             notes.append(f"{name}: the link between its nodes was not measured")
@@ -175,7 +184,8 @@ def _inter(
     rate, latency = measured["per_flow_gb_s"], max(0.1, measured["latency_us"])
     if reached is not None and reached < rate:
         notes.append(
-            f"{name}: collectives between nodes reach {reached / rate:.0%} of what a pair does: written"
+            f"{name}: collectives between nodes reach {reached / rate:.0%} of what a pair does: "
+            "written"
         )
         rate = reached
     return Link(_round(rate), _round(latency), network, measured=True)

@@ -1,4 +1,6 @@
-"""The order in which ranks measure, and what comes of it as plain values: `survey` is one collective of all ranks."""
+"""The order in which ranks measure, and what comes of it as plain values: `survey` is one
+collective of all ranks.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,12 @@ def survey(
 
     Args:
         given: hosts of every group; None: groups are found by measuring.
-        series_s: seconds of transfers of one series, about; links between groups get twice that, collectives half.
+        series_s: seconds of transfers of one series, about; links between groups get twice that,
+            collectives half.
 
     Raises:
-        ClusterError: groups that do not have the hosts that there are, or unlike hosts. On all ranks.
+        ClusterError: groups that do not have the hosts that there are, or unlike hosts. On all
+            ranks.
     """
     started = time.monotonic()
     known = facts(probe)
@@ -107,7 +111,8 @@ def _check_alike(
         if len(set(kinds.values())) > 1:
             told = ", ".join(f"{h} has {n} x {device}" for h, (device, n) in kinds.items())
             raise ClusterError(
-                f"--groups: the nodes of {name} are not alike: {told}; put unlike nodes into groups of their own"
+                f"--groups: the nodes of {name} are not alike: {told}; put unlike nodes into "
+                "groups of their own"
             )
 
 
@@ -148,7 +153,8 @@ def _find_groups(
         return {names[0]: names}, "one host", []
     if len(names) > MOST_HOSTS_COMPARED:
         raise ClusterError(
-            f"{len(names)} hosts are too many to compare every pair (at most {MOST_HOSTS_COMPARED}); "
+            f"{len(names)} hosts are too many to compare every pair (at most "
+            f"{MOST_HOSTS_COMPARED}); "
             "say which belong together, e.g. --groups a:n[1-64] b:n[65-128]"
         )
     links: dict[tuple[int, int], LinkFit] = {}
@@ -212,7 +218,9 @@ def neighbours(things: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def crossing(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> list[Flow]:
-    """Return disjoint flows from one group's ranks (by host) to another's, as many as there can be, spread over hosts."""
+    """Return disjoint flows from one group's ranks (by host) to another's, as many as there can be,
+    spread over hosts.
+    """
     spread = [
         [own[i] for i in range(max(map(len, side))) for own in side if i < len(own)]
         for side in (one, other)

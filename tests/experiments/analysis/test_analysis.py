@@ -1,4 +1,6 @@
-"""The analysis: exact where it claims to be, right where the naive answer is wrong, complete in its report."""
+"""The analysis: exact where it claims to be, right where the naive answer is wrong, complete in its
+report.
+"""
 
 from __future__ import annotations
 
@@ -536,7 +538,8 @@ def test_no_effect_is_not_found_and_says_what_would_have_been() -> None:
     entry = analyze([measured(QUESTIONS[0])], 0, 999)["experiments"][0]
     assert entry["verdict"]["kind"] == "not_found"
     assert "would have been found in 4 of 5" in entry["verdict"]["sentence"]
-    # The value before exposure is adjusted for, so less is detectable than the design alone promised.
+    # The value before exposure is adjusted for, so less is detectable than the design alone
+    # promised.
     observed, planned = (
         entry["primary"]["smallest_detectable"],
         entry["power"]["smallest_detectable"],

@@ -164,7 +164,8 @@ def test_the_first_step_is_no_later_than_the_schedule_allows() -> None:
 
 def test_reading_definitions_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pathlib import Path; from motet.experiments.design.spec import parse_experiments; "
+        "import sys; from pathlib import Path; from motet.experiments.design.spec import "
+        "parse_experiments; "
         "parse_experiments([{'name': 'x', 'use': 'knowledge'}], Path('.')); "
         "print([m for m in ('torch', 'scipy', 'statsmodels', 'matplotlib') if m in sys.modules])"
     )

@@ -17,7 +17,8 @@ from motet.experiments.stream.random import (
     uniform_int,
 )
 
-# Known-answer vectors of Random123 (kat_vectors, philox4x32 10): counter words, key words, output words.
+# Known-answer vectors of Random123 (kat_vectors, philox4x32 10): counter words, key words, output
+# words.
 VECTORS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),

@@ -207,7 +207,10 @@ def test_files_are_private_whatever_the_shell_says(
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    command = f"{sys.executable} -m motet.launcher.cli experiments list --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m motet.launcher.cli experiments list --json | head -c 1; exit "
+        f"${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -580,6 +583,7 @@ def test_exporting_names_the_checkpoints_that_exist(
     )
     assert code == 0
     assert out.endswith(
-        f"-m lm_eval --model hf --model_args pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
+        "-m lm_eval --model hf --model_args "
+        f"pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
         f"--tasks arc_easy,piqa --output_path {folder}/runs/first/eval/step-00000020 --limit 5\n"
     )

@@ -258,7 +258,8 @@ def test_a_file_is_drawn_as_text_and_as_pictures_in_which_names_cannot_be_markup
 def test_a_calibrated_group_says_what_its_constants_come_from(motet: Motet) -> None:
     text = TWO.replace(
         "devices_per_node: 4}",
-        "devices_per_node: 4, calibration: {constants: {matmul: 0.5}, runs: [a, b], median_error: 0.031, date: '2026-11-21'}}",
+        "devices_per_node: 4, calibration: {constants: {matmul: 0.5}, runs: [a, b], median_error: "
+        "0.031, date: '2026-11-21'}}",
     )
     Path("two.yaml").write_text(text)
     code, out, _ = motet("show", "two.yaml", "--html", "page.html")
@@ -331,7 +332,10 @@ def test_what_is_no_cluster_is_refused(motet: Motet, what: str, told: str) -> No
 
 
 def test_the_driver_lists_gpus_and_cuda_visible_devices_chooses() -> None:
-    listing = "0, GPU-aa1, NVIDIA A100, 40960\n1, GPU-bb2, NVIDIA A100, 40960\n2, GPU-cc3, NVIDIA T4, 15360\n"
+    listing = (
+        "0, GPU-aa1, NVIDIA A100, 40960\n1, GPU-bb2, NVIDIA A100, 40960\n2, GPU-cc3, NVIDIA T4, "
+        "15360\n"
+    )
     assert [name for name, _ in machine.visible(listing, None)] == ["NVIDIA A100"] * 2 + [
         "NVIDIA T4"
     ]

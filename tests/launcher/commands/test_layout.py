@@ -221,7 +221,8 @@ def test_runs_of_numbers_are_shortened() -> None:
 def test_showing_a_layout_does_not_wait_for_torch(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(RUN_YAML)
     code = (
-        "import sys; from motet.launcher import cli; code = cli.main(['layout', 'show', 'run.yaml', 'layout.pp=2']); "
+        "import sys; from motet.launcher import cli; code = cli.main(['layout', 'show', "
+        "'run.yaml', 'layout.pp=2']); "
         "assert not {'torch', 'scipy'} & set(sys.modules); sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)

@@ -250,7 +250,8 @@ def test_planning_loads_no_torch(files: tuple[str, str]) -> None:
     run, cluster = files
     code = (
         "import sys; from motet.launcher.cli import main; "
-        f"main(['plan', {run!r}, '--cluster', {cluster!r}, '--top', '1']); sys.exit('torch' in sys.modules)"
+        f"main(['plan', {run!r}, '--cluster', {cluster!r}, '--top', '1']); sys.exit('torch' in "
+        "sys.modules)"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode

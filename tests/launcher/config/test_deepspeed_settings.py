@@ -1,4 +1,6 @@
-"""Settings of the DeepSpeed engine: contradictions are told with all others, and a dry run shows DeepSpeed's configuration."""
+"""Settings of the DeepSpeed engine: contradictions are told with all others, and a dry run shows
+DeepSpeed's configuration.
+"""
 
 from __future__ import annotations
 

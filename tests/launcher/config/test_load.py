@@ -171,7 +171,8 @@ def test_a_value_of_the_environment_is_used_but_never_written(
 ) -> None:
     monkeypatch.setenv("PLANTED", "hunter2")
     text = GOOD + (
-        "metrics:\n  entity: ${oc.env:PLANTED}\n  project: p-${metrics.entity}\n  group: ${oc.${metrics.tags.0}:PLANTED}\n"
+        "metrics:\n  entity: ${oc.env:PLANTED}\n  project: p-${metrics.entity}\n  group: "
+        "${oc.${metrics.tags.0}:PLANTED}\n"
         "  tags: [env, '${oc.decode:${oc.env:PLANTED}}']\nruns: ${oc.env:PLANTED}/runs\n"
     )
     settings = load(text)
@@ -305,9 +306,12 @@ def test_a_wrong_value_causes_no_second_complaint_about_its_default() -> None:
 def test_the_resolved_yaml_reads_back_to_the_same_settings(tmp_path: Path) -> None:
     (tmp_path / "u.jsonl").write_text("{}\n")
     text = GOOD.replace("training: {steps: 1000}\n", "") + (
-        "metrics: {group: 'no', tags: ['1e3', '~', 'a: b', \"\\\\${x}\", 'two words', '', 'tab\\tnew']}\n"
-        "experiments:\n- {name: c, use: knowledge, schedule: {window: [0.0, 1.0]}, hypothesis: '1.0', items: u.jsonl}\n"
-        "training: {optimizer: {eps: 1e-12}, tokens: 1000000}\nbatch: {ramp: [{step: 3, sequences: 64}]}\n"
+        "metrics: {group: 'no', tags: ['1e3', '~', 'a: b', \"\\\\${x}\", 'two words', '', "
+        "'tab\\tnew']}\n"
+        "experiments:\n- {name: c, use: knowledge, schedule: {window: [0.0, 1.0]}, hypothesis: "
+        "'1.0', items: u.jsonl}\n"
+        "training: {optimizer: {eps: 1e-12}, tokens: 1000000}\nbatch: {ramp: [{step: 3, sequences: "
+        "64}]}\n"
     )
     settings = load(text, base=tmp_path)
     again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(settings))
@@ -347,7 +351,8 @@ def test_loading_settings_imports_no_omegaconf_without_interpolation_and_never_t
     code = (
         "import sys; from motet.launcher.config import load as config; "
         f"config.load(None, [], text={GOOD!r}); "
-        "bad = [m for m in ('torch', 'scipy', 'omegaconf', 'rich', 'tokenizers') if m in sys.modules]; sys.exit(str(bad) if bad else 0)"
+        "bad = [m for m in ('torch', 'scipy', 'omegaconf', 'rich', 'tokenizers') if m in "
+        "sys.modules]; sys.exit(str(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""Experiments in a plain loop that is not Motet's: the same tokens, probes and proofs, and errors where it strays."""
+"""Experiments in a plain loop that is not Motet's: the same tokens, probes and proofs, and errors
+where it strays.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A guest of transformers' Trainer: every slot once and in its step, whatever the Trainer's settings, or an error."""
+"""A guest of transformers' Trainer: every slot once and in its step, whatever the Trainer's
+settings, or an error.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,8 @@ def test_arguments_under_which_slots_would_stray_are_refused_together(
         "ignore_data_skip: is True",
         "accelerator_config.split_batches: is True",
         "use_cache: is True",
-        "2 x gradient_accumulation_steps 3 x 1 process = 6 sequences a step, but batch.sequences is 8",
+        "2 x gradient_accumulation_steps 3 x 1 process = 6 sequences a step, but batch.sequences "
+        "is 8",
     ):
         assert words in str(error.value)
 

@@ -1,4 +1,6 @@
-"""torchrun and its ranks, played by small scripts: what reaches them, what stays behind, and how a launch is judged."""
+"""torchrun and its ranks, played by small scripts: what reaches them, what stays behind, and how a
+launch is judged.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def start(run: RunDir, tmp_path: Path, *ignored: signal.Signals) -> subprocess.Popen[bytes]:
-    """Start a process that runs the agent over a played torchrun, some signals ignored as a shell leaves them."""
+    """Start a process that runs the agent over a played torchrun, some signals ignored as a shell
+    leaves them.
+    """
 
     def prepare() -> None:
         for number in ignored:

@@ -1,4 +1,6 @@
-"""Several machines by hand: what they must have in common, how they are numbered, and what each says while it waits."""
+"""Several machines by hand: what they must have in common, how they are numbered, and what each
+says while it waits.
+"""
 
 from __future__ import annotations
 

@@ -98,7 +98,9 @@ def of_type(found: list[Any], kind: str) -> list[Any]:
 def two_attempts(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[str], list[list[Any]]]:
-    """Two processes, one run folder: steps 1-4, then 5-8, with secrets in environment and arguments."""
+    """Two processes, one run folder: steps 1-4, then 5-8, with secrets in environment and
+    arguments.
+    """
     pytest.importorskip("wandb")
     root = tmp_path_factory.mktemp("runs") / "tallis"
     environment = {**os.environ, "MY_API_KEY": SECRET, "WANDB_API_KEY": SECRET * 2}
@@ -258,7 +260,8 @@ def test_wandb_is_not_imported_unless_asked(tmp_path: Path) -> None:
         "from motet.launcher.rank.wandb_mirror import open_mirror\n"
         "for mode in ('off', False, None):\n"
         "    assert open_mirror(RunDir(sys.argv[1]), {'metrics': {'wandb': mode}}) is None\n"
-        "assert open_mirror(RunDir(sys.argv[1]), {'metrics': {'wandb': 'online'}}, rank=1) is None\n"
+        "assert open_mirror(RunDir(sys.argv[1]), {'metrics': {'wandb': 'online'}}, rank=1) is "
+        "None\n"
         "assert 'wandb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -27,7 +27,9 @@ from motet.parallel.cluster.probe.result import cluster_of, device_kind
 def shaped(
     gb_s: float, latency_us: float, burst: int = 0, noise: float = 0.0, flows: int = 1
 ) -> Callable[[int], Sequence[float]]:
-    """A link that `flows` equal flows share, with a token bucket of `burst` bytes; other work slows single transfers down."""
+    """A link that `flows` equal flows share, with a token bucket of `burst` bytes; other work slows
+    single transfers down.
+    """
     luck = random.Random(7)
 
     def seconds(size: int) -> Sequence[float]:

@@ -232,7 +232,8 @@ def test_whole_logits_need_memory_on_every_tensor_rank() -> None:
     gathered = replace(eager, gathers_logits=True)
     layout = Layout(dp_shard=8, tp=8)
     split, whole = (predict(MODEL, H100, layout, TRAINING, one) for one in (eager, gathered))
-    # 10 bytes of each logit; gathered, those of all ranks, and 16-bit copies: parts to join, own columns, the gradient.
+    # 10 bytes of each logit; gathered, those of all ranks, and 16-bit copies: parts to join, own
+    # columns, the gradient.
     copies = 2 * (2 + 1 / 8) / 10
     assert whole.memory_parts["logits"] == pytest.approx(
         8 * (1 + copies) * split.memory_parts["logits"]

@@ -38,7 +38,9 @@ CASES = [
 
 
 class RecordingStage:
-    """What torch's schedules ask of a stage; it computes nothing and writes down what it was told to do."""
+    """What torch's schedules ask of a stage; it computes nothing and writes down what it was told
+    to do.
+    """
 
     is_last = False
     has_backward = True
@@ -67,8 +69,9 @@ def torch_orders(
 ) -> list[list[tuple[int, int, str]]]:
     """What torch's own schedule does.
 
-    Private parts are read, as nothing public tells the order: with one stage per rank by running the schedule (the order that torch
-    2.13 prints for 1F1B numbers the last stage's micro-batches from 1), otherwise from the table that it runs.
+    Private parts are read, as nothing public tells the order: with one stage per rank by running
+    the schedule (the order that torch 2.13 prints for 1F1B numbers the last stage's micro-batches
+    from 1), otherwise from the table that it runs.
     """
     kind: Any = getattr(pipelining, TORCH_NAMES[schedule])
     if schedule in SINGLE:
@@ -146,7 +149,9 @@ def check_order(schedule: str, pp: int, virtual: int, micro_batches: int) -> Non
 def test_equal_stages_have_the_bubble_of_the_closed_forms(
     pp: int, rounds: int, virtual: int, forward_s: float, backward_s: float
 ) -> None:
-    """GPipe and 1F1B: (p - 1) / (m + p - 1); interleaved: (p - 1) / (v m + p - 1) (arXiv:2104.04473, section 2.2)."""
+    """GPipe and 1F1B: (p - 1) / (m + p - 1); interleaved: (p - 1) / (v m + p - 1)
+    (arXiv:2104.04473, section 2.2).
+    """
     m = rounds * pp
     for schedule, v in (("gpipe", 1), ("1f1b", 1), ("interleaved_1f1b", virtual)):
         works = timeline(schedule, pp, v, m, [forward_s] * pp * v, [backward_s] * pp * v)
@@ -155,7 +160,9 @@ def test_equal_stages_have_the_bubble_of_the_closed_forms(
 
 @pytest.mark.parametrize("pp", [2, 4, 6])
 def test_zero_bubble_schedules_wait_less_than_interleaved_ones(pp: int) -> None:
-    """Where F, I and W take as long as each other ZB-V waits (p - 1) of 6 m + p - 1 thirds (arXiv:2401.10241, table 2)."""
+    """Where F, I and W take as long as each other ZB-V waits (p - 1) of 6 m + p - 1 thirds
+    (arXiv:2401.10241, table 2).
+    """
     m, times = 3 * pp, ([1.0] * pp * 2, [2.0] * pp * 2)
     waits = {s: bubble(timeline(s, pp, 2, m, *times)) for s in SCHEDULES if s not in SINGLE}
     assert waits["zbv_zero_bubble"] == pytest.approx((pp - 1) / (6 * m + pp - 1))

@@ -158,7 +158,9 @@ def test_deepspeed_itself_judges_the_zero_section() -> None:
 
 
 def test_checking_leaves_the_environment_of_the_ranks_alone() -> None:
-    """DeepSpeed is told to look for no GPU while it is imported to check; the ranks that start afterwards may use one."""
+    """DeepSpeed is told to look for no GPU while it is imported to check; the ranks that start
+    afterwards may use one.
+    """
     code = (
         "import os, sys; os.environ.pop('DS_ACCELERATOR', None)\n"
         "from motet.parallel.engines.deepspeed_config import deepspeed_config, library_problems\n"
@@ -171,7 +173,9 @@ def test_checking_leaves_the_environment_of_the_ranks_alone() -> None:
 
 
 def test_every_section_that_the_installed_deepspeed_reads_is_known() -> None:
-    """A name that DeepSpeed reads and this list lacks would be refused; a new one must be put on one side or the other."""
+    """A name that DeepSpeed reads and this list lacks would be refused; a new one must be put on
+    one side or the other.
+    """
     import re
     from importlib.util import find_spec
     from pathlib import Path

@@ -1,4 +1,6 @@
-"""Accelerate trains what one process trains, under FSDP2 and DDP, and obeys the user's configuration or says why not."""
+"""Accelerate trains what one process trains, under FSDP2 and DDP, and obeys the user's
+configuration or says why not.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def sharded(tensors: dict[str, Any]) -> list[Any]:
 
 
 def test_the_launcher_s_choice_goes_before_the_layout_s() -> None:
-    """As `accelerate launch` leaves the environment for a file with `distributed_type: MULTI_GPU`, and for one with FSDP."""
+    """As `accelerate launch` leaves the environment for a file with `distributed_type: MULTI_GPU`,
+    and for one with FSDP.
+    """
     plain = {"ACCELERATE_MIXED_PRECISION": "no"}
     for kind, held in run_ranks(2, launched, plain, FSDP):
         assert "FSDP" not in kind

@@ -1,4 +1,6 @@
-"""DeepSpeed trains what one process trains, refuses what the judge refuses, and shares its checkpoints."""
+"""DeepSpeed trains what one process trains, refuses what the judge refuses, and shares its
+checkpoints.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ from tests.parallel.training import Micro
 
 LENGTH = 32
 DENSE = ModelConfig(
-    vocabulary_size=96, d_model=40, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ffn=52, qk_norm="head"
+    vocabulary_size=96, d_model=40, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ffn=52, qk_norm=(
+        "head"
+    )
 )  # fmt: skip
 MOE = replace(
     DENSE,
@@ -59,7 +61,10 @@ KINDS = {
     "send": "send",
 }
 SILENT = {"recv_", "wait_tensor", "_wrap_tensor_autograd", "all_gather_into_tensor_out"}
-"""The other half of a send; and no collective at all. A functional gather calls its `out` form only in compiled code."""
+"""The other half of a send; and no collective at all.
+
+A functional gather calls its `out` form only in compiled code.
+"""
 
 Heard = Counter[tuple[Any, str, int]]
 """(ranks, or "control"), kind, bytes."""
@@ -97,7 +102,8 @@ class Ear(TorchDispatchMode):
 
     @staticmethod
     def _group(args: list[Any]) -> dist.ProcessGroup:
-        # An operator gets its group as an opaque object or by name; only private functions turn those into groups.
+        # An operator gets its group as an opaque object or by name; only private functions turn
+        # those into groups.
         for arg in args:
             if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
                 return dist.ProcessGroup.unbox(arg)
@@ -105,7 +111,9 @@ class Ear(TorchDispatchMode):
 
     @staticmethod
     def _bytes(kind: str, namespace: str, args: tuple, ranks: int) -> int:
-        """See `Transfer.bytes`. c10d's gathers take the output first, its scatters and exchanges the input second."""
+        """See `Transfer.bytes`. c10d's gathers take the output first, its scatters and exchanges
+        the input second.
+        """
         found = [t.numel() * t.element_size() for t in tensors(args)]
         if namespace != "c10d":
             return found[0] * (ranks if kind == "all_gather" else 1)
@@ -137,7 +145,9 @@ def batches(case: Case, rank: int) -> list[Micro]:
 
 
 def ranks_of_groups(engine: NativeEngine) -> dict[str, Any]:
-    """Return the ranks of every group by its name in `Transfer`; a test may find two names with the same ranks."""
+    """Return the ranks of every group by its name in `Transfer`; a test may find two names with the
+    same ranks.
+    """
     meshes, found = engine.meshes, {"control": "control"}
     for mesh, names in (
         (meshes.dense, ("pp", "dp_replicate", "fsdp", "tp")),
@@ -177,7 +187,9 @@ def promised(case: Case, stage: int) -> list[Transfer]:
 
 
 def check(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every collective is promised, and every promise kept, to the byte; all cases have one number of ranks."""
+    """Every collective is promised, and every promise kept, to the byte; all cases have one number
+    of ranks.
+    """
     (world,) = {case.layout.world_size for case in cases.values()}
     results = run_ranks(world, listen, cases)
     for name, case in cases.items():
@@ -189,7 +201,8 @@ def check(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
                 if case.layout.place(rank).pp == stage:
                     routed_bytes += kept(promises, *results[rank][name], f"{name}, rank {rank}")
             for group, total in routed_bytes.items():
-                # What one rank sends another receives: over all ranks, balanced or not, the mean is the promise.
+                # What one rank sends another receives: over all ranks, balanced or not, the mean is
+                # the promise.
                 routed = [t for t in promises if t.group == group and t.routed]
                 assert total == sum(t.total_bytes for t in routed) * case.layout.stage_ranks, name
 
@@ -311,7 +324,9 @@ def test_low_precision_moves_fewer_bytes_as_promised(
 
 
 def compare_with_the_backend(world: World, cases: dict[str, Case]) -> dict[str, tuple[int, int]]:
-    """Return how many collectives were heard, and how many gloo itself ran, in a step of every case."""
+    """Return how many collectives were heard, and how many gloo itself ran, in a step of every
+    case.
+    """
     found = {}
     for name, case in cases.items():
         engine = build_engine(case.model, EngineOptions(), case.layout, world)

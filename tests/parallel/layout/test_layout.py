@@ -199,7 +199,8 @@ def test_every_problem_is_told_at_once_each_with_what_would_work() -> None:
     )
     found = dict(problems(layout, dataclasses.replace(MODEL, tied_embeddings=True), 100, [10], 64))
     assert found["layout.processes"] == (
-        "64 ranks (layout.processes x nodes) are not a multiple of dp_replicate 2 x tp 5 x pp 4 x cp 3 = 120; "
+        "64 ranks (layout.processes x nodes) are not a multiple of dp_replicate 2 x tp 5 x pp 4 x "
+        "cp 3 = 120; "
         "nearest: 120 ranks"
     )
     assert found["layout.tp"] == (
@@ -282,7 +283,8 @@ def test_the_stages_of_a_ramp_are_named_by_their_place() -> None:
     assert found == [
         (
             "batch.ramp.1.sequences",
-            "10 is not a multiple of 8 (layout.micro_sequences 2 x 4 for dp_shard 4); nearest: 8 and 16",
+            "10 is not a multiple of 8 (layout.micro_sequences 2 x 4 for dp_shard 4); nearest: 8 "
+            "and 16",
         ),
         (
             "batch.ramp.2.sequences",

@@ -1,4 +1,6 @@
-"""What a rank holds is what the degrees of its layout promise, measured from tensors; logits split over ranks are whole on none."""
+"""What a rank holds is what the degrees of its layout promise, measured from tensors; logits split
+over ranks are whole on none.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def test_the_list_of_weights_is_the_decoders_own(model: ModelConfig) -> None:
 
 
 def test_twice_the_ranks_hold_half_of_a_large_model() -> None:
-    """4,096 GPUs on a laptop: bytes per rank fall with the degrees that divide weights, and with no other."""
+    """4,096 GPUs on a laptop: bytes per rank fall with the degrees that divide weights, and with no
+    other.
+    """
     model = ModelConfig(128_000, 8192, 64, 64, 8, 28672)
     base = Layout(dp_shard=64, tp=8)
     per_rank = held_bytes(model, base)["parameters"]
@@ -259,7 +263,9 @@ LOGIT_LAYOUTS = {
 
 
 def look(world: World, layouts: dict[str, Layout]) -> dict[str, tuple[int, int, int]]:
-    """Return the most rows of whole logits, of this rank's part of them, and the largest tensor, in a step and a score."""
+    """Return the most rows of whole logits, of this rank's part of them, and the largest tensor, in
+    a step and a score.
+    """
     found = {}
     for name, layout in layouts.items():
         model = replace(DENSE, vocabulary_size=VOCABULARY, n_kv_heads=4)

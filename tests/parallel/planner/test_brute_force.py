@@ -48,7 +48,9 @@ def degrees(devices: int) -> Iterator[dict[str, int]]:
 
 
 def used_nodes(cluster: Cluster) -> Iterator[tuple[Cluster, tuple[int, ...]]]:
-    """Every choice of whole nodes, or of a part of one node, of every group: those left out are gone."""
+    """Every choice of whole nodes, or of a part of one node, of every group: those left out are
+    gone.
+    """
     choices = []
     for group in cluster.groups:
         parts = [(1, n) for n in range(1, group.devices_per_node)]
@@ -134,7 +136,9 @@ def shares_of(shares: tuple[int, ...], counts: list[int]) -> tuple[int, ...]:
 def shapes(
     question: Question, found: dict[str, int], shares: tuple[int, ...] = ()
 ) -> Iterator[Layout]:
-    """Every schedule, micro-batch, recomputation, switch and partition of layers that obeys the rules."""
+    """Every schedule, micro-batch, recomputation, switch and partition of layers that obeys the
+    rules.
+    """
     model, training = question.model, question.training
     pp = found["pp"]
     if pp > model.n_layers + 2:
@@ -161,7 +165,9 @@ def shapes(
 
 
 def switches(model: ModelConfig, tp: int) -> list[tuple[bool, int, int]]:
-    """Every (sequence_parallel, ep, etp); with experts, the stream is always divided along the sequence."""
+    """Every (sequence_parallel, ep, etp); with experts, the stream is always divided along the
+    sequence.
+    """
     if model.n_experts:
         return [(True, ep, etp) for ep in (1, 2, 4) for etp in sorted({1, tp})]
     return [(parallel, 1, 1) for parallel in ((True, False) if tp > 1 else (True,))]

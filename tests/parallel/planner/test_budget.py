@@ -1,4 +1,6 @@
-"""What a budget allows: the shortest time, the largest model, and what keeps both from being better."""
+"""What a budget allows: the shortest time, the largest model, and what keeps both from being
+better.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Ring attention: what each rank computes, what it sends, and that the ranks together equal one process.
+"""Ring attention: what each rank computes, what it sends, and that the ranks together equal one
+process.
 
 B batch, T tokens, H heads, G key-value heads, K channels per head.
 """
@@ -117,7 +118,9 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def counted(counts: Counter[str], phase: list[str]) -> Callable[[], None]:
-    """Count the bytes that leave and the (query, key) pairs computed, by phase; return what ends it."""
+    """Count the bytes that leave and the (query, key) pairs computed, by phase; return what ends
+    it.
+    """
     transfer, gather, kernels = dist.batch_isend_irecv, dist.all_gather, dict(ring.KERNELS)
 
     def batch(ops: list[dist.P2POp]) -> Any:
@@ -213,7 +216,9 @@ def run_kept(case: Case, group: dist.ProcessGroup) -> Arrays:
 
 
 def run_strided(case: Case, group: dist.ProcessGroup) -> list[Arrays]:
-    """Channels that lie apart in memory and a gradient that is one number seen many times; then the plain layout."""
+    """Channels that lie apart in memory and a gradient that is one number seen many times; then the
+    plain layout.
+    """
     found = []
     for layout in (lambda x: x.mT.contiguous().mT, torch.clone):
         leaves, slope, _ = share(case, group)

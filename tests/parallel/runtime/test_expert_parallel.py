@@ -175,7 +175,9 @@ def test_experts_on_several_ranks_equal_one_process(world: int) -> None:
 
 
 def sharded(world: World) -> Any:
-    """Experts as DTensors over ep, sharded again by FSDP2 over edp: each pair of ep brings a quarter of the tokens."""
+    """Experts as DTensors over ep, sharded again by FSDP2 over edp: each pair of ep brings a
+    quarter of the tokens.
+    """
     case = Case(2, 1, capacity_factor=1.0)
     mesh = DeviceMesh("cpu", torch.arange(4).view(2, 2), mesh_dim_names=("edp", "ep"))
     layer = whole_layer(case)
