@@ -25,7 +25,7 @@ def flops_and_bubble(row: Observation) -> tuple[float, float] | None:
     from motet.models.counts import parameters
 
     layout, training = row.layout, row.training
-    micro_batches = training.sequences / (layout.micro_sequences * layout.readers)
+    micro_batches = training.sequences / (layout.micro_sequences * layout.dp_size)
     again = 4 / 3 if layout.recompute == "full" else 1.0
     bubble = 1 + (layout.pp - 1) / (layout.virtual_stages * micro_batches)
     weights = parameters(row.model) / (layout.tp * layout.pp)
@@ -67,11 +67,11 @@ def llm_analysis(row: Observation) -> tuple[float, float] | None:
 ffn_embed_dim=feed * model.d_model,
     )  # fmt: skip
     split = ParallelismConfig(
-        tp_size=layout.tp, pp_size=layout.pp, dp_size=layout.readers,
+        tp_size=layout.tp, pp_size=layout.pp, dp_size=layout.dp_size,
         sp_size=layout.tp if layout.sequence_parallel else 1,
     )  # fmt: skip
     recompute = {"none": 0, "selective": 1, "full": 2}[layout.recompute]
-    micro_batches = max(1, training.sequences // (layout.micro_sequences * layout.readers))
+    micro_batches = max(1, training.sequences // (layout.micro_sequences * layout.dp_size))
     try:
         with redirect_stdout(io.StringIO()):
             told: dict[str, Any] = analysis.LLMAnalysis(

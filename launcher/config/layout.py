@@ -75,7 +75,7 @@ class LayoutSettings:
         "1f1b", "order of forward and backward passes in the pipeline", choices=SCHEDULES
     )
     micro_sequences: int = setting(
-        8, "sequences of one forward pass of one group of readers", unit="sequences", least=1
+        8, "sequences of one forward pass of one data-parallel rank", unit="sequences", least=1
     )
     recompute: str = setting(
         "none",

@@ -180,7 +180,7 @@ class Guest:
         """
         layout = self._layout()
         sequences = self.settings.batch_steps.sequences(step)
-        return layout.reader_sequences(sequences, 0)[1] // layout.micro_sequences
+        return layout.dp_sequences(sequences, 0)[1] // layout.micro_sequences
 
     def _layout(self) -> Layout:
         """Return how a step is divided among the processes.

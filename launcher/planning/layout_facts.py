@@ -56,7 +56,7 @@ def _ranks(layout: Layout, processes: int) -> list[dict[str, int]]:
             "process": _process_of(layout, rank),
             "node": _process_of(layout, rank) // processes,
             **dataclasses.asdict(layout.place(rank)),
-            "reads": layout.reader(rank),
+            "reads": layout.dp_rank(rank),
         }
         for rank in range(layout.world_size)
     ]
@@ -129,7 +129,7 @@ def _batch(settings: RunSettings, layout: Layout) -> list[dict[str, Any]]:
             "step": step,
             "sequences": sequences,
             "tokens": sequences * settings.data.sequence_length,
-            "readers": layout.readers,
+            "readers": layout.dp_size,
             "micro_sequences": layout.micro_sequences,
             "micro_batches": list(micro_batches(layout, sequences)),
         }

@@ -27,13 +27,13 @@ class Share:
 
 
 class Feed:
-    """Cuts each step into the micro-batches of this rank's group of readers; the next step is read
+    """Cuts each step into the micro-batches of this data-parallel rank; the next step is read
     while this one trains.
     """
 
     def __init__(self, stream: Stream, steps: Steps, layout: Layout, rank: int) -> None:
         self.stream, self.steps, self.layout = stream, steps, layout
-        self.reader = layout.reader(rank)
+        self.dp_rank = layout.dp_rank(rank)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[Share]] | None = None
 
@@ -46,7 +46,7 @@ class Feed:
 
     def read(self, step: int) -> Share:
         """Read this rank's share of a step."""
-        offset, count = self.layout.reader_sequences(self.steps.sequences(step), self.reader)
+        offset, count = self.layout.dp_sequences(self.steps.sequences(step), self.dp_rank)
         first, micro = self.steps.slots_before(step) + offset, self.layout.micro_sequences
         batches = [self.stream.batch(start, micro) for start in range(first, first + count, micro)]
         digest = sum(batch.digest() for batch in batches) & 0xFFFFFFFFFFFFFFFF

@@ -105,8 +105,8 @@ def load(
 
 
 def note(job: Job, record: Record, applied: bool) -> None:
-    """Write what a group of readers consumed to the ledger, once for the group."""
-    if job.layout.is_first_of_readers(job.world.rank):
+    """Write what a data-parallel rank consumed to the ledger, once."""
+    if job.layout.is_dp_leader(job.world.rank):
         job.ledger.append(replace(record, applied=applied))
 
 

@@ -106,7 +106,7 @@ class ProbeSet:
         world: World,
         stop: Callable[[], bool] | None = None,
     ) -> dict[str, ItemScores]:
-        """Score everything that is due (a collective): each group of readers its share of the
+        """Score everything that is due (a collective): each data-parallel rank its share of the
         items.
 
         Args:
@@ -119,7 +119,7 @@ class ProbeSet:
         def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             if world.size == 1:
                 return values
-            counted = layout.is_first_of_readers(world.rank)
+            counted = layout.is_dp_leader(world.rank)
             tensor = torch.from_numpy(values if counted else np.zeros_like(values))
             dist.all_reduce(tensor, group=world.control)
             return tensor.numpy()
@@ -133,8 +133,8 @@ class ProbeSet:
                 self.items[name],
                 engine.score,
                 self.batch_tokens,
-                layout.reader(world.rank),
-                layout.readers,
+                layout.dp_rank(world.rank),
+                layout.dp_size,
                 sum_over_ranks,
                 give_way,
             )

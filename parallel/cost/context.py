@@ -1,8 +1,8 @@
 """What context parallelism adds to a block: keys, values and their gradients on their way, and
 parts of scores that are put together. Pure; no torch.
 
-As `ring.py` does it, and Ring Attention (arXiv:2310.01889): in each of cp steps a rank's queries
-meet the keys of one rank. With the two chunks of `ring.chunk_order` every step has the same
+As `context_parallel.py` does it, and Ring Attention (arXiv:2310.01889): in each of cp steps a rank's queries
+meet the keys of one rank. With the two chunks of `context_parallel.chunk_order` every step has the same
 products, half of the square. What comes for the next step travels behind them.
 """
 
@@ -15,13 +15,13 @@ from motet.parallel.cost.terms import Constants, Traits
 
 MERGE_BYTES = 24.0
 """Moved per value of the queries and step, besides reading the part: the sum is scaled, and the
-part added, in fp32 (`ring._merge`).
+part added, in fp32 (`context_parallel._merge`).
 """
 QUERY_SUM_BYTES = 8.0
 """The same of the queries' gradient in the backward pass: fp32, read and written."""
 KEY_SUM_BYTES = 24.0
 """The same of the gradients of keys and values: set to zero, the part added, what comes along
-added, all in fp32 (`ring._slopes`).
+added, all in fp32 (`context_parallel._slopes`).
 """
 HOST_SHARE = 0.7
 """Host time of a step over that of a block's forward pass: about 8 kernels over 25, and transfers,

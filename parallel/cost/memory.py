@@ -2,7 +2,7 @@
 
 The arithmetic of ZeRO (arXiv:1910.02054, section 3) with the degrees of a layout, and of
 activations in a pipeline (arXiv:2205.05198, section 4.2.3). For Motet's own engine
-`holdings.held_bytes` is exact for every rank; a test holds this against it.
+`weights.held_bytes` is exact for every rank; a test holds this against it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def division(layout: Layout, training: Training, weights: Weights) -> Division:
     """Return what dp_shard divides under a ZeRO stage; without one, as Motet's engine does it."""
     stage = 3 if training.zero_stage is None else training.zero_stage
     again = stage == 3
-    if training.zero_stage is None:  # `holdings.gathers_again`
+    if training.zero_stage is None:  # `weights.gathers_again`
         alike = layout.pp == 1 and len(set(layout.shares)) <= 1
         again = alike and weights.all * 4 > KEPT_GATHERED_BYTES
     return Division(layout.fsdp, layout.edp, stage, again)

@@ -46,7 +46,7 @@ def predict(
     """Return what a layout would do.
 
     Args:
-        model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
+        model, layout: sound, by `models.config.problems` and `rules.problems`.
         cluster: its devices take the layout's processes in order.
         constants: by kind of device; None: what ships (`calibration.DEFAULTS`).
 

@@ -1,7 +1,7 @@
 """What a layout asks of each rank: weights that it holds, arithmetic of its stages; and what it
 would cost on a cluster. No torch.
 
-`predict` is the front door of the cost model: see `predict.py` for how it is put together,
+`predict` is the front door of the cost model: see `predictor.py` for how it is put together,
 `docs/planning.md` for what it is good for.
 
 V vocabulary, D model width, T tokens of a sequence.
@@ -55,7 +55,7 @@ class StageCost:
 
 
 def stage_costs(layout: Layout, model: ModelConfig, sequence_length: int) -> list[StageCost]:
-    """Return what every stage of a layout is: a layout that `layout_rules.problems` finds no fault
+    """Return what every stage of a layout is: a layout that `rules.problems` finds no fault
     with.
     """
     layers = layout.layers_of_stages(model)

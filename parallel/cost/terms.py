@@ -21,7 +21,7 @@ class Training:
         optimizer_bytes: of state per weight, e.g. 8 for two fp32 moments, 12 with an fp32 copy of
             16-bit weights.
         zero_stage: 0 to 3 (arXiv:1910.02054): what dp_shard divides; None: as Motet's engine does
-            (weights are divided, and kept gathered during a step where `holdings.gathers_again`
+            (weights are divided, and kept gathered during a step where `weights.gathers_again`
             says no).
         offload: the optimizer's state lives in the host's memory.
         probe_tokens: tokens per step, on average, that probes send through the model without a

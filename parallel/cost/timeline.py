@@ -44,7 +44,7 @@ def orders(schedule: str, pp: int, virtual_stages: int, micro_batches: int) -> l
 
     Args:
         schedule: one of `layout.SCHEDULES`; with `virtual_stages` and `micro_batches` that
-            `layout_rules` allows.
+            `layout.rules` allows.
     """
     if schedule == "zbv_zero_bubble":
         return [_zbv(rank, pp, micro_batches) for rank in range(pp)]

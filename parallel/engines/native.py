@@ -113,7 +113,7 @@ class NativeEngine:
     ) -> StepResult:
         """See `Engine.step`."""
         inputs = [self._to_device(batch) for batch in batches]
-        counted = self.layout.is_first_of_readers(self.world.rank)
+        counted = self.layout.is_dp_leader(self.world.rank)
         n_labels, n_tokens = count_step(batches, counted, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens)

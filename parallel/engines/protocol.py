@@ -105,7 +105,7 @@ class Engine(Protocol):
         spread over ranks.
 
         Args:
-            batches: the micro-batches of this rank's group of readers (`Layout.reader`), all of one
+            batches: the micro-batches of this data-parallel rank (`Layout.dp_rank`), all of one
                 shape.
             lr: learning rate of this step.
             judge: decides whether the update is applied.
@@ -118,8 +118,8 @@ class Engine(Protocol):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Return log-probability (nats) and greedy agreement of every label, [B, T].
 
-        A collective: ranks of one group of readers bring the same rows and get the same scores; all
-        groups call it equally often.
+        A collective: ranks of one data-parallel rank bring the same rows and get the same scores;
+        all call it equally often.
         """
 
     def finish_scoring(self) -> None:

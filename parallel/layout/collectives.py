@@ -101,7 +101,7 @@ def traffic(
     dropped rows make even the numbers of rows that leave smaller than they are here.
 
     Args:
-        model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
+        model, layout: sound, by `models.config.problems` and `rules.problems`.
         sequence_length: tokens of a whole sequence.
         micro_batches: that this rank's replica runs in the step.
         stage: pipeline rank.
@@ -253,7 +253,7 @@ class _Step:
                 yield Transfer("tp", "all_gather", n, self.stream_bytes)
 
     def context(self) -> Iterator[Transfer]:
-        """Keys and values around the ring, and their gradients (`ring.ring_bytes`); segments once
+        """Keys and values around the ring, and their gradients (`context_parallel.ring_bytes`); segments once
         per stage.
         """
         layout, n, blocks = self.layout, self.micro_batches, len(self.layers)

@@ -1,6 +1,6 @@
 """How one run is split over ranks: a value that needs no torch.
 
-Every rule that it must obey is in `layout_rules.py`.
+Every rule that it must obey is in `rules.py`.
 
 A layout is a grid of ranks. Outermost first: pipeline stage (pp), replica (dp_replicate), shard
 (dp_shard), context (cp), tensor (tp).
@@ -112,8 +112,8 @@ class Layout:
         return self.pp * self.virtual_stages
 
     @property
-    def readers(self) -> int:
-        """Groups of ranks that read different data."""
+    def dp_size(self) -> int:
+        """Data-parallel ranks: groups of ranks that read different data."""
         return self.dp_replicate * self.dp_shard
 
     def place(self, rank: int) -> Place:
@@ -128,25 +128,23 @@ class Layout:
         """Return the rank of the process that was launched with a number: its position in the grid."""
         return self.placement.index(process) if self.placement else process
 
-    def reader(self, rank: int) -> int:
-        """Return which group of readers a rank belongs to: ranks of a group read the same
-        sequences.
-        """
+    def dp_rank(self, rank: int) -> int:
+        """Return the data-parallel rank of a rank: those that share it read the same sequences."""
         place = self.place(rank)
         return place.dp_replicate * self.dp_shard + place.dp_shard
 
-    def is_first_of_readers(self, rank: int) -> bool:
-        """Return whether a rank answers for its group of readers: the ledger and sums count each
-        group once.
+    def is_dp_leader(self, rank: int) -> bool:
+        """Return whether a rank answers for its data-parallel rank: the ledger and sums count each
+        of those once.
         """
         place = self.place(rank)
         return place.pp == place.cp == place.tp == 0
 
-    def reader_sequences(self, sequences: int, reader: int) -> tuple[int, int]:
-        """Return (offset, count) of the sequences of one step that a reader takes; readers in order
-        hold them in order.
+    def dp_sequences(self, sequences: int, dp_rank: int) -> tuple[int, int]:
+        """Return (offset, count) of the sequences of one step that a data-parallel rank takes;
+        ranks in order hold them in order.
         """
-        replica, shard = divmod(reader, self.dp_shard)
+        replica, shard = divmod(dp_rank, self.dp_shard)
         shares = self.shares or (1,) * self.dp_replicate
         unit, rest = divmod(sequences, sum(shares) * self.dp_shard)
         assert rest == 0, "checked by `problems`"

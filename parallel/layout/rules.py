@@ -68,7 +68,7 @@ def problems(
 
 def step_unit(layout: Layout) -> int:
     """Return the sequences that every step is a multiple of: one micro-batch, times its share, on
-    every reader.
+    every data-parallel rank.
     """
     shares = layout.shares or (1,) * layout.dp_replicate
     return layout.micro_sequences * sum(shares) * layout.dp_shard
@@ -383,8 +383,8 @@ def _share_problems(layout: Layout) -> list[Problem]:
 
 
 def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[Problem]:
-    """A step is a whole number of micro-batches on every reader, as many as the pipeline's schedule
-    can run.
+    """A step is a whole number of micro-batches on every data-parallel rank, as many as the
+    pipeline's schedule can run.
     """
     unit = step_unit(layout)
 
@@ -413,7 +413,7 @@ def _why_not(layout: Layout, sequences: int) -> str:
             f"layout.micro_sequences {layout.micro_sequences:,} x "
             f"{sum(shares) * layout.dp_shard:,} "
         )
-        return f"{sequences:,} is not a multiple of {unit:,} ({parts}{_readers(layout)})"
+        return f"{sequences:,} is not a multiple of {unit:,} ({parts}{_dp_ranks(layout)})"
     wrong = next(n for n in micro_batches(layout, sequences) if not schedule_takes(layout, n))
     needs = (
         f"at least {layout.pp}"
@@ -426,10 +426,10 @@ def _why_not(layout: Layout, sequences: int) -> str:
     )
 
 
-def _readers(layout: Layout) -> str:
+def _dp_ranks(layout: Layout) -> str:
     ways = [f"dp_shard {layout.dp_shard}"]
     if layout.shares:
         ways.insert(0, f"shares {list(layout.shares)}")
     elif layout.dp_replicate > 1:
         ways.insert(0, f"dp_replicate {layout.dp_replicate}")
-    return f"for {' x '.join(ways)}" if layout.readers > 1 else "reader"
+    return f"for {' x '.join(ways)}" if layout.dp_size > 1 else "data-parallel rank"

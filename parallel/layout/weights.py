@@ -47,7 +47,7 @@ class Weight(NamedTuple):
 
     @property
     def is_expert(self) -> bool:
-        """Whether the ranks that divide it are those of its experts (edp), and not all readers."""
+        """Whether the ranks that divide it are those of its experts (edp), and not of all data."""
         return self.unit.startswith("experts")
 
     def divided(self, ranks: int) -> int:
@@ -69,7 +69,7 @@ def weights(model: ModelConfig, layout: Layout, stage: int = 0) -> list[Weight]:
     order.
 
     Args:
-        model, layout: sound, by `models.config.problems` and `layout_rules.problems`.
+        model, layout: sound, by `models.config.problems` and `rules.problems`.
         stage: pipeline rank.
     """
     layers = layout.layers_of_stages(model)

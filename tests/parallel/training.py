@@ -38,8 +38,8 @@ class Curve:
 
 
 def global_batch(step: int, masked: bool) -> Micro:
-    """Return [BATCH, LENGTH] tokens; masked = several documents per sequence, and readers with
-    different numbers of labels.
+    """Return [BATCH, LENGTH] tokens; masked = several documents per sequence, and
+    data-parallel ranks with different numbers of labels.
     """
     generator = np.random.default_rng(step)
     tokens = generator.integers(0, 8, (BATCH, LENGTH)).astype(np.int32)
@@ -56,7 +56,7 @@ def global_batch(step: int, masked: bool) -> Micro:
 def share(layout: Layout, rank: int, step: int, masked: bool) -> tuple[list[Micro], list[int]]:
     """Return a rank's micro-batches of a step, and their rows in the global batch."""
     whole = global_batch(step, masked)
-    first, count = layout.reader_sequences(BATCH, layout.reader(rank))
+    first, count = layout.dp_sequences(BATCH, layout.dp_rank(rank))
     micro = layout.micro_sequences
     batches = [
         Micro(

@@ -265,7 +265,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (["training.tokens=9"], "both are given"),
         (
             ["batch.sequences=30"],
-            "30 is not a multiple of 8 (layout.micro_sequences 8 x 1 reader); nearest: 24 and 32",
+            "30 is not a multiple of 8 (layout.micro_sequences 8 x 1 data-parallel rank); "
+            "nearest: 24 and 32",
         ),
         (["layout.processes=3"], "32 is not a multiple of 24"),
         (

@@ -37,7 +37,7 @@ def test_behind_long_scores_only_sums_and_the_last_gradients_take_time() -> None
 
 
 def test_with_nothing_to_hide_behind_all_bytes_of_the_ring_take_time() -> None:
-    """Its bytes are those that `ring.ring_bytes` counts, which a test holds against real transfers."""
+    """Its bytes are those that `context_parallel.ring_bytes` counts, which a test holds against real transfers."""
     group, found = costs(4, core_s=(0.0, 0.0))
     moved = ring_bytes(TOKENS, int(KEYS) // 2, 2, 4, segments=False)
     rate = TOKENS * KEYS * 2.0 / (group.send_s(TOKENS * KEYS * 2.0, Constants()) - 15e-6)

@@ -118,10 +118,10 @@ def check(layout: Layout, config: ModelConfig, masked: bool) -> None:
         rows = [
             row
             for rank, curve in enumerate(found)
-            if layout.is_first_of_readers(rank)
+            if layout.is_dp_leader(rank)
             for row in curve.rows[step]
         ]
-        assert rows == list(range(BATCH)), "every sequence is read once, in order of the readers"
+        assert rows == list(range(BATCH)), "every sequence is read once, in order of dp_rank"
 
 
 @pytest.mark.parametrize("name", DENSE_LAYOUTS)

@@ -38,8 +38,8 @@ def probed_curve(world: World, layout: Layout, probing: bool) -> list[float]:
     losses = []
     for step in range(4):
         if probing:
-            reader = layout.reader(world.rank)
-            rows = 1 + (step + reader) % 3  # shapes that differ between readers and steps
+            dp_rank = layout.dp_rank(world.rank)
+            rows = 1 + (step + dp_rank) % 3  # shapes differ between ranks and steps
             tokens = np.arange(rows * 8).reshape(rows, 8).astype(np.int64)
             engine.score(tokens, tokens)
             engine.score(tokens[:, :5], tokens[:, :5])

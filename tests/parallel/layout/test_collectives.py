@@ -134,7 +134,7 @@ class Case:
 
 
 def batches(case: Case, rank: int) -> list[Micro]:
-    generator = np.random.default_rng(case.layout.reader(rank))
+    generator = np.random.default_rng(case.layout.dp_rank(rank))
     shape = (case.layout.micro_sequences, case.length)
     made = []
     for _ in range(case.micro_batches):

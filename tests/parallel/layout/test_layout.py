@@ -94,7 +94,7 @@ def experts_are_sound(layout: Layout, model: ModelConfig) -> bool:
 
 
 def batch_is_sound(layout: Layout, sequences: int) -> bool:
-    """Count micro-batches reader by reader, without the rules' own arithmetic."""
+    """Count micro-batches of one data-parallel rank after another, without the rules."""
     shares = layout.shares or (1,) * layout.dp_replicate
     for share in shares:
         count = sequences * share / (sum(shares) * layout.dp_shard * layout.micro_sequences)
@@ -311,10 +311,10 @@ def test_every_rank_has_a_place_of_its_own(layout: Layout, data: st.DataObject) 
     assert {dataclasses.astuple(place) for place in places} == set(product(*map(range, degrees)))
     assert sorted(layout.rank_of_process(process) for process in range(size)) == list(range(size))
     assert [layout.rank_of_process(process) for process in order] == list(range(size))
-    for reader in range(layout.readers):
-        mine = [rank for rank in range(size) if layout.reader(rank) == reader]
+    for dp_rank in range(layout.dp_size):
+        mine = [rank for rank in range(size) if layout.dp_rank(rank) == dp_rank]
         assert len(mine) == layout.pp * layout.cp * layout.tp
-        assert sum(layout.is_first_of_readers(rank) for rank in mine) == 1
+        assert sum(layout.is_dp_leader(rank) for rank in mine) == 1
 
 
 @given(
@@ -323,7 +323,7 @@ def test_every_rank_has_a_place_of_its_own(layout: Layout, data: st.DataObject) 
     micro=st.integers(1, 3),
     units=st.integers(1, 5),
 )
-def test_the_readers_take_every_sequence_of_a_step_once_in_proportion_to_their_shares(
+def test_the_data_parallel_ranks_take_every_sequence_of_a_step_once_in_proportion_to_their_shares(
     shares: list[int], dp_shard: int, micro: int, units: int
 ) -> None:
     layout = Layout(
@@ -331,12 +331,12 @@ def test_the_readers_take_every_sequence_of_a_step_once_in_proportion_to_their_s
     )
     sequences = units * step_unit(layout)
     assert problems(layout, None, LENGTH, [sequences], None) == []
-    taken = [layout.reader_sequences(sequences, reader) for reader in range(layout.readers)]
+    taken = [layout.dp_sequences(sequences, dp_rank) for dp_rank in range(layout.dp_size)]
     assert [s for first, count in taken for s in range(first, first + count)] == list(
         range(sequences)
     )
-    for reader, (_, count) in enumerate(taken):
-        replica = reader // dp_shard
+    for dp_rank, (_, count) in enumerate(taken):
+        replica = dp_rank // dp_shard
         assert count == units * micro * shares[replica]
         assert count == micro * micro_batches(layout, sequences)[replica]
 
@@ -382,7 +382,10 @@ def test_nearest_values_lie_on_both_sides() -> None:
     assert nearest(5, lambda n: False, 1, 10) == []
 
 
-@pytest.mark.parametrize("module", ["layout", "layout_rules", "simulate"])
+@pytest.mark.parametrize(
+    "module",
+    ["layout.layout", "layout.rules", "layout.weights", "layout.collectives", "cost.timeline"],
+)
 def test_a_laptop_without_torch_can_check_a_layout(module: str) -> None:
     code = f"import sys, motet.parallel.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
