@@ -1,0 +1,340 @@
+"""Classes that a user's own file or an installed package brings: `my_file.py:Class` or
+`package.module:Class`.
+
+A file is executed under a private module name: its folder is not put on `sys.path`, and no
+installed module can be shadowed by it. So one file holds all that its classes need, beside what is
+installed. Every mistake in it is one `PluginError` with file and line; no traceback.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from motet.core.errors import Problem, UserError, suggest
+
+FORMS = "my_file.py:Class (a file next to run.yaml) or package.module:Class (an installed module)"
+INSTALLED = "installed"
+"""Subfolder of a snapshot's plugins with the sources of installed modules, kept for the record."""
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.py")
+
+
+class PluginError(UserError):
+    """A plugin that cannot be used; `problem` keeps the setting apart from what is wrong."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        self.problem = Problem(setting, message)
+        super().__init__(str(self.problem))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a class comes from: a `file` next to run.yaml, or an installed `module`; the other is
+    None.
+    """
+
+    text: str
+    file: str | None
+    module: str | None
+    attribute: str
+
+
+def is_reference(text: str) -> bool:
+    """Return whether a setting's text means a class of the user's own, well written or not."""
+    return ":" in text or text.endswith(".py")
+
+
+def parse_reference(text: str, setting: str) -> Reference:
+    """Read `my_file.py:Class` or `package.module:Class`.
+
+    Raises:
+        PluginError: neither form; a path instead of a plain file name.
+    """
+    source, colon, attribute = text.partition(":")
+    if not colon or not attribute.isidentifier():
+        raise PluginError(setting, f"is {text!r}; it must be {FORMS}")
+    if source.endswith(".py"):
+        if not _FILE.fullmatch(source):
+            message = (
+                f"is {text!r}; {source!r} is not a plain file name (letters, digits, _ and -, then "
+                ".py); the file must lie next to run.yaml"
+            )
+            raise PluginError(setting, message)
+        return Reference(text, source, None, attribute)
+    if not all(part.isidentifier() for part in source.split(".")):
+        raise PluginError(setting, f"is {text!r}; it must be {FORMS}")
+    return Reference(text, None, source, attribute)
+
+
+def load_class(
+    reference: Reference, folder: Path, base: type, setting: str, sha256: str | None = None
+) -> type:
+    """Return the class, from `folder`/FILE or from the installed module.
+
+    Args:
+        reference: what to load.
+        folder: of run.yaml; of a frozen run `RUN/code/plugins`.
+        base: the class that it must extend, or a Protocol whose members it must have.
+        setting: names the setting in errors.
+        sha256: of the source as it was frozen; None accepts any.
+
+    Raises:
+        PluginError: no such file, module or class; changed source; a mistake in it; another base.
+    """
+    path = _source(reference, folder, setting)
+    content = _read(reference, path, setting)
+    if sha256 is not None and _digest(content) != sha256:
+        raise PluginError(setting, _changed(reference, path, folder))
+    if reference.file is not None:
+        module = _executed(reference, path, content, setting)
+    else:
+        module = _imported(reference, path, setting)
+    return _checked(reference, module, path, content, base, setting)
+
+
+def source_sha256(reference: Reference, folder: Path, setting: str = "") -> str:
+    """Return the SHA-256 of the file, or of the installed module's own source file.
+
+    Raises:
+        PluginError: it cannot be found or read.
+    """
+    setting = setting or reference.text
+    return _digest(_read(reference, _source(reference, folder, setting), setting))
+
+
+def keep_source(reference: Reference, folder: Path, plugins: Path) -> None:
+    """Copy the source into a run's snapshot: a file is loaded from there ever after; an installed
+    module's source is kept for the record under `installed/`.
+
+    Raises:
+        PluginError: the source cannot be found or read.
+    """
+    content = _read(reference, _source(reference, folder, reference.text), reference.text)
+    target = plugins / reference.file if reference.file else _record(reference, plugins)
+    if target.is_file() and target.read_bytes() == content:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".plugin.", dir=target.parent) as aside:
+        copy = Path(aside) / target.name
+        copy.write_bytes(content)
+        os.replace(copy, target)
+
+
+def _record(reference: Reference, plugins: Path) -> Path:
+    return plugins / INSTALLED / f"{reference.module}.py"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _changed(reference: Reference, path: Path, folder: Path) -> str:
+    message = f"is {reference.text!r}; {path} is not the source that the run was frozen with"
+    if reference.file is not None:
+        return f"{message}; restore it, or start a new run"
+    kept = _record(reference, folder)
+    where = f" (the frozen source is {kept})" if kept.is_file() else ""
+    return f"{message}{where}; install the version of then, or start a new run"
+
+
+def _source(reference: Reference, folder: Path, setting: str) -> Path:
+    """Return the path of the source file."""
+    if reference.file is None:
+        return _installed(reference, setting)
+    path = folder / reference.file
+    if not path.is_file():
+        others = [other.name for other in folder.glob("*.py")] if folder.is_dir() else []
+        hint = suggest(reference.file, others)
+        raise PluginError(setting, f"is {reference.text!r}; there is no file {path}{hint}")
+    target = path.resolve()
+    if target.parent != folder.resolve():
+        message = f"is {reference.text!r}; {path} is a link to {target}; put the file itself there"
+        raise PluginError(setting, message)
+    return path
+
+
+def _installed(reference: Reference, setting: str) -> Path:
+    assert reference.module is not None
+    wrong = f"is {reference.text!r}; module {reference.module!r}"
+    try:
+        # Finding a module imports its parent packages: any exception can come out of them.
+        spec = importlib.util.find_spec(reference.module)
+    except (Exception, SystemExit) as error:
+        raise PluginError(setting, f"{wrong} cannot be found: {_said(error)}") from None
+    if spec is None:
+        message = f"{wrong} is not installed; install its package, or name a file: {FORMS}"
+        raise PluginError(setting, message)
+    if not spec.has_location or not str(spec.origin).endswith(".py"):
+        raise PluginError(setting, f"{wrong} has no Python source file, so it cannot be frozen")
+    return Path(str(spec.origin))
+
+
+def _read(reference: Reference, path: Path, setting: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"is {reference.text!r}; {path} cannot be read: {error.strerror}"
+        raise PluginError(setting, message) from None
+
+
+def _executed(reference: Reference, path: Path, content: bytes, setting: str) -> ModuleType:
+    """Return the file's module. One path with one content is executed once in a process, so that
+    its classes stay the same objects.
+    """
+    where = path.resolve()
+    key = _digest(str(where).encode() + b"\0" + content)[:16]
+    name = f"motet_plugin_{key}_{path.stem.replace('-', '_')}"
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        # dont_inherit: this module's `from __future__` must not reach the user's.
+        code = compile(content, str(path), "exec", dont_inherit=True)
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PluginError(setting, _at(reference, path, error)) from None
+    _refuse_siblings(reference, path, tree, setting)
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # before execution: dataclasses look their module up by its name
+    try:
+        exec(code, module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise PluginError(setting, _at(reference, path, error)) from None
+    return module
+
+
+def _refuse_siblings(reference: Reference, path: Path, tree: ast.AST, setting: str) -> None:
+    """Refuse imports of what lies next to the file: they would be found by chance (the working
+    directory) here, and never in the run's snapshot.
+    """
+    folder = path.parent
+    for name, line in _imported_names(tree):
+        if (folder / f"{name}.py").is_file() or (folder / name).is_dir():
+            origin = _origin(name)
+            if origin is None or origin.parent.resolve() == folder.resolve():
+                message = (
+                    f"is {reference.text!r}; {path}:{line}: imports {name!r}, which lies next to "
+                    "it; a file must hold all that it needs: put the two into one file, or install "
+                    "them as a package and write package.module:Class"
+                )
+                raise PluginError(setting, message)
+
+
+def _imported_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield (top-level module, line) of every import; a relative one by its first name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((name.partition(".")[0], node.lineno) for name in names)
+
+
+def _origin(name: str) -> Path | None:
+    """Return the file or folder that a top-level module is imported from; None when built in or
+    nowhere.
+    """
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.has_location and spec.origin else Path(sys.prefix)
+
+
+def _imported(reference: Reference, path: Path, setting: str) -> ModuleType:
+    assert reference.module is not None
+    try:
+        return importlib.import_module(reference.module)
+    except (Exception, SystemExit) as error:
+        raise PluginError(setting, _at(reference, path, error)) from None
+
+
+def _at(reference: Reference, path: Path, error: BaseException) -> str:
+    """Return `is 'text'; file:line: what happened` for an error of or in the source."""
+    line: int | None = None
+    if isinstance(error, SyntaxError) and error.filename in (str(path), "<unknown>"):
+        line, said = error.lineno, f"{type(error).__name__}: {error.msg}"
+    else:
+        said = _said(error)
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame.filename == str(path):
+                line = frame.lineno
+    place = f"{path}:{line}" if line else str(path)
+    return f"is {reference.text!r}; {place}: {said}"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _checked(
+    reference: Reference,
+    module: ModuleType,
+    path: Path,
+    content: bytes,
+    base: type,
+    setting: str,
+) -> type:
+    """Return the class when it exists, is one of `base`, and nothing of it is missing."""
+    found = getattr(module, reference.attribute, None)
+    if found is None:
+        classes = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        hint = suggest(reference.attribute, classes)
+        has = f"it has {', '.join(classes)}" if classes else "it has no class"
+        message = f"{path} has no class {reference.attribute!r}{hint or f'; {has}'}"
+        raise PluginError(setting, f"is {reference.text!r}; {message}")
+    line = _line_of(content, reference.attribute)
+    wrong = f"is {reference.text!r}; {path}:{line}: {reference.attribute}"
+    if not inspect.isclass(found):
+        raise PluginError(setting, f"{wrong} is {found!r:.60}; it must be a class")
+    protocol = getattr(base, "_is_protocol", False)
+    if not protocol and not issubclass(found, base):
+        path_of = f"{base.__module__}.{base.__qualname__}"
+        raise PluginError(setting, f"{wrong} must extend {path_of}")
+    missing = sorted(
+        getattr(found, "__abstractmethods__", ())
+        or (name for name in (_members(base) if protocol else ()) if not hasattr(found, name))
+    )
+    if missing:
+        raise PluginError(setting, f"{wrong} lacks {', '.join(missing)}")
+    return found
+
+
+def _members(protocol: Any) -> list[str]:
+    """Return the public methods that a Protocol asks for. Attributes that are only annotated may be
+    set by the instance.
+    """
+    return [name for name in dir(protocol) if not name.startswith("_")]
+
+
+def _line_of(content: bytes, name: str) -> int:
+    """Return the line of the top-level statement that makes `name`; 1 when none is seen."""
+    for node in ast.parse(content).body:
+        names = [getattr(node, "name", "")]
+        if isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        if name in names:
+            return node.lineno
+    return 1
