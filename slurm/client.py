@@ -49,7 +49,7 @@ _NO_RECORD = re.compile(r"invalid job id|accounting storage is disabled", re.IGN
 
 
 @dataclass(frozen=True)
-class Job:
+class JobRecord:
     """One record of squeue or sacct; texts as Slurm writes them.
 
     Attributes:
@@ -134,7 +134,7 @@ class Client:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         return said[-1].removeprefix("sbatch: ") if said else ""
 
-    def queue(self, ids: Sequence[str] = ()) -> dict[str, Job]:
+    def queue(self, ids: Sequence[str] = ()) -> dict[str, JobRecord]:
         """Return the jobs that Slurm still knows, by id, with one call for all of them.
 
         Args:
@@ -148,7 +148,7 @@ class Client:
             command.append(f"--user={os.getuid()}")
         return _by_id(map(_queue_record, self._lines(command)), ids)
 
-    def history(self, ids: Sequence[str]) -> dict[str, Job]:
+    def history(self, ids: Sequence[str]) -> dict[str, JobRecord]:
         """Return the jobs that the accounting knows, by id, with one call; {} where there is no
         accounting.
         """
@@ -248,14 +248,14 @@ def _time(text: str) -> str:
     return "" if text in ("N/A", "Unknown", "None", "NONE") else text
 
 
-def _queue_record(line: str) -> Job:
+def _queue_record(line: str) -> JobRecord:
     """One line of columns of fixed width."""
     values, start = {}, 0
     for name, width in _QUEUE.items():
         values[name] = line[start : start + width].strip()
         start += width
     restarts, reason = values["RestartCnt"], values["Reason"]
-    return Job(
+    return JobRecord(
         id=values["JobArrayID"],
         name=values["Name"],
         state=values["State"],
@@ -268,10 +268,10 @@ def _queue_record(line: str) -> Job:
     )
 
 
-def _history_record(line: str) -> Job:
+def _history_record(line: str) -> JobRecord:
     """One line of `|`; only the name, at the end, may hold that character."""
     job_id, state, start, end, partition, nodes, name = line.split("|", len(_HISTORY) - 1)
-    return Job(
+    return JobRecord(
         id=job_id,
         name=name,
         state=(state.split() or [""])[0],  # "CANCELLED by 1000"
@@ -282,11 +282,11 @@ def _history_record(line: str) -> Job:
     )
 
 
-def _by_id(jobs: Iterable[Job], ids: Sequence[str]) -> dict[str, Job]:
+def _by_id(jobs: Iterable[JobRecord], ids: Sequence[str]) -> dict[str, JobRecord]:
     """Jobs by id: components "123+1" go into their job, and tasks of an array are found under the
     array's id too.
     """
-    out: dict[str, Job] = {}
+    out: dict[str, JobRecord] = {}
     for job in jobs:
         job_id, plus, _ = job.id.partition("+")
         known = out.get(job_id)

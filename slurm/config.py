@@ -57,7 +57,8 @@ PATTERNS = {
         "with a value",
     ),
     "dependency": Pattern(
-        r"(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d{1,10}(_\d{1,10})?(\+\d{1,6})?)+",
+        r"(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)"
+        r"(:\d{1,10}(_\d{1,10})?(\+\d{1,6})?)+",
         255,
         "such as afterok:123 or afterany:123:124",
     ),
@@ -116,8 +117,8 @@ def seconds(time: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Nodes of one kind: a component of the job.
+class JobComponent:
+    """Nodes of one kind: a component of a heterogeneous job, in Slurm's words.
 
     Attributes:
         processes: per node.
@@ -155,7 +156,7 @@ def refuse_faults(texts: Iterable[tuple[str, str]]) -> None:
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchRequest:
     """A batch job for one run, or for an array of runs.
 
     Attributes:
@@ -177,7 +178,7 @@ class Request:
     name: str
     run: str
     python: str
-    groups: tuple[Group, ...]
+    groups: tuple[JobComponent, ...]
     array: tuple[int, ...] = ()
     array_limit: int = 0
     account: str = ""

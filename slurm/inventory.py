@@ -17,7 +17,7 @@ _GPU = re.compile(r"gpu(?::(?P<kind>[A-Za-z][\w.-]*))?(?::(?P<count>\d+))?(?:\([
 
 
 @dataclass(frozen=True)
-class Node:
+class SlurmNode:
     """One node as Slurm describes it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Node:
         return self.features, self.cpus, self.gpus, self.gpu_kind
 
 
-def nodes(client: Client, partition: str | None = None) -> list[Node]:
+def nodes(client: Client, partition: str | None = None) -> list[SlurmNode]:
     """Return every node, or those of a partition.
 
     Raises:
@@ -59,13 +59,13 @@ def nodes(client: Client, partition: str | None = None) -> list[Node]:
     return chosen
 
 
-def parse(lines: Iterable[str]) -> list[Node]:
+def parse(lines: Iterable[str]) -> list[SlurmNode]:
     """Return nodes of lines in `FIELDS`: one per node and partition.
 
     Raises:
         SlurmError: a line is something else.
     """
-    found: dict[str, Node] = {}
+    found: dict[str, SlurmNode] = {}
     for line in lines:
         parts = line.strip().split("|", 6)
         if len(parts) != 7 or not parts[2].isdecimal() or not parts[3].isdecimal():
@@ -77,7 +77,9 @@ def parse(lines: Iterable[str]) -> list[Node]:
             continue
         kind, count = gpus_of(gres)
         listed = () if features == "(null)" else tuple(features.split(","))
-        found[name] = Node(name, (partition,), int(cpus), int(memory), state, count, kind, listed)
+        found[name] = SlurmNode(
+            name, (partition,), int(cpus), int(memory), state, count, kind, listed
+        )
     return list(found.values())
 
 
@@ -98,9 +100,9 @@ def gpus_of(gres: str) -> tuple[str, int]:
     return next(iter(found.items()), ("", 0))
 
 
-def alike(found: Iterable[Node]) -> list[list[Node]]:
+def alike(found: Iterable[SlurmNode]) -> list[list[SlurmNode]]:
     """Return nodes by kind: equal features, cores and GPUs."""
-    kinds: dict[object, list[Node]] = {}
+    kinds: dict[object, list[SlurmNode]] = {}
     for node in found:
         kinds.setdefault(node.likeness, []).append(node)
     return list(kinds.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 
-from motet.slurm.config import Group, Request
+from motet.slurm.config import BatchRequest, JobComponent
 
 HETJOB = "#SBATCH hetjob"
 ALWAYS_PASSED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
@@ -68,7 +68,7 @@ exit 1
 """
 
 
-def batch_script(request: Request) -> str:
+def batch_script(request: BatchRequest) -> str:
     """Return the whole text that sbatch gets."""
     common = _common_options(request)
     lines = ["#!/bin/bash -l" if request.modules else "#!/bin/bash"]
@@ -89,7 +89,7 @@ def batch_script(request: Request) -> str:
     return "\n".join([*lines, "", body])
 
 
-def _common_options(request: Request) -> list[str]:
+def _common_options(request: BatchRequest) -> list[str]:
     """Options that every component repeats: Slurm passes few of them on."""
     out = [f"--job-name={request.name}"]
     for name in ("account", "qos", "time"):
@@ -101,11 +101,11 @@ def _common_options(request: Request) -> list[str]:
     return [*out, "--open-mode=append"]
 
 
-def _output(request: Request) -> str:
+def _output(request: BatchRequest) -> str:
     return "output-%A_%a.txt" if request.array else "output-%j.txt"
 
 
-def _job_options(request: Request) -> list[str]:
+def _job_options(request: BatchRequest) -> list[str]:
     """Options of the job as a whole: its first component has them."""
     out = [f"--signal=B:USR1@{request.signal_s}"] if request.signal_s else []
     if request.array:
@@ -116,7 +116,7 @@ def _job_options(request: Request) -> list[str]:
     return out + ([f"--mail-type={','.join(request.mail_type)}"] if request.mail_type else [])
 
 
-def _group_options(group: Group) -> list[str]:
+def _group_options(group: JobComponent) -> list[str]:
     out = [f"--partition={group.partition}"] if group.partition else []
     out += [f"--nodes={group.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={group.cpus}"]
     if group.gpus:
@@ -128,7 +128,7 @@ def _group_options(group: Group) -> list[str]:
     return out + (["--exclusive"] if group.exclusive else [])
 
 
-def _setup(request: Request) -> list[str]:
+def _setup(request: BatchRequest) -> list[str]:
     """Lines that name the run, set the environment and say how python is started."""
     run = shlex.quote(request.run)
     job = "$SLURM_JOB_ID"
@@ -146,7 +146,7 @@ def _setup(request: Request) -> list[str]:
     return [*lines, f'helper=({start}"${{python[@]}}" -m motet.launcher.jobs.batch)']
 
 
-def _srun(request: Request) -> str:
+def _srun(request: BatchRequest) -> str:
     """One step over all groups: one task per node, numbered by group and node."""
     words = ["srun --kill-on-bad-exit=1 --export=ALL"]
     for number, group in enumerate(request.groups):

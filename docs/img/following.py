@@ -20,7 +20,7 @@ from rich.text import Text
 from motet.launcher.commands.logs import painter
 from motet.launcher.commands.status import open_run, picture
 from motet.launcher.follow.facts import find_runs
-from motet.launcher.follow.logs import Choice, Merged
+from motet.launcher.follow.logs import LogChoice, Merged
 from motet.launcher.follow.overview import look
 from motet.slurm.client import Client
 
@@ -61,7 +61,7 @@ def main() -> None:
     def logs(attempt: int | None, lines: int) -> Callable[[Console], None]:
         def show(console: Console) -> None:
             run = open_run(arguments.run, arguments.runs)
-            painter(console)(Merged(run, Choice(attempt=attempt), lines).poll(flush=True))
+            painter(console)(Merged(run, LogChoice(attempt=attempt), lines).poll(flush=True))
 
         return show
 

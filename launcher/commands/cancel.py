@@ -19,7 +19,7 @@ from motet.launcher.commands.status import open_run
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import shown
-from motet.launcher.follow.stopping import Action, actions
+from motet.launcher.follow.stopping import StopAction, actions
 from motet.launcher.rank.progress import duration
 from motet.launcher.runs.rundir import RunDir, atomic_write
 
@@ -60,7 +60,7 @@ def _look(rundir: RunDir, client: Client) -> tuple[View, Records]:
     return view, records
 
 
-def carry_out(todo: Sequence[Action], rundir: RunDir, client: Client) -> None:
+def carry_out(todo: Sequence[StopAction], rundir: RunDir, client: Client) -> None:
     """Do what was decided.
 
     Raises:
@@ -140,7 +140,7 @@ def wait(
     return view
 
 
-def _tell(arguments: argparse.Namespace, view: View, todo: Sequence[Action]) -> None:
+def _tell(arguments: argparse.Namespace, view: View, todo: Sequence[StopAction]) -> None:
     """Say what became of it, and what was saved."""
     if arguments.json:
         fields: dict[str, Any] = {"version": 1, "dry_run": arguments.dry_run}

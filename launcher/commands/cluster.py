@@ -79,7 +79,7 @@ def _nodes(arguments: argparse.Namespace) -> Any:
     """Who this machine is: by options, by Slurm's variables, or the only one."""
     import os
 
-    from motet.launcher.launch.command import ONE_NODE, Nodes
+    from motet.launcher.launch.command import ONE_NODE, NodePlace
     from motet.launcher.measure.cluster_launch import in_slurm_step
 
     given = arguments.nnodes is not None
@@ -97,7 +97,7 @@ def _nodes(arguments: argparse.Namespace) -> Any:
         raise UserError(
             f"--endpoint: {endpoint!r} is not HOST:PORT of the first machine, such as n1:29500"
         )
-    return Nodes(count, rank, endpoint)
+    return NodePlace(count, rank, endpoint)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.commands.status import open_run
-from motet.launcher.follow.logs import SLURM, Choice, Line, Merged
+from motet.launcher.follow.logs import SLURM, LogChoice, LogLine, Merged
 from motet.launcher.follow.overview import look
 from motet.launcher.follow.state import State
 from motet.launcher.runs.rundir import RunDir
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> Choice:
+def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> LogChoice:
     """Return which lines the arguments ask for.
 
     Raises:
@@ -68,7 +68,7 @@ def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> Choice:
         raise UserError(
             f"--attempt={arguments.attempt}: {rundir.root} has no such attempt; {there}"
         )
-    return Choice(rank, arguments.attempt)
+    return LogChoice(rank, arguments.attempt)
 
 
 class Watched:
@@ -103,7 +103,7 @@ class Watched:
 
 def follow(
     merged: Merged,
-    show: Callable[[Sequence[Line]], None],
+    show: Callable[[Sequence[LogLine]], None],
     watched: Watched,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
@@ -125,7 +125,7 @@ def follow(
         sleep(pause_s)
 
 
-def _as_json(lines: Sequence[Line]) -> None:
+def _as_json(lines: Sequence[LogLine]) -> None:
     for line in lines:
         source = line.source
         row = {"attempt": source.attempt or None, "rank": source.rank, "line": line.text}
@@ -133,13 +133,13 @@ def _as_json(lines: Sequence[Line]) -> None:
     sys.stdout.flush()
 
 
-def painter(console: Console) -> Callable[[Sequence[Line]], None]:
+def painter(console: Console) -> Callable[[Sequence[LogLine]], None]:
     """Return what prints lines with the attempt and rank before each, coloured by rank on a
     terminal.
     """
     from rich.text import Text
 
-    def paint(lines: Sequence[Line]) -> None:
+    def paint(lines: Sequence[LogLine]) -> None:
         for line in lines:
             rank = line.source.rank
             colour = "dim" if isinstance(rank, str) else _COLOURS[rank % len(_COLOURS)]

@@ -179,7 +179,7 @@ def ends(row: Mapping[str, Any]) -> str:
 
 
 def one_run(row: Fields) -> list[RenderableType]:
-    """Return the parts that describe one run: facts, warnings, attempts, jobs, what to type next."""
+    """Return the parts that describe one run: facts, warnings, attempts, jobs, what is next."""
     from rich.text import Text
 
     facts = [f"{name.ljust(11)} {value}" for name, value in facts_of(row) if value]
@@ -195,7 +195,7 @@ def one_run(row: Fields) -> list[RenderableType]:
 
 
 def facts_of(row: Fields) -> list[tuple[str, str]]:
-    """Return the lines that head the detail of a run, as (name, value); an empty value is left out."""
+    """Return the lines that head the detail of a run; one with an empty value is left out."""
     state = f"{row['state']}: {row['why']}" if row["why"] else row["state"]
     speed = "" if row["tokens_per_s"] is None else f"{rate(row['tokens_per_s'])} tokens/s"
     left = "" if row["seconds_left"] is None else duration(row["seconds_left"])

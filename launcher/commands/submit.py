@@ -16,7 +16,7 @@ from motet.launcher.jobs import submission
 from motet.launcher.jobs.node import with_processes
 from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client
-from motet.slurm.config import Group, seconds
+from motet.slurm.config import JobComponent, seconds
 
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
@@ -102,7 +102,7 @@ def run_lines(settings: RunSettings) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _nodes_of(group: Group) -> str:
+def _nodes_of(group: JobComponent) -> str:
     where = f" of {group.partition}" if group.partition else ""
     return f"{group.nodes} {'node' if group.nodes == 1 else 'nodes'}{where} x {group.processes}"
 

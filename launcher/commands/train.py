@@ -19,7 +19,7 @@ from motet.launcher.config.checks import deepspeed_settings
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.command import (
     ONE_NODE,
-    Nodes,
+    NodePlace,
     attempt_command,
     launch_environment,
     shell_text,
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     return start(settings, text, arguments.dry_run, nodes)
 
 
-def ranks_on(settings: RunSettings, nodes: Nodes) -> int:
+def ranks_on(settings: RunSettings, nodes: NodePlace) -> int:
     """Return the processes of all machines: of slurm.groups where they are as many, else as many on
     each as here.
     """
@@ -68,7 +68,7 @@ def ranks_on(settings: RunSettings, nodes: Nodes) -> int:
     return settings.layout.processes * nodes.count
 
 
-def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: Nodes = ONE_NODE) -> int:
+def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: NodePlace = ONE_NODE) -> int:
     """Check everything that can be checked before the first process starts; then train."""
     rundir = RunDir(Path(settings.runs) / settings.name)
     if dry_run:
@@ -83,7 +83,7 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: Nodes = O
     return train(settings, rundir, yaml_text=yaml_text, resume=False)
 
 
-def asked_nodes(arguments: argparse.Namespace) -> Nodes:
+def asked_nodes(arguments: argparse.Namespace) -> NodePlace:
     """The machines of --nnodes, --node-rank and --endpoint.
 
     Raises:
@@ -107,7 +107,7 @@ def asked_nodes(arguments: argparse.Namespace) -> Nodes:
             if not host
             else f"--endpoint {endpoint}: {port!r} is no port from 1 to 65535"
         )
-    return Nodes(count, rank, endpoint)
+    return NodePlace(count, rank, endpoint)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -249,7 +249,7 @@ def _shown(rundir: RunDir) -> str:
     return str(rundir.root) if relative.startswith("..") else relative
 
 
-def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE) -> None:
+def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:
     """What `print_command` prints, every problem of the experiments, and how much room they take."""
     from motet.launcher.launch.local import check_layout
     from motet.launcher.study.build import build, check
@@ -271,7 +271,7 @@ def _check_asked_device(settings: RunSettings) -> None:
         check_devices(settings)
 
 
-def print_command(settings: RunSettings, rundir: RunDir, nodes: Nodes = ONE_NODE) -> None:
+def print_command(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:
     """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
     print(config.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem
 from motet.launcher.config.field import setting
-from motet.slurm.config import Group, fault, seconds
+from motet.slurm.config import JobComponent, fault, seconds
 
 if TYPE_CHECKING:
     from motet.launcher.config.sections import RunSettings
@@ -134,7 +134,7 @@ class SlurmSettings:
     )
 
 
-def groups_of(settings: RunSettings) -> tuple[Group, ...]:
+def groups_of(settings: RunSettings) -> tuple[JobComponent, ...]:
     """Return the nodes that a run asks for, by kind; one group where the run names none."""
     slurm = settings.slurm
     return tuple(_group(settings, group) for group in slurm.groups or (_whole(slurm),))
@@ -144,7 +144,7 @@ def _whole(slurm: SlurmSettings) -> GroupSettings:
     return GroupSettings(nodes=slurm.nodes)
 
 
-def _group(settings: RunSettings, group: GroupSettings) -> Group:
+def _group(settings: RunSettings, group: GroupSettings) -> JobComponent:
     slurm = settings.slurm
 
     def chosen(name: str) -> Any:
@@ -152,7 +152,7 @@ def _group(settings: RunSettings, group: GroupSettings) -> Group:
         return getattr(slurm, name) if own is None else own
 
     processes = group.processes or settings.layout.processes
-    return Group(
+    return JobComponent(
         nodes=group.nodes,
         processes=processes,
         cpus=chosen("cpus_per_node") or processes,

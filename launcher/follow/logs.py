@@ -26,7 +26,7 @@ _TEED = re.compile(r"\[[\w-]*?\d+\]:")
 
 
 @dataclass(frozen=True)
-class Source:
+class LogSource:
     """One file. `attempt` is 0 and `rank` `SLURM` for the output of a job."""
 
     attempt: int
@@ -40,15 +40,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """One line, safe to show."""
 
-    source: Source
+    source: LogSource
     text: str
 
 
 @dataclass(frozen=True)
-class Choice:
+class LogChoice:
     """Which lines are wanted.
 
     Attributes:
@@ -59,7 +59,7 @@ class Choice:
     rank: int | str | None = None
     attempt: int | None = None
 
-    def takes(self, source: Source, newest: int) -> bool:
+    def takes(self, source: LogSource, newest: int) -> bool:
         """Return whether a file is wanted, where `newest` is the newest attempt that had printed
         anything at first.
         """
@@ -70,10 +70,10 @@ class Choice:
         return source.attempt == self.attempt if self.attempt else source.attempt >= newest
 
 
-def sources(run: RunDir) -> list[Source]:
+def sources(run: RunDir) -> list[LogSource]:
     """Return every file that holds output of the run."""
     found = [
-        Source(0, SLURM, path) for path in _listed(run.slurm) if path.name.startswith("output-")
+        LogSource(0, SLURM, path) for path in _listed(run.slurm) if path.name.startswith("output-")
     ]
     for folder in _listed(run.attempts):
         if not folder.name.isdecimal():
@@ -81,7 +81,7 @@ def sources(run: RunDir) -> list[Source]:
         number = int(folder.name)
         for entry in _listed(run.logs(number)):
             if entry == run.first_rank_log(number):
-                found.append(Source(number, 0, entry))
+                found.append(LogSource(number, 0, entry))
             elif entry.name.startswith("ranks-") and entry.name[6:].isdecimal():
                 first = int(entry.name[6:])
                 found += [s for sub in _listed(entry) for s in _of_torchrun(sub, number, first)]
@@ -90,7 +90,7 @@ def sources(run: RunDir) -> list[Source]:
     return found
 
 
-def _of_torchrun(folder: Path, number: int, first_rank: int) -> Iterator[Source]:
+def _of_torchrun(folder: Path, number: int, first_rank: int) -> Iterator[LogSource]:
     """Yield the files of one torchrun on one node."""
     for restart in _listed(folder):
         count = restart.name.removeprefix("attempt_")
@@ -98,7 +98,9 @@ def _of_torchrun(folder: Path, number: int, first_rank: int) -> Iterator[Source]
             if rank.name.isdecimal():
                 for name in ("stdout.log", "stderr.log"):
                     if (rank / name).exists():
-                        yield Source(number + int(count), first_rank + int(rank.name), rank / name)
+                        yield LogSource(
+                            number + int(count), first_rank + int(rank.name), rank / name
+                        )
 
 
 def _holds_text(path: Path) -> bool:
@@ -131,18 +133,18 @@ class Merged:
     def __init__(
         self,
         run: RunDir,
-        choice: Choice,
+        choice: LogChoice,
         lines: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run, self.choice, self.lines = run, choice, lines
         self._clock = clock
-        self._tails: dict[Path, tuple[Source, Tail]] = {}
+        self._tails: dict[Path, tuple[LogSource, Tail]] = {}
         self._first = True
         self._newest = 0
         self._looked_s = 0.0
 
-    def poll(self, flush: bool = False) -> list[Line]:
+    def poll(self, flush: bool = False) -> list[LogLine]:
         """Return the lines that are new; `flush` ends with lines that have no end yet."""
         if self._first or flush or self._clock() - self._looked_s >= LOOK_EVERY_S:
             self._open_new()
@@ -153,7 +155,7 @@ class Merged:
             if source.rank == SLURM and self.choice.rank is None and ranks:
                 texts = [text for text in texts if not _TEED.match(text)]
             if texts:
-                pieces.append((tail.written_ns, [Line(source, text) for text in texts]))
+                pieces.append((tail.written_ns, [LogLine(source, text) for text in texts]))
         pieces.sort(key=lambda piece: piece[0])
         return [line for _, lines in pieces for line in lines]
 
@@ -164,7 +166,7 @@ class Merged:
                 self._tails[source.path] = (source, Tail(source.path, lines))
         self._first, self._looked_s = False, self._clock()
 
-    def _chosen(self) -> list[Source]:
+    def _chosen(self) -> list[LogSource]:
         every = sources(self.run)
         if self._first:
             self._newest = max((s.attempt for s in every if _holds_text(s.path)), default=0)
@@ -172,7 +174,7 @@ class Merged:
         return [source for source in every if self.choice.takes(source, self._newest)]
 
 
-def _newest_job(every: Iterable[Source]) -> list[Source]:
+def _newest_job(every: Iterable[LogSource]) -> list[LogSource]:
     """Leave out the output of all jobs but the newest."""
     found = list(every)
     jobs = [source for source in found if source.rank == SLURM]

@@ -1,4 +1,4 @@
-"""Many runs at a glance: facts, records and states put together, as plain data for tables and JSON."""
+"""Many runs at a glance: facts, records and states as plain data for tables and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from motet.launcher.follow.state import State, decide
 from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
-    from motet.slurm.client import Client, Job
+    from motet.slurm.client import Client, JobRecord
 
 JSON_VERSION = 1
 Fields = dict[str, Any]
@@ -71,7 +71,7 @@ class View:
         }
 
 
-def job_fields(job: Job) -> Fields:
+def job_fields(job: JobRecord) -> Fields:
     """Return a record of Slurm as plain data."""
     return {
         "id": job.id,

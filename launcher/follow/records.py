@@ -12,7 +12,7 @@ from motet.launcher.follow.facts import Facts
 from motet.slurm.errors import SlurmError
 
 if TYPE_CHECKING:
-    from motet.slurm.client import Client, Job
+    from motet.slurm.client import Client, JobRecord
 
 JOBS_PER_RUN = 20
 """Only so many of the newest jobs of a run are asked for: older ones have ended."""
@@ -37,16 +37,16 @@ class Records:
         problem: why there is no answer; "" when there is one, or none was needed.
     """
 
-    queue: Mapping[str, Job] = field(default_factory=dict)
-    history: Mapping[str, Job] = field(default_factory=dict)
+    queue: Mapping[str, JobRecord] = field(default_factory=dict)
+    history: Mapping[str, JobRecord] = field(default_factory=dict)
     problem: str = ""
 
-    def live(self, facts: Facts) -> list[Job]:
+    def live(self, facts: Facts) -> list[JobRecord]:
         """Return the jobs of a run that wait, run or are about to end, in the order submitted."""
         listed = [self.queue[id_] for id_ in job_ids(facts) if id_ in self.queue]
         return [job for job in listed if job.state not in ENDED]
 
-    def ended(self, facts: Facts) -> Job | None:
+    def ended(self, facts: Facts) -> JobRecord | None:
         """Return the newest ended job of a run that Slurm knows."""
         known = {**self.history, **self.queue}
         found = [known[id_] for id_ in job_ids(facts) if id_ in known]

@@ -18,7 +18,7 @@ from motet.launcher.follow.records import Records
 from motet.launcher.rank.progress import duration
 
 if TYPE_CHECKING:
-    from motet.slurm.client import Job
+    from motet.slurm.client import JobRecord
 
 ACTIVE = frozenset({"pending", "starting", "running", "completing", "suspended"})
 """States in which something will still happen by itself."""
@@ -46,7 +46,7 @@ class State:
     name: str
     why: str = ""
     advice: str = ""
-    job: Job | None = None
+    job: JobRecord | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ def decide(facts: Facts, records: Records, now: float) -> State:
     return _ended(facts, records)
 
 
-def _running(facts: Facts, job: Job | None, now: float, where: str = "") -> State:
+def _running(facts: Facts, job: JobRecord | None, now: float, where: str = "") -> State:
     ready = facts.attempt.get("ended") is None and facts.attempt.get("segment") is not None
     started = epoch(job.start) if job else None
     if ready and started is not None and facts.attempt["started"] < started:
@@ -89,7 +89,7 @@ def _running(facts: Facts, job: Job | None, now: float, where: str = "") -> Stat
     return State("running", where, job=job, warnings=tuple(_warnings(facts, job, now)))
 
 
-def _warnings(facts: Facts, job: Job | None, now: float) -> list[str]:
+def _warnings(facts: Facts, job: JobRecord | None, now: float) -> list[str]:
     found = []
     pace = facts.pace
     quiet = now - max(pace.last_row or 0.0, facts.attempt["started"])
@@ -113,7 +113,7 @@ def more_jobs(left_s: float, now: float, start: float | None, end: float) -> int
     return math.ceil((now + left_s - end) / (end - start))
 
 
-def _queued(facts: Facts, job: Job) -> State:
+def _queued(facts: Facts, job: JobRecord) -> State:
     if job.state in _QUEUED:
         return State("pending", words.reason(job.reason), job=job)
     if job.state in _ENDING:

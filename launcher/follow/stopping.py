@@ -21,7 +21,7 @@ LAUNCHERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Action:
+class StopAction:
     """One thing to do.
 
     Attributes:
@@ -50,7 +50,7 @@ class Action:
         }
 
 
-def actions(view: View, records: Records, at_once: bool, now: float) -> list[Action]:
+def actions(view: View, records: Records, at_once: bool, now: float) -> list[StopAction]:
     """Return what ends a run, in order; [] when nothing of it waits or runs.
 
     Args:
@@ -74,7 +74,7 @@ def actions(view: View, records: Records, at_once: bool, now: float) -> list[Act
     return found
 
 
-def _for_jobs(view: View, records: Records, at_once: bool) -> list[Action]:
+def _for_jobs(view: View, records: Records, at_once: bool) -> list[StopAction]:
     """Mark first, then end what waits, so that nothing takes the place of what runs; the rest saves
     and ends.
 
@@ -86,15 +86,15 @@ def _for_jobs(view: View, records: Records, at_once: bool) -> list[Action]:
     live = records.live(view.facts)
     if not live and not records.problem:
         return []
-    found = [Action("mark", "mark the run, so that it does not requeue itself")]
+    found = [StopAction("mark", "mark the run, so that it does not requeue itself")]
     saves = view.state.name == "running" and not at_once
     trained = tuple(job.id for job in live if job.state == "RUNNING" and saves)
     ended = tuple(job.id for job in live if job.id not in trained)
     if ended:
-        found.append(Action("end", f"end {_named(ended)}", jobs=ended))
+        found.append(StopAction("end", f"end {_named(ended)}", jobs=ended))
     if trained:
         text = f"ask {_named(trained)} to save and end"
-        found.append(Action("save", text, jobs=trained, signal="USR1"))
+        found.append(StopAction("save", text, jobs=trained, signal="USR1"))
     return found
 
 
@@ -102,7 +102,7 @@ def _named(ids: tuple[str, ...]) -> str:
     return f"job{'s' * (len(ids) > 1)} {', '.join(ids)}"
 
 
-def _for_processes(view: View, at_once: bool) -> list[Action]:
+def _for_processes(view: View, at_once: bool) -> list[StopAction]:
     """Ask one rank: all ranks then save at one step.
 
     A foreign loop gets Ctrl-C, on every process.
@@ -112,17 +112,19 @@ def _for_processes(view: View, at_once: bool) -> list[Action]:
     if at_once:
         pids = (*_launchers(alive), *(process.pid for process in alive))
         pids = pids or _holder(facts)
-        return [Action("signal", f"kill {_processes(pids)}", pids=pids, signal="KILL")]
+        return [StopAction("signal", f"kill {_processes(pids)}", pids=pids, signal="KILL")]
     if facts.guest:
         pids = tuple(_launchers(alive)) or tuple(process.pid for process in alive)
         text = f"interrupt {_processes(pids)}, as Ctrl-C does; your own loop decides what it saves"
-        return [Action("signal", text, pids=pids, signal="INT")]
+        return [StopAction("signal", text, pids=pids, signal="INT")]
     first = next((p for p in alive if p.rank == 0 and _is_ours(p.pid)), None)
     if first is not None:
         text = f"ask rank 0 (process {first.pid}) to save and stop"
-        return [Action("signal", text, pids=(first.pid,), signal="TERM")]
+        return [StopAction("signal", text, pids=(first.pid,), signal="TERM")]
     pids = _holder(facts)
-    return [Action("signal", f"ask {_processes(pids)}, which starts it, to stop", (), pids, "TERM")]
+    return [
+        StopAction("signal", f"ask {_processes(pids)}, which starts it, to stop", (), pids, "TERM")
+    ]
 
 
 def _holder(facts: Facts) -> tuple[int, ...]:

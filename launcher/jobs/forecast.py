@@ -14,14 +14,14 @@ from motet.parallel.cluster.description import Cluster, homogeneous
 from motet.parallel.cluster.probe.result import device_kind
 from motet.parallel.cost.stages import predict
 from motet.parallel.cost.terms import Prediction
-from motet.slurm.config import Group
+from motet.slurm.config import JobComponent
 
 ASSUMED_GBIT_S = 200.0
 """A GPU's share of the network where only the kind of GPU is known."""
 HOUR_S = 3600.0
 
 
-def machines(settings: RunSettings, groups: Sequence[Group]) -> tuple[Cluster, str]:
+def machines(settings: RunSettings, groups: Sequence[JobComponent]) -> tuple[Cluster, str]:
     """Return the machines that a job will get, and what was assumed of them.
 
     Raises:
@@ -46,7 +46,7 @@ def forecast(
     settings: RunSettings,
     model: ModelConfig,
     world: int,
-    groups: Sequence[Group],
+    groups: Sequence[JobComponent],
     limit_s: int | None,
 ) -> list[tuple[str, str]]:
     """Return lines (name, value) on the time of the run, against its time limit, and on memory.

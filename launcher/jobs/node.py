@@ -24,7 +24,7 @@ from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs.batch import superseded
 from motet.launcher.launch.agent import POLL_S, outcome, run_agent
-from motet.launcher.launch.command import Nodes, attempt_command, launch_environment
+from motet.launcher.launch.command import NodePlace, attempt_command, launch_environment
 from motet.launcher.runs.attempts import facts_of, numbers
 from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir, read_json
 from motet.slurm import nodes
@@ -62,7 +62,7 @@ def read_secret(name: str, path: str) -> str:
 
 def place(
     told: Mapping[str, Any], environment: Mapping[str, str], job: str
-) -> tuple[nodes.Seat, Nodes]:
+) -> tuple[nodes.Seat, NodePlace]:
     """Return who this node is, by Slurm's variables, in two forms.
 
     Args:
@@ -75,7 +75,9 @@ def place(
         raise SlurmError("SLURM_PROCID is not set; srun starts this, one per node")
     seat = nodes.seat(nodes.hosts_by_group(environment), processes, int(number))
     port = nodes.port(job, *told["ports"])
-    return seat, Nodes(seat.nodes, seat.node, f"{seat.head}:{port}", seat.offset, seat.world_size)
+    return seat, NodePlace(
+        seat.nodes, seat.node, f"{seat.head}:{port}", seat.offset, seat.world_size
+    )
 
 
 def cores_of(environment: Mapping[str, str]) -> int:
@@ -109,7 +111,7 @@ def _launch(
     run: RunDir,
     settings: RunSettings,
     seat: nodes.Seat,
-    among: Nodes,
+    among: NodePlace,
     inherited: Mapping[str, str],
 ) -> int:
     """Start torchrun on this node and wait for its end."""

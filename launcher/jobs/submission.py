@@ -24,7 +24,7 @@ from motet.launcher.jobs.node import read_secret
 from motet.launcher.runs import attempts
 from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
 from motet.slurm.client import Client
-from motet.slurm.config import Request, fault
+from motet.slurm.config import BatchRequest, fault
 from motet.slurm.errors import SlurmUnreachable
 from motet.slurm.script import ALWAYS_PASSED, batch_script
 
@@ -51,7 +51,7 @@ class Submission:
 
     settings: tuple[RunSettings, ...]
     rundirs: tuple[RunDir, ...]
-    request: Request
+    request: BatchRequest
 
     @property
     def script(self) -> str:
@@ -83,13 +83,13 @@ def submission(settings: Sequence[RunSettings], whole: RunSettings | None = None
     return Submission(tuple(settings), rundirs, _request(first, root, python))
 
 
-def _request(settings: RunSettings, root: str, python: str) -> Request:
+def _request(settings: RunSettings, root: str, python: str) -> BatchRequest:
     slurm = settings.slurm
     entries = [entry.partition("=") for entry in slurm.environment]
     name = settings.name
     if slurm.chain > 1:  # jobs of one name follow each other: no other run may have it
         name += f".{hashlib.sha256(root.encode()).hexdigest()[:8]}"
-    return Request(
+    return BatchRequest(
         name=name,
         run=root,
         python=python,
@@ -229,7 +229,7 @@ def _note(made: Submission, job_id: str, dependency: str, resumed: bool) -> None
 
 
 def command_facts(made: Submission, run: RunDir) -> dict[str, Any]:
-    """Return what `slurm/command.json` tells the nodes: no secret, only the files that hold them."""
+    """Return what command.json tells the nodes: no secret, only the files that hold them."""
     slurm = made.settings[0].slurm
     request = made.request
     return {

@@ -22,7 +22,7 @@ from motet.launcher.runs.rundir import RunDir
 FINISHED_OR_STOPPED, CRASHED, USER_ERROR = 0, 1, 2
 POLL_S, LOOK_S = 0.1, 0.5
 ORPHAN_GRACE_S = 120.0
-"""How long ranks may go on saving when torchrun is gone: longer than a checkpoint takes to write."""
+"""How long ranks may save when torchrun is gone: longer than a checkpoint takes to write."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 

@@ -47,7 +47,7 @@ _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodePlace:
     """Machines of one run.
 
     Attributes:
@@ -73,10 +73,10 @@ class Nodes:
         return self.count * processes if self.total is None else self.total
 
 
-ONE_NODE = Nodes()
+ONE_NODE = NodePlace()
 
 
-def rendezvous_arguments(nodes: Nodes, run_id: str) -> list[str]:
+def rendezvous_arguments(nodes: NodePlace, run_id: str) -> list[str]:
     """How the processes of all nodes find each other. c10d takes machines as they come: their order
     is `worker.name_rank`'s.
     """
@@ -100,7 +100,7 @@ def attempt_command(
     settings: RunSettings,
     rundir: RunDir,
     attempt: int,
-    nodes: Nodes = ONE_NODE,
+    nodes: NodePlace = ONE_NODE,
     terminal: bool = False,
 ) -> list[str]:
     """Arguments that start the workers of one attempt on this node, by what the engine is started
@@ -117,7 +117,7 @@ def accelerate_command(
     settings: RunSettings,
     rundir: RunDir,
     attempt: int,
-    nodes: Nodes = ONE_NODE,
+    nodes: NodePlace = ONE_NODE,
     terminal: bool = False,
 ) -> list[str]:
     """Arguments of `accelerate launch` (which starts torchrun itself).
@@ -152,7 +152,7 @@ def accelerate_command(
     ]
 
 
-def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
+def _accelerate_rendezvous(nodes: NodePlace) -> list[str]:
     """How the processes of all nodes find each other, in Accelerate's words."""
     if nodes.count == 1:
         return ["--main_process_port", "0"]
@@ -171,7 +171,7 @@ def _accelerate_rendezvous(nodes: Nodes) -> list[str]:
 
 
 def _logs(
-    settings: RunSettings, rundir: RunDir, attempt: int, nodes: Nodes, terminal: bool
+    settings: RunSettings, rundir: RunDir, attempt: int, nodes: NodePlace, terminal: bool
 ) -> list[str]:
     """What ranks print is copied into the attempt's folder, in one named by the first rank of this
     machine.
@@ -186,7 +186,7 @@ def torchrun_command(
     settings: RunSettings,
     rundir: RunDir,
     attempt: int,
-    nodes: Nodes = ONE_NODE,
+    nodes: NodePlace = ONE_NODE,
     terminal: bool = False,
 ) -> list[str]:
     """Arguments that start the workers of one attempt on this node, and start them anew when one
@@ -214,7 +214,7 @@ def launch_environment(
     inherited: Mapping[str, str],
     cores: int,
     attempt: int = 0,
-    nodes: Nodes = ONE_NODE,
+    nodes: NodePlace = ONE_NODE,
 ) -> dict[str, str]:
     """Environment of the workers: the inherited one, and what a run must not leave to chance.
 

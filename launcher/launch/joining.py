@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from motet.core.errors import UserError, raise_problems
 from motet.launcher.config import load as config
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.launch.command import Nodes
+from motet.launcher.launch.command import NodePlace
 from motet.launcher.runs.rundir import RunDir, read_json, write_json
 from motet.models.config import ModelConfig
 
@@ -32,7 +33,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Request:
+class JoinRequest:
     """What a machine tells the first one: its word, its name, its processes, and its settings
     (without the processes).
     """
@@ -43,19 +44,23 @@ class Request:
     settings: Mapping[str, Any]
 
 
-def request_of(settings: RunSettings) -> Request:
+def request_of(settings: RunSettings) -> JoinRequest:
     """Return this machine's request."""
     told = config.public(replace(settings, layout=replace(settings.layout, processes=1)))
     told.pop("runs", None)  # where the folder lies may differ between machines
-    return Request(secrets.token_hex(8), socket.gethostname(), settings.layout.processes, told)
+    return JoinRequest(secrets.token_hex(8), socket.gethostname(), settings.layout.processes, told)
 
 
-def places(requests: Mapping[int, Request], endpoint: str) -> tuple[dict[int, Nodes], str | None]:
+def places(
+    requests: Mapping[int, JoinRequest], endpoint: str
+) -> tuple[dict[int, NodePlace], str | None]:
     """Return each machine's place, and what is wrong with them together, if anything."""
     count = len(requests)
     sizes = [requests[rank].processes for rank in range(count)]
     total = sum(sizes)
-    found = {rank: Nodes(count, rank, endpoint, sum(sizes[:rank]), total) for rank in range(count)}
+    found = {
+        rank: NodePlace(count, rank, endpoint, sum(sizes[:rank]), total) for rank in range(count)
+    }
     for rank in range(1, count):
         if requests[rank].settings != requests[0].settings:
             differing = sorted(
@@ -74,7 +79,7 @@ def places(requests: Mapping[int, Request], endpoint: str) -> tuple[dict[int, No
     return found, None
 
 
-def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tuple[int, Nodes]:
+def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tuple[int, NodePlace]:
     """As the first machine: wait for the others' requests, claim an attempt, answer; return both.
 
     Raises:
@@ -92,7 +97,7 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
                 f"motet: waiting for machine {rank}: it needs the same command with --node-rank "
                 f"{rank}"
             )
-            requests[rank] = Request(**_wait(lambda path=path: _read(path), missing, wanted))  # type: ignore[misc]
+            requests[rank] = JoinRequest(**_wait(partial(_read, path), missing, wanted))
         found, wrong = places(requests, endpoint)
         if wrong:
             raise UserError(wrong)
@@ -114,7 +119,7 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
     return attempt, found[0]
 
 
-def _words(requests: Mapping[int, Request]) -> list[str]:
+def _words(requests: Mapping[int, JoinRequest]) -> list[str]:
     return [request.word for request in requests.values()]
 
 
@@ -124,7 +129,7 @@ def _check_together(run: RunDir, settings: RunSettings, total: int) -> None:
     raise_problems(layout_problems(settings, total, model))
 
 
-def ask_to_join(run: RunDir, settings: RunSettings, nodes: Nodes) -> tuple[int, Nodes]:
+def ask_to_join(run: RunDir, settings: RunSettings, nodes: NodePlace) -> tuple[int, NodePlace]:
     """As another machine: wait for the run, leave a request, wait for the answer; return the
     attempt and this machine's place.
 
@@ -156,7 +161,7 @@ def ask_to_join(run: RunDir, settings: RunSettings, nodes: Nodes) -> tuple[int, 
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return a file's JSON, None while it is not there: another machine may remove it at any time."""
+    """Return a file's JSON, None while it is not there: another machine may remove it."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

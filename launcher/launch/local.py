@@ -29,7 +29,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.agent import run_agent
 from motet.launcher.launch.command import (
     ONE_NODE,
-    Nodes,
+    NodePlace,
     attempt_command,
     launch_environment,
     recorded_environment,
@@ -71,7 +71,7 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
 
 
 def train_together(
-    settings: RunSettings, rundir: RunDir, nodes: Nodes, *, yaml_text: str, resume: bool
+    settings: RunSettings, rundir: RunDir, nodes: NodePlace, *, yaml_text: str, resume: bool
 ) -> int:
     """As `train`, as one of several machines; the first one makes the run and holds it."""
     check_devices(settings)
@@ -118,7 +118,7 @@ def launch(
     attempt: int,
     *,
     held: int = -1,
-    nodes: Nodes = ONE_NODE,
+    nodes: NodePlace = ONE_NODE,
 ) -> int:
     """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit
     code.
@@ -144,7 +144,7 @@ def record_launch(
     command: Sequence[str],
     environment: Mapping[str, str],
 ) -> None:
-    """Write down what a launch begins with; the run takes over its settings once its ranks train."""
+    """Write down what a launch begins with; its settings become the run's once ranks train."""
     atomic_write(rundir.launch_settings(attempt), settings_io.to_yaml(settings))
     write_json(
         rundir.attempt(attempt) / "environment.json",

@@ -18,7 +18,7 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.processes import die_with_parent
-from motet.launcher.launch.command import ONE_NODE, Nodes, rendezvous_arguments
+from motet.launcher.launch.command import ONE_NODE, NodePlace, rendezvous_arguments
 from motet.launcher.measure.cluster_worker import TOLD
 from motet.launcher.runs.rundir import read_json, write_json
 from motet.slurm import nodes as slurm_nodes
@@ -74,7 +74,7 @@ def read_groups(words: Sequence[str]) -> dict[str, list[str]] | None:
     return out or None
 
 
-def in_slurm_step(environment: Mapping[str, str]) -> Nodes | None:
+def in_slurm_step(environment: Mapping[str, str]) -> NodePlace | None:
     """Return who this machine is where `srun` started one process on each node of a job; None
     outside of a job of several nodes.
 
@@ -97,10 +97,10 @@ def in_slurm_step(environment: Mapping[str, str]) -> Nodes | None:
     rank = int(environment["SLURM_PROCID"])
     job = environment.get("SLURM_HET_JOB_ID") or environment["SLURM_JOB_ID"]
     port = slurm_nodes.port(job, FIRST_PORT, PORTS)
-    return Nodes(number, rank, f"{hosts[0][0]}:{port}")
+    return NodePlace(number, rank, f"{hosts[0][0]}:{port}")
 
 
-def command(asked: Asked, nodes: Nodes, asked_file: str, result_file: str) -> list[str]:
+def command(asked: Asked, nodes: NodePlace, asked_file: str, result_file: str) -> list[str]:
     """Return torchrun's arguments on this machine."""
     wait = f"join_timeout={asked.timeout_s:.0f}"
     return [
@@ -128,7 +128,7 @@ def environment(asked: Asked, inherited: Mapping[str, str], cores: int) -> dict[
 
 
 def run(
-    asked: Asked, nodes: Nodes = ONE_NODE, tell: Callable[[str], None] = print, cores: int = 1
+    asked: Asked, nodes: NodePlace = ONE_NODE, tell: Callable[[str], None] = print, cores: int = 1
 ) -> dict[str, Any]:
     """Measure; returns what `probe_survey.survey` gives.
 
@@ -151,7 +151,7 @@ def run(
         return dict(found)
 
 
-def _failure(code: int, nodes: Nodes, last: Sequence[str]) -> str:
+def _failure(code: int, nodes: NodePlace, last: Sequence[str]) -> str:
     hint = ""
     if nodes.count > 1:
         hint = f"; all {nodes.count} machines must run this command and reach {nodes.endpoint}"

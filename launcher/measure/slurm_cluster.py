@@ -20,14 +20,14 @@ from motet.parallel.cluster.description import (
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, NETWORK_LATENCY_US
 from motet.parallel.cluster.probe.result import device_kind
 from motet.parallel.cluster.this_machine import CATALOGUE_CORES, cpu
-from motet.slurm.inventory import Node, alike
+from motet.slurm.inventory import SlurmNode, alike
 
 INFINIBAND_GBIT_S = {"qdr": 40, "fdr": 56, "edr": 100, "hdr": 200, "ndr": 400, "xdr": 800}
 ASSUMED_GBIT_S = 10.0
 """Of a network that no feature names."""
 
 
-def cluster_from_slurm(nodes: Sequence[Node]) -> tuple[Cluster, list[str]]:
+def cluster_from_slurm(nodes: Sequence[SlurmNode]) -> tuple[Cluster, list[str]]:
     """Return the cluster that Slurm describes, and what of it is assumed.
 
     Raises:
@@ -54,7 +54,7 @@ def cluster_from_slurm(nodes: Sequence[Node]) -> tuple[Cluster, list[str]]:
     return Cluster(tuple(groups), links), notes
 
 
-def _name(node: Node, taken: set[str]) -> str:
+def _name(node: SlurmNode, taken: set[str]) -> str:
     """Name a group by its features, else by its GPUs, else by its partition."""
     name = "-".join(node.features) or node.gpu_kind or node.partitions[0]
     number = 2
@@ -64,7 +64,7 @@ def _name(node: Node, taken: set[str]) -> str:
     return name
 
 
-def _group(name: str, members: Sequence[Node], notes: list[str]) -> Group:
+def _group(name: str, members: Sequence[SlurmNode], notes: list[str]) -> Group:
     node = members[0]
     if node.gpus:
         kind, number = _gpu(name, node), node.gpus
@@ -84,7 +84,7 @@ def _group(name: str, members: Sequence[Node], notes: list[str]) -> Group:
     return Group(name, kind, len(members), number, intra, inter)
 
 
-def _gpu(name: str, node: Node) -> Device:
+def _gpu(name: str, node: SlurmNode) -> Device:
     words = " ".join((node.gpu_kind, *node.features))
     size = re.search(r"(\d+)\s*_?g[bi]", words.lower())
     for text in (node.gpu_kind, *node.features):

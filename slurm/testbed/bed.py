@@ -44,7 +44,7 @@ class Testbed:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self.names = shape.Names(self.folder)
+        self.names = shape.BedNames(self.folder)
         self.files = shape.Files(self.folder)
 
     # --- start and stop ---
@@ -126,7 +126,7 @@ class Testbed:
         return {"SLURM_CONF": str(self.files.slurm_conf), "PATH": needs.search_path()}
 
     def enter(self, host: str) -> list[str]:
-        """The words before a command that runs it on a node: its network, host name and /etc/hosts."""
+        """Words before a command that runs it on a node: its network, host name, /etc/hosts."""
         if host != shape.CONTROLLER:
             shape.check_node(host)
         return shape.enter_command(self.names, self.files, host)
@@ -299,7 +299,7 @@ class Testbed:
         return processes.inhabitants({h: self.names.namespace(h) for h in hosts})
 
     def _answers(self) -> bool:
-        """Whether slurmctld takes a connection (Slurm's own commands wait long when it does not)."""
+        """Whether slurmctld takes a connection (Slurm's commands wait long when it does not)."""
         try:
             place = (self.address(shape.CONTROLLER), shape.CONTROLLER_PORT)
             socket.create_connection(place, timeout=1).close()
@@ -372,7 +372,7 @@ def _system(command: list[str]) -> str:
 
 
 def _free_subnet(tag: str) -> int:
-    """A number from the tag that no interface of the machine uses as its third byte of 198.18.*.*."""
+    """A number from the tag that no interface here uses as its third byte of 198.18.*.*."""
     used = _system(["ip", "-oneline", "-4", "address", "show"])
     first = int(tag, 16)
     for subnet in ((first + i) % shape.SUBNETS for i in range(shape.SUBNETS)):

@@ -38,7 +38,7 @@ def search_path() -> str:
 
 
 def missing() -> list[str]:
-    """One line per thing that is missing, with what to do about it; empty when a testbed can start."""
+    """One line per missing thing, with what to do about it; empty when a testbed can start."""
     problems = []
     if os.geteuid() != 0:
         problems.append("it makes network namespaces, so it must be started as root (sudo)")

@@ -38,7 +38,7 @@ class Inhabitant:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """Run a command to its end and return what it printed; SlurmError with its words when it fails."""
+    """Run a command to its end, return what it printed; SlurmError with its words if it fails."""
     try:
         done = subprocess.run(
             command,

@@ -26,14 +26,17 @@ CPUS_PER_NODE = 4  # declared, whatever the machine has, so that several ranks f
 MEMORY_PER_NODE_MIB = 64_000  # declared as well; nothing enforces it
 DEFAULT_RATE_MBIT = 1000.0
 LEAST_RATE_MBIT, MOST_RATE_MBIT = 0.1, 100_000.0
-LINK_LATENCY_MS = 400  # longest wait in the queue before it drops: enough for what several streams have on their way at 50 Mbit/s
+LINK_LATENCY_MS = 400
+"""Longest wait in the queue before it drops: enough for what several streams have on their way at
+50 Mbit/s.
+"""
 SUBNETS = 256  # 198.18.0.0/16, of the addresses that RFC 2544 keeps for benchmarks
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path on Linux, less the final zero
 CONTROLLER_PORT, NODE_PORT = 17817, 17818
 
 
 @dataclass(frozen=True)
-class Names:
+class BedNames:
     """Every name of the testbed in `folder`.
 
     They depend on the folder only, so a crash loses none of them.
@@ -153,7 +156,7 @@ def check_folder(files: Files) -> None:
         raise SlurmError(f"folder {files.folder}: its name may have at most {most} bytes (sockets)")
 
 
-def rate_commands(names: Names, rate_mbit: float) -> list[list[str]]:
+def rate_commands(names: BedNames, rate_mbit: float) -> list[list[str]]:
     """Shape both directions of the link between the clusters with a token bucket (tc-tbf(8))."""
     burst_bytes = max(64 * 1024, int(rate_mbit * 1e6 / 8 / 250))  # a tick of a kernel with HZ=250
     bucket = ["rate", f"{rate_mbit * 1e6:.0f}bit", "burst", f"{burst_bytes}b"]
@@ -162,13 +165,13 @@ def rate_commands(names: Names, rate_mbit: float) -> list[list[str]]:
     return [[*prefix, end, "root", "tbf", *bucket] for end in ("link-a", "link-b")]
 
 
-def cut_command(names: Names, node: str, up: bool) -> list[str]:
+def cut_command(names: BedNames, node: str, up: bool) -> list[str]:
     """Take the switch's end of a node's cable down, or up again."""
     state = "up" if up else "down"
     return ["ip", "-n", names.namespace(CONTROLLER), "link", "set", node, state]
 
 
-def network_commands(names: Names, subnet: int, rate_mbit: float) -> list[list[str]]:
+def network_commands(names: BedNames, subnet: int, rate_mbit: float) -> list[list[str]]:
     """Make namespaces, bridges, cables and the shaped link, in this order."""
     inside = ["ip", "-n", names.namespace(CONTROLLER)]
     commands = [["ip", "netns", "add", names.namespace(host)] for host in names.hosts]
@@ -199,14 +202,14 @@ def network_commands(names: Names, subnet: int, rate_mbit: float) -> list[list[s
     return [*commands, *rate_commands(names, rate_mbit)]
 
 
-def removal_commands(names: Names, made: Sequence[str]) -> list[list[str]]:
+def removal_commands(names: BedNames, made: Sequence[str]) -> list[list[str]]:
     """Remove what of the network is there: namespaces and the machine's interface, by name."""
     commands = [["ip", "link", "delete", n] for n in made if n == names.host_interface]
     namespaces = {names.namespace(host) for host in names.hosts}
     return commands + [["ip", "netns", "delete", n] for n in made if n in namespaces]
 
 
-def enter_command(names: Names, files: Files, host: str) -> list[str]:
+def enter_command(names: BedNames, files: Files, host: str) -> list[str]:
     """The words before a command that runs it on a host: its network, host name, /etc/hosts and
     /etc/slurm.
 
@@ -233,32 +236,24 @@ def cgroup_text(version: tuple[int, int]) -> str:
     return "CgroupPlugin=disabled\n" if version >= (24, 5) else "IgnoreSystemd=yes\n"
 
 
-def slurm_conf_text(files: Files, subnet: int) -> str:
-    """slurm.conf: short timeouts, preemption by requeueing, no accounting database, no cgroups."""
-    size = f"CPUs={CPUS_PER_NODE} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS_PER_NODE} "
-    size += f"ThreadsPerCore=1 RealMemory={MEMORY_PER_NODE_MIB}"
-    nodes = "\n".join(
-        f"NodeName={node} NodeAddr={address(subnet, node)} NodeHostname={node} Feature={feature} "
-        f"{size}"
-        for node, feature in NODES.items()
-    )
-    folder, every = files.folder, f"Nodes={','.join(NODES)} MaxTime=INFINITE State=UP"
-    return f"""\
+# Slurm's timeouts in s, short: a fault should be seen within seconds. Heterogeneous jobs start from
+# the backfill scheduler only. A requeued job may start once its old credential has expired.
+_SLURM_CONF = """\
 # Written by `motet slurm testbed start`.
 ClusterName=motet
-SlurmctldHost={CONTROLLER}({address(subnet, CONTROLLER)})
-SlurmctldPort={CONTROLLER_PORT}
-SlurmdPort={NODE_PORT}
+SlurmctldHost={controller}({address})
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
-StateSaveLocation={files.state}
+StateSaveLocation={state}
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 AuthType=auth/munge
 CredType=cred/munge
 # A requeued job may start when the old credential has expired: 5 s instead of 120 s.
-AuthInfo=socket={files.munge_socket},cred_expire=5
+AuthInfo=socket={munge_socket},cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -280,7 +275,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU={MEMORY_PER_NODE_MIB // CPUS_PER_NODE}
+DefMemPerCPU={memory_per_cpu_mib}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
@@ -288,3 +283,26 @@ SlurmdParameters=config_overrides
 PartitionName=low {every} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
 PartitionName=high {every} PriorityTier=10 PreemptMode=OFF
 """
+
+
+def slurm_conf_text(files: Files, subnet: int) -> str:
+    """slurm.conf: short timeouts, preemption by requeueing, no accounting database, no cgroups."""
+    size = f"CPUs={CPUS_PER_NODE} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS_PER_NODE} "
+    size += f"ThreadsPerCore=1 RealMemory={MEMORY_PER_NODE_MIB}"
+    nodes = "\n".join(
+        f"NodeName={node} NodeAddr={address(subnet, node)} NodeHostname={node} Feature={feature} "
+        f"{size}"
+        for node, feature in NODES.items()
+    )
+    return _SLURM_CONF.format(
+        controller=CONTROLLER,
+        address=address(subnet, CONTROLLER),
+        controller_port=CONTROLLER_PORT,
+        node_port=NODE_PORT,
+        state=files.state,
+        folder=files.folder,
+        munge_socket=files.munge_socket,
+        memory_per_cpu_mib=MEMORY_PER_NODE_MIB // CPUS_PER_NODE,
+        nodes=nodes,
+        every=f"Nodes={','.join(NODES)} MaxTime=INFINITE State=UP",
+    )

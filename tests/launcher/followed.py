@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
-from motet.slurm.client import Job
+from motet.slurm.client import JobRecord
 from motet.slurm.errors import SlurmError
 
 SEQUENCES, LENGTH = 8, 128
@@ -112,8 +112,8 @@ def add_jobs(run: RunDir, *ids: str) -> None:
     write_json(run.slurm_jobs, entries)
 
 
-def job(id_: str, state: str = "RUNNING", **fields: Any) -> Job:
-    return Job(**{"id": id_, "name": "x", "state": state, **fields})
+def job(id_: str, state: str = "RUNNING", **fields: Any) -> JobRecord:
+    return JobRecord(**{"id": id_, "name": "x", "state": state, **fields})
 
 
 def iso(seconds: float) -> str:
@@ -124,7 +124,11 @@ class FakeClient:
     """Answers like Slurm, and keeps what it was asked."""
 
     def __init__(
-        self, *queue: Job, history: Sequence[Job] = (), fails: str = "", absent: bool = False
+        self,
+        *queue: JobRecord,
+        history: Sequence[JobRecord] = (),
+        fails: str = "",
+        absent: bool = False,
     ) -> None:
         self.jobs = {job.id: job for job in queue}
         self.past = {job.id: job for job in history}
@@ -134,13 +138,13 @@ class FakeClient:
     def available(self) -> bool:
         return not self.absent
 
-    def queue(self, ids: Sequence[str] = ()) -> dict[str, Job]:
+    def queue(self, ids: Sequence[str] = ()) -> dict[str, JobRecord]:
         self.calls.append(("queue", *ids))
         if self.fails:
             raise SlurmError(self.fails)
         return {id_: job for id_, job in self.jobs.items() if not ids or id_ in ids}
 
-    def history(self, ids: Sequence[str]) -> dict[str, Job]:
+    def history(self, ids: Sequence[str]) -> dict[str, JobRecord]:
         self.calls.append(("history", *ids))
         return {id_: self.past[id_] for id_ in ids if id_ in self.past}
 

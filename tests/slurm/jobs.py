@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from motet.launcher.runs.rundir import RunDir
-from motet.slurm.client import Client, Job
+from motet.slurm.client import Client, JobRecord
 from motet.slurm.testbed.bed import Testbed
 from tests.system.runs import MOTET
 
@@ -41,7 +41,7 @@ def submit(bed: Testbed, yaml: Path, *settings: str, **more: str) -> tuple[RunDi
     return RunDir(yaml.parent / "runs" / yaml.stem), done.stdout.splitlines()[0]
 
 
-def job(bed: Testbed, job_id: str) -> Job:
+def job(bed: Testbed, job_id: str) -> JobRecord:
     """What Slurm knows of a job."""
     return Client(environment(bed)).queue([job_id])[job_id]
 

@@ -7,7 +7,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher.jobs.node import cores_of, place, read_secret
-from motet.launcher.launch.command import Nodes
+from motet.launcher.launch.command import NodePlace
 from motet.slurm.errors import SlurmError
 
 TOLD = {
@@ -24,16 +24,16 @@ JOB = {
 def test_every_node_of_a_heterogeneous_job_finds_its_place_and_the_same_head() -> None:
     found = [place(TOLD, {**JOB, "SLURM_PROCID": str(n)}, "1234")[1] for n in range(3)]
     assert found == [
-        Nodes(3, 0, "a1:29834", 0, 10),
-        Nodes(3, 1, "a1:29834", 4, 10),
-        Nodes(3, 2, "a1:29834", 8, 10),
+        NodePlace(3, 0, "a1:29834", 0, 10),
+        NodePlace(3, 1, "a1:29834", 4, 10),
+        NodePlace(3, 2, "a1:29834", 8, 10),
     ]
 
 
 def test_a_job_of_one_kind_of_nodes_needs_no_component() -> None:
     told = {"groups": [{"nodes": 1, "processes": 2}], "ports": [29_600, 1000]}
     environment = {"SLURM_JOB_NODELIST": "n7", "SLURM_PROCID": "0"}
-    assert place(told, environment, "5")[1] == Nodes(1, 0, "n7:29605", 0, 2)
+    assert place(told, environment, "5")[1] == NodePlace(1, 0, "n7:29605", 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.slurm.config import PATTERNS, Group, Request, fault, seconds
+from motet.slurm.config import PATTERNS, BatchRequest, JobComponent, fault, seconds
 from motet.slurm.script import batch_script
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REQUESTS = {
-    "one": Request(
+    "one": BatchRequest(
         name="first",
         run="/runs/first",
         python="/venv/bin/python",
-        groups=(Group(partition="gpu", nodes=4, processes=8, cpus=96, gpus=8, gpu_type="h100"),),
+        groups=(
+            JobComponent(partition="gpu", nodes=4, processes=8, cpus=96, gpus=8, gpu_type="h100"),
+        ),
         account="physics",
         qos="normal",
         time="2-00:00",
@@ -29,22 +31,24 @@ REQUESTS = {
         mail_type=("END", "FAIL"),
         dependency=("afterok:12",),
     ),
-    "groups": Request(
+    "groups": BatchRequest(
         name="two-kinds",
         run="/runs/two-kinds",
         python="/venv/bin/python",
         groups=(
-            Group(partition="h200", nodes=2, processes=8, cpus=64, gpus=8, constraint="ib&nvme"),
-            Group(partition="a100", nodes=3, processes=4, cpus=32, gpus=4, memory="500G"),
+            JobComponent(
+                partition="h200", nodes=2, processes=8, cpus=64, gpus=8, constraint="ib&nvme"
+            ),
+            JobComponent(partition="a100", nodes=3, processes=4, cpus=32, gpus=4, memory="500G"),
         ),
         time="12:00:00",
         srun=("--container-image=/images/motet.sqsh", "--mpi=none"),
     ),
-    "array": Request(
+    "array": BatchRequest(
         name="seeds",
         run="/runs/seeds-seed",
         python="/usr/bin/python3",
-        groups=(Group(cpus=4, processes=4),),
+        groups=(JobComponent(cpus=4, processes=4),),
         array=(1, 2, 30),
         array_limit=2,
         time="60",
@@ -95,7 +99,7 @@ def run_script(
     for name, text in programs.items():
         (folder / name).write_text(text.format(folder=folder, end=end, code=code, tenths=tenths))
         (folder / name).chmod(0o755)
-    request = Request("r", str(folder / "run"), str(folder / "python"), (Group(),))
+    request = BatchRequest("r", str(folder / "run"), str(folder / "python"), (JobComponent(),))
     environment = {**os.environ, "PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
     process = subprocess.Popen(
         ["bash", "-c", batch_script(request)],
@@ -191,14 +195,14 @@ def test_what_is_not_named_is_refused_with_the_reason(name: str, value: str) -> 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Group(partition="a\nb"),
-        lambda: Group(constraint="`id`"),
-        lambda: Request("r;id", "/r", "/p", (Group(),)),
-        lambda: Request("r", "/r $(id)", "/p", (Group(),)),
-        lambda: Request("r", "/r", "/p", (Group(),), modules=("x; id",)),
-        lambda: Request("r", "/r", "/p", (Group(),), variables=(("A", "'"),)),
-        lambda: Request("r", "/r", "/p", (Group(),), variables=(("A B", "x"),)),
-        lambda: Request("r", "/r", "/p", (Group(),), mail_type=("END --wrap",)),
+        lambda: JobComponent(partition="a\nb"),
+        lambda: JobComponent(constraint="`id`"),
+        lambda: BatchRequest("r;id", "/r", "/p", (JobComponent(),)),
+        lambda: BatchRequest("r", "/r $(id)", "/p", (JobComponent(),)),
+        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), modules=("x; id",)),
+        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), variables=(("A", "'"),)),
+        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), variables=(("A B", "x"),)),
+        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), mail_type=("END --wrap",)),
     ],
 )
 def test_no_request_can_be_made_of_a_faulty_text(make: Callable[[], object]) -> None:

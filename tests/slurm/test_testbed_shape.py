@@ -21,8 +21,8 @@ def test_the_commands_and_the_configuration_are_the_golden_ones() -> None:
 
 
 def test_names_come_from_the_folder_alone_and_fit_the_kernel() -> None:
-    names, other = shape.Names(BED), shape.Names(BED / "other")
-    assert names.namespace("n1") == shape.Names(Path("/srv/bed")).namespace("n1")
+    names, other = shape.BedNames(BED), shape.BedNames(BED / "other")
+    assert names.namespace("n1") == shape.BedNames(Path("/srv/bed")).namespace("n1")
     assert names.namespace("n1") != other.namespace("n1")
     assert names.host_interface != other.host_interface
     assert len(names.host_interface) <= 15
@@ -38,8 +38,8 @@ def test_every_host_has_an_address_of_its_own() -> None:
 
 
 def test_only_things_with_our_names_are_removed() -> None:
-    names = shape.Names(BED)
-    other = shape.Names(BED / "other")
+    names = shape.BedNames(BED)
+    other = shape.BedNames(BED / "other")
     made = ["eth0", other.host_interface, other.namespace("n1"), "motet", names.namespace("n2")]
     removed = shape.removal_commands(names, [*made, names.host_interface])
     assert [command[-1] for command in removed] == [names.host_interface, names.namespace("n2")]
@@ -47,7 +47,7 @@ def test_only_things_with_our_names_are_removed() -> None:
 
 def test_a_fast_link_gets_a_bucket_that_holds_a_tick() -> None:
     slow, fast = (
-        shape.rate_commands(shape.Names(BED), rate_mbit)[0] for rate_mbit in (10.0, 4000.0)
+        shape.rate_commands(shape.BedNames(BED), rate_mbit)[0] for rate_mbit in (10.0, 4000.0)
     )
     assert slow[slow.index("burst") + 1] == "65536b"
     assert fast[fast.index("burst") + 1] == "2000000b"

@@ -11,7 +11,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher import cli
-from motet.launcher.launch.command import Nodes
+from motet.launcher.launch.command import NodePlace
 from motet.launcher.measure.cluster_launch import (
     Asked,
     command,
@@ -30,7 +30,7 @@ from motet.parallel.cluster.description import (
     read,
 )
 from motet.slurm.errors import SlurmError
-from motet.slurm.inventory import Node, gpus_of, nodes, parse
+from motet.slurm.inventory import SlurmNode, gpus_of, nodes, parse
 
 TWO = """\
 groups:
@@ -129,7 +129,7 @@ def test_nonsense_is_refused_in_one_line(motet: Motet, words: list[str], told: s
 
 def test_several_machines_meet_at_the_endpoint_and_share_cores_between_processes() -> None:
     asked = Asked(4, timeout_s=60.0)
-    words = command(asked, Nodes(3, 1, "n1:29500"), "a.json", "r.json")
+    words = command(asked, NodePlace(3, 1, "n1:29500"), "a.json", "r.json")
     assert words[words.index("--rdzv-endpoint") + 1] == "n1:29500"
     assert words[words.index("--rdzv-conf") + 1] == "join_timeout=60"
     assert words[-4:] == ["-m", "motet.launcher.measure.cluster_worker", "a.json", "r.json"]
@@ -155,7 +155,7 @@ STEP = {
 def test_a_machine_learns_from_slurm_who_it_is() -> None:
     assert in_slurm_step({}) is None
     assert in_slurm_step({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n7"}) is None
-    assert in_slurm_step(STEP) == Nodes(3, 2, "n1:30834")
+    assert in_slurm_step(STEP) == NodePlace(3, 2, "n1:30834")
 
 
 @pytest.mark.parametrize("changed", [{"SLURM_NTASKS": "6"}, {"SLURM_STEP_ID": None}])
@@ -184,7 +184,7 @@ def test_nodes_of_several_partitions_are_one_node() -> None:
     assert [node.name for node in found] == ["g1", "g2", "a1", "c1"]
     assert found[0].partitions == ("gpu", "all")
     assert (found[0].gpu_kind, found[0].gpus) == ("h100", 8)
-    assert found[3] == Node("c1", ("cpu",), 48, 192000, "idle", 0, "", ())
+    assert found[3] == SlurmNode("c1", ("cpu",), 48, 192000, "idle", 0, "", ())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from motet.launcher.commands import common, logs
-from motet.launcher.follow.logs import SLURM, Choice, Merged, sources
+from motet.launcher.follow.logs import SLURM, LogChoice, Merged, sources
 from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
 from tests.launcher.conftest import Main
 from tests.launcher.followed import FakeClient, add_attempt, add_jobs, job, make_run
@@ -141,7 +141,7 @@ def test_following_shows_restarts_and_new_attempts_and_ends_with_the_run(
         lambda: say(run, "ranks-0/id/attempt_0/0/stdout.log", "resumed, and torn", attempt=3),
         lambda: write_json(run.attempt(3) / "attempt.json", {"reason": "stopped", "ended": 1.0}),
     )
-    merged = Merged(run, Choice(), lines=2, clock=script.clock)
+    merged = Merged(run, LogChoice(), lines=2, clock=script.clock)
     watched = logs.Watched(run, FakeClient(), script.clock)  # type: ignore[arg-type]
     assert logs.follow(merged, logs.painter(common.console()), watched, script.sleep) == 0
     out = capsys.readouterr()
@@ -161,7 +161,7 @@ def test_a_waiting_job_is_asked_after_less_and_less_often(run: RunDir) -> None:
     client = FakeClient(job("7", "PENDING"))
     script = Script(*[lambda: None] * 150, client.jobs.clear)
     watched = logs.Watched(run, client, script.clock)  # type: ignore[arg-type]
-    merged = Merged(run, Choice(), lines=2, clock=script.clock)
+    merged = Merged(run, LogChoice(), lines=2, clock=script.clock)
     assert logs.follow(merged, logs._as_json, watched, script.sleep) == 0
     asked = [call for call in client.calls if call[0] == "queue"]
     assert script.pauses[-1] == logs.LONGEST_PAUSE_S
@@ -176,12 +176,12 @@ def test_a_slurm_that_falls_silent_does_not_end_the_following(run: RunDir) -> No
 
 
 def test_only_one_rank_is_chosen() -> None:
-    from motet.launcher.follow.logs import Source
+    from motet.launcher.follow.logs import LogSource
 
-    of_rank = Source(2, 3, Path("x"))
-    of_job = Source(0, SLURM, Path("y"))
-    assert Choice(rank=3).takes(of_rank, 2)
-    assert not Choice(rank=3).takes(of_rank, 3)
-    assert not Choice(rank=3).takes(of_job, 2)
-    assert Choice(rank=SLURM, attempt=1).takes(of_job, 2)
-    assert not Choice(attempt=2).takes(of_job, 2)
+    of_rank = LogSource(2, 3, Path("x"))
+    of_job = LogSource(0, SLURM, Path("y"))
+    assert LogChoice(rank=3).takes(of_rank, 2)
+    assert not LogChoice(rank=3).takes(of_rank, 3)
+    assert not LogChoice(rank=3).takes(of_job, 2)
+    assert LogChoice(rank=SLURM, attempt=1).takes(of_job, 2)
+    assert not LogChoice(attempt=2).takes(of_job, 2)

@@ -10,7 +10,7 @@ import pytest
 
 from motet.launcher.config.sections import LayoutSettings, RunSettings
 from motet.launcher.launch.command import (
-    Nodes,
+    NodePlace,
     attempt_command,
     launch_environment,
     torchrun_command,
@@ -20,12 +20,12 @@ from motet.launcher.runs.rundir import RunDir
 GOLDEN = Path(__file__).parents[2] / "golden" / "accelerate.txt"
 RUN = RunDir("/runs/a run")
 KINDS = [
-    (LayoutSettings(engine="accelerate", processes=1), Nodes()),
-    (LayoutSettings(engine="accelerate", processes=2), Nodes()),
-    (LayoutSettings(engine="accelerate", processes=2, dp_shard=1, dp_replicate=2), Nodes()),
+    (LayoutSettings(engine="accelerate", processes=1), NodePlace()),
+    (LayoutSettings(engine="accelerate", processes=2), NodePlace()),
+    (LayoutSettings(engine="accelerate", processes=2, dp_shard=1, dp_replicate=2), NodePlace()),
     (
         LayoutSettings(engine="accelerate", processes=8, accelerate_config="/my own.yaml"),
-        Nodes(4, 2, "head:29500"),
+        NodePlace(4, 2, "head:29500"),
     ),
 ]
 
@@ -43,7 +43,7 @@ def test_the_accelerate_commands_are_the_golden_ones(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("layout", "nodes"), KINDS)
-def test_accelerate_understands_the_arguments(layout: LayoutSettings, nodes: Nodes) -> None:
+def test_accelerate_understands_the_arguments(layout: LayoutSettings, nodes: NodePlace) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     command = attempt_command(settings(layout), RUN, 1, nodes)
@@ -66,7 +66,7 @@ def test_accelerate_understands_the_arguments(layout: LayoutSettings, nodes: Nod
 
 def test_several_nodes_need_an_endpoint() -> None:
     with pytest.raises(ValueError, match="endpoint"):
-        attempt_command(settings(KINDS[1][0]), RUN, 1, Nodes(2, 0))
+        attempt_command(settings(KINDS[1][0]), RUN, 1, NodePlace(2, 0))
 
 
 @pytest.mark.parametrize("engine", ["native", "deepspeed"])

@@ -8,7 +8,7 @@ import pytest
 
 from motet.launcher.config.sections import LayoutSettings, RunSettings, TrainingSettings
 from motet.launcher.launch.command import (
-    Nodes,
+    NodePlace,
     launch_environment,
     recorded_environment,
     shell_text,
@@ -29,10 +29,10 @@ def test_the_torchrun_commands_are_the_golden_ones(monkeypatch: pytest.MonkeyPat
     commands = [
         torchrun_command(settings(1), RUN, 1),
         torchrun_command(settings(3), RUN, 2),
-        torchrun_command(settings(8), RUN, 1, Nodes(4, 2, "head:29500")),
+        torchrun_command(settings(8), RUN, 1, NodePlace(4, 2, "head:29500")),
         torchrun_command(settings(2), RUN, 1, terminal=True),
     ]
-    nodes = Nodes(4, 2, "head:29500")
+    nodes = NodePlace(4, 2, "head:29500")
     environment = launch_environment(settings(2), RUN, {"PYTHONPATH": "/mine"}, 16, 3, nodes)
     lines = [*map(shlex.join, commands), shell_text(["python"], environment)]
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
@@ -41,7 +41,7 @@ def test_the_torchrun_commands_are_the_golden_ones(monkeypatch: pytest.MonkeyPat
 def test_torchrun_understands_the_arguments() -> None:
     from torch.distributed.run import get_args_parser
 
-    for nodes in (Nodes(), Nodes(2, 1, "head:29500")):
+    for nodes in (NodePlace(), NodePlace(2, 1, "head:29500")):
         command = torchrun_command(settings(2), RUN, 1, nodes)
         parsed = get_args_parser().parse_args(command[3:])
         assert parsed.nproc_per_node == "2"
@@ -52,7 +52,7 @@ def test_torchrun_understands_the_arguments() -> None:
 
 
 def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
-    nodes = Nodes(3, 2, "head:1", offset=6, total=7)
+    nodes = NodePlace(3, 2, "head:1", offset=6, total=7)
     made = launch_environment(settings(1), RUN, {"MOTET_RANK_OFFSET": "99"}, 4, 5, nodes)
     assert (made["MOTET_ATTEMPT"], made["MOTET_RANK_OFFSET"]) == ("5", "6")
     assert "/runs/a run/attempts/5/logs/ranks-6" in torchrun_command(settings(1), RUN, 5, nodes)
@@ -63,8 +63,10 @@ def test_what_another_launch_told_its_ranks_does_not_reach_this_one() -> None:
     assert not inherited.keys() & launch_environment(settings(1), RUN, inherited, 4).keys()
 
 
-@pytest.mark.parametrize("nodes", [Nodes(2, 0), Nodes(2, 2, "h:1"), Nodes(2, -1, "h:1")])
-def test_several_nodes_need_an_endpoint_and_a_rank_among_them(nodes: Nodes) -> None:
+@pytest.mark.parametrize(
+    "nodes", [NodePlace(2, 0), NodePlace(2, 2, "h:1"), NodePlace(2, -1, "h:1")]
+)
+def test_several_nodes_need_an_endpoint_and_a_rank_among_them(nodes: NodePlace) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         torchrun_command(settings(1), RUN, 1, nodes)
 

@@ -15,8 +15,8 @@ from motet.core.errors import UserError
 from motet.launcher.commands.train import asked_nodes
 from motet.launcher.config.sections import LayoutSettings, RunSettings
 from motet.launcher.launch import joining
-from motet.launcher.launch.command import Nodes
-from motet.launcher.launch.joining import Request, ask_to_join, gather, places, request_of
+from motet.launcher.launch.command import NodePlace
+from motet.launcher.launch.joining import JoinRequest, ask_to_join, gather, places, request_of
 from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
 from motet.models.config import preset
 
@@ -25,7 +25,7 @@ def settings(processes: int = 2, **layout: object) -> RunSettings:
     return RunSettings(name="r", layout=LayoutSettings(processes=processes, **layout))  # type: ignore[arg-type]
 
 
-def requests(*machines: RunSettings) -> dict[int, Request]:
+def requests(*machines: RunSettings) -> dict[int, JoinRequest]:
     return {rank: request_of(machine) for rank, machine in enumerate(machines)}
 
 
@@ -63,16 +63,16 @@ def test_machines_meet_although_an_earlier_launch_left_its_papers(run: RunDir) -
     run.joining.mkdir()
     write_json(run.joining / "1.json", vars(request_of(settings())))
     write_json(run.joining / "answer.json", {"words": ["stale"], "attempt": 9})
-    found: list[tuple[int, Nodes]] = []
+    found: list[tuple[int, NodePlace]] = []
     asking = threading.Thread(
-        target=lambda: found.append(ask_to_join(run, settings(1), Nodes(2, 1, "a:1")))
+        target=lambda: found.append(ask_to_join(run, settings(1), NodePlace(2, 1, "a:1")))
     )
     asking.start()
     attempt, first = gather(run, settings(3), 2, "a:1")
     asking.join(20)
     assert attempt == 1
     assert (first.offset, first.total) == (0, 4)
-    assert found == [(1, Nodes(2, 1, "a:1", 3, 4))]
+    assert found == [(1, NodePlace(2, 1, "a:1", 3, 4))]
 
 
 def test_a_machine_that_does_not_come_is_named(
@@ -82,7 +82,7 @@ def test_a_machine_that_does_not_come_is_named(
     with pytest.raises(UserError, match="machine 1 of 2 did not come"):
         gather(run, settings(), 2, "a:1")
     with pytest.raises(UserError, match="machine 0 did not make"):
-        ask_to_join(RunDir("/no/such/run"), settings(), Nodes(2, 1, "a:1"))
+        ask_to_join(RunDir("/no/such/run"), settings(), NodePlace(2, 1, "a:1"))
 
 
 def test_a_refusal_reaches_every_machine(run: RunDir) -> None:
@@ -90,7 +90,7 @@ def test_a_refusal_reaches_every_machine(run: RunDir) -> None:
 
     def ask() -> None:
         try:
-            ask_to_join(run, replace(settings(), seed=5), Nodes(2, 1, "a:1"))
+            ask_to_join(run, replace(settings(), seed=5), NodePlace(2, 1, "a:1"))
         except UserError as error:
             told.append(str(error))
 
