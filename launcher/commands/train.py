@@ -191,7 +191,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
     """Settings that differ: path -> (before, after). Where the folders lie does not count."""
-    old, new = flat(config.public(before)), flat(config.public(after))
+    old, new = (flat(config.public(one, whole=True)) for one in (before, after))
     return {
         path: (old.get(path), new.get(path))
         for path in sorted(old.keys() | new.keys())

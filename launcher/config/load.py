@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,23 +271,44 @@ def _entries(node: Node | None, file: Path) -> list[Node]:
     return list(node)
 
 
-def _listed(value: Any) -> Any:
-    """Dataclasses as dictionaries with YAML keys, tuples as lists, hidden fields left out."""
+def _listed(value: Any, written: Collection[str] | None = None, path: str = "") -> Any:
+    """Dataclasses as dictionaries with YAML keys, tuples as lists, hidden fields left out.
+
+    Fields with `omit_default` are left out at their default, unless `written` names them or is
+    None.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = fields_of(type(value))
-        return {key: _listed(getattr(value, field.name)) for key, (field, _) in fields.items()}
+        out = {}
+        for key, (field, _) in fields_of(type(value)).items():
+            child, inner = getattr(value, field.name), f"{path}.{key}" if path else key
+            if written is None or not _is_omitted(field, child, written, inner):
+                out[key] = _listed(child, written, inner)
+        return out
     if isinstance(value, Mapping):
-        return {str(key): _listed(child) for key, child in value.items()}
+        return {str(key): _listed(child, written, f"{path}.{key}") for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_listed(child) for child in value]
+        return [_listed(child, written, f"{path}.{i}") for i, child in enumerate(value)]
     return value
 
 
-def public(settings: RunSettings) -> dict[str, Any]:
+def _is_omitted(
+    field: dataclasses.Field[Any], value: Any, written: Collection[str], path: str
+) -> bool:
+    if not field.metadata["omit_default"]:
+        return False
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return bool(value == default) and not any(f"{name}.".startswith(f"{path}.") for name in written)
+
+
+def public(settings: RunSettings, *, whole: bool = False) -> dict[str, Any]:
     """Every setting as nested dictionaries, fit to store and to send: what came from the
     environment stays `${...}`.
+
+    Settings with `omit_default` are left out at their default unless `whole`.
     """
-    out = _listed(settings)
+    out = _listed(settings, None if whole else settings.as_written)
     for path, raw in settings.as_written.items():
         node, keys = out, keys_of(path)
         for key in keys[:-1]:

@@ -45,8 +45,10 @@ def load_settings(run_yaml: Path, overrides: Sequence[str]) -> RunSettings:
         UserError: every problem at once, settings among them that only `motet train` obeys.
     """
     settings = settings_io.load(run_yaml, overrides, NO_WARMUP, nodes=0)
-    plain = flat(settings_io.public(RunSettings())) | {"training.schedule.warmup_steps": 0}
-    given = flat(settings_io.public(settings))
+    plain = flat(settings_io.public(RunSettings(), whole=True)) | {
+        "training.schedule.warmup_steps": 0
+    }
+    given = flat(settings_io.public(settings, whole=True))
     why = "is decided by your own training loop, which does not read it; leave it out"
     problems = [
         Problem(name, why)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from motet.core.errors import UserError
 from motet.core.yaml_text import dump
 from motet.launcher.config import load as config
+from motet.launcher.config.field import setting
 from motet.launcher.config.sections import CorpusSettings, RunSettings
 
 GOOD = """\
@@ -373,3 +375,52 @@ def test_the_ranks_of_a_begun_run_are_counted_when_it_starts(tmp_path: Path) -> 
     on_six = config.load(own, world=lambda settings: 6 * settings.layout.processes)
     (tmp_path / "manifest.json").write_text("{}")
     assert config.load(own) == on_six
+
+
+@dataclass(frozen=True)
+class NewSection:
+    kind: str = setting("whole", "a word")
+    tags: tuple[str, ...] = setting((), "words", omit_default=True)
+    place: str = setting("here", "a place", omit_default=True)
+
+
+@dataclass(frozen=True)
+class WithNewSettings(RunSettings):
+    fresh: NewSection = setting(NewSection, "a new section", omit_default=True)  # noqa: RUF009
+    count: int = setting(3, "a number that older runs lack", omit_default=True)
+
+
+def test_a_new_setting_is_written_only_where_it_is_not_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = config.to_yaml(load())
+    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
+    assert config.to_yaml(load()) == before
+    assert config.to_yaml(load(GOOD, "count=3", "fresh.kind=whole")) == before
+    assert config.public(load(), whole=True)["fresh"] == {
+        "kind": "whole",
+        "tags": [],
+        "place": "here",
+    }
+    changed = load(GOOD, "count=4", "fresh.kind=nested")
+    shown = config.public(changed)
+    assert (shown["count"], shown["fresh"]) == (4, {"kind": "nested"})
+    again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(changed))
+    assert config.public(again) == shown
+
+
+def test_a_new_setting_from_the_environment_stays_as_it_was_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
+    monkeypatch.setattr(config, "_ENVIRONMENT_ALLOWED", ("fresh.place",))
+    monkeypatch.setenv("PLACE", "here")
+    settings = load(GOOD + "fresh: {place: '${oc.env:PLACE}'}\n")
+    assert config.public(settings)["fresh"] == {"kind": "whole", "place": "${oc.env:PLACE}"}
+
+
+def test_a_default_that_is_not_written_can_still_be_referred_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
+    assert load(GOOD, "seed=${count}").seed == 3
