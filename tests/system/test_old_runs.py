@@ -1,0 +1,95 @@
+"""Run folders of version 0.1.0 open in this one: `golden/runs-0.1.0.tar.xz`, made by that version.
+
+The archive holds a corpus, a run that is finished and one that was stopped at step 81 of 120 (code
+snapshots included), what 0.1.0 reported of the first, what it exported, and the losses of the
+second as it went on there. `@HERE@` stands for the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.runs import losses, motet
+
+ARCHIVE = Path(__file__).parents[1] / "golden" / "runs-0.1.0.tar.xz"
+TEXTS = (".json", ".jsonl", ".yaml")
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    for path in folder.rglob("*"):
+        if path.suffix in TEXTS and "code" not in path.parts:
+            path.write_bytes(path.read_bytes().replace(b"@HERE@", str(folder).encode()))
+    return folder
+
+
+def assert_same(now: Any, then: Any, where: str = "") -> None:
+    """What was there is there still, numbers to ten digits; further keys may have come."""
+    if isinstance(then, dict):
+        assert isinstance(now, dict), where
+        for key, value in then.items():
+            assert key in now, f"{where}.{key} is gone"
+            assert_same(now[key], value, f"{where}.{key}")
+    elif isinstance(then, list):
+        assert isinstance(now, list) and len(now) == len(then), where
+        for number, (a, b) in enumerate(zip(now, then, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(then, float):
+        assert now == pytest.approx(then, rel=1e-10, abs=1e-12), where
+    else:
+        assert now == then, where
+
+
+def test_its_report_says_what_it_said(old: Path) -> None:
+    run = old / "runs" / "finished"
+    done = motet("report", str(run))
+    assert done.returncode == 0, done.stderr
+    now = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert_same(now, json.loads((old / "report.json").read_text(encoding="utf-8")))
+
+
+def test_its_audit_passes(old: Path) -> None:
+    done = motet("experiments", "audit", str(old / "runs" / "finished"), "--replay")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "audit passed" in done.stdout
+
+
+def test_its_model_is_exported_to_the_byte(old: Path, tmp_path: Path) -> None:
+    done = motet("export", str(old / "runs" / "finished"), "--output", str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    weights = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    expected = json.loads((old / "expected.json").read_text(encoding="utf-8"))
+    assert hashlib.sha256(weights).hexdigest() == expected["exported_sha256"]
+
+
+def test_it_is_seen_by_status_and_inspected(old: Path) -> None:
+    status = motet("status", "--runs", str(old / "runs"), "--json")
+    assert status.returncode == 0, status.stderr
+    shown = {row["name"]: row for row in json.loads(status.stdout)["runs"]}
+    assert shown.keys() == {"finished", "stopped"}
+    seen = motet("data", "inspect", str(old / "runs" / "finished"), "--slot", "0")
+    assert seen.returncode == 0, seen.stderr
+
+
+def test_it_goes_on_where_it_stopped_and_ends_as_it_would_have(old: Path) -> None:
+    run = old / "runs" / "stopped"
+    done = motet("resume", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (run / "DONE").exists()
+    expected = json.loads((old / "expected.json").read_text(encoding="utf-8"))["losses"]
+    found = losses(run)
+    assert list(found) == list(range(1, 121))
+    assert list(found.values()) == pytest.approx(expected, rel=1e-5)
+    audit = motet("experiments", "audit", str(run), "--replay")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    report = motet("report", str(run))
+    assert report.returncode == 0, report.stderr
