@@ -40,7 +40,8 @@ def assert_same(now: Any, then: Any, where: str = "") -> None:
             assert key in now, f"{where}.{key} is gone"
             assert_same(now[key], value, f"{where}.{key}")
     elif isinstance(then, list):
-        assert isinstance(now, list) and len(now) == len(then), where
+        assert isinstance(now, list), where
+        assert len(now) == len(then), where
         for number, (a, b) in enumerate(zip(now, then, strict=True)):
             assert_same(a, b, f"{where}[{number}]")
     elif isinstance(then, float):
