@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from motet.experiments.analysis.analyze import Measured, analyze
+from motet.experiments.analysis.analyze import analyze
+from motet.experiments.analysis.measured import Measured
 from motet.experiments.design.assignment import assign, assignment_key, make_design
 from motet.experiments.design.spec import parse_experiments
 from motet.experiments.library import LIBRARY

@@ -1,4 +1,5 @@
-"""From probe scores to answers: every outcome estimated, corrected, judged, and told in a sentence.
+"""From measured experiments to answers: every outcome estimated, corrected, judged, and told in a
+sentence.
 
 `analyze` makes the `answers` part of report.json; docs/statistics.md says what the numbers mean.
 """
@@ -13,10 +14,8 @@ import numpy as np
 
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.measured import Measured, noncompliance
-from motet.experiments.analysis.power import power
+from motet.experiments.analysis.members import by_experiment, of_member, secondaries
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
-
-__all__ = ["Measured", "analyze", "power"]
 
 PLACEBO_THRESHOLD = 0.01
 """An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be thrown away."""
@@ -27,12 +26,23 @@ def analyze(
 ) -> dict[str, Any]:
     """Return the `answers` part of report.json.
 
-    seed: keys the repeated assignments (never the actual one). draws: repetitions per comparison;
-    the smallest p-value is 1 / (draws + 1). details: False leaves out effects per arm and curves.
+    An experiment that was measured on several members is answered at the one that its definition
+    names; what the other members show is secondary. With one member nothing is said of members.
+
+    Args:
+        measured: experiments after training, one per experiment and member.
+        seed: keys the repeated assignments (never the actual one).
+        draws: repetitions per comparison; the smallest p-value is 1 / (draws + 1).
+        details: False leaves out effects per arm and curves.
     """
-    n_questions = sum(m.experiment.role == "question" for m in measured)
-    studies = [Answer(m, seed, draws, max(1, n_questions)) for m in measured]
+    experiments = by_experiment(measured)
+    n_questions = max(1, sum(one.judged.experiment.role == "question" for one in experiments))
+    studies = [Answer(one.judged, seed, draws, n_questions) for one in experiments]
     entries = [study.entry(details) for study in studies]
+    for one, study, entry in zip(experiments, studies, entries, strict=True):
+        if one.others:
+            others = [Answer(m, seed, draws, n_questions, study.repeater) for m in one.others]
+            entry |= {"member": study.member, "members": [other.further() for other in others]}
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions)
     _correct_secondaries(questions)
@@ -46,7 +56,8 @@ def analyze(
         reasons = " ".join(reason for reason in (reasons, noncompliance(study.m)) if reason)
         spec = study.m.experiment.spec
         over = len(questions) if entry["role"] == "question" else 1
-        entry["verdict"] = judge(entry["primary"], spec.alpha, spec.margin, reasons, over)
+        where = of_member(study.member) if "members" in entry else ""
+        entry["verdict"] = judge(entry["primary"], spec.alpha, spec.margin, reasons, over, where)
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
@@ -62,7 +73,9 @@ def analyze(
 
 
 def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:
-    """Holm over the primary outcomes of the questions; one without an estimate counts as p = 1."""
+    """Holm over the primary outcomes of the questions, each at the member that its answer is for;
+    one without an estimate counts as p = 1.
+    """
     from statsmodels.stats.multitest import multipletests
 
     outcomes = [entry["primary"] for entry in entries]
@@ -73,10 +86,12 @@ def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _correct_secondaries(entries: Sequence[dict[str, Any]]) -> None:
-    """Benjamini-Hochberg over all secondary outcomes of the questions that have an estimate."""
+    """Benjamini-Hochberg over all outcomes of the questions that are not primary and have an
+    estimate: secondary ones, and every outcome of a member that the answer is not for.
+    """
     from statsmodels.stats.multitest import multipletests
 
-    outcomes = [o for entry in entries for o in entry["secondary"] if o["p"] is not None]
+    outcomes = [o for entry in entries for o in secondaries(entry) if o["p"] is not None]
     if outcomes:
         corrected = multipletests([outcome["p"] for outcome in outcomes], method="fdr_bh")[1]
         for outcome, p in zip(outcomes, corrected, strict=True):

@@ -1,5 +1,5 @@
-"""The answer of one experiment: every outcome estimated, with curves, before correction and
-verdict.
+"""The answer of one experiment on one member: every outcome estimated, with curves, before
+correction and verdict.
 
 Shapes: U units, S probe steps.
 """
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
-from motet.experiments.analysis.inference import Comparison, Estimate, estimate
+from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes
-from motet.experiments.analysis.power import group_scores, power
+from motet.experiments.analysis.power import group_scores, power, primary_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.library.base import OutcomeSpec
 from motet.experiments.stream.random import name_key
@@ -24,15 +24,32 @@ F64 = npt.NDArray[np.float64]
 
 
 class Answer:
-    """One experiment while it is being analyzed."""
+    """One experiment on one member while it is being analyzed.
 
-    def __init__(self, m: Measured, seed: int, draws: int, n_primaries: int) -> None:
+    Args:
+        m: the experiment after training.
+        seed: keys the repeated assignments.
+        draws: how often the assignment is repeated.
+        n_primaries: over how many primary outcomes Holm's method corrects.
+        repeater: of the same experiment on another member. All members saw one assignment, so they
+            share its repetitions, which also makes their estimates comparable draw by draw.
+    """
+
+    def __init__(
+        self,
+        m: Measured,
+        seed: int,
+        draws: int,
+        n_primaries: int,
+        repeater: Repeater | None = None,
+    ) -> None:
         self.m = m
+        self.member = m.member
         self.spec = m.experiment.spec
         self.seed = name_key(seed, "analysis", self.spec.name)
         question = m.experiment.role == "question"
         self.detect_alpha = self.spec.alpha / (n_primaries if question else 1)
-        self.repeater = Repeater(m.design, m.arms, self.seed, draws)
+        self.repeater = repeater or Repeater(m.design, m.arms, self.seed, draws)
         self.control = np.array([arm.is_control for arm in self.spec.arms])
         self.treated_U = ~self.control[m.arms]
         self.clusters_U = m.design.cluster_of_unit
@@ -79,12 +96,8 @@ class Answer:
 
     def entry(self, details: bool = True) -> dict[str, Any]:
         """Everything the report says about this experiment, before correction and verdict."""
-        outcomes = self.m.experiment.outcomes
-        primary = next(outcome for outcome in outcomes if outcome.primary)
-        answers = [self.outcome(outcome, details) for outcome in outcomes if outcome.secondary]
-        main = self.outcome(primary, details)
-        if self.m.timing is not None:
-            answers.append(self.timing(primary))
+        primary = primary_of(self.m.experiment)
+        main, answers = self.estimates(primary, details)
         curves = self.curves(primary) if details else {}
         self.notes += notes(self.m, self.repeater, self.detect_alpha, primary)
         m = self.m
@@ -106,6 +119,25 @@ class Answer:
             "examples": examples(m),
             "notes": self.notes,
         }
+
+    def further(self) -> dict[str, Any]:
+        """What the report says about a member that the answer is not for: the same outcomes, all
+        of them secondary, without curves.
+        """
+        primary = replace(primary_of(self.m.experiment), primary=False)
+        main, answers = self.estimates(primary, details=False)
+        return {"member": self.member, "primary": main, "secondary": answers}
+
+    def estimates(
+        self, primary: OutcomeSpec, details: bool
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """(the primary OUTCOME, the other OUTCOMEs)."""
+        outcomes = self.m.experiment.outcomes
+        answers = [self.outcome(outcome, details) for outcome in outcomes if outcome.secondary]
+        main = self.outcome(primary, details)
+        if self.m.timing is not None:
+            answers.append(self.timing(primary))
+        return main, answers
 
     def values(self, outcome: OutcomeSpec) -> F64:
         """The outcome of every unit, float64 [U], NaN where there is none."""
@@ -252,11 +284,11 @@ class Answer:
         rows = []
         for number in np.flatnonzero(np.isfinite(scores)).tolist():
             arm = self.spec.arms[number]
-            mine = values[self.m.arms == number]
-            mine = mine[np.isfinite(mine)]
+            own = values[self.m.arms == number]
+            own = own[np.isfinite(own)]
             row: dict[str, Any] = {"arm": arm.name, "dose": arm.dose}
-            row["mean"] = float(mine.mean()) if len(mine) else None
-            row |= {"effect": None, "low": None, "high": None, "p": None, "n": len(mine)}
+            row["mean"] = float(own.mean()) if len(own) else None
+            row |= {"effect": None, "low": None, "high": None, "p": None, "n": len(own)}
             if scores[number] == 1:
                 found = overall
                 if not only_one:

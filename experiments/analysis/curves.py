@@ -119,14 +119,10 @@ def since_exposure(
     held-out units; the interval is Welch's. Only where all treated units share their exposure steps
     (else None). Returns the curve and a sentence on the half-life ("" without one).
     """
-    times = {
-        (int(when[0]), int(when[-1]))
-        for when, treated in zip(exposure_steps, treated_U.tolist(), strict=True)
-        if treated and len(when)
-    }
-    if len(times) != 1 or not control_U.any():
+    span = _shared_span(exposure_steps, treated_U)
+    if span is None or not control_U.any():
         return None, ""
-    first, last = times.pop()
+    first, last = span
     before = np.flatnonzero(steps_S <= first)
     after = np.flatnonzero(steps_S > last)
     if len(before) == 0 or len(after) == 0:
@@ -144,9 +140,22 @@ def since_exposure(
         "low": (mean - reach).tolist(),
         "high": (mean + reach).tolist(),
     }
+    # A gain that is not there at the first lag, or few lags, give no half-life.
     if mean[0] - reach[0] <= 0 or len(lags) < FEWEST_LAGS_TO_FIT:
         return curve, ""
     return curve, half_life_sentence(lags, treated, control, alpha, seed)
+
+
+def _shared_span(
+    exposure_steps: Sequence[I64], treated_U: npt.NDArray[np.bool_]
+) -> tuple[int, int] | None:
+    """(first, last) step of exposure when all treated units share them, else None."""
+    spans = {
+        (int(when[0]), int(when[-1]))
+        for when, treated in zip(exposure_steps, treated_U.tolist(), strict=True)
+        if treated and len(when)
+    }
+    return spans.pop() if len(spans) == 1 else None
 
 
 def _cluster_means(values_SU: F64, clusters_U: I64) -> F64:

@@ -1,11 +1,14 @@
 """One experiment after training: what was measured, and the plain facts about it.
 
+`measure` joins scores with what the plan and the ledger say of each unit.
+
 Shapes: U units, S probe steps.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +17,13 @@ import numpy.typing as npt
 
 from motet.experiments.analysis.power import group_scores
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.scores import Probed
 from motet.experiments.design.assignment import Design
+from motet.experiments.design.requests import Question
 from motet.experiments.library.base import Experiment, ItemScores, OutcomeSpec, Unit
+from motet.experiments.stream.audit import Compliance, per_unit
+from motet.experiments.stream.batch_sizes import Steps
+from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -27,11 +35,12 @@ EXAMPLE_CHARACTERS = 400
 
 @dataclass
 class Measured:
-    """One experiment after training. See `spec` for what a step means.
+    """One experiment after training, measured on one member. See `spec` for what a step means.
 
     arms, timing: int64 [U] (timing 0 early, 1 late, or None). steps: int64 [S], ascending, one
     ItemScores each. planned, consumed: int64 [U], exposures of the unit's own text (no placebos).
-    exposure_steps: per unit, int64, ascending, steps of those consumed.
+    exposure_steps: per unit, int64, ascending, steps of those consumed. member: whose scores these
+    are; None is the whole model.
     """
 
     experiment: Experiment
@@ -45,6 +54,76 @@ class Measured:
     consumed: I64
     exposure_steps: list[I64]
     loss_tokens_skipped: int = 0
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The experiment's name; the same experiment measured on another member shares it."""
+        return self.experiment.spec.name
+
+
+def measure(
+    questions: Sequence[Question],
+    probed: Mapping[str, Probed],
+    plan: Plan,
+    steps: Steps,
+    audit: Compliance,
+    member: str | None = None,
+) -> list[Measured]:
+    """Join questions, one member's probes and what the ledger says was consumed.
+
+    Experiments without a probe are left out.
+    """
+    exposures = _Exposures(plan, steps, audit)
+    return [
+        exposures.measured(question, probed[question.name], member)
+        for question in questions
+        if question.name in probed
+    ]
+
+
+class _Exposures:
+    """The rows of the plan with the step of each, read once for all experiments."""
+
+    def __init__(self, plan: Plan, steps: Steps, audit: Compliance) -> None:
+        self.plan, self.audit = plan, audit
+        self.rows = plan.exposures()
+        self.step = steps.step_of(self.rows.slot)
+        self.placebo = (self.rows.flags & PLACEBO_FLAG) > 0
+        self.lengths = plan.row_lengths()
+
+    def measured(self, question: Question, probed: Probed, member: str | None) -> Measured:
+        """One experiment: exposures count as consumed when the last probe could see them."""
+        plan, audit = self.plan, self.audit
+        number = plan.experiments.index(question.name)
+        n_units = len(question.units)
+        # An experiment that never inserts its units' texts (A/A) is told by its placebos.
+        placebos = not question.experiment.inserts_units
+        mine = (self.rows.experiment == number) & (self.placebo == placebos)
+        seen = np.where(self.step < probed.steps[-1], audit.applied, 0)
+        lost = mine & audit.due & (audit.applied == 0)
+        everything = np.ones(len(self.rows), dtype=np.int64)
+        return Measured(
+            experiment=question.experiment,
+            units=question.units,
+            arms=question.arms,
+            timing=question.timing,
+            design=question.design,
+            steps=np.array(probed.steps, dtype=np.int64),
+            scores=probed.scores,
+            planned=per_unit(plan, number, n_units, everything, placebos),
+            consumed=per_unit(plan, number, n_units, seen, placebos),
+            exposure_steps=self.steps_by_unit(mine & (seen > 0), n_units),
+            loss_tokens_skipped=int(self.lengths[lost].sum()),
+            member=member,
+        )
+
+    def steps_by_unit(self, shown: npt.NDArray[np.bool_], n_units: int) -> list[I64]:
+        """Steps of the rows that are `shown`, per unit, ascending."""
+        by_unit: list[list[int]] = [[] for _ in range(n_units)]
+        for unit, step in zip(self.rows.unit[shown], self.step[shown], strict=True):
+            by_unit[int(unit)].append(int(step))
+        return [np.array(sorted(found), dtype=np.int64) for found in by_unit]
 
 
 def arm_row(m: Measured, number: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.inference import POWER, Comparison, estimate
+from motet.experiments.analysis.estimates import POWER, Comparison, estimate
 from motet.experiments.design.assignment import Design, assign_many
 from motet.experiments.library.base import Experiment, OutcomeSpec, Unit
 from motet.experiments.stream.random import name_key

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.inference import Comparison
+from motet.experiments.analysis.estimates import Comparison
 from motet.experiments.design.assignment import Design, assign_many, permute_within_blocks
 from motet.experiments.stream.random import name_key
 

@@ -48,14 +48,24 @@ def interval_text(outcome: dict[str, Any]) -> str:
 
 
 def judge(
-    outcome: dict[str, Any], alpha: float, margin: float | None, invalid: str, corrected_over: int
+    outcome: dict[str, Any],
+    alpha: float,
+    margin: float | None,
+    invalid: str,
+    corrected_over: int,
+    where: str = "",
 ) -> dict[str, str]:
     """The verdict on a primary outcome (the report's OUTCOME fields).
 
-    invalid: why no answer of this run can be trusted, or "". corrected_over: how many primary
-    outcomes Holm's method corrected for.
+    Args:
+        outcome: the OUTCOME, corrected.
+        alpha: significance level.
+        margin: effects within it are too small to matter; None was not declared.
+        invalid: why no answer of this run can be trusted, or "".
+        corrected_over: how many primary outcomes Holm's method corrected for.
+        where: the member that the answer is for (` of member NAME`), or "" when there is one only.
     """
-    estimate = _estimate_text(outcome, corrected_over)
+    estimate = _estimate_text(outcome, corrected_over, where)
     if invalid:
         return {
             "kind": "invalid",
@@ -66,17 +76,10 @@ def judge(
             "kind": "invalid",
             "sentence": f"Invalid: nothing could be estimated; {outcome['assumption']}.",
         }
-    low, high, unit = outcome["low"], outcome["high"], outcome["unit"]
-    if (
-        margin is not None
-        and low is not None
-        and high is not None
-        and -margin < low
-        and high < margin
-    ):
+    if margin is not None and _within(outcome, margin):
         inside = (
-            f"the whole interval lies within the margin of {amount(margin, unit)} set before "
-            "training"
+            f"the whole interval lies within the margin of {amount(margin, outcome['unit'])} set "
+            "before training"
         )
         return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
     if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
@@ -84,24 +87,29 @@ def judge(
     if outcome["smallest_detectable"] is None:
         limit = "How small an effect would have been found cannot be said"
     else:
-        size = amount(outcome["smallest_detectable"], unit)
+        size = amount(outcome["smallest_detectable"], outcome["unit"])
         limit = (
             f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
         )
     return {"kind": "not_found", "sentence": f"Not found: {estimate}. {limit}."}
 
 
-def _estimate_text(outcome: dict[str, Any], corrected_over: int) -> str:
-    effect = outcome["effect"]
+def _within(outcome: dict[str, Any], margin: float) -> bool:
+    low, high = outcome["low"], outcome["high"]
+    return low is not None and high is not None and -margin < low and high < margin
+
+
+def _estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> str:
+    effect, label = outcome["effect"], outcome["label"] + where
     if effect is None:
-        return f"{outcome['label']}, {outcome['contrast']}: no estimate"
+        return f"{label}, {outcome['contrast']}: no estimate"
     direction = "higher" if effect > 0 else "lower" if effect < 0 else "different"
     size = amount(abs(effect), outcome["unit"])
     correction = (
         f" after Holm's correction over {corrected_over} questions" if corrected_over > 1 else ""
     )
     return (
-        f"{outcome['label']} is {size} {direction} ({outcome['contrast']}; "
+        f"{label} is {size} {direction} ({outcome['contrast']}; "
         f"{interval_text(outcome)}; {p_text(outcome['p_corrected'])}{correction})"
     )
 
@@ -116,14 +124,13 @@ def placebo_sentence(p: float | None, threshold: float, alpha: float) -> tuple[b
     if p < threshold:
         return False, (
             f"The A/A control found a difference where nothing was done ({p_text(p)}; a sound run "
-            "does "
-            f"so once in {1 / threshold:.0f}), so something other than treatment moves the scores."
+            f"does so once in {1 / threshold:.0f}), so something other than treatment moves the "
+            "scores."
         )
     if p < alpha:
         return True, (
             f"The A/A control, where nothing was done, came out at {p_text(p)}. A sound run does "
-            "so once "
-            f"in {1 / alpha:.0f}; the run is rejected only below {threshold:g}."
+            f"so once in {1 / alpha:.0f}; the run is rejected only below {threshold:g}."
         )
     return (
         True,
@@ -145,6 +152,5 @@ def positive_sentence(outcome: dict[str, Any], alpha: float) -> tuple[bool, str]
         )
     return False, (
         f"The positive control was not found ({p_text(p)}): this run cannot show effects that must "
-        "be "
-        "there. It may be too short, or exposures did not reach the model."
+        "be there. It may be too short, or exposures did not reach the model."
     )

@@ -126,6 +126,10 @@ class ExperimentSpec:
     alpha: float = 0.05
     options: dict[str, Any] = field(default_factory=dict)
     role: str = "question"
+    member: str | None = None
+    """The member of a family whose primary outcome answers the question; None is the whole model,
+    and left out of the definition, which then reads as it did before there were members.
+    """
 
     @property
     def doses(self) -> tuple[float, ...]:
@@ -138,6 +142,8 @@ class ExperimentSpec:
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
+        if self.member is None:
+            del definition["member"]
         if self.items is not None:
             definition["items"] = {"sha256": sha256_hex(self.items.read_bytes())}
         return json.loads(canonical_json(definition))

@@ -43,8 +43,11 @@ def write_probe(
     os.replace(aside, path)
 
 
-def read_probe(path: Path) -> tuple[dict[str, Any], dict[str, ItemScores]]:
-    """Return (facts, scores by experiment) of one probe file; nothing in it is unpickled.
+def read_probe(
+    path: Path, member: str | None = None
+) -> tuple[dict[str, Any], dict[str, ItemScores]]:
+    """Return (facts, one member's scores by experiment) of one probe file; nothing in it is
+    unpickled.
 
     Raises:
         UserError: the file is damaged.
@@ -52,15 +55,16 @@ def read_probe(path: Path) -> tuple[dict[str, Any], dict[str, ItemScores]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
-            names = {key.rpartition("/")[0] for key in arrays.files if "/" in key}
+            keys = {key.rpartition("/")[0] for key in arrays.files if "/" in key}
             scores = {
-                name: ItemScores(
-                    arrays[f"{name}/logprob"],
-                    arrays[f"{name}/n_tokens"],
-                    arrays[f"{name}/n_bytes"],
-                    arrays[f"{name}/greedy"],
+                key.partition("@")[0]: ItemScores(
+                    arrays[f"{key}/logprob"],
+                    arrays[f"{key}/n_tokens"],
+                    arrays[f"{key}/n_bytes"],
+                    arrays[f"{key}/greedy"],
                 )
-                for name in names
+                for key in keys
+                if key.partition("@")[2] == (member or "")
             }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"probe {path} cannot be read: {error}") from None

@@ -4,14 +4,14 @@ frozen one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
-from motet.experiments.analysis.analyze import Measured
-from motet.experiments.analysis.load import measure, read_probes
+from motet.experiments.analysis.measured import Measured, measure
+from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.requests import Question
 from motet.experiments.design.spec import canonical_json
 from motet.experiments.design.study import read_definition, read_questions
@@ -44,6 +44,7 @@ class StudyResult:
             does not.
         seed, draws: of the analysis.
         compliance: the audit as JSON (`compliance` of report.json).
+        unanswered: experiments whose own member was not measured although others were, in words.
     """
 
     measured: list[Measured]
@@ -52,6 +53,7 @@ class StudyResult:
     seed: int
     draws: int
     compliance: dict[str, Any]
+    unanswered: list[str] = field(default_factory=list)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[int, int]:
@@ -97,24 +99,48 @@ def load_measured(root: Path) -> StudyResult:
     """Read everything that the report of a run needs."""
     run = RunDir.open(root)
     settings = settings_io.load(run.resolved_yaml)
+    manifest = read_json(run.manifest)
     definition, sha256 = read_definition(run.plan)
     plan = Plan(run.plan / "exposures.plan")
     deviations = definition_deviations(run, sha256, settings, definition)
-    if plan.sha256 != read_json(run.manifest)["plan_sha256"]:
+    if plan.sha256 != manifest["plan_sha256"]:
         deviations.append("the plan file is not the one that was frozen")
     questions = read_questions(run.plan)
     deviations += _outcome_deviations(definition, questions)
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
-    probed = read_probes(run.probes, lineage(read_segments(run.ledger), segment, step))
+    stretches = lineage(read_segments(run.ledger), segment, step)
+    measured: list[Measured] = []
+    for member in members_of(manifest):
+        probed = read_probes(run.probes, stretches, member)
+        measured += measure(questions, probed, plan, settings.batch_steps, compliance, member)
     return StudyResult(
-        measured=measure(questions, probed, plan, settings.batch_steps, compliance),
+        measured=measured,
         definition=definition,
         deviations=deviations,
         seed=int(definition["seed"]),
         draws=int(definition["analysis"]["draws"]),
         compliance=compliance_json(compliance, plan, questions),
+        unanswered=unanswered(questions, measured),
     )
+
+
+def members_of(manifest: Mapping[str, Any]) -> list[str | None]:
+    """The members of a run: the whole model (None), then those that the manifest names."""
+    return [None, *(member["name"] for member in manifest.get("members") or [])]
+
+
+def unanswered(questions: Sequence[Question], measured: Sequence[Measured]) -> list[str]:
+    """Say which experiments have scores, but none of the member that their answer is for."""
+    found = []
+    for question in questions:
+        probed = [one.member for one in measured if one.name == question.name]
+        if probed and question.spec.member not in probed:
+            where = "the whole model" if question.spec.member is None else question.spec.member
+            found.append(
+                f"{question.name} is to be answered at {where}, which no probe has measured"
+            )
+    return found
 
 
 def definition_deviations(
