@@ -17,9 +17,8 @@ import numpy.typing as npt
 import pytest
 
 from motet.experiments.analysis.analyze import analyze
-from motet.experiments.analysis.measured import Measured
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
-from motet.experiments.analysis.measured import smallest_p
+from motet.experiments.analysis.measured import Measured, smallest_p
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import (
     Design,
