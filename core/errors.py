@@ -5,13 +5,15 @@ They live in the lowest room so that every other room can raise them.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the command line prints it, without a traceback, and exits 2."""
+    """A mistake of the user's: the command line prints it, without a traceback, and exits 2.
+
+    The root of every room's own error of this kind, so that one `except` catches them all.
+    """
 
 
 class Problem(NamedTuple):
@@ -38,5 +40,7 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def suggest(word: str, options: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the nearest option, or `""` when none is near."""
+    import difflib  # not needed before something is wrong
+
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

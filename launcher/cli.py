@@ -8,7 +8,6 @@ Exit codes: 0 done · 1 a check or an audit failed · 2 a mistake of the user's 
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import os
@@ -17,8 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from motet.core.errors import UserError
-from motet.slurm.errors import SlurmError
+from motet.core.errors import UserError, suggest
 
 PRIVATE_UMASK = 0o077
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -33,8 +31,7 @@ class _Parser(argparse.ArgumentParser):
         match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if match:
             options = [option.strip(" '") for option in match[2].split(",")]
-            near = difflib.get_close_matches(match[1], options, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = suggest(match[1], options)
             message = f"{match[1]!r} is no command{hint}; there are {', '.join(options)}"
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}\n")
 
@@ -394,12 +391,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _is_model_error(error: ValueError) -> bool:
-    """The models room has its own error for users, as it imports no other room."""
-    models = sys.modules.get("motet.models.config")
-    return models is not None and isinstance(error, models.ModelError)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.umask(PRIVATE_UMASK)
@@ -408,12 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _target(parsed.target)(parsed) or 0
         sys.stdout.flush()
         return code
-    except (UserError, SlurmError) as error:
-        print(f"motet: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except ValueError as error:
-        if not _is_model_error(error):
-            raise
+    except UserError as error:
         print(f"motet: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

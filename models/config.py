@@ -5,9 +5,10 @@ B batch, T tokens, V vocabulary, D model width, H heads, K channels per head, E 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+from motet.core.errors import UserError, suggest
 
 NormPosition = Literal["pre", "post"]
 QkNorm = Literal["none", "head", "full"]
@@ -15,7 +16,7 @@ RouterScore = Literal["softmax", "sigmoid"]
 BalanceScope = Literal["batch", "micro"]
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model setting, or a checkpoint folder, that cannot be used; the message says what would
     work.
     """
@@ -160,14 +161,14 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
     """
     if name not in PRESETS:
         raise ModelError(
-            f"model.preset={name!r} is not a preset{_near(name, list(PRESETS))}; "
+            f"model.preset={name!r} is not a preset{suggest(name, PRESETS)}; "
             f"known presets are {', '.join(PRESETS)}"
         )
     known = [field.name for field in fields(ModelConfig)]
     for key in overrides:
         if key not in known:
             raise ModelError(
-                f"model.{key} is not a setting{_near(key, known)}; settings are {', '.join(known)}"
+                f"model.{key} is not a setting{suggest(key, known)}; settings are {', '.join(known)}"
             )
     return ModelConfig(**{"vocabulary_size": vocabulary_size, **PRESETS[name], **overrides})
 
@@ -216,7 +217,7 @@ def _choice_problems(config: ModelConfig) -> list[tuple[str, str]]:
     for setting, options in choices.items():
         value = getattr(config, setting)
         if value not in options:
-            hint = _near(str(value), options)
+            hint = suggest(str(value), options)
             found.append((setting, f"{value!r} is not one of {', '.join(options)}{hint}"))
     for setting in ("tied_embeddings", "qkv_bias", "shared_gate", "normalize_top_k"):
         value = getattr(config, setting)
@@ -317,8 +318,3 @@ def _ratio_problems(config: ModelConfig) -> list[tuple[str, str]]:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _near(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from motet.core.errors import UserError
 
-class SlurmError(Exception):
+
+class SlurmError(UserError):
     """Slurm refused something, or cannot do it: the command line prints the message, without a
     traceback, and exits 2.
     """

@@ -15,7 +15,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.launcher.commands import common
 from motet.launcher.planning import cluster_view as drawing
-from motet.parallel.cluster.description import Cluster, ClusterError, read
+from motet.parallel.cluster.description import Cluster, read
 
 RESIDUAL_WORTH_TELLING = 0.15
 
@@ -196,18 +196,15 @@ def show(arguments: argparse.Namespace) -> int:
 def _named(what: str | None) -> tuple[Cluster, str]:
     """The cluster of a file, of a run, or this machine."""
     path = Path(what or ".")
-    try:
-        if what is None:
-            from motet.parallel.cluster.this_machine import this_machine
+    if what is None:
+        from motet.parallel.cluster.this_machine import this_machine
 
-            return this_machine(), "This machine, by data sheets"
-        if path.is_dir():
-            from motet.launcher.planning.prediction import cluster_of_run
+        return this_machine(), "This machine, by data sheets"
+    if path.is_dir():
+        from motet.launcher.planning.prediction import cluster_of_run
 
-            return cluster_of_run(common.open_run(what)), f"Cluster of {path.name}"
-        return read(path), path.name
-    except ClusterError as error:
-        raise UserError(str(error)) from None
+        return cluster_of_run(common.open_run(what)), f"Cluster of {path.name}"
+    return read(path), path.name
 
 
 def _from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:

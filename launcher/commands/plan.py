@@ -35,22 +35,15 @@ HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and tell what was found."""
-    from motet.parallel.cluster.description import ClusterError
-
     if arguments.history is not None:
         return _history(Path(arguments.history), arguments.json)
     _check(arguments)
-    try:
-        if arguments.calibrate:
-            return _calibrate(arguments)
-        if arguments.run_yaml is None:
-            raise UserError(
-                "plan: give a RUN.yaml, or --history or --calibrate with folders of runs"
-            )
-        settings = _settings(arguments)
-        return _answer(arguments, settings, _question(arguments, settings))
-    except ClusterError as error:
-        raise UserError(str(error)) from None
+    if arguments.calibrate:
+        return _calibrate(arguments)
+    if arguments.run_yaml is None:
+        raise UserError("plan: give a RUN.yaml, or --history or --calibrate with folders of runs")
+    settings = _settings(arguments)
+    return _answer(arguments, settings, _question(arguments, settings))
 
 
 def _history(runs: Path, as_json: bool) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from motet.core.errors import Problem, suggest
+from motet.core.errors import Problem, UserError, suggest
 from motet.launcher.config.batch import slurm_problems
 from motet.launcher.config.sections import LayoutSettings, RunSettings
 from motet.slurm.config import shown
@@ -273,7 +273,7 @@ def model_problems(settings: RunSettings) -> list[Problem]:
     try:
         config = models.preset(model.preset, vocabulary_size, **overrides)
         return [Problem(f"model.{name}", why) for name, why in models.problems(config)]
-    except (ValueError, ZeroDivisionError) as error:
+    except (UserError, ZeroDivisionError) as error:
         return [Problem("model", str(error))]
 
 

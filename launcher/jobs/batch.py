@@ -19,7 +19,6 @@ from motet.core.errors import UserError
 from motet.launcher.config import load as config
 from motet.launcher.runs import attempts
 from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir, read_json, write_json
-from motet.slurm.errors import SlurmError
 from motet.slurm.script import HOLD, REQUEUE
 
 FINE, FAILED = 0, 1
@@ -205,7 +204,7 @@ def main(arguments: list[str]) -> int:
                 attempts.settle(run, run.latest_attempt() + 1)
                 if ending.asked == "killed":
                     forgive(run)
-    except (UserError, SlurmError) as error:
+    except UserError as error:
         code, message = FAILED, str(error)
     print(f"motet: {message}", file=sys.stderr, flush=True)
     return code

@@ -59,7 +59,7 @@ def forecast(
         cluster, said = machines(settings, groups)
         training, traits = expected_training(settings, cluster)
         found = predict(model, cluster, settings.layout_for(world), training, traits)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         return [("time", f"not known: {error}")]
     lines = [("time", f"{_time(settings, found, limit_s)} ({said})"), ("memory", _memory(found))]
     return lines + [("doubt", reason) for reason in found.trust]

@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
         seat, among = place(told, os.environ, job)
         secrets = {name: read_secret(name, path) for name, path in told["secrets"].items()}
         return _launch(run, settings, seat, among, {**os.environ, **secrets})
-    except (UserError, SlurmError) as error:
+    except UserError as error:
         print(f"motet: {error}", file=sys.stderr)
         return 2
 

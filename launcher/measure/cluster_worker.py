@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from motet.core.errors import UserError
 from motet.core.processes import die_with_parent
 from motet.launcher.runs.rundir import read_json, write_json
 
@@ -24,13 +25,10 @@ def main(arguments: list[str]) -> int:
     """Join the other ranks and measure; 0 when it was done."""
     die_with_parent(signal.SIGKILL)
     asked, result = read_json(Path(arguments[0])), Path(arguments[1])
-    from motet.parallel.cluster.description import ClusterError
-    from motet.parallel.layout.layout import LayoutError
-
     first = os.environ["LOCAL_RANK"] == "0"
     try:
         found = _measure(asked, first)
-    except (ClusterError, LayoutError) as error:
+    except UserError as error:
         if first:
             write_json(result, {"error": str(error)})
         return 2

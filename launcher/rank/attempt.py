@@ -28,7 +28,7 @@ from motet.launcher.runs.manifest import check_frozen
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
 from motet.models.config import ModelConfig
-from motet.parallel.layout.layout import Layout, LayoutError
+from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
 
 CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
@@ -55,7 +55,7 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
         lifeline.belongs_to(run.attempt(attempt), world.rank)
         refuse_crash_loop(run, launch, attempt, world)
         reason = _attempt(run, settings, attempt, world, layout, stop, sign, lifeline)
-    except (UserError, LayoutError, BadRun, CrashLoop) as error:
+    except (UserError, BadRun, CrashLoop) as error:
         _refuse(run, attempt, error)
         leave()
         return _exit_code(error)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from motet.core.errors import UserError
 from motet.parallel.cluster.calibration import Calibration
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """A description of machines that cannot be meant; the message says which value, why not, and
     what would work.
     """

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
+
+from motet.core.errors import suggest
 
 Problem = tuple[str, str]
 """(setting, message)"""
@@ -185,9 +186,8 @@ def problems(
             out.append((f"layout.deepspeed.{path}", f"is decided by {decided}; leave it out"))
     for key in extra:
         if key not in _TOP:
-            close = get_close_matches(key, sorted(_TOP), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            out.append((f"layout.deepspeed.{key}", f"is not read by DeepSpeed{hint}"))
+            why = f"is not read by DeepSpeed{suggest(key, sorted(_TOP))}"
+            out.append((f"layout.deepspeed.{key}", why))
     for name, needed in (("offload_optimizer", "optimizer"), ("offload_param", "parameters")):
         if name in zero and offload not in (needed, "parameters"):
             why = f"has no effect with layout.offload={offload}; set layout.offload={needed}"

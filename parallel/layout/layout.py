@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from motet.core.errors import UserError
 from motet.models.config import ModelConfig
 from motet.models.counts import matmul_parameters
 
@@ -21,7 +22,7 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zb
 RECOMPUTE = ("none", "selective", "full")
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """A layout that cannot be run here; the message says which setting, why not, and what would
     work.
     """

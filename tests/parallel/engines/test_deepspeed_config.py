@@ -119,7 +119,7 @@ def test_every_contradiction_is_told_at_once() -> None:
         "layout.deepspeed.optimizer",
         "layout.deepspeed.zero_optimisation",
     ]
-    assert "did you mean zero_optimization?" in problems(2, "none", extra)[-1][1]
+    assert "did you mean 'zero_optimization'?" in problems(2, "none", extra)[-1][1]
 
 
 def test_weights_are_offloaded_only_where_they_are_divided() -> None:
