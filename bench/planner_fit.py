@@ -11,9 +11,10 @@ import numpy as np
 from planner_rows import Observation
 from scipy.stats import kendalltau, spearmanr
 
+from motet.parallel.cluster.constants import DEFAULTS, Constants
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
-from motet.parallel.cost.fit import DEFAULTS, fit, fit_memory
-from motet.parallel.cost.stages import Constants, Prediction, Predictor
+from motet.parallel.cost.fit import fit, fit_memory
+from motet.parallel.cost.stages import Prediction, Predictor
 
 TIME_CONSTANTS: dict[str, tuple[str, ...]] = {
     # At most four for time, and two for memory where a table has runs that ran out of it.

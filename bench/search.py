@@ -28,7 +28,7 @@ from motet.parallel.cluster.description import (
 )
 from motet.parallel.cost.terms import Training
 from motet.parallel.planner.best_first import plan
-from motet.parallel.planner.question import Question
+from motet.parallel.planner.question import PlanQuestion
 
 TARGETS = {"8": (0.3, 1024), "405b": (10.0, 1024), "671b": (10.0, 1024)}  # seconds, MiB
 
@@ -67,14 +67,14 @@ MIXTURE_671B = ModelConfig(
 )
 
 
-def question(name: str) -> Question:
+def question(name: str) -> PlanQuestion:
     """Return the question of a case."""
     if name == "8":
         engines = ("native", "deepspeed")
-        return Question(DENSE_7B, homogeneous("h100", 1), Training(256, 4096), engines)
+        return PlanQuestion(DENSE_7B, homogeneous("h100", 1), Training(256, 4096), engines)
     if name == "405b":
-        return Question(DENSE_405B, three_clusters(), Training(2048, 8192))
-    return Question(MIXTURE_671B, three_clusters(), Training(16_384, 4096))
+        return PlanQuestion(DENSE_405B, three_clusters(), Training(2048, 8192))
+    return PlanQuestion(MIXTURE_671B, three_clusters(), Training(16_384, 4096))
 
 
 def measure(name: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.stages import predict
-from motet.parallel.cost.terms import Constants, Training, Traits
+from motet.parallel.cost.terms import Training, Traits
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.placement import trimmed
-from motet.parallel.planner.question import Choice, Question
+from motet.parallel.planner.question import PlanQuestion, RankedLayout
 from motet.parallel.planner.space import Limits
 
 HOSTS = {"a": ("n1", "n2"), "b": ("n3", "n4")}
@@ -92,7 +93,7 @@ def chosen(
     asked: Asked, cluster: Cluster, constants: Mapping[str, Constants] | None, top: int
 ) -> list[Row]:
     """Return the planner's first choices on a cluster, best first."""
-    question = Question(
+    question = PlanQuestion(
         asked.model,
         cluster,
         asked.training,
@@ -105,7 +106,7 @@ def chosen(
     return [_row(choice) for choice in plan(question).choices]
 
 
-def _row(choice: Choice) -> Row:
+def _row(choice: RankedLayout) -> Row:
     used = {group.name: group.devices for group in choice.cluster.groups}
     return Row(described(choice.layout), choice.layout, tuple(used.get(name, 0) for name in HOSTS))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from motet.models.config import ModelConfig
-    from motet.parallel.cost.timeline import Work
+    from motet.parallel.cost.timeline import TimedPass
     from motet.parallel.layout.layout import Layout
 
 WIDTH, MOST_WIDTH = 100, 160
@@ -313,7 +313,7 @@ def _drawn(layout: Layout, model: ModelConfig, length: int, number: int, room: i
     return least
 
 
-def _bar(label: str, works: Sequence[Work], pp: int, columns_per_s: float) -> Text:
+def _bar(label: str, works: Sequence[TimedPass], pp: int, columns_per_s: float) -> Text:
     from rich.text import Text
 
     out, at = Text(label), 0

@@ -26,7 +26,7 @@ from motet.launcher.planning import table as plan_table
 if TYPE_CHECKING:
     from motet.parallel.cluster.description import Cluster
     from motet.parallel.planner.budget import Budget
-    from motet.parallel.planner.question import Answer, Choice, Question
+    from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 CALIBRATED = "calibrated.yaml"
 HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
@@ -135,17 +135,17 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"{path} exists; --force replaces it, --output names another file")
 
 
-def _question(arguments: argparse.Namespace, settings: RunSettings) -> Question:
+def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuestion:
     from motet.launcher.commands.layout import _model
     from motet.launcher.planning.prediction import expected_training
-    from motet.parallel.planner.question import FIXABLE, Question
+    from motet.parallel.planner.question import FIXABLE, PlanQuestion
 
     cluster = _cluster(arguments)
     training, traits = expected_training(settings, cluster)
     given = [one.partition("=")[0].removeprefix("layout.") for one in arguments.settings]
     given = [name for name in given if name in FIXABLE]
     fixed = {name: getattr(settings.layout, name) for name in given}
-    return Question(
+    return PlanQuestion(
         _model(settings)[0],
         cluster,
         replace(training, zero_stage=None, offload=False),
@@ -183,7 +183,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
     return measured()
 
 
-def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Question) -> int:
+def _answer(arguments: argparse.Namespace, settings: RunSettings, question: PlanQuestion) -> int:
     from motet.parallel.planner.best_first import plan
 
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
@@ -208,7 +208,11 @@ def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Ques
 
 
 def tell_answer(
-    arguments: argparse.Namespace, name: str, question: Question, answer: Answer, tokens: float
+    arguments: argparse.Namespace,
+    name: str,
+    question: PlanQuestion,
+    answer: PlanAnswer,
+    tokens: float,
 ) -> None:
     """Print the table, and write what was asked for."""
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
@@ -241,7 +245,7 @@ def telling() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(escape(text))
 
 
-def nothing(question: Question) -> str:
+def nothing(question: PlanQuestion) -> str:
     """Say why no layout is left, and what would make one fit."""
     from motet.parallel.planner.reasons import best_with, remedies, tightest
 
@@ -282,7 +286,7 @@ def _budget(arguments: argparse.Namespace) -> Budget | None:
 def _within(
     arguments: argparse.Namespace,
     settings: RunSettings,
-    question: Question,
+    question: PlanQuestion,
     budget: Budget,
     tokens: float,
 ) -> int:
@@ -325,14 +329,14 @@ def _within(
 # --- files
 
 
-def _write(arguments: argparse.Namespace, answer: Answer) -> None:
+def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
     number = arguments.pick or 1
     if number > len(answer.choices):
         raise UserError(f"--pick {number}: only {len(answer.choices)} layouts are ranked")
     _write_choice(arguments.write, answer.choices[number - 1])
 
 
-def _write_choice(path: str, choice: Choice) -> None:
+def _write_choice(path: str, choice: RankedLayout) -> None:
     from motet.launcher.runs.rundir import atomic_write
 
     atomic_write(Path(path), plan_table.layout_text(choice))

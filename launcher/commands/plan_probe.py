@@ -19,7 +19,7 @@ from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
 from motet.launcher.runs.rundir import RunDir, atomic_write
 from motet.parallel.cluster.description import Cluster
-from motet.parallel.planner.question import Answer, Choice, Question
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 MOST_MEASURED = 8
 """Processes at most that measure a machine without GPUs; its cores are divided among them."""
@@ -28,7 +28,7 @@ MEASURED_S = 0.5
 
 
 def probe(
-    arguments: argparse.Namespace, settings: RunSettings, question: Question, answer: Answer
+    arguments: argparse.Namespace, settings: RunSettings, question: PlanQuestion, answer: PlanAnswer
 ) -> int:
     """Run it, or in a dry run say what would be run and where.
 
@@ -90,7 +90,7 @@ def _free(runs: Path, name: str) -> RunDir:
 def _say(
     arguments: argparse.Namespace,
     number: int,
-    choice: Choice,
+    choice: RankedLayout,
     words: list[str],
     lacks: str,
     run: RunDir,
@@ -150,8 +150,8 @@ def _train(
 def _plan_again(
     arguments: argparse.Namespace,
     settings: RunSettings,
-    question: Question,
-    before: Answer,
+    question: PlanQuestion,
+    before: PlanAnswer,
     run: RunDir,
 ) -> int:
     """Fit, write, search again, and tell what changed."""

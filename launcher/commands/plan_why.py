@@ -14,7 +14,7 @@ from motet.launcher.commands.plan import nothing, telling
 from motet.launcher.planning import table as plan_table
 
 if TYPE_CHECKING:
-    from motet.parallel.planner.question import Choice, Question
+    from motet.parallel.planner.question import PlanQuestion, RankedLayout
 
 REASONS = {
     "setting": "setting",
@@ -25,7 +25,7 @@ REASONS = {
 }
 
 
-def tell_why(arguments: argparse.Namespace, question: Question) -> int:
+def tell_why(arguments: argparse.Namespace, question: PlanQuestion) -> int:
     """Tell why layouts with some degrees are not the first; what they take is told before the
     fastest of all is searched.
     """
@@ -51,7 +51,7 @@ def tell_why(arguments: argparse.Namespace, question: Question) -> int:
     return 0
 
 
-def _taken(choice: Choice) -> str:
+def _taken(choice: RankedLayout) -> str:
     found = choice.prediction
     return (
         f"{found.step_time_s:.3g} s with {plan_table.words(choice)}, on "
@@ -59,7 +59,7 @@ def _taken(choice: Choice) -> str:
     )
 
 
-def _why_all(arguments: argparse.Namespace, question: Question) -> int:
+def _why_all(arguments: argparse.Namespace, question: PlanQuestion) -> int:
     """Tell of every setting's values what the best layout with it takes."""
     from motet.parallel.planner.reasons import every_degree
 
@@ -73,7 +73,7 @@ def _why_all(arguments: argparse.Namespace, question: Question) -> int:
     return 0
 
 
-def _fastest(question: Question) -> Choice:
+def _fastest(question: PlanQuestion) -> RankedLayout:
     from motet.parallel.planner.best_first import plan
 
     answer = plan(replace(question, top=1, worth=1.0))

@@ -21,7 +21,7 @@ from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.question import Answer, Choice
+from motet.parallel.planner.question import PlanAnswer, RankedLayout
 from motet.parallel.planner.which_probe import probes
 
 PROBE_S = 60.0
@@ -45,7 +45,7 @@ PLAIN: Mapping[str, Any] = {
 }
 
 
-def missing(choice: Choice, here: Cluster) -> str:
+def missing(choice: RankedLayout, here: Cluster) -> str:
     """Return what a layout needs that this machine lacks; "" where it can be trained here."""
     groups = choice.cluster.groups
     if choice.layout.engine == "deepspeed" and find_spec("deepspeed") is None:
@@ -64,7 +64,7 @@ def missing(choice: Choice, here: Cluster) -> str:
     return ""
 
 
-def chosen(answer: Answer, number: int, here: Cluster) -> tuple[int, str]:
+def chosen(answer: PlanAnswer, number: int, here: Cluster) -> tuple[int, str]:
     """Return the number of the layout to run, and what this machine lacks for it ("" = nothing).
 
     Args:
@@ -90,12 +90,12 @@ def chosen(answer: Answer, number: int, here: Cluster) -> tuple[int, str]:
     return found, lacks[found]
 
 
-def _one_kind(answer: Answer, number: int) -> bool:
+def _one_kind(answer: PlanAnswer, number: int) -> bool:
     groups = answer.choices[number - 1].cluster.groups
     return len({group.device.kind for group in groups}) == 1
 
 
-def overrides(choice: Choice, name: str, runs: str, cluster: str | None) -> list[str]:
+def overrides(choice: RankedLayout, name: str, runs: str, cluster: str | None) -> list[str]:
     """Return the settings that make a run.yaml the short run of a layout, as `a.b.c=value`.
 
     Args:
@@ -121,14 +121,14 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def job_words(choice: Choice) -> list[str]:
+def job_words(choice: RankedLayout) -> list[str]:
     """Return the settings that ask Slurm for the nodes of a layout, for a quarter of an hour."""
     groups = plan_table.job_groups(choice)
     shown = ",".join(f"{{{', '.join(f'{k}: {v}' for k, v in one.items())}}}" for one in groups)
     return [f"slurm.groups=[{shown}]", "slurm.time=15:00"]
 
 
-def steps_of(choice: Choice, room: float = 1.0) -> int:
+def steps_of(choice: RankedLayout, room: float = 1.0) -> int:
     """Return how many steps of a layout take `PROBE_S`, times `room`, as predicted; at least
     `ENOUGH_STEPS`.
     """

@@ -18,9 +18,10 @@ from motet.core.errors import UserError
 from motet.launcher.planning.prediction import records, runs_in
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.calibration import Calibration, shipped
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster, Device, from_mapping
 from motet.parallel.cost.stages import predict
-from motet.parallel.cost.terms import Constants, Training, Traits
+from motet.parallel.cost.terms import Training, Traits
 from motet.parallel.layout.layout import Layout
 
 CORE_HOST_US = 1500.0
@@ -60,8 +61,7 @@ def fitted(kind: str, several: Sequence[Record]) -> Calibration:
     """Return what attempts on a kind of device say of its constants: one constant for every two
     attempts, at least one.
     """
-    from motet.parallel.cost.fit import fit
-    from motet.parallel.cost.identifiable import UNSURE, UNSURE_MATMUL, telling
+    from motet.parallel.cost.fit import UNSURE, UNSURE_MATMUL, fit, telling
 
     usual = shipped(kind)
     start = usual

@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from motet.parallel.cost.timeline import BACKWARD, FORWARD, WEIGHT, Work, timeline
+from motet.parallel.cost.timeline import BACKWARD, FORWARD, WEIGHT, TimedPass, timeline
 from motet.parallel.layout.rules import micro_batches
-from motet.parallel.planner.question import Choice, Question
+from motet.parallel.planner.question import PlanQuestion, RankedLayout
 
 LEFT, WIDTH, RIGHT, AXIS = 70, 900, 130, 26
 """Pixels: names of ranks, the picture itself, what stands on its right, the axis below."""
@@ -38,7 +38,9 @@ LEAST_SHARE = 0.002
 """Phases below this share of the whole are not drawn."""
 
 
-def pipeline_works(question: Question, choice: Choice) -> tuple[list[Work], int, int]:
+def pipeline_works(
+    question: PlanQuestion, choice: RankedLayout
+) -> tuple[list[TimedPass], int, int]:
     """Return the passes of a step, the micro-batches that are drawn, and those that there are;
     times from the prediction.
     """
@@ -67,7 +69,7 @@ def row_height(ranks: int, tallest: int) -> int:
     return max(6, min(tallest, 480 // max(1, ranks)))
 
 
-def pipeline_svg(works: Sequence[Work]) -> str:
+def pipeline_svg(works: Sequence[TimedPass]) -> str:
     """Return a picture: a row per pipeline rank, time from left to right."""
     end_s = max(work.end_s for work in works) or 1.0
     ranks = min(MOST_RANKS, 1 + max(work.rank for work in works))
@@ -98,13 +100,13 @@ def pipeline_svg(works: Sequence[Work]) -> str:
     return _svg(bottom + AXIS, shapes)
 
 
-def legend(works: Sequence[Work]) -> str:
+def legend(works: Sequence[TimedPass]) -> str:
     """Return what the colours of the passes mean, as HTML."""
     kinds = [kind for kind in FILL if any(work.kind == kind for work in works)]
     return _legend([(FILL[kind], MEANING[kind]) for kind in kinds])
 
 
-def held_over_time(works: Sequence[Work], rank: int) -> list[tuple[float, int]]:
+def held_over_time(works: Sequence[TimedPass], rank: int) -> list[tuple[float, int]]:
     """Return (seconds, passes whose activations a rank holds from then on)."""
     last: dict[tuple[int, int], float] = {}
     starts: list[float] = []
@@ -124,7 +126,7 @@ def held_over_time(works: Sequence[Work], rank: int) -> list[tuple[float, int]]:
     return out
 
 
-def memory_svg(choice: Choice, works: Sequence[Work]) -> str:
+def memory_svg(choice: RankedLayout, works: Sequence[TimedPass]) -> str:
     """Return a picture: memory of every pipeline rank over a step, from its peak and from how many
     passes it holds at each time.
     """
@@ -170,7 +172,7 @@ def memory_svg(choice: Choice, works: Sequence[Work]) -> str:
     return _svg(bottom + AXIS, shapes)
 
 
-def memory_top_gib(choice: Choice) -> float:
+def memory_top_gib(choice: RankedLayout) -> float:
     """Return the GiB at the top of a rank's row: what the device has where that much is used, else
     the highest peak.
     """
@@ -181,7 +183,7 @@ def memory_top_gib(choice: Choice) -> float:
     return max(peak, found.capacity_gib) if tall and near else peak
 
 
-def memory_legend(choice: Choice) -> str:
+def memory_legend(choice: RankedLayout) -> str:
     """Return what the colours of memory mean, as HTML."""
     capacity_gib, top_gib = choice.prediction.capacity_gib, memory_top_gib(choice)
     pairs = [("#7d68ab", "weights, gradients, optimizer, buffers"), ("#b9a7d8", "activations")]

@@ -13,7 +13,7 @@ from typing import Any
 from motet.launcher.config.sections import RunSettings
 from motet.models.config import ModelConfig
 from motet.parallel.cost.stages import pass_times, stage_costs
-from motet.parallel.cost.timeline import Work, bubble, most_held, orders, timeline
+from motet.parallel.cost.timeline import TimedPass, bubble, most_held, orders, timeline
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.rules import micro_batches
 
@@ -152,7 +152,9 @@ def _pipeline(layout: Layout, model: ModelConfig, length: int, sequences: int) -
     }
 
 
-def pipeline_works(layout: Layout, model: ModelConfig, length: int, number: int) -> Sequence[Work]:
+def pipeline_works(
+    layout: Layout, model: ModelConfig, length: int, number: int
+) -> Sequence[TimedPass]:
     """The timeline of a step of `number` micro-batches, by arithmetic alone: sending takes no time."""
     forward, backward, weight = pass_times(stage_costs(layout, model, length), layout)
     return timeline(

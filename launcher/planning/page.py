@@ -22,7 +22,7 @@ from motet.launcher.planning.charts import (
 )
 from motet.launcher.planning.html_table import html_table
 from motet.launcher.planning.table import COLUMNS, words
-from motet.parallel.planner.question import Answer, Question
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion
 
 STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2rem;max-width:88rem;color:#222}h2{margin-top:2rem}"
@@ -37,8 +37,8 @@ STYLE = (
 
 def page(
     name: str,
-    question: Question,
-    answer: Answer,
+    question: PlanQuestion,
+    answer: PlanAnswer,
     rows: Sequence[Mapping[str, Any]],
     tokens: float,
 ) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from motet.launcher.planning import table as plan_table
 from motet.launcher.planning.calibrate import doubts
-from motet.parallel.planner.question import Answer, Choice, Question
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 from motet.parallel.planner.which_probe import probes
 
 NO_OUTER = (
@@ -25,10 +25,10 @@ LEFT_OUT = {
     "uneven": "that would use nodes unevenly",
     "not tried": "not looked at",
 }
-"""Kinds of candidates that are left out before they are predicted, by `Answer.counts`."""
+"""Kinds of candidates that are left out before they are predicted, by `PlanAnswer.counts`."""
 
 
-def searched(answer: Answer) -> str:
+def searched(answer: PlanAnswer) -> str:
     """Return what the search looked at.
 
     A candidate that is left out early stands for many layouts: the numbers are of unlike things.
@@ -44,7 +44,7 @@ def searched(answer: Answer) -> str:
     return f"{text}."
 
 
-def doubts_of(choice: Choice) -> list[str]:
+def doubts_of(choice: RankedLayout) -> list[str]:
     """Return reasons to doubt what is predicted of a layout."""
     lines = [f"Doubt: {reason}." for reason in dict.fromkeys(choice.prediction.trust)]
     lines += [
@@ -56,7 +56,7 @@ def doubts_of(choice: Choice) -> list[str]:
     return lines
 
 
-def advice(question: Question, answer: Answer) -> list[str]:
+def advice(question: PlanQuestion, answer: PlanAnswer) -> list[str]:
     """Return doubts about the first layout, and what would be better than any of them."""
     best = answer.best
     lines = doubts_of(best)
@@ -78,7 +78,7 @@ def advice(question: Question, answer: Answer) -> list[str]:
     return lines
 
 
-def lines(question: Question, answer: Answer, tokens: float) -> list[str]:
+def lines(question: PlanQuestion, answer: PlanAnswer, tokens: float) -> list[str]:
     """Return what stands below the table."""
     out = [f"{tokens:.3g} tokens. {searched(answer)}"]
     used = plan_table.transports(answer.best).items()
@@ -95,7 +95,7 @@ def lines(question: Question, answer: Answer, tokens: float) -> list[str]:
     ]
 
 
-def changes(before: Answer, after: Answer) -> list[str]:
+def changes(before: PlanAnswer, after: PlanAnswer) -> list[str]:
     """Return what a calibration changed: the times of the layouts that were ranked, how sure they
     are, and which is first.
     """
@@ -113,7 +113,7 @@ def changes(before: Answer, after: Answer) -> list[str]:
     return ["Before -> after:", *out, f"{verdict}."]
 
 
-def _time(choice: Choice) -> str:
+def _time(choice: RankedLayout) -> str:
     found = choice.prediction
     low, high = found.interval_s
     width = (high - low) / 2 / found.step_time_s
@@ -121,7 +121,7 @@ def _time(choice: Choice) -> str:
 
 
 def plain(
-    question: Question, answer: Answer, rows: Sequence[Mapping[str, Any]], tokens: float
+    question: PlanQuestion, answer: PlanAnswer, rows: Sequence[Mapping[str, Any]], tokens: float
 ) -> dict[str, Any]:
     """Return a plan as JSON has it."""
     layouts = []

@@ -9,7 +9,7 @@ from typing import Any
 from motet.core.yaml_text import dump
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.budget import bill
-from motet.parallel.planner.question import Choice
+from motet.parallel.planner.question import RankedLayout
 
 COLUMNS = {
     "number": "#",
@@ -29,7 +29,7 @@ COLUMNS = {
 TRANSFERS = ("tensor", "context", "experts", "pipeline_send", "data_parallel")
 
 
-def row(number: int, choice: Choice, tokens: float) -> dict[str, Any]:
+def row(number: int, choice: RankedLayout, tokens: float) -> dict[str, Any]:
     found, cost = choice.prediction, bill(choice, tokens)
     low, high = found.interval_s
     exposed = sum(found.parts.get(name, 0.0) for name in TRANSFERS)
@@ -51,7 +51,7 @@ def row(number: int, choice: Choice, tokens: float) -> dict[str, Any]:
     }
 
 
-def words(choice: Choice) -> str:
+def words(choice: RankedLayout) -> str:
     layout = choice.layout
     names = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
     parts = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
@@ -69,7 +69,7 @@ def words(choice: Choice) -> str:
     return ", ".join(parts)
 
 
-def machines(choice: Choice) -> str:
+def machines(choice: RankedLayout) -> str:
     groups = choice.cluster.groups
     word = "replica" if choice.spread.across == "replicas" else "stage"
     counts = {g: f"{n} {word}{'s' if n > 1 else ''}" for g, n in choice.spread.blocks}
@@ -80,7 +80,7 @@ def machines(choice: Choice) -> str:
     )
 
 
-def transports(choice: Choice) -> dict[str, str]:
+def transports(choice: RankedLayout) -> dict[str, str]:
     """Return which network each kind of group of ranks uses: its kind picks the communicator's
     transport.
     """
@@ -104,7 +104,7 @@ def transports(choice: Choice) -> dict[str, str]:
     return {name: word for name, word in out.items() if used[name] > 1}
 
 
-def section(choice: Choice) -> dict[str, Any]:
+def section(choice: RankedLayout) -> dict[str, Any]:
     """Return the `layout:` section of a run.yaml that makes a layout."""
     layout, plain = choice.layout, Layout()
     always = (
@@ -127,7 +127,7 @@ def section(choice: Choice) -> dict[str, Any]:
     return values
 
 
-def job_groups(choice: Choice) -> list[dict[str, int]]:
+def job_groups(choice: RankedLayout) -> list[dict[str, int]]:
     """Return `slurm.groups` for a layout: the nodes of every group in order, their processes and
     GPUs.
     """
@@ -141,7 +141,7 @@ def job_groups(choice: Choice) -> list[dict[str, int]]:
     ]
 
 
-def layout_text(choice: Choice) -> str:
+def layout_text(choice: RankedLayout) -> str:
     """Return layout.yaml: the section `layout:`, and with several groups of nodes `slurm:`, which
     says the processes of each.
     """

@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from motet.parallel.cost.fit import DEFAULTS
-from motet.parallel.cost.terms import BOUNDS, Constants
+from motet.parallel.cluster.constants import BOUNDS, DEFAULTS, Constants
 
 if TYPE_CHECKING:
     from motet.parallel.cluster.description import Group

@@ -2,7 +2,7 @@
 sparsity), with their sources.
 
 `matmul_efficiency` is what large matrix products reach of the peak, and is where a device that
-nobody measured starts; `calibration.py` has what was fitted to runs. Prices are on-demand list
+nobody measured starts; `constants.py` has what was fitted to runs. Prices are on-demand list
 prices per device and hour as seen in 2025, for orientation: put yours into the cluster file.
 """
 
@@ -144,7 +144,7 @@ DEVICES: dict[str, dict[str, Any]] = {
         "memory_gb_s": 50.0,
         "price_per_hour": 0.40,
         "power_w": 150.0,
-        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; constants from four small runs on 2 cores (calibration.py)",
+        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; constants from four small runs on 2 cores (constants.py)",
     },
 }
 """Usable memory (what a driver reports, below the marketed number), peak rates by data type, memory

@@ -12,16 +12,11 @@ import operator
 from dataclasses import dataclass
 
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Device
 from motet.parallel.cost.context import HOST_SHARE, Ring, ring
-from motet.parallel.cost.links import Domain
-from motet.parallel.cost.terms import (
-    ATTENTION_EFFICIENCY,
-    FP8_EFFICIENCY,
-    OLD_KERNELS,
-    Constants,
-    Traits,
-)
+from motet.parallel.cost.links import CommGroup
+from motet.parallel.cost.terms import ATTENTION_EFFICIENCY, FP8_EFFICIENCY, OLD_KERNELS, Traits
 
 PHASES = ("products", "attention", "pointwise", "tensor", "context", "experts", "host")
 Times = tuple[float, ...]  # seconds per phase, in this order
@@ -71,10 +66,10 @@ class Split:
 
     tokens: int
     sequence_length: int
-    tp: Domain
-    cp: Domain
-    ep: Domain
-    etp: Domain
+    tp: CommGroup
+    cp: CommGroup
+    ep: CommGroup
+    etp: CommGroup
     sequence_parallel: bool
     alone: bool  # no other rank holds a part of the stage
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from motet.parallel.cost.links import Domain
-from motet.parallel.cost.terms import Constants, Traits
+from motet.parallel.cluster.constants import Constants
+from motet.parallel.cost.links import CommGroup
+from motet.parallel.cost.terms import Traits
 
 MERGE_BYTES = 24.0
 """Moved per value of the queries and step, besides reading the part: the sum is scaled, and the
@@ -38,7 +39,7 @@ class Ring(NamedTuple):
 
 
 def ring(
-    group: Domain,
+    group: CommGroup,
     tokens: int,
     widths: tuple[float, float],
     value: float,

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.predictor import Predictor
-from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits
 from motet.parallel.layout.layout import Layout
 
 WHOLE = ("data_parallel", "optimizer")
@@ -23,7 +24,7 @@ WHOLE = ("data_parallel", "optimizer")
 
 
 @dataclass(frozen=True)
-class Member:
+class MemberShare:
     """One model of a nested family, and the share of steps that train it."""
 
     name: str
@@ -32,7 +33,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Stage:
+class GrowthStage:
     """One model of a progressive family: how it is trained, and for how many tokens."""
 
     name: str
@@ -64,7 +65,7 @@ class FamilyCost:
 
 def nested_cost(
     whole: ModelConfig,
-    members: Sequence[Member],
+    members: Sequence[MemberShare],
     cluster: Cluster,
     layout: Layout,
     training: Training,
@@ -101,7 +102,7 @@ def nested_cost(
 
 
 def progressive_cost(
-    stages: Sequence[Stage],
+    stages: Sequence[GrowthStage],
     cluster: Cluster,
     traits: Traits = NATIVE,
     constants: Mapping[str, Constants] | None = None,

@@ -1,8 +1,8 @@
-"""Constants that runs calibrate: what ships, how it was found, and how to fit others.
+"""Which constants some runs can decide on, and what the runs say of them: step times by least
+squares, memory by what fits. Pure; scipy is loaded by `fit` alone.
 
-Pure; scipy is loaded by `fit` alone.
-
-Nothing here was fitted to data whose licence forbids to pass on what is derived from it.
+A constant is worth fitting where it is uncertain and the runs' times move with it. Its worth is the
+product of both: the relative spread of step times that its uncertainty makes.
 """
 
 from __future__ import annotations
@@ -10,47 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from motet.parallel.cost.terms import BOUNDS, Constants
+from motet.parallel.cluster.constants import BOUNDS, Constants
 
-DEFAULTS: Mapping[str, Constants] = {
-    "a100-40": Constants(most_devices=128),
-    "a100-80": Constants(most_devices=512),
-    "h100": Constants(inter=0.92, congestion=0.01, routing=0.7, grouped=1.0, most_devices=1024),
-    "h100-96-500w": Constants(
-        inter=0.92, congestion=0.01, routing=0.7, grouped=1.0, most_devices=512
-    ),
-    # Presets of 1 to 15 million on two cores, fastest of 14 steps: 0.35 to 0.40 GiB of a process
-    # are libraries. Yours is another CPU.
-    "cpu": Constants(matmul=0.90, reserved_gib=0.38, communicator_gib=0.0),
-}
-"""By kind of device; a kind that is not here has `Constants()`.
-
-Of kinds without `most_devices`, predictions say that no run calibrates them.
-"""
-
-SPREAD = {
-    # Relative uncertainty (one standard deviation) of each phase where nothing was fitted.
-    "products": 0.10,
-    "attention": 0.25,
-    "pointwise": 0.25,
-    "host": 0.50,
-    "tensor": 0.25,
-    "context": 0.40,
-    "experts": 0.40,
-    "head": 0.20,
-    "pipeline_send": 0.50,
-    "bubble": 0.10,
-    "data_parallel": 0.40,
-    "optimizer": 0.30,
-    "probes": 0.20,
-    "data": 0.50,
-}
-FITTED_SPREAD = 0.5
-"""What is left of these where the device's constants were fitted to runs."""
-BEYOND_SPREAD = 0.4
-"""By how much of themselves these grow with every doubling of the devices beyond the largest run."""
-
+if TYPE_CHECKING:
+    import numpy as np
 
 STARTS = (0.55, 0.75, 0.92)
 """Where between its bounds, in logarithms, every constant starts."""
@@ -59,6 +24,29 @@ STARTS = (0.55, 0.75, 0.92)
 PULL = 0.1
 """A constant that is off by a factor of 1.5 from where it starts weighs as much as one run that is
 off by 4 %: constants that the runs hardly move stay physical."""
+SMALLEST = 1e-3
+"""What is 0 counts as this in logarithms."""
+
+
+UNSURE: Mapping[str, float] = {
+    # Relative uncertainty (one standard deviation) of constants as they ship: that of the phases
+    # they scale (`trust.SPREAD`).
+    "matmul": 0.10,
+    "bandwidth": 0.25,
+    "attention": 0.25,
+    "host_us": 0.50,
+    "intra": 0.25,
+    "inter": 0.40,
+    "routing": 0.40,
+    "grouped": 0.20,
+}
+UNSURE_MATMUL = 0.40
+"""The same of `matmul` on devices that no run calibrates: what their data sheet says of their peak
+is uncertain, too.
+"""
+LEAST = 0.01
+"""A constant whose uncertainty changes no step by this share is not fitted."""
+NUDGE = 1.1
 
 
 @dataclass(frozen=True)
@@ -97,16 +85,13 @@ def fit(
         ValueError: fewer runs than constants, or no value to start from.
     """
     import numpy as np
-    from scipy.optimize import least_squares
 
     if len(measured_s) < len(names):
         raise ValueError(f"{len(measured_s)} runs cannot fit {len(names)} constants")
-    low = np.log([max(BOUNDS[name][0], 1e-3) for name in names])
-    high = np.log([BOUNDS[name][1] for name in names])
     usual = [getattr(start, name) for name in names]
     if None in usual:
         raise ValueError("start.matmul is None; give the device's matmul_efficiency")
-    expected = np.log([max(value, 1e-3) for value in usual])
+    expected = np.log([max(value, SMALLEST) for value in usual])
 
     def constants(point: np.ndarray) -> Constants:
         values = dict(zip(names, np.exp(point).tolist(), strict=True))
@@ -114,23 +99,33 @@ def fit(
 
     def errors(point: np.ndarray) -> np.ndarray:
         now = constants(point)
-        found = [math.log(p(now) / m) for p, m in zip(predictors, measured_s, strict=True)]
-        return np.array([*found, *(PULL * (point - expected))])
+        ratios = [math.log(p(now) / m) for p, m in zip(predictors, measured_s, strict=True)]
+        return np.array([*ratios, *(PULL * (point - expected))])
+
+    low = np.log([max(BOUNDS[name][0], SMALLEST) for name in names])
+    high = np.log([BOUNDS[name][1] for name in names])
+    point = _least_squares(errors, low, high)
+    margins = np.minimum(point - low, high - point)
+    at_bounds = tuple(name for name, margin in zip(names, margins, strict=True) if margin < 1e-3)
+    ratios = np.abs(np.expm1(errors(point)[: len(measured_s)]))
+    return Fit(constants(point), float(np.median(ratios)), len(measured_s), at_bounds)
+
+
+def _least_squares(
+    errors: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Return the best of the points that least squares end at."""
+    import numpy as np
+    from scipy.optimize import least_squares
 
     best = None
     for share in STARTS:
         # A constant that does not bind has no slope: start from several places.
         first = np.clip(low + share * (high - low), low + 1e-6, high - 1e-6)
-        found = least_squares(errors, first, bounds=(low, high), loss="soft_l1", f_scale=0.05)
-        best = found if best is None or found.cost < best.cost else best
+        end = least_squares(errors, first, bounds=(low, high), loss="soft_l1", f_scale=0.05)
+        best = end if best is None or end.cost < best.cost else best
     assert best is not None
-    at_bounds = tuple(
-        name
-        for name, x, a, b in zip(names, best.x, low, high, strict=True)
-        if min(x - a, b - x) < 1e-3
-    )
-    ratios = np.abs(np.expm1(errors(best.x)[: len(measured_s)]))
-    return Fit(constants(best.x), float(np.median(ratios)), len(measured_s), at_bounds)
+    return np.asarray(best.x)
 
 
 def fit_memory(
@@ -177,3 +172,34 @@ def _moved(constants: Constants, activation: float, logits: float) -> Constants:
         activation=min(high[0], max(low[0], constants.activation + activation)),
         logits=min(high[1], max(low[1], constants.logits + logits)),
     )
+
+
+def telling(
+    start: Constants,
+    predictors: Sequence[Callable[[Constants], float]],
+    most: int,
+    unsure: Mapping[str, float] = UNSURE,
+) -> list[str]:
+    """Return at most so many constants, those first that the runs tell most about.
+
+    Args:
+        start: with a value for each of `unsure`.
+        predictors: for every run, constants to predicted step time in seconds.
+    """
+    worth = {name: spread * _slope(name, start, predictors) for name, spread in unsure.items()}
+    found = sorted((name for name in worth if worth[name] >= LEAST), key=lambda n: -worth[n])
+    return found[:most]
+
+
+def _slope(
+    name: str, start: Constants, predictors: Sequence[Callable[[Constants], float]]
+) -> float:
+    """Return the root mean square of d log(time) / d log(constant)."""
+    low, high = BOUNDS[name]
+    value = getattr(start, name)
+    other = value * NUDGE if value * NUDGE <= high else value / NUDGE
+    if not max(low, 1e-9) <= value <= high:
+        return 0.0
+    moved = replace(start, **{name: other})
+    slopes = [math.log(p(moved) / p(start)) / math.log(other / value) for p in predictors]
+    return math.sqrt(math.fsum(slope**2 for slope in slopes) / len(slopes))

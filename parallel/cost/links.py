@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster, Group, Link
-from motet.parallel.cost.terms import Constants
 
 LAUNCH_S = 12e-6
 """From the call of a collective to its first byte (NCCL's start-up time for small messages on one
@@ -22,7 +22,7 @@ node).
 
 
 @dataclass(frozen=True)
-class Domain:
+class CommGroup:
     """Where the ranks of one group of a layout stand.
 
     Attributes:
@@ -113,7 +113,7 @@ def _reached(link: Link, share: float) -> float:
     return link.gb_s if link.measured else link.gb_s * share
 
 
-def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> Domain:
+def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> CommGroup:
     """Return where a group of devices stands.
 
     Args:
@@ -131,7 +131,7 @@ def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> Domain
     if len(numbers) > 1:
         crossed = [cluster.link(a, b) for a in numbers for b in numbers if a < b]
         between = min(crossed, key=lambda link: link.gb_s)
-    return Domain(
+    return CommGroup(
         len(devices),
         min(on_node.values()),
         len(on_node),
@@ -142,10 +142,10 @@ def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> Domain
     )
 
 
-def strided(group: Group, ranks: int, stride: int) -> Domain:
+def strided(group: Group, ranks: int, stride: int) -> CommGroup:
     """Return where `ranks` ranks, each `stride` after the last, stand in a group of equal nodes
     that they fill in order.
     """
     size = group.devices_per_node
     inside = max(1, min(ranks, size // stride)) if stride < size else 1
-    return Domain(ranks, inside, -(-ranks // inside), group.intra_node, group.inter_node)
+    return CommGroup(ranks, inside, -(-ranks // inside), group.intra_node, group.inter_node)

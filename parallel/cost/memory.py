@@ -8,6 +8,7 @@ activations in a pipeline (arXiv:2205.05198, section 4.2.3). For Motet's own eng
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from motet.parallel.cost.block import Block
 from motet.parallel.cost.terms import Training, Traits
@@ -17,6 +18,26 @@ from motet.parallel.layout.weights import KEPT_GATHERED_BYTES
 GIB = 2.0**30
 BUCKET_BYTES = 200e6
 """Gradients on their way at a time where they leave in buckets."""
+
+
+class RankMemory(NamedTuple):
+    """GiB of one pipeline rank, apart from how many micro-batches it keeps activations of."""
+
+    state: dict[str, float]  # weights, gradients, optimizer state and buffers
+    rest: dict[str, float]  # logits, collectives, reserved
+    fixed_gib: float  # all of these
+    per_micro_batch_gib: float  # activations of one micro-batch
+    once_gib: float  # activations besides, however many micro-batches there are
+    capacity_gib: float
+
+
+class Activations(NamedTuple):
+    """The part of `RankMemory` that does not ask how data parallelism divides weights."""
+
+    rest: dict[str, float]
+    rest_gib: float
+    per_micro_batch_gib: float
+    once_gib: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
     """Return for how many micro-batches a pipeline rank keeps the activations of all its blocks at
     once.
 
-    As `simulate.most_held`, in micro-batches of all stages of a rank instead of (stage,
+    As `timeline.most_held`, in micro-batches of all stages of a rank instead of (stage,
     micro-batch) pairs.
     """
     pp, virtual = layout.pp, layout.virtual_stages

@@ -1,4 +1,4 @@
-"""How long a pipeline takes, in closed form: what `simulate.timeline` finds pass by pass.
+"""How long a pipeline takes, in closed form: what `timeline.timeline` finds pass by pass.
 
 Pure; no torch.
 """
@@ -42,7 +42,7 @@ def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
 
 def half_passes(pp: int, micro_batches: float) -> float:
     """Return how often every other rank of a V costs its longer half pass: once, twice where
-    micro-batches are too few (found with `simulate`).
+    micro-batches are too few (found with `timeline`).
     """
     return 1.0 + min(1.0, max(0.0, (2 * pp - 1 - micro_batches) / (pp - 1)))
 
@@ -83,3 +83,10 @@ def pipeline_s(
     """
     each = zip([1] * len(forward_s), forward_s, backward_s, weight_s, strict=True)
     return chain_s(layout, micro_batches, chain(each))
+
+
+def exposed(transfer_s: float, compute_s: float, overlap: float) -> float:
+    """Return what a transfer adds to computation of which a share can hide it; what is hidden still
+    costs the rest.
+    """
+    return transfer_s - overlap * (transfer_s if transfer_s < compute_s else compute_s)

@@ -3,7 +3,7 @@
 Pure; no torch.
 
 `predict` answers once. A search asks a `Predictor` many times: it remembers what layouts share
-(`cost_rank.RankCosts`).
+(`rank.RankCosts`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from operator import add, is_not, mul
+from operator import add, is_not
 from typing import NamedTuple
 
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost import memory
 from motet.parallel.cost.block import PHASES
-from motet.parallel.cost.fit import BEYOND_SPREAD, FITTED_SPREAD, SPREAD
-from motet.parallel.cost.parts import Kept, Rank, Run, Spot, Words, exposed
-from motet.parallel.cost.pipeline import Chain, chain, chain_s
-from motet.parallel.cost.rank import RankCosts
-from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
-from motet.parallel.cost.topology import Column, Places
+from motet.parallel.cost.pipeline import Chain, chain, chain_s, exposed
+from motet.parallel.cost.rank import CostKey, RankKey, RankTimes
+from motet.parallel.cost.rank_memory import RankMemoryCosts
+from motet.parallel.cost.shapes import StageShape
+from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits
+from motet.parallel.cost.topology import ReplicaKind, Topology
+from motet.parallel.cost.trust import Trust
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.rules import step_unit
 
-__all__ = ["Kept", "Predictor", "Rank", "predict"]
-
-TIGHT = 0.93
-"""Above this share of its memory, whether a layout fits is uncertain."""
-_STEP_PHASES = (*PHASES, "pipeline_send", "bubble", "data_parallel", "optimizer", "probes", "data")
-_VARIANCES = tuple(SPREAD[name] ** 2 for name in _STEP_PHASES)
+__all__ = ["Predictor", "predict"]
 
 
 def predict(
@@ -48,7 +45,7 @@ def predict(
     Args:
         model, layout: sound, by `models.config.problems` and `rules.problems`.
         cluster: its devices take the layout's processes in order.
-        constants: by kind of device; None: what ships (`calibration.DEFAULTS`).
+        constants: by kind of device; None: what ships (`constants.DEFAULTS`).
 
     Raises:
         ClusterError: fewer devices than ranks, or no rate for the data type.
@@ -56,14 +53,14 @@ def predict(
     return Predictor(model, cluster, training, traits, constants).predict(layout)
 
 
-Row = tuple[int, int, float, float, float]
+MemoryRow = tuple[int, int, float, float, float]
 """Pipeline ranks from and to before, GiB however many micro-batches there are, GiB per micro-batch,
 GiB of the device. A plain tuple: a search keeps many, and Python's garbage collector passes over
 plain tuples of numbers.
 """
 
 
-class Line(NamedTuple):
+class PipelineTimes(NamedTuple):
     """A pipeline for one micro-batch: seconds, of the slowest rank where nothing else is said."""
 
     chain: Chain
@@ -75,16 +72,24 @@ class Line(NamedTuple):
     update_s: float
 
 
+class RanksAlike(NamedTuple):
+    """Neighbouring pipeline ranks, from `start` to before `stop`, that are alike."""
+
+    start: int
+    stop: int
+    rank_keys: list[RankKey]  # one for each of the cluster's groups that their devices belong to
+
+
 class Filled(NamedTuple):
     """Memory of a pipeline."""
 
     share: float  # of its memory that the fullest device needs
     gib: float  # that it holds
-    spot: Spot  # where it is
+    rank_key: RankKey  # where it is
     ranks_gib: tuple[float, ...]  # of every pipeline rank's fullest device
 
 
-class Predictor(RankCosts):
+class Predictor(RankMemoryCosts):
     """Predicts many layouts of one model, cluster and training."""
 
     def __init__(
@@ -96,10 +101,11 @@ class Predictor(RankCosts):
         constants: Mapping[str, Constants] | None = None,
     ) -> None:
         super().__init__(model, cluster, training, traits, constants)
-        self._lines: dict[tuple[object, ...], Line] = {}
-        self._holders: dict[tuple[object, ...], tuple[Row, ...]] = {}
-        self._runs: dict[tuple[int, ...], tuple[tuple[object, ...], list[Run]]] = {}
-        self._spots_in: dict[tuple[int, int], list[Spot]] = {}
+        self._lines: dict[tuple[object, ...], PipelineTimes] = {}
+        self._holders: dict[tuple[object, ...], tuple[MemoryRow, ...]] = {}
+        self._runs: dict[tuple[int, ...], tuple[tuple[object, ...], list[RanksAlike]]] = {}
+        self._rank_keys_in: dict[tuple[int, int], list[RankKey]] = {}
+        self.trust = Trust(cluster, training, self.constants, self.known)
         self.prices = [group.device.price_per_hour for group in cluster.groups]
         self._counts: dict[tuple[object, ...], list[float]] = {}
 
@@ -113,20 +119,21 @@ class Predictor(RankCosts):
             * (sum(layout.shares) if layout.shares else layout.dp_replicate)
         )
 
-    def predict(self, layout: Layout, where: Places | None = None) -> Prediction:
+    def predict(self, layout: Layout, where: Topology | None = None) -> Prediction:
         """Return what a layout would do; see `predict`.
 
         `where` spares the search for its groups where they are known.
         """
-        where, kept = where or self.places(layout), self.kept(layout)
+        where, shapes = where or self.topology(layout), self.shapes(layout)
         number = self.micro_batches(layout)
-        words = self.words(layout, number > 1)
+        cost_key = self.cost_key(layout, number > 1)
         found = [
-            self._column(layout, words, where, kept, column, number) for column in where.columns
+            self._column(layout, cost_key, where, shapes, column, number)
+            for column in where.columns
         ]
         time_s, parts, busy = found[0] if len(found) == 1 else max(found, key=lambda one: one[0])
-        filled = self._memory(layout, words, where, kept, number)
-        holder = self.held_at(layout, words, filled.spot)
+        filled = self._memory(layout, cost_key, where, shapes, number)
+        holder = self.held_at(layout, cost_key, filled.rank_key)
         activations = filled.gib - holder.fixed_gib
         used = self._used(where, layout)
         peak = price = 0.0
@@ -134,10 +141,10 @@ class Predictor(RankCosts):
             peak += devices * self.peaks[group]
             price += devices * self.prices[group]
         tokens_per_s = self.tokens / time_s
-        beyond = self._beyond(used)
+        beyond = self.trust.beyond(used)
         return Prediction(
             time_s,
-            self._interval(parts, time_s, used, beyond),
+            self.trust.interval(parts, time_s, used, beyond),
             filled.gib,
             holder.capacity_gib,
             filled.share <= 1.0,
@@ -148,10 +155,10 @@ class Predictor(RankCosts):
             tokens_per_s,
             tokens_per_s * self.flops / peak,
             price / 3600 / tokens_per_s * 1e9,
-            self._trust(layout, parts, time_s, filled.share, used, beyond),
+            self.trust.doubts(layout, parts, time_s, filled.share, used, beyond),
         )
 
-    def _used(self, where: Places, layout: Layout) -> dict[int, float]:
+    def _used(self, where: Topology, layout: Layout) -> dict[int, float]:
         """Return how many devices of each of the cluster's groups a layout uses."""
         if len(self.cluster.groups) == 1:
             return {0: layout.world_size}
@@ -166,58 +173,64 @@ class Predictor(RankCosts):
     def _line(
         self,
         layout: Layout,
-        words: Words,
-        where: Places,
-        kept: tuple[Kept, ...],
-        column: Column,
-    ) -> Line:
+        cost_key: CostKey,
+        where: Topology,
+        shapes: tuple[StageShape, ...],
+        column: ReplicaKind,
+    ) -> PipelineTimes:
         """Return the pipeline of replicas that stand alike: what does not depend on the schedule
         and the number of micro-batches.
         """
         key = (
-            id(where),  # kept alive by `_runs`; equal `kept` are one object
-            id(kept),
+            id(where),  # kept alive by `_runs`; equal `shapes` are one object
+            id(shapes),
             id(column),
-            words.blocks,
+            cost_key.blocks,
             layout.virtual_stages,
         )
         found = self._lines.get(key)
         if found is None:
-            runs = self._runs_of(where, kept, column)
-            found = self._lines[key] = self._lined(layout, words, runs)
+            runs = self._runs_of(where, shapes, column)
+            found = self._lines[key] = self._lined(layout, cost_key, runs)
         return found
 
-    def _runs_of(self, where: Places, kept: tuple[Kept, ...], column: Column | None) -> list[Run]:
+    def _runs_of(
+        self, where: Topology, shapes: tuple[StageShape, ...], column: ReplicaKind | None
+    ) -> list[RanksAlike]:
         """Return pipeline ranks that are alike together: those of one column, or with the devices
         of all of them.
         """
-        key = (id(where), id(kept), id(column))
+        key = (id(where), id(shapes), id(column))
         known = self._runs.get(key)
         if known is not None:
             return known[1]
         groups = [stage.groups for stage in where.stages] if column is None else column.groups
         bounds: list[int] = []
-        rows = list(zip(where.stages, kept, groups, strict=True))
+        rows = list(zip(where.stages, shapes, groups, strict=True))
         for at, row in enumerate(rows):
             if not at or row[2] != groups[at - 1] or any(map(is_not, row[:2], rows[at - 1][:2])):
                 bounds.append(at)
         found = [
-            Run(start, stop, [self.spot(*rows[start][:2], group) for group in groups[start]])
+            RanksAlike(
+                start, stop, [self.rank_key(*rows[start][:2], group) for group in groups[start]]
+            )
             for start, stop in pairwise([*bounds, len(rows)])
         ]
-        self._runs[key] = (where, kept, column), found  # kept alive for their ids
+        self._runs[key] = (where, shapes, column), found  # kept alive for their ids
         return found
 
-    def _lined(self, layout: Layout, words: Words, runs: Sequence[Run]) -> Line:
+    def _lined(
+        self, layout: Layout, cost_key: CostKey, runs: Sequence[RanksAlike]
+    ) -> PipelineTimes:
         """Return the pipeline with every rank on the slowest of its devices."""
         alike: list[tuple[int, float, float, float]] = []
         busy: tuple[float, ...] = ()
         slowest, slowest_s, update_s = None, -1.0, 0.0
         syncs: list[float] = []
         for run in runs:
-            rank = self.rank_at(layout, words, run.spots[0])
-            for spot in run.spots[1:]:
-                rank = max(rank, self.rank_at(layout, words, spot), key=_rank_s)
+            rank = self.rank_at(layout, cost_key, run.rank_keys[0])
+            for rank_key in run.rank_keys[1:]:
+                rank = max(rank, self.rank_at(layout, cost_key, rank_key), key=_rank_s)
             count, rank_s = run.stop - run.start, rank.ahead_s + rank.behind_s
             alike.append((count, rank.ahead_s, rank.behind_s, rank.weight_s))
             busy += (rank_s,) * count
@@ -232,7 +245,7 @@ class Predictor(RankCosts):
         waits_s = max(0.0, slowest_s - window - slowest.send_s)
         free_s = max(0.0, window - (sum(slowest.gather_s) - waits_s))
         overlap = self.traits.data_overlap
-        return Line(
+        return PipelineTimes(
             chain(alike),
             busy,
             tuple(map(add, slowest.forward, slowest.backward)),
@@ -245,17 +258,17 @@ class Predictor(RankCosts):
     def _column(
         self,
         layout: Layout,
-        words: Words,
-        where: Places,
-        kept: tuple[Kept, ...],
-        column: Column,
+        cost_key: CostKey,
+        where: Topology,
+        shapes: tuple[StageShape, ...],
+        column: ReplicaKind,
         number: float,
     ) -> tuple[float, dict[str, float], tuple[float, ...]]:
         """Return (seconds of a step, by phase, busy seconds of pipeline ranks) of replicas that
         stand alike.
         """
         number *= column.share
-        line = self._line(layout, words, where, kept, column)
+        line = self._line(layout, cost_key, where, shapes, column)
         pipe_s = chain_s(layout, number, line.chain)
         training = self.training
         probe_s = pipe_s * training.probe_tokens / (3.0 * self.tokens)
@@ -274,15 +287,17 @@ class Predictor(RankCosts):
     def fill(self, layout: Layout) -> float:
         """Return the share of its memory that the fullest device needs."""
         number = self.micro_batches(layout)
-        words = self.words(layout, number > 1)
-        return self._memory(layout, words, self.places(layout), self.kept(layout), number).share
+        cost_key = self.cost_key(layout, number > 1)
+        return self._memory(
+            layout, cost_key, self.topology(layout), self.shapes(layout), number
+        ).share
 
     def _memory(
         self,
         layout: Layout,
-        words: Words,
-        where: Places,
-        kept: tuple[Kept, ...],
+        cost_key: CostKey,
+        where: Topology,
+        shapes: tuple[StageShape, ...],
         number: float,
     ) -> Filled:
         """Return what the fullest device of every pipeline rank holds."""
@@ -290,7 +305,7 @@ class Predictor(RankCosts):
         totals: list[float] = []
         most: list[float] = []  # shares of the ranks of `totals`, as of the fullest of those alike
         best, fullest, gib = -1.0, 0, 0.0
-        for i, row in enumerate(self._holds_of(layout, words, where, kept)):
+        for i, row in enumerate(self._holds_of(layout, cost_key, where, shapes)):
             start, stop, fixed, more, capacity = row
             mine = [fixed + more * count for count in counts[start:stop]]
             top = max(mine)
@@ -302,28 +317,30 @@ class Predictor(RankCosts):
                 totals[start:], most[-1] = mine, share
             if share > best:
                 best, fullest, gib = share, i, top
-        return Filled(best, gib, self._spots_of(where, kept)[fullest], tuple(totals))
+        return Filled(best, gib, self._rank_keys_of(where, shapes)[fullest], tuple(totals))
 
-    def _spots_of(self, where: Places, kept: tuple[Kept, ...]) -> list[Spot]:
+    def _rank_keys_of(self, where: Topology, shapes: tuple[StageShape, ...]) -> list[RankKey]:
         """Return where the rows of `_holds_of` come from."""
-        key = (id(where), id(kept))
-        found = self._spots_in.get(key)
+        key = (id(where), id(shapes))
+        found = self._rank_keys_in.get(key)
         if found is None:
-            runs = self._runs_of(where, kept, None)
-            found = self._spots_in[key] = [spot for run in runs for spot in run.spots]
+            runs = self._runs_of(where, shapes, None)
+            found = self._rank_keys_in[key] = [
+                rank_key for run in runs for rank_key in run.rank_keys
+            ]
         return found
 
     def _holds_of(
-        self, layout: Layout, words: Words, where: Places, kept: tuple[Kept, ...]
-    ) -> tuple[Row, ...]:
+        self, layout: Layout, cost_key: CostKey, where: Topology, shapes: tuple[StageShape, ...]
+    ) -> tuple[MemoryRow, ...]:
         """Return what devices of every cluster group hold, for pipeline ranks that are alike."""
-        key = (id(where), id(kept), words.blocks, words.several)
+        key = (id(where), id(shapes), cost_key.blocks, cost_key.several)
         found = self._holders.get(key)
         if found is None:
-            rows: list[Row] = []
-            for run in self._runs_of(where, kept, None):
-                for spot in run.spots:
-                    one = self.held_at(layout, words, spot)
+            rows: list[MemoryRow] = []
+            for run in self._runs_of(where, shapes, None):
+                for rank_key in run.rank_keys:
+                    one = self.held_at(layout, cost_key, rank_key)
                     fixed_gib = one.fixed_gib + one.once_gib
                     per, capacity = one.per_micro_batch_gib, one.capacity_gib
                     rows.append((run.start, run.stop, fixed_gib, per, capacity))
@@ -345,59 +362,6 @@ class Predictor(RankCosts):
         super().forget_memory()
         self._holders.clear()
 
-    # --- how far to trust it
 
-    def _interval(
-        self, parts: Mapping[str, float], time_s: float, used: Mapping[int, float], beyond: float
-    ) -> tuple[float, float]:
-        """Phases err independently of each other; 1.64 standard deviations on both sides."""
-        factor = 1.0
-        if all(map(self.known.__getitem__, used)):
-            factor = FITTED_SPREAD * (1.0 + BEYOND_SPREAD * beyond)
-        seconds = parts.values()
-        variance = sum(map(mul, _VARIANCES, map(mul, seconds, seconds)))
-        spread = math.exp(1.64 * (factor * math.sqrt(variance) / time_s + 0.02))
-        return time_s / spread, time_s * spread
-
-    def _beyond(self, used: Mapping[int, float]) -> float:
-        """Return by how many doublings a layout has more devices than the runs that its constants
-        were found on.
-        """
-        most = min([self.constants[group].most_devices for group in used])
-        devices = sum(used.values())
-        return math.log2(devices / most) if 0 < most < devices else 0.0
-
-    def _trust(
-        self,
-        layout: Layout,
-        parts: Mapping[str, float],
-        time_s: float,
-        fill: float,
-        used: Mapping[int, float],
-        beyond: float,
-    ) -> tuple[str, ...]:
-        found = []
-        for group in used:
-            if not self.known[group]:
-                kind = self.cluster.groups[group].device.kind
-                found.append(f"no run on {kind} calibrates its constants; data sheets stand in")
-        if beyond:
-            most = min(self.constants[group].most_devices for group in used)
-            found.append(f"the constants come from runs on at most {most:,} devices")
-        if TIGHT < fill < 2.0 - TIGHT:
-            found.append(f"memory is {fill:.0%} of what the device has: it may or may not fit")
-        network = parts["data_parallel"] + parts["pipeline_send"] + parts["experts"]
-        if network > 0.2 * time_s and layout.world_size > 8:
-            found.append(
-                f"{network / time_s:.0%} of the step waits for transfers, which depend on the "
-                "network's load; probe it"
-            )
-        if len(used) > 1:
-            found.append("devices differ: the times of their links were not measured together")
-        if self.training.dtype == "fp8":
-            found.append("fp8: how much of a block runs in 8 bits differs between backends")
-        return tuple(found)
-
-
-def _rank_s(rank: Rank) -> float:
+def _rank_s(rank: RankTimes) -> float:
     return rank.ahead_s + rank.behind_s

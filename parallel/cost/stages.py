@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from motet.models import counts
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cost.predictor import Predictor, predict
-from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits
 from motet.parallel.layout.layout import Layout
 
 __all__ = [

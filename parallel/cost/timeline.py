@@ -16,7 +16,7 @@ from motet.parallel.layout.layout import Layout
 FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
 
 
-class Action(NamedTuple):
+class PipelinePass(NamedTuple):
     """One pass of one micro-batch through one stage.
 
     `kind` is "F" forward, "B" the whole backward pass, "I" its part for the inputs (which the stage
@@ -28,7 +28,7 @@ class Action(NamedTuple):
     kind: str
 
 
-class Work(NamedTuple):
+class TimedPass(NamedTuple):
     """An action with the rank that does it and its time."""
 
     rank: int
@@ -39,7 +39,9 @@ class Work(NamedTuple):
     end_s: float
 
 
-def orders(schedule: str, pp: int, virtual_stages: int, micro_batches: int) -> list[list[Action]]:
+def orders(
+    schedule: str, pp: int, virtual_stages: int, micro_batches: int
+) -> list[list[PipelinePass]]:
     """Return what every rank of a pipeline does, in order.
 
     Args:
@@ -58,15 +60,15 @@ def orders(schedule: str, pp: int, virtual_stages: int, micro_batches: int) -> l
     raise ValueError(f"{schedule!r} is no schedule")
 
 
-def _one_stage(rank: int, warmup: int, micro_batches: int) -> list[Action]:
+def _one_stage(rank: int, warmup: int, micro_batches: int) -> list[PipelinePass]:
     """Some forward passes first, then one forward and one backward in turn, then the backward
     passes that are left.
     """
-    out = [Action(rank, n, FORWARD) for n in range(warmup)]
+    out = [PipelinePass(rank, n, FORWARD) for n in range(warmup)]
     for n in range(micro_batches):
         if warmup + n < micro_batches:
-            out.append(Action(rank, warmup + n, FORWARD))
-        out.append(Action(rank, n, BACKWARD))
+            out.append(PipelinePass(rank, warmup + n, FORWARD))
+        out.append(PipelinePass(rank, n, BACKWARD))
     return out
 
 
@@ -74,16 +76,18 @@ class _Order:
     """A rank's actions; the micro-batches of one stage and kind come in order."""
 
     def __init__(self) -> None:
-        self.actions: list[Action] = []
+        self.actions: list[PipelinePass] = []
         self.done: Counter[tuple[int, str]] = Counter()
 
     def add(self, stage: int, *kinds: str) -> None:
         for kind in kinds:
-            self.actions.append(Action(stage, self.done[stage, kind], kind))
+            self.actions.append(PipelinePass(stage, self.done[stage, kind], kind))
             self.done[stage, kind] += 1
 
 
-def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int, apart: bool) -> list[Action]:
+def _interleaved(
+    rank: int, pp: int, virtual: int, micro_batches: int, apart: bool
+) -> list[PipelinePass]:
     """Rounds of micro-batches through the rank's stages; `apart`: weight gradients follow once
     later ranks have their inputs.
     """
@@ -109,7 +113,7 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int, apart: bo
     return order.actions
 
 
-def _zbv(rank: int, pp: int, micro_batches: int) -> list[Action]:
+def _zbv(rank: int, pp: int, micro_batches: int) -> list[PipelinePass]:
     """The V: stage `rank` on the way down, and its mirror on the way up.
 
     The order is made for at least 2 pp - 1 micro-batches, which fill the pipeline; those that do
@@ -152,7 +156,7 @@ def timeline(
     backward_s: Sequence[float],
     weight_s: Sequence[float] = (),
     send_s: Sequence[float] = (),
-) -> list[Work]:
+) -> list[TimedPass]:
     """Return every pass of one step with its time: each starts when its rank is free and what it
     needs has arrived.
 
@@ -185,14 +189,14 @@ def timeline(
 
 
 def _played(
-    pending: list[list[Action]],
+    pending: list[list[PipelinePass]],
     cost_s: Mapping[str, Sequence[float]],
     rank_of: Mapping[int, int],
     send_s: Sequence[float],
-) -> list[Work]:
+) -> list[TimedPass]:
     """Let every rank go on as far as it can, in turn, until none can."""
     ends_s: dict[tuple[str, int, int], float] = {}
-    clock_s, position, out = [0.0] * len(pending), [0] * len(pending), list[Work]()
+    clock_s, position, out = [0.0] * len(pending), [0] * len(pending), list[TimedPass]()
     moved = True
     while moved:
         moved = False
@@ -205,7 +209,7 @@ def _played(
                 start_s = max(clock_s[rank], ready_s)
                 clock_s[rank] = start_s + cost_s[action.kind][action.stage]
                 ends_s[_what(action.kind), action.stage, action.micro_batch] = clock_s[rank]
-                out.append(Work(rank, *action, start_s, clock_s[rank]))
+                out.append(TimedPass(rank, *action, start_s, clock_s[rank]))
                 position[rank] += 1
                 moved = True
     return out
@@ -217,7 +221,7 @@ def _what(kind: str) -> str:
 
 
 def _ready_s(
-    action: Action,
+    action: PipelinePass,
     ends_s: dict[tuple[str, int, int], float],
     rank_of: Mapping[int, int],
     send_s: Sequence[float],
@@ -238,14 +242,14 @@ def _ready_s(
     return max(own_s, arrived_s)
 
 
-def bubble(works: Sequence[Work]) -> float:
+def bubble(works: Sequence[TimedPass]) -> float:
     """Return the share of all ranks' time, from the first pass to the last, in which they wait."""
     total_s = max(work.end_s for work in works) - min(work.start_s for work in works)
     busy_s = sum(work.end_s - work.start_s for work in works)
     return 1.0 - busy_s / (total_s * len({work.rank for work in works}))
 
 
-def most_held(actions: Sequence[Action]) -> int:
+def most_held(actions: Sequence[PipelinePass]) -> int:
     """Return the most (stage, micro-batch) pairs whose activations a rank holds at once, given its
     actions in order.
     """

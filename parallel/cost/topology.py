@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from motet.parallel.cluster.description import Cluster, ClusterError, Group
-from motet.parallel.cost.links import Domain, domain, strided
+from motet.parallel.cost.links import CommGroup, domain, strided
 from motet.parallel.layout.layout import Layout
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageGroups:
     """One pipeline rank's groups of ranks, the slowest of each kind.
 
     Attributes:
@@ -26,16 +26,16 @@ class Stage:
     """
 
     groups: tuple[int, ...]
-    tp: Domain
-    cp: Domain
-    ep: Domain
-    etp: Domain
-    data: Domain
-    shard: Domain
-    replicate: Domain
-    expert_data: Domain
-    expert_replicas: Domain
-    hop: Domain
+    tp: CommGroup
+    cp: CommGroup
+    ep: CommGroup
+    etp: CommGroup
+    data: CommGroup
+    shard: CommGroup
+    replicate: CommGroup
+    expert_data: CommGroup
+    expert_replicas: CommGroup
+    hop: CommGroup
 
     def __hash__(self) -> int:
         """Remembered: stages are keys of what a search has computed."""
@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Column:
+class ReplicaKind:
     """Replicas that stand alike: their share of a step, and the cluster's groups that each stage
     has devices of.
     """
@@ -58,14 +58,14 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Places:
+class Topology:
     """The stages of a layout, in order of pipeline ranks, and its kinds of replicas."""
 
-    stages: tuple[Stage, ...]
-    columns: tuple[Column, ...]
+    stages: tuple[StageGroups, ...]
+    columns: tuple[ReplicaKind, ...]
 
 
-def places(cluster: Cluster, layout: Layout) -> Places:
+def topology_of(cluster: Cluster, layout: Layout) -> Topology:
     """Return where a sound layout stands; its processes take the cluster's devices in order.
 
     Raises:
@@ -99,21 +99,21 @@ def strides(layout: Layout) -> dict[str, tuple[int, int]]:
     }
 
 
-def _uniform(cluster: Cluster, layout: Layout) -> Places:
+def _uniform(cluster: Cluster, layout: Layout) -> Topology:
     group = cluster.groups[0]
     found = {name: strided(group, *where) for name, where in strides(layout).items()}
     shares = layout.shares or (1,) * layout.dp_replicate
     share = max(shares) * layout.dp_replicate / sum(shares)
-    kinds: dict[bool, Stage] = {}
+    kinds: dict[bool, StageGroups] = {}
     stages = []
     for number in range(layout.pp):
         near = _on_one_node(group, layout, number)
         if near not in kinds:
             ends = (2, 1) if near else (1, 2)
-            hop = Domain(2, *ends, group.intra_node, group.inter_node)
-            kinds[near] = Stage((0,), **found, hop=hop)
+            hop = CommGroup(2, *ends, group.intra_node, group.inter_node)
+            kinds[near] = StageGroups((0,), **found, hop=hop)
         stages.append(kinds[near])
-    return Places(tuple(stages), (Column(share, ((0,),) * layout.pp),))
+    return Topology(tuple(stages), (ReplicaKind(share, ((0,),) * layout.pp),))
 
 
 def _neighbour(layout: Layout, number: int) -> int:
@@ -131,7 +131,7 @@ def _on_one_node(group: Group, layout: Layout, number: int) -> bool:
     return first * size // node == ((last + 1) * size - 1) // node
 
 
-def _enumerated(cluster: Cluster, layout: Layout) -> Places:
+def _enumerated(cluster: Cluster, layout: Layout) -> Topology:
     devices = layout.placement or tuple(range(layout.world_size))
     group_of = [cluster.spot(device)[0] for device in devices]
     size = layout.stage_ranks
@@ -154,8 +154,8 @@ def _enumerated(cluster: Cluster, layout: Layout) -> Places:
         pairs = [[devices[r], devices[other + r - ranks[0]]] for r in ranks]
         hop = _slowest(cluster, pairs) if layout.pp > 1 else found["tp"]
         groups = tuple(sorted({group_of[r] for r in ranks}))
-        stages.append(Stage(groups, **found, hop=hop))
-    return Places(tuple(stages), _columns(layout, group_of))
+        stages.append(StageGroups(groups, **found, hop=hop))
+    return Topology(tuple(stages), _columns(layout, group_of))
 
 
 def _groups(ranks: range, count: int, stride: int) -> list[list[int]]:
@@ -168,7 +168,9 @@ def _groups(ranks: range, count: int, stride: int) -> list[list[int]]:
     ]
 
 
-def _slowest_of_stages(cluster: Cluster, stages: Sequence[Sequence[Sequence[int]]]) -> list[Domain]:
+def _slowest_of_stages(
+    cluster: Cluster, stages: Sequence[Sequence[Sequence[int]]]
+) -> list[CommGroup]:
     """Return the slowest group of every stage: stages work at the same time, and share a link
     between clusters.
     """
@@ -177,14 +179,14 @@ def _slowest_of_stages(cluster: Cluster, stages: Sequence[Sequence[Sequence[int]
     return [one if one.between is None else replace(one, sharers=crossing) for one in found]
 
 
-def _slowest(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Domain:
+def _slowest(cluster: Cluster, groups: Sequence[Sequence[int]]) -> CommGroup:
     """Return the group that the others wait for; those that cross between clusters share the link."""
     found = [domain(cluster, group) for group in dict.fromkeys(map(tuple, groups))]
     crossing = sum(one.between is not None for one in found)
     worst = min(found, key=_speed)
     if worst.between is None:
         return worst
-    return Domain(
+    return CommGroup(
         worst.ranks,
         worst.per_node,
         worst.nodes,
@@ -195,7 +197,7 @@ def _slowest(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Domain:
     )
 
 
-def _speed(one: Domain) -> tuple[float, float]:
+def _speed(one: CommGroup) -> tuple[float, float]:
     """Order groups by the bandwidth between their ranks."""
     if one.between is not None:
         return 0.0, one.between.gb_s
@@ -204,7 +206,7 @@ def _speed(one: Domain) -> tuple[float, float]:
     return 2.0, one.intra.gb_s
 
 
-def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[Column, ...]:
+def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[ReplicaKind, ...]:
     shares = layout.shares or (1,) * layout.dp_replicate
     size = layout.stage_ranks // layout.dp_replicate
     found: dict[tuple[tuple[int, ...], ...], float] = {}
@@ -216,4 +218,4 @@ def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[Column, ...]:
         key = tuple(groups)
         part = share * layout.dp_replicate / sum(shares)
         found[key] = max(part, found.get(key, 0.0))
-    return tuple(Column(share, groups) for groups, share in found.items())
+    return tuple(ReplicaKind(share, groups) for groups, share in found.items())

@@ -20,25 +20,33 @@ import numpy as np
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.cost.terms import Prediction
-from motet.parallel.cost.topology import Stage
+from motet.parallel.cost.topology import StageGroups
 from motet.parallel.layout.layout import RECOMPUTE, Layout
-from motet.parallel.planner.bounds import Work, work
+from motet.parallel.planner.bounds import WorkBound, work_bound
 from motet.parallel.planner.dense_first import dense_first
-from motet.parallel.planner.frontier import DIVED, Node, Nodes, Pair
+from motet.parallel.planner.frontier import DIVED, Frontier, OpenDegrees, SearchNode
 from motet.parallel.planner.linear import Lines, skeleton
-from motet.parallel.planner.pipelines import Pipeline
+from motet.parallel.planner.pipelines import PipelineSearch
 from motet.parallel.planner.placement import placement, places_of, renumbered, trimmed
-from motet.parallel.planner.question import Answer, Choice, Question, kind_of
-from motet.parallel.planner.space import Core, Spread, Way, cores, divisors, splits, ways
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout, kind_of
+from motet.parallel.planner.space import (
+    GroupAssignment,
+    InnerDegrees,
+    ScheduleChoice,
+    divisors,
+    inner_degrees,
+    schedule_choices,
+    splits,
+)
 
-ONE = Way("1f1b", 1)
+ONE = ScheduleChoice("1f1b", 1)
 DIVES, LOOKS = 24, 20
 """Of so many sets of degrees what looks best is tried before all is looked at, one for each of so
 many looks: to know early what the rest must beat.
 """
 
 
-def plan(question: Question) -> Answer:
+def plan(question: PlanQuestion) -> PlanAnswer:
     """Return the fastest layouts that fit, one of each kind.
 
     First the first choice is proven: nothing in the space is faster. Then what else is ranked is
@@ -85,22 +93,24 @@ proportion.
 class Search:
     """One search; `answer` grows while it runs."""
 
-    def __init__(self, question: Question) -> None:
-        self.question, self.answer = question, Answer()
+    def __init__(self, question: PlanQuestion) -> None:
+        self.question, self.answer = question, PlanAnswer()
         self.cluster, self.model = question.cluster, question.model
         self.predictor = self.predictor_of(self.cluster)
         self.lines = Lines(self.predictor)
         self.routed = [int(self.model.has_experts(i)) for i in range(self.model.n_layers)]
         self.dense_first = dense_first(self.routed)
         self._trimmed: dict[tuple[int, ...], tuple[Cluster, Predictor] | None] = {}
-        self._works: dict[tuple[Core, str], Work] = {}
-        self._best: dict[tuple[object, ...], Choice] = {}
-        self._stages: dict[Stage, int] = {}
+        self._works: dict[tuple[InnerDegrees, str], WorkBound] = {}
+        self._best: dict[tuple[object, ...], RankedLayout] = {}
+        self._stages: dict[StageGroups, int] = {}
         self._limit_s = math.inf
         self._fastest_s = math.inf
-        self._seen: list[tuple[float, Core, int]] = []  # bounds while the first choice was proven
+        self._seen: list[
+            tuple[float, InnerDegrees, int]
+        ] = []  # bounds while the first choice was proven
         self.proving = False
-        self.nodes = Nodes(self)
+        self.nodes = Frontier(self)
 
     # --- what is shared
 
@@ -117,14 +127,14 @@ class Search:
             self._trimmed[key] = None if cluster is None else (cluster, self.predictor_of(cluster))
         return self._trimmed[key]
 
-    def work_of(self, core: Core, recompute: str) -> Work:
+    def work_of(self, core: InnerDegrees, recompute: str) -> WorkBound:
         """Return the work of a core."""
         key = core, recompute
         if key not in self._works:
-            self._works[key] = work(self.lines, core, recompute)
+            self._works[key] = work_bound(self.lines, core, recompute)
         return self._works[key]
 
-    def number_of(self, stage: Stage) -> int:
+    def number_of(self, stage: StageGroups) -> int:
         """Return a number that stands for a stage: cheaper to compare than its links."""
         return self._stages.setdefault(stage, len(self._stages))
 
@@ -143,7 +153,7 @@ class Search:
         known = self._best.get(kind)
         return self._limit_s if known is None else min(self._limit_s, known.prediction.step_time_s)
 
-    def record(self, choice: Choice) -> None:
+    def record(self, choice: RankedLayout) -> None:
         """Keep a layout that fits, if it is among the best."""
         if choice.prediction.step_time_s >= self._ranked_below(choice.kind):
             return
@@ -156,12 +166,12 @@ class Search:
         ranked = [one for one in ranked if one.prediction.step_time_s <= self._limit_s]
         self.answer.choices, self._best = ranked, {one.kind: one for one in ranked}
 
-    def cores(self) -> Iterator[Core]:
+    def cores(self) -> Iterator[InnerDegrees]:
         """Yield the cores that the question allows."""
         q = self.question
         largest = max(group.devices for group in self.cluster.groups)
         node = max(group.devices_per_node for group in self.cluster.groups)
-        found = cores(
+        found = inner_degrees(
             self.model, q.training.sequence_length, q.training.sequences, largest, node, q.limits
         )
         for core in found:
@@ -175,7 +185,7 @@ class Search:
         sizes = [group.devices for group in self.cluster.groups]
         sequences, most = self.question.training.sequences, self.most_stages()
         rooms_of: dict[int, np.ndarray] = {}
-        pairs: list[Pair] = []
+        pairs: list[OpenDegrees] = []
         for core in self.cores():
             done = self.work_of(core, self.recomputes()[0])
             rates = 1 / done.whole
@@ -186,17 +196,17 @@ class Search:
                 rate = float(rooms_of[ranks] @ rates)
                 if rate:
                     n = sequences // (readers * core.micro_sequences)
-                    pairs.append(Pair(self.nodes, core, readers, n * done.share / rate))
+                    pairs.append(OpenDegrees(self.nodes, core, readers, n * done.share / rate))
         self._take(pairs)
         if self.proving:
             self._seen = [(one.known_s, one.core, one.readers) for one in pairs if one.sharpness]
 
-    def _take(self, pairs: Sequence[Pair]) -> None:
+    def _take(self, pairs: Sequence[OpenDegrees]) -> None:
         """Expand the nodes of pairs, lowest bound first; a bound is made sharper when its turn
         comes.
         """
         counts, tried = self.answer.counts, 0
-        looked: list[Pair] = []
+        looked: list[OpenDegrees] = []
         dived: set[tuple[int, ...]] = set()
         looks = 0
         heap = [(pair.bound_s, number) for number, pair in enumerate(pairs)]
@@ -225,7 +235,7 @@ class Search:
             if pair.bound_s < self.limit_s:
                 heapq.heappush(heap, (pair.bound_s, number))
 
-    def _dive(self, looked: list[Pair], dived: set[tuple[int, ...]]) -> None:
+    def _dive(self, looked: list[OpenDegrees], dived: set[tuple[int, ...]]) -> None:
         """Expand what looks best of all that was looked at, once of each pair and of every set of
         degrees before any again.
         """
@@ -245,16 +255,16 @@ class Search:
                 return
             if tries.get(degrees, 0.0) >= SAMPLES:
                 continue
-            pair = Pair(self.nodes, core, readers, bound_s)
+            pair = OpenDegrees(self.nodes, core, readers, bound_s)
             pair.sharpen()
             pair.sharpen()
-            work = min(1.0, len(pair.found) / FULL)
-            tries[degrees] = tries.get(degrees, 0.0) + work
-            spent += work
+            work_bound = min(1.0, len(pair.found) / FULL)
+            tries[degrees] = tries.get(degrees, 0.0) + work_bound
+            spent += work_bound
             for node in pair.promising() if len(pair.found) else ():
                 self._expand(node)
 
-    def bound_s(self, done: Work, pp: np.ndarray, n: float, slowest: np.ndarray) -> np.ndarray:
+    def bound_s(self, done: WorkBound, pp: np.ndarray, n: float, slowest: np.ndarray) -> np.ndarray:
         """Return lower bounds of a step under any schedule, from what the slowest rank needs at
         least.
         """
@@ -279,14 +289,14 @@ class Search:
             return 1
         return self.model.n_layers + 2
 
-    def kind_of(self, core: Core, stages: tuple[int, ...]) -> tuple[object, ...]:
+    def kind_of(self, core: InnerDegrees, stages: tuple[int, ...]) -> tuple[object, ...]:
         """Return the kind of layouts whose stages stand in groups."""
         blocks = tuple((g, count) for g, count in enumerate(stages) if count)
         names = tuple(self.cluster.groups[g].name for g, _ in blocks)
         layout = skeleton(core, (1, 1), sum(stages), "none", ONE)
-        return (*kind_of(layout, Spread("pipeline", blocks), names), None, "none")
+        return (*kind_of(layout, GroupAssignment("pipeline", blocks), names), None, "none")
 
-    def splits_of(self, core: Core, readers: int) -> list[tuple[int, int]]:
+    def splits_of(self, core: InnerDegrees, readers: int) -> list[tuple[int, int]]:
         """Return (dp_replicate, dp_shard) that the question allows, most sharding first."""
         return [
             split
@@ -294,7 +304,7 @@ class Search:
             if self.question.allows(dp_replicate=split[0], dp_shard=split[1])
         ]
 
-    def _expand(self, node: Node) -> None:
+    def _expand(self, node: SearchNode) -> None:
         """Try every placement, schedule, recomputation and sharding of some degrees and machines."""
         core, pp = node.core, sum(node.stages)
         ranks = node.readers * core.cp * core.tp
@@ -304,18 +314,18 @@ class Search:
             self.answer.counts["uneven"] += 1
             return
         n = self.question.training.sequences // (node.readers * core.micro_sequences)
-        spread = Spread("pipeline", tuple((g, node.stages[g]) for g in node.order))
+        spread = GroupAssignment("pipeline", tuple((g, node.stages[g]) for g in node.order))
         if pp == 1:
             self._single(node, found, spread)
             return
-        Pipeline(self, node, spread, n).search(found, node.bounds_s)
+        PipelineSearch(self, node, spread, n).search(found, node.bounds_s)
 
-    def ways(self, pp: int, micro_batches: Sequence[int]) -> list[Way]:
+    def ways(self, pp: int, micro_batches: Sequence[int]) -> list[ScheduleChoice]:
         """Return the schedules that the question allows."""
         q = self.question
         return [
             way
-            for way in ways(pp, self.model.n_layers, micro_batches, q.limits)
+            for way in schedule_choices(pp, self.model.n_layers, micro_batches, q.limits)
             if q.allows(**way._asdict()) and not (q.compiled and "zero_bubble" in way.schedule)
         ]
 
@@ -323,7 +333,9 @@ class Search:
         """Return what may be recomputed, least time first."""
         return [name for name in RECOMPUTE if self.question.allows(recompute=name)]
 
-    def _single(self, node: Node, found: list[tuple[int, int]], spread: Spread) -> None:
+    def _single(
+        self, node: SearchNode, found: list[tuple[int, int]], spread: GroupAssignment
+    ) -> None:
         """One stage: nothing to divide."""
         fits = False
         for split in found:
@@ -335,7 +347,7 @@ class Search:
         self.answer.counts["memory"] += int(not fits)
 
     def judge(
-        self, layout: Layout, spread: Spread, used: Sequence[int] | None = None
+        self, layout: Layout, spread: GroupAssignment, used: Sequence[int] | None = None
     ) -> Prediction:
         """Predict a layout, and keep it if it fits and is good."""
         if used is None:
@@ -349,14 +361,14 @@ class Search:
         where = places_of(cluster, layout, spread)
         self.answer.counts["predicted"] += 1
         prediction = predictor.predict(layout, where)
-        choice = Choice(layout, cluster, spread, prediction)
+        choice = RankedLayout(layout, cluster, spread, prediction)
         if prediction.fits and prediction.step_time_s < self._ranked_below(choice.kind):
             placed = replace(layout, placement=placement(cluster, layout, spread))
             self.record(replace(choice, layout=placed))
         return prediction
 
 
-def _degrees_of(core: Core) -> tuple[int, ...]:
+def _degrees_of(core: InnerDegrees) -> tuple[int, ...]:
     return core.tp, core.cp, core.ep, core.etp
 
 
@@ -366,5 +378,5 @@ def _degrees(kind: tuple[object, ...]) -> tuple[int, ...]:
     return tuple(one for one in (tp, cp, ep, etp) if isinstance(one, int))
 
 
-def _order(choice: Choice) -> tuple[float, int]:
+def _order(choice: RankedLayout) -> tuple[float, int]:
     return choice.prediction.step_time_s, choice.layout.world_size

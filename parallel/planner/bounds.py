@@ -17,13 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from motet.parallel.cost.pipeline import half_passes
-from motet.parallel.cost.predictor import Kept, Predictor
+from motet.parallel.cost.predictor import Predictor
+from motet.parallel.cost.shapes import StageShape
 from motet.parallel.planner.linear import Lines, skeleton
 from motet.parallel.planner.placement import crossing_of
-from motet.parallel.planner.space import Core, Way
+from motet.parallel.planner.space import InnerDegrees, ScheduleChoice
 
 
-class Work(NamedTuple):
+class WorkBound(NamedTuple):
     """Seconds of one micro-batch of the whole model on one pipeline rank of every group, nothing
     sent.
     """
@@ -64,7 +65,7 @@ class Work(NamedTuple):
         found = np.maximum((self.share + sent) / rates, second_of[sets]) - self.send
         return np.asarray(np.maximum(self.share / rates, found))
 
-    def step_s(self, way: Way, pp: int, n: float, slowest: float) -> float:
+    def step_s(self, way: ScheduleChoice, pp: int, n: float, slowest: float) -> float:
         """Return what a step of n micro-batches takes at least (see `cost_pipeline.pipeline_s`)."""
         if pp == 1:
             return n * slowest
@@ -99,11 +100,11 @@ class Work(NamedTuple):
         return np.where(pp == 1, n * slowest, np.maximum(found, n * slowest))
 
 
-def work(lines: Lines, core: Core, recompute: str) -> Work:
+def work_bound(lines: Lines, core: InnerDegrees, recompute: str) -> WorkBound:
     """Return the work of a model divided as `core` says."""
     predictor = lines.predictor
     cluster = predictor.cluster
-    layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, Way("1f1b", 1))
+    layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, ScheduleChoice("1f1b", 1))
     routed = predictor.routed_layers
     numbers = np.array([predictor.dense_layers, routed, 1])
     times = np.zeros((len(cluster.groups), 3))
@@ -113,7 +114,7 @@ def work(lines: Lines, core: Core, recompute: str) -> Work:
         stage = lines.stub(layout, g, max(core.tp * core.cp, core.ep * core.etp))
         for kind in (0, 1):
             if numbers[kind]:
-                layer = Kept(1 - kind, kind, False, False)
+                layer = StageShape(1 - kind, kind, False, False)
                 found = predictor.rank(layout, stage, layer, g)
                 times[g, kind] = sum(found.forward) + sum(found.backward)
                 weights[g, kind] = found.weight_s
@@ -129,7 +130,9 @@ def work(lines: Lines, core: Core, recompute: str) -> Work:
     # A head's passes for weights are not told apart: they may all be such.
     rest -= float(times[:, 2].min()) if rest > 0 else 0.0
     inputs -= float(times[:, 2].min())
-    return Work(whole, share, least, rest, inputs, min(sends), times[:, kind], int(numbers[kind]))
+    return WorkBound(
+        whole, share, least, rest, inputs, min(sends), times[:, kind], int(numbers[kind])
+    )
 
 
 def with_room(rooms: np.ndarray, found: np.ndarray, layers: int) -> np.ndarray:

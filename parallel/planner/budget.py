@@ -15,7 +15,7 @@ from motet.models.config import PRESETS, ModelConfig, preset
 from motet.models.counts import parameters, parameters_non_embedding, training_flops_per_token
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.planner.best_first import plan
-from motet.parallel.planner.question import Choice, Question
+from motet.parallel.planner.question import PlanQuestion, RankedLayout
 
 TOKENS_PER_PARAMETER = 20.0
 """Compute-optimal by arXiv:2203.15556, table 3."""
@@ -38,7 +38,7 @@ class Bill:
     energy_kwh: float | None
 
 
-def bill(choice: Choice, tokens: float) -> Bill:
+def bill(choice: RankedLayout, tokens: float) -> Bill:
     """Return what training on some tokens takes with a layout."""
     hours = tokens / choice.prediction.tokens_per_s / 3600
     groups = choice.cluster.groups
@@ -99,7 +99,7 @@ class Affordable:
     name: str
     model: ModelConfig
     tokens: float
-    choice: Choice
+    choice: RankedLayout
     cost: Bill
     binds: str = ""
 
@@ -113,7 +113,7 @@ class Refused:
         over: the limits that its bill breaks.
     """
 
-    nearest: Choice | None
+    nearest: RankedLayout | None
     cost: Bill | None
     over: tuple[str, ...]
 
@@ -140,7 +140,7 @@ def models(vocabulary_size: int) -> Iterator[tuple[str, ModelConfig]]:
 
 
 def fastest(
-    question: Question,
+    question: PlanQuestion,
     budget: Budget,
     tokens: float,
     name: str = "",
@@ -192,7 +192,13 @@ class _Bisection:
     """
 
     def __init__(
-        self, question: Question, budget: Budget, tokens: float, name: str, tell: Tell, enough: bool
+        self,
+        question: PlanQuestion,
+        budget: Budget,
+        tokens: float,
+        name: str,
+        tell: Tell,
+        enough: bool,
     ) -> None:
         self.question, self.budget, self.tokens = question, budget, tokens
         self.name, self.tell, self.enough = name, tell, enough
@@ -330,7 +336,7 @@ def _halfway(fits: Cluster, dear: Cluster) -> Cluster | None:
 
 
 def largest(
-    question: Question, budget: Budget, tokens: float | None, tell: Tell = lambda text: None
+    question: PlanQuestion, budget: Budget, tokens: float | None, tell: Tell = lambda text: None
 ) -> Affordable | Refused:
     """Return the largest model that a budget trains, in the shortest time that it allows.
 
@@ -362,7 +368,7 @@ def largest(
     return replace(best, binds=beyond) if isinstance(best, Affordable) else best
 
 
-def _least(question: Question, model: ModelConfig, tokens: float) -> Bill:
+def _least(question: PlanQuestion, model: ModelConfig, tokens: float) -> Bill:
     """Return less than any run can take: all devices at their peak, the cheapest operations
     everywhere.
     """

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from motet.parallel.planner.linear import Held
+from motet.parallel.planner.linear import MemoryLines
 from motet.parallel.planner.partition import Counts, Load
 
 MOST_DENSE = 6
@@ -19,7 +19,7 @@ MOST_DENSE = 6
 power of their number of ways.
 """
 
-Front = tuple[int, ...]
+DenseFirst = tuple[int, ...]
 """Dense layers of the first stages; of these only the first may have none, and only the last may
 have others.
 """
@@ -41,10 +41,10 @@ def dense_first(kinds: Sequence[int]) -> int:
     return dense if dense <= MOST_DENSE and dense < len(kinds) and not any(kinds[:dense]) else 0
 
 
-def fronts(dense: int, stages: int) -> Iterator[Front]:
+def dense_places(dense: int, stages: int) -> Iterator[DenseFirst]:
     """Yield every way to put some dense layers on the first of some stages."""
 
-    def parts(left: int, room: int) -> Iterator[Front]:
+    def parts(left: int, room: int) -> Iterator[DenseFirst]:
         if not left:
             yield ()
         elif room:
@@ -58,9 +58,9 @@ def fronts(dense: int, stages: int) -> Iterator[Front]:
 
 
 def rest(
-    front: Front,
+    front: DenseFirst,
     loads: Sequence[Load],
-    kept: Sequence[Held],
+    kept: Sequence[MemoryLines],
     held: Sequence[float],
     stages_of: Sequence[Sequence[int]],
     stages: int,
@@ -105,7 +105,7 @@ def _after(line: tuple[float, float, float], dense: int) -> tuple[float, float, 
 
 
 def stages_with(
-    front: Front, counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
+    front: DenseFirst, counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
 ) -> tuple[int, ...]:
     """Return layers of every stage, dense ones included; `counts`: layers with experts of every
     rank.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from motet.parallel.cost.predictor import Kept
+from motet.parallel.cost.shapes import StageShape
 from motet.parallel.planner import space as plan_space
-from motet.parallel.planner.bounds import Work, with_room
-from motet.parallel.planner.dense_first import fronts
+from motet.parallel.planner.bounds import WorkBound, with_room
+from motet.parallel.planner.dense_first import dense_places
 from motet.parallel.planner.grid_bounds import Rows, Terms, bounds_s, rows_of, unordered, unplaced
 from motet.parallel.planner.linear import layers_that_fit, skeleton
 from motet.parallel.planner.placement import crossing_of
 from motet.parallel.planner.rank_arrays import Cost, Ranks
-from motet.parallel.planner.space import Core, Way, every_way, splits
+from motet.parallel.planner.space import InnerDegrees, ScheduleChoice, every_schedule, splits
 from motet.parallel.planner.whole_layer_bounds import Cases, close_s
 
 if TYPE_CHECKING:
@@ -38,14 +38,16 @@ WIDE = 4.0
 
 
 @dataclass(frozen=True)
-class Node:
+class SearchNode:
     """Degrees and machines; what is open are schedule, recomputation, sharding and layers."""
 
-    core: Core
+    core: InnerDegrees
     readers: int
     stages: tuple[int, ...]  # of every group
     order: tuple[int, ...]  # groups along the pipeline
-    bounds_s: dict[str, dict[Way, float]]  # of a step, by recomputation and schedule that are open
+    bounds_s: dict[
+        str, dict[ScheduleChoice, float]
+    ]  # of a step, by recomputation and schedule that are open
 
     @property
     def bound_s(self) -> float:
@@ -53,7 +55,7 @@ class Node:
         return min(min(bounds.values()) for bounds in self.bounds_s.values())
 
 
-class Nodes:
+class Frontier:
     """Finds nodes, and remembers what they share."""
 
     def __init__(self, search: Search) -> None:
@@ -66,15 +68,15 @@ class Nodes:
         self.front = all(kinds[: self.others])
         close = not self.others or (self.most == 1 and search.dense_first > 0)
         dense = search.dense_first
-        self.fronts = list(fronts(dense, dense + 1)) if close else []
+        self.fronts = list(dense_places(dense, dense + 1)) if close else []
         self.ranks = Ranks(search.lines, self.most)
-        self.all_ways = every_way(search.question.limits.virtual_stages)
+        self.all_ways = every_schedule(search.question.limits.virtual_stages)
         self.looked = 0  # assignments
         self._assigned: dict[int, np.ndarray] = {}
         self._taken_of: dict[int, np.ndarray] = {}
-        self._sends: dict[tuple[Core, int], np.ndarray] = {}
+        self._sends: dict[tuple[InnerDegrees, int], np.ndarray] = {}
 
-    def terms(self, core: Core, readers: int, n: int) -> Terms:
+    def terms(self, core: InnerDegrees, readers: int, n: int) -> Terms:
         search = self.search_
         training, layers = search.question.training, self.model.n_layers
         open_ = search.splits_of(core, readers)
@@ -84,7 +86,7 @@ class Nodes:
         overlap = search.question.traits.data_overlap
         return Terms(n, layers, self.others, self.front, *once, overlap, factor, training.data_s)
 
-    def sends_s(self, core: Core, ranks: int) -> np.ndarray:
+    def sends_s(self, core: InnerDegrees, ranks: int) -> np.ndarray:
         """Return the seconds that one virtual stage sends to another group, and in the last column
         inside its own.
         """
@@ -92,11 +94,11 @@ class Nodes:
         found = self._sends.get(key)
         if found is None:
             predictor, groups = self.search_.predictor, range(len(self.search_.cluster.groups))
-            layout = skeleton(core, (1, core.ep * core.etp), 2, "none", Way("1f1b", 1))
+            layout = skeleton(core, (1, core.ep * core.etp), 2, "none", ScheduleChoice("1f1b", 1))
             found = np.zeros((len(groups), len(groups) + 1))
             for g in groups:
                 stage = self.search_.lines.stub(layout, g, ranks)
-                kept = Kept(1 - self.most, self.most, False, False)
+                kept = StageShape(1 - self.most, self.most, False, False)
                 found[g, -1] = found[g, g] = predictor.rank(layout, stage, kept, g).send_s
                 for other in groups:
                     if other != g:
@@ -106,7 +108,9 @@ class Nodes:
             self._sends[key] = found
         return found
 
-    def slowest(self, done: Work, core: Core, readers: int, found: np.ndarray) -> np.ndarray:
+    def slowest(
+        self, done: WorkBound, core: InnerDegrees, readers: int, found: np.ndarray
+    ) -> np.ndarray:
         """Return what the slowest rank needs at least, [assignment]."""
         return done.slowest_sending(found, self.sends_s(core, readers * core.cp * core.tp))
 
@@ -120,7 +124,7 @@ class Nodes:
     # --- how many layers there is memory for
 
     def rooms_of(
-        self, core: Core, readers: int, recompute: str, rows: Rows, rooms: np.ndarray
+        self, core: InnerDegrees, readers: int, recompute: str, rows: Rows, rooms: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Return for how many layers the ranks of a group have memory together, by schedule, [row,
         group].
@@ -143,7 +147,9 @@ class Nodes:
             "zbv_zero_bubble": apart,
         }
 
-    def rooms_before(self, core: Core, readers: int, n: int, pp: int, recompute: str) -> np.ndarray:
+    def rooms_before(
+        self, core: InnerDegrees, readers: int, n: int, pp: int, recompute: str
+    ) -> np.ndarray:
         """Return the most layers on the last 0, 1, ... pp ranks of a pipeline, [group, ranks].
 
         Rank r of p keeps at least min(n, p - r) micro-batches. Where layers differ, those with
@@ -152,7 +158,9 @@ class Nodes:
         rooms = self._room_of(core, readers, np.minimum(n, np.arange(1, pp + 1)), recompute)
         return np.concatenate((np.zeros((len(rooms), 1)), np.cumsum(rooms, axis=1)), axis=1)
 
-    def _room_of(self, core: Core, readers: int, held: np.ndarray, recompute: str) -> np.ndarray:
+    def _room_of(
+        self, core: InnerDegrees, readers: int, held: np.ndarray, recompute: str
+    ) -> np.ndarray:
         """Return the most layers on a rank of every [group, number of micro-batches held], weights
         divided most.
         """
@@ -164,11 +172,11 @@ class Nodes:
 
     # --- what does not ask for the block's division
 
-    def number(self, core: Core, readers: int) -> int:
+    def number(self, core: InnerDegrees, readers: int) -> int:
         """Return the micro-batches of a step."""
         return self.search_.question.training.sequences // (readers * core.micro_sequences)
 
-    def assignments(self, core: Core, readers: int) -> np.ndarray:
+    def assignments(self, core: InnerDegrees, readers: int) -> np.ndarray:
         ranks, search = readers * core.cp * core.tp, self.search_
         if ranks not in self._assigned:
             sizes = [group.devices for group in search.cluster.groups]
@@ -190,20 +198,20 @@ class Nodes:
         return self._taken_of[n]
 
 
-class Pair:
+class OpenDegrees:
     """Degrees of a stage: what they bound is made sharper step by step, and in the end they yield
     nodes.
     """
 
-    def __init__(self, nodes: Nodes, core: Core, readers: int, bound_s: float) -> None:
+    def __init__(self, nodes: Frontier, core: InnerDegrees, readers: int, bound_s: float) -> None:
         self.nodes, self.search, self.core, self.readers = nodes, nodes.search_, core, readers
         self.n, self.bound_s = nodes.number(core, readers), bound_s
         self.names = self.search.recomputes()
         self.found, self.tables = np.zeros((0, 0), dtype=int), list[_Table]()
         self.known_s = bound_s  # before orders of groups were looked at
         self.quick_s = np.zeros(0)  # of every assignment, while it is asked for
-        self.sharpness, self.following = 0, list[Node]()
-        self._rest: Iterator[Node] = iter(())
+        self.sharpness, self.following = 0, list[SearchNode]()
+        self._rest: Iterator[SearchNode] = iter(())
 
     def sharpen(self) -> None:
         """Raise the lower bound."""
@@ -220,7 +228,7 @@ class Pair:
             self.following = [node for node in (next(self._rest, None),) if node is not None]
             self.bound_s = self.following[0].bound_s if self.following else math.inf
 
-    def promising(self) -> Iterator[Node]:
+    def promising(self) -> Iterator[SearchNode]:
         """Yield what looks best among the assignments that look best."""
         least_s = np.min([table.least_s.min(axis=0) for table in self.tables], axis=0)
         for node in self._ordered(np.argsort(least_s, kind="stable")[:DIVED]):
@@ -272,7 +280,7 @@ class Pair:
         self.found, self.tables = found[open_], [table.some(open_) for table in tables]
         self.bound_s = float(least_s.min(initial=math.inf))
 
-    def _ordered(self, at: np.ndarray) -> Iterator[Node]:
+    def _ordered(self, at: np.ndarray) -> Iterator[SearchNode]:
         """Yield nodes of some assignments, those with the lowest bound first."""
         counts, search = self.search.answer.counts, self.search
         if not len(at):
@@ -296,7 +304,7 @@ class Pair:
                 if len(ways):
                     found = {self.nodes.all_ways[way]: float(table[way, row]) for way in ways}
                     open_[name] = found
-            yield Node(self.core, self.readers, stages, rows.orders[row], open_)
+            yield SearchNode(self.core, self.readers, stages, rows.orders[row], open_)
 
 
 class _Table:
@@ -304,7 +312,9 @@ class _Table:
     groups, then in each.
     """
 
-    def __init__(self, nodes: Nodes, pair: Pair, recompute: str, found: np.ndarray) -> None:
+    def __init__(
+        self, nodes: Frontier, pair: OpenDegrees, recompute: str, found: np.ndarray
+    ) -> None:
         self.nodes, self.core, self.readers = nodes, pair.core, pair.readers
         self.recompute, self.n, self.found = recompute, pair.n, found
         self.search, self.pp = nodes.search_, found.sum(axis=1)
@@ -383,7 +393,7 @@ class _Table:
         self,
         rows: Rows,
         wide: np.ndarray,
-        costs: list[tuple[int, Cost, Way]],
+        costs: list[tuple[int, Cost, ScheduleChoice]],
         rooms_of: dict[str, np.ndarray],
         slow_s: np.ndarray,
         table: np.ndarray,

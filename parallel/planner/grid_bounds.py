@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from motet.parallel.planner.rank_arrays import Cost
-from motet.parallel.planner.space import Way
+from motet.parallel.planner.space import ScheduleChoice
 
 ALL_DENSE = 8
 """Up to this many layers of the rarer kind are packed exactly."""
@@ -147,7 +147,7 @@ def bounds_s(
     rows: Rows,
     cost: Cost,
     terms: Terms,
-    way: Way,
+    way: ScheduleChoice,
     rooms: np.ndarray,
     slowest: tuple[np.ndarray, float],
     fine: int,
@@ -180,7 +180,7 @@ def bounds_s(
     return least_s, np.minimum(found.min(axis=1), terms.n * high_s * terms.factor)
 
 
-def longer_of(rows: Rows, terms: Terms, way: Way) -> np.ndarray:
+def longer_of(rows: Rows, terms: Terms, way: ScheduleChoice) -> np.ndarray:
     """Return by what the wait is longer where micro-batches are too few to fill a V, [row, 1] (see
     `cost_pipeline`).
     """
@@ -221,7 +221,7 @@ def once_any_s(counts: np.ndarray, terms: Terms) -> tuple[np.ndarray, np.ndarray
     return found[0], found[1]
 
 
-def _crossed(values: np.ndarray, rows: Rows, way: Way) -> np.ndarray:
+def _crossed(values: np.ndarray, rows: Rows, way: ScheduleChoice) -> np.ndarray:
     """Return the sum of what groups add that send to others, [row]; `values`: [row, group]."""
     total = values.sum(axis=1)
     if rows.loose and way.virtual_stages == 1:
@@ -229,7 +229,7 @@ def _crossed(values: np.ndarray, rows: Rows, way: Way) -> np.ndarray:
     return np.asarray(total)
 
 
-def _even_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
+def _even_s(rows: Rows, cost: Cost, terms: Terms, way: ScheduleChoice) -> np.ndarray:
     """Return what the slowest rank needs at least if layers could be cut, [row]."""
     groups = np.arange(rows.counts.shape[1])
     after = rows.line if way.virtual_stages == 1 else rows.ring
@@ -253,7 +253,7 @@ def _caps(cost: Cost, more: np.ndarray, tops: np.ndarray) -> np.ndarray:
 
 
 def _ahead(
-    rows: Rows, cost: Cost, terms: Terms, way: Way, rooms: np.ndarray, tops: np.ndarray
+    rows: Rows, cost: Cost, terms: Terms, way: ScheduleChoice, rooms: np.ndarray, tops: np.ndarray
 ) -> Ahead:
     groups, each_row = np.arange(rows.counts.shape[1]), np.arange(len(rows.counts))
     virtual, counts = way.virtual_stages, rows.counts[:, :, None]
@@ -310,7 +310,7 @@ def _gain(cost: Cost, terms: Terms, tops: np.ndarray) -> np.ndarray:
     return best[-1]
 
 
-def _least(rows: Rows, way: Way) -> np.ndarray:
+def _least(rows: Rows, way: ScheduleChoice) -> np.ndarray:
     """Return how many layers the ranks of a group must hold together, [row, group]."""
     each_row, both = np.arange(len(rows.counts)), way.schedule == "zbv_zero_bubble"
     least = rows.counts * way.virtual_stages
@@ -319,7 +319,7 @@ def _least(rows: Rows, way: Way) -> np.ndarray:
     return np.maximum(least, 0)
 
 
-def _fixed_waits_s(rows: Rows, cost: Cost, way: Way) -> np.ndarray:
+def _fixed_waits_s(rows: Rows, cost: Cost, way: ScheduleChoice) -> np.ndarray:
     """Return what ranks without layers add to filling and draining, [row]."""
     groups, both = np.arange(rows.counts.shape[1]), way.schedule == "zbv_zero_bubble"
     after = rows.line if way.virtual_stages == 1 else rows.ring
@@ -328,7 +328,7 @@ def _fixed_waits_s(rows: Rows, cost: Cost, way: Way) -> np.ndarray:
     return np.asarray(own + _crossed(crossed, rows, way))
 
 
-def _any_waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
+def _any_waits_s(rows: Rows, cost: Cost, terms: Terms, way: ScheduleChoice) -> np.ndarray:
     """Return what all ranks together add to filling and draining at least, however layers are
     divided, [row].
     """
@@ -339,7 +339,7 @@ def _any_waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way) -> np.ndarray:
     return np.maximum(found - terms.others * cost.wait_cheaper, 0.0)
 
 
-def _waits_s(rows: Rows, cost: Cost, terms: Terms, way: Way, ahead: Ahead) -> np.ndarray:
+def _waits_s(rows: Rows, cost: Cost, terms: Terms, way: ScheduleChoice, ahead: Ahead) -> np.ndarray:
     """Return the same with no more layers than ranks can hold, [row, interval]."""
     held = np.maximum(ahead.held, 0.0)
     taken = np.minimum(_least(rows, way)[:, :, None], held)

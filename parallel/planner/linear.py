@@ -15,16 +15,17 @@ import numpy as np
 from motet.parallel.cost import memory
 from motet.parallel.cost.links import strided
 from motet.parallel.cost.pipeline import half_passes, pipeline_s
-from motet.parallel.cost.predictor import Kept, Predictor
-from motet.parallel.cost.topology import Stage, strides
+from motet.parallel.cost.predictor import Predictor
+from motet.parallel.cost.shapes import StageShape
+from motet.parallel.cost.topology import StageGroups, strides
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.partition import Load
-from motet.parallel.planner.space import Core, Way
+from motet.parallel.planner.space import InnerDegrees, ScheduleChoice
 
 Line = tuple[float, float, float]  # fixed, per dense layer, per layer with experts
 
 
-class Rank(NamedTuple):
+class RankLines(NamedTuple):
     """Seconds of a pipeline rank: of one micro-batch, and `sync`, `update` of a step."""
 
     forward: Line
@@ -35,7 +36,7 @@ class Rank(NamedTuple):
     update: Line
 
 
-class Held(NamedTuple):
+class MemoryLines(NamedTuple):
     """Bytes of a pipeline rank: `fixed` and `saved` of one micro-batch that it keeps, as lines;
     capacity of its device.
     """
@@ -55,7 +56,9 @@ def value(line: Line, dense: float, experts: float) -> float:
     return line[0] + dense * line[1] + experts * line[2]
 
 
-def skeleton(core: Core, dp: tuple[int, int], pp: int, recompute: str, way: Way) -> Layout:
+def skeleton(
+    core: InnerDegrees, dp: tuple[int, int], pp: int, recompute: str, way: ScheduleChoice
+) -> Layout:
     """Return a layout without placement and partition."""
     return Layout(
         dp_replicate=dp[0],
@@ -79,13 +82,13 @@ class Lines:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self.kinds = (predictor.dense_layers > 0, predictor.routed_layers > 0)
-        self._ranks: dict[tuple[object, ...], Rank] = {}
-        self._held: dict[tuple[object, ...], Held] = {}
+        self._ranks: dict[tuple[object, ...], RankLines] = {}
+        self._held: dict[tuple[object, ...], MemoryLines] = {}
         self._stubs: dict[
-            tuple[int, ...], list[Stage]
+            tuple[int, ...], list[StageGroups]
         ] = {}  # by degrees and group: hops to the next node, and on it
 
-    def stub(self, layout: Layout, group: int, ranks: int = 1) -> Stage:
+    def stub(self, layout: Layout, group: int, ranks: int = 1) -> StageGroups:
         """Return a stage inside one group, with its neighbours where sending to them is fastest: on
         its node or on the next.
 
@@ -98,7 +101,9 @@ class Lines:
         if found is None:
             parts = {name: strided(whole, *where) for name, where in strides(layout).items()}
             hops = strided(whole, 2, whole.devices_per_node), strided(whole, 2, 1)
-            found = self._stubs[*degrees, group] = [Stage((group,), **parts, hop=h) for h in hops]
+            found = self._stubs[*degrees, group] = [
+                StageGroups((group,), **parts, hop=h) for h in hops
+            ]
         if 2 * ranks > whole.devices_per_node:
             return found[0]
         tokens = layout.micro_sequences * predictor.training.sequence_length / layout.cp
@@ -106,13 +111,17 @@ class Lines:
         own = predictor.constants[group]
         return min(found, key=lambda stage: stage.hop.send_s(size, own))
 
-    def _points(self, first: bool, last: bool) -> tuple[Kept, Kept, Kept]:
+    def _points(self, first: bool, last: bool) -> tuple[StageShape, StageShape, StageShape]:
         """Return a point, and the same with a dense layer and with a layer with experts more (if
         the model has such).
         """
         dense, routed = map(int, self.kinds)
-        base = Kept(dense, routed, first, last)
-        return base, Kept(2 * dense, routed, first, last), Kept(dense, 2 * routed, first, last)
+        base = StageShape(dense, routed, first, last)
+        return (
+            base,
+            StageShape(2 * dense, routed, first, last),
+            StageShape(dense, 2 * routed, first, last),
+        )
 
     def _line(self, values: Sequence[float]) -> Line:
         dense, routed = values[1] - values[0], values[2] - values[0]
@@ -122,11 +131,11 @@ class Lines:
         self,
         key: tuple[object, ...],
         layout: Layout,
-        stage: Stage,
+        stage: StageGroups,
         group: int,
         first: bool,
         last: bool,
-    ) -> Rank:
+    ) -> RankLines:
         """Return the seconds of a rank.
 
         Args:
@@ -142,7 +151,7 @@ class Lines:
                 point: self.predictor.rank(layout, stage, point, group) for point in set(points)
             }
             ranks = [read[point] for point in points]
-            found = self._ranks[key] = Rank(
+            found = self._ranks[key] = RankLines(
                 self._line([sum(one.forward) for one in ranks]),
                 self._line([sum(one.backward) for one in ranks]),
                 self._line([one.weight_s for one in ranks]),
@@ -154,7 +163,7 @@ class Lines:
 
     def held(
         self, key: tuple[object, ...], layout: Layout, group: int, first: bool, last: bool
-    ) -> Held:
+    ) -> MemoryLines:
         """Return the bytes of a rank; arguments as of `rank`, with a pipeline of 1F1B.
 
         Memory does not ask which links there are.
@@ -178,12 +187,12 @@ class Lines:
             whole = self._line([read[point][0] for point in points])
             fixed = (whole[0], whole[1] - saved[1], whole[2] - saved[2])
             capacity = read[points[0]][1]
-            found = self._held[key] = Held(fixed, (0.0, saved[1], saved[2]), capacity)
+            found = self._held[key] = MemoryLines(fixed, (0.0, saved[1], saved[2]), capacity)
         return found
 
 
 def layers_that_fit(
-    lines: Lines, core: Core, split: tuple[int, int], held: np.ndarray, recompute: str
+    lines: Lines, core: InnerDegrees, split: tuple[int, int], held: np.ndarray, recompute: str
 ) -> np.ndarray:
     """Return for how many layers (those with experts, where there are such) ranks of every group
     have memory, [group, held].
@@ -191,7 +200,7 @@ def layers_that_fit(
     Args:
         held: numbers of micro-batches whose activations a rank keeps.
     """
-    layout = skeleton(core, split, 2, recompute, Way("1f1b", 1))
+    layout = skeleton(core, split, 2, recompute, ScheduleChoice("1f1b", 1))
     key, kind = (core, split, recompute), 2 if lines.kinds[1] else 1
     rooms = []
     for g in range(len(lines.predictor.cluster.groups)):
@@ -201,7 +210,7 @@ def layers_that_fit(
     return np.floor(np.array(rooms) + 1e-9)
 
 
-def load(rank: Rank, way: Way, pp: int, n: float, least: int) -> Load:
+def load(rank: RankLines, way: ScheduleChoice, pp: int, n: float, least: int) -> Load:
     """Return what a rank adds to a step under a schedule (see `cost_pipeline.pipeline_s`)."""
     send_s = rank.send * way.virtual_stages
     busy = [f + b for f, b in zip(rank.forward, rank.backward, strict=True)]
@@ -224,7 +233,7 @@ def load(rank: Rank, way: Way, pp: int, n: float, least: int) -> Load:
 
 def step_s(
     layout: Layout,
-    ranks: Sequence[Rank],
+    ranks: Sequence[RankLines],
     layers: Sequence[tuple[float, float]],
     n: float,
     predictor: Predictor,

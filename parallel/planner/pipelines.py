@@ -12,11 +12,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from motet.parallel.cost.memory import micro_batches_held
-from motet.parallel.cost.topology import Stage
+from motet.parallel.cost.topology import StageGroups
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.dense_first import Front, Rest, fronts, rest, stages_with
-from motet.parallel.planner.frontier import Node
-from motet.parallel.planner.linear import Held, Rank, load, skeleton, step_s
+from motet.parallel.planner.dense_first import DenseFirst, Rest, dense_places, rest, stages_with
+from motet.parallel.planner.frontier import SearchNode
+from motet.parallel.planner.linear import MemoryLines, RankLines, load, skeleton, step_s
 from motet.parallel.planner.partition import (
     Counts,
     Load,
@@ -27,25 +27,25 @@ from motet.parallel.planner.partition import (
     unlike,
 )
 from motet.parallel.planner.placement import places_of, renumbered
-from motet.parallel.planner.space import Spread, Way
+from motet.parallel.planner.space import GroupAssignment, ScheduleChoice
 
 if TYPE_CHECKING:
     from motet.parallel.planner.best_first import Search
 
-ONE = Way("1f1b", 1)
+ONE = ScheduleChoice("1f1b", 1)
 
 
-class Pipeline:
+class PipelineSearch:
     """One order of groups along a pipeline."""
 
-    def __init__(self, search: Search, node: Node, spread: Spread, n: int) -> None:
+    def __init__(self, search: Search, node: SearchNode, spread: GroupAssignment, n: int) -> None:
         self.search_, self.node, self.spread, self.n = search, node, spread, n
         self.pp = sum(count for _, count in spread.blocks)
         self.groups = [g for g, count in spread.blocks for _ in range(count)]
-        self.fitted: set[tuple[Way, tuple[int, int]]] = set()
-        self._places: dict[tuple[object, ...], list[tuple[int, Stage]]] = {}
-        self._costs: dict[tuple[object, ...], list[Rank]] = {}
-        self._helds: dict[tuple[object, ...], list[Held]] = {}
+        self.fitted: set[tuple[ScheduleChoice, tuple[int, int]]] = set()
+        self._places: dict[tuple[object, ...], list[tuple[int, StageGroups]]] = {}
+        self._costs: dict[tuple[object, ...], list[RankLines]] = {}
+        self._helds: dict[tuple[object, ...], list[MemoryLines]] = {}
         self.kind = search.kind_of(node.core, node.stages)
 
     @property
@@ -53,7 +53,9 @@ class Pipeline:
         """What a layout must stay below to be ranked."""
         return self.search_.limit_of(self.kind)
 
-    def search(self, found: list[tuple[int, int]], bound: dict[str, dict[Way, float]]) -> None:
+    def search(
+        self, found: list[tuple[int, int]], bound: dict[str, dict[ScheduleChoice, float]]
+    ) -> None:
         """Try recomputation from least to most; what fits with less needs no more."""
         for recompute, bounds in bound.items():
             # No schedule holds less than 1F1B, and no split less than the first.
@@ -69,7 +71,7 @@ class Pipeline:
     def _has_room(self, layout: Layout) -> bool:
         return sum(self._rooms(layout, self._kept(layout))) >= self.search_.model.n_layers
 
-    def _way(self, found: list[tuple[int, int]], recompute: str, way: Way) -> None:
+    def _way(self, found: list[tuple[int, int]], recompute: str, way: ScheduleChoice) -> None:
         layers = self.search_.model.n_layers
         open_ = [split for split in found if (way, split) not in self.fitted]
         for number, split in enumerate(open_):
@@ -89,7 +91,7 @@ class Pipeline:
             if best[0] < self.limit_s and best[1] is not None:
                 self.search_.judge(replace(layout, stage_layers=best[1]), self.spread)
 
-    def _loads(self, layout: Layout, way: Way, ranks: list[Rank]) -> list[Load]:
+    def _loads(self, layout: Layout, way: ScheduleChoice, ranks: list[RankLines]) -> list[Load]:
         known: dict[tuple[int, int], Load] = {}
         out = []
         for rank, least in zip(ranks, _least(layout), strict=True):
@@ -99,7 +101,7 @@ class Pipeline:
             out.append(known[key])
         return out
 
-    def _least_s(self, layout: Layout, loads: list[Load], kept: list[Held]) -> float:
+    def _least_s(self, layout: Layout, loads: list[Load], kept: list[MemoryLines]) -> float:
         """Return what a step takes at least, whatever the partition."""
         share, own = _share(self.search_.routed), own_share(layout)
         if 0.0 < share < 1.0:
@@ -110,16 +112,16 @@ class Pipeline:
         return least_s(_mixed(loads, share), self.search_.model.n_layers, self.n, own)
 
     def _rests(
-        self, layout: Layout, loads: list[Load], kept: list[Held]
-    ) -> Iterator[tuple[Front, Rest]]:
+        self, layout: Layout, loads: list[Load], kept: list[MemoryLines]
+    ) -> Iterator[tuple[DenseFirst, Rest]]:
         """Yield what is left to divide for all places of dense layers that come first."""
         stages_of = [layout.stages_of(r) for r in range(self.pp)]
         held, routed = self._held(layout), sum(self.search_.routed)
-        for front in fronts(self.search_.dense_first, layout.stages):
+        for front in dense_places(self.search_.dense_first, layout.stages):
             one = rest(front, loads, kept, held, stages_of, layout.stages, routed)
             yield front, one
 
-    def _kept(self, layout: Layout) -> list[Held]:
+    def _kept(self, layout: Layout) -> list[MemoryLines]:
         """Return what every rank holds."""
         split = layout.dp_replicate, layout.dp_shard
         both = layout.schedule == "zbv_zero_bubble"
@@ -138,7 +140,7 @@ class Pipeline:
             self._helds[key] = found
         return self._helds[key]
 
-    def _ranks(self, layout: Layout, split: tuple[int, int]) -> list[Rank]:
+    def _ranks(self, layout: Layout, split: tuple[int, int]) -> list[RankLines]:
         """Return what every rank costs."""
         both = layout.schedule == "zbv_zero_bubble"
         key = split, layout.recompute, both, layout.virtual_stages > 1
@@ -156,7 +158,7 @@ class Pipeline:
             ]
         return self._costs[key]
 
-    def _stages(self, layout: Layout, split: tuple[int, int]) -> list[tuple[int, Stage]]:
+    def _stages(self, layout: Layout, split: tuple[int, int]) -> list[tuple[int, StageGroups]]:
         """Return where the stages stand, in the pipeline's order, each with its number."""
         key = split, layout.virtual_stages > 1
         if key not in self._places:
@@ -173,7 +175,7 @@ class Pipeline:
         number = math.ceil(self.n)
         return [micro_batches_held(layout, r, number) for r in range(self.pp)]
 
-    def _rooms(self, layout: Layout, kept: list[Held]) -> list[int]:
+    def _rooms(self, layout: Layout, kept: list[MemoryLines]) -> list[int]:
         """Return the most layers that fit into the memory of every rank."""
         layers, share = self.search_.model.n_layers, _share(self.search_.routed)
         # Ranges of layers and dense layers that come first are fitted one by one.
@@ -188,10 +190,10 @@ class Pipeline:
     def _divide(
         self,
         layout: Layout,
-        ranks: list[Rank],
+        ranks: list[RankLines],
         loads: list[Load],
         most: list[int],
-        kept: list[Held],
+        kept: list[MemoryLines],
     ) -> tuple[float, tuple[int, ...] | None] | None:
         """Return seconds of a step and layers of all stages of the best partition; None where none
         fits into memory.
@@ -226,7 +228,7 @@ class Pipeline:
         return found and (found[0], stage_layers(found[1], stages_of, layout.stages))
 
     def _fronted(
-        self, layout: Layout, ranks: list[Rank], loads: list[Load], kept: list[Held]
+        self, layout: Layout, ranks: list[RankLines], loads: list[Load], kept: list[MemoryLines]
     ) -> tuple[float, tuple[int, ...] | None] | None:
         """Do the same where dense layers come first."""
         stages_of = [layout.stages_of(r) for r in range(self.pp)]

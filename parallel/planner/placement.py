@@ -1,7 +1,7 @@
 """Where the stages and replicas of a candidate stand, found from its shape alone: no loop over
 devices. Pure; no torch.
 
-For shapes that fill nodes evenly this is what `cost_places.places` finds device by device (a test
+For shapes that fill nodes evenly this is what `topology.topology_of` finds device by device (a test
 compares them).
 """
 
@@ -12,10 +12,10 @@ from dataclasses import replace
 from itertools import accumulate
 
 from motet.parallel.cluster.description import Cluster, Group, pair
-from motet.parallel.cost.links import Domain, strided
-from motet.parallel.cost.topology import Column, Places, Stage, places, strides
+from motet.parallel.cost.links import CommGroup, strided
+from motet.parallel.cost.topology import ReplicaKind, StageGroups, Topology, strides, topology_of
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.space import Spread
+from motet.parallel.planner.space import GroupAssignment
 
 
 def trimmed(cluster: Cluster, used: Sequence[int]) -> Cluster | None:
@@ -36,15 +36,17 @@ def trimmed(cluster: Cluster, used: Sequence[int]) -> Cluster | None:
     return Cluster(tuple(groups), {key: cluster.links[key] for key in pairs})
 
 
-def renumbered(spread: Spread) -> Spread:
+def renumbered(spread: GroupAssignment) -> GroupAssignment:
     """Return a spread with groups numbered as in its trimmed cluster: those that it uses, in the
     cluster's order.
     """
     used = sorted(group for group, _ in spread.blocks)
-    return Spread(spread.across, tuple((used.index(g), count) for g, count in spread.blocks))
+    return GroupAssignment(
+        spread.across, tuple((used.index(g), count) for g, count in spread.blocks)
+    )
 
 
-def placement(cluster: Cluster, layout: Layout, spread: Spread) -> tuple[int, ...]:
+def placement(cluster: Cluster, layout: Layout, spread: GroupAssignment) -> tuple[int, ...]:
     """Return the device at every position of the grid; () where that is the plain order.
 
     Args:
@@ -64,7 +66,7 @@ def placement(cluster: Cluster, layout: Layout, spread: Spread) -> tuple[int, ..
     return () if out == list(range(len(out))) else tuple(out)
 
 
-def places_of(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
+def places_of(cluster: Cluster, layout: Layout, spread: GroupAssignment) -> Topology:
     """Return where the groups of a layout stand.
 
     Args:
@@ -72,9 +74,9 @@ def places_of(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
         layout: its placement is left out of account: `spread` says it.
     """
     if len(cluster.groups) == 1:
-        return places(cluster, replace(layout, placement=()))
+        return topology_of(cluster, replace(layout, placement=()))
     if not even(cluster, layout, spread):
-        return places(cluster, replace(layout, placement=placement(cluster, layout, spread)))
+        return topology_of(cluster, replace(layout, placement=placement(cluster, layout, spread)))
     return (
         _pipelined(cluster, layout, spread)
         if spread.across == "pipeline"
@@ -82,7 +84,7 @@ def places_of(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
     )
 
 
-def even(cluster: Cluster, layout: Layout, spread: Spread) -> bool:
+def even(cluster: Cluster, layout: Layout, spread: GroupAssignment) -> bool:
     """Return whether every group of ranks has as many devices on each of its nodes, at the same
     places.
     """
@@ -103,9 +105,9 @@ def even(cluster: Cluster, layout: Layout, spread: Spread) -> bool:
     return True
 
 
-def _stage(number: int, group: Group, layout: Layout, hop: Domain) -> Stage:
+def _stage(number: int, group: Group, layout: Layout, hop: CommGroup) -> StageGroups:
     found = {name: strided(group, *where) for name, where in strides(layout).items()}
-    return Stage((number,), **found, hop=hop)
+    return StageGroups((number,), **found, hop=hop)
 
 
 def _near(group: Group, stage_ranks: int, at: int) -> bool:
@@ -114,17 +116,17 @@ def _near(group: Group, stage_ranks: int, at: int) -> bool:
     return at * stage_ranks // size == ((at + 2) * stage_ranks - 1) // size
 
 
-def _hop(group: Group, near: bool) -> Domain:
-    return Domain(2, 2 if near else 1, 1 if near else 2, group.intra_node, group.inter_node)
+def _hop(group: Group, near: bool) -> CommGroup:
+    return CommGroup(2, 2 if near else 1, 1 if near else 2, group.intra_node, group.inter_node)
 
 
-def crossing_of(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: int) -> Domain:
+def crossing_of(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: int) -> CommGroup:
     """Return ranks of several groups of the cluster; as many groups of ranks as `sharers` cross the
     link at the same time.
     """
     groups = [cluster.groups[number] for number in numbers]
     links = [cluster.link(a, b) for a in numbers for b in numbers if a < b]
-    return Domain(
+    return CommGroup(
         ranks,
         1,
         ranks,
@@ -135,12 +137,12 @@ def crossing_of(cluster: Cluster, numbers: Sequence[int], ranks: int, sharers: i
     )
 
 
-def _pipelined(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
-    stages: list[Stage] = []
+def _pipelined(cluster: Cluster, layout: Layout, spread: GroupAssignment) -> Topology:
+    stages: list[StageGroups] = []
     for block, (number, count) in enumerate(spread.blocks):
         group = cluster.groups[number]
         after = spread.blocks[(block + 1) % len(spread.blocks)][0]
-        known: dict[bool, Stage] = {}
+        known: dict[bool, StageGroups] = {}
         for at in range(count - 1):
             near = _near(group, layout.stage_ranks, at)
             if near not in known:
@@ -153,11 +155,11 @@ def _pipelined(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
         other = spread.blocks[block - 1][0] if last else after
         hop = crossing_of(cluster, sorted((number, other)), 2, layout.stage_ranks)
         stages.append(_stage(number, group, layout, hop))
-    columns = (Column(1.0, tuple(stage.groups for stage in stages)),)
-    return Places(tuple(stages), columns)
+    columns = (ReplicaKind(1.0, tuple(stage.groups for stage in stages)),)
+    return Topology(tuple(stages), columns)
 
 
-def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
+def replicated(cluster: Cluster, layout: Layout, spread: GroupAssignment) -> Topology:
     """Return where replicas stand that fill nodes evenly; the cluster may have more devices than
     they use.
     """
@@ -183,7 +185,7 @@ def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
         per_node = min(part.per_node for part in parts)
         nodes = sum(part.nodes for part in parts)
         inner[name] = replace(whole, per_node=per_node, nodes=nodes)
-    stage = Stage(tuple(numbers), **inner, hop=inner["tp"])
+    stage = StageGroups(tuple(numbers), **inner, hop=inner["tp"])
     stages = []
     for at in range(layout.pp):
         back = at if at + 1 < layout.pp or layout.virtual_stages > 1 else at - 1
@@ -195,21 +197,21 @@ def replicated(cluster: Cluster, layout: Layout, spread: Spread) -> Places:
         ]
         hop = min(pick, key=_speed) if layout.pp > 1 else inner["tp"]
         stages.append(replace(stage, hop=hop))
-    return Places(tuple(stages), _columns(layout, spread))
+    return Topology(tuple(stages), _columns(layout, spread))
 
 
-def _speed(one: Domain) -> tuple[float, float]:
-    """Order groups of ranks by the bandwidth between them, as `cost_places` does."""
+def _speed(one: CommGroup) -> tuple[float, float]:
+    """Order groups of ranks by the bandwidth between them, as `topology` does."""
     if one.nodes > 1:
         return 1.0, one.per_node * one.inter.gb_s
     return 2.0, one.intra.gb_s
 
 
-def _columns(layout: Layout, spread: Spread) -> tuple[Column, ...]:
+def _columns(layout: Layout, spread: GroupAssignment) -> tuple[ReplicaKind, ...]:
     shares = layout.shares or (1,) * layout.dp_replicate
     columns, first = [], 0
     for number, count in spread.blocks:
         share = max(shares[first : first + count]) * layout.dp_replicate / sum(shares)
-        columns.append(Column(share, ((number,),) * layout.pp))
+        columns.append(ReplicaKind(share, ((number,),) * layout.pp))
         first += count
     return tuple(columns)

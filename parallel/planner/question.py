@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from motet.models.config import ModelConfig
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
-from motet.parallel.cost.terms import NATIVE, Constants, Prediction, Training, Traits
+from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.space import Limits, Spread
+from motet.parallel.planner.space import GroupAssignment, Limits
 
 FIXABLE = (
     "tp",
@@ -36,7 +37,7 @@ FIXABLE = (
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanQuestion:
     """What a search answers.
 
     Attributes:
@@ -67,7 +68,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RankedLayout:
     """A layout that fits.
 
     Attributes:
@@ -77,7 +78,7 @@ class Choice:
 
     layout: Layout
     cluster: Cluster
-    spread: Spread
+    spread: GroupAssignment
     prediction: Prediction
     zero_stage: int | None = None
     offload: str = "none"
@@ -89,7 +90,7 @@ class Choice:
         return (*kind_of(self.layout, self.spread, names), self.zero_stage, self.offload)
 
 
-def kind_of(layout: Layout, spread: Spread, groups: tuple[str, ...]) -> tuple[object, ...]:
+def kind_of(layout: Layout, spread: GroupAssignment, groups: tuple[str, ...]) -> tuple[object, ...]:
     """Return engine, degrees and machines: no schedule, no size of a micro-batch, and no number of
     stages where they differ by group.
     """
@@ -99,7 +100,7 @@ def kind_of(layout: Layout, spread: Spread, groups: tuple[str, ...]) -> tuple[ob
 
 
 @dataclass
-class Answer:
+class PlanAnswer:
     """What a search found.
 
     Attributes:
@@ -113,13 +114,13 @@ class Answer:
             no row is missing. Else these are the fastest of their kinds that were found.
     """
 
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[RankedLayout] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     bound_s: float = 0.0
     ranked_all: bool = True
 
     @property
-    def best(self) -> Choice:
+    def best(self) -> RankedLayout:
         """The fastest."""
         return self.choices[0]
 

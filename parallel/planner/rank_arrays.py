@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.planner.linear import Lines, Rank, load, skeleton
-from motet.parallel.planner.space import Core, Way
+from motet.parallel.planner.linear import Lines, RankLines, load, skeleton
+from motet.parallel.planner.space import InnerDegrees, ScheduleChoice
 
 Once = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _PLENTY = 1 << 40  # micro-batches: too many for a V to run short of them
@@ -43,18 +43,20 @@ class Ranks:
     def __init__(self, lines: Lines, most: int) -> None:
         """`most`: the kind of layers that most are of, 0 dense or 1 with experts."""
         self.lines, self.most = lines, most
-        self._ranks: dict[tuple[Core, str, str], list[Rank]] = {}
+        self._ranks: dict[tuple[InnerDegrees, str, str], list[RankLines]] = {}
         self._once: dict[tuple[object, ...], Once] = {}
         self._parts_of: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
 
-    def ranks(self, core: Core, recompute: str, at: str) -> list[Rank]:
+    def ranks(self, core: InnerDegrees, recompute: str, at: str) -> list[RankLines]:
         """Return a rank of every group, with layers only, with the head, or with both ends of the
         model.
         """
         key = core, recompute, at
         found = self._ranks.get(key)
         if found is None:
-            layout = skeleton(core, (1, core.ep * core.etp), 2, recompute, Way("1f1b", 1))
+            layout = skeleton(
+                core, (1, core.ep * core.etp), 2, recompute, ScheduleChoice("1f1b", 1)
+            )
             ends = {"inner": (False, False), "head": (False, True), "both": (True, True)}[at]
             predictor, named = self.lines.predictor, ("grid", core, recompute)
             found = self._ranks[key] = [
@@ -63,7 +65,9 @@ class Ranks:
             ]
         return found
 
-    def cost(self, core: Core, recompute: str, way: Way, sends: np.ndarray) -> Cost:
+    def cost(
+        self, core: InnerDegrees, recompute: str, way: ScheduleChoice, sends: np.ndarray
+    ) -> Cost:
         """Return the lines of all groups.
 
         Args:
@@ -101,7 +105,9 @@ class Ranks:
             max(0.0, ratio),
         )
 
-    def _parts(self, core: Core, recompute: str, way: Way) -> tuple[np.ndarray, ...]:
+    def _parts(
+        self, core: InnerDegrees, recompute: str, way: ScheduleChoice
+    ) -> tuple[np.ndarray, ...]:
         """Return (rows of `_row` without sending, what a second of sending adds to them, what the
         head adds), [number, group] each.
         """
@@ -117,7 +123,12 @@ class Ranks:
         return self._parts_of[key]
 
     def once(
-        self, core: Core, readers: int, open_: list[tuple[int, int]], layers: int, others: int
+        self,
+        core: InnerDegrees,
+        readers: int,
+        open_: list[tuple[int, int]],
+        layers: int,
+        others: int,
     ) -> Once:
         """Return the least seconds of gradients' transfer, and of the update, of a step, [group,
         layers of a rank].
@@ -135,7 +146,7 @@ class Ranks:
             few = np.minimum(count, others)
             found = np.full((4, len(groups), layers + 1), np.inf)
             for split in open_:
-                layout = skeleton(key[0], split, 2, "none", Way("1f1b", 1))
+                layout = skeleton(key[0], split, 2, "none", ScheduleChoice("1f1b", 1))
                 for g in groups:
                     stage = self.lines.stub(layout, g)
                     named = "once", key, split
@@ -150,7 +161,7 @@ class Ranks:
         return self._once[key]
 
 
-def _row(rank: Rank, way: Way, send_s: float) -> tuple[float, ...]:
+def _row(rank: RankLines, way: ScheduleChoice, send_s: float) -> tuple[float, ...]:
     """Return (busy, waits) of a rank, each fixed, of a dense layer, of a layer with experts."""
     one = load(rank._replace(send=send_s), way, 2, _PLENTY, 0)
     return (one.fixed, *one.each, one.wait_fixed, *one.wait_each)

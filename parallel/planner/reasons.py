@@ -13,10 +13,10 @@ from motet.parallel.layout.layout import RECOMPUTE, Layout
 from motet.parallel.layout.rules import problems
 from motet.parallel.planner.best_first import Search, plan
 from motet.parallel.planner.linear import skeleton
-from motet.parallel.planner.question import Choice, Question
-from motet.parallel.planner.space import Way, cores, divisors
+from motet.parallel.planner.question import PlanQuestion, RankedLayout
+from motet.parallel.planner.space import ScheduleChoice, divisors, inner_degrees
 
-ONE = Way("1f1b", 1)
+ONE = ScheduleChoice("1f1b", 1)
 TELLING = 0.02
 """Phases that differ by less than this share of the best step are not named."""
 
@@ -51,7 +51,7 @@ class Tight:
         )
 
 
-def tightest(question: Question) -> Tight | None:
+def tightest(question: PlanQuestion) -> Tight | None:
     """Return what needs least memory of its device among layouts inside one group; None where rules
     leave none.
 
@@ -87,7 +87,7 @@ def _smallest(search: Search, recompute: str) -> Iterator[tuple[int, Layout]]:
     limits = replace(q.limits, micro_sequences=int(str(q.fixed.get("micro_sequences", 1))))
     length, sequences = q.training.sequence_length, q.training.sequences
     for g, group in enumerate(search.cluster.groups):
-        for core in cores(
+        for core in inner_degrees(
             q.model, length, sequences, group.devices, group.devices_per_node, limits
         ):
             if not q.allows(**core._asdict()):
@@ -107,7 +107,7 @@ def _smallest(search: Search, recompute: str) -> Iterator[tuple[int, Layout]]:
                         yield g, skeleton(core, found[0], pp, recompute, ways[-1])
 
 
-def remedies(question: Question) -> list[str]:
+def remedies(question: PlanQuestion) -> list[str]:
     """Return changes that make a model fit that does not: each alone, the smallest of each kind."""
     found = []
     for name, word in (
@@ -144,12 +144,12 @@ def larger(cluster: Cluster, factor: int) -> Cluster:
     return replace(cluster, groups=groups)
 
 
-def _fits(question: Question) -> bool:
+def _fits(question: PlanQuestion) -> bool:
     found = tightest(question)
     return found is not None and found.fill <= 1.0
 
 
-def best_with(question: Question, fixed: Mapping[str, Any]) -> Choice | list[str]:
+def best_with(question: PlanQuestion, fixed: Mapping[str, Any]) -> RankedLayout | list[str]:
     """Return the fastest layout with some degrees, or why there is none: a rule, memory, or the
     machines.
     """
@@ -169,7 +169,7 @@ def best_with(question: Question, fixed: Mapping[str, Any]) -> Choice | list[str
     return [_unplaced(asked, answer.counts)]
 
 
-def _asking(question: Question, fixed: Mapping[str, Any]) -> Question:
+def _asking(question: PlanQuestion, fixed: Mapping[str, Any]) -> PlanQuestion:
     """Return the question with some degrees fixed, to the engine that knows them."""
     every = {**question.fixed, **fixed}
     asked = replace(question, fixed=every, top=1, worth=1.0)
@@ -178,7 +178,7 @@ def _asking(question: Question, fixed: Mapping[str, Any]) -> Question:
     return asked
 
 
-def _contradiction(question: Question, fixed: Mapping[str, Any]) -> str:
+def _contradiction(question: PlanQuestion, fixed: Mapping[str, Any]) -> str:
     """Return why no layout can have these settings together, whatever the machines; "" where some
     may.
     """
@@ -204,7 +204,7 @@ def _contradiction(question: Question, fixed: Mapping[str, Any]) -> str:
     return ""
 
 
-def _broken(question: Question, fixed: Mapping[str, Any]) -> list[str]:
+def _broken(question: PlanQuestion, fixed: Mapping[str, Any]) -> list[str]:
     """Return the rules that these degrees break by themselves; other settings stay as they are most
     easily kept.
     """
@@ -231,7 +231,7 @@ def _broken(question: Question, fixed: Mapping[str, Any]) -> list[str]:
     return [f"{setting}: {message}" for setting, message in found if setting in asked]
 
 
-def _unplaced(asked: Question, counts: Mapping[str, int]) -> str:
+def _unplaced(asked: PlanQuestion, counts: Mapping[str, int]) -> str:
     """Return why layouts with these degrees stand nowhere, though they would fit."""
     cluster, fixed = asked.cluster, asked.fixed
     node = max(group.devices_per_node for group in cluster.groups)
@@ -271,7 +271,7 @@ def _unplaced(asked: Question, counts: Mapping[str, int]) -> str:
 
 
 def every_degree(
-    question: Question, best: Choice, tell: Callable[[str], None] = lambda text: None
+    question: PlanQuestion, best: RankedLayout, tell: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
     """Return a row for every value of every setting: the best layout that has it, how much longer
     it takes, and why.
@@ -287,7 +287,7 @@ def every_degree(
     return rows
 
 
-def _values(question: Question, best: Choice) -> dict[str, list[Any]]:
+def _values(question: PlanQuestion, best: RankedLayout) -> dict[str, list[Any]]:
     """Return the values that are worth a look: powers of two as far as rules and devices go, and
     every choice of the switches.
     """
@@ -314,7 +314,7 @@ def _values(question: Question, best: Choice) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if name not in question.fixed}
 
 
-def _row(question: Question, best: Choice, name: str, value: Any) -> dict[str, Any]:
+def _row(question: PlanQuestion, best: RankedLayout, name: str, value: Any) -> dict[str, Any]:
     if getattr(best.layout, name) == value:
         return {"time_s": best.prediction.step_time_s, "longer": None, "why": "the first has it"}
     found = best_with(question, {name: value})
@@ -326,7 +326,7 @@ def _row(question: Question, best: Choice, name: str, value: Any) -> dict[str, A
     return {"time_s": time_s, "longer": longer, "why": "; ".join(reasons[:2])}
 
 
-def slower(one: Choice, best: Choice) -> list[str]:
+def slower(one: RankedLayout, best: RankedLayout) -> list[str]:
     """Return by how much a layout takes longer than the best, and in which phases."""
     here, there = one.prediction, best.prediction
     ratio = here.step_time_s / there.step_time_s - 1

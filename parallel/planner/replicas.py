@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from motet.parallel.cost.predictor import Kept
+from motet.parallel.cost.shapes import StageShape
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.bounds import gradients_crossing_s
 from motet.parallel.planner.linear import layers_that_fit, skeleton, value
 from motet.parallel.planner.partition import stage_layers
 from motet.parallel.planner.placement import even, replicated
 from motet.parallel.planner.question import kind_of
-from motet.parallel.planner.space import Core, Spread, Way, divisors, splits
+from motet.parallel.planner.space import (
+    GroupAssignment,
+    InnerDegrees,
+    ScheduleChoice,
+    divisors,
+    splits,
+)
 
 if TYPE_CHECKING:
     from motet.parallel.planner.best_first import Search
@@ -36,7 +42,7 @@ less time.
 """
 PREDICTED = 10
 """So many layouts are predicted for each of `Limits.replica_shapes` at most."""
-ONE = Way("1f1b", 1)
+ONE = ScheduleChoice("1f1b", 1)
 Known = dict[tuple[object, ...], list[tuple[float, float]]]
 
 
@@ -44,10 +50,10 @@ Known = dict[tuple[object, ...], list[tuple[float, float]]]
 class Shape:
     """Degrees of a replica, and replicas on every group that takes part."""
 
-    core: Core
+    core: InnerDegrees
     shard: int
     pp: int
-    spread: Spread
+    spread: GroupAssignment
     number: int  # micro-batches of all replicas
     least_s: np.ndarray  # of the slowest rank and one micro-batch, for every group that takes part
     rest_s: np.ndarray  # what fills and drains the pipeline besides
@@ -107,7 +113,9 @@ def search(search: Search) -> None:
         tried += _shapes(search, shape)
 
 
-def _least_of_core_s(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> float:
+def _least_of_core_s(
+    search: Search, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
+) -> float:
     """Return what a step takes at least with some core, whatever the shape: if all devices of the
     groups worked all the time.
 
@@ -122,7 +130,9 @@ def _least_of_core_s(search: Search, chosen: tuple[int, ...], core: Core, sync_s
     return max(passes_s, sync_s + (1 - search.predictor.traits.data_overlap) * passes_s)
 
 
-def _of_core(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float) -> Iterator[Shape]:
+def _of_core(
+    search: Search, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
+) -> Iterator[Shape]:
     """Yield the shapes of a core whose bound is below the limit; `sync_s`: of gradients between the
     groups, at least.
     """
@@ -153,7 +163,7 @@ def _of_core(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float)
     for i, j in np.argwhere(open_):
         counts = [int(count) for count in replicas[i, j]]
         if question.allows(pp=int(pp[j]), dp_shard=int(shards[i]), dp_replicate=sum(counts)):
-            spread = Spread("replicas", tuple(zip(chosen, counts, strict=True)))
+            spread = GroupAssignment("replicas", tuple(zip(chosen, counts, strict=True)))
             degrees = core, int(shards[i]), int(pp[j])
             yield Shape(*degrees, spread, int(number[i, 0]), whole[j], rest_s[j], once_s[j])
 
@@ -161,7 +171,7 @@ def _of_core(search: Search, chosen: tuple[int, ...], core: Core, sync_s: float)
 def _has_room(
     search: Search,
     chosen: tuple[int, ...],
-    core: Core,
+    core: InnerDegrees,
     shards: np.ndarray,
     fullest: np.ndarray,
     open_: np.ndarray,
@@ -209,7 +219,7 @@ def _once(search: Search, shape: Shape, known: Known) -> bool:
 
 
 def _at_least(
-    search: Search, core: Core, dp: tuple[int, int], pp: int, spread: Spread
+    search: Search, core: InnerDegrees, dp: tuple[int, int], pp: int, spread: GroupAssignment
 ) -> list[tuple[float, float]]:
     """Return seconds of (transfer of gradients, update) of the fullest rank in every group that
     takes part, at least.
@@ -227,7 +237,7 @@ def _at_least(
     for g, _ in spread.blocks:
         if pp == 1:
             rank = search.predictor.rank(
-                layout, stage, Kept(layers - routed, routed, True, True), g
+                layout, stage, StageShape(layers - routed, routed, True, True), g
             )
             found.append((rank.sync_s, rank.optimizer_s))
         else:
@@ -267,7 +277,12 @@ def _shapes(search: Search, shape: Shape) -> bool:
 
 
 def _least_s(
-    search: Search, shape: Shape, micro: tuple[int, ...], way: Way, recompute: str, fullest: int = 0
+    search: Search,
+    shape: Shape,
+    micro: tuple[int, ...],
+    way: ScheduleChoice,
+    recompute: str,
+    fullest: int = 0,
 ) -> float:
     """Return what a step takes at least with some shares; `fullest`: layers that some rank has at
     least, where it is known.
@@ -303,7 +318,7 @@ def _numbers(search: Search, shape: Shape, kind: tuple[object, ...]) -> Iterator
             yield (*found, left // counts[-1])
 
 
-def _shares(spread: Spread, micro: tuple[int, ...]) -> tuple[int, ...]:
+def _shares(spread: GroupAssignment, micro: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shares of all replicas in lowest terms; () where they are equal."""
     if len(set(micro)) == 1:
         return ()
@@ -325,7 +340,7 @@ def _divided(
     if layout.pp == 1:
         return search.judge(layout, shape.spread, used).fits
     stages_of = [layout.stages_of(rank) for rank in range(layout.pp)]
-    way, fits = Way(layout.schedule, layout.virtual_stages), False
+    way, fits = ScheduleChoice(layout.schedule, layout.virtual_stages), False
     layers, pp = search.model.n_layers, layout.pp
     for fullest in range(-(-layers // pp), layers + 1):
         if fits and fullest > -(-layers // max(1, pp - 2)):

@@ -48,7 +48,7 @@ class Limits:
     replica_shapes: int = 60
 
 
-class Core(NamedTuple):
+class InnerDegrees(NamedTuple):
     """What decides the time of one block for one micro-batch."""
 
     tp: int
@@ -59,7 +59,7 @@ class Core(NamedTuple):
     sequence_parallel: bool
 
 
-class Way(NamedTuple):
+class ScheduleChoice(NamedTuple):
     """A schedule with its stages per rank."""
 
     schedule: str
@@ -67,7 +67,7 @@ class Way(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spread:
+class GroupAssignment:
     """Which groups of the cluster hold what.
 
     Attributes:
@@ -86,14 +86,14 @@ def divisors(number: int, most: int | None = None) -> list[int]:
     return found if most is None else [n for n in found if n <= most]
 
 
-def cores(
+def inner_degrees(
     model: ModelConfig,
     sequence_length: int,
     sequences: int,
     devices: int,
     node: int,
     limits: Limits,
-) -> Iterator[Core]:
+) -> Iterator[InnerDegrees]:
     """Yield every way to divide one block among at most `devices` devices, its channels among those
     of one node.
     """
@@ -106,7 +106,7 @@ def cores(
                     continue
                 for ep, etp in expert_degrees(model, tp, devices):
                     for micro in divisors(sequences, limits.micro_sequences):
-                        yield Core(tp, cp, ep, etp, micro, parallel)
+                        yield InnerDegrees(tp, cp, ep, etp, micro, parallel)
 
 
 def tensor_degrees(model: ModelConfig, devices: int) -> list[int]:
@@ -129,7 +129,7 @@ def expert_degrees(model: ModelConfig, tp: int, devices: int) -> list[tuple[int,
     ]
 
 
-def splits(model: ModelConfig, core: Core, readers: int) -> list[tuple[int, int]]:
+def splits(model: ModelConfig, core: InnerDegrees, readers: int) -> list[tuple[int, int]]:
     """Return (dp_replicate, dp_shard) for a number of readers, most sharding first: it needs least
     memory.
     """
@@ -143,30 +143,32 @@ def splits(model: ModelConfig, core: Core, readers: int) -> list[tuple[int, int]
     return found
 
 
-def ways(pp: int, n_layers: int, micro_batches: Sequence[int], limits: Limits) -> list[Way]:
+def schedule_choices(
+    pp: int, n_layers: int, micro_batches: Sequence[int], limits: Limits
+) -> list[ScheduleChoice]:
     """Return the schedules that a pipeline can run with these numbers of micro-batches (one for
     each kind of replica).
 
     GPipe is only there where 1F1B cannot run: it takes as long and holds more.
     """
     if pp == 1:
-        return [Way("1f1b", 1)]
+        return [ScheduleChoice("1f1b", 1)]
     if min(micro_batches) < limits.micro_batches or pp > n_layers + 2:
         return []
-    found = every_way(min(limits.virtual_stages, (n_layers + 2) // pp))[:-1]
+    found = every_schedule(min(limits.virtual_stages, (n_layers + 2) // pp))[:-1]
     taken = [way for way in found if _takes(way, pp, micro_batches)]
-    return taken if Way("1f1b", 1) in taken else [*taken, Way("gpipe", 1)]
+    return taken if ScheduleChoice("1f1b", 1) in taken else [*taken, ScheduleChoice("gpipe", 1)]
 
 
-def every_way(most: int) -> list[Way]:
+def every_schedule(most: int) -> list[ScheduleChoice]:
     """Return all schedules with at most this many stages per rank."""
-    found = [Way("interleaved_1f1b", v) for v in range(2, most + 1)]
-    found += [Way("interleaved_zero_bubble", v) for v in range(2, most + 1)]
-    found += [Way("zbv_zero_bubble", 2)] if most >= 2 else []
-    return [*found, Way("1f1b", 1), Way("gpipe", 1)]
+    found = [ScheduleChoice("interleaved_1f1b", v) for v in range(2, most + 1)]
+    found += [ScheduleChoice("interleaved_zero_bubble", v) for v in range(2, most + 1)]
+    found += [ScheduleChoice("zbv_zero_bubble", 2)] if most >= 2 else []
+    return [*found, ScheduleChoice("1f1b", 1), ScheduleChoice("gpipe", 1)]
 
 
-def _takes(way: Way, pp: int, micro_batches: Sequence[int]) -> bool:
+def _takes(way: ScheduleChoice, pp: int, micro_batches: Sequence[int]) -> bool:
     layout = Layout(pp=pp, schedule=way.schedule, virtual_stages=way.virtual_stages)
     return all(schedule_takes(layout, number) for number in micro_batches)
 

@@ -1,6 +1,6 @@
 """Which short run would make the ranking surer. Pure; no torch.
 
-Phases of a step err independently, by `calibration.SPREAD`. A run of a layout measures one sum of
+Phases of a step err independently, by `trust.SPREAD`. A run of a layout measures one sum of
 its phases, with a little noise. By the formula for Gaussian variables its expected effect on the
 variance of another layout's time is cov^2 / (var + noise): no run is needed to know it.
 """
@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from motet.parallel.cost.fit import SPREAD
-from motet.parallel.planner.question import Choice
+from motet.parallel.cost.trust import SPREAD
+from motet.parallel.planner.question import RankedLayout
 
 NOISE = 0.02
 """Relative scatter of a one-minute run's mean step time (repeats of public runs differ by 0.3 to 2
@@ -21,7 +21,7 @@ NOISE = 0.02
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeRun:
     """A candidate: the run of a ranked layout, and the relative uncertainty of all ranked layouts
     before and after it.
     """
@@ -32,7 +32,7 @@ class Probe:
     phase: str  # that it tells most about
 
 
-def probes(choices: Sequence[Choice]) -> list[Probe]:
+def probes(choices: Sequence[RankedLayout]) -> list[ProbeRun]:
     """Return candidate runs, the most useful first: each ranked layout (numbered from 1), run for a
     minute.
     """
@@ -43,7 +43,7 @@ def probes(choices: Sequence[Choice]) -> list[Probe]:
         total = _variance(seen) + NOISE**2
         left = sum(_variance(one) - _covariance(one, seen) ** 2 / total for one in weights)
         phase = max(seen, key=lambda name: (SPREAD.get(name, 0.3) * seen[name]) ** 2)
-        found.append(Probe(number, before, math.sqrt(max(0.0, left) / len(weights)), phase))
+        found.append(ProbeRun(number, before, math.sqrt(max(0.0, left) / len(weights)), phase))
     return sorted(found, key=lambda probe: probe.after)
 
 

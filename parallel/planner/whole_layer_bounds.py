@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.planner.dense_first import Front
+from motet.parallel.planner.dense_first import DenseFirst
 from motet.parallel.planner.grid_bounds import Rows, Terms, exposed_s, longer_of
 from motet.parallel.planner.rank_arrays import Cost
-from motet.parallel.planner.space import Way
+from motet.parallel.planner.space import ScheduleChoice
 
 STEPS = 12
 """Times of the slowest rank that are looked at; what lies above the last is only bounded by it."""
@@ -34,11 +34,11 @@ class Cases(NamedTuple):
     """
 
     rows: Rows
-    costs: Sequence[tuple[Cost, Way]]
+    costs: Sequence[tuple[Cost, ScheduleChoice]]
     row: np.ndarray
     cost: np.ndarray
     rooms: np.ndarray
-    fronts: Sequence[Front]
+    fronts: Sequence[DenseFirst]
 
 
 class _Each(NamedTuple):

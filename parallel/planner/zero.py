@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.placement import trimmed
-from motet.parallel.planner.question import Choice
-from motet.parallel.planner.space import Spread, divisors
+from motet.parallel.planner.question import RankedLayout
+from motet.parallel.planner.space import GroupAssignment, divisors
 
 if TYPE_CHECKING:
     from motet.parallel.planner.best_first import Search
@@ -61,7 +61,7 @@ def _batches(
                 continue
             fits = True
             if prediction.step_time_s < search.limit_s:
-                spread = Spread("pipeline", ((0, 1),))
-                search.record(Choice(layout, predictor.cluster, spread, prediction, *zero))
+                spread = GroupAssignment("pipeline", ((0, 1),))
+                search.record(RankedLayout(layout, predictor.cluster, spread, prediction, *zero))
             break
     search.answer.counts["memory"] += int(not fits)

@@ -18,7 +18,7 @@ from motet.parallel.cluster.this_machine import cpu
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.best_first import plan
-from motet.parallel.planner.question import Question
+from motet.parallel.planner.question import PlanQuestion
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.bed_fixture import healed, testbed
 from tests.system.cluster_runs import NodesRun, layout_words, step_seconds
@@ -87,5 +87,5 @@ def test_the_planner_and_the_clock_agree_that_stages_not_gradients_cross_a_slow_
     assert measured_s["naive"] > 2 * measured_s["pipeline"], told
     assert measured_s["hybrid"] > 2 * measured_s["pipeline"], told
 
-    question = Question(model, two_clusters(), training, traits=traits)
+    question = PlanQuestion(model, two_clusters(), training, traits=traits)
     assert plan(question).best.spread.across == "pipeline"

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster, Device, Group, Link, builtin_link, pair
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, NETWORK_LATENCY_US
 from motet.parallel.cluster.file import BOUNDS, PEAK_TFLOPS
-from motet.parallel.cost.terms import Constants
 
 _NAMES = (
     # what drivers call a device, before and after: names in the catalogue, the largest memory first

@@ -21,7 +21,7 @@ from motet.parallel.cluster import this_machine as machine
 from motet.parallel.cluster.description import Cluster, homogeneous, read
 from motet.parallel.cost.terms import Training
 from motet.parallel.planner.best_first import plan
-from motet.parallel.planner.question import Answer, Question
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion
 from motet.parallel.planner.which_probe import probes
 
 Main = Callable[..., tuple[int, str, str]]
@@ -49,8 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def answer(cluster: Cluster, top: int = 8) -> Answer:
-    asked = Question(preset("1b", 32_768), cluster, Training(64, 2048), worth=9.0, top=top)
+def answer(cluster: Cluster, top: int = 8) -> PlanAnswer:
+    asked = PlanQuestion(preset("1b", 32_768), cluster, Training(64, 2048), worth=9.0, top=top)
     return plan(asked)
 
 

@@ -16,13 +16,13 @@ from motet.parallel.cluster.description import homogeneous
 from motet.parallel.cost.terms import Training
 from motet.parallel.cost.timeline import timeline
 from motet.parallel.planner.best_first import plan
-from motet.parallel.planner.question import Answer, Question
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def planned(pp: int) -> tuple[Question, Answer]:
-    question = Question(
+def planned(pp: int) -> tuple[PlanQuestion, PlanAnswer]:
+    question = PlanQuestion(
         preset("1b", 32_768, n_layers=max(16, pp)),
         homogeneous("h100", 8),
         Training(64, 2048),

@@ -10,6 +10,7 @@ import pytest
 
 from motet.models.config import preset
 from motet.parallel.cluster.calibration import Calibration, shipped
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import (
     Cluster,
     ClusterError,
@@ -17,9 +18,9 @@ from motet.parallel.cluster.description import (
     homogeneous,
     read,
 )
-from motet.parallel.cost.identifiable import telling
+from motet.parallel.cost.fit import telling
 from motet.parallel.cost.predictor import predict
-from motet.parallel.cost.terms import Constants, Training
+from motet.parallel.cost.terms import Training
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.placement import trimmed
 

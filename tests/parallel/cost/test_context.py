@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from motet.models.config import preset
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import homogeneous
 from motet.parallel.cost.context import KEY_SUM_BYTES, MERGE_BYTES, QUERY_SUM_BYTES, ring
 from motet.parallel.cost.links import strided
-from motet.parallel.cost.stages import NATIVE, Constants, Training, predict
+from motet.parallel.cost.stages import NATIVE, Training, predict
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.context_parallel import ring_bytes
 

@@ -6,7 +6,7 @@ import pytest
 
 from motet.models.config import preset
 from motet.parallel.cluster.description import homogeneous
-from motet.parallel.cost.family import Member, Stage, nested_cost, progressive_cost
+from motet.parallel.cost.family import GrowthStage, MemberShare, nested_cost, progressive_cost
 from motet.parallel.cost.stages import Training, predict
 from motet.parallel.layout.layout import Layout
 
@@ -18,7 +18,7 @@ TRAINING = Training(128, 4096)
 
 
 def test_a_nested_family_costs_between_its_members_and_holds_the_whole_model() -> None:
-    members = [Member("big", BIG, 0.5), Member("small", SMALL, 0.5)]
+    members = [MemberShare("big", BIG, 0.5), MemberShare("small", SMALL, 0.5)]
     cost = nested_cost(BIG, members, CLUSTER, LAYOUT, TRAINING)
     whole = predict(BIG, CLUSTER, LAYOUT, TRAINING)
     assert cost.step_time_s["big"] == pytest.approx(whole.step_time_s)
@@ -31,13 +31,13 @@ def test_a_nested_family_costs_between_its_members_and_holds_the_whole_model() -
 
 def test_shares_of_steps_that_do_not_sum_to_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sum to 0\.9"):
-        nested_cost(BIG, [Member("big", BIG, 0.9)], CLUSTER, LAYOUT, TRAINING)
+        nested_cost(BIG, [MemberShare("big", BIG, 0.9)], CLUSTER, LAYOUT, TRAINING)
 
 
 def test_a_progressive_family_costs_its_stages_and_less_than_its_members_alone() -> None:
     stages = [
-        Stage("small", SMALL, LAYOUT, TRAINING, 1e9),
-        Stage("big", BIG, LAYOUT, TRAINING, 1e9),
+        GrowthStage("small", SMALL, LAYOUT, TRAINING, 1e9),
+        GrowthStage("big", BIG, LAYOUT, TRAINING, 1e9),
     ]
     cost = progressive_cost(stages, CLUSTER)
     by_hand = sum(1e9 / predict(s.model, CLUSTER, LAYOUT, TRAINING).tokens_per_s for s in stages)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from motet.models.config import preset
+from motet.parallel.cluster.constants import BOUNDS, DEFAULTS, Constants
 from motet.parallel.cluster.description import homogeneous
 from motet.parallel.cluster.devices import DEVICES
-from motet.parallel.cost.fit import DEFAULTS, fit, fit_memory
-from motet.parallel.cost.stages import Constants, Predictor, Training
-from motet.parallel.cost.terms import BOUNDS
+from motet.parallel.cost.fit import fit, fit_memory
+from motet.parallel.cost.stages import Predictor, Training
 from motet.parallel.layout.layout import Layout
 
 MODEL = preset("7b", 32_000)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from motet.models.config import ModelConfig, preset
+from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import (
     Cluster,
     ClusterError,
@@ -16,9 +17,9 @@ from motet.parallel.cluster.description import (
 from motet.parallel.cost.links import domain, strided
 from motet.parallel.cost.memory import micro_batches_held
 from motet.parallel.cost.pipeline import pipeline_s
-from motet.parallel.cost.stages import NATIVE, Constants, Prediction, Predictor, Training, predict
+from motet.parallel.cost.stages import NATIVE, Prediction, Predictor, Training, predict
 from motet.parallel.cost.timeline import most_held, orders, timeline
-from motet.parallel.cost.topology import places, strides
+from motet.parallel.cost.topology import strides, topology_of
 from motet.parallel.layout.layout import SCHEDULES, Layout
 from motet.parallel.layout.weights import held_bytes, kept_bytes
 
@@ -154,7 +155,7 @@ def test_where_groups_stand_by_formula_is_where_they_stand_by_enumeration() -> N
         listed = domain(cluster, [stride * i for i in range(ranks)])
         assert strided(cluster.groups[0], ranks, stride) == listed, name
     in_order = replace(layout, placement=tuple(range(32)))
-    by_list, by_formula = places(cluster, in_order), places(cluster, layout)
+    by_list, by_formula = topology_of(cluster, in_order), topology_of(cluster, layout)
     assert by_list.stages[0].data == by_formula.stages[0].data
     assert by_list.stages[0].tp == by_formula.stages[0].tp
 
@@ -165,8 +166,8 @@ def test_only_hops_that_leave_a_node_are_slow(pp: int, virtual: int) -> None:
     cluster = homogeneous("h100", 4, 8)
     schedule = "interleaved_1f1b" if virtual > 1 else "1f1b"
     layout = Layout(tp=32 // pp, pp=pp, virtual_stages=virtual, schedule=schedule)
-    by_formula = places(cluster, layout)
-    by_list = places(cluster, replace(layout, placement=tuple(range(32))))
+    by_formula = topology_of(cluster, layout)
+    by_list = topology_of(cluster, replace(layout, placement=tuple(range(32))))
     hops = [stage.hop for stage in by_formula.stages]
     assert hops == [stage.hop for stage in by_list.stages]
     crossing = sum(hop.nodes == 2 for hop in hops)

@@ -8,10 +8,10 @@ from motet.models.config import preset
 from motet.parallel.cluster.description import Cluster, Group, Link, device
 from motet.parallel.cost.predictor import predict
 from motet.parallel.cost.terms import Training
-from motet.parallel.cost.topology import places
+from motet.parallel.cost.topology import topology_of
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.placement import places_of
-from motet.parallel.planner.space import Spread
+from motet.parallel.planner.space import GroupAssignment
 
 SLOW = Link(0.00625, 100.0, "ethernet")  # 50 Mbit/s
 NEAR = Link(1.0, 50.0, "ethernet")
@@ -24,14 +24,14 @@ ACROSS = (0, 2, 1, 3)
 
 def test_gradients_of_all_pipeline_stages_share_the_link_between_halls() -> None:
     inside = Layout(pp=2, dp_replicate=2, micro_sequences=2, placement=ACROSS)
-    assert [stage.replicate.sharers for stage in places(HALLS, inside).stages] == [2, 2]
+    assert [stage.replicate.sharers for stage in topology_of(HALLS, inside).stages] == [2, 2]
     alone = Layout(dp_replicate=2, micro_sequences=2, placement=(0, 2))
-    assert places(HALLS, alone).stages[0].replicate.sharers == 1
+    assert topology_of(HALLS, alone).stages[0].replicate.sharers == 1
 
 
 def test_groups_that_stay_inside_a_hall_share_nothing() -> None:
     across = Layout(pp=2, dp_replicate=2, micro_sequences=2)
-    assert all(stage.replicate.between is None for stage in places(HALLS, across).stages)
+    assert all(stage.replicate.between is None for stage in topology_of(HALLS, across).stages)
 
 
 def test_half_of_the_weights_on_each_of_two_stages_take_as_long_to_cross_as_all_of_them_at_once() -> (
@@ -51,7 +51,7 @@ def test_half_of_the_weights_on_each_of_two_stages_take_as_long_to_cross_as_all_
 
 def test_the_search_places_them_as_the_cost_model_does() -> None:
     layout = Layout(pp=2, dp_replicate=2, micro_sequences=2, placement=ACROSS)
-    spread = Spread("replicas", ((0, 1), (1, 1)))
+    spread = GroupAssignment("replicas", ((0, 1), (1, 1)))
     assert places_of(HALLS, replace(layout, placement=()), spread).stages == (
-        places(HALLS, layout).stages
+        topology_of(HALLS, layout).stages
     )

@@ -20,8 +20,8 @@ from motet.parallel.layout.layout import RECOMPUTE, SCHEDULES, Layout
 from motet.parallel.layout.rules import problems
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.placement import placement, trimmed
-from motet.parallel.planner.question import Question
-from motet.parallel.planner.space import Limits, Spread
+from motet.parallel.planner.question import PlanQuestion
+from motet.parallel.planner.space import GroupAssignment, Limits
 
 LENGTH = 512
 EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "12"))  # 50 take about a minute on one core
@@ -79,7 +79,7 @@ def placed(cluster: Cluster, layout: Layout) -> Iterator[Layout]:
         yield replace(layout, placement=() if plain else tuple(devices))
 
 
-def least_by_brute_force(question: Question) -> float:
+def least_by_brute_force(question: PlanQuestion) -> float:
     """Return the least time of any layout that fits, and infinity where none does."""
     best = float("inf")
     for predictor, layouts in chain(pipelined(question), replicated(question)):
@@ -93,7 +93,7 @@ def least_by_brute_force(question: Question) -> float:
 Machines = Iterator[tuple[Predictor, Iterator[Layout]]]
 
 
-def pipelined(question: Question) -> Machines:
+def pipelined(question: PlanQuestion) -> Machines:
     """Every layout whose stages stand inside one group each."""
     node = max(group.devices_per_node for group in question.cluster.groups)
     for cluster, sizes in used_nodes(question.cluster):
@@ -107,7 +107,7 @@ def pipelined(question: Question) -> Machines:
         yield Predictor(question.model, cluster, question.training), layouts
 
 
-def replicated(question: Question) -> Machines:
+def replicated(question: PlanQuestion) -> Machines:
     """Every layout that fills both groups with whole replicas, with all shares of the step."""
     sizes = [group.devices for group in question.cluster.groups]
     node = max(group.devices_per_node for group in question.cluster.groups)
@@ -116,7 +116,7 @@ def replicated(question: Question) -> Machines:
         cluster = trimmed(question.cluster, [n * tp * cp * shard * pp for n in counts])
         if len(sizes) == 2 and all(counts) and tp <= node and cluster is not None:
             found = {"dp_replicate": sum(counts), "dp_shard": shard, "tp": tp, "cp": cp, "pp": pp}
-            spread = Spread("replicas", ((0, counts[0]), (1, counts[1])))
+            spread = GroupAssignment("replicas", ((0, counts[0]), (1, counts[1])))
             layouts = (
                 replace(layout, placement=placement(cluster, layout, spread))
                 for shares in product(range(1, question.training.sequences), repeat=2)
@@ -134,7 +134,7 @@ def shares_of(shares: tuple[int, ...], counts: list[int]) -> tuple[int, ...]:
 
 
 def shapes(
-    question: Question, found: dict[str, int], shares: tuple[int, ...] = ()
+    question: PlanQuestion, found: dict[str, int], shares: tuple[int, ...] = ()
 ) -> Iterator[Layout]:
     """Every schedule, micro-batch, recomputation, switch and partition of layers that obeys the
     rules.
@@ -174,7 +174,7 @@ def switches(model: ModelConfig, tp: int) -> list[tuple[bool, int, int]]:
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def questions(draw: st.DrawFn) -> PlanQuestion:
     heads = draw(st.sampled_from((2, 4)))
     experts = draw(st.sampled_from((0, 0, 4)))
     mixture = {}
@@ -208,12 +208,12 @@ def questions(draw: st.DrawFn) -> Question:
     training = Training(draw(st.sampled_from((4, 8))), LENGTH)
     links = {("g0", "g1"): slow}
     limits = Limits(micro_sequences=8, virtual_stages=3, replica_shapes=1_000)
-    return Question(model, Cluster(tuple(groups), links), training, top=1, limits=limits)
+    return PlanQuestion(model, Cluster(tuple(groups), links), training, top=1, limits=limits)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(questions())
-def test_the_search_finds_what_trying_every_layout_finds(question: Question) -> None:
+def test_the_search_finds_what_trying_every_layout_finds(question: PlanQuestion) -> None:
     answer = plan(question)
     best = least_by_brute_force(question)
     found = answer.best.prediction.step_time_s if answer.choices else float("inf")

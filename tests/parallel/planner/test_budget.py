@@ -14,7 +14,7 @@ from motet.parallel.cluster.description import Cluster, Group, Link, device, hom
 from motet.parallel.cost.terms import Training
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.budget import Affordable, Budget, Refused, bill, fastest, largest
-from motet.parallel.planner.question import Question
+from motet.parallel.planner.question import PlanQuestion
 
 MODEL = preset("1b", 32_768)
 TOKENS = 1e9
@@ -27,8 +27,8 @@ def halls(nodes: int = 2) -> Cluster:
     return Cluster((fast, slow), {("fast", "slow"): Link(1.0, 50.0, "ethernet")})
 
 
-def question(cluster: Cluster) -> Question:
-    return Question(MODEL, cluster, Training(16, 2048))
+def question(cluster: Cluster) -> PlanQuestion:
+    return PlanQuestion(MODEL, cluster, Training(16, 2048))
 
 
 def parts(cluster: Cluster) -> list[Cluster]:

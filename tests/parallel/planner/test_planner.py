@@ -13,18 +13,18 @@ from motet.models.config import ModelConfig, preset
 from motet.parallel.cluster.description import Cluster, Group, Link, device, homogeneous
 from motet.parallel.cost.predictor import predict
 from motet.parallel.cost.terms import Prediction, Training
-from motet.parallel.cost.topology import places
+from motet.parallel.cost.topology import topology_of
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.rules import problems
 from motet.parallel.planner.best_first import Search, plan
-from motet.parallel.planner.frontier import Node
+from motet.parallel.planner.frontier import SearchNode
 from motet.parallel.planner.grid_bounds import Terms, bounds_s, rows_of
 from motet.parallel.planner.placement import placement, places_of
-from motet.parallel.planner.question import Choice, Question
+from motet.parallel.planner.question import PlanQuestion, RankedLayout
 from motet.parallel.planner.rank_arrays import Cost
 from motet.parallel.planner.reasons import best_with, remedies, tightest
 from motet.parallel.planner.reasons import slower as slower_than
-from motet.parallel.planner.space import Limits, Spread, Way
+from motet.parallel.planner.space import GroupAssignment, Limits, ScheduleChoice
 from motet.parallel.planner.which_probe import probes
 
 MODEL = preset("1b", 32_768)
@@ -40,7 +40,7 @@ def halls(nodes: int = 2, slow_gb_s: float = 5.0) -> Cluster:
     return Cluster((fast, slow), {("fast", "slow"): Link(slow_gb_s, 50.0, "ethernet")})
 
 
-def why(question: Question, best: Choice, fixed: dict[str, int]) -> list[str]:
+def why(question: PlanQuestion, best: RankedLayout, fixed: dict[str, int]) -> list[str]:
     """Why layouts with some degrees are not the best."""
     found = best_with(question, fixed)
     return found if isinstance(found, list) else slower_than(found, best)
@@ -48,7 +48,7 @@ def why(question: Question, best: Choice, fixed: dict[str, int]) -> list[str]:
 
 def test_every_layout_that_is_offered_obeys_the_rules_and_takes_what_was_predicted() -> None:
     for model, cluster in ((MODEL, halls()), (MIXTURE, halls(1)), (MODEL, homogeneous("h100", 1))):
-        question = Question(model, cluster, Training(16, 2048), ("native", "deepspeed"))
+        question = PlanQuestion(model, cluster, Training(16, 2048), ("native", "deepspeed"))
         answer = plan(question)
         assert answer.choices
         for choice in answer.choices:
@@ -74,14 +74,14 @@ def test_places_found_from_the_shape_are_those_found_device_by_device(
         inside = tp * shard * cp
         if across == "pipeline":
             layout = Layout(dp_shard=shard, tp=tp, cp=cp, pp=16 // inside)
-            spread = Spread(across, tuple((g, 8 // inside) for g in order))
+            spread = GroupAssignment(across, tuple((g, 8 // inside) for g in order))
         else:
             layout = Layout(dp_replicate=16 // inside, dp_shard=shard, tp=tp, cp=cp)
             if inside == 4:
                 layout = replace(layout, dp_replicate=2, pp=2, shares=(3, 1))
-            spread = Spread(across, tuple((g, layout.dp_replicate // 2) for g in order))
+            spread = GroupAssignment(across, tuple((g, layout.dp_replicate // 2) for g in order))
         whole = replace(layout, placement=placement(cluster, layout, spread))
-        found, expected = places_of(cluster, layout, spread), places(cluster, whole)
+        found, expected = places_of(cluster, layout, spread), topology_of(cluster, whole)
         for mine, other in zip(found.stages, expected.stages, strict=True):
             for one in fields(mine):
                 here, there = getattr(mine, one.name), getattr(other, one.name)
@@ -92,8 +92,8 @@ def test_places_found_from_the_shape_are_those_found_device_by_device(
 
 def test_a_group_behind_a_slow_link_is_left_out_and_behind_a_fast_one_is_used() -> None:
     training = Training(64, 2048)
-    far = plan(Question(MODEL, halls(1, slow_gb_s=0.001), training, top=1)).best
-    near = plan(Question(MODEL, halls(1, slow_gb_s=50.0), training, top=1)).best
+    far = plan(PlanQuestion(MODEL, halls(1, slow_gb_s=0.001), training, top=1)).best
+    near = plan(PlanQuestion(MODEL, halls(1, slow_gb_s=50.0), training, top=1)).best
     assert [group.name for group in far.cluster.groups] == ["fast"]
     assert [group.name for group in near.cluster.groups] == ["fast", "slow"]
     assert near.prediction.step_time_s < far.prediction.step_time_s
@@ -101,14 +101,14 @@ def test_a_group_behind_a_slow_link_is_left_out_and_behind_a_fast_one_is_used() 
 
 def test_what_is_fixed_stays_fixed() -> None:
     fixed = {"tp": 2, "recompute": "full", "micro_sequences": 2}
-    answer = plan(Question(MODEL, homogeneous("h100", 1), Training(16, 2048), fixed=fixed))
+    answer = plan(PlanQuestion(MODEL, homogeneous("h100", 1), Training(16, 2048), fixed=fixed))
     assert answer.choices
     for choice in answer.choices:
         assert {name: getattr(choice.layout, name) for name in fixed} == fixed
 
 
 def test_compiled_blocks_get_no_schedule_that_takes_the_backward_pass_apart() -> None:
-    question = Question(
+    question = PlanQuestion(
         MODEL, homogeneous("h100", 1), Training(16, 2048), compiled=True, fixed={"pp": 4}
     )
     assert plan(question).choices
@@ -117,7 +117,7 @@ def test_compiled_blocks_get_no_schedule_that_takes_the_backward_pass_apart() ->
 
 def test_the_first_choice_is_proven_also_where_the_rest_of_the_table_is_not() -> None:
     limits = Limits(nodes=1_000_000, looked=1_000_000, replica_shapes=1_000)
-    question = Question(MODEL, halls(1), Training(16, 2048), top=8, worth=3.0, limits=limits)
+    question = PlanQuestion(MODEL, halls(1), Training(16, 2048), top=8, worth=3.0, limits=limits)
     whole = plan(question)
     short = plan(replace(question, limits=replace(limits, nodes=0)))
     assert (whole.bound_s, whole.gap, whole.ranked_all) == (0.0, 0.0, True)
@@ -130,7 +130,7 @@ def test_the_first_choice_is_proven_also_where_the_rest_of_the_table_is_not() ->
 
 
 def test_a_search_that_leaves_replicas_out_says_how_much_faster_they_may_be() -> None:
-    question = Question(MODEL, halls(1, 50.0), Training(16, 2048), top=1)
+    question = PlanQuestion(MODEL, halls(1, 50.0), Training(16, 2048), top=1)
     whole = plan(replace(question, limits=Limits(replica_shapes=1_000)))
     short = plan(replace(question, limits=Limits(replica_shapes=0)))
     assert (whole.bound_s, whole.gap) == (0.0, 0.0)
@@ -145,17 +145,17 @@ def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
     model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     margins: list[float] = []
-    nodes: list[Node] = []
+    nodes: list[SearchNode] = []
     expand, judge = Search._expand, Search.judge
 
-    def expanded(search: Search, node: Node) -> None:
+    def expanded(search: Search, node: SearchNode) -> None:
         nodes.append(node)
         expand(search, node)
 
-    def judged(search: Search, layout: Layout, spread: Spread) -> Prediction:
+    def judged(search: Search, layout: Layout, spread: GroupAssignment) -> Prediction:
         found = judge(search, layout, spread)
         if found.fits:
-            way = Way(layout.schedule, layout.virtual_stages)
+            way = ScheduleChoice(layout.schedule, layout.virtual_stages)
             bound_s = nodes[-1].bounds_s[layout.recompute][way]
             margins.append(found.step_time_s / bound_s)
         return found
@@ -163,7 +163,7 @@ def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
     monkeypatch.setattr(Search, "_expand", expanded)
     monkeypatch.setattr(Search, "judge", judged)
     for slow_gb_s in (1.0, 50.0):
-        question = Question(model, halls(1, slow_gb_s), Training(16, 2048), worth=3.0)
+        question = PlanQuestion(model, halls(1, slow_gb_s), Training(16, 2048), worth=3.0)
         Search(question).pipelines()
     assert len(margins) > 20
     assert min(margins) >= 1.0 - 1e-9
@@ -177,7 +177,7 @@ def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_ev
     )
     once = np.zeros((2, 11))
     terms = Terms(10, 10, 0, False, once, once, once, once, 0.9, 1.0, 0.0)
-    rows, way = rows_of(np.array([[2, 1], [3, 0]])), Way("1f1b", 1)
+    rows, way = rows_of(np.array([[2, 1], [3, 0]])), ScheduleChoice("1f1b", 1)
     many = np.full_like(rows.counts, 10)
     found = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 500)[1]
     # Every rank's seconds without layers (sending, and a head at the end) and of a layer.
@@ -200,18 +200,18 @@ def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_ev
 
 
 def test_reasons_name_a_rule_or_memory_or_the_phases_that_take_longer() -> None:
-    question = Question(MODEL, homogeneous("h100", 1), Training(16, 2048))
+    question = PlanQuestion(MODEL, homogeneous("h100", 1), Training(16, 2048))
     best = plan(question).best
     assert any("does not divide model.n_heads" in one for one in why(question, best, {"tp": 3}))
     slower = why(question, best, {"tp": 8})
     assert "longer than the fastest" in slower[0]
     assert any("more of tensor" in line for line in slower[1:])
-    large = Question(preset("7b", 32_768), homogeneous("a10", 1), Training(8, 2048))
+    large = PlanQuestion(preset("7b", 32_768), homogeneous("a10", 1), Training(8, 2048))
     assert "does not fit" in why(large, best, {"tp": 1, "pp": 1, "cp": 1, "dp_shard": 1})[0]
 
 
 def test_a_model_that_fits_nowhere_hears_what_would_make_it_fit() -> None:
-    question = Question(
+    question = PlanQuestion(
         preset("7b", 32_768), homogeneous("a10", 1, 2), Training(8, 2048), ("native", "deepspeed")
     )
     assert plan(question).choices == []
@@ -224,7 +224,7 @@ def test_a_model_that_fits_nowhere_hears_what_would_make_it_fit() -> None:
 
 
 def test_the_run_that_tells_most_leaves_less_doubt_than_there_was() -> None:
-    answer = plan(Question(MODEL, halls(), Training(64, 2048)))
+    answer = plan(PlanQuestion(MODEL, halls(), Training(64, 2048)))
     found = probes(answer.choices)
     assert len(found) == len(answer.choices)
     assert found[0].after < found[0].before
