@@ -16,7 +16,7 @@ from motet.parallel.cluster.calibration import Calibration
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster, homogeneous, read
 from motet.parallel.cost.stages import predict
-from motet.slurm.config import Group
+from motet.slurm.config import JobComponent
 from tests.launcher.planning.test_prediction import made_run, model_of, settings_of
 
 TRUTH = Constants(matmul=0.41)
@@ -81,7 +81,7 @@ def test_plans_runs_and_forecasts_use_the_file(
     plain = folder / "machines.yaml"
     cluster, _ = calibrating.calibrate([runs], read(plain))
     settings = settings_of(folder, "again")
-    groups = [Group(nodes=1, processes=8, cpus=8, gpus=8)]
+    groups = [JobComponent(nodes=1, processes=8, cpus=8, gpus=8)]
     before = forecast.forecast(settings, model_of(), 8, groups, None)
     plan = ["plan", str(folder / "again.yaml"), "--cluster", str(plain), "--top", "1", "--json"]
     assert main(plan) == 0
