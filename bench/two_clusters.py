@@ -40,10 +40,10 @@ from two_clusters_plan import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests have the tools
 
+from motet.core.files import read_json
 from motet.launcher.config import load as config
 from motet.launcher.planning import calibrate as calibrating
 from motet.launcher.planning import prediction
-from motet.launcher.runs.rundir import read_json
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.calibration import shipped
 from motet.parallel.cluster.constants import Constants

@@ -9,14 +9,11 @@ installed. Every mistake in it is one `PluginError` with file and line; no trace
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from motet.core.errors import Problem, UserError, suggest
+from motet.core.files import atomic_write
+from motet.core.hashing import sha256_hex
 
 FORMS = "my_file.py:Class (a file next to run.yaml) or package.module:Class (an installed module)"
 INSTALLED = "installed"
@@ -126,11 +125,7 @@ def keep_source(reference: Reference, folder: Path, plugins: Path) -> None:
     target = plugins / reference.file if reference.file else _record(reference, plugins)
     if target.is_file() and target.read_bytes() == content:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".plugin.", dir=target.parent) as aside:
-        copy = Path(aside) / target.name
-        copy.write_bytes(content)
-        os.replace(copy, target)
+    atomic_write(target, content, private=False)
 
 
 def _record(reference: Reference, plugins: Path) -> Path:
@@ -138,7 +133,7 @@ def _record(reference: Reference, plugins: Path) -> Path:
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return sha256_hex(content)
 
 
 def _changed(reference: Reference, path: Path, folder: Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import math
@@ -22,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.core.hashing import sha256_hex
+from motet.core.files import atomic_write
 from motet.experiments.corpora.blocks import Block, ReadOptions
 from motet.experiments.corpora.corpus import SHARD_TOKENS, Corpus, CorpusWriter
-from motet.experiments.corpora.storage import check_output, partial_folder, write_synced
+from motet.experiments.corpora.storage import check_output, partial_folder
 from motet.experiments.corpora.encoding import encode_blocks, worker_count
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.indexed import index_tokens
@@ -151,7 +152,7 @@ class _State:
     writer: dict[str, Any] | None = None  # CorpusWriter.checkpoint()
 
     def save(self, folder: Path) -> None:
-        write_synced(folder / STATE, json.dumps(vars(self), indent=1) + "\n")
+        atomic_write(folder / STATE, json.dumps(vars(self), indent=1) + "\n", private=False)
 
 
 def _run(
@@ -222,7 +223,7 @@ def _trained(
         return Tokenizer.load(trained)
     texts = _sample(sources, request.read_options, request.sample_mib * MIB, show)
     tokenizer = train_bpe(texts, request.vocabulary_size, request.reserved_tokens)
-    write_synced(trained, tokenizer.json_bytes.decode())
+    atomic_write(trained, tokenizer.json_bytes, private=False)
     return tokenizer
 
 
@@ -276,7 +277,7 @@ def _settings(
         for unused in ("vocabulary_size", "reserved_tokens", "sample_mib"):
             del settings[unused]
     files = json.dumps([source.state() for source in sources])
-    settings["files of the input"] = hashlib.sha256(files.encode()).hexdigest()
+    settings["files of the input"] = sha256_hex(files)
     return settings
 
 

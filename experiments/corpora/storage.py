@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import Problem, UserError
+from motet.core.files import atomic_write, fsync_folder, remove_leftovers
+from motet.core.hashing import canonical_json, sha256_file, sha256_hex
 
 MANIFEST = "corpus.json"
 FORMAT = "motet-corpus"
@@ -86,29 +88,10 @@ def finish_manifest(content: dict[str, Any]) -> dict[str, Any]:
 
 def publish(partial: Path, path: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest into the folder `partial` and rename that to `path`, durably."""
-    write_synced(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    sync_folder(partial)
+    remove_leftovers(partial)
+    atomic_write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n", private=False)
     os.rename(partial, path)
-    sync_folder(path.parent)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Replace a small file atomically: readers see the old text or the new one, even after a kill."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sync_folder(path: Path) -> None:
-    """Return when the folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(path.parent)
 
 
 def check_output(path: Path) -> None:
@@ -154,8 +137,7 @@ def fingerprint(manifest: dict[str, Any]) -> str:
         ],
         "document_starts": manifest["documents"]["starts"]["sha256"],
     }
-    text = json.dumps(defining, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_hex(canonical_json(defining))
 
 
 def partial_folder(path: Path) -> Path:
@@ -169,14 +151,12 @@ def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> l
     done_bytes = [0] * len(paths)
 
     def hash_one(index: int) -> str:
-        digest = hashlib.sha256()
-        with paths[index].open("rb", buffering=0) as file:
-            while block := file.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                done_bytes[index] += len(block)
-                if progress is not None:
-                    progress(sum(done_bytes), total_bytes)
-        return digest.hexdigest()
+        def more(n_bytes: int) -> None:
+            done_bytes[index] += n_bytes
+            if progress is not None:
+                progress(sum(done_bytes), total_bytes)
+
+        return sha256_file(paths[index], more)
 
     with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(hash_one, range(len(paths))))

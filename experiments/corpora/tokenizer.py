@@ -6,7 +6,6 @@ end there, and nothing (no begin-of-text token, no padding, no truncation) is ad
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.hashing import sha256_hex
 from motet.core.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Tokenizer:
         self._inner.no_padding()
         self._inner.encode_special_tokens = True
         self.json_bytes = json_bytes
-        self.sha256 = hashlib.sha256(json_bytes).hexdigest()
+        self.sha256 = sha256_hex(json_bytes)
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
         self.vocabulary_size: int = max(vocabulary.values()) + 1
         self.eod_token: str = _find_eod_token(vocabulary, eod_token, origin)

@@ -9,12 +9,13 @@ No torch, no scipy, no numpy: the front door reads definitions before anything h
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from motet.core.hashing import canonical_json, sha256_hex
 
 if TYPE_CHECKING:
     from motet.core.errors import Problem
@@ -25,19 +26,6 @@ PLACEMENTS = ("anywhere", "start", "boundary")
 PLACEBOS = ("matched", "none")
 VARIANTS = ("same", "cycle")
 PROBE_KINDS = ("every", "steps", "fractions", "log_grid")
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one text that stands for `value`: sorted keys, no spaces, no NaN (ValueError)."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    )
-
-
-def sha256_hex(content: str | bytes) -> str:
-    """SHA-256 of text (as UTF-8) or bytes, in hexadecimal."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ identity), `lock.json` (order of registration and absolute schedules), `exposure
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import atomic_write
+from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import assign, assign_timing, assignment_key, make_design
 from motet.experiments.design.requests import Question, build_request, request_problems
-from motet.experiments.design.spec import Arm, ExperimentSpec, Schedule, canonical_json, sha256_hex
+from motet.experiments.design.spec import Arm, ExperimentSpec, Schedule
 from motet.experiments.library import LIBRARY
 from motet.experiments.library.base import ProbeItem, Unit
 from motet.experiments.stream.batch_sizes import Steps
@@ -359,7 +360,7 @@ def freeze(study: Study, folder: Path) -> Hashes:
     (folder / "units").mkdir(parents=True, exist_ok=True)
     for question in study.questions:
         lines = "".join(canonical_json(row) + "\n" for row in unit_rows(question))
-        _write(folder / "units" / f"{question.name}.jsonl", lines)
+        atomic_write(folder / "units" / f"{question.name}.jsonl", lines, private=False)
     removed = [entry.name for entry in study.lock if entry.removed]
     for name in removed:
         (folder / "tombstones").mkdir(exist_ok=True)
@@ -367,19 +368,14 @@ def freeze(study: Study, folder: Path) -> Hashes:
         np.save(folder / "tombstones" / f"{name}.npy", np.stack([claims.start, claims.stop]))
     plan_sha256 = write_plan(study.plan, folder / "exposures.plan")
     entries = [asdict(entry) for entry in study.lock]
-    _write(folder / "lock.json", json.dumps({"version": 1, "experiments": entries}, indent=1))
+    atomic_write(
+        folder / "lock.json",
+        json.dumps({"version": 1, "experiments": entries}, indent=1),
+        private=False,
+    )
     text = canonical_json(definition(study, plan_sha256))
-    _write(folder / "definition.json", text)
+    atomic_write(folder / "definition.json", text, private=False)
     return Hashes(sha256_hex(text), plan_sha256)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def read_definition(folder: Path) -> tuple[dict[str, Any], str]:

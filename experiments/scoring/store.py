@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write
 from motet.experiments.library.base import ItemScores
 
 
@@ -34,13 +34,7 @@ def write_probe(
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path = probe_path(probes, step)
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    atomic_write(probe_path(probes, step), buffer.getvalue(), private=False)
 
 
 def read_probe(

@@ -7,7 +7,6 @@ own hash is the SHA-256 of the header, so one hash covers every byte and is chec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -22,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
+from motet.core.files import whole_file
+from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.stream.placement import Boundaries, Claims, Request, Texts, place, repeats
 from motet.experiments.stream.random import U64, mix64, name_key
 
@@ -181,12 +182,11 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
     columns["slot_index"] = np.ascontiguousarray(plan.rows.slot[::INDEX_ROWS])
     columns["tokens"] = plan.texts.tokens
     blobs = {name: _bytes_of(column) for name, column in columns.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
     unhashed = {name: ["0" * 64 for _ in _pieces(blob)] for name, blob in blobs.items()}
     size = len(_header(plan, columns, unhashed))
-    with open(aside, "wb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        hashing = {name: pool.map(_sha256, _pieces(blob)) for name, blob in blobs.items()}
+    threads = min(8, os.cpu_count() or 1)
+    with whole_file(path, private=False) as file, ThreadPoolExecutor(threads) as pool:
+        hashing = {name: pool.map(sha256_hex, _pieces(blob)) for name, blob in blobs.items()}
         file.seek(16 + size)
         for blob in blobs.values():
             file.write(b"\0" * (-file.tell() % 64))
@@ -195,10 +195,7 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
         assert len(encoded) == size
         file.seek(0)
         file.write(MAGIC + size.to_bytes(8, "little") + encoded)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    return hashlib.sha256(encoded).hexdigest()
+    return sha256_hex(encoded)
 
 
 def _places(plan: CompiledPlan) -> npt.NDArray[np.void]:
@@ -224,7 +221,7 @@ def _header(
             for name, column in columns.items()
         },
     }
-    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    return canonical_json(header).encode()
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
@@ -234,10 +231,6 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 def _bytes_of(column: npt.NDArray[Any]) -> memoryview:
     """Return an array's bytes without copying them (a contiguous array of any size, zero included)."""
     return memoryview(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
-
-
-def _sha256(piece: memoryview) -> str:
-    return hashlib.sha256(piece).hexdigest()
 
 
 def _pieces(blob: memoryview) -> Iterator[memoryview]:
@@ -270,7 +263,7 @@ class Plan:
         encoded = os.pread(self._handle, size, 16) if start[:8] == MAGIC else b""
         if not encoded or len(encoded) != size:
             raise UserError(f"plan {path}: not a plan file, or cut short")
-        self.sha256 = hashlib.sha256(encoded).hexdigest()
+        self.sha256 = sha256_hex(encoded)
         try:
             header = json.loads(encoded)
         except ValueError as error:
@@ -338,7 +331,7 @@ class Plan:
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, column in self._columns.items():
-                found = tuple(pool.map(_sha256, _pieces(_bytes_of(self._whole(name)))))
+                found = tuple(pool.map(sha256_hex, _pieces(_bytes_of(self._whole(name)))))
                 if found != column.sha256:
                     raise UserError(
                         f"plan {self.path}: column {name!r} was altered since the plan was frozen"

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write
 from motet.experiments.stream.random import U64
 
 _HEAD = struct.Struct("<4sI")
@@ -100,12 +101,8 @@ def open_segment(
     segment = Segment(number, parent, attempt, start_step, world_size, *hashes)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "segment.json.part"
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(asdict(segment), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / "segment.json")
+    text = json.dumps(asdict(segment), indent=1)
+    atomic_write(folder / "segment.json", text, private=False)
     return segment
 
 

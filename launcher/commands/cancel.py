@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write
 from motet.launcher.commands import common
 from motet.launcher.commands.status import open_run
 from motet.launcher.follow.overview import View, look
@@ -21,7 +22,7 @@ from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import shown
 from motet.launcher.follow.stopping import StopAction, actions
 from motet.launcher.rank.progress import duration
-from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from motet.slurm.client import Client

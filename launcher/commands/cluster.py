@@ -146,7 +146,7 @@ def _write(
     arguments: argparse.Namespace, cluster: Cluster, notes: Sequence[str], result: dict[str, Any]
 ) -> int:
     """Write the file, or print it in a dry run."""
-    from motet.launcher.runs.rundir import atomic_write
+    from motet.core.files import atomic_write
     from motet.parallel.cluster.description import from_mapping
 
     from_mapping(cluster.to_mapping())  # what is written can be read
@@ -180,7 +180,7 @@ def show(arguments: argparse.Namespace) -> int:
         title = "Cluster by Slurm's list of nodes"
     else:
         cluster, title = _named(arguments.what)
-    from motet.launcher.runs.rundir import atomic_write
+    from motet.core.files import atomic_write
 
     if arguments.svg:
         atomic_write(Path(arguments.svg), drawing.svg(cluster))

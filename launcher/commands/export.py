@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
+from motet.core.files import read_json
 from motet.launcher.commands import common
 from motet.launcher.config import load as config
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from motet.core.errors import UserError, raise_problems
-from motet.launcher.runs.rundir import atomic_write
+from motet.core.files import atomic_write
 
 QUESTIONS = "questions.jsonl"
 N_QUESTIONS = 48

@@ -85,7 +85,7 @@ def _calibrated_text(arguments: argparse.Namespace, found: Cluster, sentences: l
 
 def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> None:
     """Write calibrated machines to --output, and say how to use them."""
-    from motet.launcher.runs.rundir import atomic_write
+    from motet.core.files import atomic_write
 
     path = arguments.output or CALIBRATED
     atomic_write(Path(path), _calibrated_text(arguments, found, sentences))
@@ -217,8 +217,8 @@ def tell_answer(
     """Print the table, and write what was asked for."""
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
     if arguments.html:
+        from motet.core.files import atomic_write
         from motet.launcher.planning import page as plan_page
-        from motet.launcher.runs.rundir import atomic_write
 
         atomic_write(Path(arguments.html), plan_page.page(name, question, answer, rows, tokens))
     if arguments.write:
@@ -337,6 +337,6 @@ def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
 
 
 def _write_choice(path: str, choice: RankedLayout) -> None:
-    from motet.launcher.runs.rundir import atomic_write
+    from motet.core.files import atomic_write
 
     atomic_write(Path(path), plan_table.layout_text(choice))

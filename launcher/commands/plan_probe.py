@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write
 from motet.launcher.commands import common
 from motet.launcher.commands import plan as planning
 from motet.launcher.config import load as config
@@ -17,7 +18,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.measure import calibration_run as probe_run
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
-from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.launcher.runs.rundir import RunDir
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 

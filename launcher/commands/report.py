@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from motet.core.files import read_json
 from motet.launcher.commands import common
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 
 
 def run(arguments: argparse.Namespace) -> int:

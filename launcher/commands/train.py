@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import read_json
 from motet.launcher.commands import common
 from motet.launcher.config import load as config
 from motet.launcher.config.batch import world_size
@@ -24,7 +25,7 @@ from motet.launcher.launch.command import (
     launch_environment,
     shell_text,
 )
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from motet.experiments.design.study import Study

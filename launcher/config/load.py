@@ -8,7 +8,6 @@ be stored or sent anywhere.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.hashing import canonical_json
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import Builder, absolute, fields_of, options_of
 from motet.launcher.config.yaml_tree import (
@@ -319,9 +319,7 @@ def public(settings: RunSettings, *, whole: bool = False) -> dict[str, Any]:
 
 def resolved_json(settings: RunSettings) -> str:
     """`public` as canonical JSON: sorted keys, no spaces, no NaN."""
-    return json.dumps(
-        public(settings), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    )
+    return canonical_json(public(settings))
 
 
 def to_yaml(settings: RunSettings) -> str:

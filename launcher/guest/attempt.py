@@ -15,6 +15,7 @@ from torch import nn
 
 import motet
 from motet.core.errors import UserError
+from motet.core.files import atomic_write, read_json, write_json
 from motet.experiments.design.study import read_definition
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import Plan
@@ -30,7 +31,7 @@ from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Sign
 from motet.launcher.runs.metrics import MetricsWriter
-from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World

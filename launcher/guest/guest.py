@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from motet.core.errors import UserError
+from motet.core.files import read_json
 from motet.experiments.stream.stream import Batch
 from motet.launcher.guest.attempt import Attempt
 from motet.launcher.guest.model import device_of, model_facts, model_inputs, takes_label_count
@@ -34,7 +35,7 @@ from motet.launcher.guest.run_folder import (
 from motet.launcher.launch.local import only_one
 from motet.launcher.rank.feed import Feed
 from motet.launcher.runs.manifest import check_frozen, open_stream
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 from motet.parallel.layout.layout import Layout
 
 if TYPE_CHECKING:

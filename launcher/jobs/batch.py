@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import PRIVATE_UMASK, read_json, write_json
 from motet.launcher.config import load as config
 from motet.launcher.runs import attempts
-from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.script import HOLD, REQUEUE
 
 FINE, FAILED = 0, 1

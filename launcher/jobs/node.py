@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import PRIVATE_UMASK, read_json
 from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs.batch import superseded
 from motet.launcher.launch.agent import POLL_S, outcome, run_agent
 from motet.launcher.launch.command import NodePlace, attempt_command, launch_environment
 from motet.launcher.runs.attempts import facts_of, numbers
-from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm import nodes
 from motet.slurm.errors import SlurmError
 

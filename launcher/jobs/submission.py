@@ -4,7 +4,6 @@ job submitted. No torch.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import atomic_write, read_json, write_json
+from motet.core.hashing import sha256_hex
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.batch import groups_of, world_size
 from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs.node import read_secret
 from motet.launcher.runs import attempts
-from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client
 from motet.slurm.config import BatchRequest, fault
 from motet.slurm.errors import SlurmUnreachable
@@ -88,7 +89,7 @@ def _request(settings: RunSettings, root: str, python: str) -> BatchRequest:
     entries = [entry.partition("=") for entry in slurm.environment]
     name = settings.name
     if slurm.chain > 1:  # jobs of one name follow each other: no other run may have it
-        name += f".{hashlib.sha256(root.encode()).hexdigest()[:8]}"
+        name += f".{sha256_hex(root)[:8]}"
     return BatchRequest(
         name=name,
         run=root,

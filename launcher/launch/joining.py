@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from motet.core.errors import UserError, raise_problems
+from motet.core.files import read_json, write_json
 from motet.launcher.config import load as config
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.command import NodePlace
-from motet.launcher.runs.rundir import RunDir, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 
 WAIT_S = 600.0

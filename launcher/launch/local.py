@@ -17,6 +17,7 @@ from typing import Any
 
 import motet
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import atomic_write, read_json, write_json
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.study import freeze
 from motet.launcher.config import load as settings_io
@@ -40,7 +41,7 @@ from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
-from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study import build as study
 from motet.models import counts
 from motet.models.config import ModelConfig, preset, problems

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import read_json, write_json
 from motet.core.processes import die_with_parent
 from motet.launcher.launch.command import ONE_NODE, NodePlace, rendezvous_arguments
 from motet.launcher.measure.cluster_worker import TOLD
-from motet.launcher.runs.rundir import read_json, write_json
 from motet.slurm import nodes as slurm_nodes
 from motet.slurm.errors import SlurmError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import read_json, write_json
 from motet.core.processes import die_with_parent
-from motet.launcher.runs.rundir import read_json, write_json
 
 TOLD = "@probe "
 """What begins a line of standard output that says what is measured now."""

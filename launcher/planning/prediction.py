@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import read_json, write_json
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
-from motet.launcher.runs.rundir import RunDir, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.description import Cluster, Device, from_mapping
 from motet.parallel.cluster.this_machine import multiplies_bf16, node_of, read_cluster

@@ -14,6 +14,7 @@ from torch.distributed import TCPStore
 
 import motet
 from motet.core.errors import UserError, raise_problems
+from motet.core.files import atomic_write, read_json, write_json
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
@@ -26,7 +27,7 @@ from motet.launcher.runs.attempts import begun, claim, crash_loop
 from motet.launcher.runs.blame import Sign
 from motet.launcher.runs.manifest import check_frozen
 from motet.launcher.runs.metrics import unmirrored
-from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all

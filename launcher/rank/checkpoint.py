@@ -7,7 +7,6 @@ folder. A folder under its final name is whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -21,12 +20,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from motet.core.errors import UserError
+from motet.core.files import fsync_folder, read_json, write_json
+from motet.core.hashing import sha256_file
 from motet.launcher.rank.safe_reader import SafeReader
-from motet.launcher.runs.rundir import RunDir, fsync_folder, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World, first_complaint
 
 HASHES_WAIT_S = 600.0
-_CHUNK_BYTES = 1 << 22
 
 
 class Checkpoints:
@@ -200,15 +200,6 @@ def kept_out(steps: list[int], keep: int, keep_every_steps: int) -> list[int]:
     """
     old = steps[:-keep] if keep else steps
     return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
-
-
-def sha256_file(path: Path) -> str:
-    """Return a file's SHA-256, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _gather_hashes(aside: Path, world_size: int) -> dict[str, Any]:

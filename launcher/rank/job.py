@@ -12,6 +12,7 @@ import torch
 
 import motet
 from motet.core.errors import UserError
+from motet.core.files import read_json
 from motet.experiments.design.study import read_definition
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.config import load as settings_io
@@ -27,7 +28,7 @@ from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Sign
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout

@@ -19,8 +19,8 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from motet.core.files import atomic_write
 from motet.core.processes import die_with_parent, ranks_of
-from motet.launcher.runs.rundir import atomic_write
 
 STOPPED_EARLY, PEER_GONE = 75, 76
 STOP_MARKER = "stop"

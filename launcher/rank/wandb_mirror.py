@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from motet.launcher.runs.rundir import atomic_write
+from motet.core.files import atomic_write
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir

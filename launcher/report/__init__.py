@@ -27,9 +27,9 @@ def build(rundir: RunDir) -> Path:
     Raises:
         UserError: the folder has no manifest, so it is no run.
     """
+    from motet.core.files import atomic_write, write_json
     from motet.launcher.report.collect import assemble, collect
     from motet.launcher.report.page import render
-    from motet.launcher.runs.rundir import atomic_write, write_json
 
     report = assemble(collect(rundir))
     write_json(rundir.report_json, report)

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motet.core.files import read_json
 from motet.launcher.report.words import finite
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
-from motet.launcher.runs.rundir import read_json
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir

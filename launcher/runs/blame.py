@@ -12,7 +12,7 @@ import socket
 import time
 from pathlib import Path
 
-from motet.launcher.runs.rundir import atomic_write
+from motet.core.files import atomic_write
 
 TOUCH_EVERY_S = 5.0
 _LOST_A_PEER = (

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
 from motet.core.errors import UserError
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.stream import Stream
 from motet.experiments.design.study import read_definition
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.core.files import read_json
+from motet.launcher.runs.rundir import RunDir
 from motet.launcher.config.sections import RunSettings
 
 
@@ -38,7 +39,7 @@ def open_corpora(settings: RunSettings) -> list[Corpus]:
 def _vocabulary(corpus: Corpus) -> tuple[int, int, str | None]:
     """Return what two corpora must share: end of document, size, and the tokenizer's hash."""
     path = corpus.tokenizer_path
-    content = None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    content = None if path is None else sha256_file(Path(path))
     return corpus.eod, corpus.vocabulary_size, content
 
 

@@ -1,65 +1,18 @@
-"""The folder of one run: every path in it, and writes that are whole or absent.
+"""The folder of one run: every path in it.
 
 Nothing else spells a path inside a run folder. Files are readable by their owner only.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import PRIVATE_UMASK
 
-PRIVATE_UMASK = 0o077
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path`: a reader sees the old file or the new one, never a part.
-
-    Mode 0600.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON. NaN and infinity are refused: they are not JSON."""
-    atomic_write(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; `UserError` names the file when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
 class RunDir:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from motet.launcher.runs.rundir import PRIVATE_UMASK, RunDir
+from motet.core.hashing import sha256_file, sha256_hex
+from motet.core.files import PRIVATE_UMASK
+from motet.launcher.runs.rundir import RunDir
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyo", ".*.tmp")
 
@@ -48,10 +49,6 @@ def take(rundir: RunDir, package: Path | None = None) -> Path:
 
 def digest(folder: Path) -> str:
     """SHA-256 over the names and contents of every source file: two snapshots are equal when it is."""
-    total = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    ):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return total.hexdigest()
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    lines = (f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n" for path in paths)
+    return sha256_hex("".join(lines))

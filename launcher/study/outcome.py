@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.files import read_json
+from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, measure
 from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.requests import Question
-from motet.experiments.design.spec import canonical_json
 from motet.experiments.design.study import read_definition, read_questions
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
@@ -21,7 +22,7 @@ from motet.experiments.stream.ledger import lineage, read_segments
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
-from motet.launcher.runs.rundir import RunDir, read_json
+from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.build import specs_of
 
 

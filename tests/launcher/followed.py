@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.core.files import atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import JobRecord
 from motet.slurm.errors import SlurmError
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from motet.core.files import atomic_write
 from motet.launcher.runs.metrics import read_metrics
-from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.testbed.bed import Testbed
 from motet.slurm.testbed.processes import Inhabitant, wait_for
 from tests.launcher.rank.test_wandb_mirror import history, of_type, records

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from motet.core.files import atomic_write, write_json
 from motet.launcher.jobs import batch
 from motet.launcher.jobs.batch import FAILED, FINE, Ending, verdict
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.script import HOLD, REQUEUE
 
 JOB = {"SLURM_JOB_ID": "12"}

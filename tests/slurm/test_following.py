@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.files import write_json
 from motet.launcher.commands import cancel
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.stopping import actions
-from motet.launcher.runs.rundir import RunDir, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client
 from motet.slurm.testbed.bed import Testbed
 from tests.launcher.followed import add_attempt, add_jobs, make_run

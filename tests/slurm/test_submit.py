@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.core.files import atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import _QUEUE
 from tests.slurm.fake import FakeSlurm
 from tests.system.conftest import corpus as corpus

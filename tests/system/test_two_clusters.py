@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from motet.core.files import read_json
 from motet.launcher.config import load as config
 from motet.launcher.planning.prediction import training_of
-from motet.launcher.runs.rundir import read_json
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.description import Cluster, Group, Link
 from motet.parallel.cluster.this_machine import cpu

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.experiments.design.spec import Schedule, canonical_json, parse_experiments, sha256_hex
+from motet.core.hashing import canonical_json, sha256_hex
+from motet.experiments.design.spec import Schedule, parse_experiments
 from motet.experiments.library import LIBRARY
 
 

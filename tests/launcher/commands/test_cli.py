@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from motet.core.errors import Problem, UserError
+from motet.core.files import atomic_write, write_json
 from motet.launcher import cli
 from motet.launcher.config import load as config
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset
 from tests.launcher.conftest import Main
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motet.core.files import atomic_write, write_json
 from motet.launcher import cli, demo
 from motet.launcher.commands import data
 from motet.launcher.config import load as config
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 
 
 @given(st.integers(1, 10_000), st.integers(1, 2))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.files import atomic_write, write_json
 from motet.launcher.commands import common, logs
 from motet.launcher.follow.logs import SLURM, LogChoice, Merged, sources
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from tests.launcher.conftest import Main
 from tests.launcher.followed import FakeClient, add_attempt, add_jobs, job, make_run
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from motet.core.files import atomic_write
 from motet.launcher.commands import status
-from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.launcher.runs.rundir import RunDir
 from tests.launcher.conftest import Main
 from tests.launcher.followed import (
     NOW,

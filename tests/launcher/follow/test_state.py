@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from motet.core.files import atomic_write
 from motet.launcher.config import load as config
 from motet.launcher.follow import words
 from motet.launcher.follow.facts import read_facts
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.processes import held_locks
 from motet.launcher.follow.state import STATES, epoch, more_jobs
-from motet.launcher.runs.rundir import RunDir, atomic_write
+from motet.launcher.runs.rundir import RunDir
 from tests.launcher.followed import (
     NOW,
     FakeClient,

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.files import atomic_write, write_json
 from motet.core.processes import WORKER, catches, children, ranks_of
 from motet.launcher.launch import agent
 from motet.launcher.rank.signals import Lifeline
 from motet.launcher.runs.attempts import facts_of
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]
 RANK = """

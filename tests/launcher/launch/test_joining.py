@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write, write_json
 from motet.launcher.commands.train import asked_nodes
 from motet.launcher.config.sections import LayoutSettings, RunSettings
 from motet.launcher.launch import joining
 from motet.launcher.launch.command import NodePlace
 from motet.launcher.launch.joining import JoinRequest, ask_to_join, gather, places, request_of
-from motet.launcher.runs.rundir import RunDir, atomic_write, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from motet.core.errors import UserError
+from motet.core.files import write_json
 from motet.launcher.cli import main
 from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning import calibrate as calibrating
 from motet.launcher.planning import prediction
 from motet.launcher.report import collect
-from motet.launcher.runs.rundir import RunDir, write_json
+from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig, preset
 from motet.parallel.cluster.description import Cluster, homogeneous
 from motet.parallel.cluster.this_machine import read_cluster

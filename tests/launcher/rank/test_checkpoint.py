@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from motet.launcher.rank.checkpoint import Checkpoints, kept_out, sha256_file
-from motet.launcher.runs.rundir import RunDir, read_json, write_json
+from motet.core.files import read_json, write_json
+from motet.core.hashing import sha256_file
+from motet.launcher.rank.checkpoint import Checkpoints, kept_out
+from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
 

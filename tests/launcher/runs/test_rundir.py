@@ -9,7 +9,8 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher.runs import snapshot
-from motet.launcher.runs.rundir import RunDir, atomic_write, read_json, write_json
+from motet.core.files import atomic_write, read_json, write_json
+from motet.launcher.runs.rundir import RunDir
 
 
 def mode(path: Path) -> int:
@@ -80,32 +81,6 @@ def test_attempts_are_numbered_from_one_and_never_shared(tmp_path: Path) -> None
     assert run.latest_attempt() == 8
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "manifest.json"
-    write_json(path, {"old": True})
-    with pytest.raises(ValueError):
-        write_json(path, {"bad": float("nan")})
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"new": True})
-    assert read_json(path) == {"old": True}
-    assert os.listdir(tmp_path) == ["manifest.json"]
-
-
-def test_a_damaged_or_missing_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UserError, match=r"a\.json cannot be read as JSON"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"b\.json does not exist"):
-        read_json(tmp_path / "b.json")
-
-
 def test_opening_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDir.open(tmp_path / "nope")
@@ -130,7 +105,7 @@ def test_a_snapshot_holds_every_room_as_real_files_and_runs_alone(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.strip() == str(copy / "launcher" / "settings.py")
+    assert done.stdout.strip() == str(copy / "launcher" / "config" / "sections.py")
 
 
 def test_a_snapshot_is_taken_once_and_its_digest_sees_any_change(tmp_path: Path) -> None:
