@@ -18,7 +18,7 @@ from motet.experiments.analysis.members import by_experiment, of_member, seconda
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
 
 PLACEBO_THRESHOLD = 0.01
-"""An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be thrown away."""
+"""An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be lost."""
 
 
 def analyze(

@@ -179,7 +179,7 @@ class Answer:
         return found
 
     def share_interval(self, found: Estimate, values: F64, comparison: Comparison) -> Estimate:
-        """Newcombe's interval for a difference of shares, where no unit differs within its group."""
+        """Newcombe's interval for a difference of shares where no unit differs within its group."""
         from statsmodels.stats.proportion import confint_proportions_2indep
 
         score = comparison.score[comparison.arms]

@@ -77,7 +77,7 @@ def power(
 def smallest_standardized(
     n_control: float, n_treated: float, alpha: float, binary: bool = False
 ) -> float | None:
-    """Cohen's d (t-test) or h (normal approximation, shares) found with 80 % power; None if none."""
+    """Cohen's d (t-test) or h (normal approximation, shares) found with 80 % power, or None."""
     from scipy.optimize import brentq
     from statsmodels.stats.power import NormalIndPower, TTestIndPower
 

@@ -52,8 +52,8 @@ class Sources:
         attempts: each `attempt.json`, in order.
         config_yaml: the configuration as text, without secrets.
         finished: the run has its DONE marker.
-        study: what `launcher.outcome.load_measured` gave, or None.
-        answers: what `experiments.analysis.analyze` gave, or None.
+        study: what `launcher.study.outcome.load_measured` gave, or None.
+        answers: what `experiments.analysis.analyze.analyze` gave, or None.
         problems: why study or answers are missing, in words.
         prediction: how time and memory compare with what was predicted, in one line; "" unknown.
     """
@@ -114,6 +114,7 @@ def run_facts(sources: Sources) -> dict[str, Any]:
         "tokens": tokens_consumed(sources),
         "parameters": manifest.get("parameters"),
         "parameters_non_embedding": manifest.get("parameters_non_embedding"),
+        **member_facts(manifest),
         "model": manifest.get("model") or config.get("model") or {},
         "data": [corpus_facts(corpus) for corpus in manifest.get("corpora") or []],
         "sequence_length": manifest.get("sequence_length"),
@@ -126,6 +127,13 @@ def run_facts(sources: Sources) -> dict[str, Any]:
         "config_yaml": sources.config_yaml,
         "attempts": [{name: attempt.get(name) for name in kept} for attempt in attempts],
     }
+
+
+def member_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`members` of a family, with their sizes; nothing for a run of one model."""
+    kept = ("name", "parameters", "parameters_non_embedding", "flops_per_token")
+    members = manifest.get("members") or []
+    return {"members": [{key: one.get(key) for key in kept} for one in members]} if members else {}
 
 
 def corpus_facts(corpus: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def exposure_steps(measured: Iterable[Any]) -> dict[str, list[int]]:
         parts = [np.asarray(steps) for steps in one.exposure_steps]
         steps = np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
         chosen = np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(np.int64)
-        found[one.experiment.spec.name] = [int(step) for step in steps[chosen]]
+        found[one.name] = [int(step) for step in steps[chosen]]
     return found
 
 
@@ -279,7 +287,8 @@ def compliance(study: Any, problems: Sequence[str]) -> dict[str, Any]:
     """What the ledger says, with the counts of each experiment that was measured."""
     found = {**NO_COMPLIANCE, **((study.compliance or {}) if study is not None else {})}
     if study is not None and not found["per_experiment"]:
-        found["per_experiment"] = [per_experiment(one) for one in study.measured]
+        by_name = {one.name: one for one in study.measured}  # members saw the same exposures
+        found["per_experiment"] = [per_experiment(one) for one in by_name.values()]
     return {**found, "problems": [*found["problems"], *problems]}
 
 
@@ -287,7 +296,7 @@ def per_experiment(measured: Any) -> dict[str, Any]:
     """Planned and consumed exposures of one experiment, counted per unit."""
     pairs = [(int(p), int(c)) for p, c in zip(measured.planned, measured.consumed, strict=True)]
     return {
-        "name": measured.experiment.spec.name,
+        "name": measured.name,
         "planned": sum(p for p, _ in pairs),
         "consumed_once": sum(min(p, c) for p, c in pairs),
         "missing": sum(max(0, p - c) for p, c in pairs),
@@ -361,7 +370,7 @@ def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
         return None, None, [f"the experiments cannot be read yet: {error}"]
     if not study.measured:
         return study, None, []
-    return study, analyze(study.measured, study.seed, study.draws), []
+    return study, analyze(study.measured, study.seed, study.draws), study.unanswered
 
 
 def read_attempts(rundir: RunDir) -> list[dict[str, Any]]:

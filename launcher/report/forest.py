@@ -52,7 +52,8 @@ def forest(outcome: Mapping[str, Any], kind: str) -> str:
     if shown_band is not None:
         left, right = scale.x(-shown_band), scale.x(shown_band)
         shapes.append(
-            f'<rect class="band" x="{left}" y="4" width="{right - left:.1f}" height="{HEIGHT - 8:g}"/>'
+            f'<rect class="band" x="{left}" y="4" width="{right - left:.1f}" '
+            f'height="{HEIGHT - 8:g}"/>'
         )
     zero = scale.x(0.0)
     shapes.append(f'<line class="zero" x1="{zero}" x2="{zero}" y1="1" y2="{HEIGHT - 1:g}"/>')

@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.launcher.report import plots, words
+from motet.launcher.report import by_member, plots, words
 from motet.launcher.report.forest import forest
 
 HERE = Path(__file__).parent
@@ -60,14 +61,15 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
     names = [e["name"] for e in entries]
     names += [n for n in record.get("exposure_steps") or {} if n not in names]
     loss = plots.training(record, names, "loss")
+    views = Views(report.get("run") or {}, record, doses, markup)
     return {
         "report": report,
         "run": report.get("run") or {},
         "cost": report.get("cost") or {},
         "compliance": report.get("compliance") or {},
         "answers": answers,
-        "questions": [view(e, f"q{i}", record, doses, markup) for i, e in enumerate(questions)],
-        "controls": [view(e, f"c{i}", record, doses, markup) for i, e in enumerate(controls)],
+        "questions": [views.of(e, f"q{i}") for i, e in enumerate(questions)],
+        "controls": [views.of(e, f"c{i}") for i, e in enumerate(controls)],
         "control_sentences": control_sentences(answers),
         "alarms": alarms(report),
         "loss_plot": markup(loss) if loss else None,
@@ -100,8 +102,10 @@ def control_sentences(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One plain sentence per control, also when it is absent."""
     held = answers.get("controls") or {}
     absent = {
-        "placebo": "This run has no A/A placebo, so nothing here shows that it finds no effect where there is none.",
-        "positive": "This run has no positive control, so nothing here shows that it would find an effect that is there.",
+        "placebo": "This run has no A/A placebo, so nothing here shows that it finds no effect "
+        "where there is none.",
+        "positive": "This run has no positive control, so nothing here shows that it would find "
+        "an effect that is there.",
     }
     titles = {"placebo": "A/A placebo", "positive": "Positive control"}
     out = []
@@ -129,41 +133,61 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def view(
-    entry: Entry, key: str, record: Mapping[str, Any], dose_in: Mapping[str, str], markup: Any
-) -> dict[str, Any]:
-    """One experiment with its drawings.
-
-    `key` is its anchor and the prefix of ids in its drawings.
+@dataclass(frozen=True)
+class Views:
+    """What the drawings of all experiments need of the report: the `run` and `training` parts, what
+    doses count by experiment, and the mark of a drawing.
     """
-    curves = entry.get("curves") or {}
-    doses = {arm["name"]: arm.get("dose") for arm in entry.get("arms") or []}
-    window = sorted(set((record.get("exposure_steps") or {}).get(entry["name"], [])))
-    window = window[:: max(1, len(window) // 150)]
-    drawn = [plots.dose_response(entry, f"{key}-dose")]
-    panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
-    drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
-    drawn.append(plots.since_exposure(entry, f"{key}-since"))
-    dose_label = (curves.get("dose_response") or {}).get("label") or "outcome"
-    captions = [f"Dose-response: {dose_label}"]
-    captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
-    captions.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
-    figures = [(c, markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
-    if curves.get("since_exposure") and figures:
-        figures.insert(0, figures.pop())
-    kind = (entry.get("verdict") or {}).get("kind") or "not_found"
-    primary = entry.get("primary") or {}
-    return {
-        "entry": {**entry, "dose_in": dose_in.get(entry["name"])},
-        "key": key,
-        "kind": kind if kind in words.VERDICT_LABELS else "not_found",
-        "primary": primary,
-        "sentence": words.sentence(entry.get("verdict") or {}),
-        "arms": arm_rows(entry, primary),
-        "forest": markup(forest(primary, kind if kind in words.VERDICT_LABELS else "not_found")),
-        "figures": figures[:CLOSED_AFTER_PANELS],
-        "more_figures": figures[CLOSED_AFTER_PANELS:],
-    }
+
+    run: Mapping[str, Any]
+    record: Mapping[str, Any]
+    dose_in: Mapping[str, str]
+    markup: Any
+
+    def of(self, entry: Entry, key: str) -> dict[str, Any]:
+        """One experiment with its drawings.
+
+        `key` is its anchor and the prefix of ids in its drawings.
+        """
+        figures = self.figures(entry, key)
+        kind = (entry.get("verdict") or {}).get("kind") or "not_found"
+        kind = kind if kind in words.VERDICT_LABELS else "not_found"
+        primary = entry.get("primary") or {}
+        members = by_member.rows(entry, self.run)
+        picture = by_member.picture(members, f"{key}-members")
+        return {
+            "entry": {**entry, "dose_in": self.dose_in.get(entry["name"])},
+            "key": key,
+            "kind": kind,
+            "primary": primary,
+            "sentence": words.sentence(entry.get("verdict") or {}),
+            "arms": arm_rows(entry, primary),
+            "forest": self.markup(forest(primary, kind)),
+            "figures": figures[:CLOSED_AFTER_PANELS],
+            "more_figures": figures[CLOSED_AFTER_PANELS:],
+            "members": members,
+            "member_figure": self.markup(picture) if picture else None,
+            "further": by_member.further(entry),
+        }
+
+    def figures(self, entry: Entry, key: str) -> list[tuple[str, Any]]:
+        """(caption, drawing) of every curve; the one since exposure first."""
+        curves = entry.get("curves") or {}
+        doses = {arm["name"]: arm.get("dose") for arm in entry.get("arms") or []}
+        window = sorted(set((self.record.get("exposure_steps") or {}).get(entry["name"], [])))
+        window = window[:: max(1, len(window) // 150)]
+        panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
+        drawn = [plots.dose_response(entry, f"{key}-dose")]
+        drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
+        drawn.append(plots.since_exposure(entry, f"{key}-since"))
+        dose_label = (curves.get("dose_response") or {}).get("label") or "outcome"
+        captions = [f"Dose-response: {dose_label}"]
+        captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
+        captions.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
+        figures = [(c, self.markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
+        if curves.get("since_exposure") and figures:
+            figures.insert(0, figures.pop())
+        return figures
 
 
 def primary_first(panels: Sequence[Entry], primary: Mapping[str, Any]) -> list[Entry]:

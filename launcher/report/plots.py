@@ -329,9 +329,9 @@ def smooth(ys: Sequence[float]) -> list[float]:
     return out
 
 
-def name_axes(axes: Axes, x: str, y: str, unit: str) -> None:
+def name_axes(axes: Axes, x: str, y: str, unit: str, difference: bool = False) -> None:
     """Axis titles; the vertical one carries its unit, and only that when the name is long."""
-    shown = shown_unit(unit)
+    shown = shown_unit(unit, difference)
     named = f"{y} ({shown})" if shown and shown not in y else y
     axes.set_xlabel(x)
     axes.set_ylabel(clip(named if len(named) <= LONGEST_Y or not shown else shown, LONGEST_Y))

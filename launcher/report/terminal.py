@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from motet.launcher.report import words
+from motet.launcher.report import by_member, words
 from motet.launcher.report.page import alarms, control_sentences
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     if entries:
         parts += [Text(""), table(entries)]
         parts += [sentence_line(entry) for entry in entries]
+        parts += member_parts(entries, run)
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
     return Group(*parts)
@@ -68,6 +69,34 @@ def table(entries: list[Mapping[str, Any]]) -> Table:
             Text(words.VERDICT_LABELS.get(kind, kind), style=STYLES.get(kind, "")),
         )
     return out
+
+
+def member_parts(entries: list[Mapping[str, Any]], run: Mapping[str, Any]) -> list[Text | Table]:
+    """The effect by member, one row an experiment and member; empty for a run of one member."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [(entry, row) for entry in entries for row in by_member.rows(entry, run)]
+    if not rows:
+        return []
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("question", "member"):
+        out.add_column(name, max_width=24, overflow="fold")
+    out.add_column("parameters", justify="right")
+    out.add_column("effect", overflow="fold")
+    out.add_column("p", justify="right")
+    for entry, row in rows:
+        name = words.printable(entry.get("name"))
+        shown = " ".join(part for part in words.estimate(row["outcome"]) if part)
+        out.add_row(
+            Text(name),
+            Text(words.printable(row["label"]) + (" *" if row["judged"] else "")),
+            Text(words.big(row["parameters"])),
+            Text(words.printable(shown)),
+            Text(words.p_value(row["outcome"].get("p_corrected"))),
+        )
+    return [Text("\nEffect by member (*: the one that the answer is for)"), out]
 
 
 def verdict_kind(entry: Mapping[str, Any]) -> str:

@@ -21,21 +21,42 @@ VERDICT_LABELS = {
 }
 
 TERMS = (
-    ("unit", "The smallest thing that was assigned at random: a canary, a question, a fact, a document. "
-     "Near-duplicates form a cluster and are assigned together."),
-    ("dose", "How often the text of a unit was put into the training stream. Dose 0 is the control: "
-     "prepared in the same way, never shown."),
-    ("placebo", "Ordinary corpus text of equal length, given to dose-0 units in place of their own text."),
-    ("effect", "Mean outcome of treated units minus mean outcome of dose-0 units, in this one run. "
-     "The interval says how precisely these units determine it, not how much other seeds would "
-     "vary."),
-    ("corrected p", "How often an effect at least this large arises when units are re-assigned at random "
-     "as in this run, corrected for asking several questions (Holm)."),
-    ("smallest detectable", "The effect that this design finds in 80 % of runs. A smaller true effect "
-     "can be missed: “not detected” is no proof of absence."),
-    ("negligible", "The whole interval lies within the margin that was declared before training as too "
-     "small to matter."),
-)  # fmt: skip
+    (
+        "unit",
+        "The smallest thing that was assigned at random: a canary, a question, a fact, a document. "
+        "Near-duplicates form a cluster and are assigned together.",
+    ),
+    (
+        "dose",
+        "How often the text of a unit was put into the training stream. Dose 0 is the control: "
+        "prepared in the same way, never shown.",
+    ),
+    (
+        "placebo",
+        "Ordinary corpus text of equal length, given to dose-0 units in place of their own text.",
+    ),
+    (
+        "effect",
+        "Mean outcome of treated units minus mean outcome of dose-0 units, in this one run. "
+        "The interval says how precisely these units determine it, not how much other seeds would "
+        "vary.",
+    ),
+    (
+        "corrected p",
+        "How often an effect at least this large arises when units are re-assigned at random "
+        "as in this run, corrected for asking several questions (Holm).",
+    ),
+    (
+        "smallest detectable",
+        "The effect that this design finds in 80 % of runs. A smaller true effect "
+        "can be missed: “not detected” is no proof of absence.",
+    ),
+    (
+        "negligible",
+        "The whole interval lies within the margin that was declared before training as too "
+        "small to matter.",
+    ),
+)
 
 
 def finite(value: Any) -> float | None:
@@ -198,6 +219,11 @@ def printable(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
+def member(name: str | None) -> str:
+    """The name of a member; None is the whole model."""
+    return "whole model" if name is None else name
+
+
 def plural(amount: int, noun: str) -> str:
     """`1 question`, `2 questions`."""
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
@@ -219,9 +245,21 @@ def tally(experiments: Sequence[Mapping[str, Any]]) -> str:
     return f"{asked}: {', '.join(parts)}." if parts else f"{asked}, none answered yet."
 
 
-NUMBER_WORDS = (
-    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
+NUMBER_WORDS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 
 
 def spelled(amount: int, noun: str) -> str:

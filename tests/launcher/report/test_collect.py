@@ -21,7 +21,7 @@ from tests.launcher import sample_report
 
 def fake_measured(name: str = "canaries") -> SimpleNamespace:
     return SimpleNamespace(
-        experiment=SimpleNamespace(spec=SimpleNamespace(name=name)),
+        name=name,
         exposure_steps=[np.array([3, 9]), np.array([5]), np.array([], dtype=np.int64)],
         planned=np.array([2, 1, 0]),
         consumed=np.array([2, 0, 0]),
@@ -33,24 +33,31 @@ def fake_study(**changes: Any) -> SimpleNamespace:
         "steps_total": 10, "experiments": [{"spec": {"name": "canaries"}, "tokens": 1000}],
     }  # fmt: skip
     base: dict[str, Any] = {
-        "measured": [fake_measured()], "definition": definition, "deviations": [], "seed": 0, "draws": 99,
-        "compliance": {"planned": 3, "consumed_once": 2, "missing": 1, "ledger_ok": False, "problems": ["gone"]},
+        "measured": [fake_measured()], "definition": definition, "deviations": [], "seed": 0,
+        "draws": 99, "unanswered": [],
+        "compliance": {"planned": 3, "consumed_once": 2, "missing": 1, "ledger_ok": False,
+                       "problems": ["gone"]},
     }  # fmt: skip
     return SimpleNamespace(**(base | changes))
 
 
 MANIFEST: dict[str, Any] = {
     "name": "r", "created": "2026-01-01T00:00:00+00:00", "motet_version": "0.1.0", "parameters": 10,
-    "definition_sha256": "d" * 64, "plan_sha256": "e" * 64, "lock_sha256": None, "flops_per_token": 60.0,
-    "tokens_per_step": 100, "sequence_length": 10, "config": {"batch": {"sequences": 10}, "model": {"d_model": 8}},
-    "corpora": [{"path": "c", "fingerprint": "f" * 64, "n_tokens": 5, "n_documents": 2, "weight": 1.0}],
+    "definition_sha256": "d" * 64, "plan_sha256": "e" * 64, "lock_sha256": None,
+    "flops_per_token": 60.0,
+    "tokens_per_step": 100, "sequence_length": 10, "config": {"batch": {"sequences": 10},
+                                                              "model": {"d_model": 8}},
+    "corpora": [{"path": "c", "fingerprint": "f" * 64, "n_tokens": 5, "n_documents": 2,
+                 "weight": 1.0}],
 }  # fmt: skip
 
 
 def step_row(step: int, **more: Any) -> dict[str, Any]:
     return {
-        "kind": "step", "step": step, "time": 1000.0 + step, "loss": 3.0, "lr": 1e-3, "grad_norm": 1.0,
-        "tokens": 100 * step, "tokens_per_s": 50.0, "seconds": {"data": 0.5, "train": 1.5}, "skipped": False,
+        "kind": "step", "step": step, "time": 1000.0 + step, "loss": 3.0, "lr": 1e-3,
+        "grad_norm": 1.0,
+        "tokens": 100 * step, "tokens_per_s": 50.0, "seconds": {"data": 0.5, "train": 1.5},
+        "skipped": False,
     } | more  # fmt: skip
 
 
@@ -73,7 +80,8 @@ def sources(**changes: Any) -> Sources:
         },
     ]
     base: dict[str, Any] = {
-        "manifest": MANIFEST, "rows": rows, "attempts": attempts, "finished": True, "study": fake_study(),
+        "manifest": MANIFEST, "rows": rows, "attempts": attempts, "finished": True,
+        "study": fake_study(),
         "answers": sample_report.sample()["answers"],
     }  # fmt: skip
     return Sources(**(base | changes))
@@ -153,6 +161,19 @@ def test_curves_of_long_runs_are_thinned_and_keep_their_last_step() -> None:
     record = assemble(sources(rows=rows))["training"]
     assert len(record["steps"]) <= collect.MOST_POINTS + 1
     assert record["steps"][-1] == 50_000
+
+
+def test_a_family_tells_its_members_with_their_sizes_and_one_model_does_not() -> None:
+    members = [{"name": "s", "parameters": 4, "flops_per_token": 24.0, "model": {"d_model": 2}}]
+    found = assemble(sources(manifest=MANIFEST | {"members": members}))["run"]["members"]
+    assert [(one["name"], one["parameters"]) for one in found] == [("s", 4)]
+    assert "members" not in assemble(sources())["run"]
+
+
+def test_exposures_of_an_experiment_on_two_members_are_counted_once() -> None:
+    study = fake_study(measured=[fake_measured(), fake_measured()])
+    report = assemble(sources(study=study))
+    assert [row["planned"] for row in report["compliance"]["per_experiment"]] == [3]
 
 
 def test_numpy_values_nan_and_broken_text_become_plain_json() -> None:

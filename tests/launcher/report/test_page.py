@@ -93,6 +93,44 @@ def test_no_field_of_the_report_can_bring_in_a_tag_or_an_attribute() -> None:
     }
 
 
+def test_no_name_of_a_member_can_bring_in_a_tag() -> None:
+    attacked = render(every_text_hostile(sample_report.family(), frozenset({"role"})))
+    assert "script" not in Page(attacked).tags
+
+
+def test_a_run_of_several_members_shows_the_effect_by_member(html: str) -> None:
+    whole = render(sample_report.family())
+    page = Page(whole)
+    assert page.open == []
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert "exposure, any dose vs dose 0, small" in page.text
+    assert "This answer is for member small, as declared before training." in page.text
+    assert "This answer is for the whole model, as declared" in page.text
+    table = page.text[page.text.index("Effect by member: exposure Member Parameters") :]
+    places = [table.index(name) for name in ("small", "medium 520,000", "whole model 1,212,416")]
+    assert places == sorted(places), "in the order of parameters"
+    assert "small the answer is for this one 210,000 +4.31 bits" in table
+    assert "Effect on exposure by parameters, in bits. small: 4.31; medium: 4.8" in whole
+    assert 'id="q0-members-' in whole
+    assert 'id="q1-members-' not in whole, "one member of two has no estimate: no picture"
+    assert "Effect by member" not in html
+
+
+def test_the_terminal_shows_the_effect_by_member_and_which_one_is_answered() -> None:
+    def shown(report: dict[str, Any]) -> str:
+        out = io.StringIO()
+        Console(file=out, width=100).print(report_package.terminal_summary(report))
+        return out.getvalue()
+
+    text = shown(sample_report.family())
+    (row,) = re.findall(r"canaries +small \*.*", text)
+    assert "210,000" in row
+    assert "+4.31 bits [+3.39, +5.23]" in row
+    assert re.search(r"canaries +whole model +1.21 million +\+5\.20 bits", text)
+    assert "Effect by member" not in shown(sample_report.sample())
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_unicode_text_is_shown(text: str) -> None:
