@@ -42,9 +42,9 @@ class CrashLoop(RuntimeError):
 
 
 def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -> int:
-    """Join the other ranks, take an attempt together, train; return the exit code.
+    """Join the other ranks, take an attempt together, train; return the exit code of a refusal.
 
-    A crash does not return: threads and collectives may wait for a rank that is gone.
+    Nothing else returns: threads and collectives may wait for a rank that is gone.
     """
     attempt = launch
     try:
@@ -66,12 +66,9 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
         if lifeline.attempt is not None or not begun(run, launch):
             atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
         end_now(CRASHED)
-    if reason == "stopped":
-        end_now(
-            0
-        )  # all is on disk; taking torch apart takes a second that a preempted job may not have
-    leave()
-    return 0
+    # All is on disk. Taking torch apart takes a second that a preempted job may not have, and on
+    # loaded machines it has ended in an abort, which made a failure of a run that was finished.
+    end_now(0)
 
 
 def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:

@@ -64,7 +64,7 @@ def poisoned(corpus: Path, tmp_path: Path) -> Path:
     process.communicate(timeout=120)
     assert process.returncode == 0
     (stopped,) = attempts(run)
-    loop = run / "code" / "motet" / "launcher" / "loop.py"
+    loop = run / "code" / "motet" / "launcher" / "rank" / "loop.py"
     text, step = loop.read_text(), stopped["end_step"] + 1
     anchor = "        started = time.perf_counter()\n        share ="
     assert text.count(anchor) == 1
