@@ -15,6 +15,7 @@ import yaml
 
 from motet.experiments.design.parser import KEYS
 from motet.launcher import cli
+from motet.launcher.commands import options
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import fields_of
 
@@ -106,7 +107,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Any:
     def fail(self: object, message: str) -> NoReturn:
         raise ValueError(message)
 
-    monkeypatch.setattr(cli._Parser, "error", fail)
+    monkeypatch.setattr(options.Parser, "error", fail)
     return cli._parse
 
 

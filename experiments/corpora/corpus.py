@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.errors import Problem, UserError
 from motet.experiments.corpora.storage import (
     ByteProgress,
     CorpusFile,
@@ -43,7 +44,6 @@ from motet.experiments.corpora.storage import (
     read_manifest,
     size_problem,
 )
-from motet.core.errors import Problem, UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 
 SHARD_TOKENS = 1 << 26

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.corpora.blocks import Block, ReadOptions
 from motet.core.errors import UserError
+from motet.experiments.corpora.blocks import Block, ReadOptions
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 
 SMALL_INPUT_BYTES = 4_000_000  # less is encoded before worker processes have started

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.errors import UserError, suggest
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.corpora.storage import (
     ByteProgress,
@@ -35,7 +36,6 @@ from motet.experiments.corpora.storage import (
     partial_folder,
     publish,
 )
-from motet.core.errors import UserError, suggest
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 
 SCAN_TOKENS = 1 << 24

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.core.hashing import sha256_hex
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write
+from motet.core.hashing import sha256_hex
 from motet.experiments.corpora.blocks import Block, ReadOptions
 from motet.experiments.corpora.corpus import SHARD_TOKENS, Corpus, CorpusWriter
-from motet.experiments.corpora.storage import check_output, partial_folder
 from motet.experiments.corpora.encoding import encode_blocks, worker_count
-from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.indexed import index_tokens
 from motet.experiments.corpora.inspection import inspect_corpus
 from motet.experiments.corpora.progress import Progress, progress_bar
@@ -38,6 +37,7 @@ from motet.experiments.corpora.sources import (
     open_sources,
     stdlib_sources,
 )
+from motet.experiments.corpora.storage import check_output, partial_folder
 from motet.experiments.corpora.tokenizer import Tokenizer, smallest_vocabulary, train_bpe
 
 __all__ = [

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.blocks import (
     Block,
     FilesBlock,
@@ -23,7 +24,6 @@ from motet.experiments.corpora.blocks import (
     needed,
     read_pieces,
 )
-from motet.core.errors import Problem, UserError, raise_problems
 
 BLOCK_BYTES = 1 << 19
 ROWS_AT_ONCE = 512

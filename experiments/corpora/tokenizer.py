@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.hashing import sha256_hex
 from motet.core.errors import UserError, suggest
+from motet.core.hashing import sha256_hex
 
 if TYPE_CHECKING:
     import tokenizers

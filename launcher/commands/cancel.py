@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
-from motet.launcher.commands import common
+from motet.launcher.commands import options
 from motet.launcher.commands.status import open_run
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import shown
 from motet.launcher.follow.stopping import StopAction, actions
+from motet.launcher.output import terminal
 from motet.launcher.rank.progress import duration
 from motet.launcher.runs.rundir import RunDir
 
@@ -34,6 +35,18 @@ GUEST_GRACE_S = 15.0
 """A foreign loop that ignores Ctrl-C, as one started with `&` in a script does, gets SIGTERM after
 this time.
 """
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, and how long to wait for it."""
+    options.dry_run(parser)
+    options.as_json(parser)
+    options.run_folder(parser)
+    options.runs_folder(parser)
+    now = "kill it, without a checkpoint first"
+    parser.add_argument("--now", action="store_true", help=now)
+    wait = "how long to wait (default 300)"
+    parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=wait)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,7 +159,7 @@ def _tell(arguments: argparse.Namespace, view: View, todo: Sequence[StopAction])
     if arguments.json:
         fields: dict[str, Any] = {"version": 1, "dry_run": arguments.dry_run}
         fields |= {"actions": [action.fields() for action in todo], "run": view.fields()}
-        common.print_json(fields)
+        terminal.print_json(fields)
         return
     if not todo:
         print(f"{shown(view.facts.run.root)} is {view.state.name}: there is nothing to cancel")

@@ -1,21 +1,15 @@
-"""`motet export` and `motet eval`: the trained model as a Hugging Face folder, and benchmarks on
-it.
-"""
+"""`motet export`: the trained model as a Hugging Face folder."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import shlex
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
-from motet.launcher.commands import common
+from motet.launcher.commands import common, options
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
 
@@ -23,6 +17,15 @@ if TYPE_CHECKING:
     import torch
 
     from motet.models.config import ModelConfig
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, its checkpoint and the folder to write."""
+    options.dry_run(parser)
+    options.run_folder(parser)
+    parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    parser.add_argument("--output", metavar="FOLDER", help="default: RUN/members/step-N")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,28 +107,3 @@ def _model_facts(rundir: RunDir, manifest: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise UserError(f"{rundir.manifest} does not say which model was trained")
     return facts
-
-
-def harness_command(model: Path, tasks: str, output: Path, limit: int | None) -> list[str]:
-    """Arguments of lm-evaluation-harness for an exported model."""
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf"]
-    command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", tasks]
-    command += ["--output_path", str(output)]
-    return command + (["--limit", str(limit)] if limit is not None else [])
-
-
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Export the model if need be and run lm-evaluation-harness on it."""
-    rundir = common.open_run(arguments.run)
-    step = chosen_step(rundir, arguments.step)
-    model = member_folder(rundir, step)
-    output = rundir.root / "eval" / f"step-{step:08d}"
-    command = harness_command(model, arguments.tasks, output, arguments.limit)
-    if arguments.dry_run:
-        print(shlex.join(command))
-        return 0
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
-    if not (model / "config.json").exists():
-        export(rundir, step, model, "float32")
-    return subprocess.call(command)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write
+from motet.launcher.commands import options
 
 QUESTIONS = "questions.jsonl"
 N_QUESTIONS = 48
@@ -59,6 +60,12 @@ layout:
   micro_sequences: 8      # sequences of one forward pass of a process
 metrics: {{wandb: "off"}}   # off | online | offline
 """
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The name."""
+    options.dry_run(parser)
+    parser.add_argument("name", metavar="NAME", help="name of the run and of the new folder")
 
 
 def run(arguments: argparse.Namespace) -> int:

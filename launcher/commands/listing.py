@@ -6,12 +6,19 @@ import argparse
 import time
 from pathlib import Path
 
-from motet.launcher.commands import common
+from motet.launcher.commands import options
 from motet.launcher.commands.status import loss_of, step_of
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import document, look
 from motet.launcher.follow.state import at
+from motet.launcher.output import terminal
 from motet.launcher.rank.progress import rate
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A folder of runs."""
+    options.as_json(parser)
+    options.runs_folder(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,12 +28,12 @@ def run(arguments: argparse.Namespace) -> int:
     views, records = look(find_runs(Path(arguments.runs)), Client(), time.time())
     rows = sorted((view.fields() for view in views), key=lambda row: row["created"] or 0.0)
     if arguments.json:
-        common.print_json(document(rows, records))
+        terminal.print_json(document(rows, records))
         return 0
     if not rows:
         print(f"no runs in {arguments.runs}/; `motet demo` makes one")
         return 0
-    common.print_table(
+    terminal.print_table(
         [
             {
                 "name": row["name"],

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError
-from motet.launcher.commands import common
+from motet.launcher.commands import options
 from motet.launcher.commands.status import open_run
 from motet.launcher.follow.logs import SLURM, LogChoice, LogLine, Merged
 from motet.launcher.follow.overview import look
 from motet.launcher.follow.state import State
+from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -29,6 +30,19 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 INTERRUPTED = 130
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, and which of its lines."""
+    options.as_json(parser)
+    options.run_folder(parser)
+    options.runs_folder(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    rank = "only this rank, or slurm for the job's output"
+    parser.add_argument("--rank", metavar="R", help=rank)
+    parser.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
+    lines = "last lines of each rank (default 20)"
+    parser.add_argument("--lines", type=int, metavar="N", help=lines)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the last lines of every rank; with --follow go on."""
     from motet.slurm.client import Client
@@ -38,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if lines < 0:
         raise UserError(f"--lines={lines} is below 0; give how many of the last lines to show")
     merged = Merged(rundir, choice_of(arguments, rundir), lines)
-    show = _as_json if arguments.json else painter(common.console())
+    show = _as_json if arguments.json else painter(terminal.console())
     try:
         if arguments.follow:
             return follow(merged, show, Watched(rundir, Client()))

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError, raise_problems
-from motet.launcher.commands import common
+from motet.launcher.commands import common, options
 from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.output import terminal
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
 
@@ -31,6 +32,45 @@ if TYPE_CHECKING:
 CALIBRATED = "calibrated.yaml"
 HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
 HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What is planned, what is asked of it and what is written."""
+    options.dry_run(parser)
+    options.as_json(parser)
+    parser.add_argument("--cluster", metavar="FILE", help="cluster.yaml (default: this machine)")
+    parser.add_argument("--top", type=int, default=8, metavar="N", help="layouts shown (default 8)")
+    parser.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2; or all")
+    parser.add_argument("--html", metavar="FILE", help="the pipeline's timeline, memory over time")
+    parser.add_argument("--write", metavar="FILE", help="layout.yaml of the best layout")
+    parser.add_argument("--pick", type=int, metavar="N", help="write this one instead of the best")
+    _budget_arguments(parser)
+    _measuring_arguments(parser)
+    options.run_yaml(parser, required=False)
+
+
+def _budget_arguments(parser: argparse.ArgumentParser) -> None:
+    hours = "largest model that it trains"
+    parser.add_argument("--budget", metavar="NUMBERgpu-hours", help=hours)
+    price = "the same, for a price"
+    parser.add_argument("--budget-price", type=float, metavar="NUMBER", help=price)
+    parser.add_argument("--days", type=float, metavar="NUMBER", help="the same, in so many days")
+    fastest = "the shortest time for this model within the budget, instead"
+    parser.add_argument("--fastest", action="store_true", help=fastest)
+
+
+def _measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    probe = "train a layout for a minute (default: the one that tells most), calibrate, plan again"
+    parser.add_argument("--probe", nargs="?", type=int, const=0, metavar="N", help=probe)
+    history = "predicted and measured, by attempt"
+    parser.add_argument("--history", nargs="?", const="runs", metavar="RUNS", help=history)
+    runs = "fit constants to the runs in a folder"
+    parser.add_argument("--calibrate", action="append", metavar="RUNS", help=runs)
+    output = (
+        "cluster.yaml with fitted constants (default: --probe calibrated.yaml, --calibrate prints)"
+    )
+    parser.add_argument("--output", metavar="FILE", help=output)
+    parser.add_argument("--force", action="store_true", help="replace --output when it exists")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,10 +92,10 @@ def _history(runs: Path, as_json: bool) -> int:
 
     rows = history(runs)
     if as_json:
-        common.print_json({"attempts": rows})
+        terminal.print_json({"attempts": rows})
         return 0
     columns = {name: name.replace("_", " ") for name in HISTORY}
-    common.print_table([{name: row.get(name) for name in HISTORY} for row in rows], columns)
+    terminal.print_table([{name: row.get(name) for name in HISTORY} for row in rows], columns)
     return 0
 
 
@@ -72,7 +112,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         return 0
     write_calibrated(arguments, found, sentences)
     if arguments.json:
-        common.print_json({"output": arguments.output, "cluster": found.to_mapping()})
+        terminal.print_json({"output": arguments.output, "cluster": found.to_mapping()})
     return 0
 
 
@@ -136,8 +176,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuestion:
-    from motet.launcher.commands.layout import _model
     from motet.launcher.planning.prediction import expected_training
+    from motet.launcher.planning.run_facts import model_of
     from motet.parallel.planner.question import FIXABLE, PlanQuestion
 
     cluster = _cluster(arguments)
@@ -146,7 +186,7 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuest
     given = [name for name in given if name in FIXABLE]
     fixed = {name: getattr(settings.layout, name) for name in given}
     return PlanQuestion(
-        _model(settings)[0],
+        model_of(settings)[0],
         cluster,
         replace(training, zero_stage=None, offload=False),
         engines=_engines(arguments, cluster),
@@ -224,9 +264,9 @@ def tell_answer(
     if arguments.write:
         _write(arguments, answer)
     if arguments.json:
-        common.print_json(plan_words.plain(question, answer, rows, tokens))
+        terminal.print_json(plan_words.plain(question, answer, rows, tokens))
         return
-    common.print_table(rows, plan_table.COLUMNS)
+    terminal.print_table(rows, plan_table.COLUMNS)
     print()
     for line in plan_words.lines(question, answer, tokens):
         print(line)
@@ -312,12 +352,12 @@ def _within(
         told = {"model": found.name, "tokens": found.tokens, "binds": found.binds or None}
         trust = list(found.choice.prediction.trust)
         settings_of = plan_table.section(found.choice)
-        common.print_json({**told, **row, "settings": settings_of, "trust": trust})
+        terminal.print_json({**told, **row, "settings": settings_of, "trust": trust})
         return 0
     what = "The shortest time" if arguments.fastest else "The largest"
     shown = f"{found.name} ({size(found.model)} parameters) on {found.tokens:.3g} tokens"
     print(f"{what}: {shown}")
-    common.print_table([row], plan_table.COLUMNS)
+    terminal.print_table([row], plan_table.COLUMNS)
     print(f"The budget binds: {found.binds}." if found.binds else "The budget does not bind.")
     for line in plan_words.doubts_of(found.choice):
         print(line)

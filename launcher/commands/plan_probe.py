@@ -18,6 +18,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.measure import calibration_run as probe_run
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
+from motet.launcher.runs.begun import yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
@@ -139,7 +140,7 @@ def _train(
         given = [*arguments.settings, *words]
         path = common.run_yaml(arguments)
         settings = config.load(path, given)
-        text = common.yaml_with_overrides(path.read_text(encoding="utf-8"), given)
+        text = yaml_with_overrides(path.read_text(encoding="utf-8"), given)
         print(f"run folder: {run.root}")
         with probe_run.Timer(run, probe_run.PROBE_S):
             return start(settings, text, dry_run=False)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError, suggest
-from motet.launcher.commands import common
 from motet.launcher.commands.plan import nothing, telling
+from motet.launcher.output import terminal
 from motet.launcher.planning import table as plan_table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def tell_why(arguments: argparse.Namespace, question: PlanQuestion) -> int:
         if not arguments.json:
             print(*more, sep="\n")
     if arguments.json:
-        common.print_json({"why": arguments.why, "reasons": lines})
+        terminal.print_json({"why": arguments.why, "reasons": lines})
     return 0
 
 
@@ -67,9 +67,9 @@ def _why_all(arguments: argparse.Namespace, question: PlanQuestion) -> int:
         tell("searching the fastest layout")
         rows = every_degree(question, _fastest(question), tell)
     if arguments.json:
-        common.print_json({"why": "all", "settings": rows})
+        terminal.print_json({"why": "all", "settings": rows})
     else:
-        common.print_table(rows, REASONS)
+        terminal.print_table(rows, REASONS)
     return 0
 
 

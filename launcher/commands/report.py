@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 
 from motet.core.files import read_json
-from motet.launcher.commands import common
+from motet.launcher.commands import common, options
+from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run."""
+    options.dry_run(parser)
+    options.as_json(parser)
+    options.run_folder(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     build(rundir, quiet=arguments.json)
     if arguments.json:
-        common.print_json(read_json(rundir.report_json))
+        terminal.print_json(read_json(rundir.report_json))
     return 0
 
 
@@ -28,5 +36,5 @@ def build(rundir: RunDir, quiet: bool = False) -> None:
 
     path = report.build(rundir)
     if not quiet:
-        common.console().print(report.terminal_summary(read_json(rundir.report_json)))
+        terminal.console().print(report.terminal_summary(read_json(rundir.report_json)))
         print(f"\nreport: {path}")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
-from motet.launcher.commands import common
+from motet.launcher.commands import options
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import View, detail, document, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
+from motet.launcher.output import terminal
 from motet.launcher.rank.progress import duration, number, rate
 from motet.launcher.runs.rundir import RunDir
 
@@ -37,6 +38,14 @@ _STYLES = {
 Fields = dict[str, Any]
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, or a folder of runs."""
+    options.as_json(parser)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="folder of a run (default: all)")
+    options.runs_folder(parser)
+    parser.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Show one run, or all runs of a folder; with --watch again and again."""
     if arguments.watch and arguments.json:
@@ -47,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     views, records = _look(arguments, client)
     if arguments.json:
         whole = [detail(v, records) if arguments.run else v.fields() for v in views]
-        common.print_json(document(whole, records))
+        terminal.print_json(document(whole, records))
         return 0
-    common.console().print(picture(arguments, views, records), soft_wrap=bool(arguments.run))
+    terminal.console().print(picture(arguments, views, records), soft_wrap=bool(arguments.run))
     return 0
 
 
@@ -86,7 +95,7 @@ def _watch(
     from rich.live import Live
 
     pause_s, before = FIRST_PAUSE_S, None
-    with Live(console=common.console(), auto_refresh=False) as live:
+    with Live(console=terminal.console(), auto_refresh=False) as live:
         while True:
             views, records = _look(arguments, client)
             live.update(picture(arguments, views, records), refresh=True)
@@ -268,5 +277,5 @@ def _plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         numeric = all(isinstance(row[key], int | None) for row in rows)
         table.add_column(key, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(common.cell(value)) for value in row.values()))
+        table.add_row(*(Text(terminal.cell(value)) for value in row.values()))
     return table

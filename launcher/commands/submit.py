@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError
-from motet.launcher.commands import common
-from motet.launcher.commands.train import refuse_existing
+from motet.launcher.commands import common, options
 from motet.launcher.config import load as config
 from motet.launcher.config.batch import groups_of, world_size
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import submission
 from motet.launcher.jobs.node import with_processes
+from motet.launcher.output import terminal
+from motet.launcher.planning import run_facts
+from motet.launcher.runs.begun import refuse_existing, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import Client
 from motet.slurm.config import JobComponent, seconds
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from motet.models.config import ModelConfig
 
 GIB = 2**30
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run.yaml."""
+    options.dry_run(parser)
+    options.run_yaml(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print_dry_run(made, client)
         return 0
-    text = common.yaml_with_overrides(path.read_text(encoding="utf-8"), arguments.settings)
+    text = yaml_with_overrides(path.read_text(encoding="utf-8"), arguments.settings)
     ids = submission.submit(made, text, client)
     say_submitted(made, ids)
     return 0
@@ -81,7 +89,7 @@ def print_dry_run(made: submission.Submission, client: Client) -> None:
     print(made.script)
     settings = made.settings[0]
     model = model_of(settings)[0]
-    common.print_facts(
+    terminal.print_facts(
         [
             *run_lines(settings),
             *([("runs", ", ".join(r.name for r in made.rundirs))] if made.request.array else []),
@@ -90,13 +98,13 @@ def print_dry_run(made: submission.Submission, client: Client) -> None:
             *cost_lines(settings, len(made.settings)),
         ]
     )
-    common.print_facts([("slurm", submission.asked_of_slurm(made.script, client))])
+    terminal.print_facts([("slurm", submission.asked_of_slurm(made.script, client))])
 
 
 def run_lines(settings: RunSettings) -> list[tuple[str, str]]:
     """What the run will be, on all nodes of all groups."""
     world, groups = world_size(settings), groups_of(settings)
-    facts = dict(common.run_facts(with_processes(settings, world)))
+    facts = dict(run_facts.run_facts(with_processes(settings, world)))
     shown = " + ".join(_nodes_of(group) for group in groups)
     facts["processes"] = f"{world:,} ({settings.layout.device}) = {shown}"
     return list(facts.items())

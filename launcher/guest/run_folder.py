@@ -17,12 +17,11 @@ import torch.distributed as dist
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write, fsync_folder, read_json, write_json
 from motet.core.hashing import sha256_file
-from motet.launcher.commands.common import yaml_with_overrides
-from motet.launcher.commands.train import flat, frozen_problems
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.local import prepare_run, verify_corpora
 from motet.launcher.rank.checkpoint import damage
+from motet.launcher.runs.begun import flat, frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 

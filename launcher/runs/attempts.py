@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
-from motet.launcher.runs.blame import blame
-from motet.launcher.rank.signals import STOP_MARKER
 from motet.core.files import read_json, write_json
+from motet.launcher.rank.signals import STOP_MARKER
+from motet.launcher.runs.blame import blame
 from motet.launcher.runs.rundir import RunDir
 
 CRASHES_IN_A_ROW = 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from motet.core.errors import UserError
+from motet.core.files import read_json
 from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
-from motet.core.errors import UserError
+from motet.experiments.design.study import read_definition
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.stream import Stream
-from motet.experiments.design.study import read_definition
-from motet.core.files import read_json
-from motet.launcher.runs.rundir import RunDir
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
 
 
 def open_corpora(settings: RunSettings) -> list[Corpus]:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from motet.launcher.runs.rundir import RunDir
     from motet.launcher.rank.wandb_mirror import WandbMirror
+    from motet.launcher.runs.rundir import RunDir
 
 KINDS = frozenset({"step", "probe", "checkpoint", "event", "attempt"})
 SYNC_INTERVAL_S = 1.0

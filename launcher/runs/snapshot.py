@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from motet.core.hashing import sha256_file, sha256_hex
 from motet.core.files import PRIVATE_UMASK
+from motet.core.hashing import sha256_file, sha256_hex
 from motet.launcher.runs.rundir import RunDir
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyo", ".*.tmp")

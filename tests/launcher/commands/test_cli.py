@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, write_json
 from motet.launcher import cli
+from motet.launcher.commands import report
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset
@@ -88,32 +90,38 @@ def test_help_is_instant_and_lists_every_command() -> None:
         start_s = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start_s)
-    for name in (
-        "demo",
-        "init",
-        "data",
-        "experiments",
-        "train",
-        "resume",
-        "report",
-        "eval",
-        "export",
-    ):
-        assert f"\n    {name}" in done.stdout
+    for words, (_, help_text) in cli.COMMANDS.items():
+        if " " not in words:
+            assert re.search(rf"\n    {words}\s+{re.escape(help_text[:30])}", done.stdout)
     assert min(seconds) < 0.3, statistics.median(seconds)
 
 
-def commands(parser: argparse.ArgumentParser | None = None) -> list[list[str]]:
-    """The words of every command, however deep it lies."""
-    for action in (parser or cli.build_parser())._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            choices = action.choices.items()
-            return [[name, *rest] for name, inner in choices for rest in commands(inner)]
-    return [[]]
+def test_only_the_asked_command_is_imported() -> None:
+    code = (
+        "import sys, contextlib\nfrom motet.launcher import cli\n"
+        "with contextlib.suppress(SystemExit):\n    cli.main(sys.argv[1:])\n"
+        "print(*(n for n in sys.modules if n.startswith('motet.launcher.commands.')))"
+    )
+
+    def imported(*words: str) -> set[str]:
+        command = [sys.executable, "-c", code, *words, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        names = done.stdout.splitlines()[-1].split()
+        return {name.removeprefix("motet.launcher.commands.") for name in names}
+
+    shared = {"common", "options"}
+    assert imported() == imported("data") == {"options"}
+    assert imported("init") - shared == {"init"}
+    assert imported("data", "prepare") - shared == {"data", "data.prepare"}
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_has_help_and_a_function(command: list[str], main: Main) -> None:
+VERBS = ["start", "stop", "status", "env", "rate", "cut", "crash", "mend", "restart-controller"]
+WORDS = [words.split() for words, (module, _) in cli.COMMANDS.items() if module]
+WORDS += [["slurm", "testbed", verb] for verb in VERBS]
+
+
+@pytest.mark.parametrize("command", WORDS, ids=" ".join)
+def test_every_command_has_help(command: list[str], main: Main) -> None:
     code, out, _ = main(*command, "--help")
     assert code == 0
     assert "usage: motet " + " ".join(command) in out
@@ -121,10 +129,23 @@ def test_every_command_has_help_and_a_function(command: list[str], main: Main) -
     acting |= {"submit", "cancel", "start", "stop", "rate", "cut", "crash", "mend"}
     acting |= {"restart-controller", "probe", "plan"}
     assert ("--dry-run" in out) == (command[-1] in acting)
-    parser: Any = cli.build_parser()
-    for name in command:
-        parser = parser._subparsers._group_actions[0].choices[name]
-    assert callable(cli._target(parser.get_default("target")))
+
+
+def test_every_command_is_a_file_with_its_arguments_and_what_it_does() -> None:
+    """One file a command: the table lists every file, and every file is in the table."""
+    folder = Path(cli.__file__).parent / "commands"
+    helpers = {"common", "options", "cluster.told", "plan_probe", "plan_why"}
+    files = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    modules = {module for module, _ in cli.COMMANDS.values() if module}
+    assert files - helpers == modules
+    for name in modules:
+        module = importlib.import_module(f"motet.launcher.commands.{name}")
+        assert callable(module.run)
+        assert callable(module.arguments)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +195,7 @@ def test_errors_become_exit_codes(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_target", lambda name: fail)
+    monkeypatch.setattr(report, "run", fail)
     got, _, err = main("report", "x")
     assert (got, piece in err) == (code, True)
 
@@ -183,7 +204,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(main: Main, monkeypatch: pytest.M
     def fail(_: object) -> int:
         raise ValueError("ours")
 
-    monkeypatch.setattr(cli, "_target", lambda name: fail)
+    monkeypatch.setattr(report, "run", fail)
     with pytest.raises(ValueError, match="ours"):
         main("report", "x")
 
@@ -193,7 +214,7 @@ def test_a_model_that_cannot_be_is_the_users_mistake(
 ) -> None:
     from motet.models.config import preset
 
-    monkeypatch.setattr(cli, "_target", lambda name: lambda _: preset("2m", 64))
+    monkeypatch.setattr(report, "run", lambda _: preset("2m", 64))
     code, _, err = main("report", "x")
     assert code == 2
     assert "model.preset='2m'" in err

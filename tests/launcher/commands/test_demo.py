@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motet.core.files import atomic_write, write_json
 from motet.launcher import cli, demo
-from motet.launcher.commands import data
+from motet.launcher.commands.data import prepare as preparing
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
 
@@ -69,7 +69,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         world.trained.append(resume)
         return int(world.code)
 
-    monkeypatch.setattr(data, "prepare_text", prepare)
+    monkeypatch.setattr(preparing, "prepare_text", prepare)
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(report, "build", lambda rundir: world.reported.append(rundir.root))
     return world

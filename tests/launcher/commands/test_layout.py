@@ -12,9 +12,9 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher import cli
-from motet.launcher.commands.layout import runs
 from motet.launcher.config import load as config
 from motet.launcher.config.checks import device_problems, layout_problems
+from motet.launcher.planning.layout_drawing import runs
 from motet.launcher.planning.layout_facts import crossing
 from motet.models.config import preset
 from motet.parallel.layout.layout import Layout

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from motet.core.files import atomic_write, write_json
-from motet.launcher.commands import common, logs
+from motet.launcher.commands import logs
 from motet.launcher.follow.logs import SLURM, LogChoice, Merged, sources
+from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 from tests.launcher.conftest import Main
 from tests.launcher.followed import FakeClient, add_attempt, add_jobs, job, make_run
@@ -144,7 +145,7 @@ def test_following_shows_restarts_and_new_attempts_and_ends_with_the_run(
     )
     merged = Merged(run, LogChoice(), lines=2, clock=script.clock)
     watched = logs.Watched(run, FakeClient(), script.clock)  # type: ignore[arg-type]
-    assert logs.follow(merged, logs.painter(common.console()), watched, script.sleep) == 0
+    assert logs.follow(merged, logs.painter(terminal.console()), watched, script.sleep) == 0
     out = capsys.readouterr()
     assert out.out.splitlines() == [
         "[1.0] 28",

@@ -14,7 +14,7 @@ from motet.launcher.cli import main
 from motet.launcher.commands import train
 from motet.launcher.config import load as config
 from motet.launcher.config.batch import groups_of, world_size
-from motet.launcher.launch.command import Nodes
+from motet.launcher.launch.command import NodePlace
 
 RUN = """
 name: planned
@@ -102,11 +102,11 @@ def test_a_layout_on_unequal_nodes_is_written_so_that_train_and_submit_start_all
         by_hand = config.load(
             whole,
             [f"layout.processes={processes}"],
-            world=lambda s: train.ranks_on(s, Nodes(3, 0, "n1:29400")),
+            world=lambda s: train.ranks_on(s, NodePlace(3, 0, "n1:29400")),
         )
         assert by_hand.layout_for(8).world_size == 8
     with pytest.raises(UserError, match="layout"):
-        config.load(whole, world=lambda s: train.ranks_on(s, Nodes(5, 0, "n1:29400")))
+        config.load(whole, world=lambda s: train.ranks_on(s, NodePlace(5, 0, "n1:29400")))
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,60 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from motet.launcher.commands import common
+from motet.launcher.commands import options
+from motet.launcher.output import terminal
 from motet.slurm.errors import SlurmError
 from motet.slurm.testbed import needs, shape
 from motet.slurm.testbed.bed import Testbed
+
+Verb = Callable[[argparse.Namespace], int]
+Option = Callable[[argparse.ArgumentParser], None]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What is to be done with it."""
+    parser.description = None
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=options.Parser)
+
+    def add(
+        function: Verb, help_text: str, option: Option | None = options.dry_run
+    ) -> argparse.ArgumentParser:
+        name = function.__name__.replace("_", "-")
+        verb: argparse.ArgumentParser = verbs.add_parser(
+            name, help=help_text, description=help_text
+        )
+        verb.set_defaults(verb=function)
+        if option is not None:
+            option(verb)
+        folder = shape.DEFAULT_FOLDER
+        verb.add_argument("--folder", default=folder, metavar="F", help=f"default: {folder}")
+        return verb
+
+    begin = add(start, "start it and wait until every node is idle")
+    link = "of the link (default 1000)"
+    begin.add_argument("--rate", type=float, default=1000.0, metavar="MBIT", help=link)
+    add(stop, "end and remove all of it, also after a crash")
+    add(status, "its nodes, daemons and link", options.as_json)
+    add(env, "shell lines that let sbatch and motet use it: eval them", None)
+    speed = add(rate, "shape the link between its two clusters")
+    speed.add_argument("mbit", type=float, metavar="MBIT", help="Mbit/s in each direction")
+    pulled = add(cut, "pull a node's network cable")
+    killed = add(crash, "kill a host, as if its power failed")
+    killed.add_argument("host", metavar="HOST", help="n1 to n4, or ctl for the controller")
+    mended = add(mend, "put the cable back and start slurmd anew")
+    for parser_of_node in (pulled, mended):
+        parser_of_node.add_argument("node", metavar="NODE", help="n1 to n4")
+    add(restart_controller, "start slurmctld anew from its saved state")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    verb: Verb = arguments.verb
+    return verb(arguments)
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -60,11 +107,11 @@ def status(arguments: argparse.Namespace) -> int:
         "link_mbit_per_s": bed.rate_mbit if pids else None,
     }
     if arguments.json:
-        common.print_json({**facts, "nodes": nodes})
+        terminal.print_json({**facts, "nodes": nodes})
     else:
-        facts["running"] = common.cell(bed.running)
-        common.print_facts([(name, "–" if v is None else str(v)) for name, v in facts.items()])
-        common.print_table([{**row, "slurmd": str(row["slurmd"] or "")} for row in nodes])
+        facts["running"] = terminal.cell(bed.running)
+        terminal.print_facts([(name, "–" if v is None else str(v)) for name, v in facts.items()])
+        terminal.print_table([{**row, "slurmd": str(row["slurmd"] or "")} for row in nodes])
     return 0 if bed.running else 1
 
 

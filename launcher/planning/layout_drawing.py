@@ -1,16 +1,10 @@
-"""`motet layout show`: the rank grid, the stages and the pipeline's timeline of a run.yaml, in the
-terminal.
-"""
+"""A layout in the terminal: the rank grid, the stages and the pipeline's timeline."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motet.core.errors import UserError, raise_problems
-from motet.launcher.commands import common
-from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 
 if TYPE_CHECKING:
@@ -21,7 +15,6 @@ if TYPE_CHECKING:
     from motet.parallel.layout.layout import Layout
 
 WIDTH, MOST_WIDTH = 100, 160
-UNKNOWN_VOCABULARY = 1 << 15
 FILL = {"F": "─", "B": "━", "I": "━", "W": "╍"}
 STYLES = {
     "F": "black on cyan",
@@ -32,41 +25,8 @@ STYLES = {
 LEGEND = {"F": "forward", "B": "backward", "I": "backward, inputs", "W": "backward, weights"}
 
 
-def show(arguments: argparse.Namespace) -> int:
-    """Draw the layout of a run.yaml, or tell it as JSON."""
-    if arguments.nodes < 1:
-        raise UserError(f"--nodes: {arguments.nodes} is not at least 1")
-    settings = config.load(common.run_yaml(arguments), arguments.settings, nodes=arguments.nodes)
-    from motet.launcher.config.checks import layout_problems
-    from motet.launcher.planning.layout_facts import layout_facts
-
-    model, known = _model(settings)
-    world_size = settings.layout.processes * arguments.nodes
-    raise_problems(layout_problems(settings, world_size, model))
-    facts = layout_facts(settings, model, arguments.nodes)
-    if arguments.json:
-        common.print_json(facts)
-        return 0
-    _print(settings, model, facts, known)
-    return 0
-
-
-def _model(settings: RunSettings) -> tuple[ModelConfig, bool]:
-    """The model's sizes, and whether its vocabulary is known."""
-    if settings.model.from_hf is not None:
-        from motet.launcher.launch.local import model_of
-
-        return model_of(settings)[0], True
-    from motet.models.config import preset
-
-    size = common.vocabulary_size(settings)
-    overrides = settings.model.overrides() | {"vocabulary_size": size or UNKNOWN_VOCABULARY}
-    return preset(settings.model.preset, **overrides), size is not None
-
-
-def _print(
-    settings: RunSettings, model: ModelConfig, facts: Mapping[str, Any], known: bool
-) -> None:
+def draw(settings: RunSettings, model: ModelConfig, facts: Mapping[str, Any], known: bool) -> None:
+    """Print a layout; `known`: the vocabulary is, so that numbers of parameters are exact."""
     from rich.console import Console
 
     console = Console(highlight=False)

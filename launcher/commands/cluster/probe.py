@@ -1,6 +1,4 @@
-"""`motet cluster probe` measures machines and their links; `motet cluster show` draws a description
-of them.
-"""
+"""`motet cluster probe`: measure machines and their links, and write them down."""
 
 from __future__ import annotations
 
@@ -13,23 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
-from motet.launcher.commands import common
+from motet.launcher.commands import options
+from motet.launcher.commands.cluster import told
+from motet.launcher.output import terminal
 from motet.launcher.planning import cluster_view as drawing
-from motet.parallel.cluster.description import Cluster, read
+from motet.parallel.cluster.description import Cluster
 
 RESIDUAL_WORTH_TELLING = 0.15
 
 
-# --- probe
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What is measured, on which machines, and where it is written."""
+    options.dry_run(parser)
+    options.as_json(parser)
+    parser.add_argument("--output", default="cluster.yaml", metavar="FILE", help="cluster.yaml")
+    parser.add_argument("--force", action="store_true", help="replace the file when it exists")
+    parser.add_argument("--processes", type=int, metavar="N", help="here (default: one per GPU)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--groups", nargs="+", metavar="NAME:HOSTS", help="such as ib:n[1-2] (default: measured)"
+    )
+    parser.add_argument("--nnodes", type=int, metavar="N", help="machines, when not under srun")
+    parser.add_argument("--node-rank", type=int, metavar="R", help="of this one, from 0")
+    parser.add_argument("--endpoint", metavar="HOST:PORT", help="where they meet: the first one")
+    seconds = "of one series of transfers (default 1.5)"
+    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help=seconds)
+    wait = "seconds to wait for other machines (default 300)"
+    parser.add_argument("--wait", type=float, default=300.0, metavar="S", help=wait)
+    told.slurm_options(parser)
 
 
-def probe(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Measure, print what was found, and write cluster.yaml."""
     output = Path(arguments.output)
     if not arguments.dry_run and output.exists() and not arguments.force:
         raise UserError(f"{output} exists; --force replaces it, --output names another file")
     if arguments.from_slurm:
-        cluster, notes = _from_slurm(arguments)
+        cluster, notes = told.from_slurm(arguments)
         return _write(arguments, cluster, notes, {})
     return _measure(arguments, output)
 
@@ -158,110 +176,10 @@ def _write(
         return 0
     atomic_write(Path(arguments.output), text)
     if arguments.json:
-        common.print_json(
+        terminal.print_json(
             {"output": arguments.output, "cluster": cluster.to_mapping(), "notes": notes, **result}
         )
         return 0
-    _print(cluster, notes)
+    told.show(cluster, notes)
     print(f"wrote {arguments.output}")
-    return 0
-
-
-# --- show
-
-
-def show(arguments: argparse.Namespace) -> int:
-    """Draw a cluster, or list the catalogue."""
-    if arguments.catalogue:
-        return _show_catalogue(arguments)
-    notes: Sequence[str] = ()
-    if arguments.from_slurm:
-        cluster, notes = _from_slurm(arguments)
-        title = "Cluster by Slurm's list of nodes"
-    else:
-        cluster, title = _named(arguments.what)
-    from motet.core.files import atomic_write
-
-    if arguments.svg:
-        atomic_write(Path(arguments.svg), drawing.svg(cluster))
-    if arguments.html:
-        atomic_write(Path(arguments.html), drawing.page(cluster, title, notes))
-    if arguments.json:
-        common.print_json({**cluster.to_mapping(), **_totals(cluster), "notes": notes})
-        return 0
-    _print(cluster, notes)
-    return 0
-
-
-def _named(what: str | None) -> tuple[Cluster, str]:
-    """The cluster of a file, of a run, or this machine."""
-    path = Path(what or ".")
-    if what is None:
-        from motet.parallel.cluster.this_machine import this_machine
-
-        return this_machine(), "This machine, by data sheets"
-    if path.is_dir():
-        from motet.launcher.planning.prediction import cluster_of_run
-
-        return cluster_of_run(common.open_run(what)), f"Cluster of {path.name}"
-    return read(path), path.name
-
-
-def _from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
-    from motet.launcher.measure.slurm_cluster import cluster_from_slurm
-    from motet.slurm.client import Client
-    from motet.slurm.inventory import nodes
-
-    return cluster_from_slurm(nodes(Client(), arguments.partition))
-
-
-def _totals(cluster: Cluster) -> dict[str, float]:
-    return {
-        "devices": cluster.devices,
-        "price_per_hour": cluster.price_per_hour,
-        "power_kw": sum(g.devices * g.device.power_w for g in cluster.groups) / 1e3,
-    }
-
-
-def _print(cluster: Cluster, notes: Sequence[str]) -> None:
-    console = common.console()
-    for line in drawing.lines(cluster):
-        console.print(line, markup=False, soft_wrap=True)
-    print()
-    common.print_table(drawing.group_rows(cluster))
-    if cluster.links:
-        print()
-        common.print_table(drawing.link_rows(cluster))
-    totals = _totals(cluster)
-    unpriced = [g.name for g in cluster.groups if not g.device.price_per_hour]
-    price = f"{totals['price_per_hour']:,.2f} per hour"
-    price += f" (none known for {', '.join(unpriced)})" if unpriced else ""
-    print(f"\n{cluster.devices:,} devices, {price}, {totals['power_kw']:,.2f} kW")
-    for note in (*drawing.calibrations(cluster), *notes):
-        print(f"  {note}")
-
-
-def _show_catalogue(arguments: argparse.Namespace) -> int:
-    from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
-
-    if arguments.json:
-        common.print_json({"devices": DEVICES, "links": LINKS, "default_links": DEFAULT_LINKS})
-        return 0
-    rows = [
-        {
-            "device": kind,
-            "GiB": one["memory_gib"],
-            "peak TFLOPS": ", ".join(f"{n} {v:g}" for n, v in one["peak_tflops"].items()),
-            "reached": f"{one['matmul_efficiency']:.0%}",
-            "memory GB/s": one["memory_gb_s"],
-            "in a node": DEFAULT_LINKS[kind],
-            "price/h": one["price_per_hour"],
-            "W": one["power_w"],
-            "source": one["source"],
-        }
-        for kind, one in DEVICES.items()
-    ]
-    common.print_table(rows)
-    print()
-    common.print_table([{"link": name, **one} for name, one in LINKS.items()])
     return 0

@@ -1,0 +1,1 @@
+"""`motet cluster probe | show`: what the machines and their links really are."""

@@ -1,0 +1,54 @@
+"""What both commands of `motet cluster` ask and print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from motet.launcher.output import terminal
+from motet.launcher.planning import cluster_view as drawing
+from motet.parallel.cluster.description import Cluster
+
+
+def slurm_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that take machines from Slurm's list."""
+    parser.add_argument("--from-slurm", action="store_true", help="nodes that Slurm lists")
+    only = "with --from-slurm: only its nodes"
+    parser.add_argument("--partition", metavar="NAME", help=only)
+
+
+def from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
+    """The machines that Slurm lists, and what had to be guessed."""
+    from motet.launcher.measure.slurm_cluster import cluster_from_slurm
+    from motet.slurm.client import Client
+    from motet.slurm.inventory import nodes
+
+    return cluster_from_slurm(nodes(Client(), arguments.partition))
+
+
+def totals(cluster: Cluster) -> dict[str, float]:
+    """Devices, their price per hour and their power in kW."""
+    return {
+        "devices": cluster.devices,
+        "price_per_hour": cluster.price_per_hour,
+        "power_kw": sum(g.devices * g.device.power_w for g in cluster.groups) / 1e3,
+    }
+
+
+def show(cluster: Cluster, notes: Sequence[str]) -> None:
+    """Draw the groups and links of a cluster, and list them."""
+    console = terminal.console()
+    for line in drawing.lines(cluster):
+        console.print(line, markup=False, soft_wrap=True)
+    print()
+    terminal.print_table(drawing.group_rows(cluster))
+    if cluster.links:
+        print()
+        terminal.print_table(drawing.link_rows(cluster))
+    whole = totals(cluster)
+    unpriced = [g.name for g in cluster.groups if not g.device.price_per_hour]
+    price = f"{whole['price_per_hour']:,.2f} per hour"
+    price += f" (none known for {', '.join(unpriced)})" if unpriced else ""
+    print(f"\n{cluster.devices:,} devices, {price}, {whole['power_kw']:,.2f} kW")
+    for note in (*drawing.calibrations(cluster), *notes):
+        print(f"  {note}")

@@ -1,0 +1,1 @@
+"""`motet experiments list | check | power | preview | audit`: questions, seen before they cost."""

@@ -1,0 +1,1 @@
+"""`motet layout show`: how a run is split over ranks."""

@@ -1,0 +1,70 @@
+"""The parser of the command line, and the arguments that several commands share. Nothing heavy is
+imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from motet.core.errors import suggest
+
+EXIT_USER_ERROR = 2
+SETTINGS_HELP = "any setting of docs/reference.md, such as training.steps=100"
+
+
+class Parser(argparse.ArgumentParser):
+    """Suggests the nearest command when one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if match:
+            options = [option.strip(" '") for option in match[2].split(",")]
+            hint = suggest(match[1], options)
+            message = f"{match[1]!r} is no command{hint}; there are {', '.join(options)}"
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}\n")
+
+
+def dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add --dry-run."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and do nothing"
+    )
+
+
+def as_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def run_yaml(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add RUN.yaml and settings that follow it."""
+    parser.add_argument("run_yaml", metavar="RUN.yaml", nargs=None if required else "?")
+    settings(parser)
+
+
+def settings(parser: argparse.ArgumentParser, help_text: str = SETTINGS_HELP) -> None:
+    """Add settings, as a.b.c=value."""
+    parser.add_argument("settings", metavar="a.b.c=value", nargs="*", help=help_text)
+
+
+def run_folder(parser: argparse.ArgumentParser) -> None:
+    """Add RUN."""
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+
+
+def runs_folder(parser: argparse.ArgumentParser) -> None:
+    """Add --runs."""
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="default: runs")
+
+
+def nodes(parser: argparse.ArgumentParser) -> None:
+    """Add the machines that train together."""
+    count = "machines; give each the same command (default: 1)"
+    parser.add_argument("--nnodes", type=int, default=1, metavar="N", help=count)
+    which = "which machine this is, from 0"
+    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help=which)
+    parser.add_argument(
+        "--endpoint", default="", metavar="HOST:PORT", help="of machine 0, with a free port"
+    )

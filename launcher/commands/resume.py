@@ -1,0 +1,94 @@
+"""`motet resume`: go on with a run from its last checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import read_json
+from motet.launcher.commands import common, options, submit
+from motet.launcher.commands.train import (
+    asked_nodes,
+    check_asked_device,
+    print_command,
+)
+from motet.launcher.config import load as config
+from motet.launcher.config.batch import world_size
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.output import terminal
+from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
+from motet.launcher.runs.rundir import RunDir
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, settings that differ, and the machines that train together."""
+    options.dry_run(parser)
+    options.run_folder(parser)
+    options.settings(parser, "see docs/reference.md")
+    options.nodes(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Go on from the last checkpoint, perhaps on other processes, perhaps for longer."""
+    rundir = common.open_run(arguments.run)
+    if read_json(rundir.manifest).get("guest"):
+        raise UserError(
+            f"{rundir.root} is trained by your own loop; start its script again, with "
+            "motet.Guest(..., resume=True)"
+        )
+    nodes = asked_nodes(arguments)
+    before = config.load(rundir.resolved_yaml)
+    overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
+    overrides = [*_engine_override(before, arguments.settings), *overrides]
+    settings = config.load(rundir.resolved_yaml, overrides)
+    on_slurm = rundir.slurm_jobs.exists()
+    ranks = world_size(settings) if on_slurm else settings.layout.processes * nodes.count
+    raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks))
+    text = yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
+    if on_slurm:
+        return submit.resume(rundir, settings, text, dry_run=arguments.dry_run)
+    if arguments.dry_run:
+        print_command(settings, rundir, nodes)
+        check_asked_device(settings)
+        steps = rundir.checkpoint_steps()
+        terminal.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
+        return 0
+    from motet.launcher.launch.local import train, train_together
+
+    if nodes.count > 1:
+        return train_together(settings, rundir, nodes, yaml_text=text, resume=True)
+    return train(settings, rundir, yaml_text=text, resume=True)
+
+
+def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:
+    """What a begun run finds wrong with its layout on so many ranks; the manifest knows the model."""
+    from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
+    from motet.models.config import ModelConfig
+
+    model = ModelConfig(**read_json(rundir.manifest)["model"])
+    found = layout_problems(settings, ranks, model)
+    return found or deepspeed_library_problems(settings)
+
+
+def _engine_override(before: RunSettings, overrides: list[str]) -> list[str]:
+    """Under another engine, what was said to the one before is forgotten, unless it is said again."""
+    asked = [o.partition("=")[2] for o in overrides if o.startswith("layout.engine=")]
+    if not asked or asked[-1] == before.layout.engine:
+        return []
+    return [
+        "layout.zero_stage=2",
+        "layout.offload=none",
+        "layout.deepspeed={}",
+        "layout.accelerate_config=null",
+    ]
+
+
+def _length_override(before: RunSettings, overrides: list[str]) -> list[str]:
+    """Giving the length in the other unit replaces it."""
+    names = {override.partition("=")[0] for override in overrides}
+    extra = []
+    if "training.tokens" in names and before.training.steps is not None:
+        extra.append("training.steps=null")
+    if "training.steps" in names and before.training.tokens is not None:
+        extra.append("training.tokens=null")
+    return [*extra, *overrides]

@@ -1,0 +1,1 @@
+"""`motet slurm testbed`: a private Slurm on this machine."""

@@ -1,0 +1,1 @@
+"""What people and programs read: `terminal` prints tables, facts and JSON; `page` makes an HTML file."""
