@@ -1,5 +1,5 @@
 # make demo   train a small model with experiments and report: the first thing to try
-# make test   the whole suite · make lint   style and types · make bench · make docs
+# make test   the whole suite · make test-long   what takes minutes each · make lint   style and types · make bench · make docs
 #
 # PYTHON=python3.12   the interpreter that .venv is made with (default: the first one >= 3.11)
 # TORCH=torch==2.13.0 installed first, so that a CPU or CUDA build that pip is pointed to is kept
@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test slurm lint bench docs clean
+.PHONY: demo test test-long slurm lint bench docs clean
 
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -21,6 +21,10 @@ demo: $(VENV)/.installed
 
 test: slurm $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# What takes minutes each and is left out above (brute force against the planner's search).
+test-long: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m long
 
 # Slurm for the tests that live on the testbed (docs/testbed.md): installed where that can be done without asking.
 slurm:

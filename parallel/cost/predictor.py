@@ -19,7 +19,7 @@ from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost import memory
 from motet.parallel.cost.block import PHASES
-from motet.parallel.cost.pipeline import Chain, chain, chain_s, exposed
+from motet.parallel.cost.pipeline import Chain, chain, chain_s, exposed, probe_s, step_s
 from motet.parallel.cost.rank import CostKey, RankKey, RankTimes
 from motet.parallel.cost.rank_memory import RankMemoryCosts
 from motet.parallel.cost.shapes import StageShape
@@ -271,15 +271,14 @@ class Predictor(RankMemoryCosts):
         line = self._line(layout, cost_key, where, shapes, column)
         pipe_s = chain_s(layout, number, line.chain)
         training = self.training
-        probe_s = pipe_s * training.probe_tokens / (3.0 * self.tokens)
         parts = dict(zip(PHASES, [number * each for each in line.phases], strict=True))
         parts["pipeline_send"] = number * line.send_s
         parts["bubble"] = pipe_s - number * line.chain.slowest_s
         parts["data_parallel"] = number * line.waits_s + line.sync_s
         parts["optimizer"] = line.update_s
-        parts["probes"] = probe_s
+        parts["probes"] = probe_s(pipe_s, training)
         parts["data"] = training.data_s
-        time_s = pipe_s + line.sync_s + line.update_s + probe_s + training.data_s
+        time_s = step_s(pipe_s, line.sync_s, line.update_s, training)
         return time_s, parts, tuple([number * each for each in line.busy])
 
     # --- memory

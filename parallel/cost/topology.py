@@ -18,7 +18,7 @@ class StageGroups:
 
     Attributes:
         groups: the cluster's groups that its devices belong to.
-        data: readers and context ranks that hold the same weights, replicas included; `shard`
+        data: data-parallel and context ranks that hold the same weights, replicas included; `shard`
             without replicas; `replicate` these alone.
         expert_data: ranks of one replica that hold the same experts; `expert_replicas` the same
             over all replicas.

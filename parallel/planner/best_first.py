@@ -1,45 +1,29 @@
-"""The search for the fastest layouts: exhaustive over `plan_space`, with bounds that leave out what
-cannot win. Pure; no torch.
+"""The search for the fastest layouts: exhaustive over `space`, with bounds that leave out what cannot
+win. Pure; no torch.
 
-Degrees are taken in the order of a lower bound of their time (`plan_bounds`). What is left is
-placed on the groups of the cluster in every order, its layers are divided exactly
-(`plan_partition`), and what fits is predicted by the cost model itself.
+Degrees are taken in the order of a lower bound of their time (`bounds`). What is left is placed on
+the groups of the cluster in every order, its layers are divided exactly (`partition`), and what fits
+is predicted by the cost model itself. docs/planner_internals.md tells why the first row is proven.
 """
 
 from __future__ import annotations
 
 import gc
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 
-from motet.parallel.cluster.description import Cluster
-from motet.parallel.cost.predictor import Predictor
-from motet.parallel.cost.terms import Prediction
-from motet.parallel.cost.topology import StageGroups
-from motet.parallel.layout.layout import RECOMPUTE, Layout
-from motet.parallel.planner.bounds import WorkBound, work_bound
-from motet.parallel.planner.dense_first import dense_first
-from motet.parallel.planner.frontier import DIVED, Frontier, OpenDegrees, SearchNode
-from motet.parallel.planner.linear import Lines, skeleton
+from motet.parallel.planner import replicas, zero
+from motet.parallel.planner.context import ONE, Context
+from motet.parallel.planner.frontier import Frontier
+from motet.parallel.planner.linear import skeleton
+from motet.parallel.planner.open_degrees import DIVED, OpenDegrees, SearchNode
 from motet.parallel.planner.pipelines import PipelineSearch
-from motet.parallel.planner.placement import placement, places_of, renumbered, trimmed
-from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout, kind_of
-from motet.parallel.planner.space import (
-    GroupAssignment,
-    InnerDegrees,
-    ScheduleChoice,
-    divisors,
-    inner_degrees,
-    schedule_choices,
-    splits,
-)
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion
+from motet.parallel.planner.space import GroupAssignment, InnerDegrees, divisors
 
-ONE = ScheduleChoice("1f1b", 1)
 DIVES, LOOKS = 24, 20
 """Of so many sets of degrees what looks best is tried before all is looked at, one for each of so
 many looks: to know early what the rest must beat.
@@ -55,18 +39,16 @@ def plan(question: PlanQuestion) -> PlanAnswer:
     Raises:
         ClusterError: the devices have no rate for the data type.
     """
-    from motet.parallel.planner import replicas as plan_replicas
-    from motet.parallel.planner import zero as plan_flat
-
-    search = Search(question)
+    context = Context(question)
     with _no_collection():
         if "deepspeed" in question.engines and question.allows(engine="deepspeed"):
-            plan_flat.search(search)
+            zero.search(context)
         if "native" in question.engines and question.allows(engine="native"):
-            for search.proving in (True, False):
-                search.pipelines()
-                plan_replicas.search(search)
-    return search.answer
+            pipelines = PipelinesSearch(context)
+            for context.record.proving in (True, False):
+                pipelines.search()
+                replicas.search(context)
+    return context.record.answer
 
 
 @contextmanager
@@ -90,122 +72,49 @@ proportion.
 """
 
 
-class Search:
-    """One search; `answer` grows while it runs."""
+class PipelinesSearch:
+    """Searches layouts whose stages stand inside one group each."""
 
-    def __init__(self, question: PlanQuestion) -> None:
-        self.question, self.answer = question, PlanAnswer()
-        self.cluster, self.model = question.cluster, question.model
-        self.predictor = self.predictor_of(self.cluster)
-        self.lines = Lines(self.predictor)
-        self.routed = [int(self.model.has_experts(i)) for i in range(self.model.n_layers)]
-        self.dense_first = dense_first(self.routed)
-        self._trimmed: dict[tuple[int, ...], tuple[Cluster, Predictor] | None] = {}
-        self._works: dict[tuple[InnerDegrees, str], WorkBound] = {}
-        self._best: dict[tuple[object, ...], RankedLayout] = {}
-        self._stages: dict[StageGroups, int] = {}
-        self._limit_s = math.inf
-        self._fastest_s = math.inf
-        self._seen: list[
-            tuple[float, InnerDegrees, int]
-        ] = []  # bounds while the first choice was proven
-        self.proving = False
-        self.nodes = Frontier(self)
+    def __init__(self, context: Context) -> None:
+        self.context, self.record = context, context.record
+        self.frontier = Frontier(context)
+        self._seen: list[tuple[float, InnerDegrees, int]] = []  # bounds from the proof
 
-    # --- what is shared
+    def search(self) -> None:
+        """Search all degrees, once for the proof and once for the rest of the table."""
+        pairs = self._open_degrees()
+        self._take(pairs)
+        if self.record.proving:
+            self._seen = [(one.known_s, one.core, one.dp_ranks) for one in pairs if one.sharpness]
 
-    def predictor_of(self, cluster: Cluster) -> Predictor:
-        """Return a predictor of the question's model on some machines."""
-        q = self.question
-        return Predictor(q.model, cluster, q.training, q.traits, q.constants)
-
-    def machines(self, used: Sequence[int]) -> tuple[Cluster, Predictor] | None:
-        """Return the nodes that hold this many devices of every group, and their predictor."""
-        key = tuple(used)
-        if key not in self._trimmed:
-            cluster = trimmed(self.cluster, key)
-            self._trimmed[key] = None if cluster is None else (cluster, self.predictor_of(cluster))
-        return self._trimmed[key]
-
-    def work_of(self, core: InnerDegrees, recompute: str) -> WorkBound:
-        """Return the work of a core."""
-        key = core, recompute
-        if key not in self._works:
-            self._works[key] = work_bound(self.lines, core, recompute)
-        return self._works[key]
-
-    def number_of(self, stage: StageGroups) -> int:
-        """Return a number that stands for a stage: cheaper to compare than its links."""
-        return self._stages.setdefault(stage, len(self._stages))
-
-    @property
-    def limit_s(self) -> float:
-        """What takes longer is of no use: while the first choice is being proven, what does not
-        beat it; then, what is not ranked.
-        """
-        return self._fastest_s if self.proving else self._limit_s
-
-    def limit_of(self, kind: tuple[object, ...]) -> float:
-        """Return the seconds that a layout of a kind must stay below to be of use."""
-        return self._fastest_s if self.proving else self._ranked_below(kind)
-
-    def _ranked_below(self, kind: tuple[object, ...]) -> float:
-        known = self._best.get(kind)
-        return self._limit_s if known is None else min(self._limit_s, known.prediction.step_time_s)
-
-    def record(self, choice: RankedLayout) -> None:
-        """Keep a layout that fits, if it is among the best."""
-        if choice.prediction.step_time_s >= self._ranked_below(choice.kind):
-            return
-        self._best[choice.kind] = choice
-        ranked = sorted(self._best.values(), key=_order)[: self.question.top]
-        self._fastest_s = ranked[0].prediction.step_time_s
-        self._limit_s = self._fastest_s * self.question.worth
-        if len(ranked) == self.question.top:
-            self._limit_s = min(self._limit_s, ranked[-1].prediction.step_time_s)
-        ranked = [one for one in ranked if one.prediction.step_time_s <= self._limit_s]
-        self.answer.choices, self._best = ranked, {one.kind: one for one in ranked}
-
-    def cores(self) -> Iterator[InnerDegrees]:
-        """Yield the cores that the question allows."""
-        q = self.question
-        largest = max(group.devices for group in self.cluster.groups)
-        node = max(group.devices_per_node for group in self.cluster.groups)
-        found = inner_degrees(
-            self.model, q.training.sequence_length, q.training.sequences, largest, node, q.limits
-        )
-        for core in found:
-            if q.allows(**core._asdict()):
-                yield core
-
-    # --- stages cross between groups
-
-    def pipelines(self) -> None:
-        """Search layouts whose stages stand inside one group each."""
-        sizes = [group.devices for group in self.cluster.groups]
-        sequences, most = self.question.training.sequences, self.most_stages()
+    def _open_degrees(self) -> list[OpenDegrees]:
+        """Return degrees of a stage with the coarsest of bounds, which asks for no assignment."""
+        question = self.context.question
+        sizes = [group.devices for group in question.cluster.groups]
+        least = question.recomputes()[0]
         rooms_of: dict[int, np.ndarray] = {}
         pairs: list[OpenDegrees] = []
-        for core in self.cores():
-            done = self.work_of(core, self.recomputes()[0])
+        for core in question.inner_degrees():
+            done = self.context.work_bound(core, least)
             rates = 1 / done.whole
-            for readers in divisors(sequences // core.micro_sequences):
-                ranks = readers * core.cp * core.tp
+            for dp_ranks in divisors(question.training.sequences // core.micro_sequences):
+                ranks = dp_ranks * core.cp * core.tp
                 if ranks not in rooms_of:
-                    rooms_of[ranks] = np.array([min(size // ranks, most) for size in sizes])
+                    rooms = [min(size // ranks, question.most_stages) for size in sizes]
+                    rooms_of[ranks] = np.array(rooms)
+                # n micro-batches through all ranks that could be used at once: no assignment of
+                # stages has more, so none is faster.
                 rate = float(rooms_of[ranks] @ rates)
                 if rate:
-                    n = sequences // (readers * core.micro_sequences)
-                    pairs.append(OpenDegrees(self.nodes, core, readers, n * done.share / rate))
-        self._take(pairs)
-        if self.proving:
-            self._seen = [(one.known_s, one.core, one.readers) for one in pairs if one.sharpness]
+                    bound_s = question.micro_batches(core, dp_ranks) * done.share / rate
+                    pairs.append(OpenDegrees(self.frontier, core, dp_ranks, bound_s))
+        return pairs
 
     def _take(self, pairs: Sequence[OpenDegrees]) -> None:
         """Expand the nodes of pairs, lowest bound first; a bound is made sharper when its turn
         comes.
         """
-        counts, tried = self.answer.counts, 0
+        record, counts, tried = self.record, self.record.counts, 0
         looked: list[OpenDegrees] = []
         dived: set[tuple[int, ...]] = set()
         looks = 0
@@ -214,13 +123,15 @@ class Search:
         while heap:
             bound_s, number = heapq.heappop(heap)
             pair = pairs[number]
-            if bound_s >= self.limit_s:
+            if bound_s >= record.limit_s:
+                # The heap's least bound is above what is known: so are all others.
                 counts["slower"] += 1 + len(heap)
                 return
-            if not self.proving and self.spent(tried):
+            if record.late() if record.proving else record.enough(tried):
                 counts["not tried"] += 1 + len(heap)
-                self.left_from(bound_s)
-                self._sample()
+                record.left_from(bound_s)
+                if not record.late():
+                    self._sample()
                 return
             if pair.following:
                 tried += 1
@@ -232,7 +143,7 @@ class Search:
                 looks += 1
                 if looks % LOOKS == 0 and looks <= DIVES * LOOKS:
                     self._dive(looked, dived)
-            if pair.bound_s < self.limit_s:
+            if pair.bound_s < record.limit_s:
                 heapq.heappush(heap, (pair.bound_s, number))
 
     def _dive(self, looked: list[OpenDegrees], dived: set[tuple[int, ...]]) -> None:
@@ -247,125 +158,51 @@ class Search:
 
     def _sample(self) -> None:
         """Expand what looked best of degrees that are not ranked yet, the most promising first."""
-        tries: dict[tuple[int, ...], float] = {_degrees(kind): SAMPLES for kind in self._best}
+        tries: dict[tuple[int, ...], float] = {_degrees(kind): SAMPLES for kind in self.record.best}
         spent = 0.0
-        for bound_s, core, readers in sorted(self._seen):
+        for bound_s, core, dp_ranks in sorted(self._seen):
             degrees = _degrees_of(core)
-            if spent >= SAMPLED or bound_s >= self.limit_s:
+            if spent >= SAMPLED or bound_s >= self.record.limit_s or self.record.late():
                 return
             if tries.get(degrees, 0.0) >= SAMPLES:
                 continue
-            pair = OpenDegrees(self.nodes, core, readers, bound_s)
+            pair = OpenDegrees(self.frontier, core, dp_ranks, bound_s)
             pair.sharpen()
             pair.sharpen()
-            work_bound = min(1.0, len(pair.found) / FULL)
-            tries[degrees] = tries.get(degrees, 0.0) + work_bound
-            spent += work_bound
+            effort = min(1.0, len(pair.found) / FULL)
+            tries[degrees] = tries.get(degrees, 0.0) + effort
+            spent += effort
             for node in pair.promising() if len(pair.found) else ():
                 self._expand(node)
 
-    def bound_s(self, done: WorkBound, pp: np.ndarray, n: float, slowest: np.ndarray) -> np.ndarray:
-        """Return lower bounds of a step under any schedule, from what the slowest rank needs at
-        least.
-        """
-        virtual = self.question.limits.virtual_stages
-        return done.any_way_s(pp, n, slowest, self.model.n_layers, virtual)
-
-    def left_from(self, bound_s: float) -> None:
-        """Tell that something is left out that takes at least as long as this."""
-        if self.proving:
-            self.answer.bound_s = min(self.answer.bound_s or bound_s, bound_s)
-        else:
-            self.answer.ranked_all = False
-
-    def spent(self, tried: int) -> bool:
-        """Return whether enough was done to rank what comes after the first choice."""
-        limits = self.question.limits
-        return tried >= limits.nodes or self.nodes.looked >= limits.looked
-
-    def most_stages(self) -> int:
-        """Return the most pipeline ranks that a model can have."""
-        if self.model.tied_embeddings:
-            return 1
-        return self.model.n_layers + 2
-
-    def kind_of(self, core: InnerDegrees, stages: tuple[int, ...]) -> tuple[object, ...]:
-        """Return the kind of layouts whose stages stand in groups."""
-        blocks = tuple((g, count) for g, count in enumerate(stages) if count)
-        names = tuple(self.cluster.groups[g].name for g, _ in blocks)
-        layout = skeleton(core, (1, 1), sum(stages), "none", ONE)
-        return (*kind_of(layout, GroupAssignment("pipeline", blocks), names), None, "none")
-
-    def splits_of(self, core: InnerDegrees, readers: int) -> list[tuple[int, int]]:
-        """Return (dp_replicate, dp_shard) that the question allows, most sharding first."""
-        return [
-            split
-            for split in splits(self.model, core, readers)
-            if self.question.allows(dp_replicate=split[0], dp_shard=split[1])
-        ]
-
     def _expand(self, node: SearchNode) -> None:
         """Try every placement, schedule, recomputation and sharding of some degrees and machines."""
-        core, pp = node.core, sum(node.stages)
-        ranks = node.readers * core.cp * core.tp
-        machines = self.machines([count * ranks for count in node.stages])
-        found = self.splits_of(core, node.readers)
-        if machines is None or not found:
-            self.answer.counts["uneven"] += 1
+        core, pp, question = node.core, sum(node.stages), self.context.question
+        ranks = node.dp_ranks * core.cp * core.tp
+        machines = self.context.machines([count * ranks for count in node.stages])
+        open_ = question.splits(core, node.dp_ranks)
+        if machines is None or not open_:
+            self.record.counts["uneven"] += 1
             return
-        n = self.question.training.sequences // (node.readers * core.micro_sequences)
         spread = GroupAssignment("pipeline", tuple((g, node.stages[g]) for g in node.order))
         if pp == 1:
-            self._single(node, found, spread)
+            self._single(node, open_, spread)
             return
-        PipelineSearch(self, node, spread, n).search(found, node.bounds_s)
-
-    def ways(self, pp: int, micro_batches: Sequence[int]) -> list[ScheduleChoice]:
-        """Return the schedules that the question allows."""
-        q = self.question
-        return [
-            way
-            for way in schedule_choices(pp, self.model.n_layers, micro_batches, q.limits)
-            if q.allows(**way._asdict()) and not (q.compiled and "zero_bubble" in way.schedule)
-        ]
-
-    def recomputes(self) -> list[str]:
-        """Return what may be recomputed, least time first."""
-        return [name for name in RECOMPUTE if self.question.allows(recompute=name)]
+        n = question.micro_batches(core, node.dp_ranks)
+        PipelineSearch(self.context, node, spread, n).search(open_)
 
     def _single(
-        self, node: SearchNode, found: list[tuple[int, int]], spread: GroupAssignment
+        self, node: SearchNode, open_: list[tuple[int, int]], spread: GroupAssignment
     ) -> None:
         """One stage: nothing to divide."""
         fits = False
-        for split in found:
+        for split in open_:
             for recompute in node.bounds_s:
                 layout = skeleton(node.core, split, 1, recompute, ONE)
-                if self.judge(layout, spread).fits:
+                if self.context.judge(layout, spread).fits:
                     fits = True
-                    break
-        self.answer.counts["memory"] += int(not fits)
-
-    def judge(
-        self, layout: Layout, spread: GroupAssignment, used: Sequence[int] | None = None
-    ) -> Prediction:
-        """Predict a layout, and keep it if it fits and is good."""
-        if used is None:
-            used = [0] * len(self.cluster.groups)
-            for g, count in spread.blocks:
-                used[g] = count * layout.stage_ranks
-        machines = self.machines(used)
-        assert machines is not None, "checked before"
-        cluster, predictor = machines
-        spread = renumbered(spread)
-        where = places_of(cluster, layout, spread)
-        self.answer.counts["predicted"] += 1
-        prediction = predictor.predict(layout, where)
-        choice = RankedLayout(layout, cluster, spread, prediction)
-        if prediction.fits and prediction.step_time_s < self._ranked_below(choice.kind):
-            placed = replace(layout, placement=placement(cluster, layout, spread))
-            self.record(replace(choice, layout=placed))
-        return prediction
+                    break  # more recomputation takes longer
+        self.record.counts["memory"] += int(not fits)
 
 
 def _degrees_of(core: InnerDegrees) -> tuple[int, ...]:
@@ -373,10 +210,6 @@ def _degrees_of(core: InnerDegrees) -> tuple[int, ...]:
 
 
 def _degrees(kind: tuple[object, ...]) -> tuple[int, ...]:
-    """Return (tp, cp, ep, etp) of a kind of layouts (`plan_terms.kind_of`)."""
+    """Return (tp, cp, ep, etp) of a kind of layouts (`question.kind_of`)."""
     _, tp, _, cp, ep, etp, *_ = kind
-    return tuple(one for one in (tp, cp, ep, etp) if isinstance(one, int))
-
-
-def _order(choice: RankedLayout) -> tuple[float, int]:
-    return choice.prediction.step_time_s, choice.layout.world_size
+    return tuple(degree for degree in (tp, cp, ep, etp) if isinstance(degree, int))

@@ -4,7 +4,8 @@ without predicting them. Pure; no torch.
 If a pipeline rank of group g needs t_kg for a layer of kind k, and W_g for all of the model, then
 no partition of layers over p_g ranks of every group has a slowest rank faster than (sum over k of
 n_k min_g t_kg / W_g) / (sum over g of p_g / W_g): the dual of the fractional partition with weights
-1 / W_g. `plan_grid` has sharper bounds, for fewer candidates.
+1 / W_g. Rows of pipelines have sharper bounds, for fewer candidates, and `whole_layer_bounds` the
+sharpest.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.cost.pipeline import half_passes
+from motet.parallel.cost.pipeline import half_passes, wait_s
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.cost.shapes import StageShape
-from motet.parallel.planner.linear import Lines, skeleton
+from motet.parallel.planner.linear import GroupCosts, Lines, skeleton
 from motet.parallel.planner.placement import crossing_of
+from motet.parallel.planner.rows import Rows
 from motet.parallel.planner.space import InnerDegrees, ScheduleChoice
 
 
@@ -66,19 +68,20 @@ class WorkBound(NamedTuple):
         return np.asarray(np.maximum(self.share / rates, found))
 
     def step_s(self, way: ScheduleChoice, pp: int, n: float, slowest: float) -> float:
-        """Return what a step of n micro-batches takes at least (see `cost_pipeline.pipeline_s`)."""
+        """Return what a step of n micro-batches takes at least (see `pipeline.pipeline_s`)."""
         if pp == 1:
             return n * slowest
-        virtual = way.virtual_stages
-        sends = pp * virtual * self.send
+        virtual, passes = way.virtual_stages, 1.0
         top = slowest + virtual * self.send
+        busy = self.least + pp * virtual * self.send
         if way.schedule == "zbv_zero_bubble":
-            factor = half_passes(pp, n)
-            found = (n - factor / 2) * top + factor * self.inputs / 4
-        elif way.schedule == "interleaved_zero_bubble":
-            found = (n - 1 / virtual) * top + (self.rest + sends) / virtual
+            passes = half_passes(pp, n)
+            own = passes / 2  # the longer of two half passes is no more than half of a rank's time
         else:
-            found = (n - 1 / virtual) * top + (self.least + sends) / virtual
+            own = 1 / virtual
+        weights = (self.least - self.rest) / 2
+        wait = wait_s(way.schedule, virtual, passes, busy, weights, self.inputs / 4)
+        found = (n - own) * top + wait
         return max(found, n * top)
 
     def any_way_s(
@@ -167,3 +170,132 @@ def gradients_crossing_s(predictor: Predictor, chosen: Sequence[int]) -> float:
     weights += predictor.routed_layers * routed_weights
     size = weights * predictor.traits.reduce_bytes
     return min(link.reduce_s(size, predictor.constants[g]) for g in chosen)
+
+
+# --- pipelines in rows
+
+
+class Terms(NamedTuple):
+    """What does not depend on a schedule."""
+
+    n: float  # micro-batches
+    layers: int
+    others: int  # of the rarer kind
+    sync_s: np.ndarray  # once a step, [group, layers of the common kind on a rank]
+    update_s: np.ndarray
+    overlap: float
+    factor: float  # of the pipeline's time, probes included
+    data_s: float
+
+
+def bounds_s(
+    rows: Rows, cost: GroupCosts, terms: Terms, way: ScheduleChoice, least_s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the slowest rank needs at least, and a step, [row], without whole layers.
+
+    Args:
+        least_s: what the slowest rank is known to need, [row].
+    """
+    longer = longer_of(rows, terms, way)
+    least_s = np.maximum(least_s, _even_s(rows, cost, terms, way))
+    waits_s = _any_waits_s(rows, cost, terms, way)[:, None] * longer
+    x_s, own = least_s[:, None], cost.ratio * longer
+    once = once_any_s(rows.counts, terms)
+    step = pipe_and_data_s(terms, own, x_s, waits_s) + exposed_s(terms, own, x_s, *once)
+    return least_s, step[:, 0]
+
+
+def longer_of(rows: Rows, terms: Terms, way: ScheduleChoice) -> np.ndarray:
+    """Return by what the wait is longer where micro-batches are too few to fill a V, [row, 1] (see
+    `pipeline.half_passes`).
+    """
+    pp = rows.counts.sum(axis=1)[:, None]
+    if way.schedule != "zbv_zero_bubble":
+        return np.ones((len(pp), 1))
+    return np.asarray(1.0 + np.clip((2 * pp - 1 - terms.n) / np.maximum(pp - 1, 1), 0.0, 1.0))
+
+
+def pipe_and_data_s(
+    terms: Terms, own: np.ndarray, x_s: np.ndarray, waits_s: np.ndarray
+) -> np.ndarray:
+    """Return what a step takes at least without what is paid once; `own`: of x, what the slowest
+    rank does not wait for.
+    """
+    pipe_s = np.maximum((terms.n - own) * x_s + waits_s, terms.n * x_s)
+    return np.asarray(pipe_s * terms.factor + terms.data_s)
+
+
+def exposed_s(
+    terms: Terms, own: np.ndarray, x_s: np.ndarray, sync_s: np.ndarray, update_s: np.ndarray
+) -> np.ndarray:
+    """Return what is paid once a step and hidden by nothing; `own` as of `pipe_and_data_s`: a longer x
+    hides no more than it costs.
+    """
+    window_s = np.where(terms.n - own >= terms.overlap, x_s, np.inf)
+    return np.asarray(sync_s - terms.overlap * np.minimum(sync_s, window_s) + update_s)
+
+
+def once_any_s(counts: np.ndarray, terms: Terms) -> tuple[np.ndarray, np.ndarray]:
+    """Return seconds of gradients' transfer, and of the update, of a rank with no fewer layers than
+    the mean, [row, 1]; `counts`: [row, group].
+    """
+    groups = np.arange(counts.shape[1])
+    mean = -(-(terms.layers - terms.others) // np.maximum(counts.sum(axis=1), 1))[:, None]
+    found = []
+    for table in (terms.sync_s, terms.update_s):
+        least = np.where(counts > 0, table[groups, mean], np.inf).min(axis=1, keepdims=True)
+        found.append(np.where(np.isfinite(least), least, 0.0))
+    return found[0], found[1]
+
+
+def _crossed(values: np.ndarray, rows: Rows, way: ScheduleChoice) -> np.ndarray:
+    """Return the sum of what groups add that send to others, [row]; `values`: [row, group]."""
+    total = values.sum(axis=1)
+    if rows.loose and way.virtual_stages == 1:
+        total = total - values.max(axis=1)
+    return np.asarray(total)
+
+
+def _even_s(rows: Rows, cost: GroupCosts, terms: Terms, way: ScheduleChoice) -> np.ndarray:
+    """Return what the slowest rank needs at least if layers could be cut, [row]."""
+    groups = np.arange(rows.counts.shape[1])
+    after = rows.line if way.virtual_stages == 1 else rows.ring
+    at = rows.first if way.schedule == "zbv_zero_bubble" else rows.last
+    taken = rows.counts @ (cost.fixed / cost.each) + (cost.head / cost.each)[at]
+    crossed = cost.cross[groups, after] * (rows.counts > 0)
+    layers = terms.layers - terms.others * (cost.cheaper / cost.each).max()
+    taken = taken + _crossed(crossed / cost.each, rows, way)
+    even_s = (layers + taken) / (rows.counts @ (1 / cost.each))
+    # Every rank but those at the ends holds a layer in each of its stages.
+    few = rows.counts <= terms.others + 2  # else some rank has none of the rarer kind
+    stages_s = cost.fixed + way.virtual_stages * cost.each - few * terms.others * cost.cheaper
+    return np.maximum(even_s, np.where(rows.counts > 2, stages_s, 0.0).max(axis=1))
+
+
+def _least(rows: Rows, way: ScheduleChoice) -> np.ndarray:
+    """Return how many layers the ranks of a group must hold together, [row, group]."""
+    each_row, both = np.arange(len(rows.counts)), way.schedule == "zbv_zero_bubble"
+    least = rows.counts * way.virtual_stages
+    least[each_row, rows.first] -= 1 + both
+    least[each_row, rows.last] -= 1 - both
+    return np.maximum(least, 0)
+
+
+def _fixed_waits_s(rows: Rows, cost: GroupCosts, way: ScheduleChoice) -> np.ndarray:
+    """Return what ranks without layers add to filling and draining, [row]."""
+    groups, both = np.arange(rows.counts.shape[1]), way.schedule == "zbv_zero_bubble"
+    after = rows.line if way.virtual_stages == 1 else rows.ring
+    crossed = cost.wait_cross[groups, after] * (rows.counts > 0)
+    own = rows.counts @ cost.wait_fixed + cost.wait_head[rows.first if both else rows.last]
+    return np.asarray(own + _crossed(crossed, rows, way))
+
+
+def _any_waits_s(rows: Rows, cost: GroupCosts, terms: Terms, way: ScheduleChoice) -> np.ndarray:
+    """Return what all ranks together add to filling and draining at least, however layers are
+    divided, [row].
+    """
+    least = _least(rows, way)
+    rest = terms.layers - least.sum(axis=1)
+    cheapest = np.where(rows.counts > 0, cost.wait_each, np.inf).min(axis=1)
+    found = _fixed_waits_s(rows, cost, way) + least @ cost.wait_each + rest * cheapest
+    return np.maximum(found - terms.others * cost.wait_cheaper, 0.0)

@@ -14,26 +14,12 @@ import numpy as np
 
 from motet.parallel.cost import memory
 from motet.parallel.cost.links import strided
-from motet.parallel.cost.pipeline import half_passes, pipeline_s
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.cost.shapes import StageShape
 from motet.parallel.cost.topology import StageGroups, strides
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.partition import Load
 from motet.parallel.planner.space import InnerDegrees, ScheduleChoice
-
-Line = tuple[float, float, float]  # fixed, per dense layer, per layer with experts
-
-
-class RankLines(NamedTuple):
-    """Seconds of a pipeline rank: of one micro-batch, and `sync`, `update` of a step."""
-
-    forward: Line
-    backward: Line  # without sending
-    weight: Line
-    send: float  # of one virtual stage
-    sync: Line
-    update: Line
+from motet.parallel.planner.steps import Line, RankLines, load
 
 
 class MemoryLines(NamedTuple):
@@ -49,11 +35,6 @@ class MemoryLines(NamedTuple):
         """Return what it holds with some layers and micro-batches."""
         fixed = self.fixed[0] + dense * self.fixed[1] + experts * self.fixed[2]
         return fixed + held * (dense * self.saved[1] + experts * self.saved[2])
-
-
-def value(line: Line, dense: float, experts: float) -> float:
-    """Return a line's value."""
-    return line[0] + dense * line[1] + experts * line[2]
 
 
 def skeleton(
@@ -210,58 +191,144 @@ def layers_that_fit(
     return np.floor(np.array(rooms) + 1e-9)
 
 
-def load(rank: RankLines, way: ScheduleChoice, pp: int, n: float, least: int) -> Load:
-    """Return what a rank adds to a step under a schedule (see `cost_pipeline.pipeline_s`)."""
-    send_s = rank.send * way.virtual_stages
-    busy = [f + b for f, b in zip(rank.forward, rank.backward, strict=True)]
-    busy[0] += send_s
-    wait: list[float]
-    if way.schedule == "interleaved_zero_bubble":
-        rest = [b - 2 * w for b, w in zip(busy, rank.weight, strict=True)]
-        wait = [value / way.virtual_stages for value in rest]
-    elif way.schedule == "zbv_zero_bubble":
-        inputs = [b - w for b, w in zip(rank.backward, rank.weight, strict=True)]
-        # One of the two for all of the rank, so that the line is nowhere above what the rank adds.
-        chosen = rank.forward if sum(rank.forward[1:]) >= sum(inputs[1:]) else inputs
-        longer = [value / 2 for value in chosen]
-        wait = [value * half_passes(pp, n) for value in longer]
-    else:
-        wait = [value / way.virtual_stages for value in busy]
-    once = rank.sync, rank.update
-    return Load(busy[0], (busy[1], busy[2]), wait[0], (wait[1], wait[2]), least, once)
+Once = tuple[np.ndarray, np.ndarray]
+_PLENTY = 1 << 40  # micro-batches: too many for a V to run short of them
 
 
-def step_s(
-    layout: Layout,
-    ranks: Sequence[RankLines],
-    layers: Sequence[tuple[float, float]],
-    n: float,
-    predictor: Predictor,
-) -> float:
-    """Return the seconds of a step, as `Predictor.predict` does for one kind of replica.
-
-    Args:
-        layers: dense layers and layers with experts of every rank.
+class GroupCosts(NamedTuple):
+    """Seconds of one micro-batch under a schedule, on ranks of every group. "Wait" is what they add
+    to filling and draining.
     """
-    seen: dict[tuple[int, tuple[float, float]], tuple[float, ...]] = {}
-    read = []
-    for rank, kept in zip(ranks, layers, strict=True):
-        key = id(rank), kept
-        found = seen.get(key)
+
+    fixed: np.ndarray  # [group]
+    each: np.ndarray  # of a layer of the kind that most are of
+    other: np.ndarray  # of a layer of the other kind
+    cheaper: np.ndarray  # what that takes less, or 0
+    wait_fixed: np.ndarray
+    wait_each: np.ndarray
+    wait_other: np.ndarray
+    wait_cheaper: float
+    head: np.ndarray
+    wait_head: np.ndarray
+    cross: (
+        np.ndarray
+    )  # [group, group that is sent to]: longer than inside the group, which is the last column
+    wait_cross: np.ndarray
+    ratio: float  # of a rank's time, what it adds to the wait, at most
+
+
+class GroupLines:
+    """Reads ranks off the predictor as lines, and remembers them."""
+
+    def __init__(self, lines: Lines, most: int) -> None:
+        """`most`: the kind of layers that most are of, 0 dense or 1 with experts."""
+        self.lines, self.most = lines, most
+        self._ranks: dict[tuple[InnerDegrees, str, str], list[RankLines]] = {}
+        self._once: dict[tuple[object, ...], Once] = {}
+        self._parts_of: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
+
+    def ranks(self, core: InnerDegrees, recompute: str, at: str) -> list[RankLines]:
+        """Return a rank of every group, with layers only, with the head, or with both ends of the
+        model.
+        """
+        key = core, recompute, at
+        found = self._ranks.get(key)
         if found is None:
-            ahead, back = value(rank.forward, *kept), value(rank.backward, *kept)
-            sums = value(rank.weight, *kept), value(rank.sync, *kept), value(rank.update, *kept)
-            found = ahead, back + layout.virtual_stages * rank.send, *sums, ahead + back
-            seen[key] = found
-        read.append(found)
-    forward, backward, weight, _, _, windows = zip(*read, strict=True)
-    pipe_s = pipeline_s(layout, n, forward, backward, weight)
-    busy = [n * (f + b) for f, b in zip(forward, backward, strict=True)]
-    window_s = windows[busy.index(max(busy))]
-    training = predictor.training
-    overlap = predictor.traits.data_overlap
-    sync_s = max(one[3] - overlap * min(one[3], window_s) for one in seen.values())
-    update_s = max(one[4] for one in seen.values())
-    tokens = training.sequences * training.sequence_length
-    probe_s = pipe_s * training.probe_tokens / tokens / 3.0
-    return pipe_s + sync_s + update_s + probe_s + training.data_s
+            layout = skeleton(
+                core, (1, core.ep * core.etp), 2, recompute, ScheduleChoice("1f1b", 1)
+            )
+            ends = {"inner": (False, False), "head": (False, True), "both": (True, True)}[at]
+            predictor, named = self.lines.predictor, ("inner", core, recompute)
+            found = self._ranks[key] = [
+                self.lines.rank(named, layout, self.lines.stub(layout, g), g, *ends)
+                for g in range(len(predictor.cluster.groups))
+            ]
+        return found
+
+    def cost(
+        self, core: InnerDegrees, recompute: str, way: ScheduleChoice, sends: np.ndarray
+    ) -> GroupCosts:
+        """Return the lines of all groups.
+
+        Args:
+            sends: seconds that one virtual stage sends, [group, group that is sent to]; the last
+                column is inside the group.
+        """
+        plain, slope, head = self._parts(core, recompute, way)
+        inside = sends[:, -1]
+        own = plain + slope * inside
+        most, other = self.most, 1 - self.most
+        cheaper = np.zeros((2, len(sends)))
+        if all(self.lines.kinds):
+            cheaper = np.maximum(
+                (own[1 + most] - own[1 + other], own[4 + most] - own[4 + other]), 0
+            )
+        busy, waits = (
+            np.vstack((own[:3], own[:1] + head[:1])),
+            np.vstack((own[3:], own[3:4] + head[3:4])),
+        )
+        ratio = float(np.max(waits[busy > 0] / busy[busy > 0]))
+        longer = sends - inside[:, None]
+        return GroupCosts(
+            own[0],
+            own[1 + most],
+            own[1 + other],
+            cheaper[0],
+            own[3],
+            own[4 + most],
+            own[4 + other],
+            float(cheaper[1].max()),
+            head[0],
+            head[3],
+            longer * slope[0][:, None],
+            longer * slope[3][:, None],
+            max(0.0, ratio),
+        )
+
+    def _parts(
+        self, core: InnerDegrees, recompute: str, way: ScheduleChoice
+    ) -> tuple[np.ndarray, ...]:
+        """Return (rows of `_row` without sending, what a second of sending adds to them, what the
+        head adds), [number, group] each.
+        """
+        key = core, recompute, way
+        if key not in self._parts_of:
+            both = way.schedule == "zbv_zero_bubble"
+            inner = self.ranks(core, recompute, "inner")
+            heads = self.ranks(core, recompute, "both" if both else "head")
+            plain = np.array([_row(one, way, 0.0) for one in inner]).T
+            slope = np.array([_row(one, way, 1.0) for one in inner]).T - plain
+            head = np.array([_row(one, way, 0.0) for one in heads]).T - plain
+            self._parts_of[key] = plain, slope, head
+        return self._parts_of[key]
+
+    def once(
+        self, core: InnerDegrees, dp_ranks: int, open_: list[tuple[int, int]], layers: int
+    ) -> Once:
+        """Return the least seconds of gradients' transfer, and of the update, of a step, [group,
+        layers of a rank], of the kind that most are of.
+
+        Args:
+            open_: (dp_replicate, dp_shard) that may be chosen.
+        """
+        key = core._replace(micro_sequences=1), dp_ranks
+        if key not in self._once:
+            groups = range(len(self.lines.predictor.cluster.groups))
+            count = np.arange(layers + 1.0)
+            least_s = np.full((2, len(groups), layers + 1), np.inf)
+            for split in open_:
+                layout = skeleton(key[0], split, 2, "none", ScheduleChoice("1f1b", 1))
+                for g in groups:
+                    stage = self.lines.stub(layout, g)
+                    rank = self.lines.rank(("once", key, split), layout, stage, g, False, False)
+                    for at, line in enumerate((rank.sync, rank.update)):
+                        own_s = line[0] + line[1 + self.most] * count
+                        least_s[at, g] = np.minimum(least_s[at, g], own_s)
+            self._once[key] = least_s[0], least_s[1]
+        return self._once[key]
+
+
+def _row(rank: RankLines, way: ScheduleChoice, send_s: float) -> tuple[float, ...]:
+    """Return (busy, waits) of a rank, each fixed, of a dense layer, of a layer with experts."""
+    one = load(rank._replace(send=send_s), way, 2, _PLENTY, 0)
+    return (one.fixed, *one.each, one.wait_fixed, *one.wait_each)

@@ -1,7 +1,7 @@
 """Layers for every rank of a pipeline, such that a step is as short as it can be. Pure; no torch.
 
 A step of n micro-batches takes n x (the slowest rank's time for one) + what the others add to fill
-and drain the pipeline (`cost_pipeline.pipeline_s`). With a bound on the slowest rank, every rank
+and drain the pipeline (`pipeline.pipeline_s`). With a bound on the slowest rank, every rank
 has a largest number of layers; among the partitions inside the bound the best gives layers to the
 ranks that add least. Raising the bound step by step, until the slowest rank alone costs more than
 the best found, makes the search exact (against the proportional rule of Holmes, arXiv:2312.03549,
@@ -12,36 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import replace
+from typing import NamedTuple
+
+from motet.parallel.planner.linear import MemoryLines
+from motet.parallel.planner.steps import Load
 
 MOST_BOUNDS = 64
 """Bounds on the slowest rank that are tried at most; more are only passed where ranks differ
 wildly.
 """
 _SLACK = 1e-9
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one pipeline rank adds to a step, by the layers that it holds (of each kind: dense, with
-    experts).
-
-    Attributes:
-        fixed, each: busy seconds of one micro-batch: embedding, head and transfers, and every layer
-            of a kind.
-        wait_fixed, wait_each: seconds that it adds to the filling and draining of the pipeline.
-        least: layers that it must hold: one for every stage but the first and the last.
-        once: (fixed, of a layer of each kind) seconds once a step, of gradients' transfer and of
-            the update: of all ranks the longest counts.
-    """
-
-    fixed: float
-    each: tuple[float, float]
-    wait_fixed: float
-    wait_each: tuple[float, float]
-    least: int
-    once: tuple[tuple[float, float, float], tuple[float, float, float]] = ((0.0,) * 3, (0.0,) * 3)
 
 
 Counts = tuple[int, ...]
@@ -237,103 +218,6 @@ def _shorter(
     return found if sum(found) >= layers else None
 
 
-def unlike(
-    loads: Sequence[Load],
-    kinds: Sequence[int],
-    fits: Callable[[int, int, int], bool],
-    score: Score,
-) -> tuple[float, Counts] | None:
-    """Return the best (seconds of a step, layers of every rank) where layers differ: ranks hold
-    ranges of them.
-
-    The slowest rank is as short as can be (every rank takes as many layers as a bound allows, and
-    the least bound that suffices is found by halving); then layers move to the ranks that add least
-    to the wait (dynamic programming over ranges). Exact where ranks are equally fast and layers are
-    many more than ranks; else near.
-
-    Args:
-        kinds: 0 dense or 1 with experts, of every layer.
-        fits: whether (rank, dense layers, layers with experts) fit into memory.
-    """
-    experts = [0, *accumulate(kinds)]
-    low, high = 0.0, sum(load.fixed + max(load.each) * len(kinds) for load in loads)
-    if not _suffices(loads, experts, fits, high):
-        return None
-    for _ in range(24):
-        middle = (low + high) / 2
-        if _suffices(loads, experts, fits, middle):
-            high = middle
-        else:
-            low = middle
-    best: tuple[float, Counts] | None = None
-    for slack in (1.0, 1.02) if len({load.wait_each for load in loads}) > 1 else (1.0,):
-        counts = _ranges(loads, experts, fits, high * slack * (1 + _SLACK))
-        if counts is not None:
-            value = score(counts)
-            best = (value, counts) if best is None or value < best[0] else best
-    return best
-
-
-def _suffices(
-    loads: Sequence[Load],
-    experts: Sequence[int],
-    fits: Callable[[int, int, int], bool],
-    bound_s: float,
-) -> bool:
-    """Return whether all layers find a rank when each takes as many as a bound allows."""
-    layers, first = len(experts) - 1, 0
-    after = sum(load.least for load in loads)
-    for r, load in enumerate(loads):
-        after -= load.least
-        end = first
-        while end < layers - after:
-            routed = experts[end + 1] - experts[first]
-            dense = end + 1 - first - routed
-            busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
-            if busy_s > bound_s or not fits(r, dense, routed):
-                break
-            end += 1
-        if end - first < load.least or (end == first and load.fixed > bound_s):
-            return False
-        first = end
-    return first == layers
-
-
-def _ranges(
-    loads: Sequence[Load],
-    experts: Sequence[int],
-    fits: Callable[[int, int, int], bool],
-    bound_s: float,
-) -> Counts | None:
-    """Return the partition that adds least to the wait with no rank slower than a bound; None where
-    there is none.
-    """
-    layers = len(experts) - 1
-    least_after = [0, *accumulate(load.least for load in reversed(loads))][::-1]
-    costs: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
-    for r, load in enumerate(loads):
-        found: dict[int, tuple[float, int]] = {}
-        for first, (wait_s, _) in costs[-1].items():
-            for end in range(first + load.least, layers - least_after[r + 1] + 1):
-                routed = experts[end] - experts[first]
-                dense = end - first - routed
-                busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
-                if busy_s > bound_s or not fits(r, dense, routed):
-                    break
-                more_s = load.wait_fixed + load.wait_each[0] * dense + load.wait_each[1] * routed
-                if end not in found or wait_s + more_s < found[end][0]:
-                    found[end] = wait_s + more_s, first
-        costs.append(found)
-    if layers not in costs[-1]:
-        return None
-    end, counts = layers, []
-    for found in reversed(costs[1:]):
-        first = found[end][1]
-        counts.append(end - first)
-        end = first
-    return tuple(reversed(counts))
-
-
 def stage_layers(
     counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
 ) -> tuple[int, ...] | None:
@@ -353,4 +237,114 @@ def stage_layers(
             more = 1 if len(mine) > 1 else left
             out[stage] += more
             left -= more
+    return tuple(out)
+
+
+# --- dense layers that come first (as those of DeepSeek-V3, arXiv:2412.19437)
+
+MOST_DENSE = 6
+"""More dense layers are divided like any that differ (`ranges.unlike`): there are 2 to the
+power of their number of ways.
+"""
+
+DenseFirst = tuple[int, ...]
+"""Dense layers of the first stages; of these only the first may have none, and only the last may
+have others.
+"""
+
+
+class Rest(NamedTuple):
+    """What is left to divide when the dense layers have their places."""
+
+    dense: Counts  # of every rank
+    loads: list[Load]  # what ranks add, their dense layers included, by layers with experts
+    most: list[int]  # layers with experts that fit into the memory of every rank
+
+
+def dense_first(kinds: Sequence[int]) -> int:
+    """Return how many dense layers there are if all come first and they are few, else 0; `kinds`: 1
+    for layers with experts.
+    """
+    dense = len(kinds) - sum(kinds)
+    return dense if dense <= MOST_DENSE and dense < len(kinds) and not any(kinds[:dense]) else 0
+
+
+def dense_places(dense: int, stages: int) -> Iterator[DenseFirst]:
+    """Yield every way to put some dense layers on the first of some stages."""
+
+    def parts(left: int, room: int) -> Iterator[DenseFirst]:
+        if not left:
+            yield ()
+        elif room:
+            for here in range(left, 0, -1):
+                for rest in parts(left - here, room - 1):
+                    yield (here, *rest)
+
+    for first in range(dense, -1, -1):
+        for rest in parts(dense - first, stages - 1):
+            yield (first, *rest)
+
+
+def rest(
+    front: DenseFirst,
+    loads: Sequence[Load],
+    kept: Sequence[MemoryLines],
+    held: Sequence[float],
+    stages_of: Sequence[Sequence[int]],
+    stages: int,
+    layers: int,
+) -> Rest:
+    """Return what is left to divide.
+
+    Args:
+        held: micro-batches whose activations every rank keeps.
+        stages_of: stages of every rank.
+        layers: with experts.
+    """
+    dense, known = [], {}
+    out, most = [], []
+    for rank, (load, own, count) in enumerate(zip(loads, kept, held, strict=True)):
+        mine = stages_of[rank]
+        here = sum(front[stage] for stage in mine if stage < len(front))
+        full = all(stage < len(front) - 1 for stage in mine)
+        least = sum(0 < stage < stages - 1 and stage >= len(front) for stage in mine)
+        dense.append(here)
+        key = id(load), here, least
+        if key not in known:
+            known[key] = replace(
+                load,
+                fixed=load.fixed + here * load.each[0],
+                each=(load.each[1], load.each[1]),
+                wait_fixed=load.wait_fixed + here * load.wait_each[0],
+                wait_each=(load.wait_each[1], load.wait_each[1]),
+                least=least,
+                once=(_after(load.once[0], here), _after(load.once[1], here)),
+            )
+        out.append(known[key])
+        left = own.capacity - own.bytes(here, 0, count)
+        each = own.fixed[2] + count * own.saved[2]
+        most.append(0 if full else min(layers, int(left / each)) if left >= 0 else -1)
+    return Rest(tuple(dense), out, most)
+
+
+def _after(line: tuple[float, float, float], dense: int) -> tuple[float, float, float]:
+    """Return a line by layers with experts, where some dense layers are there."""
+    return line[0] + dense * line[1], line[2], line[2]
+
+
+def stages_with(
+    front: DenseFirst, counts: Counts, stages_of: Sequence[Sequence[int]], stages: int
+) -> tuple[int, ...]:
+    """Return layers of every stage, dense ones included; `counts`: layers with experts of every
+    rank.
+    """
+    out = [*front, *[0] * (stages - len(front))]
+    for count, mine in zip(counts, stages_of, strict=True):
+        open_ = [stage for stage in mine if stage >= len(front) - 1]
+        empty = [stage for stage in open_ if 0 < stage < stages - 1 and not out[stage]]
+        for stage in empty:
+            out[stage] = 1
+        for _ in range(count - len(empty)):
+            stage = min(open_, key=lambda s: (out[s], s in (0, stages - 1)))
+            out[stage] += 1
     return tuple(out)

@@ -9,55 +9,53 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from motet.parallel.cost.memory import micro_batches_held
+from motet.parallel.cost.pipeline import own_share
 from motet.parallel.cost.topology import StageGroups
 from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.dense_first import DenseFirst, Rest, dense_places, rest, stages_with
-from motet.parallel.planner.frontier import SearchNode
-from motet.parallel.planner.linear import MemoryLines, RankLines, load, skeleton, step_s
+from motet.parallel.planner.context import ONE, Context
+from motet.parallel.planner.linear import MemoryLines, skeleton
+from motet.parallel.planner.open_degrees import SearchNode
 from motet.parallel.planner.partition import (
     Counts,
-    Load,
+    DenseFirst,
+    Rest,
     alike,
+    dense_places,
     feasible,
     least_s,
+    rest,
     stage_layers,
-    unlike,
+    stages_with,
 )
 from motet.parallel.planner.placement import places_of, renumbered
+from motet.parallel.planner.ranges import unlike
 from motet.parallel.planner.space import GroupAssignment, ScheduleChoice
-
-if TYPE_CHECKING:
-    from motet.parallel.planner.best_first import Search
-
-ONE = ScheduleChoice("1f1b", 1)
+from motet.parallel.planner.steps import Load, RankLines, load, step_s
 
 
 class PipelineSearch:
     """One order of groups along a pipeline."""
 
-    def __init__(self, search: Search, node: SearchNode, spread: GroupAssignment, n: int) -> None:
-        self.search_, self.node, self.spread, self.n = search, node, spread, n
+    def __init__(self, context: Context, node: SearchNode, spread: GroupAssignment, n: int) -> None:
+        self.context, self.node, self.spread, self.n = context, node, spread, n
         self.pp = sum(count for _, count in spread.blocks)
         self.groups = [g for g, count in spread.blocks for _ in range(count)]
         self.fitted: set[tuple[ScheduleChoice, tuple[int, int]]] = set()
         self._places: dict[tuple[object, ...], list[tuple[int, StageGroups]]] = {}
         self._costs: dict[tuple[object, ...], list[RankLines]] = {}
         self._helds: dict[tuple[object, ...], list[MemoryLines]] = {}
-        self.kind = search.kind_of(node.core, node.stages)
+        self.kind = context.kind_of(node.core, node.stages)
 
     @property
     def limit_s(self) -> float:
         """What a layout must stay below to be ranked."""
-        return self.search_.limit_of(self.kind)
+        return self.context.record.limit_of(self.kind)
 
-    def search(
-        self, found: list[tuple[int, int]], bound: dict[str, dict[ScheduleChoice, float]]
-    ) -> None:
+    def search(self, found: list[tuple[int, int]]) -> None:
         """Try recomputation from least to most; what fits with less needs no more."""
-        for recompute, bounds in bound.items():
+        for recompute, bounds in self.node.bounds_s.items():
             # No schedule holds less than 1F1B, and no split less than the first.
             layout = skeleton(self.node.core, found[0], self.pp, recompute, ONE)
             ordered = sorted(bounds.items(), key=lambda item: item[1])
@@ -66,13 +64,13 @@ class PipelineSearch:
                     if bound_s >= self.limit_s:
                         break
                     self._way(found, recompute, way)
-        self.search_.answer.counts["memory"] += int(not self.fitted)
+        self.context.record.counts["memory"] += int(not self.fitted)
 
     def _has_room(self, layout: Layout) -> bool:
-        return sum(self._rooms(layout, self._kept(layout))) >= self.search_.model.n_layers
+        return sum(self._rooms(layout, self._kept(layout))) >= len(self.context.kinds)
 
     def _way(self, found: list[tuple[int, int]], recompute: str, way: ScheduleChoice) -> None:
-        layers = self.search_.model.n_layers
+        layers = len(self.context.kinds)
         open_ = [split for split in found if (way, split) not in self.fitted]
         for number, split in enumerate(open_):
             layout = skeleton(self.node.core, split, self.pp, recompute, way)
@@ -89,7 +87,7 @@ class PipelineSearch:
                 continue
             self.fitted.add((way, split))
             if best[0] < self.limit_s and best[1] is not None:
-                self.search_.judge(replace(layout, stage_layers=best[1]), self.spread)
+                self.context.judge(replace(layout, stage_layers=best[1]), self.spread)
 
     def _loads(self, layout: Layout, way: ScheduleChoice, ranks: list[RankLines]) -> list[Load]:
         known: dict[tuple[int, int], Load] = {}
@@ -103,21 +101,21 @@ class PipelineSearch:
 
     def _least_s(self, layout: Layout, loads: list[Load], kept: list[MemoryLines]) -> float:
         """Return what a step takes at least, whatever the partition."""
-        share, own = _share(self.search_.routed), own_share(layout)
+        share, own = _share(self.context.kinds), own_share(layout.schedule, layout.virtual_stages)
         if 0.0 < share < 1.0:
             rests = [one for _, one in self._rests(layout, loads, kept)]
-            routed = sum(self.search_.routed)
+            routed = sum(self.context.kinds)
             found = [least_s(one.loads, routed, self.n, own) for one in rests]
-            return min(found) if self.search_.dense_first else 0.0
-        return least_s(_mixed(loads, share), self.search_.model.n_layers, self.n, own)
+            return min(found) if self.context.dense_first else 0.0
+        return least_s(_mixed(loads, share), len(self.context.kinds), self.n, own)
 
     def _rests(
         self, layout: Layout, loads: list[Load], kept: list[MemoryLines]
     ) -> Iterator[tuple[DenseFirst, Rest]]:
         """Yield what is left to divide for all places of dense layers that come first."""
         stages_of = [layout.stages_of(r) for r in range(self.pp)]
-        held, routed = self._held(layout), sum(self.search_.routed)
-        for front in dense_places(self.search_.dense_first, layout.stages):
+        held, routed = self._held(layout), sum(self.context.kinds)
+        for front in dense_places(self.context.dense_first, layout.stages):
             one = rest(front, loads, kept, held, stages_of, layout.stages, routed)
             yield front, one
 
@@ -129,7 +127,7 @@ class PipelineSearch:
         if key not in self._helds:
             plain, read = (
                 replace(layout, schedule="1f1b", virtual_stages=1),
-                self.search_.lines.held,
+                self.context.lines.held,
             )
             core = self.node.core, split, layout.recompute
             inner = {g: read(core, plain, g, False, False) for g, _ in self.spread.blocks}
@@ -147,7 +145,7 @@ class PipelineSearch:
         if key not in self._costs:
             plain, read = (
                 replace(layout, schedule="1f1b", virtual_stages=1),
-                self.search_.lines.rank,
+                self.context.lines.rank,
             )
             core = self.node.core, split, layout.recompute
             self._costs[key] = [
@@ -163,11 +161,11 @@ class PipelineSearch:
         key = split, layout.virtual_stages > 1
         if key not in self._places:
             used = [count * layout.stage_ranks for count in self.node.stages]
-            machines = self.search_.machines(used)
+            machines = self.context.machines(used)
             assert machines is not None, "checked before"
             where = places_of(machines[0], layout, renumbered(self.spread))
             unique = {id(stage): stage for stage in where.stages}
-            numbers = {key: self.search_.number_of(stage) for key, stage in unique.items()}
+            numbers = {key: self.context.number_of(stage) for key, stage in unique.items()}
             self._places[key] = [(numbers[id(stage)], stage) for stage in where.stages]
         return self._places[key]
 
@@ -177,9 +175,9 @@ class PipelineSearch:
 
     def _rooms(self, layout: Layout, kept: list[MemoryLines]) -> list[int]:
         """Return the most layers that fit into the memory of every rank."""
-        layers, share = self.search_.model.n_layers, _share(self.search_.routed)
+        layers, share = len(self.context.kinds), _share(self.context.kinds)
         # Ranges of layers and dense layers that come first are fitted one by one.
-        ranged = 0.0 < share < 1.0 and (layout.virtual_stages == 1 or self.search_.dense_first > 0)
+        ranged = 0.0 < share < 1.0 and (layout.virtual_stages == 1 or self.context.dense_first > 0)
         most = []
         for one, count in zip(kept, self._held(layout), strict=True):
             dense, routed = (one.fixed[k] + count * one.saved[k] for k in (1, 2))
@@ -198,32 +196,32 @@ class PipelineSearch:
         """Return seconds of a step and layers of all stages of the best partition; None where none
         fits into memory.
         """
-        search, n = self.search_, self.n
-        dense, routed = search.lines.kinds
+        context, n = self.context, self.n
+        dense, routed = context.lines.kinds
         stages_of = [layout.stages_of(r) for r in range(self.pp)]
-        if search.dense_first:
+        if context.dense_first:
             return self._fronted(layout, ranks, loads, kept)
         if dense and routed and layout.virtual_stages == 1:
-            total, held = [0, *accumulate(search.routed)], self._held(layout)
+            total, held = [0, *accumulate(context.kinds)], self._held(layout)
 
             def fits(r: int, dense: int, experts: int) -> bool:
                 return kept[r].bytes(dense, experts, held[r]) <= kept[r].capacity
 
             def score(counts: Counts) -> float:
-                return step_s(layout, ranks, _ranges(counts, total), n, search.predictor)
+                return step_s(layout, ranks, _ranges(counts, total), n, context.predictor)
 
-            found = unlike(loads, search.routed, fits, score)
+            found = unlike(loads, context.kinds, fits, score)
         else:
             # Stages of one rank lie apart: where layers differ, each rank has its share of both
             # kinds.
-            share = _share(search.routed)
+            share = _share(context.kinds)
 
             def score_alike(counts: Counts) -> float:
                 mixed = [(k * (1 - share), k * share) for k in counts]
-                return step_s(layout, ranks, mixed, n, search.predictor)
+                return step_s(layout, ranks, mixed, n, context.predictor)
 
-            even, layers = _mixed(loads, share), search.model.n_layers
-            own, limit_s = own_share(layout), self.limit_s
+            even, layers = _mixed(loads, share), len(context.kinds)
+            own, limit_s = own_share(layout.schedule, layout.virtual_stages), self.limit_s
             found = alike(even, layers, most, n, score_alike, limit_s, own)
         return found and (found[0], stage_layers(found[1], stages_of, layout.stages))
 
@@ -232,7 +230,8 @@ class PipelineSearch:
     ) -> tuple[float, tuple[int, ...] | None] | None:
         """Do the same where dense layers come first."""
         stages_of = [layout.stages_of(r) for r in range(self.pp)]
-        search, own, layers = self.search_, own_share(layout), sum(self.search_.routed)
+        context, own = self.context, own_share(layout.schedule, layout.virtual_stages)
+        layers = sum(context.kinds)
         best: tuple[float, tuple[int, ...] | None] | None = None
         for front, left in self._rests(layout, loads, kept):
             if not feasible(left.loads, layers, left.most):
@@ -244,19 +243,12 @@ class PipelineSearch:
 
             def score(counts: Counts, dense: Counts = left.dense) -> float:
                 both = list(zip(dense, counts, strict=True))
-                return step_s(layout, ranks, both, self.n, search.predictor)
+                return step_s(layout, ranks, both, self.n, context.predictor)
 
             found = alike(left.loads, layers, left.most, self.n, score, limit_s, own)
             if found is not None and found[0] < best[0]:
                 best = found[0], stages_with(front, found[1], stages_of, layout.stages)
         return best
-
-
-def own_share(layout: Layout) -> float:
-    """Return which share of its own time for one micro-batch the slowest rank does not wait at most
-    (see `cost_pipeline`).
-    """
-    return 1 / layout.virtual_stages if layout.schedule.startswith("interleaved") else 1.0
 
 
 def _ends(layout: Layout, rank: int) -> tuple[bool, bool]:

@@ -1,20 +1,25 @@
-"""The words of a search: what is asked, what is found, why the rest is not there.
-
-Pure; no torch.
-"""
+"""What a search is asked and what it answers. Pure; no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits
-from motet.parallel.layout.layout import Layout
-from motet.parallel.planner.space import GroupAssignment, Limits
+from motet.parallel.layout.layout import RECOMPUTE, Layout
+from motet.parallel.planner.space import (
+    GroupAssignment,
+    InnerDegrees,
+    Limits,
+    ScheduleChoice,
+    inner_degrees,
+    schedule_choices,
+    splits,
+)
 
 FIXABLE = (
     "tp",
@@ -65,6 +70,49 @@ class PlanQuestion:
     def allows(self, **values: object) -> bool:
         """Return whether values contradict none that are fixed."""
         return all(self.fixed.get(name, value) == value for name, value in values.items())
+
+    # --- what may be searched
+
+    @property
+    def most_stages(self) -> int:
+        """The most pipeline ranks that the model can have."""
+        if self.model.tied_embeddings:
+            return 1
+        return self.model.n_layers + 2  # the first and the last may hold no layer
+
+    def inner_degrees(self) -> Iterator[InnerDegrees]:
+        """Yield the divisions of a block that may be searched."""
+        largest = max(group.devices for group in self.cluster.groups)
+        node = max(group.devices_per_node for group in self.cluster.groups)
+        length, sequences = self.training.sequence_length, self.training.sequences
+        for core in inner_degrees(self.model, length, sequences, largest, node, self.limits):
+            if self.allows(**core._asdict()):
+                yield core
+
+    def micro_batches(self, core: InnerDegrees, dp_ranks: int) -> int:
+        """Return the micro-batches of a step."""
+        return self.training.sequences // (dp_ranks * core.micro_sequences)
+
+    def splits(self, core: InnerDegrees, dp_ranks: int) -> list[tuple[int, int]]:
+        """Return (dp_replicate, dp_shard) that may be searched, most sharding first."""
+        return [
+            split
+            for split in splits(self.model, core, dp_ranks)
+            if self.allows(dp_replicate=split[0], dp_shard=split[1])
+        ]
+
+    def schedules(self, pp: int, micro_batches: Sequence[int]) -> list[ScheduleChoice]:
+        """Return the schedules that may be searched."""
+        return [
+            way
+            for way in schedule_choices(pp, self.model.n_layers, micro_batches, self.limits)
+            if self.allows(**way._asdict())
+            and not (self.compiled and "zero_bubble" in way.schedule)
+        ]
+
+    def recomputes(self) -> list[str]:
+        """Return what may be recomputed, least time first."""
+        return [name for name in RECOMPUTE if self.allows(recompute=name)]
 
 
 @dataclass(frozen=True)

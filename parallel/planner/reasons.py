@@ -11,7 +11,8 @@ from motet.parallel.cluster.description import Cluster, device
 from motet.parallel.cluster.devices import DEVICES
 from motet.parallel.layout.layout import RECOMPUTE, Layout
 from motet.parallel.layout.rules import problems
-from motet.parallel.planner.best_first import Search, plan
+from motet.parallel.planner.best_first import plan
+from motet.parallel.planner.context import Context
 from motet.parallel.planner.linear import skeleton
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
 from motet.parallel.planner.space import ScheduleChoice, divisors, inner_degrees
@@ -58,19 +59,19 @@ def tightest(question: PlanQuestion) -> Tight | None:
     One sequence at a time, most recomputed and most divided: nothing that the question allows holds
     less on equal degrees.
     """
-    search = Search(question)
-    recompute = search.recomputes()[-1]
+    context = Context(question)
+    recompute = question.recomputes()[-1]
     best: Tight | None = None
-    for g, layout in _smallest(search, recompute):
-        used = [0] * len(search.cluster.groups)
+    for g, layout in _smallest(question, recompute):
+        used = [0] * len(question.cluster.groups)
         used[g] = layout.world_size
-        machines = search.machines(used)
+        machines = context.machines(used)
         if machines is None:
             continue
         prediction = machines[1].predict(layout)
         fill = prediction.memory_gib / prediction.capacity_gib
         if best is None or fill < best.fill:
-            kind = search.cluster.groups[g].device.kind
+            kind = question.cluster.groups[g].device.kind
             best = Tight(
                 layout,
                 kind,
@@ -81,28 +82,27 @@ def tightest(question: PlanQuestion) -> Tight | None:
     return best
 
 
-def _smallest(search: Search, recompute: str) -> Iterator[tuple[int, Layout]]:
+def _smallest(q: PlanQuestion, recompute: str) -> Iterator[tuple[int, Layout]]:
     """Yield (group, layout) for the degrees of every group, as many devices as they can use."""
-    q = search.question
     limits = replace(q.limits, micro_sequences=int(str(q.fixed.get("micro_sequences", 1))))
     length, sequences = q.training.sequence_length, q.training.sequences
-    for g, group in enumerate(search.cluster.groups):
+    for g, group in enumerate(q.cluster.groups):
         for core in inner_degrees(
             q.model, length, sequences, group.devices, group.devices_per_node, limits
         ):
             if not q.allows(**core._asdict()):
                 continue
-            for readers in divisors(sequences // core.micro_sequences):
-                ranks = readers * core.cp * core.tp
+            for dp_ranks in divisors(sequences // core.micro_sequences):
+                ranks = dp_ranks * core.cp * core.tp
                 if ranks > group.devices:
                     break
-                found = search.splits_of(core, readers)
+                found = q.splits(core, dp_ranks)
                 if not found:
                     continue
-                number = sequences // (readers * core.micro_sequences)
-                most = min(search.most_stages(), group.devices // ranks, q.model.n_layers)
+                number = sequences // (dp_ranks * core.micro_sequences)
+                most = min(q.most_stages, group.devices // ranks, q.model.n_layers)
                 for pp in {1, *divisors(group.devices // ranks, most), most}:
-                    ways = search.ways(pp, (number,))
+                    ways = q.schedules(pp, (number,))
                     if ways and q.allows(pp=pp):
                         yield g, skeleton(core, found[0], pp, recompute, ways[-1])
 

@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from motet.parallel.cost.shapes import StageShape
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.bounds import gradients_crossing_s
-from motet.parallel.planner.linear import layers_that_fit, skeleton, value
+from motet.parallel.planner.context import ONE, Context
+from motet.parallel.planner.linear import layers_that_fit, skeleton
 from motet.parallel.planner.partition import stage_layers
 from motet.parallel.planner.placement import even, replicated
 from motet.parallel.planner.question import kind_of
@@ -32,9 +32,7 @@ from motet.parallel.planner.space import (
     divisors,
     splits,
 )
-
-if TYPE_CHECKING:
-    from motet.parallel.planner.best_first import Search
+from motet.parallel.planner.steps import value
 
 MANY_DEVICES = 512
 """Clusters with fewer devices have `Limits.replica_shapes` raised in proportion: their shapes take
@@ -42,7 +40,6 @@ less time.
 """
 PREDICTED = 10
 """So many layouts are predicted for each of `Limits.replica_shapes` at most."""
-ONE = ScheduleChoice("1f1b", 1)
 Known = dict[tuple[object, ...], list[tuple[float, float]]]
 
 
@@ -71,50 +68,60 @@ class Shape:
         return float((self.number + rates @ (self.rest_s + self.once_s)) / rates.sum())
 
 
-def search(search: Search) -> None:
+def search(context: Context) -> None:
     """Try sets of at least two groups, degrees inside a replica, and shares of the step, those with
     the lowest bound first.
     """
-    groups, counts = range(len(search.cluster.groups)), search.answer.counts
+    question, record, counts = context.question, context.record, context.record.counts
+    groups = range(len(question.cluster.groups))
     if len(groups) < 2:
         return
-    if not search.proving and search.spent(0):
-        search.answer.ranked_all = False
+    if not record.proving and record.enough(0):
+        record.left_from(0.0)
         return
     sets = [one for size in groups for one in combinations(groups, size + 1) if size]
-    crossing_s = {one: gradients_crossing_s(search.predictor, one) for one in sets}
-    found = [
-        shape
-        for core in search.cores()
-        for one in sets
-        if _least_of_core_s(search, one, core, crossing_s[one]) < search.limit_s
-        for shape in _of_core(search, one, core, crossing_s[one])
-    ]
+    crossing_s = {one: gradients_crossing_s(context.predictor, one) for one in sets}
+    shapes: list[Shape] = []
+    for core in question.inner_degrees():
+        for one in sets:
+            bound_s = _least_of_core_s(context, one, core, crossing_s[one])
+            if bound_s < record.limit_s and record.late():
+                counts["not tried"] += 1
+                record.left_from(bound_s)
+            elif bound_s < record.limit_s:
+                shapes += _of_core(context, one, core, crossing_s[one])
+    _take(context, shapes)
+
+
+def _take(context: Context, shapes: list[Shape]) -> None:
+    """Try shapes, lowest bound first; what their gradients take is found when their turn comes."""
+    question, record, counts = context.question, context.record, context.record.counts
     known: Known = {}
-    heap = [(shape.bound_s(), number) for number, shape in enumerate(found)]
+    heap = [(shape.bound_s(), number) for number, shape in enumerate(shapes)]
     heapq.heapify(heap)
-    most = search.question.limits.replica_shapes * max(1, MANY_DEVICES // search.cluster.devices)
+    most = question.limits.replica_shapes * max(1, MANY_DEVICES // question.cluster.devices)
     before = counts["predicted"]
     tried = 0
     while heap:
         bound_s, number = heapq.heappop(heap)
-        if bound_s >= search.limit_s:
+        if bound_s >= record.limit_s:
             counts["slower"] += 1 + len(heap)
             return
-        shape = found[number]
+        shape = shapes[number]
         if not shape.placed:
-            if _once(search, shape, known):
+            if _once(context, shape, known):
                 heapq.heappush(heap, (shape.bound_s(), number))
             continue
-        if tried >= most or counts["predicted"] - before >= PREDICTED * most:
+        predicted = counts["predicted"] - before
+        if tried >= most or predicted >= PREDICTED * most or record.late():
             counts["not tried"] += 1 + len(heap)
-            search.left_from(bound_s)
+            record.left_from(bound_s)
             return
-        tried += _shapes(search, shape)
+        tried += _shapes(context, shape)
 
 
 def _least_of_core_s(
-    search: Search, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
+    context: Context, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
 ) -> float:
     """Return what a step takes at least with some core, whatever the shape: if all devices of the
     groups worked all the time.
@@ -122,26 +129,26 @@ def _least_of_core_s(
     The slowest replica has one micro-batch or more, behind which no more of the gradients' transfer
     is hidden than the overlap allows.
     """
-    done, at = search.work_of(core, search.recomputes()[0]), list(chosen)
-    sizes = np.array([search.cluster.groups[g].devices for g in chosen])
+    done, at = context.work_bound(core, context.question.recomputes()[0]), list(chosen)
+    sizes = np.array([context.question.cluster.groups[g].devices for g in chosen])
     each = np.maximum(np.minimum(done.whole[at], done.layer[at] * done.layers), done.least)
-    micro_batches = search.question.training.sequences / core.micro_sequences
+    micro_batches = context.question.training.sequences / core.micro_sequences
     passes_s = micro_batches * core.cp * core.tp / float((sizes / each).sum())
-    return max(passes_s, sync_s + (1 - search.predictor.traits.data_overlap) * passes_s)
+    return max(passes_s, sync_s + (1 - context.predictor.traits.data_overlap) * passes_s)
 
 
 def _of_core(
-    search: Search, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
+    context: Context, chosen: tuple[int, ...], core: InnerDegrees, sync_s: float
 ) -> Iterator[Shape]:
     """Yield the shapes of a core whose bound is below the limit; `sync_s`: of gradients between the
     groups, at least.
     """
-    question, done = search.question, search.work_of(core, search.recomputes()[0])
-    sequences, layers = question.training.sequences, search.model.n_layers
-    sizes = np.array([search.cluster.groups[g].devices for g in chosen])
+    question, done = context.question, context.work_bound(core, context.question.recomputes()[0])
+    sequences, layers = question.training.sequences, context.question.model.n_layers
+    sizes = np.array([context.question.cluster.groups[g].devices for g in chosen])
     at = list(chosen)
     shards = np.array(divisors(sequences // core.micro_sequences))
-    pp = np.arange(1, search.most_stages() + 1)
+    pp = np.arange(1, question.most_stages + 1)
     each = shards[:, None] * (core.cp * core.tp) * pp  # [shard, pp]
     replicas = sizes // each[:, :, None]
     number = (sequences // (core.micro_sequences * shards))[:, None]
@@ -152,24 +159,28 @@ def _of_core(
     several = np.minimum((done.rest - whole) / most, done.inputs / 4 - whole)
     rest_s = np.where(most > 1, several, done.least - whole)
     rest_s = np.where(pp[:, None] == 1, 0.0, np.maximum(rest_s, 0.0))
-    once_s = sync_s - search.predictor.traits.data_overlap * np.minimum(sync_s, whole)
+    once_s = sync_s - context.predictor.traits.data_overlap * np.minimum(sync_s, whole)
     rates = replicas / whole
     added_s = (rates * (rest_s + once_s)).sum(axis=2)
     bound_s = (number + added_s) / np.maximum(rates.sum(axis=2), 1e-30)
     open_ = (
-        (replicas.min(axis=2) > 0) & (replicas.sum(axis=2) <= number) & (bound_s < search.limit_s)
+        (replicas.min(axis=2) > 0)
+        & (replicas.sum(axis=2) <= number)
+        & (bound_s < context.record.limit_s)
     )
-    open_ &= _has_room(search, chosen, core, shards, fullest, open_)
+    open_ &= _has_room(context, chosen, core, shards, fullest, open_)
     for i, j in np.argwhere(open_):
         counts = [int(count) for count in replicas[i, j]]
         if question.allows(pp=int(pp[j]), dp_shard=int(shards[i]), dp_replicate=sum(counts)):
             spread = GroupAssignment("replicas", tuple(zip(chosen, counts, strict=True)))
             degrees = core, int(shards[i]), int(pp[j])
-            yield Shape(*degrees, spread, int(number[i, 0]), whole[j], rest_s[j], once_s[j])
+            # A copy: what is paid once is found for each shape, and shards share the row.
+            once = once_s[j].copy()
+            yield Shape(*degrees, spread, int(number[i, 0]), whole[j], rest_s[j], once)
 
 
 def _has_room(
-    search: Search,
+    context: Context,
     chosen: tuple[int, ...],
     core: InnerDegrees,
     shards: np.ndarray,
@@ -180,37 +191,37 @@ def _has_room(
     [shard, pp]; with one stage always.
     """
     found = np.zeros(open_.shape, dtype=bool)
-    least = search.recomputes()[-1]  # keeps least
+    least = context.question.recomputes()[-1]  # keeps least
     for i in np.flatnonzero(open_.any(axis=1)):
-        if splits(search.model, core, int(shards[i])):
+        if splits(context.question.model, core, int(shards[i])):
             split = 1, int(shards[i])
-            rooms = layers_that_fit(search.lines, core, split, np.ones(1), least)[list(chosen), 0]
+            rooms = layers_that_fit(context.lines, core, split, np.ones(1), least)[list(chosen), 0]
             found[i] = fullest <= rooms.min()
     found[:, 0] = True
     return found
 
 
-def _used(search: Search, shape: Shape) -> list[int]:
+def _used(context: Context, shape: Shape) -> list[int]:
     """Return the devices of every group that a shape uses."""
-    used = [0] * len(search.cluster.groups)
+    used = [0] * len(context.question.cluster.groups)
     for g, count in shape.spread.blocks:
         used[g] = count * shape.pp * shape.shard * shape.core.cp * shape.core.tp
     return used
 
 
-def _once(search: Search, shape: Shape, known: Known) -> bool:
+def _once(context: Context, shape: Shape, known: Known) -> bool:
     """Find what gradients and the update take on the shape's machines; return whether it can stand
     there at all.
     """
     core, replicas, shard = shape.core, int(shape.replicas.sum()), shape.shard
-    if (replicas, shard) not in splits(search.model, core, replicas * shard):
-        search.answer.counts["uneven"] += 1
+    if (replicas, shard) not in splits(context.question.model, core, replicas * shard):
+        context.record.counts["uneven"] += 1
         return False
     shape.placed = True
     key = core._replace(micro_sequences=1), shard, shape.pp, shape.spread
     if key not in known:
-        known[key] = _at_least(search, key[0], (replicas, shard), shape.pp, shape.spread)
-    overlap = search.predictor.traits.data_overlap
+        known[key] = _at_least(context, key[0], (replicas, shard), shape.pp, shape.spread)
+    overlap = context.predictor.traits.data_overlap
     for at, ((sync_s, update_s), least_s) in enumerate(zip(known[key], shape.least_s, strict=True)):
         # No more hides transfers than what the slowest rank does for one micro-batch.
         exposed_s = sync_s - overlap * min(sync_s, float(least_s))
@@ -219,7 +230,7 @@ def _once(search: Search, shape: Shape, known: Known) -> bool:
 
 
 def _at_least(
-    search: Search, core: InnerDegrees, dp: tuple[int, int], pp: int, spread: GroupAssignment
+    context: Context, core: InnerDegrees, dp: tuple[int, int], pp: int, spread: GroupAssignment
 ) -> list[tuple[float, float]]:
     """Return seconds of (transfer of gradients, update) of the fullest rank in every group that
     takes part, at least.
@@ -227,57 +238,57 @@ def _at_least(
     Nothing where nodes are filled unevenly.
     """
     layout = skeleton(core, dp, pp, "none", ONE)
-    if not even(search.cluster, layout, spread):
+    if not even(context.question.cluster, layout, spread):
         return [(0.0, 0.0)] * len(spread.blocks)
-    stage = replicated(search.cluster, layout, spread).stages[0]
-    layers, routed = search.model.n_layers, sum(search.routed)
+    stage = replicated(context.question.cluster, layout, spread).stages[0]
+    layers, routed = context.question.model.n_layers, sum(context.kinds)
     fullest = -(-(routed or layers) // pp)
     kept = (0, fullest) if routed else (fullest, 0)
     found = []
     for g, _ in spread.blocks:
         if pp == 1:
-            rank = search.predictor.rank(
+            rank = context.predictor.rank(
                 layout, stage, StageShape(layers - routed, routed, True, True), g
             )
             found.append((rank.sync_s, rank.optimizer_s))
         else:
-            line = search.lines.rank((core, dp, pp, spread), layout, stage, g, False, False)
+            line = context.lines.rank((core, dp, pp, spread), layout, stage, g, False, False)
             found.append((value(line.sync, *kept), value(line.update, *kept)))
     return found
 
 
-def _shapes(search: Search, shape: Shape) -> bool:
+def _shapes(context: Context, shape: Shape) -> bool:
     """Try the numbers of micro-batches, schedules and recomputation of some replicas; return
     whether there are such numbers.
     """
-    core, pp, used = shape.core, shape.pp, _used(search, shape)
+    core, pp, used = shape.core, shape.pp, _used(context, shape)
     replicas = int(shape.replicas.sum())
-    names = tuple(search.cluster.groups[g].name for g, _ in shape.spread.blocks)
+    names = tuple(context.question.cluster.groups[g].name for g, _ in shape.spread.blocks)
     plain = skeleton(core, (replicas, shape.shard), pp, "none", ONE)
     kind = (*kind_of(plain, shape.spread, names), None, "none")
     fits = False
-    if search.machines(used) is None:
-        search.answer.counts["uneven"] += 1
+    if context.machines(used) is None:
+        context.record.counts["uneven"] += 1
         return False
     some = False
-    for micro in _numbers(search, shape, kind):
+    for micro in _numbers(context, shape, kind):
         some = True
-        for way in search.ways(pp, micro):
-            for recompute in search.recomputes():
-                if _least_s(search, shape, micro, way, recompute) >= search.limit_of(kind):
-                    search.answer.counts["slower"] += 1
+        for way in context.question.schedules(pp, micro):
+            for recompute in context.question.recomputes():
+                if _least_s(context, shape, micro, way, recompute) >= context.record.limit_of(kind):
+                    context.record.counts["slower"] += 1
                     break
                 layout = skeleton(core, (replicas, shape.shard), pp, recompute, way)
                 layout = replace(layout, shares=_shares(shape.spread, micro))
-                if _divided(search, layout, shape, micro, used, kind):
+                if _divided(context, layout, shape, micro, used, kind):
                     fits = True
                     break
-    search.answer.counts["memory"] += int(not fits)
+    context.record.counts["memory"] += int(not fits)
     return some
 
 
 def _least_s(
-    search: Search,
+    context: Context,
     shape: Shape,
     micro: tuple[int, ...],
     way: ScheduleChoice,
@@ -287,7 +298,7 @@ def _least_s(
     """Return what a step takes at least with some shares; `fullest`: layers that some rank has at
     least, where it is known.
     """
-    done = search.work_of(shape.core, recompute)
+    done = context.work_bound(shape.core, recompute)
     found = []
     for (g, _), n, least_s, more_s in zip(
         shape.spread.blocks, micro, shape.least_s, shape.once_s, strict=True
@@ -297,13 +308,13 @@ def _least_s(
     return max(found)
 
 
-def _numbers(search: Search, shape: Shape, kind: tuple[object, ...]) -> Iterator[tuple[int, ...]]:
+def _numbers(context: Context, shape: Shape, kind: tuple[object, ...]) -> Iterator[tuple[int, ...]]:
     """Yield micro-batches of a replica of every group that may win, those nearest to proportional
     first.
     """
     replicas, number = shape.replicas, shape.number
     rest_s = shape.rest_s + shape.once_s
-    limit_s = min(search.limit_of(kind), 1e30)
+    limit_s = min(context.record.limit_of(kind), 1e30)
     most = np.floor(np.minimum((limit_s - rest_s) / shape.least_s, number / replicas))
     least = np.ceil((number - (most @ replicas - most * replicas)) / replicas)
     even = number / shape.least_s / (replicas / shape.least_s).sum()
@@ -329,7 +340,7 @@ def _shares(spread: GroupAssignment, micro: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _divided(
-    search: Search,
+    context: Context,
     layout: Layout,
     shape: Shape,
     micro: tuple[int, ...],
@@ -338,21 +349,21 @@ def _divided(
 ) -> bool:
     """Judge a layout with every division of layers that may win; return whether one fits."""
     if layout.pp == 1:
-        return search.judge(layout, shape.spread, used).fits
+        return context.judge(layout, shape.spread, used).fits
     stages_of = [layout.stages_of(rank) for rank in range(layout.pp)]
     way, fits = ScheduleChoice(layout.schedule, layout.virtual_stages), False
-    layers, pp = search.model.n_layers, layout.pp
+    layers, pp = context.question.model.n_layers, layout.pp
     for fullest in range(-(-layers // pp), layers + 1):
         if fits and fullest > -(-layers // max(1, pp - 2)):
             break
-        routed = fullest - (layers - sum(search.routed)) if any(search.routed) else fullest
-        least_s = _least_s(search, shape, micro, way, layout.recompute, max(0, routed))
-        if least_s >= search.limit_of(kind):
+        routed = fullest - (layers - sum(context.kinds)) if any(context.kinds) else fullest
+        least_s = _least_s(context, shape, micro, way, layout.recompute, max(0, routed))
+        if least_s >= context.record.limit_of(kind):
             break
         for counts in _partitions(layers, pp, fullest):
             stages = stage_layers(counts, stages_of, layout.stages)
             if stages is not None:
-                found = search.judge(replace(layout, stage_layers=stages), shape.spread, used)
+                found = context.judge(replace(layout, stage_layers=stages), shape.spread, used)
                 fits = fits or found.fits
     return fits
 

@@ -34,6 +34,9 @@ class Limits:
             is proven, for what is ranked behind it.
         looked: assignments of stages to groups that are looked at, the proof of the first choice
             included, before the rest ends.
+        seconds: after which a search ends with the best that it knows, and says by how much
+            something better may be faster; None: when the first choice is proven. It goes on until
+            it knows a layout that fits.
         replica_shapes: degrees and machines of replicas in different groups that are tried at most;
             the answer says what is left.
     """
@@ -46,6 +49,7 @@ class Limits:
     nodes: int = 200
     looked: int = 20_000
     replica_shapes: int = 60
+    seconds: float | None = None
 
 
 class InnerDegrees(NamedTuple):
@@ -129,17 +133,17 @@ def expert_degrees(model: ModelConfig, tp: int, devices: int) -> list[tuple[int,
     ]
 
 
-def splits(model: ModelConfig, core: InnerDegrees, readers: int) -> list[tuple[int, int]]:
-    """Return (dp_replicate, dp_shard) for a number of readers, most sharding first: it needs least
+def splits(model: ModelConfig, core: InnerDegrees, dp_ranks: int) -> list[tuple[int, int]]:
+    """Return (dp_replicate, dp_shard) for a number of data-parallel ranks, most sharding first: it needs least
     memory.
     """
     found = []
-    for replicate in divisors(readers):
-        inside = readers // replicate * core.cp * core.tp
+    for replicate in divisors(dp_ranks):
+        inside = dp_ranks // replicate * core.cp * core.tp
         experts = core.ep * core.etp
         if model.n_experts and (inside % experts or model.d_model % (inside // experts)):
             continue
-        found.append((replicate, readers // replicate))
+        found.append((replicate, dp_ranks // replicate))
     return found
 
 

@@ -1,7 +1,7 @@
 """Lower bounds of a step for many pipelines at once, with whole layers and every place of the
 layers that come first. Pure; no torch.
 
-What `plan_partition.alike` does for one pipeline, for many: the slowest rank's time goes from one
+What `partition.alike` does for one pipeline, for many: the slowest rank's time goes from one
 at which some rank can hold a layer more to the next, and under each the layers lie where they add
 least to the wait. With ranks' neighbours where sending is fastest, the least over all is a bound;
 nothing else is left open but what is paid once a step.
@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motet.parallel.planner.dense_first import DenseFirst
-from motet.parallel.planner.grid_bounds import Rows, Terms, exposed_s, longer_of
-from motet.parallel.planner.rank_arrays import Cost
+from motet.parallel.planner.bounds import Terms, exposed_s, longer_of, pipe_and_data_s
+from motet.parallel.planner.linear import GroupCosts
+from motet.parallel.planner.partition import DenseFirst
+from motet.parallel.planner.rows import Rows
 from motet.parallel.planner.space import ScheduleChoice
 
 STEPS = 12
@@ -34,7 +35,7 @@ class Cases(NamedTuple):
     """
 
     rows: Rows
-    costs: Sequence[tuple[Cost, ScheduleChoice]]
+    costs: Sequence[tuple[GroupCosts, ScheduleChoice]]
     row: np.ndarray
     cost: np.ndarray
     rooms: np.ndarray
@@ -235,10 +236,8 @@ class _Waits:
         return self._whole_s(x_s, self.any_s)
 
     def _whole_s(self, x_s: np.ndarray, waits_s: np.ndarray) -> np.ndarray:
-        n, longer = self.terms.n, self.longer
-        waits_s = np.maximum(waits_s + self.parts.wait_fixed, 0.0) * longer
-        pipe_s = np.maximum((n - self.ratio * longer) * x_s + waits_s, n * x_s)
-        return np.asarray(pipe_s * self.terms.factor + self.terms.data_s)
+        waits_s = np.maximum(waits_s + self.parts.wait_fixed, 0.0) * self.longer
+        return pipe_and_data_s(self.terms, self.ratio * self.longer, x_s, waits_s)
 
     def step_s(self, x_s: np.ndarray, caps: np.ndarray) -> np.ndarray:
         """Return what a step takes at least, [case, front]; infinite where layers find no place."""
@@ -263,6 +262,6 @@ class _Waits:
         fewest = np.clip(fewest, 0, layers).astype(int)
         groups = np.arange(held.shape[2])
         there = self.open > 0
-        sync_s = np.where(there, terms.common_sync_s[groups, fewest], 0.0).max(axis=2)
-        update_s = np.where(there, terms.common_update_s[groups, fewest], 0.0).max(axis=2)
+        sync_s = np.where(there, terms.sync_s[groups, fewest], 0.0).max(axis=2)
+        update_s = np.where(there, terms.update_s[groups, fewest], 0.0).max(axis=2)
         return exposed_s(terms, self.ratio * self.longer, x_s, sync_s, update_s)

@@ -10,21 +10,20 @@ from itertools import chain, permutations, product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from motet.models.config import ModelConfig
-from motet.parallel.cluster.description import Cluster, Group, Link, device
+from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.predictor import Predictor
-from motet.parallel.cost.terms import Training
 from motet.parallel.layout.layout import RECOMPUTE, SCHEDULES, Layout
 from motet.parallel.layout.rules import problems
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.placement import placement, trimmed
 from motet.parallel.planner.question import PlanQuestion
-from motet.parallel.planner.space import GroupAssignment, Limits
+from motet.parallel.planner.space import GroupAssignment
+from tests.parallel.planner.questions import questions
 
-LENGTH = 512
-EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "12"))  # 50 take about a minute on one core
+EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "12"))
+MANY_EXAMPLES = 200  # about four minutes on one core: `make test-long`
 
 
 def parts_of(total: int, count: int) -> Iterator[tuple[int, ...]]:
@@ -173,49 +172,22 @@ def switches(model: ModelConfig, tp: int) -> list[tuple[bool, int, int]]:
     return [(parallel, 1, 1) for parallel in ((True, False) if tp > 1 else (True,))]
 
 
-@st.composite
-def questions(draw: st.DrawFn) -> PlanQuestion:
-    heads = draw(st.sampled_from((2, 4)))
-    experts = draw(st.sampled_from((0, 0, 4)))
-    mixture = {}
-    if experts:
-        dense = draw(st.integers(0, 1))
-        mixture = {"n_experts": experts, "d_expert": 1024, "n_dense_layers": dense}
-    model = ModelConfig(
-        vocabulary_size=draw(st.sampled_from((1024, 32_768))),
-        d_model=draw(st.sampled_from((256, 1024, 4096))),
-        n_layers=draw(st.integers(2, 4 if experts else 6)),
-        n_heads=heads,
-        n_kv_heads=2,
-        d_ffn=draw(st.sampled_from((512, 4096))),
-        tied_embeddings=draw(st.booleans()) and draw(st.booleans()),
-        **mixture,
-    )
-    kinds = ("h100", "t4", "a100-40")
-    groups = []
-    for number in range(draw(st.integers(1, 2))):
-        kind = draw(st.sampled_from(kinds))
-        memory = draw(st.sampled_from((4.0, 6.0, 12.0, 40.0)))
-        inside = Link(draw(st.sampled_from((10.0, 300.0))), 3.0, "nvlink")
-        outside = Link(draw(st.sampled_from((1.0, 25.0))), 5.0, "infiniband")
-        nodes, size = draw(
-            st.sampled_from(((1, 2), (2, 1), (1, 4), (2, 2)) if number == 0 else ((1, 2), (2, 1)))
-        )
-        groups.append(
-            Group(f"g{number}", device(kind, memory_gib=memory), nodes, size, inside, outside)
-        )
-    slow = Link(draw(st.sampled_from((0.1, 1.0, 10.0))), 100.0, "ethernet")
-    training = Training(draw(st.sampled_from((4, 8))), LENGTH)
-    links = {("g0", "g1"): slow}
-    limits = Limits(micro_sequences=8, virtual_stages=3, replica_shapes=1_000)
-    return PlanQuestion(model, Cluster(tuple(groups), links), training, top=1, limits=limits)
-
-
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(questions())
-def test_the_search_finds_what_trying_every_layout_finds(question: PlanQuestion) -> None:
+def check(question: PlanQuestion) -> None:
     answer = plan(question)
     best = least_by_brute_force(question)
     found = answer.best.prediction.step_time_s if answer.choices else float("inf")
     assert answer.bound_s == 0.0
     assert found == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(questions())
+def test_the_search_finds_what_trying_every_layout_finds(question: PlanQuestion) -> None:
+    check(question)
+
+
+@pytest.mark.long
+@settings(max_examples=MANY_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(questions())
+def test_the_search_finds_what_trying_every_layout_finds_many_times(question: PlanQuestion) -> None:
+    check(question)

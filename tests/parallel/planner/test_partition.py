@@ -9,7 +9,9 @@ from itertools import accumulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.parallel.planner.partition import Counts, Load, alike, least_s, stage_layers, unlike
+from motet.parallel.planner.partition import Counts, alike, least_s, stage_layers
+from motet.parallel.planner.ranges import unlike
+from motet.parallel.planner.steps import Load
 
 
 def all_partitions(layers: int, least: list[int]) -> Iterator[Counts]:

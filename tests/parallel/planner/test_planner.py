@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, replace
-from itertools import product
 
-import numpy as np
 import pytest
 
 from motet.models.config import ModelConfig, preset
@@ -16,12 +13,11 @@ from motet.parallel.cost.terms import Prediction, Training
 from motet.parallel.cost.topology import topology_of
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.rules import problems
-from motet.parallel.planner.best_first import Search, plan
-from motet.parallel.planner.frontier import SearchNode
-from motet.parallel.planner.grid_bounds import Terms, bounds_s, rows_of
+from motet.parallel.planner.best_first import PipelinesSearch, plan
+from motet.parallel.planner.context import Context
+from motet.parallel.planner.open_degrees import SearchNode
 from motet.parallel.planner.placement import placement, places_of
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
-from motet.parallel.planner.rank_arrays import Cost
 from motet.parallel.planner.reasons import best_with, remedies, tightest
 from motet.parallel.planner.reasons import slower as slower_than
 from motet.parallel.planner.space import GroupAssignment, Limits, ScheduleChoice
@@ -146,57 +142,27 @@ def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
 ) -> None:
     margins: list[float] = []
     nodes: list[SearchNode] = []
-    expand, judge = Search._expand, Search.judge
+    expand, judge = PipelinesSearch._expand, Context.judge
 
-    def expanded(search: Search, node: SearchNode) -> None:
+    def expanded(search: PipelinesSearch, node: SearchNode) -> None:
         nodes.append(node)
         expand(search, node)
 
-    def judged(search: Search, layout: Layout, spread: GroupAssignment) -> Prediction:
-        found = judge(search, layout, spread)
+    def judged(context: Context, layout: Layout, spread: GroupAssignment) -> Prediction:
+        found = judge(context, layout, spread)
         if found.fits:
             way = ScheduleChoice(layout.schedule, layout.virtual_stages)
             bound_s = nodes[-1].bounds_s[layout.recompute][way]
             margins.append(found.step_time_s / bound_s)
         return found
 
-    monkeypatch.setattr(Search, "_expand", expanded)
-    monkeypatch.setattr(Search, "judge", judged)
+    monkeypatch.setattr(PipelinesSearch, "_expand", expanded)
+    monkeypatch.setattr(Context, "judge", judged)
     for slow_gb_s in (1.0, 50.0):
         question = PlanQuestion(model, halls(1, slow_gb_s), Training(16, 2048), worth=3.0)
-        Search(question).pipelines()
+        PipelinesSearch(Context(question)).search()
     assert len(margins) > 20
     assert min(margins) >= 1.0 - 1e-9
-
-
-def test_whole_layers_and_what_is_sent_between_groups_make_a_step_slower_than_even_shares() -> None:
-    zero, each = np.zeros(2), np.array([1.0, 3.0])  # seconds of a layer on a rank of either group
-    cross = np.array([[0.0, 0.5, 0.0], [0.5, 0.0, 0.0]])
-    cost = Cost(
-        zero, each, zero, zero, zero, each, zero, 0.0, np.ones(2), np.ones(2), cross, cross, 1.0
-    )
-    once = np.zeros((2, 11))
-    terms = Terms(10, 10, 0, False, once, once, once, once, 0.9, 1.0, 0.0)
-    rows, way = rows_of(np.array([[2, 1], [3, 0]])), ScheduleChoice("1f1b", 1)
-    many = np.full_like(rows.counts, 10)
-    found = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 500)[1]
-    # Every rank's seconds without layers (sending, and a head at the end) and of a layer.
-    ranks = {
-        (0, 1): ((0.0, 0.5, 1.5), (1.0, 1.0, 3.0)),  # the last rank sends back
-        (1, 0): ((0.5, 0.0, 1.0), (3.0, 1.0, 1.0)),
-        (0,): ((0.0, 0.0, 1.0), (1.0, 1.0, 1.0)),
-    }
-    for order, value in zip(rows.orders, found, strict=True):
-        best = math.inf
-        for first, middle in product(range(11), range(1, 11)):
-            layers = first, middle, 10 - first - middle
-            busy = [f + e * k for f, e, k in zip(*ranks[order], layers, strict=True)]
-            if layers[2] >= 0:
-                best = min(best, 9 * max(busy) + sum(busy))
-        assert 0.97 * best <= value <= best * (1 + 1e-9)
-    even = bounds_s(rows, cost, terms, way, many, (np.zeros(3), 100.0), 0)[1]
-    assert (even <= found * (1 + 1e-9)).all()
-    assert (even < found).any()
 
 
 def test_reasons_name_a_rule_or_memory_or_the_phases_that_take_longer() -> None:
