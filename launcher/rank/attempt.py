@@ -55,7 +55,7 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
         sign = Sign(run.attempt(attempt), world.rank)
         lifeline.belongs_to(run.attempt(attempt), world.rank)
         refuse_crash_loop(run, launch, attempt, world)
-        reason = _attempt(run, settings, attempt, world, layout, stop, sign, lifeline)
+        _attempt(run, settings, attempt, world, layout, stop, sign, lifeline)
     except (UserError, BadRun, CrashLoop) as error:
         _refuse(run, attempt, error)
         leave()

@@ -48,7 +48,10 @@ experiments:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 3}}}}
     - {{name: aa, use: placebo, generate: {{count: 8}}}}
 """
-LOOP, ANCHOR = "motet/launcher/rank/loop.py", "        started = time.perf_counter()\n        share ="
+LOOP, ANCHOR = (
+    "motet/launcher/rank/loop.py",
+    "        started = time.perf_counter()\n        share =",
+)
 PACE = '        time.sleep(float((job.run.root / "pace_s").read_text()))\n'
 RANK, TORCHRUN, HELPER = (
     "motet.launcher.worker",
