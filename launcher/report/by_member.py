@@ -68,7 +68,7 @@ def picture(members: Sequence[Row], key: str) -> str | None:
     with plots.figure(key, plots.SMALL) as fig:
         axes = fig.subplots()
         for row in shown:
-            x, y = row["parameters"], effect(row)
+            x, y = float(row["parameters"]), effect(row) or 0.0
             low, high = (words.scaled(row["outcome"].get(end), unit) for end in ("low", "high"))
             shade = plots.ORDERED[3] if row["judged"] else plots.CONTROL
             if low is not None and high is not None:

@@ -1,35 +1,21 @@
-"""Run folders of version 0.1.0 open in this one: `golden/runs-0.1.0.tar.xz`, made by that version.
-
-The archive holds a corpus, a run that is finished and one that was stopped at step 81 of 120 (code
-snapshots included), what 0.1.0 reported of the first, what it exported, and the losses of the
-second as it went on there. `@HERE@` stands for the folder.
-"""
+"""Run folders of version 0.1.0 open in this one (see `kept_runs`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kept_runs import unpack
 from tests.system.runs import losses, motet
-
-ARCHIVE = Path(__file__).parents[1] / "golden" / "runs-0.1.0.tar.xz"
-TEXTS = (".json", ".jsonl", ".yaml")
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    for path in folder.rglob("*"):
-        if path.suffix in TEXTS and "code" not in path.parts:
-            path.write_bytes(path.read_bytes().replace(b"@HERE@", str(folder).encode()))
-    return folder
+    return unpack(tmp_path_factory.mktemp("old"))
 
 
 def assert_same(now: Any, then: Any, where: str = "") -> None:

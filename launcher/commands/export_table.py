@@ -1,0 +1,60 @@
+"""`motet export RUN --table`: answers, units, scores or metrics of a run as a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motet.core.errors import UserError
+
+if TYPE_CHECKING:
+    from motet.launcher.runs.rundir import RunDir
+
+FORMATS = ("csv", "parquet", "md", "latex")
+PARTS = ("answers", "units", "scores", "items", "metrics")
+
+
+def table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what concerns tables to the arguments of `motet export`."""
+    parser.add_argument("--table", choices=FORMATS, help="a table instead of the model")
+    what = "which table (default: answers)"
+    parser.add_argument("--what", choices=PARTS, help=what)
+
+
+def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
+    """Write one table to `--output`, or to standard output.
+
+    Raises:
+        UserError: Parquet to a terminal, a format that needs a package, a folder as output.
+    """
+    part = arguments.what or PARTS[0]
+    output = Path(arguments.output) if arguments.output else None
+    if output is not None and output.is_dir():
+        raise UserError(f"--output={output} is a folder; give the file that holds the table")
+    if arguments.dry_run:
+        target = output or "standard output"
+        print(f"# reads  {rundir.root}\n# writes {target} ({part} as {arguments.table})")
+        return 0
+    if output is None and arguments.table == "parquet" and sys.stdout.isatty():
+        raise UserError("--table parquet is not text; give --output FILE")
+    content = table(rundir.root, part, arguments.table)
+    if output is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return 0
+    from motet.core.files import atomic_write
+
+    atomic_write(output, content, private=False)
+    print(f"wrote {output}")
+    return 0
+
+
+def table(run: Path, part: str, form: str) -> bytes:
+    """One part of a run (see `PARTS`) in one of `FORMATS`."""
+    from motet.launcher.report.loaded import load
+    from motet.launcher.report.tables import FORMATS as WRITERS
+
+    return WRITERS[form](getattr(load(run), part))
