@@ -259,6 +259,12 @@ class TrainingSettings:
     max_restarts: int = setting(
         3, "how often torchrun starts all ranks anew when one dies", unit="restarts", least=0
     )
+    hooks: tuple[str, ...] = setting(
+        (),
+        "classes of your own that are called at moments of training: my_hooks.py:MyHook (a file "
+        "next to run.yaml) or package.module:MyHook",
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from motet.launcher.guest.watch import Watch, compare, complaint, records
 from motet.launcher.launch.command import recorded_environment
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.wandb_mirror import open_mirror
-from motet.launcher.runs.blame import Sign
+from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.engines.protocol import Engine
@@ -107,7 +107,7 @@ class Attempt:
             segment = open_segment(self.run.ledger, parent, number, self.step, size, hashes)
             opened = (segment, number)
         found: tuple[Segment, int] = tell(opened, self.world)
-        self.sign = Sign(self.run.attempt(found[1]), self.world.rank)
+        self.heartbeat = Heartbeat(self.run.attempt(found[1]), self.world.rank)
         return found
 
     def probe(self) -> None:
@@ -161,7 +161,7 @@ class Attempt:
         now = time.perf_counter()
         seconds, self.step = now - self._since, self.step + 1
         tokens = self.steps.sequences(self.step - 1) * self.settings.data.sequence_length
-        self.sign.touch()
+        self.heartbeat.touch()
         self.probe()
         self._since = time.perf_counter()
         return {

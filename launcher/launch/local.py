@@ -204,6 +204,7 @@ def prepare_run(
     A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not
     build it itself.
     """
+    _plugins(settings)
     model = model_facts(settings) if model is None else model
     built = study.build(settings)
     existed = rundir.root.exists()
@@ -212,15 +213,27 @@ def prepare_run(
         hashes = freeze(built, rundir.plan)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
-        write_json(
-            rundir.manifest,
-            manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256),
-        )
+        frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)
+        write_json(rundir.manifest, frozen | _plugins(settings, rundir))
         atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
     except BaseException:
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)
         raise
+
+
+def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, Any]:
+    """Check the classes of the user's own that a run names, or keep them in its folder and return
+    what its manifest says of them.
+    """
+    if not settings.training.hooks:
+        return {}
+    from motet.launcher.rank import plugins  # brings torch, for which few runs need to wait here
+
+    if rundir is not None:
+        return plugins.keep_plugins(settings, rundir)
+    plugins.check_plugins(settings)
+    return {}
 
 
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:

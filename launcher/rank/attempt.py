@@ -19,12 +19,13 @@ from motet.launcher.config import load as settings_io
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning.prediction import record
-from motet.launcher.rank.job import build_job
-from motet.launcher.rank.loop import BadRun, Job, train
+from motet.launcher.rank.assembly import build_job
+from motet.launcher.rank.job import TrainingJob
+from motet.launcher.rank.loop import BadRun, train
 from motet.launcher.rank.signals import Lifeline, end_now
 from motet.launcher.rank.stop import StopRequest
 from motet.launcher.runs.attempts import begun, claim, crash_loop
-from motet.launcher.runs.blame import Sign
+from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.manifest import check_frozen
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir
@@ -52,10 +53,10 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
         _store = _hold_store(settings.layout.timeout_s)  # until this rank ends
         world = join(settings.layout.device, settings.layout.timeout_s, layout)
         attempt = _take(run, launch, world)
-        sign = Sign(run.attempt(attempt), world.rank)
+        heartbeat = Heartbeat(run.attempt(attempt), world.rank)
         lifeline.belongs_to(run.attempt(attempt), world.rank)
         refuse_crash_loop(run, launch, attempt, world)
-        _attempt(run, settings, attempt, world, layout, stop, sign, lifeline)
+        _attempt(run, settings, attempt, world, layout, stop, heartbeat, lifeline)
     except (UserError, BadRun, CrashLoop) as error:
         _refuse(run, attempt, error)
         leave()
@@ -152,12 +153,12 @@ def _attempt(
     world: World,
     layout: Layout,
     stop: StopRequest,
-    sign: Sign,
+    heartbeat: Heartbeat,
     lifeline: Lifeline,
 ) -> str:
     """Check, build, train, and write down how it ended; return that as well."""
     manifest = _verified(run, settings, world)
-    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, sign)
+    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, heartbeat)
     if world.rank == 0:
         _begin(run, job, attempt, step)
     lifeline.trains()
@@ -166,7 +167,7 @@ def _attempt(
         with job.progress:
             step, reason = train(job, step)
         job.checkpoints.close()
-    except BadRun:
+    except (BadRun, UserError):
         job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
         raise
     finally:
@@ -179,7 +180,7 @@ def _attempt(
     return reason
 
 
-def _begin(run: RunDir, job: Job, attempt: int, step: int) -> None:
+def _begin(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
     """Say that the attempt trains now (rank 0), from which step and with what; the run has its
     settings from here on.
     """
@@ -210,7 +211,7 @@ def _begin(run: RunDir, job: Job, attempt: int, step: int) -> None:
     )
 
 
-def _predict(run: RunDir, job: Job, attempt: int, step: int) -> None:
+def _predict(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
     """Write down how long a step should take, to be compared with how long it does."""
     gpu = None
     if job.world.device.type == "cuda":
@@ -228,7 +229,7 @@ def _predict(run: RunDir, job: Job, attempt: int, step: int) -> None:
     )
 
 
-def _end(run: RunDir, job: Job, attempt: int, step: int, reason: str) -> None:
+def _end(run: RunDir, job: TrainingJob, attempt: int, step: int, reason: str) -> None:
     """Close what the attempt writes to, and say how it ended."""
     job.ledger.close()
     job.feed.close()

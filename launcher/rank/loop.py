@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from motet.experiments.scoring.store import probe_path, read_probe
-from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.ledger import LedgerWriter, Record, Segment, open_segment
-from motet.launcher.config.sections import RunSettings
+from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
-from motet.launcher.rank.feed import Feed
+from motet.launcher.rank.job import StepDone, TrainingJob
 from motet.launcher.rank.lr_schedule import learning_rate
-from motet.launcher.rank.probing import Interrupted, ProbeSet
-from motet.launcher.rank.progress import Progress
-from motet.launcher.rank.stop import Judge, StopRequest
-from motet.launcher.rank.wandb_mirror import WandbMirror
-from motet.launcher.runs.blame import Sign
-from motet.launcher.runs.metrics import MetricsWriter
-from motet.launcher.runs.rundir import RunDir
+from motet.launcher.rank.probing import Interrupted
 from motet.parallel.engines.protocol import Engine, StepResult
-from motet.parallel.layout.layout import Layout
-from motet.parallel.runtime.mesh import World, agree_any, tell_all
+from motet.parallel.runtime.mesh import agree_any, tell_all
 
 
-@dataclass
-class Job:
-    """One attempt of a run, on one rank: everything that the loop drives."""
-
-    settings: RunSettings
-    run: RunDir
-    world: World
-    layout: Layout
-    engine: Engine
-    steps: Steps
-    feed: Feed
-    probes: ProbeSet
-    checkpoints: Checkpoints
-    metrics: MetricsWriter
-    mirror: WandbMirror | None
-    progress: Progress
-    stop: StopRequest
-    sign: Sign
-    judge: Judge
-    segment: Segment
-    ledger: LedgerWriter
-    facts: dict[str, Any]
-    peak_lr: float
-    flops_per_token: float
-    peak_flops: float | None
-    memory_mib: Any
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def train(job: Job, step: int) -> tuple[int, str]:
+def train(job: TrainingJob, step: int) -> tuple[int, str]:
     """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
     total, stopping = job.settings.steps, agree_any(job.stop.requested(), job.world)
     while True:
@@ -63,35 +24,49 @@ def train(job: Job, step: int) -> tuple[int, str]:
         if finished or checkpoint_due(job, step) or (stopping and step > job.segment.start_step):
             save(job, step)
         if finished or stopping:
-            return step, "finished" if finished else "stopped"
-        started = time.perf_counter()
-        share = job.feed.take(step)
-        waited = time.perf_counter() - started
+            reason = "finished" if finished else "stopped"
+            job.at("at_end", step, reason=reason)
+            return step, reason
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
-        result = job.engine.step(share.batches, lr, job.judge, job.stop.requested)
-        note(job, share.record, result.applied)
-        job.sign.touch()
-        job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
-        report(job, step, result, lr)
-        stopping = result.stop
+        job.at("before_step", step, lr=lr)
+        result = train_step(job, step, lr)
+        job.at("after_step", step + 1, **numbers_of(result), lr=lr)
+        stopping = result.stop or job.asked_to_stop()
         if not result.applied:
             bad_step(job, step)
         step += 1
 
 
-def checkpoint_due(job: Job, step: int) -> bool:
+def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
+    """Read a step's sequences and train on them."""
+    started = time.perf_counter()
+    share = job.feed.take(step)
+    waited = time.perf_counter() - started
+    result = job.engine.step(share.batches, lr, job.guard, job.stop.requested)
+    job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
+    job.last = StepDone(share.record, result, lr)
+    return result
+
+
+def numbers_of(result: StepResult) -> dict[str, Any]:
+    """Return what a step gave, the same on every rank."""
+    names = ("loss", "z_loss", "balance_loss", "grad_norm", "applied")
+    return {name: getattr(result, name) for name in names}
+
+
+def checkpoint_due(job: TrainingJob, step: int) -> bool:
     """Return whether a checkpoint is due before `step` trains; not right after one was loaded."""
     every = job.settings.checkpoint.every_steps
     return every > 0 and step % every == 0 and step > job.segment.start_step
 
 
-def save(job: Job, step: int) -> None:
+def save(job: TrainingJob, step: int) -> None:
     """Save in the background; the ledger is on disk before the checkpoint is published."""
     started = time.perf_counter()
-    facts = {**job.facts, "segment": job.segment.segment, "judge": job.judge.state()}
+    facts = {**job.facts, "segment": job.segment.segment, "judge": job.guard.state()}
     job.checkpoints.save(step, job.engine.tensors(), facts, job.ledger.sync)
     job.seconds["checkpoint"] = time.perf_counter() - started
-    job.metrics.log("checkpoint", step, seconds=job.seconds["checkpoint"])
+    job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
 
 
 def load(
@@ -104,38 +79,18 @@ def load(
     return manifest
 
 
-def note(job: Job, record: Record, applied: bool) -> None:
-    """Write what a data-parallel rank consumed to the ledger, once."""
-    if job.layout.is_dp_leader(job.world.rank):
-        job.ledger.append(replace(record, applied=applied))
-
-
-def probe(job: Job, step: int) -> bool:
-    """Measure every experiment that is due; training does not notice.
-
-    Returns:
-        False when a stop was asked for in the middle: nothing is written, and whoever resumes
-            measures again.
-    """
+def probe(job: TrainingJob, step: int) -> bool:
+    """Measure every experiment that is due; False when a stop was asked for in the middle."""
     if not job.probes.names(step) or probed_before(job, step):
         return True
-    with job.progress.phase("probing"):
-        started = time.perf_counter()
-        try:
-            scores = job.probes.score(step, job.engine, job.layout, job.world, job.stop.requested)
-        except Interrupted:
-            return False
-        if job.world.rank == 0:
-            job.probes.write(
-                job.run, step, job.segment.segment, job.segment.definition_sha256, scores
-            )
-            seconds = time.perf_counter() - started
-            job.metrics.log("probe", step, experiments=job.probes.means(scores), seconds=seconds)
-        job.seconds["probe"] = time.perf_counter() - started
+    try:
+        job.at("at_probe", step)
+    except Interrupted:
+        return False
     return True
 
 
-def probed_before(job: Job, step: int) -> bool:
+def probed_before(job: TrainingJob, step: int) -> bool:
     """Return whether the checkpoint that this segment grew from was measured already, when it was
     made (a collective).
     """
@@ -149,44 +104,19 @@ def probed_before(job: Job, step: int) -> bool:
     return tell_all(done, job.world)
 
 
-def report(job: Job, step: int, result: StepResult, lr: float) -> None:
-    """Log a step."""
-    tokens = job.steps.sequences(step) * job.settings.data.sequence_length
-    seconds, job.seconds = job.seconds, {}
-    rate = tokens / (seconds["data"] + seconds["train"])
-    flops = rate * job.flops_per_token / job.world.size
-    job.metrics.log(
-        "step",
-        step + 1,
-        loss=result.loss,
-        z_loss=result.z_loss,
-        balance_loss=result.balance_loss,
-        grad_norm=result.grad_norm,
-        lr=lr,
-        tokens=job.steps.slots_before(step + 1) * job.settings.data.sequence_length,
-        tokens_per_s=rate,
-        mfu=flops / job.peak_flops if job.peak_flops else None,
-        seconds=seconds,
-        memory_mib=job.memory_mib(),
-        skipped=not result.applied,
-        why=job.judge.why,
-    )
-    job.progress.update(step + 1, result.loss, rate)
-
-
-def bad_step(job: Job, step: int) -> None:
+def bad_step(job: TrainingJob, step: int) -> None:
     """Act on an update that was left out, by policy; raises `BadRun` when it is time to give up."""
     policy = job.settings.training.bad_steps.policy
-    job.metrics.log("event", step + 1, event="bad_step", policy=policy, why=job.judge.why)
-    if policy == "stop" or job.judge.too_many(step):
+    job.metrics.log("event", step + 1, event="bad_step", policy=policy, why=job.guard.why)
+    if policy == "stop" or job.guard.too_many(step):
         raise BadRun(
-            f"step {step:,}: {job.judge.why}; training.bad_steps.policy={policy} gives up here"
+            f"step {step:,}: {job.guard.why}; training.bad_steps.policy={policy} gives up here"
         )
     if policy == "rollback":
         roll_back(job, step)
 
 
-def roll_back(job: Job, step: int) -> None:
+def roll_back(job: TrainingJob, step: int) -> None:
     """Put the last checkpoint's weights back and leave out the steps since, as PaLM did at spikes
     (arXiv:2204.02311, section 5.1).
 
@@ -211,7 +141,7 @@ def roll_back(job: Job, step: int) -> None:
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
     for left_out in range(known[-1], step + 1):
-        note(job, job.feed.read(left_out).record, applied=False)
+        job.note(job.feed.read(left_out).record, applied=False)
     job.metrics.log("event", step + 1, event="rollback", to_step=known[-1])
 
 

@@ -20,7 +20,7 @@ PLAIN_INTERVAL_S = 10.0
 ETA_SMOOTHING = 0.9
 
 
-class Progress:
+class TrainingProgress:
     """Shows step, loss, tokens/s and time left; use as a context manager.
 
     Rank 0 speaks, others are silent.
@@ -67,7 +67,7 @@ class Progress:
                 log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._log = log.open("a", encoding="utf-8", buffering=1)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
             self._bar.start()
         return self

@@ -35,12 +35,16 @@ class StopRequest:
             signal.default_int_handler(number, frame)
         self.reason = signal.Signals(number).name
 
+    def ask(self, why: str) -> None:
+        """Ask for a stop as a signal does."""
+        self.reason = self.reason or why
+
     def requested(self) -> bool:
-        """Return whether a signal came."""
+        """Return whether a signal came, or something else asked."""
         return self.reason is not None
 
 
-class Judge:
+class SpikeGuard:
     """Decides whether an update is applied, from global numbers only: every rank decides alike.
 
     A step is bad when its loss or gradient norm is not finite, or when its loss lies `spike_sigma`

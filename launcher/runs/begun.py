@@ -25,6 +25,7 @@ RESUMABLE = (
     r"training\.(steps|tokens|compile)",
     r"training\.bad_steps\..*",
     r"training\.max_restarts",
+    r"training\.hooks.*",  # hooks only read; new ones are refused: they are not in the snapshot
     r"slurm\..*",
 )
 

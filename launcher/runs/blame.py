@@ -27,7 +27,7 @@ _LOST_A_PEER = (
 )
 
 
-class Sign:
+class Heartbeat:
     """This rank's sign of life."""
 
     def __init__(self, attempt: Path, rank: int) -> None:

@@ -21,17 +21,26 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from motet.launcher.rank.wandb_mirror import WandbMirror
     from motet.launcher.runs.rundir import RunDir
 
-KINDS = frozenset({"step", "probe", "checkpoint", "event", "attempt"})
+KINDS = frozenset({"step", "probe", "checkpoint", "event", "attempt", "hook"})
 SYNC_INTERVAL_S = 1.0
 UNSURE_S = 300.0
 """How long a row may take to reach Weights & Biases, or the disk in its offline file."""
 Row = dict[str, Any]
+
+
+class Tracker(Protocol):
+    """A service that shows a run while it trains; Weights & Biases is one. No method may raise."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Take one row of `metrics.jsonl`; returns at once."""
+
+    def close(self, wait_s: float | None = None) -> None:
+        """Send what is left, for at most `wait_s` (None: as long as the tracker thinks right)."""
 
 
 class MetricsWriter:
@@ -47,7 +56,7 @@ class MetricsWriter:
         rundir: RunDir,
         config: Mapping[str, Any] | None = None,
         rank: int = 0,
-        mirror: WandbMirror | None = None,
+        mirror: Tracker | None = None,
     ) -> None:
         section = (config or {}).get("metrics") or {}
         self._log_every = max(1, int(section.get("log_every", 1)))

@@ -65,6 +65,11 @@ class RunDir:
         return self.root / "code"
 
     @property
+    def plugins(self) -> Path:
+        """Folder of the user's own classes that the run was frozen with."""
+        return self.code / "plugins"
+
+    @property
     def attempts(self) -> Path:
         return self.root / "attempts"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.moe import MoE
-from motet.parallel.engines.protocol import EngineOptions, Judge, MicroBatch, StepResult
+from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World
 from motet.parallel.runtime.step_totals import asked, balance, count_step, mixtures, settle
@@ -93,13 +93,13 @@ class DataParallelEngine(ABC):
         """Add the gradient of a micro-batch's loss; the library divides it by the number of ranks."""
 
     @abstractmethod
-    def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
-        """Ask the judge, apply or drop the gradients; return (gradient norm before clipping,
+    def _update(self, lr: float, loss: float, guard: Guard) -> tuple[float, bool]:
+        """Ask the guard, apply or drop the gradients; return (gradient norm before clipping,
         whether it was applied).
         """
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
+        self, batches: Sequence[MicroBatch], lr: float, guard: Guard, stop: Callable[[], bool]
     ) -> StepResult:
         """See `Engine.step`."""
         n_labels, n_tokens = count_step(batches, True, self.world)
@@ -111,7 +111,7 @@ class DataParallelEngine(ABC):
             dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, stops, balance_loss = totals[:4].tolist()
         loss = cross_entropy / max(n_labels, 1)
-        grad_norm, applied = self._update(lr, loss, judge)
+        grad_norm, applied = self._update(lr, loss, guard)
         if applied:
             settle(self.config, self.experts, totals[4:])
         return StepResult(

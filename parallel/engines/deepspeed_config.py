@@ -51,7 +51,7 @@ _DECIDED = {
     "autotuning": "the run, which must not stop to try other settings",
     "elasticity": "the layout of each attempt",
     "gradient_allreduce_op": "the loss, which is the mean over all labels of the global batch",
-    # Each of these updates weights past the optimizer that asks `Engine.step`'s judge, or hides the
+    # Each of these updates weights past the optimizer that asks `Engine.step`'s guard, or hides the
     # norm that it asks about.
     "zero_optimization.compute_grad_norm": "training.bad_steps, which needs the gradient norm",
     "zero_optimization.zenflow": "training.bad_steps, which must be able to refuse an update",

@@ -23,7 +23,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
 from motet.parallel.engines.data_parallel import DataParallelEngine, Trained
 from motet.parallel.engines.deepspeed_config import choose_accelerator
-from motet.parallel.engines.protocol import EngineOptions, Judge
+from motet.parallel.engines.protocol import EngineOptions, Guard
 from motet.parallel.layout.layout import Layout, LayoutError
 from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, trained, whole
 from motet.parallel.runtime.mesh import World
@@ -125,14 +125,14 @@ class AccelerateEngine(DataParallelEngine):
     def _backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
+    def _update(self, lr: float, loss: float, guard: Guard) -> tuple[float, bool]:
         """See `DataParallelEngine._update`.
 
         Clipped by hand: Accelerate's `clip_grad_norm_` tells the norm only once it has changed the
         gradients.
         """
         grad_norm = self._norm()
-        applied = judge(loss, grad_norm)
+        applied = guard(loss, grad_norm)
         if applied:
             clip(self.parameters.values(), grad_norm, self.options.clip_norm)
             for group in self.optimizer.param_groups:

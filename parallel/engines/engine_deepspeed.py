@@ -3,7 +3,7 @@ host memory if asked (arXiv:2101.06840).
 
 DeepSpeed divides gradients, optimizer state and weights over all ranks and moves them; what a step
 means stays Motet's. Weights are fp32 and bf16 is autocast, as in the native engine. The update is
-`JudgedAdamW`'s, which DeepSpeed calls once per flat partition after it has computed the global
+`GuardedAdamW`'s, which DeepSpeed calls once per flat partition after it has computed the global
 gradient norm.
 """
 
@@ -25,7 +25,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
 from motet.parallel.engines.data_parallel import DataParallelEngine, Trained
 from motet.parallel.engines.deepspeed_config import choose_accelerator, deepspeed_config
-from motet.parallel.engines.protocol import EngineOptions, Judge
+from motet.parallel.engines.protocol import EngineOptions, Guard
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.dtensors import whole
 from motet.parallel.runtime.mesh import World
@@ -34,7 +34,7 @@ from motet.parallel.runtime.step_totals import expert_state
 STATES = ("exp_avg", "exp_avg_sq")
 
 
-class JudgedAdamW(torch.optim.AdamW):
+class GuardedAdamW(torch.optim.AdamW):
     """AdamW that asks before it changes anything."""
 
     may_step: Callable[[], bool]
@@ -135,7 +135,7 @@ class DeepSpeedEngine(DataParallelEngine):
             [parameter], modifier_rank=0 if write else None
         )
 
-    def _adamw(self) -> JudgedAdamW:
+    def _adamw(self) -> GuardedAdamW:
         """Return the optimizer; matrices outside the embedding decay."""
         groups: dict[bool, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
@@ -143,7 +143,7 @@ class DeepSpeedEngine(DataParallelEngine):
             decays = len(self.shapes[name]) >= 2 and "embed" not in name
             groups.setdefault(decays, []).append(parameter)
         options = self.options
-        return JudgedAdamW(
+        return GuardedAdamW(
             [
                 {"params": members, "weight_decay": options.weight_decay if decays else 0.0}
                 for decays, members in groups.items()
@@ -181,13 +181,13 @@ class DeepSpeedEngine(DataParallelEngine):
     def _backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def _update(self, lr: float, loss: float, judge: Judge) -> tuple[float, bool]:
+    def _update(self, lr: float, loss: float, guard: Guard) -> tuple[float, bool]:
         """See `DataParallelEngine._update`.
 
-        The judge is asked in the first of DeepSpeed's calls of the optimizer. DeepSpeed makes none
-        when it finds that the norm is not finite; then the judge is told so afterwards.
+        The guard is asked in the first of DeepSpeed's calls of the optimizer. DeepSpeed makes none
+        when it finds that the norm is not finite; then the guard is told so afterwards.
         """
-        verdict = _Verdict(lambda norm: judge(loss, norm), self._norm)
+        verdict = _Verdict(lambda norm: guard(loss, norm), self._norm)
         self.adamw.may_step = verdict.ask
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -295,10 +295,10 @@ class DeepSpeedEngine(DataParallelEngine):
 
 
 class _Verdict:
-    """The judge's answer about one update, asked for once."""
+    """The guard's answer about one update, asked for once."""
 
-    def __init__(self, judge: Callable[[float], bool], norm: Callable[[], float]) -> None:
-        self._judge, self._norm = judge, norm
+    def __init__(self, guard: Callable[[float], bool], norm: Callable[[], float]) -> None:
+        self._judge, self._norm = guard, norm
         self.applied: bool | None = None
         self.grad_norm = math.nan
 
@@ -326,6 +326,6 @@ def _import_deepspeed(device: str) -> Any:
     import deepspeed
 
     deepspeed.utils.logger.addFilter(
-        lambda record: "untested optimizer" not in record.getMessage()  # `JudgedAdamW` is AdamW
+        lambda record: "untested optimizer" not in record.getMessage()  # `GuardedAdamW` is AdamW
     )
     return deepspeed

@@ -19,7 +19,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
 from motet.models.layers import Places
 from motet.models.moe import MoE
-from motet.parallel.engines.protocol import EngineOptions, Judge, MicroBatch, StepResult
+from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
 from motet.parallel.runtime.context_parallel import RingAttention, context_slice
@@ -109,7 +109,7 @@ class NativeEngine:
         )
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, judge: Judge, stop: Callable[[], bool]
+        self, batches: Sequence[MicroBatch], lr: float, guard: Guard, stop: Callable[[], bool]
     ) -> StepResult:
         """See `Engine.step`."""
         inputs = [self._to_device(batch) for batch in batches]
@@ -124,7 +124,7 @@ class NativeEngine:
             dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, square, stops, balance_loss = totals[:5].tolist()
         loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
-        applied = self._update(lr, grad_norm, judge(loss, grad_norm))
+        applied = self._update(lr, grad_norm, guard(loss, grad_norm))
         if applied:
             settle(self.config, self.experts, totals[5:])
         return StepResult(

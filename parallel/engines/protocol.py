@@ -71,7 +71,7 @@ class StepResult:
         n_labels: labels of the global batch.
         balance_loss: load-balancing and router losses of a mixture of experts, with their
             coefficients; 0 for a dense model.
-        applied: False when the judge refused the update.
+        applied: False when the guard refused the update.
         stop: some rank was asked to stop.
     """
 
@@ -84,7 +84,7 @@ class StepResult:
     balance_loss: float = 0.0
 
 
-Judge = Callable[[float, float], bool]
+Guard = Callable[[float, float], bool]
 """(loss, gradient norm) -> whether to apply the update.
 
 Both are global, so every rank decides alike.
@@ -98,7 +98,7 @@ class Engine(Protocol):
         self,
         batches: Sequence[MicroBatch],
         lr: float,
-        judge: Judge,
+        guard: Guard,
         stop: Callable[[], bool],
     ) -> StepResult:
         """Train on one global batch; the loss is the mean over all its labels, however they are
@@ -108,7 +108,7 @@ class Engine(Protocol):
             batches: the micro-batches of this data-parallel rank (`Layout.dp_rank`), all of one
                 shape.
             lr: learning rate of this step.
-            judge: decides whether the update is applied.
+            guard: decides whether the update is applied.
             stop: whether this rank was asked to stop; called once, after the passes, so that a
                 signal is heard within the step that it comes in.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from motet.launcher.rank.progress import Progress, duration, number, rate
+from motet.launcher.rank.progress import TrainingProgress, duration, number, rate
 
 
 class Clock:
@@ -27,7 +27,7 @@ def plain() -> tuple[Console, io.StringIO]:
 def test_without_a_terminal_there_is_one_line_per_interval_and_one_at_the_end() -> None:
     console, out = plain()
     clock = Clock()
-    with Progress(100, console=console, interval_s=10.0, clock=clock) as progress:
+    with TrainingProgress(100, console=console, interval_s=10.0, clock=clock) as progress:
         for step in range(1, 101):
             clock.now_s += 1.0
             progress.update(step, loss=2.0, tokens_per_s=12_300)
@@ -39,7 +39,7 @@ def test_without_a_terminal_there_is_one_line_per_interval_and_one_at_the_end() 
 
 def test_time_left_follows_this_attempt_not_the_steps_of_earlier_ones() -> None:
     clock = Clock()
-    progress = Progress(100, start_step=50, console=plain()[0], clock=clock)
+    progress = TrainingProgress(100, start_step=50, console=plain()[0], clock=clock)
     assert progress.seconds_left() is None
     clock.now_s = 4.0
     progress.update(52, loss=1.0, tokens_per_s=1.0)
@@ -48,7 +48,7 @@ def test_time_left_follows_this_attempt_not_the_steps_of_earlier_ones() -> None:
 
 def test_a_rollback_restarts_the_estimate() -> None:
     clock = Clock()
-    progress = Progress(100, console=plain()[0], clock=clock)
+    progress = TrainingProgress(100, console=plain()[0], clock=clock)
     clock.now_s = 10.0
     progress.update(10, loss=1.0, tokens_per_s=1.0)
     progress.update(5, loss=1.0, tokens_per_s=1.0)
@@ -57,7 +57,7 @@ def test_a_rollback_restarts_the_estimate() -> None:
 
 def test_other_ranks_say_nothing() -> None:
     console, out = plain()
-    with Progress(1, rank=1, console=console) as progress, progress.phase("probing"):
+    with TrainingProgress(1, rank=1, console=console) as progress, progress.phase("probing"):
         progress.update(1, loss=1.0, tokens_per_s=1.0)
         progress.print("hello")
     assert out.getvalue() == ""
@@ -66,7 +66,7 @@ def test_other_ranks_say_nothing() -> None:
 def test_a_terminal_shows_step_loss_rate_and_phase() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
-    with Progress(10, console=console) as progress:
+    with TrainingProgress(10, console=console) as progress:
         progress.update(3, loss=2.345678, tokens_per_s=4.5e6)
         with progress.phase("probing"):
             progress._bar.refresh()  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ def test_what_a_terminal_shows_is_kept_as_plain_lines(tmp_path: Path) -> None:
     clock = Clock()
     log = tmp_path / "logs" / "rank-0.log"
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with Progress(20, console=console, interval_s=10.0, clock=clock, log=log) as progress:
+    with TrainingProgress(20, console=console, interval_s=10.0, clock=clock, log=log) as progress:
         for step in range(1, 21):
             clock.now_s += 1.0
             progress.update(step, loss=2.0, tokens_per_s=950)
@@ -97,17 +97,17 @@ def test_what_a_terminal_shows_is_kept_as_plain_lines(tmp_path: Path) -> None:
 
 def test_without_a_terminal_and_on_other_ranks_no_file_is_made(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
-    with Progress(1, console=plain()[0], log=log) as progress:
+    with TrainingProgress(1, console=plain()[0], log=log) as progress:
         progress.update(1, loss=1.0, tokens_per_s=1.0)
     terminal = Console(file=io.StringIO(), force_terminal=True)
-    with Progress(1, rank=1, console=terminal, log=log) as progress:
+    with TrainingProgress(1, rank=1, console=terminal, log=log) as progress:
         progress.update(1, loss=1.0, tokens_per_s=1.0)
     assert not log.exists()
 
 
 def test_square_brackets_in_a_message_are_text() -> None:
     console, out = plain()
-    Progress(1, console=console).print("[red]x[/red] [/]")
+    TrainingProgress(1, console=console).print("[red]x[/red] [/]")
     assert out.getvalue() == "[red]x[/red] [/]\n"
 
 

@@ -1,4 +1,4 @@
-"""Learning rates, signals and the judge of bad steps."""
+"""Learning rates, signals and the guard of bad steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
 from motet.launcher.rank.lr_schedule import learning_rate
-from motet.launcher.rank.stop import STOP_SIGNALS, Judge, StopRequest
+from motet.launcher.rank.stop import STOP_SIGNALS, SpikeGuard, StopRequest
 
 
 @given(
@@ -78,24 +78,24 @@ def test_a_closed_terminal_stops_a_run_unless_it_was_told_to_ignore_that() -> No
 
 
 def test_the_judge_refuses_what_is_not_finite() -> None:
-    judge = Judge(BadStepSettings())
-    assert judge(2.0, 1.0)
+    guard = SpikeGuard(BadStepSettings())
+    assert guard(2.0, 1.0)
     for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)):
-        assert not judge(loss, norm)
-        assert "not finite" in judge.why
-    assert list(judge.losses) == [2.0]
+        assert not guard(loss, norm)
+        assert "not finite" in guard.why
+    assert list(guard.losses) == [2.0]
 
 
 def test_the_judge_refuses_a_spike_only_once_it_knows_the_window() -> None:
-    judge = Judge(BadStepSettings(spike_sigma=6.0, window=16))
-    assert judge(100.0, 1.0), "nothing is known yet"
-    judge = Judge(BadStepSettings(spike_sigma=6.0, window=16))
+    guard = SpikeGuard(BadStepSettings(spike_sigma=6.0, window=16))
+    assert guard(100.0, 1.0), "nothing is known yet"
+    guard = SpikeGuard(BadStepSettings(spike_sigma=6.0, window=16))
     for step in range(16):
-        assert judge(2.0 + 0.01 * (step % 3), 1.0)
-    assert not judge(3.0, 1.0)
-    assert "standard deviations" in judge.why
-    assert judge(2.03, 1.0)
-    lenient = Judge(BadStepSettings(spike_sigma=0.0, window=16))
+        assert guard(2.0 + 0.01 * (step % 3), 1.0)
+    assert not guard(3.0, 1.0)
+    assert "standard deviations" in guard.why
+    assert guard(2.03, 1.0)
+    lenient = SpikeGuard(BadStepSettings(spike_sigma=0.0, window=16))
     for _ in range(16):
         assert lenient(2.0, 1.0)
     assert lenient(50.0, 1.0)
@@ -103,19 +103,19 @@ def test_the_judge_refuses_a_spike_only_once_it_knows_the_window() -> None:
 
 def test_a_restored_judge_decides_as_the_one_that_went_on() -> None:
     settings = BadStepSettings(window=8, most=3)
-    judge = Judge(settings)
+    guard = SpikeGuard(settings)
     for step in range(8):
-        judge(2.0 + 0.01 * step, 1.0)
-    judge.too_many(5)
-    other = Judge(settings)
-    other.restore(judge.state())
-    assert other.state() == judge.state()
-    assert [judge(loss, 1.0) for loss in (2.1, 9.0)] == [other(loss, 1.0) for loss in (2.1, 9.0)]
+        guard(2.0 + 0.01 * step, 1.0)
+    guard.too_many(5)
+    other = SpikeGuard(settings)
+    other.restore(guard.state())
+    assert other.state() == guard.state()
+    assert [guard(loss, 1.0) for loss in (2.1, 9.0)] == [other(loss, 1.0) for loss in (2.1, 9.0)]
 
 
 def test_many_bad_steps_in_one_window_are_too_many() -> None:
-    judge = Judge(BadStepSettings(window=10, most=3))
-    assert [judge.too_many(step) for step in (1, 20, 25, 28, 60)] == [
+    guard = SpikeGuard(BadStepSettings(window=10, most=3))
+    assert [guard.too_many(step) for step in (1, 20, 25, 28, 60)] == [
         False,
         False,
         False,

@@ -1,0 +1,215 @@
+"""Puts one attempt together on one rank: the model, its data, and the newest good checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import motet
+from motet.core.errors import UserError
+from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
+from motet.launcher.config import load as settings_io
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
+from motet.launcher.rank.feed import Feed
+from motet.launcher.rank.hooks import Hooks
+from motet.launcher.rank.job import TrainingJob
+from motet.launcher.rank.loop import load
+from motet.launcher.rank.own_hooks import own_hooks
+from motet.launcher.rank.plugins import load_hooks
+from motet.launcher.rank.probing import ProbeSet
+from motet.launcher.rank.progress import TrainingProgress
+from motet.launcher.rank.stop import SpikeGuard, StopRequest
+from motet.launcher.rank.wandb_mirror import open_mirror
+from motet.launcher.runs.blame import Heartbeat
+from motet.launcher.runs.manifest import check_frozen, open_stream
+from motet.launcher.runs.metrics import MetricsWriter
+from motet.core.files import read_json
+from motet.launcher.runs.rundir import RunDir
+from motet.models.config import ModelConfig
+from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World, agree_any, tell_all
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that an attempt begins with: its step, its segment of the ledger and its
+    facts; 0, 0 and None for fresh weights.
+    """
+
+    step: int = 0
+    segment: int = 0
+    facts: dict[str, Any] | None = None
+
+
+def build_job(
+    run: RunDir,
+    settings: RunSettings,
+    attempt: int,
+    world: World,
+    layout: Layout,
+    stop: StopRequest,
+    manifest: dict[str, Any],
+    heartbeat: Heartbeat,
+) -> tuple[TrainingJob, int]:
+    """Put an attempt together and load the newest good checkpoint; return the job and its first
+    step.
+    """
+    _, plan = check_frozen(run, settings)
+    hashes = {"definition_sha256": manifest["definition_sha256"], "plan_sha256": plan.sha256}
+    model, training = ModelConfig(**manifest["model"]), settings.training
+    precision = _precision(run, settings, world)
+    engine = build_engine(model, engine_options(settings, precision), layout, world)
+    checkpoints = _checkpoints(run, settings, world)
+    public = settings_io.public(settings)
+    mirror = open_mirror(run, public, world.rank, hashes)
+    metrics = MetricsWriter(run, public, world.rank, mirror)
+    start = _load_newest(run, engine, checkpoints, metrics, world, hashes)
+    if start.facts is None and settings.model.from_hf:
+        engine.load_model(_imported(settings.model.from_hf))
+    segment = _open_segment(run, start, attempt, world, hashes)
+    job = TrainingJob(
+        settings=settings,
+        run=run,
+        world=world,
+        layout=layout,
+        engine=engine,
+        steps=settings.batch_steps,
+        feed=Feed(open_stream(settings, plan), settings.batch_steps, layout, world.rank),
+        probes=ProbeSet.of_run(run, settings),
+        checkpoints=checkpoints,
+        metrics=metrics,
+        mirror=mirror,
+        progress=TrainingProgress(
+            settings.steps, start.step, world.rank, log=run.first_rank_log(attempt)
+        ),
+        stop=stop,
+        heartbeat=heartbeat,
+        guard=SpikeGuard(training.bad_steps),
+        segment=segment,
+        ledger=LedgerWriter(run.ledger, segment.segment, world.rank),
+        facts={
+            **hashes,
+            "model": manifest["model"],
+            "motet_version": motet.__version__,
+            "precision": precision,
+        },
+        peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
+        flops_per_token=manifest["flops_per_token"],
+        peak_flops=peak_flops(world.device),
+        memory_mib=memory_meter(world.device),
+    )
+    if start.facts is not None:
+        job.guard.restore(start.facts["judge"])
+    job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
+    return job, start.step
+
+
+def _checkpoints(run: RunDir, settings: RunSettings, world: World) -> Checkpoints:
+    kept = settings.checkpoint
+    return Checkpoints(run, world, kept.keep, kept.keep_every_steps, kept.async_)
+
+
+def _open_segment(
+    run: RunDir, start: Start, attempt: int, world: World, hashes: dict[str, str]
+) -> Segment:
+    """Open a segment of the ledger: rank 0 does, and tells the others."""
+    opened = None
+    if world.rank == 0:
+        under = (hashes["plan_sha256"], hashes["definition_sha256"])
+        opened = open_segment(run.ledger, start.segment, attempt, start.step, world.size, under)
+    segment = tell_all(opened, world)
+    assert segment is not None
+    return segment
+
+
+def _precision(run: RunDir, settings: RunSettings, world: World) -> str:
+    """Return the precision of this attempt, the same on all ranks, and set what goes with it."""
+    training = settings.training
+    if world.device.type == "cuda":
+        torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
+    mine = _begun_precision(run, world) or choose_precision(training.precision, world.device)
+    return "fp32" if agree_any(mine == "fp32", world) else mine  # the slowest decides
+
+
+def _begun_precision(run: RunDir, world: World) -> str | None:
+    """Return the precision that the newest checkpoint was trained with: "auto" is decided once for
+    a run.
+    """
+    found = None
+    for step in run.checkpoint_steps() if world.rank == 0 else []:
+        with contextlib.suppress(
+            UserError, KeyError
+        ):  # a damaged one is dealt with when it is loaded
+            found = str(read_json(run.checkpoint(step) / "manifest.json")["precision"])
+    return tell_all(found, world)
+
+
+def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
+    """Return what the engine needs of the settings."""
+    training, optimizer = settings.training, settings.training.optimizer
+    return EngineOptions(
+        precision=precision,
+        compile=training.compile,
+        clip_norm=training.clip_norm,
+        z_loss=training.z_loss,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        fused=optimizer.fused,
+        seed=settings.seed,
+        zero_stage=settings.layout.zero_stage,
+        offload=settings.layout.offload,
+        deepspeed=settings.layout.deepspeed,
+    )
+
+
+def _load_newest(
+    run: RunDir,
+    engine: Engine,
+    checkpoints: Checkpoints,
+    metrics: MetricsWriter,
+    world: World,
+    hashes: dict[str, str],
+) -> Start:
+    """Load the newest undamaged checkpoint; return what it is.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged: nothing is trained over them.
+    """
+    known = tell_all(run.checkpoint_steps(), world)
+    complaints = []
+    for step in reversed(known):
+        try:
+            manifest = load(checkpoints, engine, step, hashes)
+            return Start(step, manifest["segment"], manifest)
+        except UserError as error:
+            complaints.append(str(error))
+            metrics.log("event", step, event="damaged_checkpoint", why=str(error))
+            if world.rank == 0:
+                print(f"motet: {error}; trying the one before", file=sys.stderr)
+                set_aside(run, step)
+    if complaints:
+        raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
+    return Start()
+
+
+def set_aside(run: RunDir, step: int) -> None:
+    """Rename a checkpoint that cannot be used: retention must not count it among the newest."""
+    folder = run.checkpoint(step)
+    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+
+
+def _imported(folder: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a Hugging Face folder under the decoder's names."""
+    from motet.models.hf import from_hf
+
+    return from_hf(Path(folder))[1]

@@ -1,0 +1,139 @@
+"""Moments of the step loop, and who is called at them: our own hooks first, then the user's.
+
+All ranks call the same hooks at the same moments. A mistake in a user's hook ends the attempt on
+every rank with one message; the last checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from motet.core.errors import UserError
+from motet.parallel.runtime.mesh import World, first_complaint
+
+if TYPE_CHECKING:
+    import torch
+
+    from motet.launcher.config.sections import RunSettings
+
+MOMENTS = ("before_step", "after_step", "at_probe", "at_checkpoint", "at_end")
+
+
+@dataclass
+class HookContext:
+    """What a hook sees at a moment.
+
+    Attributes:
+        step: optimizer updates made so far.
+        settings: of the run.
+        rank, world_size: of this process.
+        facts: what the loop says of the moment; see `Hook`.
+    """
+
+    step: int
+    settings: RunSettings
+    rank: int
+    world_size: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    _log: Callable[[Mapping[str, Any]], None] = lambda numbers: None
+    _weights: Callable[[], dict[str, torch.Tensor]] = dict
+    _stop: Callable[[str], None] = lambda why: None
+
+    def log(self, **numbers: Any) -> None:
+        """Write numbers to metrics.jsonl, as a row of kind "hook", and to W&B as hook/NAME/number;
+        ranks other than 0 write nothing.
+        """
+        self._log(numbers)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the unsharded weights on the CPU of rank 0, {} elsewhere.
+
+        A collective: every rank must call it at the same moment.
+        """
+        return self._weights()
+
+    def ask_to_stop(self, why: str) -> None:
+        """Let the run save and stop, as after Ctrl-C, once the step under way is done; one rank's
+        wish is enough.
+        """
+        self._stop(why)
+
+
+class Hook:
+    """Something to do at moments of training: extend it and override the moments that you need.
+
+    Hooks read; they must not change weights, data or random state. Each is made once on every rank,
+    without arguments, and called on all of them in the same order.
+    """
+
+    def before_step(self, context: HookContext) -> None:
+        """`context.step` updates are done and the next one begins; facts: lr."""
+
+    def after_step(self, context: HookContext) -> None:
+        """An update was made or left out; facts: loss, z_loss, balance_loss, grad_norm, lr,
+        applied.
+        """
+
+    def at_probe(self, context: HookContext) -> None:
+        """Experiments were measured; facts: experiments (means by experiment and arm)."""
+
+    def at_checkpoint(self, context: HookContext) -> None:
+        """A checkpoint is being written in the background; facts: folder, once it is whole."""
+
+    def at_end(self, context: HookContext) -> None:
+        """Training ends as it should; facts: reason, "finished" or "stopped"."""
+
+
+class Hooks:
+    """Calls everybody at every moment.
+
+    Args:
+        own: what Motet itself does at the moments.
+        users: (reference as in run.yaml, hook) of `training.hooks`, in their order.
+    """
+
+    def __init__(
+        self, world: World, own: Sequence[Hook] = (), users: Sequence[tuple[str, Hook]] = ()
+    ) -> None:
+        self.world, self.own, self.users = world, list(own), list(users)
+        self.current = ""
+        """The user's hook that is being called, by the name of its class."""
+
+    def call(self, moment: str, context: HookContext) -> None:
+        """Call all hooks at a moment (a collective where a user's hook has that moment).
+
+        Raises:
+            UserError: on every rank, when a user's hook failed on one.
+        """
+        for hook in self.own:
+            getattr(hook, moment)(context)
+        for name, hook in self.users:
+            if getattr(type(hook), moment) is not getattr(Hook, moment):
+                self._call_users(name, hook, moment, context)
+
+    def _call_users(self, name: str, hook: Hook, moment: str, context: HookContext) -> None:
+        complaint = None
+        self.current = type(hook).__name__
+        try:
+            getattr(hook, moment)(context)
+        except Exception as error:  # a mistake of any kind in a stranger's code
+            complaint = f"{moment} at step {context.step:,} failed: {place(error, type(hook))}"
+        self.current = ""
+        if told := first_complaint(complaint, self.world):
+            raise UserError(
+                f"training.hooks: {name}: {told}\n"
+                "the last checkpoint stays; `motet resume RUN training.hooks=[]` goes on without "
+                "hooks"
+            )
+
+
+def place(error: Exception, hook: type[Hook]) -> str:
+    """Return `FILE:LINE: what happened`: the innermost line that lies in the hook's own file."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    own = getattr(sys.modules.get(hook.__module__), "__file__", None)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f"{lines[-1].filename}:{lines[-1].lineno}: {said}" if lines else said

@@ -1,0 +1,94 @@
+"""What Motet itself does at the moments of the loop: probes, ledger, heartbeat, rows of metrics.
+
+Ours read the job itself, which may change under them: a rollback opens another ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from motet.launcher.rank.hooks import Hook, HookContext
+from motet.launcher.rank.job import TrainingJob
+
+
+@dataclass
+class OwnHook(Hook):
+    """A hook that reads the job."""
+
+    job: TrainingJob
+
+
+class Probes(OwnHook):
+    """Measures every experiment that is due; training does not notice."""
+
+    def at_probe(self, context: HookContext) -> None:
+        """Score on all ranks; rank 0 writes.
+
+        Raises:
+            Interrupted: on all ranks: nothing is written, and whoever resumes measures again.
+        """
+        job, step = self.job, context.step
+        with job.progress.phase("probing"):
+            started = time.perf_counter()
+            scores = job.probes.score(step, job.engine, job.layout, job.world, job.stop.requested)
+            context.facts["experiments"] = job.probes.means(scores)
+            if job.world.rank == 0:
+                segment = job.segment
+                job.probes.write(job.run, step, segment.segment, segment.definition_sha256, scores)
+                seconds = time.perf_counter() - started
+                job.metrics.log("probe", step, **context.facts, seconds=seconds)
+            job.seconds["probe"] = time.perf_counter() - started
+
+
+class Ledger(OwnHook):
+    """Writes down what the step consumed."""
+
+    def after_step(self, context: HookContext) -> None:
+        done = self.job.done
+        self.job.note(done.record, done.result.applied)
+
+
+class LifeSign(OwnHook):
+    """Shows that this rank lives."""
+
+    def after_step(self, context: HookContext) -> None:
+        self.job.heartbeat.touch()
+
+
+class Rows(OwnHook):
+    """Logs steps and checkpoints, and shows progress."""
+
+    def after_step(self, context: HookContext) -> None:
+        job, result, lr = self.job, self.job.done.result, self.job.done.lr
+        step, length = context.step - 1, job.settings.data.sequence_length
+        seconds, job.seconds = job.seconds, {}
+        rate = job.steps.sequences(step) * length / (seconds["data"] + seconds["train"])
+        flops = rate * job.flops_per_token / job.world.size
+        job.metrics.log(
+            "step",
+            context.step,
+            loss=result.loss,
+            z_loss=result.z_loss,
+            balance_loss=result.balance_loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            tokens=job.steps.slots_before(context.step) * length,
+            tokens_per_s=rate,
+            mfu=flops / job.peak_flops if job.peak_flops else None,
+            seconds=seconds,
+            memory_mib=job.memory_mib(),
+            skipped=not result.applied,
+            why=job.guard.why,
+        )
+        job.progress.update(context.step, result.loss, rate)
+
+    def at_checkpoint(self, context: HookContext) -> None:
+        self.job.metrics.log("checkpoint", context.step, seconds=self.job.seconds["checkpoint"])
+
+
+def own_hooks(job: TrainingJob) -> list[Hook]:
+    """Return them in the order in which they are called: a step is in the ledger before its row is
+    shown.
+    """
+    return [Probes(job), Ledger(job), LifeSign(job), Rows(job)]
