@@ -154,6 +154,6 @@ def test_a_run_without_hooks_writes_no_word_of_them(tmp_path: Path, corpus: Path
     done = motet("train", str(yaml), "training.steps=5", "experiments.list=[]")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/r"
-    assert "hooks" not in (run / "resolved.yaml").read_text()
+    assert "hooks:" not in (run / "resolved.yaml").read_text()
     assert "plugins" not in json.loads((run / "manifest.json").read_text())
     assert not (run / "code/plugins").exists()
