@@ -13,6 +13,7 @@ import torch
 
 import motet
 from motet.core.errors import UserError
+from motet.core.files import read_json
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.sections import RunSettings
@@ -31,7 +32,6 @@ from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
-from motet.core.files import read_json
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine

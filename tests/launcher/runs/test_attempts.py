@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from motet.launcher.runs import attempts
 from motet.core.files import atomic_write, write_json
+from motet.launcher.runs import attempts
 from motet.launcher.runs.rundir import RunDir
 
 

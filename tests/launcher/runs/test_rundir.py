@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from motet.core.errors import UserError
+from motet.core.files import atomic_write, write_json
 from motet.launcher.runs import snapshot
-from motet.core.files import atomic_write, read_json, write_json
 from motet.launcher.runs.rundir import RunDir
 
 
