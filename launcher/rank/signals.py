@@ -21,9 +21,9 @@ from typing import NoReturn
 
 from motet.core.files import atomic_write
 from motet.core.processes import die_with_parent, ranks_of
+from motet.launcher.runs.attempts import STOP_MARKER
 
 STOPPED_EARLY, PEER_GONE = 75, 76
-STOP_MARKER = "stop"
 PEER_GONE_TEXT = "Ended because another rank of this machine was gone (remote process exited)\n"
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
-from motet.launcher.rank.signals import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.rundir import RunDir
 
 CRASHES_IN_A_ROW = 2
+STOP_MARKER = "stop"
+"""File of an attempt that was asked to stop before it trained."""
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
