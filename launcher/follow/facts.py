@@ -12,7 +12,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.launcher.follow.pace import Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
-from motet.launcher.rank.signals import STOP_MARKER
+from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import ID
