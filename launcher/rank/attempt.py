@@ -155,8 +155,8 @@ def _attempt(
     stop: StopRequest,
     heartbeat: Heartbeat,
     lifeline: Lifeline,
-) -> str:
-    """Check, build, train, and write down how it ended; return that as well."""
+) -> None:
+    """Check, build, train, and write down how it ended."""
     manifest = _verified(run, settings, world)
     job, step = build_job(run, settings, attempt, world, layout, stop, manifest, heartbeat)
     if world.rank == 0:
@@ -177,7 +177,6 @@ def _attempt(
             lifeline.ends()
         if job.mirror is not None:
             job.mirror.close(None if reason == "finished" else MIRROR_WAIT_S)
-    return reason
 
 
 def _begin(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
