@@ -1,4 +1,6 @@
-"""`motet demo`: corpus, training and report in one command."""
+"""`motet demo`: corpus, training and report in one command. The run is an ordinary run.yaml over
+text that every Python installation has.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,69 @@ import argparse
 from pathlib import Path
 
 from motet.core.errors import UserError
-from motet.launcher import demo
 from motet.launcher.commands import options
 from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.begun import yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
+
+DEMO_STEPS = 400
+DEMO_PROCESSES = 2
+VOCABULARY_SIZE = 2048
+CORPUS = "corpora/stdlib"
+CORPUS_INPUT = "stdlib:"
+
+_TEMPLATE = """\
+# The run of `motet demo`: a small model, the text of Python's standard library, six questions.
+name: demo
+seed: 0
+
+model: {{preset: 1m, d_model: 96, n_layers: 3, n_heads: 6, n_kv_heads: 2, d_ffn: 256, head_dim: 16}}
+
+data:
+  sequence_length: 512
+  corpora:
+  - path: {corpus}        # motet data prepare stdlib: --vocabulary-size {vocabulary_size}
+
+batch:
+  sequences: 16           # per step, over all processes
+
+training:
+  steps: {steps}
+  precision: auto
+  optimizer: {{lr: 5.0e-3}}
+  schedule: {{kind: cosine, warmup_steps: {warmup_steps}}}
+
+# Units are randomized to doses; dose 0 is never shown. Every text below is invented from a seed.
+experiments:
+  controls: true          # adds an A/A placebo (must find nothing) and a positive control (must be found)
+  list:
+  - name: canaries
+    use: memorization
+    hypothesis: A random secret is memorized better, the more often it is seen.
+    generate: {{count: 64, seed: 1}}
+    doses: [0, 4, 16, 64]
+    options: {{n_references: 31}}
+  - name: leaked_questions
+    use: contamination
+    hypothesis: Multiple-choice questions that were seen with their answer are answered better.
+    generate: {{count: 96, seed: 2}}
+    doses: [0, 12, 36]
+  - name: new_facts
+    use: knowledge
+    hypothesis: Facts about invented things are learned from text, better from paraphrases than from copies.
+    generate: {{count: 24, seed: 3}}
+    placement: anywhere     # as at the start of sequences, but a step of this small run has only 16 of them
+    schedule: {{start: 0.06, every: 0.08}}
+  - name: one_look
+    use: forgetting
+    hypothesis: A single exposure leaves a trace that fades over the following steps.
+    generate: {{count: 24, seed: 4}}
+
+probes: {{every: 0.2}}
+checkpoint: {{every_steps: {every_steps}, keep: 2}}
+layout: {{processes: {processes}, micro_sequences: 8}}   # FSDP2 over both
+"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +86,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     A demo that was interrupted goes on; a finished one is reported again.
     """
-    steps = demo.DEMO_STEPS if arguments.steps is None else arguments.steps
+    steps = DEMO_STEPS if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps {steps} must be at least 1")
     folder = Path(arguments.folder).absolute()
-    text = demo.demo_yaml(steps)
+    text = demo_yaml(steps)
     settings = config.load(None, arguments.settings, text=text, base=folder)
     text = yaml_with_overrides(text, arguments.settings)
     if arguments.dry_run:
         print(text, end="")
         return 0
-    prepare_corpus(demo.corpus_folder(folder))
+    prepare_corpus(corpus_folder(folder))
     return train_and_report(settings, text)
 
 
@@ -48,7 +107,7 @@ def prepare_corpus(corpus: Path) -> None:
     from motet.launcher.commands.data.prepare import prepare_text
 
     print(f"tokenizing the text of Python's standard library into {corpus}")
-    prepare_text([demo.CORPUS_INPUT], corpus, vocabulary_size=demo.VOCABULARY_SIZE)
+    prepare_text([CORPUS_INPUT], corpus, vocabulary_size=VOCABULARY_SIZE)
 
 
 def train_and_report(settings: RunSettings, text: str) -> int:
@@ -67,3 +126,23 @@ def train_and_report(settings: RunSettings, text: str) -> int:
             return code
     build(rundir)
     return 0
+
+
+def demo_yaml(steps: int = DEMO_STEPS, processes: int = DEMO_PROCESSES) -> str:
+    """The run.yaml of the demo.
+
+    `steps` is the length of the run; warm-up and checkpoints follow it.
+    """
+    return _TEMPLATE.format(
+        corpus=CORPUS,
+        vocabulary_size=VOCABULARY_SIZE,
+        steps=steps,
+        warmup_steps=min(max(steps // 15, 1), max(steps - 1, 0)),
+        every_steps=max(steps // 3, 1),
+        processes=processes,
+    )
+
+
+def corpus_folder(folder: Path) -> Path:
+    """Where the demo's corpus lies under `folder`."""
+    return folder / CORPUS

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.files import atomic_write, write_json
-from motet.launcher import cli, demo
+from motet.launcher import cli
+from motet.launcher.commands import demo
 from motet.launcher.commands.data import prepare as preparing
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
