@@ -28,8 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.core.processes import catches, children, command_line, ranks_of
+from motet.core.processes import catches, children, command_line
 from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
+from motet.launcher.runs.ranks import ranks_of
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
 WAIT_S = 120.0

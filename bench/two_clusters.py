@@ -47,7 +47,8 @@ from motet.launcher.planning import prediction
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.calibration import shipped
 from motet.parallel.cluster.constants import Constants
-from motet.parallel.cluster.description import Cluster, Device, read
+from motet.parallel.cluster.description import Cluster, Device
+from motet.parallel.cluster.file import read
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.placement import trimmed
 from motet.slurm.testbed.bed import Testbed

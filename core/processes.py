@@ -12,8 +12,6 @@ from pathlib import Path
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded now: nothing may be loaded between fork and exec
 DEAD = ("Z", "X")
-WORKER = "motet.launcher.worker"
-"""The module that every rank runs; its name in a command line tells a rank from other processes."""
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -46,9 +44,9 @@ def reap(parent: int, but: frozenset[int]) -> list[int]:
     return alive
 
 
-def ranks_of(agent: int) -> list[int]:
-    """Return the living ranks that torchrun (or `accelerate launch`) started."""
-    return [pid for pid in children(agent) if WORKER in command_line(pid)]
+def children_running(parent: int, word: str) -> list[int]:
+    """Return the living children of a process whose command line has `word` among its arguments."""
+    return [pid for pid in children(parent) if word in command_line(pid)]
 
 
 def command_line(pid: int) -> list[str]:

@@ -102,7 +102,7 @@ def _history(runs: Path, as_json: bool) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     """Fit constants to runs, and write the cluster that carries them, or print it."""
     from motet.launcher.planning.calibrate import calibrate
-    from motet.parallel.cluster.description import read
+    from motet.parallel.cluster.file import read
 
     runs = [Path(folder) for folder in arguments.calibrate]
     cluster = None if arguments.cluster is None else read(Path(arguments.cluster))
@@ -212,7 +212,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
     calibrate its cores.
     """
     from motet.parallel.cluster import this_machine as machine
-    from motet.parallel.cluster.description import read
+    from motet.parallel.cluster.file import read
 
     if arguments.cluster is not None:
         return read(Path(arguments.cluster))

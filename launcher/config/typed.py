@@ -13,7 +13,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import Problem, suggest
+from motet.core.errors import Problem
+from motet.core.schema import beyond, hint_of, not_one_of
 from motet.launcher.config.layout import MOVED
 from motet.launcher.config.yaml_tree import COMMAND_LINE, Items, Leaf, Map, Node, plain
 
@@ -71,7 +72,7 @@ class Builder:
         for key, child in node.items():
             inner = f"{path}.{key}" if path else key
             if key not in fields:
-                hint = suggest(key, fields) or f"; known here: {', '.join(fields)}"
+                hint = hint_of(key, fields, "; known here:")
                 hint = f"; write {MOVED[inner]}" if inner in MOVED else hint
                 self.problem(inner, child, f"is no setting{hint}")
                 continue
@@ -190,17 +191,7 @@ def _converted(wanted: type, leaf: Leaf) -> tuple[Any, str]:
 
 
 def _out_of_bounds(value: Any, field: dataclasses.Field[Any]) -> str:
-    choices, unit = field.metadata["choices"], field.metadata["unit"]
+    choices = field.metadata["choices"]
     if choices and value not in choices:
-        return f"is not one of {', '.join(choices)}{suggest(str(value), choices)}"
-    words = {"least": "at least", "above": "more than", "most": "at most", "below": "less than"}
-    for bound, limit in field.metadata["bounds"].items():
-        fits = {
-            "least": value >= limit,
-            "above": value > limit,
-            "most": value <= limit,
-            "below": value < limit,
-        }[bound]
-        if not fits:
-            return f"must be {words[bound]} {limit:,}" + (f" {unit}" if unit else "")
-    return ""
+        return not_one_of(str(value), choices)
+    return beyond(value, field.metadata["bounds"], field.metadata["unit"])

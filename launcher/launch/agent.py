@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
-from motet.core.processes import adopt_orphans, catches, children, die_with_parent, ranks_of, reap
+from motet.core.processes import adopt_orphans, catches, children, die_with_parent, reap
 from motet.launcher.runs.attempts import facts_of, numbers, refusal, settle, stopped_early
+from motet.launcher.runs.ranks import ranks_of
 from motet.launcher.runs.rundir import RunDir
 
 FINISHED_OR_STOPPED, CRASHED, USER_ERROR = 0, 1, 2

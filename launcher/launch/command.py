@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.ranks import WORKER
 from motet.launcher.runs.rundir import RunDir
 
 # Variables that are written to attempts/N/environment.json. Nothing else is: any other variable may
@@ -147,7 +148,7 @@ def accelerate_command(
         str(settings.training.max_restarts),
         *_logs(settings, rundir, attempt, nodes, terminal),
         "--module",
-        "motet.launcher.worker",
+        WORKER,
         str(rundir.root),
     ]
 
@@ -203,7 +204,7 @@ def torchrun_command(
         str(settings.training.max_restarts),
         *_logs(settings, rundir, attempt, nodes, terminal),
         "-m",
-        "motet.launcher.worker",
+        WORKER,
         str(rundir.root),
     ]
 

@@ -17,9 +17,10 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.launcher.planning.prediction import records, runs_in
 from motet.models.config import ModelConfig
-from motet.parallel.cluster.calibration import Calibration, shipped
+from motet.parallel.cluster.calibration import shipped
 from motet.parallel.cluster.constants import Constants
-from motet.parallel.cluster.description import Cluster, Device, from_mapping
+from motet.parallel.cluster.description import Calibration, Cluster, Device
+from motet.parallel.cluster.file import from_mapping
 from motet.parallel.cost.stages import predict
 from motet.parallel.cost.terms import Training, Traits
 from motet.parallel.layout.layout import Layout

@@ -23,7 +23,8 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
-from motet.parallel.cluster.description import Cluster, Device, from_mapping
+from motet.parallel.cluster.description import Cluster, Device
+from motet.parallel.cluster.file import from_mapping
 from motet.parallel.cluster.this_machine import multiplies_bf16, node_of, read_cluster
 from motet.parallel.cost.stages import predict
 from motet.parallel.cost.terms import NATIVE, Prediction, Training, Traits

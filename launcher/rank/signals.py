@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from motet.core.files import atomic_write
-from motet.core.processes import die_with_parent, ranks_of
+from motet.core.processes import die_with_parent
 from motet.launcher.runs.attempts import STOP_MARKER
+from motet.launcher.runs.ranks import ranks_of
 
 STOPPED_EARLY, PEER_GONE = 75, 76
 PEER_GONE_TEXT = "Ended because another rank of this machine was gone (remote process exited)\n"

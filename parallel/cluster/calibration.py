@@ -17,51 +17,10 @@ prediction of a run, the forecast of a job) uses them:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from motet.parallel.cluster.constants import BOUNDS, DEFAULTS, Constants
-
-if TYPE_CHECKING:
-    from motet.parallel.cluster.description import Group
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What runs say of the devices of a group.
-
-    Attributes:
-        constants: by name of `Constants`; what is not here stays as it ships.
-        devices: of the largest run; beyond it intervals widen.
-        runs: the attempts that were fitted.
-        median_error: median of |predicted / measured - 1| over them, after the fit.
-        at_bounds: constants that ended at a physical bound: not to be trusted.
-        date: of the fit, as YYYY-MM-DD; "" = not known.
-        versions: of what trained, by name.
-    """
-
-    constants: Mapping[str, float]
-    devices: int = 0
-    runs: tuple[str, ...] = ()
-    median_error: float = 0.0
-    at_bounds: tuple[str, ...] = ()
-    date: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain values, as a cluster.yaml holds them."""
-        return {
-            "constants": dict(self.constants),
-            "devices": self.devices,
-            "runs": list(self.runs),
-            "median_error": self.median_error,
-            "at_bounds": list(self.at_bounds),
-            "date": self.date,
-            "versions": dict(self.versions),
-        }
-
-
-KEYS = tuple(one.name for one in fields(Calibration))
+from motet.parallel.cluster.description import Group
 
 
 def shipped(kind: str) -> Constants:

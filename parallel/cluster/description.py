@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
-from motet.parallel.cluster.calibration import Calibration
-from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS
+from motet.core.errors import UserError, suggest
+from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, LINKS, NETWORK_LATENCY_US
 
 
 class ClusterError(UserError):
@@ -75,6 +73,41 @@ class Link:
     latency_us: float
     kind: str
     measured: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What runs say of the devices of a group.
+
+    Attributes:
+        constants: by name of `Constants`; what is not here stays as it ships.
+        devices: of the largest run; beyond it intervals widen.
+        runs: the attempts that were fitted.
+        median_error: median of |predicted / measured - 1| over them, after the fit.
+        at_bounds: constants that ended at a physical bound: not to be trusted.
+        date: of the fit, as YYYY-MM-DD; "" = not known.
+        versions: of what trained, by name.
+    """
+
+    constants: Mapping[str, float]
+    devices: int = 0
+    runs: tuple[str, ...] = ()
+    median_error: float = 0.0
+    at_bounds: tuple[str, ...] = ()
+    date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values, as a cluster.yaml holds them."""
+        return {
+            "constants": dict(self.constants),
+            "devices": self.devices,
+            "runs": list(self.runs),
+            "median_error": self.median_error,
+            "at_bounds": list(self.at_bounds),
+            "date": self.date,
+            "versions": dict(self.versions),
+        }
 
 
 @dataclass(frozen=True)
@@ -169,12 +202,8 @@ def device(kind: str, **changes: Any) -> Device:
 
 def unknown_device(kind: object) -> str:
     """Return what to say of a device that the catalogue does not have."""
-    import difflib
-
-    close = difflib.get_close_matches(str(kind), DEVICES, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     return (
-        f"{kind!r} is not in the catalogue{hint}: {', '.join(DEVICES)}. To add one, write its "
+        f"{kind!r} is not in the catalogue{suggest(str(kind), DEVICES)}: {', '.join(DEVICES)}. To add one, write its "
         "values: "
         f"device: {{kind: {kind}, memory_gib: 24, peak_tflops: {{bf16: 150}}, memory_gb_s: 900}}, "
         f"or start from one that is like it: device: {{kind: {kind}, like: a100-80, memory_gib: "
@@ -193,8 +222,6 @@ def homogeneous(
     """Return one group of catalogue devices; `nics` network cards per node (None: one per device)
     of `nic_gbit_s` each.
     """
-    from motet.parallel.cluster.devices import NETWORK_LATENCY_US
-
     cards = devices_per_node if nics is None else nics
     share = nic_gbit_s / 8 * cards / devices_per_node
     intra = builtin_link(DEFAULT_LINKS[kind])
@@ -206,35 +233,6 @@ def builtin_link(name: str) -> Link:
     """Return a link of the catalogue."""
     values = LINKS[name]
     return Link(float(values["gb_s"]), float(values["latency_us"]), str(values["kind"]))
-
-
-def read(path: Path) -> Cluster:
-    """Read a cluster.yaml.
-
-    Raises:
-        ClusterError: no such file, no YAML, or values that cannot be meant; all problems at once.
-    """
-    import yaml
-
-    from motet.parallel.cluster.file import from_mapping
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClusterError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClusterError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return from_mapping(values)
-    except ClusterError as error:
-        raise ClusterError(f"{path}: {error}") from None
-
-
-def from_mapping(values: Any) -> Cluster:
-    """Return the cluster that plain values describe: see `cluster_file.from_mapping`."""
-    from motet.parallel.cluster.file import from_mapping as checked
-
-    return checked(values)
 
 
 def _link_mapping(link: Link) -> dict[str, Any]:

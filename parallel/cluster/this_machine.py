@@ -20,10 +20,9 @@ from motet.parallel.cluster.description import (
     Link,
     builtin_link,
     device,
-    read,
 )
 from motet.parallel.cluster.devices import DEFAULT_LINKS, NETWORK_LATENCY_US
-from motet.parallel.cluster.file import BOUNDS, PEAK_TFLOPS
+from motet.parallel.cluster.file import BOUNDS, PEAK_TFLOPS, read
 from motet.parallel.cluster.probe.result import device_kind
 
 DRIVER_TIMEOUT_S = 20.0

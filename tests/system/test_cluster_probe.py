@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.parallel.cluster.description import read
+from motet.parallel.cluster.file import read
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.bed_fixture import healed, job_field, submit, testbed, wait_until
 

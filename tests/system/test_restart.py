@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from motet.core.processes import children, command_line, ranks_of
+from motet.core.processes import children, command_line
 from motet.launcher.runs.metrics import read_metrics
+from motet.launcher.runs.ranks import ranks_of
 from tests.system.runs import kill_rank, losses, motet, rows, train_until, write_yaml
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from motet.core.processes import catches, children, command_line, ranks_of
+from motet.core.processes import catches, children, command_line
 from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
+from motet.launcher.runs.ranks import ranks_of
 from tests.system.runs import MOTET, environment, motet, rows, write_yaml
 
 WAIT_S = 120.0

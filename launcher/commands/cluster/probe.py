@@ -165,7 +165,7 @@ def _write(
 ) -> int:
     """Write the file, or print it in a dry run."""
     from motet.core.files import atomic_write
-    from motet.parallel.cluster.description import from_mapping
+    from motet.parallel.cluster.file import from_mapping
 
     from_mapping(cluster.to_mapping())  # what is written can be read
     source = "Slurm's list of nodes" if arguments.from_slurm else "measurements"

@@ -10,7 +10,8 @@ from motet.launcher.commands import common, options
 from motet.launcher.commands.cluster import told
 from motet.launcher.output import terminal
 from motet.launcher.planning import cluster_view as drawing
-from motet.parallel.cluster.description import Cluster, read
+from motet.parallel.cluster.description import Cluster
+from motet.parallel.cluster.file import read
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,13 +22,8 @@ from motet.launcher.measure.cluster_launch import (
 from motet.launcher.measure.slurm_cluster import cluster_from_slurm, network_of
 from motet.launcher.planning import cluster_view as cluster_drawing
 from motet.parallel.cluster import this_machine as machine
-from motet.parallel.cluster.description import (
-    Cluster,
-    ClusterError,
-    from_mapping,
-    homogeneous,
-    read,
-)
+from motet.parallel.cluster.description import Cluster, ClusterError, homogeneous
+from motet.parallel.cluster.file import from_mapping, read
 from motet.slurm.errors import SlurmError
 from motet.slurm.inventory import SlurmNode, gpus_of, nodes, parse
 

@@ -18,7 +18,8 @@ from motet.launcher.measure import calibration_run as probe_run
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset
 from motet.parallel.cluster import this_machine as machine
-from motet.parallel.cluster.description import Cluster, homogeneous, read
+from motet.parallel.cluster.description import Cluster, homogeneous
+from motet.parallel.cluster.file import read
 from motet.parallel.cost.terms import Training
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion

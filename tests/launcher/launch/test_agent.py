@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from motet.core.files import atomic_write, write_json
-from motet.core.processes import WORKER, catches, children, ranks_of
+from motet.core.processes import catches, children
 from motet.launcher.launch import agent
 from motet.launcher.rank.signals import Lifeline
 from motet.launcher.runs.attempts import facts_of
+from motet.launcher.runs.ranks import WORKER, ranks_of
 from motet.launcher.runs.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]

@@ -12,9 +12,9 @@ from motet.launcher.cli import main
 from motet.launcher.jobs import forecast
 from motet.launcher.planning import calibrate as calibrating
 from motet.launcher.planning import prediction
-from motet.parallel.cluster.calibration import Calibration
 from motet.parallel.cluster.constants import Constants
-from motet.parallel.cluster.description import Cluster, homogeneous, read
+from motet.parallel.cluster.description import Calibration, Cluster, homogeneous
+from motet.parallel.cluster.file import read
 from motet.parallel.cost.stages import predict
 from motet.slurm.config import JobComponent
 from tests.launcher.planning.test_prediction import made_run, model_of, settings_of

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 
 from motet.models.config import preset
-from motet.parallel.cluster.calibration import Calibration, shipped
+from motet.parallel.cluster.calibration import shipped
 from motet.parallel.cluster.constants import Constants
-from motet.parallel.cluster.description import (
-    Cluster,
-    ClusterError,
-    from_mapping,
-    homogeneous,
-    read,
-)
+from motet.parallel.cluster.description import Calibration, Cluster, ClusterError, homogeneous
+from motet.parallel.cluster.file import from_mapping, read
 from motet.parallel.cost.fit import telling
 from motet.parallel.cost.predictor import predict
 from motet.parallel.cost.terms import Training

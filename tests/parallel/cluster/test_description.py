@@ -5,16 +5,9 @@ from typing import Any
 
 import pytest
 
-from motet.parallel.cluster.description import (
-    Cluster,
-    ClusterError,
-    Link,
-    device,
-    from_mapping,
-    homogeneous,
-    read,
-)
+from motet.parallel.cluster.description import Cluster, ClusterError, Link, device, homogeneous
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES
+from motet.parallel.cluster.file import from_mapping, read
 
 TWO_SITES = """
 groups:

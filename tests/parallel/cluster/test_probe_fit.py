@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from motet.parallel.cluster.description import Cluster, ClusterError, from_mapping
+from motet.parallel.cluster.description import Cluster, ClusterError
+from motet.parallel.cluster.file import from_mapping
 from motet.parallel.cluster.probe.fit import (
     MIB,
     SIZES,
