@@ -101,8 +101,8 @@ def make_run(root: Path, index: int, texts: tuple[str, str], now: float) -> None
     if kind == "finished":
         run.done.write_text(f"{STEPS}\n")
     if kind in ("pending", "running") or index % 2:
-        run.slurm.mkdir()
-        run.slurm_jobs.write_text(json.dumps([{"job_id": str(index + 10_000 * len(KINDS))}]))
+        run.job_files.mkdir()
+        run.jobs_json.write_text(json.dumps([{"job_id": str(index + 10_000 * len(KINDS))}]))
 
 
 def write_attempt(run: RunDir, number: int, reason: str, now: float) -> None:

@@ -12,9 +12,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from motet.core.jobs import JobRecord
+from motet.slurm import states
 from motet.slurm.errors import SlurmError, SlurmUnreachable
 
 READ_TIMEOUT_S = 15.0
@@ -46,33 +48,6 @@ _UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 _NO_RECORD = re.compile(r"invalid job id|accounting storage is disabled", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """One record of squeue or sacct; texts as Slurm writes them.
-
-    Attributes:
-        id: "123", "123_4" for a task of an array; of a heterogeneous job the id of its first
-            component.
-        state: such as "PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT",
-            "CANCELLED", "PREEMPTED".
-        reason: why it waits, "" otherwise.
-        nodes: list of nodes, those of all components.
-        start, end: ISO time of the start and of the end, perhaps predicted; "" where Slurm knows
-            none.
-        restarts: how often it was requeued; 0 where Slurm does not tell.
-    """
-
-    id: str
-    name: str
-    state: str
-    reason: str = ""
-    partition: str = ""
-    nodes: str = ""
-    start: str = ""
-    end: str = ""
-    restarts: int = 0
 
 
 class Client:
@@ -254,12 +229,15 @@ def _queue_record(line: str) -> JobRecord:
     for name, width in _QUEUE.items():
         values[name] = line[start : start + width].strip()
         start += width
-    restarts, reason = values["RestartCnt"], values["Reason"]
+    restarts, word = values["RestartCnt"], values["State"]
+    reason = "" if values["Reason"] in ("None", "N/A") else values["Reason"]
     return JobRecord(
         id=values["JobArrayID"],
         name=values["Name"],
-        state=values["State"],
-        reason="" if reason in ("None", "N/A") else reason,
+        state=states.state(word),
+        word=word,
+        reason=reason,
+        why=states.why(word, reason),
         partition=values["Partition"],
         nodes=values["NodeList"],
         start=_time(values["StartTime"]),
@@ -271,10 +249,13 @@ def _queue_record(line: str) -> JobRecord:
 def _history_record(line: str) -> JobRecord:
     """One line of `|`; only the name, at the end, may hold that character."""
     job_id, state, start, end, partition, nodes, name = line.split("|", len(_HISTORY) - 1)
+    word = (state.split() or [""])[0].rstrip("+")  # "CANCELLED by 1000"
     return JobRecord(
         id=job_id,
         name=name,
-        state=(state.split() or [""])[0],  # "CANCELLED by 1000"
+        state=states.state(word),
+        word=word,
+        why=states.why(word, ""),
         partition=partition,
         nodes="" if nodes == "None assigned" else nodes,
         start=_time(start),
@@ -294,7 +275,13 @@ def _by_id(jobs: Iterable[JobRecord], ids: Sequence[str]) -> dict[str, JobRecord
             nodes = ",".join(filter(None, (known.nodes, job.nodes)))
             partitions = dict.fromkeys([*known.partition.split(","), *job.partition.split(",")])
             reason = known.reason or job.reason
-            out[job_id] = replace(known, nodes=nodes, partition=",".join(partitions), reason=reason)
+            out[job_id] = replace(
+                known,
+                nodes=nodes,
+                partition=",".join(partitions),
+                reason=reason,
+                why=states.why(known.word, reason),
+            )
         else:
             out[job_id] = replace(job, id=job_id)
     wanted = set(ids)

@@ -13,8 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from motet.core.jobs import NodeGroup
+
 MOST_SHOWN = 60
-UNLIMITED = ("UNLIMITED", "INFINITE")
+MAIL_TYPES = ("ALL", "BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT", "TIME_LIMIT_80", "NONE")
+VARIABLES = ("SLURM_", "SBATCH_", "SRUN_")
+"""What begins the names of Slurm's own variables."""
+SIGNAL_EARLY_S = 60
+"""Slurm may send the signal before a time limit so much too early (measured; its manual says it)."""
 
 
 class Pattern(NamedTuple):
@@ -117,22 +123,13 @@ def seconds(time: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class JobComponent:
+class JobComponent(NodeGroup):
     """Nodes of one kind: a component of a heterogeneous job, in Slurm's words.
 
     Attributes:
-        processes: per node.
-        cpus: per node.
-        gpus: per node; 0 = none is asked for.
         memory: per node, such as "64G"; "" = the partition's default.
     """
 
-    partition: str = ""
-    nodes: int = 1
-    processes: int = 1
-    cpus: int = 1
-    gpus: int = 0
-    gpu_type: str = ""
     memory: str = ""
     constraint: str = ""
     reservation: str = ""
@@ -163,6 +160,10 @@ class BatchRequest:
         name: of the job.
         run: folder of the run; of an array, its path up to the seed.
         groups: more than one makes a heterogeneous job.
+        hook: module of python that the script calls before and after its step: `begin RUN` prints
+            the number of the attempt, or nothing when nothing is left to do; `end RUN CODE ASKED`
+            says by a `JobExit` what becomes of the job.
+        node: module that the step runs once on each node.
         array: the task ids, which are the seeds; () = no array.
         array_limit: most tasks at once; 0 = all.
         time: raw, as Slurm writes it; "" = the partition's.
@@ -179,6 +180,8 @@ class BatchRequest:
     run: str
     python: str
     groups: tuple[JobComponent, ...]
+    hook: str
+    node: str
     array: tuple[int, ...] = ()
     array_limit: int = 0
     account: str = ""
@@ -208,5 +211,6 @@ class BatchRequest:
         out += [(name, word) for name in lists for word in getattr(self, name)]
         out += [("name", word) for word in (*self.mail_type, self.requeue)]
         out += [("path", self.run), ("path", self.python)]
+        out += [("name", self.hook), ("name", self.node)]
         out += [("variable", name) for name in (*self.passed, *dict(self.variables))]
         return out + [("value", value) for _, value in self.variables]

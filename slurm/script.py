@@ -1,8 +1,8 @@
 """The batch script of a request: pure, from checked values to text.
 
-What decides lies in `motet.launcher.jobs.batch` (tested without a shell); the script itself starts
-the step, passes signals on and asks for a requeue, because Slurm's commands are missing inside of
-many containers. Every value in it was matched with its allow-pattern (`config.PATTERNS`) and is
+What decides is `BatchRequest.hook` (tested without a shell); the script itself starts the step,
+passes signals on and asks for a requeue, because Slurm's commands are missing inside of many
+containers. Every value in it was matched with its allow-pattern (`config.PATTERNS`) and is
 quoted besides.
 """
 
@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import shlex
 
+from motet.core.jobs import JobExit
 from motet.slurm.config import BatchRequest, JobComponent
 
 HETJOB = "#SBATCH hetjob"
 ALWAYS_PASSED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Variables of the user's shell that every job gets, by name: their values go with Slurm's own
 record of the job.
-"""
-REQUEUE, HOLD = 10, 11
-"""Exit codes of `motet.launcher.jobs.batch end`: ask Slurm to requeue the job; stay until Slurm
-requeues or ends it. 0: all is well.
 """
 REQUEUE_WAIT_S, HOLD_S = 300, 900
 
@@ -80,9 +77,9 @@ def batch_script(request: BatchRequest) -> str:
     for name, text in {
         "setup": "\n".join(_setup(request)),
         "srun": _srun(request),
-        "requeue": str(REQUEUE),
+        "requeue": str(JobExit.REQUEUE.value),
         "requeue_wait": str(REQUEUE_WAIT_S),
-        "hold": str(HOLD),
+        "hold": str(JobExit.HOLD.value),
         "hold_s": str(HOLD_S),
     }.items():
         body = body.replace(f"{{{name}}}", text)
@@ -143,7 +140,7 @@ def _setup(request: BatchRequest) -> list[str]:
     # Where srun enters the container, the helper must start inside as well.
     inside = [word for word in request.srun if word.startswith("--container")]
     start = f"srun --nodes=1 --ntasks=1 {shlex.join(inside)} " if inside else ""
-    return [*lines, f'helper=({start}"${{python[@]}}" -m motet.launcher.jobs.batch)']
+    return [*lines, f'helper=({start}"${{python[@]}}" -m {request.hook})']
 
 
 def _srun(request: BatchRequest) -> str:
@@ -155,5 +152,5 @@ def _srun(request: BatchRequest) -> str:
         words += [f"--het-group={number}"] if len(request.groups) > 1 else []
         words.append(f"--nodes={group.nodes} --ntasks={group.nodes} --cpus-per-task={group.cpus}")
         words += [shlex.join(request.srun)] if request.srun else []
-        words.append('"${python[@]}" -m motet.launcher.node "$run"')
+        words.append(f'"${{python[@]}}" -m {request.node} "$run"')
     return " ".join(words)

@@ -40,9 +40,9 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "study",
         "launch",
         "planning",
-        "measure",
         "rank",
         "jobs",
+        "measure",
         "follow",
         "report",
         "guest",
@@ -108,8 +108,6 @@ OPEN_ARROWS: set[str] = {
 }
 OPEN_NAMES: set[str] = {
     "motet.core.processes names motet.launcher.worker",
-    "motet.slurm.script names motet.launcher.jobs.batch",
-    "motet.slurm.script names motet.launcher.node",
 }
 OPEN_CIRCLES: set[str] = {
     "motet.experiments.design.clusters",

@@ -22,7 +22,7 @@ from motet.launcher.commands.status import open_run, picture
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.logs import LogChoice, Merged
 from motet.launcher.follow.overview import look
-from motet.slurm.client import Client
+from motet.launcher.jobs.schedulers import Schedulers
 
 HERE = Path(__file__).parent
 WIDTH = 132
@@ -52,7 +52,7 @@ def main() -> None:
     def status(run: str | None) -> Callable[[Console], None]:
         def show(console: Console) -> None:
             runs = [open_run(run, arguments.runs)] if run else find_runs(Path(arguments.runs))
-            views, records = look(runs, Client(), time.time())
+            views, records = look(runs, Schedulers(), time.time())
             chosen = argparse.Namespace(run=run, runs=arguments.runs)
             console.print(picture(chosen, views, records), soft_wrap=bool(run))
 

@@ -11,25 +11,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.launcher.commands import options
 from motet.launcher.commands.status import open_run
+from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import shown
 from motet.launcher.follow.stopping import StopAction, actions
+from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
 from motet.launcher.rank.progress import duration
 from motet.launcher.runs.rundir import RunDir
 
-if TYPE_CHECKING:
-    from motet.slurm.client import Client
-
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.1, 5.0, 1.5
-FIRST_SLURM_PAUSE_S = 2.0
+FIRST_JOB_PAUSE_S = 2.0
 SAY_EVERY_S = 15.0
 GUEST_GRACE_S = 15.0
 """A foreign loop that ignores Ctrl-C, as one started with `&` in a script does, gets SIGTERM after
@@ -51,43 +50,41 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Cancel a run; the exit code is 1 when it has not ended within --wait."""
-    from motet.slurm.client import Client
-
     if not arguments.wait >= 0:
         raise UserError(f"--wait={arguments.wait:g} is below 0; give seconds, 0 for not waiting")
-    rundir, client = open_run(arguments.run, arguments.runs), Client()
-    view, records = _look(rundir, client)
+    rundir, schedulers = open_run(arguments.run, arguments.runs), Schedulers()
+    view, records = _look(rundir, schedulers)
     todo = actions(view, records, arguments.now, time.time())
     if not arguments.json:
         for action in todo:
             print(f"would {action.text}" if arguments.dry_run else action.text)
     if todo and not arguments.dry_run:
-        carry_out(todo, rundir, client)
+        carry_out(todo, view.facts, schedulers)
         _refuse_silence(rundir, records)
-        view = wait(rundir, client, arguments.wait, say=not arguments.json)
+        view = wait(rundir, schedulers, arguments.wait, say=not arguments.json)
     _tell(arguments, view, todo)
     return 1 if todo and not arguments.dry_run and view.state.active else 0
 
 
-def _look(rundir: RunDir, client: Client) -> tuple[View, Records]:
-    (view,), records = look([rundir], client, time.time())
+def _look(rundir: RunDir, schedulers: Schedulers) -> tuple[View, Records]:
+    (view,), records = look([rundir], schedulers, time.time())
     return view, records
 
 
-def carry_out(todo: Sequence[StopAction], rundir: RunDir, client: Client) -> None:
+def carry_out(todo: Sequence[StopAction], facts: Facts, schedulers: Schedulers) -> None:
     """Do what was decided.
 
     Raises:
-        SlurmError: Slurm refused to end a job.
+        SchedulerError: a scheduler refused to end a job.
         UserError: a process belongs to somebody else.
     """
     for action in todo:
         if action.kind == "mark":
-            atomic_write(rundir.cancelled, f"{time.time():.0f}\n")
+            atomic_write(facts.run.cancelled, f"{time.time():.0f}\n")
         elif action.kind == "end":
-            client.cancel(action.jobs)
+            schedulers.of(facts.run, facts.scheduler).cancel(action.jobs)
         elif action.kind == "save":
-            client.cancel(action.jobs, signal=action.signal)
+            schedulers.of(facts.run, facts.scheduler).signal(action.jobs, action.signal)
         else:
             send(action.pids, signal.Signals[f"SIG{action.signal}"])
 
@@ -110,15 +107,15 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
 def _refuse_silence(rundir: RunDir, records: Records) -> None:
     if records.problem:
         raise UserError(
-            f"Slurm: {records.problem}; {shown(rundir.root)} is marked and will not requeue "
-            "itself, but its jobs were not ended: "
-            "cancel again when Slurm answers"
+            f"{records.silent}: {records.problem}; {shown(rundir.root)} is marked and will not "
+            "requeue itself, but its jobs were not ended: "
+            f"cancel again when {records.silent} answers"
         )
 
 
 def wait(
     rundir: RunDir,
-    client: Client,
+    schedulers: Schedulers,
     wait_s: float,
     say: bool,
     sleep: Callable[[float], None] = time.sleep,
@@ -127,18 +124,18 @@ def wait(
 
     Args:
         rundir: the run.
-        client: asked less and less often, when the run has jobs.
+        schedulers: asked less and less often, when the run has jobs.
         wait_s: how long at most.
         say: print now and then that it goes on.
     """
     started_s = spoken_s = time.monotonic()
-    view, _ = _look(rundir, client)
-    pause_s = FIRST_SLURM_PAUSE_S if view.facts.jobs else FIRST_PAUSE_S
+    view, _ = _look(rundir, schedulers)
+    pause_s = FIRST_JOB_PAUSE_S if view.facts.jobs else FIRST_PAUSE_S
     insisted = False
     while view.state.active and time.monotonic() - started_s < wait_s:
         sleep(min(pause_s, max(0.0, wait_s - (time.monotonic() - started_s))))
         pause_s = min(LONGEST_PAUSE_S, pause_s * PAUSE_GROWTH)
-        view, _ = _look(rundir, client)
+        view, _ = _look(rundir, schedulers)
         waited_s = time.monotonic() - started_s
         if view.facts.guest and not insisted and waited_s > GUEST_GRACE_S:
             insisted = True

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from motet.launcher.commands import options
-from motet.launcher.commands.status import loss_of, step_of
+from motet.launcher.commands.status import loss_of, problem_line, step_of
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import document, look
 from motet.launcher.follow.state import at
+from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
 from motet.launcher.rank.progress import rate
 
@@ -23,9 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List runs, the newest last."""
-    from motet.slurm.client import Client
-
-    views, records = look(find_runs(Path(arguments.runs)), Client(), time.time())
+    views, records = look(find_runs(Path(arguments.runs)), Schedulers(), time.time())
     rows = sorted((view.fields() for view in views), key=lambda row: row["created"] or 0.0)
     if arguments.json:
         terminal.print_json(document(rows, records))
@@ -47,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     )
     if records.problem:
-        print(f"Slurm: {records.problem}; shown from folders alone")
+        print(problem_line(records))
     return 0

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 from motet.core.errors import UserError
 from motet.launcher.commands import options
 from motet.launcher.commands.status import open_run
-from motet.launcher.follow.logs import SLURM, LogChoice, LogLine, Merged
+from motet.launcher.follow.logs import JOB, LogChoice, LogLine, Merged
 from motet.launcher.follow.overview import look
 from motet.launcher.follow.state import State
+from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from motet.slurm.client import Client
 
 DEFAULT_LINES = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.2, 2.0, 1.5
@@ -45,8 +44,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the last lines of every rank; with --follow go on."""
-    from motet.slurm.client import Client
-
     rundir = open_run(arguments.run, arguments.runs)
     lines = DEFAULT_LINES if arguments.lines is None else arguments.lines
     if lines < 0:
@@ -55,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     show = _as_json if arguments.json else painter(terminal.console())
     try:
         if arguments.follow:
-            return follow(merged, show, Watched(rundir, Client()))
+            return follow(merged, show, Watched(rundir, Schedulers()))
     except KeyboardInterrupt:
         return INTERRUPTED
     found = merged.poll(flush=True)
@@ -72,9 +69,10 @@ def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> LogChoice:
         UserError: there is no such rank or attempt.
     """
     rank: int | str | None = arguments.rank
-    if rank is not None and rank != SLURM:
+    rank = JOB if rank == "job" else rank
+    if rank is not None and rank != JOB:
         if not str(rank).isdecimal():
-            raise UserError(f"--rank={rank} is no rank; give a number from 0 on, or {SLURM}")
+            raise UserError(f"--rank={rank} is no rank; give a number from 0 on, or {JOB}")
         rank = int(rank)
     newest = rundir.latest_attempt()
     if arguments.attempt is not None and not 1 <= arguments.attempt <= newest:
@@ -86,28 +84,28 @@ def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> LogChoice:
 
 
 class Watched:
-    """Whether anything of a run is still to come; Slurm is asked less and less often.
+    """Whether anything of a run is still to come; its scheduler is asked less and less often.
 
     Args:
         run: the run.
-        client: asked when nothing of it runs here.
+        schedulers: asked when nothing of it runs here.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, run: RunDir, client: Client, clock: Callable[[], float] = time.monotonic
+        self, run: RunDir, schedulers: Schedulers, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.run, self.client, self.clock = run, client, clock
+        self.run, self.schedulers, self.clock = run, schedulers, clock
         self._ask_s = FIRST_ASK_S
         self._next_s = clock()
 
     def ended(self) -> State | None:
-        """Return the state of a run that has come to an end; None while it goes on, or while Slurm
-        does not say.
+        """Return the state of a run that has come to an end; None while it goes on, or while its
+        scheduler does not say.
         """
         if self.clock() < self._next_s and not self.run.done.exists():
             return None
-        (view,), records = look([self.run], self.client, time.time())
+        (view,), records = look([self.run], self.schedulers, time.time())
         if view.facts.jobs:
             self._next_s = self.clock() + self._ask_s
             self._ask_s = min(LONGEST_ASK_S, self._ask_s * PAUSE_GROWTH)

@@ -13,8 +13,8 @@ from motet.launcher.commands.train import (
     print_command,
 )
 from motet.launcher.config import load as config
-from motet.launcher.config.batch import world_size
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.jobs import schedulers
 from motet.launcher.output import terminal
 from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
@@ -41,11 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
     overrides = [*_engine_override(before, arguments.settings), *overrides]
     settings = config.load(rundir.resolved_yaml, overrides)
-    on_slurm = rundir.slurm_jobs.exists()
-    ranks = world_size(settings) if on_slurm else settings.layout.processes * nodes.count
+    ranks, submitted = settings.layout.processes * nodes.count, rundir.jobs_json.exists()
+    if submitted:
+        ranks = schedulers.of_run(rundir, settings.scheduler).size(settings)[1]
     raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks))
     text = yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
-    if on_slurm:
+    if submitted:
         return submit.resume(rundir, settings, text, dry_run=arguments.dry_run)
     if arguments.dry_run:
         print_command(settings, rundir, nodes)
@@ -55,9 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from motet.launcher.launch.local import train, train_together
 
+    also = schedulers.recorded()
     if nodes.count > 1:
-        return train_together(settings, rundir, nodes, yaml_text=text, resume=True)
-    return train(settings, rundir, yaml_text=text, resume=True)
+        return train_together(settings, rundir, nodes, yaml_text=text, resume=True, recorded=also)
+    return train(settings, rundir, yaml_text=text, resume=True, recorded=also)
 
 
 def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:

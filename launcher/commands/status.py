@@ -14,6 +14,7 @@ from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import View, detail, document, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
+from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
 from motet.launcher.rank.progress import duration, number, rate
 from motet.launcher.runs.rundir import RunDir
@@ -21,9 +22,6 @@ from motet.launcher.runs.rundir import RunDir
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-    from motet.slurm.client import Client
-
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 2.0, 30.0, 1.3
 _STYLES = {
     "running": "green",
@@ -50,10 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Show one run, or all runs of a folder; with --watch again and again."""
     if arguments.watch and arguments.json:
         raise UserError("--watch redraws a table, and --json prints once; leave one of them out")
-    client = _client()
+    schedulers = Schedulers()
     if arguments.watch:
-        return _watch(arguments, client)
-    views, records = _look(arguments, client)
+        return _watch(arguments, schedulers)
+    views, records = _look(arguments, schedulers)
     if arguments.json:
         whole = [detail(v, records) if arguments.run else v.fields() for v in views]
         terminal.print_json(document(whole, records))
@@ -62,18 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _client() -> Client:
-    from motet.slurm.client import Client
-
-    return Client()
-
-
-def _look(arguments: argparse.Namespace, client: Client) -> tuple[list[View], Records]:
+def _look(arguments: argparse.Namespace, schedulers: Schedulers) -> tuple[list[View], Records]:
     if arguments.run:
         runs = [open_run(arguments.run, arguments.runs)]
     else:
         runs = find_runs(Path(arguments.runs))
-    return look(runs, client, time.time())
+    return look(runs, schedulers, time.time())
 
 
 def open_run(name: str, runs: str) -> RunDir:
@@ -89,7 +81,9 @@ def open_run(name: str, runs: str) -> RunDir:
 
 
 def _watch(
-    arguments: argparse.Namespace, client: Client, sleep: Callable[[float], None] = time.sleep
+    arguments: argparse.Namespace,
+    schedulers: Schedulers,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Redraw until nothing is active any more; pauses grow while nothing changes."""
     from rich.live import Live
@@ -97,7 +91,7 @@ def _watch(
     pause_s, before = FIRST_PAUSE_S, None
     with Live(console=terminal.console(), auto_refresh=False) as live:
         while True:
-            views, records = _look(arguments, client)
+            views, records = _look(arguments, schedulers)
             live.update(picture(arguments, views, records), refresh=True)
             if not any(view.state.active for view in views):
                 return 0
@@ -125,8 +119,13 @@ def picture(
     else:
         parts.append(Text(f"no runs in {arguments.runs}/; `motet demo` makes one"))
     if records.problem:
-        parts.append(Text(f"Slurm: {records.problem}; shown from folders alone", style="yellow"))
+        parts.append(Text(problem_line(records), style="yellow"))
     return Group(*parts)
+
+
+def problem_line(records: Records) -> str:
+    """Return what is said of schedulers that gave no answer."""
+    return f"{records.silent}: {records.problem}; shown from folders alone"
 
 
 def tally(views: Sequence[View]) -> str:
@@ -178,7 +177,7 @@ def loss_of(row: Mapping[str, Any]) -> str:
 
 
 def ends(row: Mapping[str, Any]) -> str:
-    """Return when a run will end, or when Slurm expects to start it."""
+    """Return when a run will end, or when its scheduler expects to start it."""
     if row["predicted_end"] is not None:
         return at(row["predicted_end"])
     job = row["job"]
@@ -251,7 +250,7 @@ def attempt_row(attempt: Fields, row: Fields) -> Fields:
 
 
 def job_row(job: Fields) -> Fields:
-    """Return one job as a line of its table; a job that Slurm does not know any more has only its
+    """Return one job as a line of its table; a job that its scheduler has forgotten has only its
     id.
     """
     record = job["record"] or {}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common, options
 from motet.launcher.config import load as config
-from motet.launcher.config.batch import world_size
 from motet.launcher.config.checks import deepspeed_settings
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.jobs import schedulers
 from motet.launcher.launch.command import (
     ONE_NODE,
     NodePlace,
@@ -53,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def ranks_on(settings: RunSettings, nodes: NodePlace) -> int:
-    """Return the processes of all machines: of slurm.groups where they are as many, else as many on
-    each as here.
+    """Return the processes of all machines: of the job that the run asks for where its nodes are as
+    many, else as many on each as here.
     """
-    if settings.slurm.groups and sum(group.nodes for group in settings.slurm.groups) == nodes.count:
-        return world_size(settings)
+    asked, processes = schedulers.size_of(settings)
+    if asked == nodes.count:
+        return processes
     return settings.layout.processes * nodes.count
 
 
@@ -71,9 +72,12 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: NodePlace
         refuse_existing(settings, rundir)
     from motet.launcher.launch.local import train, train_together
 
+    also = schedulers.recorded()
     if nodes.count > 1:
-        return train_together(settings, rundir, nodes, yaml_text=yaml_text, resume=False)
-    return train(settings, rundir, yaml_text=yaml_text, resume=False)
+        return train_together(
+            settings, rundir, nodes, yaml_text=yaml_text, resume=False, recorded=also
+        )
+    return train(settings, rundir, yaml_text=yaml_text, resume=False, recorded=also)
 
 
 def asked_nodes(arguments: argparse.Namespace) -> NodePlace:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem
 from motet.launcher.config.field import setting
-from motet.slurm.config import JobComponent, fault, seconds
+from motet.slurm.config import (
+    MAIL_TYPES,
+    SIGNAL_EARLY_S,
+    VARIABLES,
+    JobComponent,
+    fault,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from motet.launcher.config.sections import RunSettings
 
-MAIL_TYPES = ("ALL", "BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT", "TIME_LIMIT_80", "NONE")
-SIGNAL_EARLY_S = 60
-"""Slurm may send the signal before a time limit this much too early (measured; its manual says so)."""
 MOST_SEED_IN_ARRAY = 4_000_000
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_OWN_VARIABLES = ("MOTET_", "SLURM_", "SBATCH_", "SRUN_", "LD_", "BASH_")
+_OWN_VARIABLES = ("MOTET_", *VARIABLES, "LD_", "BASH_")
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,11 @@ def _group(settings: RunSettings, group: GroupSettings) -> JobComponent:
     )
 
 
-def world_size(settings: RunSettings) -> int:
-    """Return the number of processes over all nodes of all groups."""
+def size_of(settings: RunSettings) -> tuple[int, int]:
+    """Return the number of nodes of all groups, and of their processes."""
     groups = settings.slurm.groups or (_whole(settings.slurm),)
-    return sum(group.nodes * (group.processes or settings.layout.processes) for group in groups)
+    each = [(group.nodes, group.processes or settings.layout.processes) for group in groups]
+    return sum(nodes for nodes, _ in each), sum(nodes * number for nodes, number in each)
 
 
 def slurm_problems(settings: RunSettings) -> list[Problem]:

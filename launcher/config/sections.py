@@ -352,6 +352,15 @@ class RunSettings:
     layout: LayoutSettings = setting(LayoutSettings, "processes, devices, parallelism")
     metrics: MetricSettings = setting(MetricSettings, "logging")
     slurm: SlurmSettings = setting(SlurmSettings, "the batch job of `motet submit`")
+    scheduler: str = setting(
+        "slurm",
+        "what `motet submit` hands the run to: slurm, or a class of your own as "
+        "my_scheduler.py:MyQueue (a file next to run.yaml) or package.module:MyQueue",
+        omit_default=True,
+    )
+    scheduler_options: Mapping[str, Any] = setting(
+        dict, "what a scheduler of your own is asked for", kind="free", omit_default=True
+    )
     base: str = setting("", "", kind="hidden")
     as_written: Mapping[str, str] = setting(dict, "", kind="hidden")
 

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.jobs import JOB_ID
+from motet.launcher.config.sections import RunSettings
 from motet.launcher.follow.pace import Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
 from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.rundir import RunDir
-from motet.slurm.client import ID
 
 FRESH_S = 90.0
 """A process on another host that was seen so lately is taken to live; a rank touches its file every
 5 seconds of training.
 """
+DEFAULT_SCHEDULER = RunSettings().scheduler
+_SCHEDULER = re.compile(r"^scheduler: *['\"]?([^\s'\"]+)", re.MULTILINE)
 _STEPS = re.compile(r"^training:\n(?:  .*\n)*?  steps: *(\S+)", re.MULTILINE)
 _TOKENS = re.compile(r"^training:\n(?:  .*\n)*?  tokens: *(\S+)", re.MULTILINE)
 Fields = dict[str, Any]
@@ -44,7 +47,8 @@ class Facts:
         stopped_early: a stop was asked for before the newest attempt trained.
         lock_pid: the process that holds the folder, on this host.
         processes: of the newest attempt, unless it says how it ended.
-        jobs: what was submitted, newest last (fields of slurm/jobs.json).
+        jobs: what was submitted, newest last (fields of jobs.json).
+        scheduler: to which, as the run's setting names it.
         checkpoint: step of the newest checkpoint.
     """
 
@@ -64,6 +68,7 @@ class Facts:
     lock_pid: int | None
     processes: list[Process]
     jobs: list[Fields]
+    scheduler: str
     checkpoint: int | None
     pace: Pace
 
@@ -117,7 +122,8 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
         stopped_early=bool(number) and not attempt and (folder / STOP_MARKER).exists(),
         lock_pid=lock_pid,
         processes=read_processes(folder) if open_end and not finished else [],
-        jobs=read_jobs(run),
+        jobs=(jobs := read_jobs(run)),
+        scheduler=_scheduler(run) if jobs else DEFAULT_SCHEDULER,
         checkpoint=checkpoints[-1] if checkpoints else None,
         pace=read_pace(run.metrics, moving=reason == "running" and not finished),
     )
@@ -135,11 +141,11 @@ def read_fields(path: Path) -> Fields:
 def read_jobs(run: RunDir) -> list[Fields]:
     """Return the submitted jobs of a run, newest last."""
     try:
-        value = json.loads(run.slurm_jobs.read_bytes())
+        value = json.loads(run.jobs_json.read_bytes())
     except (OSError, ValueError):
         return []
     entries = value if isinstance(value, list) else []
-    return [e for e in entries if isinstance(e, dict) and ID.fullmatch(str(e.get("job_id")))]
+    return [e for e in entries if isinstance(e, dict) and JOB_ID.fullmatch(str(e.get("job_id")))]
 
 
 def all_attempts(run: RunDir) -> list[Fields]:
@@ -193,6 +199,12 @@ def _length(run: RunDir, manifest: Fields) -> tuple[int | None, int | None]:
     if steps is None:
         steps = -(-(tokens or 0) // per_step)
     return steps, steps * per_step
+
+
+def _scheduler(run: RunDir) -> str:
+    """Return what the run's settings name; one line is looked at, as for its length."""
+    found = _SCHEDULER.search(_text(run.resolved_yaml))
+    return found[1] if found else DEFAULT_SCHEDULER
 
 
 def _whole(pattern: re.Pattern[str], text: str) -> int | None:

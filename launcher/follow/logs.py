@@ -16,8 +16,8 @@ from pathlib import Path
 from motet.launcher.follow.tails import Tail
 from motet.launcher.runs.rundir import RunDir
 
-SLURM = "slurm"
-"""In place of a rank: the output of the job itself."""
+JOB = "slurm"
+"""In place of a rank: the output of the job itself, by the name of the folder that holds it."""
 EVERYTHING = 1 << 62
 LOOK_EVERY_S = 1.0
 """How often new files are looked for: a run of 4,096 ranks has thousands of folders."""
@@ -27,7 +27,7 @@ _TEED = re.compile(r"\[[\w-]*?\d+\]:")
 
 @dataclass(frozen=True)
 class LogSource:
-    """One file. `attempt` is 0 and `rank` `SLURM` for the output of a job."""
+    """One file. `attempt` is 0 and `rank` `JOB` for the output of a job."""
 
     attempt: int
     rank: int | str
@@ -36,7 +36,7 @@ class LogSource:
     @property
     def label(self) -> str:
         """The prefix of its lines."""
-        return SLURM if self.rank == SLURM else f"{self.attempt}.{self.rank}"
+        return JOB if self.rank == JOB else f"{self.attempt}.{self.rank}"
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,17 @@ class LogChoice:
         """
         if self.rank is not None and source.rank != self.rank:
             return False
-        if source.rank == SLURM:
-            return self.attempt is None or self.rank == SLURM
+        if source.rank == JOB:
+            return self.attempt is None or self.rank == JOB
         return source.attempt == self.attempt if self.attempt else source.attempt >= newest
 
 
 def sources(run: RunDir) -> list[LogSource]:
     """Return every file that holds output of the run."""
     found = [
-        LogSource(0, SLURM, path) for path in _listed(run.slurm) if path.name.startswith("output-")
+        LogSource(0, JOB, path)
+        for path in _listed(run.job_files)
+        if path.name.startswith("output-")
     ]
     for folder in _listed(run.attempts):
         if not folder.name.isdecimal():
@@ -148,11 +150,11 @@ class Merged:
         """Return the lines that are new; `flush` ends with lines that have no end yet."""
         if self._first or flush or self._clock() - self._looked_s >= LOOK_EVERY_S:
             self._open_new()
-        ranks = any(source.rank != SLURM for source, _ in self._tails.values())
+        ranks = any(source.rank != JOB for source, _ in self._tails.values())
         pieces = []
         for source, tail in self._tails.values():
             texts = tail.read(flush)
-            if source.rank == SLURM and self.choice.rank is None and ranks:
+            if source.rank == JOB and self.choice.rank is None and ranks:
                 texts = [text for text in texts if not _TEED.match(text)]
             if texts:
                 pieces.append((tail.written_ns, [LogLine(source, text) for text in texts]))
@@ -177,6 +179,6 @@ class Merged:
 def _newest_job(every: Iterable[LogSource]) -> list[LogSource]:
     """Leave out the output of all jobs but the newest."""
     found = list(every)
-    jobs = [source for source in found if source.rank == SLURM]
+    jobs = [source for source in found if source.rank == JOB]
     newest = max(jobs, key=lambda source: source.path.stat().st_mtime, default=None)
-    return [source for source in found if source.rank != SLURM or source is newest]
+    return [source for source in found if source.rank != JOB or source is newest]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from motet.core.jobs import JobRecord
 from motet.launcher.follow.facts import Facts, all_attempts, read_facts
 from motet.launcher.follow.processes import held_locks
 from motet.launcher.follow.records import Records, ask, job_ids
 from motet.launcher.follow.state import State, decide
+from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.runs.rundir import RunDir
-
-if TYPE_CHECKING:
-    from motet.slurm.client import Client, JobRecord
 
 JSON_VERSION = 1
 Fields = dict[str, Any]
@@ -72,11 +71,11 @@ class View:
 
 
 def job_fields(job: JobRecord) -> Fields:
-    """Return a record of Slurm as plain data."""
+    """Return a record of a scheduler as plain data, in its own words."""
     return {
         "id": job.id,
         "name": job.name,
-        "state": job.state,
+        "state": job.word or job.state.value,
         "reason": job.reason,
         "partition": job.partition,
         "nodes": job.nodes,
@@ -86,23 +85,23 @@ def job_fields(job: JobRecord) -> Fields:
     }
 
 
-def look(runs: Sequence[RunDir], client: Client, now: float) -> tuple[list[View], Records]:
-    """Read runs and ask Slurm of all of them at once.
+def look(runs: Sequence[RunDir], schedulers: Schedulers, now: float) -> tuple[list[View], Records]:
+    """Read runs and ask their schedulers of all of them at once.
 
     Args:
         runs: their folders.
-        client: asked at most twice, and not at all when no unfinished run was submitted.
+        schedulers: asked at most twice, and not at all when no unfinished run was submitted.
         now: Unix time.
     """
     locks = held_locks()
     facts = [read_facts(run, locks) for run in runs]
-    records = ask(facts, client)
+    records = ask(facts, schedulers)
     return [View(one, decide(one, records, now), now) for one in facts], records
 
 
 def detail(view: View, records: Records) -> Fields:
     """Return one run with its attempts and its jobs, as plain data."""
-    known = {**records.history, **records.queue}
+    known = records.known(view.facts)
     submitted = {str(job["job_id"]): job for job in view.facts.jobs}
     jobs = [
         {**submitted[id_], "record": job_fields(known[id_]) if id_ in known else None}

@@ -1,5 +1,5 @@
-"""The state of a run, decided from its folder and Slurm's records: pure, so that every case is a
-test of a few lines.
+"""The state of a run, decided from its folder and its scheduler's records: pure, so that every case
+is a test of a few lines.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from motet.launcher.follow import words
+from motet.core.jobs import JobRecord, JobState
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.records import Records
+from motet.launcher.jobs.schedulers import title
 from motet.launcher.rank.progress import duration
-
-if TYPE_CHECKING:
-    from motet.slurm.client import JobRecord
 
 ACTIVE = frozenset({"pending", "starting", "running", "completing", "suspended"})
 """States in which something will still happen by itself."""
@@ -27,8 +24,11 @@ SILENT_S, SILENT_STEPS = 120.0, 20.0
 """A run that trains is called silent after this time without a row, and after that many steps'
 time.
 """
-_QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-_ENDING = ("COMPLETING", "STAGE_OUT", "SIGNALING")
+_QUEUED = {
+    JobState.PENDING: "pending",
+    JobState.ENDING: "completing",
+    JobState.SUSPENDED: "suspended",
+}
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def decide(facts: Facts, records: Records, now: float) -> State:
 
     Args:
         facts: of its folder.
-        records: Slurm's answers.
+        records: answers of schedulers.
         now: Unix time.
     """
     restarted = facts.lock_pid is not None and facts.attempt.get("reason") != "finished"
     if facts.finished and not restarted:
         return State("finished", advice=f"motet report {shown(facts.run.root)}")
     live = records.live(facts)
-    running = next((job for job in live if job.state == "RUNNING"), None)
+    running = next((job for job in live if job.state is JobState.RUNNING), None)
     if facts.lives_here() or running is not None:
         return _running(facts, running, now)
     if live:
@@ -114,13 +114,8 @@ def more_jobs(left_s: float, now: float, start: float | None, end: float) -> int
 
 
 def _queued(facts: Facts, job: JobRecord) -> State:
-    if job.state in _QUEUED:
-        return State("pending", words.reason(job.reason), job=job)
-    if job.state in _ENDING:
-        return State("completing", "its job is being cleaned up", job=job)
-    if job.state in ("SUSPENDED", "STOPPED"):
-        return State("suspended", "Slurm has suspended it", job=job)
-    return State("starting", f"Slurm says {job.state}", job=job)
+    why = "its job is being cleaned up" if job.state is JobState.ENDING else job.why
+    return State(_QUEUED.get(job.state, "starting"), why, job=job)
 
 
 def _ended(facts: Facts, records: Records) -> State:
@@ -141,9 +136,9 @@ def _ended(facts: Facts, records: Records) -> State:
         return State("crashed", facts.culprit or "it left no word of why", resume, job)
     if facts.cancelled:
         return State("cancelled", "as asked", resume, job)
-    if job is not None and not job.state.startswith("COMPLETED"):
-        name = "cancelled" if job.state.startswith("CANCELLED") else "lost"
-        return State(name, f"job {job.id}: {words.end(job.state)}", resume, job)
+    if job is not None and job.state is not JobState.SUCCEEDED:
+        name = "cancelled" if job.state is JobState.CANCELLED else "lost"
+        return State(name, f"job {job.id}: {job.why or job.state.value}", resume, job)
     if facts.number == 0:
         return _never_begun(facts, records, resume)
     if reason not in (None, "running", "lost"):
@@ -154,8 +149,9 @@ def _ended(facts: Facts, records: Records) -> State:
 def _never_begun(facts: Facts, records: Records, resume: str) -> State:
     if not facts.jobs:
         return State("new", "it was never started", resume)
-    if records.problem:
-        return State("lost", "its job may be waiting: Slurm does not answer", "")
+    if records.no_answer(facts):
+        silent = title(facts.scheduler)
+        return State("lost", f"its job may be waiting: {silent} does not answer", "")
     newest = facts.jobs[-1]["job_id"]
     logs = f"motet logs {shown(facts.run.root)}"
     return State("lost", f"job {newest} left the queue before it began ({logs})", resume)
@@ -166,9 +162,10 @@ def _lost(facts: Facts, records: Records) -> str:
     rank = next((p for p in facts.processes if p.rank == 0), None)
     where = f" on {rank.host}" if rank and rank.host and not rank.is_here else ""
     seen = f"; last seen {at(rank.seen)}{where}" if rank else ""
-    if records.problem and facts.jobs:
-        return f"Slurm does not answer, and its folder shows nobody who trains it{seen}"
-    forgotten = "; Slurm has forgotten its job" if facts.jobs else ""
+    name = title(facts.scheduler)
+    if records.no_answer(facts) and facts.jobs:
+        return f"{name} does not answer, and its folder shows nobody who trains it{seen}"
+    forgotten = f"; {name} has forgotten its job" if facts.jobs else ""
     return (
         f"attempt {facts.number} ended without a word: killed, or its machine went "
         f"down{seen}{forgotten}"
@@ -176,7 +173,7 @@ def _lost(facts: Facts, records: Records) -> str:
 
 
 def epoch(iso: str) -> float | None:
-    """Return the Unix time of a time as Slurm writes it, which is local; None when it is none."""
+    """Return the Unix time of a time as a scheduler writes it, which is local; None when it is none."""
     try:
         return datetime.fromisoformat(iso).timestamp()
     except ValueError:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.jobs import JobState
 from motet.core.processes import command_line
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.overview import View
 from motet.launcher.follow.processes import Process, parent_of
 from motet.launcher.follow.records import Records
+from motet.launcher.jobs.schedulers import title
 
 LAUNCHERS = frozenset(
     {"torchrun", "accelerate", "deepspeed"}
@@ -55,12 +57,12 @@ def actions(view: View, records: Records, at_once: bool, now: float) -> list[Sto
 
     Args:
         view: the run.
-        records: Slurm's answers.
+        records: answers of schedulers.
         at_once: without a checkpoint first.
         now: Unix time.
 
     Raises:
-        UserError: it is trained on another machine, without Slurm.
+        UserError: it is trained on another machine, in no job.
     """
     found = _for_jobs(view, records, at_once)
     if not found and view.facts.lives_here():
@@ -68,8 +70,8 @@ def actions(view: View, records: Records, at_once: bool, now: float) -> list[Sto
     elsewhere = None if found else view.facts.seen_elsewhere(now)
     if elsewhere is not None:
         raise UserError(
-            f"{view.facts.run.root} is trained on {elsewhere.host}, outside of Slurm; run `motet "
-            "cancel` there"
+            f"{view.facts.run.root} is trained on {elsewhere.host}, outside of "
+            f"{title(view.facts.scheduler)}; run `motet cancel` there"
         )
     return found
 
@@ -78,17 +80,17 @@ def _for_jobs(view: View, records: Records, at_once: bool) -> list[StopAction]:
     """Mark first, then end what waits, so that nothing takes the place of what runs; the rest saves
     and ends.
 
-    Slurm sends a signal to every process of a step: SIGUSR1 means a stop to ranks and what starts
-    them, and nothing to torchrun.
+    A scheduler may send a signal to every process of a step: SIGUSR1 means a stop to ranks and what
+    starts them, and nothing to torchrun.
     """
     if view.facts.finished or not view.facts.jobs:
         return []
     live = records.live(view.facts)
-    if not live and not records.problem:
+    if not live and not records.no_answer(view.facts):
         return []
     found = [StopAction("mark", "mark the run, so that it does not requeue itself")]
     saves = view.state.name == "running" and not at_once
-    trained = tuple(job.id for job in live if job.state == "RUNNING" and saves)
+    trained = tuple(job.id for job in live if job.state is JobState.RUNNING and saves)
     ended = tuple(job.id for job in live if job.id not in trained)
     if ended:
         found.append(StopAction("end", f"end {_named(ended)}", jobs=ended))

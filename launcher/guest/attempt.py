@@ -26,6 +26,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.guest.model import Scorer, untouched
 from motet.launcher.guest.run_folder import agree, parent_segment, record_checkpoint, tell
 from motet.launcher.guest.watch import Watch, compare, complaint, records
+from motet.launcher.jobs.schedulers import recorded
 from motet.launcher.launch.command import recorded_environment
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.wandb_mirror import open_mirror
@@ -99,7 +100,7 @@ class Attempt:
             number = self.run.next_attempt()
             command = {
                 "command": sys.argv[:1],  # arguments of a foreign script may hold a secret
-                "environment": recorded_environment(os.environ),
+                "environment": recorded_environment(os.environ, recorded()),
             }
             write_json(self.run.attempt(number) / "environment.json", command)
             hashes = (plan.sha256, self.hashes["definition_sha256"])

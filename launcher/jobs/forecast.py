@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from motet.core.errors import UserError
+from motet.core.jobs import NodeGroup
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning.prediction import cluster_for, expected_training
 from motet.models.config import ModelConfig
@@ -14,14 +15,15 @@ from motet.parallel.cluster.description import Cluster, homogeneous
 from motet.parallel.cluster.probe.result import device_kind
 from motet.parallel.cost.stages import predict
 from motet.parallel.cost.terms import Prediction
-from motet.slurm.config import JobComponent
 
 ASSUMED_GBIT_S = 200.0
 """A GPU's share of the network where only the kind of GPU is known."""
 HOUR_S = 3600.0
 
 
-def machines(settings: RunSettings, groups: Sequence[JobComponent]) -> tuple[Cluster, str]:
+def machines(
+    settings: RunSettings, groups: Sequence[NodeGroup], section: str
+) -> tuple[Cluster, str]:
     """Return the machines that a job will get, and what was assumed of them.
 
     Raises:
@@ -35,7 +37,7 @@ def machines(settings: RunSettings, groups: Sequence[JobComponent]) -> tuple[Clu
         raise UserError(
             "nothing says what these nodes are; set layout.cluster to a file that `motet cluster "
             "probe` or `--from-slurm` wrote, "
-            "or slurm.gpu_type to a kind that `motet cluster show --catalogue` lists"
+            f"or {section}.gpu_type to a kind that `motet cluster show --catalogue` lists"
         )
     nodes, each = sum(group.nodes for group in groups), groups[0].processes
     said = f"{kind} by its data sheet, {ASSUMED_GBIT_S:g} Gbit/s of network for each"
@@ -46,26 +48,31 @@ def forecast(
     settings: RunSettings,
     model: ModelConfig,
     world: int,
-    groups: Sequence[JobComponent],
+    groups: Sequence[NodeGroup],
     limit_s: int | None,
+    section: str,
 ) -> list[tuple[str, str]]:
     """Return lines (name, value) on the time of the run, against its time limit, and on memory.
 
     Args:
         world: processes of all groups.
         limit_s: of one job; None where the partition decides.
+        section: of run.yaml that asks for the job.
     """
     try:
-        cluster, said = machines(settings, groups)
+        cluster, said = machines(settings, groups, section)
         training, traits = expected_training(settings, cluster)
         found = predict(model, cluster, settings.layout_for(world), training, traits)
     except UserError as error:
         return [("time", f"not known: {error}")]
-    lines = [("time", f"{_time(settings, found, limit_s)} ({said})"), ("memory", _memory(found))]
+    lines = [
+        ("time", f"{_time(settings, found, limit_s, section)} ({said})"),
+        ("memory", _memory(found)),
+    ]
     return lines + [("doubt", reason) for reason in found.trust]
 
 
-def _time(settings: RunSettings, found: Prediction, limit_s: int | None) -> str:
+def _time(settings: RunSettings, found: Prediction, limit_s: int | None, section: str) -> str:
     """The time of the whole run with its interval, and how many jobs of this length that is."""
     low, high = (settings.steps * bound / HOUR_S for bound in found.interval_s)
     hours = settings.steps * found.step_time_s / HOUR_S
@@ -76,7 +83,8 @@ def _time(settings: RunSettings, found: Prediction, limit_s: int | None) -> str:
     )
     if limit_s is not None and hours * HOUR_S > limit_s:
         jobs = -(-hours * HOUR_S // limit_s)
-        text += f"; over slurm.time: it takes about {jobs:,.0f} jobs, by requeue or slurm.chain"
+        text += f"; over {section}.time: it takes about {jobs:,.0f} jobs, by requeue or "
+        text += f"{section}.chain"
     return text
 
 

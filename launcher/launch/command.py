@@ -26,7 +26,7 @@ RECORDED = (
     "PYTHONPATH",
     "PYTHONSAFEPATH",
 )
-RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "SLURM_JOB_", "TORCH_", "TORCHINDUCTOR_")
+RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
 OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE")
 """Variables by which a launch tells its own ranks who they are; one of another launch must not
 reach them.
@@ -243,14 +243,20 @@ def launch_environment(
     return out
 
 
-def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def recorded_environment(
+    environment: Mapping[str, str], also: Sequence[str] = ()
+) -> dict[str, str]:
     """The part of an environment that may be stored: known names only, and none that sounds like a
     secret.
+
+    Args:
+        also: what begins further names: those of schedulers' variables.
     """
+    prefixes = (*RECORDED_PREFIXES, *also)
     return {
         name: value
         for name, value in sorted(environment.items())
-        if (name in RECORDED or name.startswith(RECORDED_PREFIXES))
+        if (name in RECORDED or name.startswith(prefixes))
         and not any(word in name for word in _SECRET_WORDS)
     }
 

@@ -47,7 +47,14 @@ from motet.models import counts
 from motet.models.config import ModelConfig, preset, problems
 
 
-def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
+def train(
+    settings: RunSettings,
+    rundir: RunDir,
+    *,
+    yaml_text: str,
+    resume: bool,
+    recorded: Sequence[str] = (),
+) -> int:
     """Freeze a new run or go on with an old one, train it here, and return the exit code.
 
     Args:
@@ -55,6 +62,7 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
         rundir: where; for a new run its folder must not hold one.
         yaml_text: the user's file, kept as it is.
         resume: go on from the newest checkpoint.
+        recorded: what begins further names of variables that are kept with the attempt.
     """
     if resume and rundir.finished(settings.steps):
         print(
@@ -68,11 +76,17 @@ def train(settings: RunSettings, rundir: RunDir, *, yaml_text: str, resume: bool
         check_layout(settings)
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir) as held:
-        return launch(settings, rundir, rundir.next_attempt(), held=held)
+        return launch(settings, rundir, rundir.next_attempt(), held=held, recorded=recorded)
 
 
 def train_together(
-    settings: RunSettings, rundir: RunDir, nodes: NodePlace, *, yaml_text: str, resume: bool
+    settings: RunSettings,
+    rundir: RunDir,
+    nodes: NodePlace,
+    *,
+    yaml_text: str,
+    resume: bool,
+    recorded: Sequence[str] = (),
 ) -> int:
     """As `train`, as one of several machines; the first one makes the run and holds it."""
     check_devices(settings)
@@ -87,7 +101,7 @@ def train_together(
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir) as held:
         attempt, among = gather(rundir, settings, nodes.count, nodes.endpoint)
-        return launch(settings, rundir, attempt, held=held, nodes=among)
+        return launch(settings, rundir, attempt, held=held, nodes=among, recorded=recorded)
 
 
 @contextlib.contextmanager
@@ -120,6 +134,7 @@ def launch(
     *,
     held: int = -1,
     nodes: NodePlace = ONE_NODE,
+    recorded: Sequence[str] = (),
 ) -> int:
     """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit
     code.
@@ -127,13 +142,14 @@ def launch(
     Args:
         held: file descriptor of the run's lock, -1 where another machine holds it.
         nodes: the machines, and which one this is.
+        recorded: what begins further names of variables that are kept with the attempt.
     """
     cores = len(os.sched_getaffinity(0))
     environment = launch_environment(settings, rundir, os.environ, cores, attempt, nodes)
     terminal = sys.stdout.isatty() and nodes.rank == 0
     command = attempt_command(settings, rundir, attempt, nodes, terminal)
     if nodes.rank == 0:
-        record_launch(rundir, attempt, settings, command, environment)
+        record_launch(rundir, attempt, settings, command, environment, recorded)
     code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
     return _say_how_it_ended(rundir, attempt, code)
 
@@ -144,12 +160,13 @@ def record_launch(
     settings: RunSettings,
     command: Sequence[str],
     environment: Mapping[str, str],
+    recorded: Sequence[str] = (),
 ) -> None:
     """Write down what a launch begins with; its settings become the run's once ranks train."""
     atomic_write(rundir.launch_settings(attempt), settings_io.to_yaml(settings))
     write_json(
         rundir.attempt(attempt) / "environment.json",
-        {"command": list(command), "environment": recorded_environment(environment)},
+        {"command": list(command), "environment": recorded_environment(environment, recorded)},
     )
 
 

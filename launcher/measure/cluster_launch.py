@@ -18,13 +18,14 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
+from motet.core.hostlist import expand
 from motet.core.processes import die_with_parent
+from motet.launcher.jobs.place import place_of
+from motet.launcher.jobs.schedulers import SCHEDULERS
 from motet.launcher.launch.command import ONE_NODE, NodePlace, rendezvous_arguments
 from motet.launcher.measure.cluster_worker import TOLD
-from motet.slurm import nodes as slurm_nodes
-from motet.slurm.errors import SlurmError
 
-FIRST_PORT, PORTS = 30_600, 1_000
+FIRST_PORT = 30_600
 """Ports of which a job's id chooses the one where its nodes meet: not those of runs."""
 KEPT_LINES = 4
 ENDS_WITHIN_S = 10.0
@@ -70,34 +71,24 @@ def read_groups(words: Sequence[str]) -> dict[str, list[str]] | None:
         if not colon or not name or not hosts or name in out:
             why = "is given twice" if name in out else "is not NAME:HOST,HOST"
             raise UserError(f"--groups: {word!r} {why}; such as --groups ib:n1,n2 eth:n[3-4]")
-        out[name] = slurm_nodes.expand(hosts)
+        out[name] = expand(hosts)
     return out or None
 
 
-def in_slurm_step(environment: Mapping[str, str]) -> NodePlace | None:
-    """Return who this machine is where `srun` started one process on each node of a job; None
-    outside of a job of several nodes.
+def in_job(environment: Mapping[str, str]) -> NodePlace | None:
+    """Return who this machine is where one process was started on each node of a job, by any
+    scheduler; None outside of a job of several nodes.
 
     Raises:
-        SlurmError: a job of several nodes, but not one process on each.
+        SchedulerError: a job of several nodes, but not one process on each.
     """
-    if "SLURM_JOB_ID" not in environment:
-        return None
-    hosts = slurm_nodes.hosts_by_group(environment)
-    number = sum(map(len, hosts))
-    if number == 1:
-        return None
-    tasks = environment.get("SLURM_NTASKS") if "SLURM_STEP_ID" in environment else None
-    if tasks != str(number) or not environment.get("SLURM_PROCID", "").isdecimal():
-        groups = "" if len(hosts) == 1 else f" --het-group=0-{len(hosts) - 1}"
-        raise SlurmError(
-            f"this job has {number} nodes; start one process on each: "
-            f"srun{groups} --ntasks-per-node=1 motet cluster probe"
-        )
-    rank = int(environment["SLURM_PROCID"])
-    job = environment.get("SLURM_HET_JOB_ID") or environment["SLURM_JOB_ID"]
-    port = slurm_nodes.port(job, FIRST_PORT, PORTS)
-    return NodePlace(number, rank, f"{hosts[0][0]}:{port}")
+    for kind in SCHEDULERS.values():
+        here = kind().probed_node(environment)
+        if here is not None:
+            sizes = [1] * len(here.hosts)  # processes are counted by the ranks themselves
+            place = place_of(here, sizes, FIRST_PORT)[1]
+            return NodePlace(place.count, place.rank, place.endpoint)
+    return None
 
 
 def command(asked: Asked, nodes: NodePlace, asked_file: str, result_file: str) -> list[str]:

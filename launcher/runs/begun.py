@@ -27,6 +27,7 @@ RESUMABLE = (
     r"training\.max_restarts",
     r"training\.hooks.*",  # hooks only read; new ones are refused: they are not in the snapshot
     r"slurm\..*",
+    r"scheduler(_options\..*)?",
 )
 
 

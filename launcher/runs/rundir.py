@@ -128,34 +128,34 @@ class RunDir:
         return self.root / "joining"
 
     @property
-    def slurm(self) -> Path:
-        """Folder of what was submitted: script, commands, output of the jobs."""
+    def job_files(self) -> Path:
+        """Folder of what was submitted, to any scheduler: script, commands, output of the jobs."""
         return self.root / "slurm"
 
     @property
-    def slurm_jobs(self) -> Path:
+    def jobs_json(self) -> Path:
         """The submitted jobs as a JSON list, newest last."""
-        return self.slurm / "jobs.json"
+        return self.job_files / "jobs.json"
 
     @property
-    def slurm_script(self) -> Path:
+    def job_script(self) -> Path:
         """The batch script that was submitted last."""
-        return self.slurm / "job.sbatch"
+        return self.job_files / "job.sbatch"
 
     @property
-    def slurm_command(self) -> Path:
+    def job_command(self) -> Path:
         """What the nodes of a job must know: groups of nodes, port, files of secrets. No secret."""
-        return self.slurm / "command.json"
+        return self.job_files / "command.json"
 
     @property
-    def slurm_begun(self) -> Path:
+    def job_begun(self) -> Path:
         """Where the run stood when its newest job began."""
-        return self.slurm / "begun.json"
+        return self.job_files / "begun.json"
 
     @property
     def cancelled(self) -> Path:
         """Marker of a run that was cancelled: its jobs do not requeue themselves."""
-        return self.slurm / "cancelled"
+        return self.job_files / "cancelled"
 
     def logs(self, number: int) -> Path:
         """Folder of what the ranks of one attempt printed."""

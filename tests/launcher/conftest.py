@@ -35,7 +35,8 @@ def main(capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeClient]:
     def says(*jobs: Any, **options: Any) -> FakeClient:
         client = FakeClient(*jobs, **options)
-        monkeypatch.setattr("motet.slurm.client.Client", lambda: client)
+        made = "motet.launcher.jobs.slurm_scheduler.Client"
+        monkeypatch.setattr(made, lambda environment: client)
         return client
 
     return says

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.files import atomic_write, write_json
+from motet.core.jobs import JobRecord
+from motet.launcher.jobs.scheduler import Scheduler
+from motet.launcher.jobs.schedulers import Schedulers
+from motet.launcher.jobs.slurm_scheduler import SlurmScheduler
 from motet.launcher.runs.rundir import RunDir
-from motet.slurm.client import JobRecord
+from motet.slurm import states
 from motet.slurm.errors import SlurmError
 
 SEQUENCES, LENGTH = 8, 128
@@ -110,19 +114,35 @@ def add_jobs(run: RunDir, *ids: str) -> None:
         }
         for id_ in ids
     ]
-    write_json(run.slurm_jobs, entries)
+    write_json(run.jobs_json, entries)
 
 
 def job(id_: str, state: str = "RUNNING", **fields: Any) -> JobRecord:
-    return JobRecord(**{"id": id_, "name": "x", "state": state, **fields})
+    """A record of Slurm; `state` is its word."""
+    reason = fields.get("reason", "")
+    found = {"state": states.state(state), "word": state, "why": states.why(state, reason)}
+    return JobRecord(**{"id": id_, "name": "x", **found, **fields})
 
 
 def iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
 
 
-class FakeClient:
-    """Answers like Slurm, and keeps what it was asked."""
+class OneScheduler(Schedulers):
+    """The same scheduler for every run."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+
+    def of(self, run: RunDir, name: str) -> Scheduler:
+        return self.scheduler
+
+
+class FakeClient(OneScheduler):
+    """Answers like Slurm, and keeps what it was asked; stands in for the schedulers of all runs as
+    well.
+    """
 
     def __init__(
         self,
@@ -131,6 +151,9 @@ class FakeClient:
         fails: str = "",
         absent: bool = False,
     ) -> None:
+        scheduler = SlurmScheduler()
+        scheduler.client = self  # type: ignore[assignment]
+        super().__init__(scheduler)
         self.jobs = {job.id: job for job in queue}
         self.past = {job.id: job for job in history}
         self.fails, self.absent = fails, absent

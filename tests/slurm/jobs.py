@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from motet.core.jobs import JobRecord
 from motet.launcher.runs.rundir import RunDir
-from motet.slurm.client import Client, JobRecord
+from motet.slurm.client import Client
 from motet.slurm.testbed.bed import Testbed
 from tests.system.runs import MOTET
 
@@ -56,4 +57,4 @@ def until(seen: Callable[[], bool], run: RunDir, wait_s: float = WAIT_S) -> None
 
 def output(run: RunDir) -> str:
     """What the jobs of a run printed."""
-    return "\n".join(path.read_text() for path in sorted(run.slurm.glob("output-*")))
+    return "\n".join(path.read_text() for path in sorted(run.job_files.glob("output-*")))

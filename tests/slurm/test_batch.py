@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from motet.core.files import atomic_write, write_json
+from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.jobs import batch
-from motet.launcher.jobs.batch import FAILED, FINE, Ending, verdict
+from motet.launcher.jobs.batch import Ending, verdict
 from motet.launcher.runs.rundir import RunDir
-from motet.slurm.script import HOLD, REQUEUE
+from motet.slurm.job import current_job
 
-JOB = {"SLURM_JOB_ID": "12"}
+FINE, FAILED, REQUEUE, HOLD = JobExit.FINE, JobExit.FAILED, JobExit.REQUEUE, JobExit.HOLD
+JOB = CurrentJob("12")
 
 
 @pytest.fixture
@@ -24,8 +26,8 @@ def run(tmp_path: Path) -> RunDir:
     settings = "training: {steps: 40, schedule: {warmup_steps: 1}}\nslurm: {max_requeues: 3}"
     run.resolved_yaml.write_text(f"name: r\ndata: {{corpora: [{{path: /c}}]}}\n{settings}\n")
     write_json(run.manifest, {})
-    write_json(run.slurm_command, {"since_attempt": 1})
-    write_json(run.slurm_jobs, [{"job_id": "12"}])
+    write_json(run.job_command, {"since_attempt": 1})
+    write_json(run.jobs_json, [{"job_id": "12"}])
     return run
 
 
@@ -77,10 +79,10 @@ def test_a_job_claims_an_attempt_and_notes_where_the_run_stood(run: RunDir) -> N
     code, number, message = batch.begin(run, JOB)
     assert (code, number) == (FINE, 1)
     assert "goes on from step 10" in message
-    begun = json.loads(run.slurm_begun.read_text())
+    begun = json.loads(run.job_begun.read_text())
     assert begun == {"job_id": "12", "restarts": 0, "attempt": 1, "step": 10}
-    assert batch.begin(run, {**JOB, "SLURM_RESTART_COUNT": "2"})[1] == 2
-    assert json.loads(run.slurm_begun.read_text())["restarts"] == 2
+    assert batch.begin(run, CurrentJob("12", 2))[1] == 2
+    assert json.loads(run.job_begun.read_text())["restarts"] == 2
 
 
 def test_a_requeued_job_of_a_finished_or_cancelled_run_ends_at_once(run: RunDir) -> None:
@@ -93,9 +95,9 @@ def test_a_requeued_job_of_a_finished_or_cancelled_run_ends_at_once(run: RunDir)
 
 
 def test_requeues_are_bounded(run: RunDir) -> None:
-    assert batch.begin(run, {**JOB, "SLURM_RESTART_COUNT": "3"})[0] == FINE
-    assert batch.begin(run, {"SLURM_JOB_ID": "13"})[0] == FINE, "another job starts anew"
-    found = [batch.begin(run, {"SLURM_JOB_ID": "13"}) for _ in range(4)]  # Slurm does not count
+    assert batch.begin(run, CurrentJob("12", 3))[0] == FINE
+    assert batch.begin(run, CurrentJob("13"))[0] == FINE, "another job starts anew"
+    found = [batch.begin(run, CurrentJob("13")) for _ in range(4)]  # Slurm does not count
     assert [code for code, _, _ in found] == [FINE, FINE, FINE, FAILED]
     assert "slurm.max_requeues=3" in found[-1][2]
 
@@ -106,7 +108,7 @@ def test_two_crashes_from_one_step_are_a_loop_until_a_person_submits_again(run: 
     code, number, message = batch.begin(run, JOB)
     assert (code, number) == (FAILED, 0)
     assert "boom" in message
-    write_json(run.slurm_command, {"since_attempt": 3})
+    write_json(run.job_command, {"since_attempt": 3})
     assert batch.begin(run, JOB)[:2] == (FINE, 3)
 
 
@@ -119,32 +121,32 @@ def test_attempts_that_were_lost_with_their_node_are_no_crash_loop(run: RunDir) 
 
 
 def test_the_end_reads_progress_refusal_and_chain_from_the_folder(run: RunDir) -> None:
-    write_json(run.slurm_jobs, [{"job_id": "12"}, {"job_id": "13"}])
+    write_json(run.jobs_json, [{"job_id": "12"}, {"job_id": "13"}])
     batch.begin(run, JOB)
-    first = batch.ending_of(run, 1, "", JOB)
+    first = batch.ending_of(run, 1, "", JOB, 1)
     assert first == Ending(code=1, progressed=False, most_restarts=3, followed=True)
     save(run, 5)
     atomic_write(run.attempt(1) / "error.txt", "bad run\n")
-    second = batch.ending_of(run, 1, "time", {"SLURM_JOB_ID": "13"})
+    second = batch.ending_of(run, 1, "time", CurrentJob("13"), 1)
     assert second == Ending(code=1, asked="time", most_restarts=3, refusal="bad run")
 
 
 def test_an_error_of_an_earlier_job_is_not_this_ones(run: RunDir) -> None:
     atomic_write(run.attempt(1) / "error.txt", "bad run\n")
     assert batch.begin(run, JOB)[1] == 2
-    assert batch.ending_of(run, 0, "", JOB).refusal == ""
+    assert batch.ending_of(run, 0, "", JOB, 2).refusal == ""
 
 
 @pytest.mark.parametrize(
     ("environment", "job_id"),
     [
-        (JOB, "12"),
+        ({"SLURM_JOB_ID": "12"}, "12"),
         ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "12_3"),
         ({"SLURM_JOB_ID": "12", "SLURM_HET_JOB_ID": "12"}, "12"),
     ],
 )
 def test_a_job_knows_its_id(environment: dict[str, str], job_id: str) -> None:
-    assert batch.job_id_of(environment) == job_id
+    assert current_job(environment) == CurrentJob(job_id)
 
 
 @pytest.mark.parametrize(("asked", "reason"), [("killed", "lost"), ("", "crashed")])

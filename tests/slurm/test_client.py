@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.jobs import JobState
 from motet.slurm.client import MOST_IDS, Client
 from motet.slurm.errors import SlurmError, SlurmUnreachable
 from tests.slurm.fake import FakeSlurm
@@ -76,7 +77,9 @@ def test_one_call_asks_for_all_jobs_and_joins_components(fake: FakeSlurm, client
     assert found["7"].name == "h|x"
     assert found["7"].start == "2026-01-02T03:04:05"
     assert (found["7"].reason, found["7"].end) == ("", "")
-    assert (found["8_3"].state, found["8_3"].reason) == ("PENDING", "Resources")
+    assert (found["8_3"].word, found["8_3"].reason) == ("PENDING", "Resources")
+    assert found["8_3"].state is JobState.PENDING
+    assert found["8_3"].why == "waits until enough nodes are free (Resources)"
     assert found["8_3"].restarts == 2
     assert set(client.queue()) == {"7", "8_3", "99"}
 
@@ -99,7 +102,8 @@ def test_a_job_that_slurm_forgot_is_absent(fake: FakeSlurm, client: Client) -> N
 def test_the_accounting_tells_of_ended_jobs(fake: FakeSlurm, client: Client) -> None:
     fake.answer("sacct", "5|CANCELLED by 0|2026-01-01T00:00:00|Unknown|gpu|None assigned|a|b\n")
     job = client.history(["5"])["5"]
-    assert (job.state, job.name, job.nodes, job.end) == ("CANCELLED", "a|b", "", "")
+    assert (job.word, job.name, job.nodes, job.end) == ("CANCELLED", "a|b", "", "")
+    assert (job.state, job.why) == (JobState.CANCELLED, "it was cancelled")
 
 
 def test_without_accounting_commands_there_is_no_history(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_chain_goes_on_where_the_time_limit_of_its_first_job_ended_it(
     one.finish()
     assert reasons(one) == ["stopped", "finished"]
     assert one.steps_lost(2) == 0
-    assert len(list(one.run.slurm.glob("output-*"))) == 3
+    assert len(list(one.run.job_files.glob("output-*"))) == 3
     assert_as_undisturbed(one.run, undisturbed)
 
 

@@ -44,7 +44,7 @@ def test_a_heterogeneous_job_of_two_clusters_trains_as_the_local_run_does(
     assert done.returncode == 0, done.stdout + done.stderr
     run, job_id = submit(healed, yaml, GROUPS, "slurm.time=10")
     until(run.done.exists, run)
-    until(lambda: job(healed, job_id).state == "COMPLETED", run)
+    until(lambda: job(healed, job_id).word == "COMPLETED", run)
     hosts = [(run.attempt(1) / f"pid-{rank}").read_text().split()[1] for rank in range(4)]
     assert hosts == ["n1", "n2", "n3", "n4"]
     found, expected = losses(run.root), losses(tmp_path / "runs" / "local")
@@ -86,7 +86,7 @@ def test_a_preempted_run_saves_and_goes_on_where_it_was(healed: Testbed, yaml: P
     assert sorted(losses(run.root)) == list(range(1, 151))
     assert len(rows(run.root, "step")) == 150, "no step was trained twice"
     assert "the job is requeued, for the 1. time" in output(run)
-    until(lambda: job(healed, job_id).state == "COMPLETED", run)
+    until(lambda: job(healed, job_id).word == "COMPLETED", run)
 
 
 def test_near_its_time_limit_a_job_saves_and_the_next_of_the_chain_goes_on(
@@ -105,9 +105,9 @@ def test_near_its_time_limit_a_job_saves_and_the_next_of_the_chain_goes_on(
     near_limit = ["scancel", "--batch", "--signal=USR1", first]
     subprocess.run(near_limit, env=environment(healed), check=True, timeout=30)
     until(run.done.exists, run)
-    second = json.loads(run.slurm_jobs.read_text())[1]["job_id"]
-    until(lambda: job(healed, second).state == "COMPLETED", run)
-    assert job(healed, first).state == "COMPLETED"
+    second = json.loads(run.jobs_json.read_text())[1]["job_id"]
+    until(lambda: job(healed, second).word == "COMPLETED", run)
+    assert job(healed, first).word == "COMPLETED"
     assert "the next job of the chain goes on" in output(run)
     assert len(rows(run.root, "step")) == 60, "no step was trained twice"
 

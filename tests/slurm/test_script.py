@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from motet.slurm.config import PATTERNS, BatchRequest, JobComponent, fault, seconds
 from motet.slurm.script import batch_script
 
+MODULES = {"hook": "motet.launcher.batch", "node": "motet.launcher.node"}
 GOLDEN = Path(__file__).parents[1] / "golden"
 REQUESTS = {
     "one": BatchRequest(
         name="first",
         run="/runs/first",
         python="/venv/bin/python",
+        **MODULES,
         groups=(
             JobComponent(partition="gpu", nodes=4, processes=8, cpus=96, gpus=8, gpu_type="h100"),
         ),
@@ -35,6 +37,7 @@ REQUESTS = {
         name="two-kinds",
         run="/runs/two-kinds",
         python="/venv/bin/python",
+        **MODULES,
         groups=(
             JobComponent(
                 partition="h200", nodes=2, processes=8, cpus=64, gpus=8, constraint="ib&nvme"
@@ -48,6 +51,7 @@ REQUESTS = {
         name="seeds",
         run="/runs/seeds-seed",
         python="/usr/bin/python3",
+        **MODULES,
         groups=(JobComponent(cpus=4, processes=4),),
         array=(1, 2, 30),
         array_limit=2,
@@ -99,7 +103,9 @@ def run_script(
     for name, text in programs.items():
         (folder / name).write_text(text.format(folder=folder, end=end, code=code, tenths=tenths))
         (folder / name).chmod(0o755)
-    request = BatchRequest("r", str(folder / "run"), str(folder / "python"), (JobComponent(),))
+    request = BatchRequest(
+        "r", str(folder / "run"), str(folder / "python"), (JobComponent(),), **MODULES
+    )
     environment = {**os.environ, "PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
     process = subprocess.Popen(
         ["bash", "-c", batch_script(request)],
@@ -119,9 +125,9 @@ def test_the_script_begins_trains_and_does_what_the_end_says(
     assert process.returncode == expected
     lines = asked.read_text().splitlines()
     run = tmp_path / "run"
-    assert lines[0] == f"-m motet.launcher.jobs.batch begin {run}"
+    assert lines[0] == f"-m motet.launcher.batch begin {run}"
     assert lines[1] == "attempt 7"
-    assert lines[2].rstrip() == f"-m motet.launcher.jobs.batch end {run} 5"
+    assert lines[2].rstrip() == f"-m motet.launcher.batch end {run} 5"
     assert lines[3:] == (["scontrol requeue 12"] if end == 10 else [])
     assert ("motet resume" in errors) == (end == 10)
 
@@ -137,7 +143,7 @@ def test_a_signal_reaches_the_step_and_the_end_learns_of_it(
     process.communicate(timeout=30)
     lines = asked.read_text().splitlines()
     assert "usr1" in lines
-    assert lines[-1] == f"-m motet.launcher.jobs.batch end {tmp_path / 'run'} 3 {word}"
+    assert lines[-1] == f"-m motet.launcher.batch end {tmp_path / 'run'} 3 {word}"
 
 
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "value"])
@@ -197,12 +203,18 @@ def test_what_is_not_named_is_refused_with_the_reason(name: str, value: str) -> 
     [
         lambda: JobComponent(partition="a\nb"),
         lambda: JobComponent(constraint="`id`"),
-        lambda: BatchRequest("r;id", "/r", "/p", (JobComponent(),)),
-        lambda: BatchRequest("r", "/r $(id)", "/p", (JobComponent(),)),
-        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), modules=("x; id",)),
-        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), variables=(("A", "'"),)),
-        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), variables=(("A B", "x"),)),
-        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), mail_type=("END --wrap",)),
+        lambda: BatchRequest("r;id", "/r", "/p", (JobComponent(),), **MODULES),
+        lambda: BatchRequest("r", "/r $(id)", "/p", (JobComponent(),), **MODULES),
+        lambda: BatchRequest("r", "/r", "/p", (JobComponent(),), **MODULES, modules=("x; id",)),
+        lambda: BatchRequest(
+            "r", "/r", "/p", (JobComponent(),), **MODULES, variables=(("A", "'"),)
+        ),
+        lambda: BatchRequest(
+            "r", "/r", "/p", (JobComponent(),), **MODULES, variables=(("A B", "x"),)
+        ),
+        lambda: BatchRequest(
+            "r", "/r", "/p", (JobComponent(),), **MODULES, mail_type=("END --wrap",)
+        ),
     ],
 )
 def test_no_request_can_be_made_of_a_faulty_text(make: Callable[[], object]) -> None:

@@ -86,7 +86,7 @@ def test_a_dry_run_needs_no_slurm(yaml: Path, tmp_path: Path) -> None:
         FakeSlurm(tmp_path / "empty", ()), "submit", str(yaml), "--dry-run", PATH=f"{tmp_path}"
     )
     assert done.returncode == 0, done.stderr
-    assert "not asked: there is no sbatch here" in done.stdout
+    assert "not asked: Slurm's commands are not on this machine" in done.stdout
     refused = motet(FakeSlurm(tmp_path / "empty", ()), "submit", str(yaml), PATH=f"{tmp_path}")
     assert refused.returncode == 2
     assert refused.stderr == "motet: sbatch is not on the PATH; is this a machine with Slurm?\n"
@@ -252,11 +252,11 @@ def test_resume_submits_a_run_again_once_its_job_is_over(fake: FakeSlurm, yaml: 
     assert done.returncode == 0, done.stderr
     assert [job["job_id"] for job in jobs(run.root)] == ["4711", "4800"]
     assert jobs(run.root)[-1]["resumed"] is True
-    script = run.slurm_script.read_text()
+    script = run.job_script.read_text()
     assert "--time=20\n" in script
     assert "--nodes=2\n" in script
     assert not run.cancelled.exists()
-    assert json.loads(run.slurm_command.read_text())["since_attempt"] == 2
+    assert json.loads(run.job_command.read_text())["since_attempt"] == 2
 
 
 def test_a_finished_run_is_not_submitted_again(fake: FakeSlurm, yaml: Path) -> None:

@@ -94,17 +94,17 @@ def _asked(arguments: argparse.Namespace) -> Any:
 
 
 def _nodes(arguments: argparse.Namespace) -> Any:
-    """Who this machine is: by options, by Slurm's variables, or the only one."""
+    """Who this machine is: by options, by the variables of its job, or the only one."""
     import os
 
     from motet.launcher.launch.command import ONE_NODE, NodePlace
-    from motet.launcher.measure.cluster_launch import in_slurm_step
+    from motet.launcher.measure.cluster_launch import in_job
 
     given = arguments.nnodes is not None
     if not given:
         if arguments.node_rank is not None or arguments.endpoint:
             raise UserError("--nnodes is missing; it goes with --node-rank and --endpoint")
-        return in_slurm_step(os.environ) or ONE_NODE
+        return in_job(os.environ) or ONE_NODE
     count, rank, endpoint = arguments.nnodes, arguments.node_rank or 0, arguments.endpoint or ""
     host, colon, port = endpoint.rpartition(":")
     if count == 1:

@@ -186,7 +186,7 @@ def test_a_running_job_is_asked_to_save_and_the_rest_of_its_chain_ends_first(
         ("end", ("8", "9_3"), ""),
         ("save", ("7",), "USR1"),
     ]
-    cancel.carry_out(todo, run, client)  # type: ignore[arg-type]
+    cancel.carry_out(todo, view.facts, client)  # type: ignore[arg-type]
     assert run.cancelled.exists()
     assert [call for call in client.calls if call[0] == "cancel"] == [
         ("cancel", None, "8", "9_3"),
@@ -210,7 +210,7 @@ def test_cancelling_a_waiting_job_ends_it_and_says_so(
     slurm: Callable[..., FakeClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cancel, "FIRST_SLURM_PAUSE_S", 0.01)
+    monkeypatch.setattr(cancel, "FIRST_JOB_PAUSE_S", 0.01)
     add_jobs(run, "41")
     client = slurm(job("41", "PENDING"))
     out = main("cancel", "r", "--dry-run")[1]

@@ -16,7 +16,7 @@ from motet.launcher.measure.cluster_launch import (
     Asked,
     command,
     environment,
-    in_slurm_step,
+    in_job,
     read_groups,
 )
 from motet.launcher.measure.slurm_cluster import cluster_from_slurm, network_of
@@ -148,9 +148,9 @@ STEP = {
 
 
 def test_a_machine_learns_from_slurm_who_it_is() -> None:
-    assert in_slurm_step({}) is None
-    assert in_slurm_step({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n7"}) is None
-    assert in_slurm_step(STEP) == NodePlace(3, 2, "n1:30834")
+    assert in_job({}) is None
+    assert in_job({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n7"}) is None
+    assert in_job(STEP) == NodePlace(3, 2, "n1:30834")
 
 
 @pytest.mark.parametrize("changed", [{"SLURM_NTASKS": "6"}, {"SLURM_STEP_ID": None}])
@@ -159,7 +159,7 @@ def test_a_job_of_several_nodes_must_start_one_process_on_each(
 ) -> None:
     left = {name: value for name, value in {**STEP, **changed}.items() if value is not None}
     with pytest.raises(SlurmError, match="srun --ntasks-per-node=1 motet cluster probe"):
-        in_slurm_step(left)
+        in_job(left)
 
 
 # --- from Slurm

@@ -11,7 +11,7 @@ import pytest
 
 from motet.core.files import atomic_write, write_json
 from motet.launcher.commands import logs
-from motet.launcher.follow.logs import SLURM, LogChoice, Merged, sources
+from motet.launcher.follow.logs import JOB, LogChoice, Merged, sources
 from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 from tests.launcher.conftest import Main
@@ -45,7 +45,7 @@ def test_ranks_of_all_nodes_and_restarts_are_found(run: RunDir) -> None:
     say(run, "rank-0.log", "", attempt=5)
     say(run, "id_c/attempt_0/1/stdout.log", "", attempt=6)
     say(run, "notes/other", "", attempt=6)
-    atomic_write(run.slurm / "output-12.txt", "")
+    atomic_write(run.job_files / "output-12.txt", "")
     assert labels(run) == {
         "1.0": "stdout.log",
         "1.1": "stderr.log",
@@ -92,7 +92,7 @@ def test_the_output_of_a_job_does_not_repeat_its_ranks(
 ) -> None:
     add_attempt(run, "stopped")
     say(run, "ranks-0/id/attempt_0/0/stdout.log", "step 1\n")
-    older, newer = run.slurm / "output-7.txt", run.slurm / "output-8.txt"
+    older, newer = run.job_files / "output-7.txt", run.job_files / "output-8.txt"
     atomic_write(older, "old job\n")
     atomic_write(newer, "srun: starts\n[default0]:step 1\n")
     os.utime(older, (1, 1))
@@ -181,9 +181,9 @@ def test_only_one_rank_is_chosen() -> None:
     from motet.launcher.follow.logs import LogSource
 
     of_rank = LogSource(2, 3, Path("x"))
-    of_job = LogSource(0, SLURM, Path("y"))
+    of_job = LogSource(0, JOB, Path("y"))
     assert LogChoice(rank=3).takes(of_rank, 2)
     assert not LogChoice(rank=3).takes(of_rank, 3)
     assert not LogChoice(rank=3).takes(of_job, 2)
-    assert LogChoice(rank=SLURM, attempt=1).takes(of_job, 2)
+    assert LogChoice(rank=JOB, attempt=1).takes(of_job, 2)
     assert not LogChoice(attempt=2).takes(of_job, 2)

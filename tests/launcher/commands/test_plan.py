@@ -13,7 +13,8 @@ from motet.core.errors import UserError
 from motet.launcher.cli import main
 from motet.launcher.commands import train
 from motet.launcher.config import load as config
-from motet.launcher.config.batch import groups_of, world_size
+from motet.launcher.config.batch import groups_of
+from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.launch.command import NodePlace
 
 RUN = """

@@ -13,7 +13,7 @@ from motet.core.errors import UserError
 from motet.experiments.corpora.prepare import PrepareRequest, prepare
 from motet.launcher.commands import plan_probe
 from motet.launcher.config import load as config
-from motet.launcher.config.batch import world_size
+from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.measure import calibration_run as probe_run
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset

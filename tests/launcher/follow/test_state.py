@@ -15,12 +15,13 @@ import pytest
 
 from motet.core.files import atomic_write
 from motet.launcher.config import load as config
-from motet.launcher.follow import words
 from motet.launcher.follow.facts import read_facts
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.processes import held_locks
 from motet.launcher.follow.state import STATES, epoch, more_jobs
+from motet.launcher.jobs.submission import active_jobs
 from motet.launcher.runs.rundir import RunDir
+from motet.slurm import states
 from tests.launcher.followed import (
     NOW,
     FakeClient,
@@ -267,13 +268,13 @@ def test_many_runs_are_asked_for_with_one_call_for_each_kind(tmp_path: Path) -> 
 def test_a_damaged_folder_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r")
     add_attempt(run)
-    for path in (run.manifest, run.slurm_jobs, run.attempt(1) / "attempt.json", run.metrics):
+    for path in (run.manifest, run.jobs_json, run.attempt(1) / "attempt.json", run.metrics):
         atomic_write(path, b"\xff{[")
     atomic_write(run.attempt(1) / "pid-0", "what")
     atomic_write(run.attempt(1) / "pid-x", "1")
     row = view_of(run).fields()
     assert (row["state"], row["steps"], row["step"]) == ("lost", None, 0)
-    atomic_write(run.slurm_jobs, '[{"job_id": "1; rm"}, 3, {"job_id": "5"}]')
+    atomic_write(run.jobs_json, '[{"job_id": "1; rm"}, 3, {"job_id": "5"}]')
     assert [entry["job_id"] for entry in read_facts(run, {}).jobs] == ["5"]
 
 
@@ -317,6 +318,17 @@ def test_locks_are_read_as_the_kernel_writes_them() -> None:
 def test_slurm_times_and_ends_are_read() -> None:
     assert epoch("2026-11-21T14:00:00") == time.mktime((2026, 11, 21, 14, 0, 0, 0, 0, -1))
     assert epoch("") is None
-    assert words.end("CANCELLED by 1000") == "it was cancelled"
-    assert words.end("STRANGE") == "Slurm says STRANGE"
-    assert words.reason("") == "Slurm has not looked at it yet"
+    assert states.why("CANCELLED", "") == "it was cancelled"
+    assert states.why("STRANGE", "") == "Slurm says STRANGE"
+    assert states.why("PENDING", "") == "Slurm has not looked at it yet"
+
+
+def test_every_state_of_slurm_that_nothing_follows_is_a_finished_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    add_attempt(run, "lost")
+    add_jobs(run, "7")
+    for word in ("REVOKED", "DEADLINE", "PREEMPTED", "COMPLETED", "BOOT_FAIL"):
+        client = FakeClient(job("7", word))
+        assert view_of(run, client).state.name == "lost"
+        assert active_jobs(run, client.scheduler) == {}
+    assert active_jobs(run, FakeClient(job("7", "STAGE_OUT")).scheduler) == {"7": "STAGE_OUT"}

@@ -46,7 +46,7 @@ def test_every_path_of_a_run_lies_in_its_folder() -> None:
         if isinstance(getattr(RunDir, name), property) and name != "name"
     ]
     assert len(set(paths)) == len(paths) >= 14
-    assert all(path.parent in (run.root, run.slurm, run.code) for path in paths)
+    assert all(path.parent in (run.root, run.job_files, run.code) for path in paths)
     assert run.checkpoint(100) == Path("/r/x/checkpoints/step-00000100")
     assert run.attempt(2) == Path("/r/x/attempts/2")
 

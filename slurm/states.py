@@ -1,19 +1,51 @@
-"""Slurm's states and reasons in plain words (https://slurm.schedmd.com/job_reason_codes.html)."""
+"""Slurm's states and reasons (https://slurm.schedmd.com/job_reason_codes.html), in neutral states
+and in plain words.
+"""
 
 from __future__ import annotations
 
 import re
 
+from motet.core.jobs import JobState
+
+_STATES = {
+    "PENDING": JobState.PENDING,
+    "REQUEUED": JobState.PENDING,
+    "REQUEUE_HOLD": JobState.PENDING,
+    "REQUEUE_FED": JobState.PENDING,
+    "SPECIAL_EXIT": JobState.PENDING,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "SUSPENDED": JobState.SUSPENDED,
+    "STOPPED": JobState.SUSPENDED,
+    "COMPLETING": JobState.ENDING,
+    "STAGE_OUT": JobState.ENDING,
+    "SIGNALING": JobState.ENDING,
+    "COMPLETED": JobState.SUCCEEDED,
+    "CANCELLED": JobState.CANCELLED,
+    "FAILED": JobState.FAILED,
+    "TIMEOUT": JobState.FAILED,
+    "DEADLINE": JobState.FAILED,
+    "PREEMPTED": JobState.FAILED,
+    "NODE_FAIL": JobState.FAILED,
+    "BOOT_FAIL": JobState.FAILED,
+    "OUT_OF_MEMORY": JobState.FAILED,
+    "REVOKED": JobState.FAILED,
+}
 _REASONS = {
     "Priority": "other jobs come first",
     "Resources": "waits until enough nodes are free",
     "Dependency": "waits for an earlier job",
-    "DependencyNeverSatisfied": "waits for a job that failed, so it will never start: cancel it, then resume the run",
+    "DependencyNeverSatisfied": (
+        "waits for a job that failed, so it will never start: cancel it, then resume the run"
+    ),
     "BeginTime": "its start time has not come (a requeued job waits about two minutes)",
     "JobHeldUser": "held by its owner; `scontrol release` lets it go",
     "JobHeldAdmin": "held by an administrator; ask them",
     "JobHoldMaxRequeue": "held, as it was requeued too often",
-    "launch_failed_requeued_held": "held, as a node could not launch it; ask an administrator, then `scontrol release`",
+    "launch_failed_requeued_held": (
+        "held, as a node could not launch it; ask an administrator, then `scontrol release`"
+    ),
     "job_requeued_in_held_state": "requeued, but held; `scontrol release` lets it go",
     "NodeDown": "a node that it needs is down",
     "ReqNodeNotAvail": "a node that it needs is down, drained or reserved",
@@ -42,6 +74,7 @@ _PATTERNS = (
     (r"Max(Cpu|GRES|Node|Mem|Jobs|TRES|Wall)", "asks for more than your account allows"),
 )
 _ENDS = {
+    "CANCELLED": "it was cancelled",
     "TIMEOUT": "it reached its time limit",
     "DEADLINE": "it could not end before its deadline",
     "PREEMPTED": "it was preempted",
@@ -53,8 +86,27 @@ _ENDS = {
 }
 
 
-def reason(text: str) -> str:
-    """Return why a job waits; a reason that is not known here stays as Slurm writes it."""
+def state(word: str) -> JobState:
+    """Return the neutral state; a word of which nothing is known means that the job is starting."""
+    return _STATES.get(word, JobState.STARTING)
+
+
+def why(word: str, reason: str) -> str:
+    """Return why a job waits or how it ended, from its state and reason in Slurm's words; "" while
+    it runs.
+    """
+    found = state(word)
+    if found is JobState.PENDING:
+        return _waits(reason)
+    if found is JobState.SUSPENDED:
+        return "Slurm has suspended it"
+    if found is JobState.STARTING:
+        return f"Slurm says {word}"
+    return _ENDS.get(word, "")
+
+
+def _waits(text: str) -> str:
+    """Why a job waits; a reason that is not known here stays as Slurm writes it."""
     code = text.strip().strip("()")
     if not code or code == "None":
         return "Slurm has not looked at it yet"
@@ -63,11 +115,3 @@ def reason(text: str) -> str:
     if known is None:
         known = next((words for pattern, words in _PATTERNS if re.search(pattern, word)), None)
     return f"{known} ({code})" if known else code
-
-
-def end(state: str) -> str:
-    """Return how a job ended, from its state in Slurm's records, such as "CANCELLED by 1000"."""
-    word = state.split(" ")[0].rstrip("+")
-    if word == "CANCELLED":
-        return "it was cancelled"
-    return _ENDS.get(word, f"Slurm says {word}")
