@@ -5,6 +5,18 @@ All numbers are whole-model: divide by the degrees of a layout to get one device
 
 from __future__ import annotations
 
+from motet.models.architecture import (
+    Split,
+    WeightSpec,
+    block_kinds,
+    block_products,
+    block_weights,
+    first_weights,
+    head_product,
+    hidden_products,
+    last_weights,
+    mixing,
+)
 from motet.models.config import ModelConfig
 
 
@@ -12,68 +24,49 @@ def parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
     """Return the parameters of block `layer` (from 0), norms included; blocks differ where only
     some have experts.
     """
-    attention = 2 * config.d_model * (config.query_width + config.kv_width)
-    if config.qkv_bias:
-        attention += config.query_width + 2 * config.kv_width
-    norms = 2 * config.d_model
-    if config.qk_norm == "head":
-        norms += 2 * config.head_width
-    elif config.qk_norm == "full":
-        norms += config.query_width + config.kv_width
-    routed = expert_parameters_per_layer(config) if config.has_experts(layer) else 0
-    return attention + norms + routed + _always_on(config, layer)
+    return sum(weight.numel for weight in block_weights(config, layer))
 
 
 def expert_parameters_per_layer(config: ModelConfig) -> int:
     """Return the parameters of the routed experts of one block that has them: what expert
-    parallelism splits.
+    parallelism splits; 0 without experts.
     """
-    return config.n_experts * 3 * config.d_model * config.expert_width
-
-
-def _always_on(config: ModelConfig, layer: int) -> int:
-    """Return the feed-forward weights that every token meets: all of a dense one; router, shared
-    block and its gate.
-    """
-    if not config.has_experts(layer):
-        return 3 * config.d_model * config.d_ffn
-    router = config.d_model * (config.n_experts + int(config.shared_gate))
-    return router + 3 * config.d_model * config.shared_width
+    return max(
+        sum(weight.numel for weight in block_weights(config, layer) if weight.is_expert)
+        for layer, _ in block_kinds(config)
+    )
 
 
 def parameters_non_embedding(config: ModelConfig) -> int:
     """Return the parameters outside the embedding and the head (N of arXiv:2001.08361, section
     2.1).
     """
-    layers = sum(parameters_per_layer(config, layer) for layer in range(config.n_layers))
-    return layers + config.d_model
+    layers = sum(number * parameters_per_layer(config, i) for i, number in block_kinds(config))
+    return layers + sum(w.numel for w in _ends(config) if w.split is not Split.VOCABULARY)
 
 
 def parameters(config: ModelConfig) -> int:
     """Return the number of distinct parameters; tied embeddings are counted once."""
-    tables = 1 if config.tied_embeddings else 2
-    return parameters_non_embedding(config) + tables * config.vocabulary_size * config.d_model
+    tables = sum(w.numel for w in _ends(config) if w.split is Split.VOCABULARY)
+    return parameters_non_embedding(config) + tables
 
 
-def active_parameters(config: ModelConfig) -> int:
-    """Return the parameters that one token uses: all but the routed experts that it does not visit."""
-    idle = config.n_moe_layers * (config.n_experts - config.experts_per_token)
-    return parameters(config) - idle * 3 * config.d_model * config.expert_width
+def _ends(config: ModelConfig) -> list[WeightSpec]:
+    return [*first_weights(config), *last_weights(config)]
 
 
 def matmul_parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
     """Return the weights of block `layer` that multiply every token: projections and visited
     experts; no norms or biases.
     """
-    attention = 2 * config.d_model * (config.query_width + config.kv_width)
-    visited = config.experts_per_token * config.expert_width if config.has_experts(layer) else 0
-    return attention + _always_on(config, layer) + 3 * config.d_model * visited
+    return sum(product.multiplies for product in block_products(config, layer))
 
 
 def matmul_parameters(config: ModelConfig) -> int:
     """Return the weights that multiply every token: those of all blocks, and the head; no lookups."""
-    blocks = sum(matmul_parameters_per_layer(config, layer) for layer in range(config.n_layers))
-    return blocks + config.vocabulary_size * config.d_model
+    kinds = block_kinds(config)
+    blocks = sum(number * matmul_parameters_per_layer(config, i) for i, number in kinds)
+    return blocks + head_product(config).multiplies
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
@@ -86,8 +79,9 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     counts the full T x T square although the causal half is never needed, and recomputation is not
     counted, so that model FLOPs utilization compares across implementations.
     """
-    attention = 12 * config.n_layers * config.query_width * sequence_length
-    return float(6 * matmul_parameters(config) + attention)
+    kinds = block_kinds(config)
+    scores = sum(number * mixing(config, i).operations(sequence_length) for i, number in kinds)
+    return float(6 * matmul_parameters(config) + 3 * scores)
 
 
 def activation_bytes_per_layer(
@@ -112,14 +106,14 @@ def activation_bytes_per_layer(
     experts, more than this as routing is less balanced.
     """
     copies = 2 if config.qk_norm != "none" else 1
-    values = 4 * config.d_model + (copies + 1) * config.query_width + (copies + 1) * config.kv_width
-    wide_bytes = 4 * config.n_heads
-    if config.has_experts(layer):
-        visit = 2 * config.d_model + 4 * config.expert_width
-        values += config.experts_per_token * visit + 4 * config.shared_width
-        wide_bytes += 4 * (config.d_model + 5 * config.n_experts)
-    else:
-        values += 4 * config.d_ffn
+    mixed = mixing(config, layer)
+    values = 4 * config.d_model + (copies + 1) * mixed.queries + copies * mixed.keys + mixed.values
+    wide_bytes = 4 * mixed.heads
+    for product in hidden_products(config, layer):
+        values += product.visits * 4 * product.inner
+        if product.is_expert:
+            values += product.visits * 2 * config.d_model
+            wide_bytes += 4 * (config.d_model + 5 * product.matrices)
     return sequences * sequence_length * (values * bytes_per_value + wide_bytes)
 
 

@@ -62,6 +62,7 @@ LIGHT = {
     "motet.experiments.design.spec": ("torch", "numpy", "scipy"),
     "motet.experiments.library": ("torch", "scipy"),
     "motet.models.config": ("torch", "numpy"),
+    "motet.models.architecture": ("torch", "numpy"),
     "motet.models.counts": ("torch", "numpy"),
     "motet.parallel.layout.layout": ("torch",),
     "motet.parallel.layout.rules": ("torch",),

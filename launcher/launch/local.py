@@ -256,7 +256,7 @@ def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, A
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     """Return the model's sizes, and whether its weights are imported."""
     if settings.model.from_hf:
-        from motet.models.hf import config_from_hf
+        from motet.models.hf_config import config_from_hf
 
         config = config_from_hf(read_json(Path(settings.model.from_hf) / "config.json"))
         config = replace(config, **settings.model.overrides())

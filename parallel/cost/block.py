@@ -11,11 +11,21 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+from motet.models.architecture import (
+    Split,
+    block_kinds,
+)
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Device
+from motet.parallel.cost.block_shape import (
+    BlockShape,
+    BlockSplit,
+    ProductShape,
+    alternate_bytes,
+    kept_bytes,
+)
 from motet.parallel.cost.context import HOST_SHARE, Ring, ring
-from motet.parallel.cost.links import CommGroup
 from motet.parallel.cost.terms import ATTENTION_EFFICIENCY, FP8_EFFICIENCY, OLD_KERNELS, Traits
 
 PHASES = ("products", "attention", "pointwise", "tensor", "context", "experts", "host")
@@ -61,21 +71,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Split:
-    """How a block is divided: degrees, and where their groups stand."""
-
-    tokens: int
-    sequence_length: int
-    tp: CommGroup
-    cp: CommGroup
-    ep: CommGroup
-    etp: CommGroup
-    sequence_parallel: bool
-    alone: bool  # no other rank holds a part of the stage
-
-
-@dataclass(frozen=True)
-class Block:
+class PricedBlock:
     """Seconds of one block for one micro-batch, and bytes that it keeps for the backward pass."""
 
     forward: Times
@@ -90,7 +86,7 @@ class Block:
     ring_bytes: float  # buffers of context parallelism, while a block runs
 
 
-def selective(block: Block, traits: Traits) -> Times:
+def selective(block: PricedBlock, traits: Traits) -> Times:
     """Return what selective recomputation does again in a block's backward pass."""
     share = traits.selective_layers
     if traits.selective == "attention":
@@ -115,6 +111,10 @@ class BlockCost:
         self.rates = Rates.of(device, dtype, traits, constants)
         self.fp8 = dtype == "fp8"
         self.value = 4.0 if dtype == "fp32" else traits.compute_bytes
+        self.shapes = {
+            model.has_experts(layer): BlockShape.of(model, layer, traits.gated)
+            for layer, _ in block_kinds(model)
+        }
 
     def product_s(self, rows: float, inner: float, columns: float, times: float = 1.0) -> float:
         """Return the time of [rows, inner] x [inner, columns]."""
@@ -124,102 +124,108 @@ class BlockCost:
             moved += 3.0 * rows * inner  # inputs are scaled and cast
         return times * (operations / self.rates.products + moved / self.rates.operand_bandwidth)
 
-    def block(self, split: Split, has_experts: bool) -> Block:
+    def block(self, split: BlockSplit, has_experts: bool) -> PricedBlock:
         """Return the costs of one block."""
-        products = self._projections(split)
-        forward_core, backward_core = self._core(split)
-        inner, outer = self._pointwise_bytes(split, has_experts)
-        bandwidth = self.rates.bandwidth
-        pointwise = (inner[0] + outer[0]) / bandwidth
-        pointwise_back = (inner[1] + outer[1]) / bandwidth
-        tensor = self._tensor_s(split, has_experts)
-        context = self._ring(split, (forward_core, backward_core))
-        if has_experts:
-            routed, feed = self._experts(split)
-        else:
-            routed, feed = 0.0, self._dense(split)
-        forward = (products + feed, forward_core, pointwise, tensor, context.forward_s, routed)
-        backward = (
-            2.0 * (products + feed) + self._accumulate_s(split, has_experts),
-            backward_core,
-            pointwise_back,
-            tensor,
-            context.backward_s,
-            routed,
+        shape = self.shapes[has_experts]
+        products, core = self.products_s(split, shape), self._core(split, shape)
+        inside, stream = self._pointwise_bytes(split, shape)
+        pointwise, back = (
+            sum(both) / self.rates.bandwidth for both in zip(inside, stream, strict=True)
         )
-        kept, core_bytes, pointwise_bytes = self._kept(split, has_experts)
+        tensor, around = self._tensor_s(split, shape), self._ring(split, shape, core)
+        routed = self._exchange_s(split, shape)
+        accumulated = 2.0 * products + self._accumulate_s(split, shape)
+        forward = (products, core[0], pointwise, tensor, around.forward_s, routed)
+        backward = (accumulated, core[1], back, tensor, around.backward_s, routed)
+        ahead, behind = self._host_passes(split)
+        residual = split.tokens * self.model.d_model * self.value / split.over_stream
+        return PricedBlock(
+            self._with_host(forward, ahead),
+            self._with_host(backward, behind),
+            core[0] + around.forward_s,
+            pointwise,
+            *kept_bytes(shape, split, self.value, self.traits),
+            residual + alternate_bytes(shape, split, self.value),
+            residual,
+            around.buffer_bytes,
+        )
+
+    def _host_passes(self, split: BlockSplit) -> tuple[float, float]:
+        """Return how much longer than one plain forward pass the host takes to start each pass."""
         started = 1.0 if split.alone else self.traits.shared_host
         if split.tp.ranks > 1:
             started = self.traits.tensor_host
         steps = HOST_SHARE * (split.cp.ranks - 1)
-        residual = split.tokens * self.model.d_model * self.value
-        residual /= split.tp.ranks if split.sequence_parallel else 1
-        return Block(
-            self._with_host(forward, started + steps),
-            self._with_host(backward, 1.6 * started + 2.0 * steps),
-            forward_core + context.forward_s,
-            pointwise,
-            kept,
-            core_bytes,
-            pointwise_bytes,
-            residual + self._alternate(split, has_experts),
-            residual,
-            context.buffer_bytes,
-        )
-
-    def _alternate(self, split: Split, has_experts: bool) -> float:
-        """Return bytes of attention's output and of every second product's."""
-        model = self.model
-        visits = model.experts_per_token if has_experts else 1
-        width = model.expert_width if has_experts else model.d_ffn
-        feed = visits * width * (2.0 if self.traits.gated else 1.5)
-        feed += model.shared_width * 2.0 if has_experts else 0.0
-        inside = model.query_width + 0.5 * (model.query_width + 2 * model.kv_width + feed)
-        over = split.tp.ranks if split.sequence_parallel else 1
-        return split.tokens * self.value * (inside / split.tp.ranks + model.d_model / over)
+        return started + steps, 1.6 * started + 2.0 * steps
 
     def _with_host(self, times: tuple[float, ...], passes: float) -> Times:
         """Add what the device waits for the host."""
         host_s = self.constants.host_us * 1e-6 * passes
         return (*times, max(0.0, host_s - sum(times)) if self.traits.ahead else host_s)
 
-    def _projections(self, split: Split) -> float:
-        model, tp, rows = self.model, split.tp.ranks, split.tokens
-        wide = (model.query_width + 2 * model.kv_width) / tp
-        return self.product_s(rows, model.d_model, wide) + self.product_s(
-            rows, model.query_width / tp, model.d_model
-        )
+    def products_s(self, split: BlockSplit, shape: BlockShape) -> float:
+        """Return the time of a block's products in a forward pass."""
+        # Attention's first: sums stay what they were when each part was written out.
+        attention = sum(self._product_s(split, product) for product in shape.attention)
+        feed = self._experts_s(split, shape) if shape.experts else 0.0
+        return attention + (feed + sum(self._product_s(split, product) for product in shape.feed))
 
-    def _dense(self, split: Split, width: float | None = None) -> float:
-        model, tp, rows = self.model, split.tp.ranks, split.tokens
-        width = (model.d_ffn if width is None else width) / tp
-        if self.traits.gated:
-            up = self.product_s(rows, model.d_model, 2 * width)
-        else:
-            width *= 1.5
-            up = self.product_s(rows, model.d_model, width)
-        return up + self.product_s(rows, width, model.d_model)
+    def _product_s(self, split: BlockSplit, product: ProductShape) -> float:
+        """Return the time of this rank's part of a product: of its columns, of what it sums over,
+        or of its rows.
+        """
+        tp, rows, inner, columns = split.tp.ranks, split.tokens, product.inner, product.columns
+        if product.split is Split.COLUMNS:
+            return self.product_s(rows, inner, columns / tp)
+        if product.split is Split.ROWS:
+            return self.product_s(rows, inner / tp, columns)
+        return self.product_s(rows / tp, inner, columns)
 
-    def _accumulate_s(self, split: Split, has_experts: bool) -> float:
+    def _experts_s(self, split: BlockSplit, shape: BlockShape) -> float:
+        """Return the time of the products of the experts that a rank holds, rows spread evenly."""
+        total, etp = 0.0, split.etp.ranks
+        for product in shape.experts:
+            held = product.matrices / split.ep.ranks
+            rows = split.tokens / split.tp.ranks * product.visits * etp / held
+            outputs = product.split is Split.EXPERT_COLUMNS
+            inner = product.inner if outputs else product.inner / etp
+            columns = product.columns / etp if outputs else product.columns
+            total += held * self.product_s(rows, inner, columns)
+        # Small, unequal and read through an index: slower than dense products.
+        return total / self.constants.grouped
+
+    def _exchange_s(self, split: BlockSplit, shape: BlockShape) -> float:
+        """Return the time in which rows reach the ranks of their experts, and results come back."""
+        if not shape.experts:
+            return 0.0
+        first = shape.experts[0]
+        size = split.tokens / split.tp.ranks * first.visits * first.inner * self.value
+        move_s = 2 * split.ep.exchange_s(size, self.constants)
+        return move_s + 2 * split.etp.gather_s(split.etp.ranks * size, self.constants)
+
+    def _accumulate_s(self, split: BlockSplit, shape: BlockShape) -> float:
         """Gradients of weights are read, added to and written in their own precision."""
-        model = self.model
-        weights = 2 * model.d_model * (model.query_width + model.kv_width) / split.tp.ranks
-        if has_experts:
-            held = model.n_experts / split.ep.ranks
-            weights += held * 3 * model.d_model * model.expert_width / split.etp.ranks
-        else:
-            weights += 3 * model.d_model * model.d_ffn / split.tp.ranks
-        return weights * 2 * self.traits.gradient_bytes / self.rates.operand_bandwidth
+        divided = sum(
+            p.inner * p.columns for p in shape.whole if p.split in (Split.COLUMNS, Split.ROWS)
+        )
+        # Routers and shared blocks are left out: they are small beside the experts.
+        values = divided / split.tp.ranks
+        for product in shape.experts:
+            held = product.matrices / split.ep.ranks
+            values += held * product.inner * product.columns / split.etp.ranks
+        return values * 2 * self.traits.gradient_bytes / self.rates.operand_bandwidth
 
-    def _core(self, split: Split) -> tuple[float, float]:
+    def _core(self, split: BlockSplit, shape: BlockShape) -> tuple[float, float]:
         """Scores, softmax and weighted sum, forward and backward."""
-        model, traits = self.model, self.traits
-        square = 4.0 * split.tokens * split.sequence_length * model.query_width / split.tp.ranks
+        model, traits, tp = self.model, self.traits, split.tp.ranks
+        square = float(split.tokens) * shape.mixed.operations(split.sequence_length) / tp
         if traits.attention in ATTENTION_EFFICIENCY:
             narrow = 1.0 if model.head_width >= 96 else 1.2  # softmax weighs more per channel
+            # The causal half; kernels spare tiles of it, and the backward pass makes scores again:
+            # five products for two.
             forward = 0.5 * square * narrow / self.rates.attention
             return 0.85 * forward, 2.5 * 1.06 * forward
-        scores = split.tokens * split.sequence_length * model.n_heads / split.tp.ranks
+        scores = split.tokens * split.sequence_length * shape.mixed.heads / tp
         passes = (10.0, 14.0) if traits.attention == "fused" else (20.0, 24.0)
         if traits.dropout:
             passes = (passes[0] + 5.0, passes[1] + 5.0)
@@ -230,45 +236,45 @@ class BlockCost:
         )
 
     def _pointwise_bytes(
-        self, split: Split, has_experts: bool
+        self, split: BlockSplit, shape: BlockShape
     ) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return (forward, backward) bytes of what tensor parallelism divides, and of the residual
         stream.
         """
-        model, traits, half = self.model, self.traits, self.value / 2.0
-        tp = split.tp.ranks
+        traits, half, mixed = self.traits, self.value / 2.0, shape.mixed
         fused = traits.fused_elementwise
-        inside_f = (4.0 if fused else 8.0) * (model.query_width + 2 * model.kv_width)
+        inside_f = (4.0 if fused else 8.0) * (mixed.queries + mixed.keys + mixed.values)
         inside_b = inside_f
         if traits.rotary:
-            turned = model.query_width + model.kv_width
-            inside_f += (4.0 if fused else 16.0) * turned
-            inside_b += (4.0 if fused else 16.0) * turned
-        if has_experts:
-            rows = model.experts_per_token
-            moved = rows * model.d_model
-            wide = rows * model.expert_width + model.shared_width
-            inside_f += (8.0 if fused else 16.0) * moved + (6.0 if fused else 10.0) * wide
-            inside_b += (10.0 if fused else 20.0) * moved + (10.0 if fused else 16.0) * wide
-        elif traits.gated:
-            inside_f += (6.0 if fused else 10.0) * model.d_ffn
-            inside_b += (10.0 if fused else 16.0) * model.d_ffn
-        else:
-            inside_f += (4.0 if fused else 8.0) * 1.5 * model.d_ffn
-            inside_b += (6.0 if fused else 12.0) * 1.5 * model.d_ffn
+            turned = (4.0 if fused else 16.0) * (mixed.queries + mixed.keys)
+            inside_f += turned
+            inside_b += turned
+        feed_f, feed_b = self._feed_bytes(shape)
         norm = (4.0, 10.0) if traits.fused_norms or fused else (26.0, 52.0)
         residual = (2.0, 4.0) if fused else (6.0, 6.0)
         if traits.dropout:
             residual = (residual[0] + 4.0, residual[1] + 5.0)
-        split_stream = tp if split.sequence_parallel else 1
-        stream = split.tokens * model.d_model / split_stream * half
-        inner = split.tokens / tp * half
+        stream = split.tokens * self.model.d_model / split.over_stream * half
+        inner = split.tokens / split.tp.ranks * half
         return (
-            (inside_f * inner, inside_b * inner),
+            ((inside_f + feed_f) * inner, (inside_b + feed_b) * inner),
             (2 * (norm[0] + residual[0]) * stream, 2 * (norm[1] + residual[1]) * stream),
         )
 
-    def _tensor_s(self, split: Split, has_experts: bool) -> float:
+    def _feed_bytes(self, shape: BlockShape) -> tuple[float, float]:
+        """Return bytes per token, forward and backward, between the products of a feed-forward:
+        gate, up and their product, or GELU of 1.5 times the channels.
+        """
+        fused, hidden, forward, backward = self.traits.fused_elementwise, shape.hidden, 0.0, 0.0
+        if not shape.experts and not self.traits.gated:
+            return (4.0 if fused else 8.0) * hidden, (6.0 if fused else 12.0) * hidden
+        if shape.experts:  # rows are gathered, and their results weighed and added
+            moved = shape.experts[0].visits * self.model.d_model
+            forward, backward = (8.0 if fused else 16.0) * moved, (10.0 if fused else 20.0) * moved
+        wide = (6.0, 10.0) if fused else (10.0, 16.0)
+        return forward + wide[0] * hidden, backward + wide[1] * hidden
+
+    def _tensor_s(self, split: BlockSplit, shape: BlockShape) -> float:
         """Two all-reduces of the residual stream per pass, or the same as gathers and scatters;
         experts bring their own.
         """
@@ -278,80 +284,25 @@ class BlockCost:
             light = 0.5 if self.fp8 and self.traits.fp8_gathers else 1.0
             each = split.tp.gather_s(light * size, self.constants)
             each += split.tp.gather_s(size, self.constants)
-        count = 1 if has_experts and not self.model.shared_width else 2
-        return count * each * (1.0 - self.traits.tensor_overlap)
+        return shape.entered * each * (1.0 - self.traits.tensor_overlap)
 
-    def _ring(self, split: Split, core_s: tuple[float, float]) -> Ring:
-        model, tp, traits = self.model, split.tp.ranks, self.traits
-        keys = model.query_width if traits.repeats_keys else model.kv_width
-        widths = model.query_width / tp, 2 * keys / tp
+    def _ring(self, split: BlockSplit, shape: BlockShape, core_s: tuple[float, float]) -> Ring:
+        mixed, tp = shape.mixed, split.tp.ranks
+        moving = 2 * mixed.queries if self.traits.repeats_keys else mixed.keys + mixed.values
+        widths = mixed.queries / tp, moving / tp
         bandwidth = self.rates.bandwidth
         return ring(
-            split.cp, split.tokens, widths, self.value, core_s, bandwidth, traits, self.constants
+            split.cp,
+            split.tokens,
+            widths,
+            self.value,
+            core_s,
+            bandwidth,
+            self.traits,
+            self.constants,
         )
 
-    def _experts(self, split: Split) -> tuple[float, float]:
-        """Return seconds of (moving rows to their experts and back, products)."""
-        model, constants = self.model, self.constants
-        rows = split.tokens / split.tp.ranks * model.experts_per_token
-        size = rows * model.d_model * self.value
-        move_s = 2 * split.ep.exchange_s(size, constants)
-        etp = split.etp.ranks
-        move_s += 2 * split.etp.gather_s(etp * size, constants)
-        held = model.n_experts / split.ep.ranks
-        each = rows * etp / held
-        width = model.expert_width / etp
-        products = held * (
-            self.product_s(each, model.d_model, 2 * width)
-            + self.product_s(each, width, model.d_model)
-        )
-        router = self.product_s(split.tokens / split.tp.ranks, model.d_model, model.n_experts)
-        shared = self._dense(split, model.shared_width) if model.shared_width else 0.0
-        return move_s, products / constants.grouped + router + shared
-
-    def _kept(self, split: Split, has_experts: bool) -> tuple[float, float, float]:
-        """Return bytes of activations of a block, of its attention's core, of its pointwise
-        kernels.
-
-        The count of arXiv:2205.05198, section 4.1, redone for each trait (see
-        `counts.activation_bytes_per_layer`).
-        """
-        model, traits, tp = self.model, self.traits, split.tp.ranks
-        value = self.value
-        queries, keys = model.query_width, model.kv_width
-        core, inside = 4.0 * model.n_heads, value * (2 * queries + 2 * keys)
-        pointwise = (
-            value * (queries + keys) if traits.rotary and not traits.fused_elementwise else 0.0
-        )
-        if traits.attention not in ATTENTION_EFFICIENCY:
-            each = 2 * value + (1.0 if traits.dropout else 0.0)
-            each += 0.0 if traits.attention == "fused" else value
-            core += each * model.n_heads * split.sequence_length
-        wide = 0.0
-        if has_experts:
-            rows = model.experts_per_token
-            inside += rows * value * (2 * model.d_model + 3 * model.expert_width)
-            pointwise += 0.0 if traits.fused_elementwise else rows * value * model.expert_width
-            inside += 3 * value * model.shared_width
-            wide += 4.0 * (model.d_model + 5 * model.n_experts)
-        elif traits.gated:
-            inside += 3 * value * model.d_ffn
-            pointwise += 0.0 if traits.fused_elementwise else value * model.d_ffn
-        else:
-            inside += value * 2 * 1.5 * model.d_ffn
-        stream = 4 * value * model.d_model + wide
-        # Of each of two norms, in fp32: its input, and its rows before they are scaled.
-        pointwise_stream = 0.0 if traits.fused_norms or traits.fused_elementwise else 16.0
-        if traits.dropout:
-            pointwise_stream += 2.0
-        pointwise_stream *= model.d_model
-        over = tp if split.sequence_parallel else 1
-        tokens = split.tokens
-        kept = tokens * ((inside + pointwise + core) / tp + (stream + pointwise_stream) / over)
-        light = tokens * (pointwise / tp + (pointwise_stream + 2 * value * model.d_model) / over)
-        return kept, tokens * core / tp, light
-
-    def head(self, split: Split, vocabulary_split: int) -> tuple[Times, Times]:
+    def head(self, split: BlockSplit, vocabulary_split: int) -> tuple[Times, Times]:
         """Return forward and backward of the last norm, head and loss."""
         model, tokens, bandwidth = self.model, split.tokens, self.rates.bandwidth
         columns = model.vocabulary_size / vocabulary_split
@@ -369,7 +320,7 @@ class BlockCost:
             (2 * product, 0.0, backward, reduce_s, 0.0, 0.0, 0.0),
         )
 
-    def embedding(self, split: Split) -> tuple[Times, Times]:
+    def embedding(self, split: BlockSplit) -> tuple[Times, Times]:
         """Return forward and backward of the lookups."""
         size = split.tokens * self.model.d_model * self.value
         reduce_s = split.tp.reduce_s(size, self.constants)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from motet.parallel.cost.block import Block
+from motet.parallel.cost.block import PricedBlock
 from motet.parallel.cost.terms import Training, Traits
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import KEPT_GATHERED_BYTES
@@ -120,7 +120,7 @@ def state_parts(
     }
 
 
-def block_bytes(block: Block, recompute: str, traits: Traits) -> tuple[float, float]:
+def block_bytes(block: PricedBlock, recompute: str, traits: Traits) -> tuple[float, float]:
     """Return bytes that one block keeps for one micro-batch, and those that it has besides while
     its backward pass runs.
     """

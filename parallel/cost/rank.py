@@ -15,7 +15,8 @@ from motet.parallel.cluster.calibration import calibrated, constants_of
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost import memory
-from motet.parallel.cost.block import PHASES, Block, BlockCost, Split, Times, add, scaled, selective
+from motet.parallel.cost.block import PHASES, BlockCost, PricedBlock, Times, add, scaled, selective
+from motet.parallel.cost.block_shape import BlockSplit
 from motet.parallel.cost.links import CommGroup
 from motet.parallel.cost.memory import Activations
 from motet.parallel.cost.pipeline import exposed
@@ -124,7 +125,7 @@ class RankCosts:
         self.tokens = training.sequences * training.sequence_length
         self.peaks = [group.device.peak(training.dtype) * 1e12 for group in cluster.groups]
         self._topologies: dict[tuple[object, ...], Topology] = {}
-        self._blocks: dict[tuple[object, ...], Block] = {}
+        self._blocks: dict[tuple[object, ...], PricedBlock] = {}
         self._edges: dict[tuple[object, ...], tuple[tuple[Times, Times], tuple[Times, Times]]] = {}
         self._shapes: dict[tuple[object, ...], tuple[StageShape, ...]] = {}
         self._same_shapes: dict[tuple[StageShape, ...], tuple[StageShape, ...]] = {}
@@ -182,9 +183,9 @@ class RankCosts:
     def _vocabulary_split(self, layout: Layout) -> int:
         return layout.tp if layout.vocabulary_parallel else 1
 
-    def _split(self, layout: Layout, stage: StageGroups) -> Split:
+    def _split(self, layout: Layout, stage: StageGroups) -> BlockSplit:
         tokens = layout.micro_sequences * self.training.sequence_length // layout.cp
-        return Split(
+        return BlockSplit(
             tokens,
             self.training.sequence_length,
             stage.tp,
@@ -212,7 +213,9 @@ class RankCosts:
             found = self._numbered[id(stage)] = stage, (one, two, three)  # kept alive for its id
         return found[1]
 
-    def block(self, layout: Layout, stage: StageGroups, group: int, has_experts: bool) -> Block:
+    def block(
+        self, layout: Layout, stage: StageGroups, group: int, has_experts: bool
+    ) -> PricedBlock:
         """Return the costs of one block on a device of one of the cluster's groups."""
         inner = self.numbers(stage)[0]
         parallel = layout.sequence_parallel and layout.tp > 1

@@ -9,9 +9,19 @@ V vocabulary, D model width, T tokens of a sequence.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from motet.models import counts
+from motet.models.architecture import (
+    Split,
+    WeightSpec,
+    block_weights,
+    first_weights,
+    head_product,
+    last_weights,
+    mixing,
+)
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cost.predictor import Predictor, predict
@@ -69,35 +79,27 @@ def stage_costs(layout: Layout, model: ModelConfig, sequence_length: int) -> lis
 def _stage_cost(
     layout: Layout, model: ModelConfig, sequence_length: int, layers: range, first: bool, last: bool
 ) -> StageCost:
-    table = model.vocabulary_size * model.d_model
-    tables = 1 if first and last and model.tied_embeddings else int(first) + int(last)
-    norm = model.d_model if last else 0
-    experts = sum(
-        counts.expert_parameters_per_layer(model) for layer in layers if model.has_experts(layer)
-    )
-    total = sum(counts.parameters_per_layer(model, layer) for layer in layers)
-    total += tables * table + norm
-    split = sum(_split_by_tp(model, layer) for layer in layers)
-    split += tables * table if layout.vocabulary_parallel else 0
-    whole = total - experts - split
-    held = (split / layout.tp + whole) / layout.fsdp + experts / (layout.fsdp * layout.tp)
-    products = sum(counts.matmul_parameters_per_layer(model, layer) for layer in layers) + (
-        table if last else 0
-    )
-    scores = len(layers) * 2 * 2 * model.query_width * sequence_length
+    weights = [weight for layer in layers for weight in block_weights(model, layer)]
+    weights += first_weights(model) if first else ()
+    weights += last_weights(model) if last else ()
+    products = sum(counts.matmul_parameters_per_layer(model, layer) for layer in layers)
+    products += head_product(model).multiplies if last else 0
+    scores = sum(mixing(model, layer).operations(sequence_length) for layer in layers)
+    over: Counter[int] = Counter()
+    for weight in weights:
+        over[_ranks_of(weight, layout)] += weight.numel
+    total, held = over.total(), sum(values / ranks for ranks, values in over.items())
     return StageCost(layers, first, last, total, held, 2.0 * products + scores, 2.0 * products)
 
 
-def _split_by_tp(model: ModelConfig, layer: int) -> int:
-    """Weights that tensor parallelism divides: projections with their biases, norms over all heads,
-    a dense feed-forward.
-    """
-    out = 2 * model.d_model * (model.query_width + model.kv_width)
-    if model.qkv_bias:
-        out += model.query_width + 2 * model.kv_width
-    if model.qk_norm == "full":
-        out += model.query_width + model.kv_width
-    return out + (0 if model.has_experts(layer) else 3 * model.d_model * model.d_ffn)
+def _ranks_of(weight: WeightSpec, layout: Layout) -> int:
+    """Return among how many ranks of its stage and replica a weight is divided."""
+    if weight.is_expert:
+        return layout.ep * layout.etp * layout.edp
+    divided = weight.split.tensor_dimension is not None
+    if weight.split is Split.VOCABULARY:
+        divided = layout.vocabulary_parallel
+    return layout.fsdp * (layout.tp if divided else 1)
 
 
 def pass_times(costs: list[StageCost], layout: Layout) -> tuple[list[float], ...]:

@@ -1,7 +1,8 @@
 """What one rank says and moves in an optimizer step of the native engine, collective by collective.
 Pure; needs no torch.
 
-The planner prices layouts with it, and a test counts the collectives of real steps against it.
+A test counts the collectives of real steps against it, another holds the bytes that the cost model
+prices to it.
 
 B sequences of a micro-batch, T tokens of one on this rank, D model width, K experts per token, M
 rows of a micro-batch (B T K).
@@ -13,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
+from motet.models.architecture import Product, Split, block_products, block_weights, mixing
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again, weights
@@ -49,48 +52,46 @@ class Transfer:
         return self.count * self.bytes
 
 
-def wire_bytes(transfer: Transfer, ranks: int) -> float:
-    """Return the bytes that a rank sends for a transfer in a group of `ranks`, by bandwidth-optimal
-    algorithms.
-
-    A ring moves (n - 1) / n of the whole for an all-gather or reduce-scatter, twice that for an
-    all-reduce (Patarasu and Yuan, JPDC 69(2), 2009); an all-to-all keeps the own part.
-    """
-    share = (ranks - 1) / ranks
-    factor = {"all_reduce": 2 * share, "send": 1.0}.get(transfer.kind, share)
-    return factor * transfer.total_bytes
-
-
 def group_ranks(layout: Layout) -> dict[str, int]:
     """Return the ranks in every group of `Transfer`."""
     names = ("fsdp", "dp_replicate", "tp", "cp", "pp", "edp", "ep", "etp")
     return {**{name: getattr(layout, name) for name in names}, "control": layout.world_size}
 
 
-def value_bytes(precision: str, layout: Layout) -> dict[str, int]:
-    """Return `activation_bytes`, `weight_bytes` and `reduce_bytes` of `traffic` for a precision of
-    `EngineOptions`.
+class ValueBytes(NamedTuple):
+    """Bytes of one value on its way.
 
-    A rank that has its stage alone computes under autocast, whose residual stream is fp32.
+    Attributes:
+        activation: of the residual stream, keys and values.
+        weight: of gathered weights.
+        reduce: of gradients.
     """
-    low = precision == "bf16"
-    return {
-        "activation_bytes": 2 if low and layout.stage_ranks > 1 else 4,
-        "weight_bytes": 2 if low else 4,
-        "reduce_bytes": 4,
-    }
+
+    activation: int = 4
+    weight: int = 4
+    reduce: int = 4
+
+    @staticmethod
+    def of(precision: str, layout: Layout) -> ValueBytes:
+        """Return those of the native engine under a precision of `EngineOptions`.
+
+        A rank that has its stage alone computes under autocast, whose residual stream is fp32.
+        """
+        low = precision == "bf16"
+        return ValueBytes(2 if low and layout.stage_ranks > 1 else 4, 2 if low else 4, 4)
 
 
-def traffic(
+FP32 = ValueBytes()
+
+
+def step_collectives(
     model: ModelConfig,
     layout: Layout,
     sequence_length: int,
     micro_batches: int,
     *,
     stage: int = 0,
-    activation_bytes: int = 4,
-    weight_bytes: int = 4,
-    reduce_bytes: int = 4,
+    sizes: ValueBytes = FP32,
     documents: bool = False,
     loss_rows: int = 512,
 ) -> list[Transfer]:
@@ -105,52 +106,49 @@ def traffic(
         sequence_length: tokens of a whole sequence.
         micro_batches: that this rank's replica runs in the step.
         stage: pipeline rank.
-        activation_bytes: of one value of the residual stream, keys and values.
-        weight_bytes: of one value of gathered weights.
-        reduce_bytes: of one value of gradients on their way.
+        sizes: bytes of what moves.
         documents: whether the stream gives document ids.
         loss_rows: rows of logits that exist at a time (`models.loss.CHUNK_ROWS`).
     """
-    step = _Step(
-        model,
-        layout,
-        layout.micro_sequences * sequence_length // layout.cp,
-        micro_batches,
-        stage,
-        activation_bytes,
-        weight_bytes,
-        reduce_bytes,
-        documents,
-        loss_rows,
-    )
-    sizes = group_ranks(layout)
+    tokens = layout.micro_sequences * sequence_length // layout.cp
+    step = _Step(model, layout, tokens, micro_batches, stage, sizes, documents, loss_rows)
+    ranks = group_ranks(layout)
     counts: Counter[tuple[str, str, int, bool]] = Counter()
-    for t in (*step.data(), *step.tensor(), *step.context(), *step.experts(), *step.pipeline()):
+    for t in step.transfers():
         counts[t.group, t.kind, t.bytes, t.routed] += t.count
-    counts["control", "all_reduce", 2 * INT64_BYTES, False] += 1  # labels, tokens
-    sums = 5 + model.n_layers * model.n_experts  # losses, norm, stop, choices of experts
-    counts["control", "all_reduce", sums * FLOAT64_BYTES, False] += 1
     return [
         Transfer(group, kind, count, size, routed)
         for (group, kind, size, routed), count in sorted(counts.items())
-        if count and sizes[group] > 1
+        if count and ranks[group] > 1
     ]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The arguments of `traffic`; `tokens` is B T, of one micro-batch on one context rank."""
+    """The arguments of `step_collectives`; `tokens` is B T, of one micro-batch on one context
+    rank.
+    """
 
     model: ModelConfig
     layout: Layout
     tokens: int
     micro_batches: int
     stage: int
-    activation_bytes: int
-    weight_bytes: int
-    reduce_bytes: int
+    sizes: ValueBytes
     documents: bool
     loss_rows: int
+
+    def transfers(self) -> Iterator[Transfer]:
+        """Everything, in no order."""
+        yield from self.data()
+        yield from self.tensor()
+        yield from self.context()
+        yield from self.experts()
+        yield from self.pipeline()
+        yield Transfer("control", "all_reduce", 1, 2 * INT64_BYTES)  # labels, tokens
+        # Losses, norm, stop, choices of experts.
+        sums = 5 + self.model.n_layers * self.model.n_experts
+        yield Transfer("control", "all_reduce", 1, sums * FLOAT64_BYTES)
 
     @property
     def again(self) -> int:
@@ -166,7 +164,7 @@ class _Step:
     @property
     def stream_bytes(self) -> int:
         """The residual stream of a micro-batch, whole sequences of this context rank."""
-        return self.tokens * self.model.d_model * self.activation_bytes
+        return self.tokens * self.model.d_model * self.sizes.activation
 
     def holds(self, number: int) -> bool:
         """Whether this pipeline rank holds a stage."""
@@ -185,9 +183,9 @@ class _Step:
             part = sum(weight.divided(ranks) for weight in members)
             # The root stays gathered from the forward to the backward pass, which begins with it.
             gathers = rounds * (2 if again and unit != "root" else 1)
-            yield Transfer(group, "all_gather", gathers, ranks * part * self.weight_bytes)
-            yield Transfer(group, "reduce_scatter", rounds, ranks * part * self.reduce_bytes)
-            yield Transfer("dp_replicate", "all_reduce", 1, part * self.reduce_bytes)
+            yield Transfer(group, "all_gather", gathers, ranks * part * self.sizes.weight)
+            yield Transfer(group, "reduce_scatter", rounds, ranks * part * self.sizes.reduce)
+            yield Transfer("dp_replicate", "all_reduce", 1, part * self.sizes.reduce)
 
     def tensor(self) -> Iterator[Transfer]:
         """The residual stream on its way between regions, the loss, and gradients of weights that
@@ -200,7 +198,7 @@ class _Step:
         # the weight.
         again = gathers_again(self.model, self.layout)
         together = not again and (self.micro_batches > 1 or self.layout.pp > 1)
-        size = self.reduce_bytes if together else self.weight_bytes
+        size = self.sizes.reduce if together else self.sizes.weight
         rounds = self.micro_batches if again else 1
         for weight in weights(self.model, self.layout, self.stage):
             if weight.over_tp:
@@ -221,15 +219,20 @@ class _Step:
             yield Transfer("tp", "all_reduce", n * (leaves + back_enters), self.stream_bytes)
 
     def _regions(self, layer: int) -> Iterator[Transfer]:
-        """Attention, and a dense feed-forward: each is entered and left once in every pass."""
-        regions = 1 if self.model.has_experts(layer) else 2
+        """Attention, and a dense feed-forward: what tensor parallelism divides is entered and left
+        once in every pass.
+        """
+        weights = block_weights(self.model, layer)
+        divided = [w for w in weights if w.split in (Split.COLUMNS, Split.ROWS)]
+        names = {weight.region for weight in divided}
+        regions = len(names)
         leaves = regions * (1 + self.again)
-        if self.again and regions == 2 and self.model.norm_position == "pre":
+        if self.again and "feed_forward" in names and self.model.norm_position == "pre":
             leaves -= 1  # nothing after the last one is kept, so that recomputation stops before it
         yield from self._stream(regions * (1 + self.again), leaves, regions, regions)
-        if self.model.qk_norm == "full":  # means of squares over all heads
-            passes = 2 * (2 + self.again) * self.micro_batches
-            yield Transfer("tp", "all_reduce", passes, self.tokens * FP32_BYTES)
+        norms = sum(weight.is_norm for weight in divided)  # means of squares over all ranks' heads
+        passes = norms * (2 + self.again) * self.micro_batches
+        yield Transfer("tp", "all_reduce", passes, self.tokens * FP32_BYTES)
 
     def _ends(self) -> Iterator[Transfer]:
         """Embedding, final norm and loss."""
@@ -256,11 +259,13 @@ class _Step:
         """Keys and values around the ring, and their gradients (`context_parallel.ring_bytes`); segments once
         per stage.
         """
-        layout, n, blocks = self.layout, self.micro_batches, len(self.layers)
-        values = self.tokens * 2 * self.model.kv_width // layout.tp
-        moves = (layout.cp - 1) * blocks * n
-        yield Transfer("cp", "send", (2 + self.again) * moves, values * self.activation_bytes)
-        yield Transfer("cp", "send", moves, values * max(FP32_BYTES, self.activation_bytes))
+        layout, n = self.layout, self.micro_batches
+        moves, wide = (layout.cp - 1) * n, max(FP32_BYTES, self.sizes.activation)
+        for layer in self.layers:
+            mixed = mixing(self.model, layer)
+            values = self.tokens * (mixed.keys + mixed.values) // layout.tp
+            yield Transfer("cp", "send", (2 + self.again) * moves, values * self.sizes.activation)
+            yield Transfer("cp", "send", moves, values * wide)
         if self.documents:
             stages = len(layout.stages_of(self.stage))
             segments = layout.cp * self.tokens * INT64_BYTES
@@ -268,15 +273,20 @@ class _Step:
 
     def experts(self) -> Iterator[Transfer]:
         """Counts and rows to the ranks of their experts, results back, and the gradients of both."""
-        model, layout = self.model, self.layout
-        mixtures = sum(model.has_experts(layer) for layer in self.layers)
-        passes = mixtures * self.micro_batches * (1 + self.again)
-        counts = model.n_experts * INT64_BYTES
+        for layer in self.layers:
+            for product in block_products(self.model, layer):
+                if product.split is Split.EXPERT_COLUMNS:
+                    yield from self._visits(product)
+
+    def _visits(self, product: Product) -> Iterator[Transfer]:
+        """One mixture: rows come to the first product of its experts, results go home."""
+        layout, back = self.layout, self.micro_batches
+        passes = back * (1 + self.again)
+        counts = product.matrices * INT64_BYTES
         yield Transfer("ep", "all_to_all", passes, counts)
         yield Transfer("etp", "all_gather", passes, layout.etp * counts)
         tokens = self.tokens // layout.tp  # sequence parallelism has given each rank its own
-        rows = tokens * model.experts_per_token * model.d_model * self.activation_bytes
-        back = mixtures * self.micro_batches
+        rows = tokens * product.visits * product.inner * self.sizes.activation
         # Own rows leave when they are sent, and when the gradients of their results are; what comes
         # back was routed here.
         yield Transfer("ep", "all_to_all", passes + back, rows)

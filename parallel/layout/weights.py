@@ -10,9 +10,15 @@ instead of one number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
+from motet.models.architecture import (
+    Split,
+    WeightSpec,
+    block_weights,
+    first_weights,
+    last_weights,
+)
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
 
@@ -75,76 +81,31 @@ def weights(model: ModelConfig, layout: Layout, stage: int = 0) -> list[Weight]:
     layers = layout.layers_of_stages(model)
     found: list[Weight] = []
     for number in layout.stages_of(stage):
-        first, last = number == 0, number == layout.stages - 1
         # Each stage is wrapped by itself.
         root = "root" if layout.virtual_stages == 1 else f"root {number}"
-        rows = model.vocabulary_size // (layout.tp if layout.vocabulary_parallel else 1)
-        if first:
-            found.append(Weight("embedding.weight", (rows, model.d_model), root))
+        if number == 0:
+            found += [_held(spec, layout, root) for spec in first_weights(model)]
         for layer in layers[number]:
-            found += _block(model, layout, layer)
-        if last:
-            summed = layout.tp > 1 and layout.sequence_parallel
-            found.append(Weight("norm.weight", (model.d_model,), root, over_tp=summed))
-        if last and not model.tied_embeddings:
-            found.append(Weight("head.weight", (rows, model.d_model), root))
+            for spec in block_weights(model, layer):
+                unit = f"experts {layer}" if spec.is_expert else f"block {layer}"
+                found.append(_held(spec, layout, unit, f"blocks.{layer}."))
+        if number == layout.stages - 1:
+            found += [_held(spec, layout, root) for spec in last_weights(model)]
     return found
 
 
-def _block(model: ModelConfig, layout: Layout, layer: int) -> Iterator[Weight]:
-    start, unit = f"blocks.{layer}", f"block {layer}"
-    summed = layout.tp > 1 and layout.sequence_parallel
-    yield from _attention(model, layout, f"{start}.attention", unit)
-    yield Weight(f"{start}.attention_norm.weight", (model.d_model,), unit, over_tp=summed)
-    if model.has_experts(layer):
-        yield from _mixture(model, layout, f"{start}.feed_forward", layer, summed)
-    else:
-        width = model.d_ffn // layout.tp
-        yield from _swiglu(f"{start}.feed_forward", model.d_model, width, unit, False)
-    yield Weight(f"{start}.feed_forward_norm.weight", (model.d_model,), unit, over_tp=summed)
-
-
-def _attention(model: ModelConfig, layout: Layout, start: str, unit: str) -> Iterator[Weight]:
-    widths = {
-        "q": model.query_width // layout.tp,
-        "k": model.kv_width // layout.tp,
-        "v": model.kv_width // layout.tp,
-    }
-    for name, width in widths.items():
-        yield Weight(f"{start}.{name}_proj.weight", (width, model.d_model), unit)
-        if model.qkv_bias:
-            yield Weight(f"{start}.{name}_proj.bias", (width,), unit)
-    yield Weight(f"{start}.o_proj.weight", (model.d_model, widths["q"]), unit)
-    if model.qk_norm != "none":
-        each = model.qk_norm == "head"
-        for name in ("q", "k"):
-            width = model.head_width if each else widths[name]
-            # A norm of each head has the same weight on ranks with different heads.
-            yield Weight(
-                f"{start}.{name}_norm.weight", (width,), unit, over_tp=each and layout.tp > 1
-            )
-
-
-def _swiglu(start: str, d_model: int, width: int, unit: str, summed: bool) -> Iterator[Weight]:
-    for name in ("gate_proj", "up_proj"):
-        yield Weight(f"{start}.{name}.weight", (width, d_model), unit, over_tp=summed)
-    yield Weight(f"{start}.down_proj.weight", (d_model, width), unit, over_tp=summed)
-
-
-def _mixture(
-    model: ModelConfig, layout: Layout, start: str, layer: int, summed: bool
-) -> Iterator[Weight]:
-    unit, experts = f"block {layer}", f"experts {layer}"
-    yield Weight(f"{start}.router.weight", (model.n_experts, model.d_model), unit, over_tp=summed)
-    held, width = model.n_experts // layout.ep, model.expert_width // layout.etp
-    # FSDP2 splits D, which ep and etp leave whole.
-    for name in ("gate_proj", "up_proj"):
-        yield Weight(f"{start}.experts.{name}", (held, width, model.d_model), experts, 2)
-    yield Weight(f"{start}.experts.down_proj", (held, model.d_model, width), experts, 1)
-    if model.shared_width:
-        yield from _swiglu(f"{start}.shared", model.d_model, model.shared_width, unit, summed)
-    if model.shared_gate:
-        yield Weight(f"{start}.shared_gate.weight", (1, model.d_model), unit, over_tp=summed)
+def _held(spec: WeightSpec, layout: Layout, unit: str, prefix: str = "") -> Weight:
+    """Return the part of a weight that tensor and expert parallelism leave to a rank."""
+    shape, split, over_tp = list(spec.shape), spec.split, False
+    if spec.is_expert:
+        shape[0] //= layout.ep
+        shape[split.expert_dimension or 0] //= layout.etp
+    elif split.tensor_dimension is None:
+        # Ranks that meet different tokens, or different heads, each have a part of the gradient.
+        over_tp = layout.tp > 1 and (layout.sequence_parallel or split is Split.HEADS)
+    elif split is not Split.VOCABULARY or layout.vocabulary_parallel:
+        shape[split.tensor_dimension] //= layout.tp
+    return Weight(prefix + spec.name, tuple(shape), unit, spec.data_dimension, over_tp)
 
 
 def held_bytes(

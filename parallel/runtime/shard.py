@@ -1,5 +1,6 @@
 """Which module is split how: tensor parallelism over DTensors, FSDP2 over what is left.
 
+`models.architecture` says how each weight may be divided.
 Weights are DTensors, so that FSDP2, checkpoints and gradients know how they are split; modules
 compute on their own part (`models.precision.own`) and the residual stream changes hands at four
 places in a block, by DTensor's own redistribution (Megatron-LM, arXiv:1909.08053, section 3;
@@ -8,7 +9,7 @@ sequence parallel: arXiv:2205.05198, section 4.2.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,10 +26,16 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
+from motet.models.architecture import (
+    Split,
+    WeightSpec,
+    block_weights,
+    first_weights,
+    last_weights,
+)
 from motet.models.decoder import Decoder
-from motet.models.layers import Attention, Block, FeedForward
 from motet.models.loss import VocabularyShard
-from motet.models.moe import Experts, MoE
+from motet.models.moe import MoE
 from motet.parallel.engines.protocol import EngineOptions
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
@@ -48,42 +55,60 @@ def split(
     """
     if layout.tp > 1:
         _split_tensors(model, layout, meshes.dense["tp"])
-    for block in model.blocks.values():
-        if isinstance(block.feed_forward, MoE):
-            _split_experts(block.feed_forward, layout, meshes)
+    _split_experts(model, layout, meshes)
     _split_data(model, root, layout, meshes, options)
 
 
 def _split_tensors(model: Decoder, layout: Layout, mesh: DeviceMesh) -> None:
-    """Column-parallel into heads and hidden channels, row-parallel out of them; embedding and head
-    by vocabulary.
-    """
-    stream = _Stream(mesh, layout.sequence_parallel)
+    """Split every weight as its list says, and let the stream in and out of what computes on parts."""
+    config, stream = model.config, _Stream(mesh, layout.sequence_parallel)
     if model.embedding is not None:
-        _split_vocabulary(model.embedding, layout, mesh)
+        _hold(model, first_weights(config), layout, stream)
         if layout.vocabulary_parallel:
             model.embedding.first_row = mesh.get_local_rank() * (
-                model.config.vocabulary_size // layout.tp
+                config.vocabulary_size // layout.tp
             )
             model.embedding.register_forward_hook(stream.leave_hook)
         elif layout.sequence_parallel:
             model.embedding.register_forward_hook(stream.part_hook)
-    for block in model.blocks.values():
-        assert isinstance(block, Block)
-        _split_block(block, stream)
+    for layer, block in model.blocks.items():
+        weights = block_weights(config, int(layer))
+        _hold(block, weights, layout, stream)
+        # Where tensor parallelism divides nothing (a mixture), sequence parallelism has given every
+        # rank its own tokens: no exchange is needed.
+        for region in {w.region: None for w in weights if w.split in (Split.COLUMNS, Split.ROWS)}:
+            stream.wrap(getattr(block, region))
     if model.norm is not None:
-        stream.replicate(model.norm)
+        _hold(model, last_weights(config), layout, stream)
         model.norm.register_forward_hook(
             stream.enter_hook if layout.vocabulary_parallel else stream.whole_hook
         )
-        if model.head is not None:
-            _split_vocabulary(model.head, layout, mesh)
         if layout.vocabulary_parallel:
-            model.vocabulary = _vocabulary_shard(model.config.vocabulary_size, mesh)
+            model.vocabulary = _vocabulary_shard(config.vocabulary_size, mesh)
 
 
-def _split_vocabulary(module: nn.Module, layout: Layout, mesh: DeviceMesh) -> None:
-    _distribute(module, "weight", mesh, Shard(0) if layout.vocabulary_parallel else Replicate())
+def _hold(root: nn.Module, weights: Iterable[WeightSpec], layout: Layout, stream: _Stream) -> None:
+    """Make weights below `root` DTensors, but for those of experts, and say how their gradients
+    add up.
+    """
+    mesh = stream.mesh
+    for spec in weights:
+        if spec.is_expert:
+            continue
+        owner, _, name = spec.name.rpartition(".")
+        module = root.get_submodule(owner)
+        dimension = spec.split.tensor_dimension
+        if spec.split is Split.VOCABULARY and not layout.vocabulary_parallel:
+            dimension = None
+        placement: Placement = Replicate() if dimension is None else Shard(dimension)
+        _distribute(module, name, mesh, placement)
+        # A rank that met other heads or other tokens than the rest has a part of the sum.
+        apart = spec.split is Split.HEADS or (
+            spec.split is Split.STREAM and stream.sequence_parallel
+        )
+        module.gradient_placements = [Partial() if apart else placement]  # type: ignore[assignment]
+        if spec.is_norm and dimension is not None:  # one norm over the heads of all ranks
+            module.mean_of_all = _mean_over(mesh)  # type: ignore[assignment]
 
 
 def _vocabulary_shard(size: int, mesh: DeviceMesh) -> VocabularyShard:
@@ -98,45 +123,6 @@ def _vocabulary_shard(size: int, mesh: DeviceMesh) -> VocabularyShard:
 
     first = mesh.get_local_rank() * (size // mesh.size())
     return VocabularyShard(first, reduce(dist.ReduceOp.MAX), reduce(dist.ReduceOp.SUM))
-
-
-def _split_block(block: Block, stream: _Stream) -> None:
-    attention, feed_forward = block.attention, block.feed_forward
-    mesh = stream.mesh
-    for norm in (block.attention_norm, block.feed_forward_norm):
-        stream.replicate(norm)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        _distribute_all(getattr(attention, name), mesh, Shard(0))
-    _distribute(attention.o_proj, "weight", mesh, Shard(1))
-    _split_head_norms(attention, mesh)
-    stream.wrap(attention)
-    if isinstance(feed_forward, FeedForward):
-        for name in ("gate_proj", "up_proj"):
-            _distribute(getattr(feed_forward, name), "weight", mesh, Shard(0))
-        _distribute(feed_forward.down_proj, "weight", mesh, Shard(1))
-        stream.wrap(feed_forward)
-    else:
-        # Sequence parallelism has given every rank its own tokens: the router and the shared expert
-        # need no exchange.
-        for module in feed_forward.modules():
-            if (
-                any(True for _ in module.parameters(recurse=False))
-                and module is not feed_forward.experts
-            ):
-                stream.replicate(module)
-
-
-def _split_head_norms(attention: Attention, mesh: DeviceMesh) -> None:
-    """Norms of queries and keys see this rank's heads only."""
-    for norm in (attention.q_norm, attention.k_norm):
-        if norm is None:
-            continue
-        if attention.norm_each_head:
-            _distribute(norm, "weight", mesh, Replicate())
-            norm.gradient_placements = [Partial()]
-        else:
-            _distribute(norm, "weight", mesh, Shard(0))
-            norm.mean_of_all = _mean_over(mesh)
 
 
 def _mean_over(mesh: DeviceMesh) -> Callable[[Tensor], Tensor]:
@@ -179,14 +165,6 @@ class _Stream:
         )
         region.register_forward_hook(self.leave_hook)
 
-    def replicate(self, module: nn.Module) -> None:
-        """Hold a module's weights whole; with sequence parallelism each rank's gradient is a part
-        of the sum.
-        """
-        _distribute_all(module, self.mesh, Replicate())
-        if self.sequence_parallel:
-            module.gradient_placements = [Partial()]  # type: ignore[assignment]
-
     def enter_hook(self, _: nn.Module, args: Any, output: Tensor) -> Tensor:
         return self.enter(output, Partial())
 
@@ -205,16 +183,18 @@ def _distribute(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Pla
     weight = getattr(module, name)
     value = distribute_tensor(weight.detach(), mesh, placements, src_data_rank=None)
     module.register_parameter(name, nn.Parameter(value))
-    if not isinstance(module, Experts):  # whose weights are split differently from each other
-        module.gradient_placements = list(placements)  # type: ignore[assignment]
 
 
-def _distribute_all(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
-    for name, _ in list(module.named_parameters(recurse=False)):
-        _distribute(module, name, mesh, placement)
+def _experts_of(model: Decoder) -> Iterator[tuple[MoE, dict[str, WeightSpec]]]:
+    """Yield every mixture, and the weights of its experts by the name that they have there."""
+    for layer, block in model.blocks.items():
+        if isinstance(block.feed_forward, MoE):
+            weights = block_weights(model.config, int(layer))
+            found = {w.name.rpartition(".")[2]: w for w in weights if w.is_expert}
+            yield block.feed_forward, found
 
 
-def _split_experts(moe: MoE, layout: Layout, meshes: Meshes) -> None:
+def _split_experts(model: Decoder, layout: Layout, meshes: Meshes) -> None:
     """Experts over ep, their hidden channels over etp; rows travel by `ExpertExchange`."""
     if layout.ep * layout.etp == 1:
         return
@@ -222,12 +202,16 @@ def _split_experts(moe: MoE, layout: Layout, meshes: Meshes) -> None:
 
     assert meshes.experts is not None
     mesh = meshes.experts["ep", "etp"]
-    for name in ("gate_proj", "up_proj"):
-        _distribute(moe.experts, name, mesh, Shard(0), Shard(1))
-    _distribute(moe.experts, "down_proj", mesh, Shard(0), Shard(2))
-    moe.exchange = ExpertExchange(
-        moe.config.n_experts, meshes.experts["ep"].get_group(), meshes.experts["etp"].get_group()
-    )
+    for moe, weights in _experts_of(model):
+        for name, spec in weights.items():
+            dimension = spec.split.expert_dimension
+            assert dimension is not None
+            _distribute(moe.experts, name, mesh, Shard(0), Shard(dimension))
+        moe.exchange = ExpertExchange(
+            moe.config.n_experts,
+            meshes.experts["ep"].get_group(),
+            meshes.experts["etp"].get_group(),
+        )
 
 
 def _split_data(
@@ -238,16 +222,16 @@ def _split_data(
         "mp_policy": _policy(options),
         "reshard_after_forward": gathers_again(model.config, layout),
     }
+    for moe, weights in _experts_of(model):
+        dimensions = {getattr(moe.experts, n): w.data_dimension for n, w in weights.items()}
+
+        def placement(weight: nn.Parameter, known: dict[Any, int] = dimensions) -> Shard:
+            return Shard(known[weight])
+
+        fully_shard(
+            moe.experts, mesh=meshes.expert_data(), shard_placement_fn=placement, **settings
+        )
     for block in model.blocks.values():
-        if isinstance(block.feed_forward, MoE):
-            experts = block.feed_forward.experts
-            down = experts.down_proj
-
-            # [E, F, D] and [E, D, F]: FSDP2 splits D, which ep and etp leave whole.
-            def width(weight: nn.Parameter, down: nn.Parameter = down) -> Shard:
-                return Shard(1 if weight is down else 2)
-
-            fully_shard(experts, mesh=meshes.expert_data(), shard_placement_fn=width, **settings)
         fully_shard(block, mesh=meshes.data(), **settings)
     # The backward pass begins where the root's forward pass ends: what it gathered is needed again
     # at once.

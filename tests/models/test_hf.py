@@ -10,7 +10,8 @@ from families import FAMILIES, made, some_tokens, tiny
 
 from motet.models.config import ModelConfig, ModelError
 from motet.models.decoder import Decoder
-from motet.models.hf import from_hf, hf_config, hf_names, to_hf
+from motet.models.hf import from_hf, hf_names, to_hf
+from motet.models.hf_config import hf_config
 
 transformers = pytest.importorskip("transformers")
 

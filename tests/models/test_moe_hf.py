@@ -13,7 +13,8 @@ from families import made, some_tokens, tiny
 
 from motet.models.config import ModelConfig, ModelError
 from motet.models.decoder import Decoder
-from motet.models.hf import config_from_hf, from_hf, hf_config, hf_names, to_hf
+from motet.models.hf import from_hf, hf_names, to_hf
+from motet.models.hf_config import config_from_hf, hf_config
 
 transformers = pytest.importorskip("transformers")
 

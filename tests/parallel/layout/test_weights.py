@@ -19,7 +19,7 @@ from motet.models.counts import parameters
 from motet.models.decoder import Decoder
 from motet.parallel.engines.native import NativeEngine
 from motet.parallel.engines.protocol import EngineOptions, build_engine
-from motet.parallel.layout import weights as holdings
+from motet.parallel.layout import weights as weights_module
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again, held_bytes, kept_bytes, weights
 from motet.parallel.runtime.dtensors import local
@@ -142,7 +142,7 @@ def between(world: World, cases: dict[str, Case]) -> dict[str, list[int]]:
     """Return the bytes that have come by the end of each micro-batch."""
     found = {}
     for name, case in cases.items():
-        holdings.KEPT_GATHERED_BYTES = case.keep_bytes
+        weights_module.KEPT_GATHERED_BYTES = case.keep_bytes
         engine = build_engine(
             case.model, EngineOptions(precision=case.precision), case.layout, world
         )
@@ -187,7 +187,7 @@ def test_between_micro_batches_a_rank_keeps_what_was_promised(
 ) -> None:
     results = run_ranks(2, between, BETWEEN)
     for name, case in BETWEEN.items():
-        monkeypatch.setattr(holdings, "KEPT_GATHERED_BYTES", case.keep_bytes)
+        monkeypatch.setattr(weights_module, "KEPT_GATHERED_BYTES", case.keep_bytes)
         width = 2 if case.precision == "bf16" else 4
         promised = sum(kept_bytes(case.model, case.layout, 2, weight_bytes=width).values())
         gradients = held_bytes(case.model, case.layout)["gradients"]
@@ -207,7 +207,7 @@ def test_between_micro_batches_a_rank_keeps_what_was_promised(
 
 
 def small_limit(world: World, layout: Layout) -> Any:
-    holdings.KEPT_GATHERED_BYTES = 0
+    weights_module.KEPT_GATHERED_BYTES = 0
     return train(world, layout, 3)
 
 
