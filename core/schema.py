@@ -52,7 +52,7 @@ def beyond(value: Any, limits: Mapping[str, float], unit: str = "") -> str:
     return ""
 
 
-class Reader:
+class MappingReader:
     """One mapping of a file: knows its name for messages, and gathers problems.
 
     Every method returns a value that can be worked with: after a problem, the default. A room
@@ -122,7 +122,7 @@ class Reader:
         """Return a list, empty where there is none."""
         return list(self.checked(key, None, is_sequence, "a list") or [])
 
-    def inner(self, key: str, known: Sequence[str]) -> Reader:
+    def inner(self, key: str, known: Sequence[str]) -> MappingReader:
         """Return the reader of a mapping inside this one, empty where there is none."""
         value = self.values.get(key)
         value = {} if value is None else value

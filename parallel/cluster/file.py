@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem
-from motet.core.schema import Reader, is_sequence
+from motet.core.schema import MappingReader, is_sequence
 from motet.parallel.cluster.calibration import fault
 from motet.parallel.cluster.description import (
     Calibration,
@@ -59,7 +59,7 @@ _GROUP_KEYS += ("inter_node", "nics", "calibration")
 _LINK_KEYS = ("gb_s", "gbit_s", "latency_us", "kind", "measured")
 
 
-class _Reader(Reader):
+class _Reader(MappingReader):
     UNKNOWN = "is not known"
 
     def name(self, key: str, default: str | None, instead: str) -> str:
@@ -192,7 +192,7 @@ def _rates(device: _Reader, key: str) -> dict[str, float]:
     }
 
 
-def _rate_gb_s(reader: Reader) -> float:
+def _rate_gb_s(reader: MappingReader) -> float:
     """Return the rate of a link in GB/s, given in one of two units."""
     if ("gb_s" in reader.values) == ("gbit_s" in reader.values):
         reader.problem("", "needs one of gb_s (bytes) and gbit_s (bits; 8 Gbit/s = 1 GB/s)")
@@ -256,7 +256,7 @@ def _inter(group: _Reader, nodes: int, devices_per_node: int) -> Link:
     return Link(rate * cards / devices_per_node, latency, word, measured)
 
 
-def _network(reader: Reader) -> tuple[str, float]:
+def _network(reader: MappingReader) -> tuple[str, float]:
     word = str(reader.values.get("kind", "ethernet"))
     if word not in NETWORK_LATENCY_US:
         reader.choice("kind", tuple(NETWORK_LATENCY_US), "ethernet")
@@ -274,7 +274,7 @@ def _is_infiniband(gbit_s: float) -> bool:
     return any(math.isclose(gbit_s, known, rel_tol=0.03) for known in INFINIBAND_GBIT_S)
 
 
-def _plausible_nic(reader: Reader, rate_gb_s: float, word: str) -> None:
+def _plausible_nic(reader: MappingReader, rate_gb_s: float, word: str) -> None:
     """Complain about rates that only make sense in the other unit."""
     unit = "gb_s" if "gb_s" in reader.values else "gbit_s"
     gbit_s = rate_gb_s * 8

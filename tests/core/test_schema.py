@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from motet.core.errors import Problem
-from motet.core.schema import Reader, beyond, hint_of, not_one_of
+from motet.core.schema import MappingReader, beyond, hint_of, not_one_of
 
 KNOWN = ("count", "share", "kind", "words", "inner", "options")
 
 
-def read(**values: Any) -> tuple[Reader, list[Problem]]:
+def read(**values: Any) -> tuple[MappingReader, list[Problem]]:
     problems: list[Problem] = []
-    return Reader(values, "here", problems, KNOWN), problems
+    return MappingReader(values, "here", problems, KNOWN), problems
 
 
 def told(problems: list[Problem]) -> list[str]:
@@ -44,7 +44,7 @@ def test_true_is_no_number_and_a_missing_key_is_its_default() -> None:
 
 
 def test_a_room_says_mistakes_in_its_own_words() -> None:
-    class Own(Reader):
+    class Own(MappingReader):
         UNKNOWN = "is not known"
         WRONG = "is {value}; it must be {what}"
 
