@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "cluster": ("", "what the machines and their links really are"),
     "cluster probe": ("cluster.probe", "measure, and write it down"),
     "cluster show": ("cluster.show", "draw a cluster: groups and links"),
-    "plan": ("plan", "ranked layouts with time, memory, cost"),
+    "plan": ("plan.ask", "ranked layouts with time, memory, cost"),
     "train": ("train", "train here (starts torchrun)"),
     "submit": ("submit", "run it on Slurm, as a batch job"),
     "resume": ("resume", "go on from the last checkpoint"),

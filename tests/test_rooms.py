@@ -38,10 +38,11 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "config",
         "runs",
         "study",
-        "launch",
         "planning",
         "rank",
+        "launch",
         "jobs",
+        "measure",
         "measure",
         "follow",
         "report",
@@ -102,14 +103,11 @@ OPEN_ARROWS: set[str] = {
     "motet.experiments.design.requests imports motet.experiments.library.base",
     "motet.experiments.design.study imports motet.experiments.library",
     "motet.experiments.design.study imports motet.experiments.library.base",
-    "motet.launcher.launch.local imports motet.launcher.rank.plugins",
     "motet.parallel.runtime.dtensors imports motet.parallel.engines.protocol",
     "motet.parallel.runtime.shard imports motet.parallel.engines.protocol",
     "motet.parallel.runtime.step_totals imports motet.parallel.engines.protocol",
 }
-OPEN_NAMES: set[str] = {
-    "motet.core.processes names motet.launcher.worker",
-}
+OPEN_NAMES: set[str] = set()
 OPEN_CIRCLES: set[str] = {
     "motet.experiments.design.clusters",
     "motet.experiments.design.parser",
@@ -121,23 +119,14 @@ OPEN_CIRCLES: set[str] = {
     "motet.experiments.library.forgetting",
     "motet.experiments.library.knowledge",
     "motet.experiments.library.memorization",
-    "motet.launcher.commands.plan",
-    "motet.launcher.commands.plan_probe",
-    "motet.launcher.commands.plan_why",
     "motet.launcher.config.batch",
     "motet.launcher.config.sections",
     "motet.launcher.guest.guest",
     "motet.launcher.guest.trainer",
-    "motet.parallel.cluster.calibration",
-    "motet.parallel.cluster.description",
-    "motet.parallel.cluster.file",
 }
 OPEN_FOLDERS: set[str] = {
     "experiments/design",
     "experiments/library",
-    "launcher/launch",
-    "launcher/planning",
-    "launcher/rank",
     "parallel/engines",
     "parallel/runtime",
 }
@@ -245,8 +234,8 @@ def test_a_circle_and_an_arrow_up_are_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert up("motet.core.errors", "motet.launcher.cli")
-    assert up("motet.launcher.config.load", "motet.launcher.commands.plan")
-    assert not up("motet.launcher.commands.plan", "motet.launcher.config.load")
+    assert up("motet.launcher.config.load", "motet.launcher.commands.plan.ask")
+    assert not up("motet.launcher.commands.plan.ask", "motet.launcher.config.load")
 
 
 def test_the_launcher_reaches_layouts_of_models_through_parallel() -> None:

@@ -11,13 +11,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import motet
-from motet.core.errors import Problem, UserError, raise_problems
-from motet.core.files import atomic_write, read_json, write_json
+from motet.core.errors import UserError, raise_problems
+from motet.core.files import atomic_write, write_json
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.study import freeze
 from motet.launcher.config import load as settings_io
@@ -36,6 +35,7 @@ from motet.launcher.launch.command import (
     recorded_environment,
 )
 from motet.launcher.launch.joining import ask_to_join, gather
+from motet.launcher.planning.run_facts import imported_model
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
@@ -44,7 +44,7 @@ from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study import build as study
 from motet.models import counts
-from motet.models.config import ModelConfig, preset, problems
+from motet.models.config import ModelConfig, preset
 
 
 def train(
@@ -256,12 +256,7 @@ def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, A
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     """Return the model's sizes, and whether its weights are imported."""
     if settings.model.from_hf:
-        from motet.models.hf_config import config_from_hf
-
-        config = config_from_hf(read_json(Path(settings.model.from_hf) / "config.json"))
-        config = replace(config, **settings.model.overrides())
-        raise_problems([Problem(f"model.{name}", why) for name, why in problems(config)])
-        return config, True
+        return imported_model(settings.model), True
     overrides = settings.model.overrides()
     size = overrides.pop("vocabulary_size", None)
     needed = open_corpora(settings)[0].vocabulary_size

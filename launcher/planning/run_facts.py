@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motet.core.errors import UserError
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import read_json
 from motet.launcher.config import load as config
-from motet.launcher.config.sections import RunSettings
+from motet.launcher.config.sections import ModelSettings, RunSettings
 
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
@@ -78,11 +80,25 @@ def _model_fact(settings: RunSettings, tokens: int) -> str:
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
     """The model's sizes, and whether its vocabulary is known."""
     if settings.model.from_hf is not None:
-        from motet.launcher.launch import local
-
-        return local.model_of(settings)[0], True
+        return imported_model(settings.model), True
     from motet.models.config import preset
 
     size = vocabulary_size(settings)
     overrides = settings.model.overrides() | {"vocabulary_size": size or UNKNOWN_VOCABULARY}
     return preset(settings.model.preset, **overrides), size is not None
+
+
+def imported_model(section: ModelSettings) -> ModelConfig:
+    """The sizes of the Hugging Face model that `model.from_hf` names, with what is set beside it.
+
+    Raises:
+        UserError: the folder has no config.json that can be read, or the sizes do not fit together.
+    """
+    from motet.models.config import problems
+    from motet.models.hf_config import config_from_hf
+
+    assert section.from_hf is not None
+    config = config_from_hf(read_json(Path(section.from_hf) / "config.json"))
+    config = replace(config, **section.overrides())
+    raise_problems([Problem(f"model.{name}", why) for name, why in problems(config)])
+    return config

@@ -11,7 +11,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.prepare import PrepareRequest, prepare
-from motet.launcher.commands import plan_probe
+from motet.launcher.commands.plan import probe as plan_probe
 from motet.launcher.config import load as config
 from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.measure import calibration_run as probe_run

@@ -12,7 +12,7 @@ from pathlib import Path
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.launcher.commands import common
-from motet.launcher.commands import plan as planning
+from motet.launcher.commands.plan import told
 from motet.launcher.config import load as config
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.measure import calibration_run as probe_run
@@ -77,7 +77,7 @@ def measured() -> Cluster:
     processes = min(machine.cores(), MOST_MEASURED)
     print(f"Measuring this machine first, with {processes} processes ...", flush=True)
     asked = probe_launch.Asked(processes, "cpu", series_s=MEASURED_S)
-    with planning.telling() as tell:
+    with told.telling() as tell:
         return cluster_of(probe_launch.run(asked, ONE_NODE, tell, machine.cores()))[0]
 
 
@@ -117,7 +117,7 @@ def _say(
     else:
         print("# about a minute of steps:")
         print(shlex.join(["motet", "train", *given]))
-    output = arguments.output or planning.CALIBRATED
+    output = arguments.output or told.CALIBRATED
     cluster = ["--cluster", arguments.cluster] if arguments.cluster else []
     print("# then")
     print(shlex.join(["motet", "plan", "--calibrate", str(run.root), *cluster, "--output", output]))
@@ -168,19 +168,18 @@ def _plan_again(
         )
     print(sentence(measured))
     cluster, sentences = calibrate([run.root], question.cluster)
-    planning.write_calibrated(arguments, cluster, sentences)
-    with planning.telling() as tell:
+    told.write_calibrated(arguments, cluster, sentences)
+    with told.telling() as tell:
         tell("searching layouts with the new constants")
         asked = replace(question, cluster=cluster)
         after = plan(asked)
     if not after.choices:
         raise UserError(
-            "with these constants no layout fits; look at "
-            f"{arguments.output or planning.CALIBRATED}"
+            f"with these constants no layout fits; look at {arguments.output or told.CALIBRATED}"
         )
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
     print()
-    planning.tell_answer(arguments, settings.name, asked, after, tokens)
+    told.tell_answer(arguments, settings.name, asked, after, tokens)
     if not arguments.json:
         print("\n".join(["", *plan_words.changes(before, after)]))
     return 0

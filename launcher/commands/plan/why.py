@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError, suggest
-from motet.launcher.commands.plan import nothing, telling
+from motet.launcher.commands.plan.told import nothing, telling
 from motet.launcher.output import terminal
 from motet.launcher.planning import table as plan_table
 

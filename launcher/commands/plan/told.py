@@ -1,0 +1,107 @@
+"""What `motet plan` prints and writes: the ranked layouts, calibrated machines, why nothing fits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motet.core.errors import UserError
+from motet.core.files import atomic_write
+from motet.launcher.output import terminal
+from motet.launcher.planning import summary as plan_words
+from motet.launcher.planning import table as plan_table
+
+if TYPE_CHECKING:
+    from motet.parallel.cluster.description import Cluster
+    from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
+
+CALIBRATED = "calibrated.yaml"
+
+
+def tell_answer(
+    arguments: argparse.Namespace,
+    name: str,
+    question: PlanQuestion,
+    answer: PlanAnswer,
+    tokens: float,
+) -> None:
+    """Print the table, and write what was asked for."""
+    rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
+    if arguments.html:
+        from motet.core.files import atomic_write
+        from motet.launcher.planning import page as plan_page
+
+        atomic_write(Path(arguments.html), plan_page.page(name, question, answer, rows, tokens))
+    if arguments.write:
+        _write(arguments, answer)
+    if arguments.json:
+        terminal.print_json(plan_words.plain(question, answer, rows, tokens))
+        return
+    terminal.print_table(rows, plan_table.COLUMNS)
+    print()
+    for line in plan_words.lines(question, answer, tokens):
+        print(line)
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What is tried now, as a moving line at a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True, highlight=False).status("planning") as status:
+        yield lambda text: status.update(escape(text))
+
+
+def nothing(question: PlanQuestion) -> str:
+    """Say why no layout is left, and what would make one fit."""
+    from motet.parallel.planner.reasons import best_with, remedies, tightest
+
+    nearest = tightest(question)
+    if nearest is None or nearest.fill <= 1.0:
+        asked = ", ".join(f"layout.{k}={v}" for k, v in question.fixed.items()) or "the run"
+        found = best_with(replace(question, fixed={}), question.fixed)
+        why = found[0] if isinstance(found, list) else "the search ended before one was found"
+        return f"no layout for {asked} on {question.cluster.devices:,} devices: {why}"
+    would = "; ".join(remedies(question)) or "no single change that was tried: a smaller model"
+    return f"no layout fits: the least is {nearest}. What would fit: {would}"
+
+
+def calibrated_text(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> str:
+    """cluster.yaml with fitted constants, and what they rest on."""
+    from motet.launcher.planning.calibrate import text_of
+
+    before = Path(arguments.cluster).read_text(encoding="utf-8") if arguments.cluster else ""
+    return text_of(found, sentences, before)
+
+
+def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: list[str]) -> None:
+    """Write calibrated machines to --output, and say how to use them."""
+    path = arguments.output or CALIBRATED
+    atomic_write(Path(path), calibrated_text(arguments, found, sentences))
+    if not arguments.json:
+        for sentence in sentences:
+            print(sentence)
+        print(
+            f"wrote {path}; `--cluster {path}` plans with it, layout.cluster={path} trains with it"
+        )
+
+
+def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
+    number = arguments.pick or 1
+    if number > len(answer.choices):
+        raise UserError(f"--pick {number}: only {len(answer.choices)} layouts are ranked")
+    write_choice(arguments.write, answer.choices[number - 1])
+
+
+def write_choice(path: str, choice: RankedLayout) -> None:
+    """Write layout.yaml of one layout."""
+    atomic_write(Path(path), plan_table.layout_text(choice))
