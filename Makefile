@@ -48,6 +48,7 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(VENV)/bin/python -m motet.launcher.config.reference docs/reference.md
+	$(VENV)/bin/python docs/make_api.py docs/api.md
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

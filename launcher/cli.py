@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "resume": ("resume", "go on from the last checkpoint"),
     "report": ("report", "the answers, as one HTML file"),
     "eval": ("evaluate", "lm-evaluation-harness"),
-    "export": ("export", "Hugging Face checkpoint of the model"),
+    "export": ("export", "Hugging Face checkpoint of the model, or a table of what was found"),
     "status": ("status", "what runs do, or one in detail"),
     "ls": ("listing", "list runs, in short"),
     "logs": ("logs", "what the ranks of a run printed"),

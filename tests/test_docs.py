@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import runpy
 import shlex
 import typing
 from collections.abc import Iterator, Mapping
@@ -202,3 +203,8 @@ def test_the_checks_see_a_mistake(parse: Any) -> None:
     assert known_setting("data.corpora.0.weight")
     assert known_setting("experiments.list.0.doses")
     assert not known_setting("experiments.list.0.dosis")
+
+
+def test_the_page_of_the_public_api_is_what_make_docs_writes() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made, "run `make docs`"

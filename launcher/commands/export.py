@@ -1,4 +1,4 @@
-"""`motet export`: the trained model as a Hugging Face folder."""
+"""`motet export`: the trained model as a Hugging Face folder, or what was found as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
-from motet.launcher.commands import common, options
+from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
 
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A run, its checkpoint and the folder to write."""
+    """A run, its checkpoint and the folder to write; or which table."""
     options.dry_run(parser)
     options.run_folder(parser)
     parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
-    parser.add_argument("--output", metavar="FOLDER", help="default: RUN/members/step-N")
+    output = "folder of the model (default: RUN/members/step-N), or file of the table"
+    parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    export_table.table_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the model of one checkpoint as a Hugging Face folder."""
+    """Write the model of one checkpoint as a Hugging Face folder, or one table."""
     rundir = common.open_run(arguments.run)
+    if arguments.table or arguments.what:
+        return export_table.run_table(rundir, arguments)
     step = chosen_step(rundir, arguments.step)
     folder = Path(arguments.output) if arguments.output else member_folder(rundir, step)
     if arguments.dry_run:

@@ -18,17 +18,21 @@ PARTS = ("answers", "units", "scores", "items", "metrics")
 
 def table_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what concerns tables to the arguments of `motet export`."""
-    parser.add_argument("--table", choices=FORMATS, help="a table instead of the model")
-    what = "which table (default: answers)"
-    parser.add_argument("--what", choices=PARTS, help=what)
+    parser.add_argument("--table", choices=FORMATS, help="write a table instead of the model")
+    parser.add_argument("--what", choices=PARTS, help="which table (default: answers)")
 
 
 def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
     """Write one table to `--output`, or to standard output.
 
     Raises:
-        UserError: Parquet to a terminal, a format that needs a package, a folder as output.
+        UserError: no format, a checkpoint (a table is of the whole run), Parquet to a terminal, a
+            format that needs a package, a folder as output.
     """
+    if arguments.table is None:
+        raise UserError(f"--what={arguments.what} needs a format: --table {', '.join(FORMATS)}")
+    if arguments.step is not None:
+        raise UserError(f"--step={arguments.step} names a model; a table is of the whole run")
     part = arguments.what or PARTS[0]
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.is_dir():

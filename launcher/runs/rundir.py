@@ -39,6 +39,7 @@ class RunDir:
 
     @property
     def name(self) -> str:
+        """Name of the folder."""
         return self.root.name
 
     @property
@@ -53,10 +54,12 @@ class RunDir:
 
     @property
     def manifest(self) -> Path:
+        """The frozen facts of the run as JSON: sizes, hashes, corpora."""
         return self.root / "manifest.json"
 
     @property
     def plan(self) -> Path:
+        """Folder of the frozen study: definition, units, exposure plan, lock."""
         return self.root / "plan"
 
     @property
@@ -71,34 +74,42 @@ class RunDir:
 
     @property
     def attempts(self) -> Path:
+        """Folder of every start of the run."""
         return self.root / "attempts"
 
     @property
     def metrics(self) -> Path:
+        """The run's own record, one JSON line per event."""
         return self.root / "metrics.jsonl"
 
     @property
     def ledger(self) -> Path:
+        """Folder of what the model really consumed, by segment."""
         return self.root / "ledger"
 
     @property
     def probes(self) -> Path:
+        """Folder of the scores of units, one file per probed step."""
         return self.root / "probes"
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.root / "checkpoints"
 
     @property
     def members(self) -> Path:
+        """Folder of models that were exported."""
         return self.root / "members"
 
     @property
     def report_html(self) -> Path:
+        """The report as a page."""
         return self.root / "report.html"
 
     @property
     def report_json(self) -> Path:
+        """The report as data."""
         return self.root / "report.json"
 
     @property
@@ -176,6 +187,7 @@ class RunDir:
         return self.attempt(number) / "resolved.yaml"
 
     def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` updates."""
         return self.checkpoints / f"step-{step:08d}"
 
     def checkpoint_steps(self) -> list[int]:
