@@ -86,15 +86,13 @@ def pipeline_svg(works: Sequence[TimedPass]) -> str:
             f"{MEANING[work.kind]}, micro-batch {work.micro_batch}, stage {work.stage}: "
             f"{work.start_s:.4g} to {work.end_s:.4g} s"
         )
-        boxes.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{wide:.2f}" height="{height}" fill="{FILL[work.kind]}" {edge if wide > 3 else ""}>'
-            f"<title>{said}</title></rect>"
-        )
+        place = f'x="{x:.1f}" y="{y}" width="{wide:.2f}" height="{height}"'
+        look = f'fill="{FILL[work.kind]}" {edge if wide > 3 else ""}'
+        boxes.append(f"<rect {place} {look}><title>{said}</title></rect>")
         if wide > 16 and height > 14:
             middle = f'x="{x + wide / 2:.1f}" y="{y + height / 2 + 4:.0f}"'
-            boxes.append(
-                f'<text {middle} font-size="11" text-anchor="middle" fill="#234">{work.micro_batch}</text>'
-            )
+            style = 'font-size="11" text-anchor="middle" fill="#234"'
+            boxes.append(f"<text {middle} {style}>{work.micro_batch}</text>")
     bottom = ranks * (height + gap)
     shapes = [*_names(ranks, height, gap), *boxes, *_axis(end_s, bottom)]
     return _svg(bottom + AXIS, shapes)
@@ -135,41 +133,57 @@ def memory_svg(choice: RankedLayout, works: Sequence[TimedPass]) -> str:
     ranks = min(MOST_RANKS, choice.layout.pp)
     height = row_height(ranks, 140)
     gap = 8 if height > 20 else 2
-    # Activations of the fullest rank are known; those of another rank are in proportion to the
-    # passes that it holds.
-    most = found.memory_parts.get("activations", 0.0)
-    held_by = [held_over_time(works, rank) for rank in range(ranks)]
-    tops = [max((held for _, held in steps), default=0) for steps in held_by]
     top_gib = memory_top_gib(choice)
-    scale = height / top_gib
+    held_by = [held_over_time(works, rank) for rank in range(ranks)]
+    most = max(1, *(held for steps in held_by for _, held in steps))
     shapes = []
-    for rank, (steps, top) in enumerate(zip(held_by, tops, strict=True)):
-        peak = found.stage_memory_gib[rank]
-        moving = min(most, peak) * top / max(1, *tops)
+    for rank, steps in enumerate(held_by):
         bottom = (rank + 1) * (height + gap) - gap
-        flat = level = bottom - scale * (peak - moving)
-        levels = [bottom - scale * (peak - moving + moving * h / max(1, top)) for _, h in steps]
-        points = [f"{LEFT},{bottom}", f"{LEFT},{level:.1f}"]
-        for (when_s, _), after in zip(steps, levels, strict=True):
-            x = LEFT + when_s / end_s * WIDTH
-            points += [f"{x:.1f},{level:.1f}", f"{x:.1f},{after:.1f}"]
-            level = after
-        points += [f"{LEFT + WIDTH},{level:.1f}", f"{LEFT + WIDTH},{bottom}"]
-        shapes.append(
-            f'<rect x="{LEFT}" y="{bottom - height}" width="{WIDTH}" height="{height}" fill="#f6f6f8"/>'
-            f'<polygon points="{" ".join(points)}" fill="#b9a7d8"><title>rank {rank}: peak {peak:.1f} of '
-            f"{found.capacity_gib:.1f} GiB</title></polygon>"
-            f'<rect x="{LEFT}" y="{flat:.1f}" width="{WIDTH}" height="{bottom - flat:.1f}" fill="#7d68ab"/>'
-        )
+        frame = f'x="{LEFT}" y="{bottom - height}" width="{WIDTH}" height="{height}"'
+        shapes.append(f'<rect {frame} fill="#f6f6f8"/>')
+        shapes += _memory_of_rank(choice, rank, steps, most, end_s, bottom, height / top_gib)
         if top_gib >= found.capacity_gib:
-            limit = bottom - scale * found.capacity_gib
-            shapes.append(
-                f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{limit:.1f}" y2="{limit:.1f}" stroke="#a33" stroke-dasharray="5 3"/>'
-            )
+            y = bottom - height / top_gib * found.capacity_gib
+            line = f'x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"'
+            shapes.append(f'<line {line} stroke="#a33" stroke-dasharray="5 3"/>')
     said = [f"peak {found.stage_memory_gib[rank]:.1f} GiB" for rank in range(ranks)]
     bottom = ranks * (height + gap)
     shapes += [*_names(ranks, height, gap, said), *_axis(end_s, bottom)]
     return _svg(bottom + AXIS, shapes)
+
+
+def _memory_of_rank(
+    choice: RankedLayout,
+    rank: int,
+    steps: Sequence[tuple[float, int]],
+    most: int,
+    end_s: float,
+    bottom: int,
+    pixels_per_gib: float,
+) -> list[str]:
+    """Draw what a rank holds: what stays below, activations as steps above it.
+
+    `most` is the highest number of passes that any rank holds.
+    """
+    found = choice.prediction
+    peak, top = found.stage_memory_gib[rank], max((held for _, held in steps), default=0)
+    # Activations of the fullest rank are known; those of another rank are in proportion to the
+    # passes that it holds.
+    moving = min(found.memory_parts.get("activations", 0.0), peak) * top / most
+    flat = level = bottom - pixels_per_gib * (peak - moving)
+    points = [f"{LEFT},{bottom}", f"{LEFT},{level:.1f}"]
+    for when_s, held in steps:
+        x = LEFT + when_s / end_s * WIDTH
+        after = bottom - pixels_per_gib * (peak - moving + moving * held / max(1, top))
+        points += [f"{x:.1f},{level:.1f}", f"{x:.1f},{after:.1f}"]
+        level = after
+    points += [f"{LEFT + WIDTH},{level:.1f}", f"{LEFT + WIDTH},{bottom}"]
+    said = f"rank {rank}: peak {peak:.1f} of {found.capacity_gib:.1f} GiB"
+    stays = f'x="{LEFT}" y="{flat:.1f}" width="{WIDTH}" height="{bottom - flat:.1f}"'
+    return [
+        f'<polygon points="{" ".join(points)}" fill="#b9a7d8"><title>{said}</title></polygon>',
+        f'<rect {stays} fill="#7d68ab"/>',
+    ]
 
 
 def memory_top_gib(choice: RankedLayout) -> float:
@@ -232,9 +246,8 @@ def _names(ranks: int, height: int, gap: int, said: Sequence[str] = ()) -> list[
         y = rank * (height + gap) + height / 2 + 4
         out.append(f'<text x="0" y="{y:.0f}" font-size="12">rank {rank}</text>')
         if said:
-            out.append(
-                f'<text x="{LEFT + WIDTH + 8}" y="{y:.0f}" font-size="12">{escape(said[rank])}</text>'
-            )
+            place = f'x="{LEFT + WIDTH + 8}" y="{y:.0f}"'
+            out.append(f'<text {place} font-size="12">{escape(said[rank])}</text>')
     return out
 
 
@@ -247,9 +260,10 @@ def _axis(end_s: float, bottom: int) -> list[str]:
     ]
     for i in range(int(end_s / step_s) + 1):
         x = LEFT + i * step_s / end_s * WIDTH
+        said = f"{i * step_s:.4g}{'' if i else ' s'}"
         out.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}" stroke="#999"/>'
-            f'<text x="{x:.1f}" y="{bottom + 18}" font-size="12" text-anchor="middle">{i * step_s:.4g}{" s" if not i else ""}</text>'
+            f'<text x="{x:.1f}" y="{bottom + 18}" font-size="12" text-anchor="middle">{said}</text>'
         )
     return out
 

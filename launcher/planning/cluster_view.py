@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from motet.launcher.planning.html_table import html_table
+from motet.launcher.output.page import drawing, plain_page, table
 from motet.parallel.cluster.description import Cluster, Device, Group, Link
 
 MOST_NODES_DRAWN, MOST_DEVICES_DRAWN = 8, 16
@@ -227,19 +227,10 @@ def _label(x: float, y: float, text: str) -> str:
 
 def page(cluster: Cluster, title: str, notes: Sequence[str] = ()) -> str:
     """One HTML file with picture and tables; it loads nothing."""
-    tables = "".join(
-        html_table(rows, _cell) for rows in (group_rows(cluster), link_rows(cluster)) if rows
-    )
+    tables = [table(rows, _cell) for rows in (group_rows(cluster), link_rows(cluster)) if rows]
     said = "".join(f"<li>{escape(note)}</li>" for note in (*calibrations(cluster), *notes))
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        f"<title>{escape(title)}</title><style>body{{font:15px "
-        f"system-ui,sans-serif;margin:2rem;max-width:75rem}}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem "
-        ".7rem;text-align:left;border-bottom:1px solid #ddd}"
-        f"svg{{max-width:100%;height:auto}}</style><h1>{escape(title)}</h1>{svg(cluster)}{tables}"
-        f"{f'<ul>{said}</ul>' if said else ''}</html>\n"
-    )
+    listed = [f"<ul>{said}</ul>"] if said else []
+    return plain_page("Motet cluster", title, [drawing(svg(cluster)), *tables, *listed])
 
 
 def _cell(value: Any) -> str:

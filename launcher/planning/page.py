@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from motet.launcher.output.page import drawing, plain_page, table
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning.charts import (
     MOST_RANKS,
@@ -20,19 +21,8 @@ from motet.launcher.planning.charts import (
     pipeline_works,
     shares_html,
 )
-from motet.launcher.planning.html_table import html_table
 from motet.launcher.planning.table import COLUMNS, words
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion
-
-STYLE = (
-    "body{font:15px system-ui,sans-serif;margin:2rem;max-width:88rem;color:#222}h2{margin-top:2rem}"
-    "table{border-collapse:collapse;font-size:13px}td,th{padding:.3rem "
-    ".6rem;text-align:right;border-bottom:1px solid #ddd}"
-    "th{white-space:nowrap}td{white-space:nowrap}td:nth-child(2),th:nth-child(2),td:nth-child(3),th:nth-child(3)"
-    "{text-align:left;white-space:normal;min-width:7rem}td:nth-child(2){min-width:13rem}.wide{overflow-x:auto}"
-    "svg{max-width:100%;height:auto}.legend span{margin-right:1.2em;white-space:nowrap}"
-    ".legend i{display:inline-block;width:.9em;height:.9em;margin-right:.35em;vertical-align:-.1em}"
-)
 
 
 def page(
@@ -54,26 +44,27 @@ def page(
     drawn_of = f"{number}" if drawn == number else f"The first {drawn} of {number}"
     batches = "micro-batch" if number == 1 else "micro-batches"
     more = f", of which {MOST_RANKS} are drawn" if best.layout.pp > MOST_RANKS else ""
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Plan of "
-        f"{escape(name)}</title><style>{STYLE}</style>",
-        f"<h1>Plan of {escape(name)}</h1>",
-        "<div "
-        f"class='wide'>{html_table([_headed(row) for row in rows], _cell)}</div><ul>{said}</ul>",
-        f"<h2>Layout 1: {escape(words(best))}</h2>",
-        f"<p>A step takes {found.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
-        shares_html(found.parts, "s"),
-        f"<p>The fullest device holds {found.memory_gib:.1f} of {found.capacity_gib:.1f} GiB.</p>",
-        shares_html(found.memory_parts, "GiB"),
-        f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
-        "predicted.</p>",
-        legend(works),
-        pipeline_svg(works),
-        "<h2>Its memory over that time</h2><p>The fullest device of each pipeline rank.</p>",
-        memory_legend(best),
-        memory_svg(best, works),
-    ]
-    return "\n".join(parts) + "\n</html>\n"
+    return plain_page(
+        "Motet plan",
+        f"Plan of {name}",
+        [
+            table([_headed(row) for row in rows], _cell),
+            f"<ul>{said}</ul>",
+            f"<h2>Layout 1: {escape(words(best))}</h2>",
+            f"<p>A step takes {found.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
+            shares_html(found.parts, "s"),
+            f"<p>The fullest device holds {found.memory_gib:.1f} of "
+            f"{found.capacity_gib:.1f} GiB.</p>",
+            shares_html(found.memory_parts, "GiB"),
+            f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
+            "predicted.</p>",
+            legend(works),
+            drawing(pipeline_svg(works)),
+            "<h2>Its memory over that time</h2><p>The fullest device of each pipeline rank.</p>",
+            memory_legend(best),
+            drawing(memory_svg(best, works)),
+        ],
+    )
 
 
 def _headed(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.launcher.output import page as pages
 from motet.launcher.report import by_member, plots, words
 from motet.launcher.report.forest import forest
 
@@ -31,20 +32,9 @@ def render(report: Mapping[str, Any]) -> str:
 
     Missing parts are said to be missing.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["w"] = words
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    template = environment.get_template("page.html")
-    return template.render(style=Markup(style), **context(report, Markup)) + "\n"
+    return pages.render("report.html", HERE, {"w": words}, **context(report, Markup))
 
 
 def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
