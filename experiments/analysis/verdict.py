@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from motet.core.format import decimals
+
 POINTS = ("accuracy", "share", "share of peak gain")
 UNITS = {"nats/token": "nats per token"}
 
@@ -23,9 +25,7 @@ def number(value: float, signed: bool = False) -> str:
     """Three significant digits, never in scientific notation above a millionth."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:{'+' if signed else ''}.{min(digits, 6)}f}"
-    return text
+    return f"{value:{'+' if signed else ''}.{decimals(value)}f}"
 
 
 def p_text(p: float | None) -> str:

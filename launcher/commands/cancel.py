@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from motet.core import format
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.launcher.commands import options
@@ -24,7 +25,6 @@ from motet.launcher.follow.state import shown
 from motet.launcher.follow.stopping import StopAction, actions
 from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
-from motet.launcher.rank.progress import duration
 from motet.launcher.runs.rundir import RunDir
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.1, 5.0, 1.5
@@ -144,7 +144,7 @@ def wait(
             spoken_s = time.monotonic()
             print(
                 f"{view.state.name} at step {view.facts.pace.step or 0:,} after "
-                f"{duration(waited_s)}"
+                f"{format.clock(waited_s)}"
             )
             with contextlib.suppress(OSError):
                 sys.stdout.flush()

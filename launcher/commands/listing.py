@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from motet.core import format
 from motet.launcher.commands import options
 from motet.launcher.commands.status import loss_of, problem_line, step_of
 from motet.launcher.follow.facts import find_runs
@@ -13,7 +14,6 @@ from motet.launcher.follow.overview import document, look
 from motet.launcher.follow.state import at
 from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
-from motet.launcher.rank.progress import rate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "state": row["state"],
                 "step": step_of(row),
                 "loss": loss_of(row),
-                "parameters": "–" if row["parameters"] is None else rate(row["parameters"]),
+                "parameters": "–" if row["parameters"] is None else format.short(row["parameters"]),
                 "created": None if row["created"] is None else at(row["created"]),
             }
             for row in rows

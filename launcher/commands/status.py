@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motet.core import format
 from motet.core.errors import UserError
 from motet.launcher.commands import options
 from motet.launcher.follow.facts import find_runs
@@ -16,7 +17,6 @@ from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
 from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
-from motet.launcher.rank.progress import duration, number, rate
 from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
             (row["state"], _STYLES.get(row["state"], "")),
             step_of(row),
             loss_of(row),
-            "–" if row["tokens_per_s"] is None else rate(row["tokens_per_s"]),
-            "–" if row["seconds_left"] is None else duration(row["seconds_left"]),
+            "–" if row["tokens_per_s"] is None else format.short(row["tokens_per_s"]),
+            "–" if row["seconds_left"] is None else format.clock(row["seconds_left"]),
             str(row["attempts"]),
             ends(row),
             "; ".join(filter(None, (row["why"], *row["warnings"]))),
@@ -173,7 +173,7 @@ def step_of(row: Mapping[str, Any]) -> str:
 
 def loss_of(row: Mapping[str, Any]) -> str:
     """Return the loss, a dash before the first step."""
-    return "–" if row["loss"] is None else number(row["loss"])
+    return "–" if row["loss"] is None else format.loss(row["loss"])
 
 
 def ends(row: Mapping[str, Any]) -> str:
@@ -205,8 +205,8 @@ def one_run(row: Fields) -> list[RenderableType]:
 def facts_of(row: Fields) -> list[tuple[str, str]]:
     """Return the lines that head the detail of a run; one with an empty value is left out."""
     state = f"{row['state']}: {row['why']}" if row["why"] else row["state"]
-    speed = "" if row["tokens_per_s"] is None else f"{rate(row['tokens_per_s'])} tokens/s"
-    left = "" if row["seconds_left"] is None else duration(row["seconds_left"])
+    speed = "" if row["tokens_per_s"] is None else f"{format.short(row['tokens_per_s'])} tokens/s"
+    left = "" if row["seconds_left"] is None else format.clock(row["seconds_left"])
     ended = f"{left}, ends {ends(row)}" if left and row["predicted_end"] else left
     size = "" if row["parameters"] is None else f"{row['parameters']:,} parameters"
     saved = "none yet" if row["checkpoint_step"] is None else f"step {row['checkpoint_step']:,}"
@@ -214,7 +214,7 @@ def facts_of(row: Fields) -> list[tuple[str, str]]:
         ("run", shown(Path(row["run"]))),
         ("state", state),
         ("step", f"{step_of(row)} ({row['tokens']:,} tokens)"),
-        ("loss", "" if row["loss"] is None else number(row["loss"])),
+        ("loss", "" if row["loss"] is None else format.loss(row["loss"])),
         ("speed", speed),
         ("left", ended),
         ("starts", "" if left else ends(row).removeprefix("starts ").replace("–", "")),
@@ -236,7 +236,7 @@ def attempt_row(attempt: Fields, row: Fields) -> Fields:
     last = attempt.get("end_step") if reason in ("finished", "stopped") else None
     if newest and last is None:
         last = row["step"]
-    took = None if started is None or ended is None else duration(ended - started)
+    took = None if started is None or ended is None else format.clock(ended - started)
     return {
         "attempt": attempt["attempt"],
         "end": reason or "starting",

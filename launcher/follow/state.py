@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from motet.core import format
 from motet.core.jobs import JobRecord, JobState
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.records import Records
 from motet.launcher.jobs.schedulers import title
-from motet.launcher.rank.progress import duration
 
 ACTIVE = frozenset({"pending", "starting", "running", "completing", "suspended"})
 """States in which something will still happen by itself."""
@@ -94,13 +94,13 @@ def _warnings(facts: Facts, job: JobRecord | None, now: float) -> list[str]:
     pace = facts.pace
     quiet = now - max(pace.last_row or 0.0, facts.attempt["started"])
     if quiet > max(SILENT_S, SILENT_STEPS * (pace.step_s or 0.0)):
-        found.append(f"no step for {duration(quiet)}")
+        found.append(f"no step for {format.clock(quiet)}")
     left = pace.seconds_left(facts.tokens) if facts.tokens is not None else None
     end, start = (epoch(job.end), epoch(job.start)) if job else (None, None)
     if left is not None and end is not None and now + left > end:
         more = more_jobs(left, now, start, end)
         jobs = f"; {more} more job{'s' * (more > 1)} of this length" if more else ""
-        found.append(f"will not finish before its limit in {duration(end - now)}{jobs}")
+        found.append(f"will not finish before its limit in {format.clock(end - now)}{jobs}")
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from motet.core.format import bandwidth, latency
 from motet.launcher.output.page import drawing, plain_page, table
 from motet.parallel.cluster.description import Cluster, Device, Group, Link
 
@@ -27,20 +28,10 @@ def calibrations(cluster: Cluster) -> list[str]:
     ]
 
 
-def rate(gb_s: float) -> str:
-    """A bandwidth for people: bytes per second."""
-    return f"{gb_s:,.3g} GB/s" if gb_s >= 1 else f"{gb_s * 1e3:,.3g} MB/s"
-
-
-def latency(us: float) -> str:
-    """A latency for people."""
-    return f"{us / 1e3:.3g} ms" if us >= 1e3 else f"{us:.3g} µs"
-
-
 def link_words(link: Link) -> str:
     """A link in a few words."""
     seen = ", measured" if link.measured else ""
-    return f"{rate(link.gb_s)}, {latency(link.latency_us)}, {link.kind}{seen}"
+    return f"{bandwidth(link.gb_s)}, {latency(link.latency_us)}, {link.kind}{seen}"
 
 
 def product_rate(device: Device, dtype: str) -> tuple[float, bool] | None:
@@ -88,7 +79,7 @@ def link_rows(cluster: Cluster) -> list[dict[str, Any]]:
     return [
         {
             "between": f"{one} – {other}",
-            "rate, all devices together": rate(link.gb_s),
+            "rate, all devices together": bandwidth(link.gb_s),
             "Gbit/s": round(link.gb_s * 8, 3),
             "latency": latency(link.latency_us),
             "kind": link.kind,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from motet.core import format
 from motet.launcher.config.sections import RunSettings
 
 if TYPE_CHECKING:
@@ -160,8 +161,8 @@ def _stage_lines(facts: Mapping[str, Any], known: bool) -> list[str]:
                 str(stage["stage"]),
                 str(stage["pipeline_rank"]),
                 ", ".join(held),
-                millions(stage["parameters"]),
-                millions(stage["parameters_per_rank"]),
+                format.parameters(stage["parameters"], 2),
+                format.parameters(stage["parameters_per_rank"], 2),
                 f"{stage['share_of_compute']:.1%}",
             ]
         )
@@ -170,11 +171,6 @@ def _stage_lines(facts: Mapping[str, Any], known: bool) -> list[str]:
         rows, heads = [row[2:5] for row in rows], heads[2:5]
     note = "" if known else " (no corpus yet: vocabulary taken as 32,768)"
     return ["", f"Weights{note}", *_table(heads, rows)]
-
-
-def millions(number: float) -> str:
-    """A number of parameters for people."""
-    return f"{number / 1e9:,.2f} B" if number >= 1e9 else f"{number / 1e6:,.2f} M"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

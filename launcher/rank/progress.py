@@ -5,11 +5,12 @@ and in a file.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from motet.core import format
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,8 +89,10 @@ class TrainingProgress:
             return
         now = self._clock()
         self._estimate(step, now)
-        self._text = f"loss {number(loss)}  {rate(tokens_per_s)} tokens/s" + (note and f"  {note}")
-        left = f"{duration(self.seconds_left())} left"
+        self._text = f"loss {format.loss(loss)}  {format.short(tokens_per_s)} tokens/s" + (
+            note and f"  {note}"
+        )
+        left = f"{format.clock(self.seconds_left())} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, text=self._text, left=left)
         if step >= self.steps or now - self._printed_s >= self._interval_s:
@@ -151,30 +154,3 @@ def _bar(console: Console) -> RichProgress:
         refresh_per_second=4,
         transient=False,
     )
-
-
-def number(value: float | None) -> str:
-    """A loss: four significant digits, `nan` for what is missing or not finite."""
-    return "nan" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def rate(per_s: float) -> str:
-    """`950`, `12.3k`, `4.5M`."""
-    if not math.isfinite(per_s):
-        return "?"
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if per_s >= limit:
-            return f"{per_s / limit:.1f}{unit}"
-    return f"{per_s:.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """`0:42`, `12:03`, `3:07:00`, `2d 04:00`; `?` when unknown."""
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d {h:02d}:{m:02d}"
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
+from motet.core.format import MINUS
 from motet.launcher.report import words
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    words.MINUS: r"$-$", words.MISSING: "--", "×": r"$\times$", "…": r"\ldots{}",
+    MINUS: r"$-$", words.MISSING: "--", "×": r"$\times$", "…": r"\ldots{}",
 }  # fmt: skip
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -9,8 +9,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MISSING = "–"
-MINUS = "\u2212"
+from motet.core.format import (
+    MISSING,
+    finite,
+    number,
+    sign_of,
+)
+from motet.core.format import big as big
+from motet.core.format import count as count
+from motet.core.format import duration as duration
+from motet.core.format import percent as percent
+
 PERCENT_UNITS = frozenset({"accuracy", "probability", "rate", "share", "fraction"})
 
 VERDICT_LABELS = {
@@ -57,39 +66,6 @@ TERMS = (
         "small to matter.",
     ),
 )
-
-
-def finite(value: Any) -> float | None:
-    """`value` as a finite float, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def number(value: Any, signed: bool = False) -> str:
-    """At most three significant digits, with a real minus sign; `–` when missing."""
-    x = finite(value)
-    if x is None:
-        return MISSING
-    if x and (abs(x) >= 1e6 or abs(x) < 1e-4):
-        return power_of_ten(x, signed)
-    digits = 0 if not x else max(0, 2 - math.floor(math.log10(abs(x))))
-    text = f"{abs(x):,.{min(digits, 6)}f}"
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return sign_of(x, signed) + text
-
-
-def sign_of(x: float, signed: bool) -> str:
-    """A real minus sign, and a plus when asked."""
-    return MINUS if x < 0 else ("+" if signed and x > 0 else "")
-
-
-def power_of_ten(value: float, signed: bool = False) -> str:
-    """`1.2 × 10¹⁵`."""
-    mantissa, exponent = f"{abs(value):.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    return f"{sign_of(value, signed)}{mantissa} × 10{raised}"
 
 
 def is_percent(unit: str) -> bool:
@@ -157,46 +133,6 @@ def p_value(value: Any) -> str:
     if p < 0.001:
         return f"{p:.4f}"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def count(value: Any) -> str:
-    """`12,345`."""
-    x = finite(value)
-    return MISSING if x is None else f"{x:,.0f}"
-
-
-def big(value: Any) -> str:
-    """`9.83 million`; plain below ten thousand."""
-    x = finite(value)
-    if x is None:
-        return MISSING
-    for limit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if abs(x) >= limit:
-            return f"{number(x / limit)} {name}"
-    return f"{x:,.0f}"
-
-
-def percent(value: Any) -> str:
-    """A share as `2.1 %`."""
-    x = finite(value)
-    if x is None:
-        return MISSING
-    places = 0 if not x or abs(x) >= 0.1 else max(0, min(6, -1 - math.floor(math.log10(abs(x)))))
-    return f"{number(round(100 * x, places))} %"
-
-
-def duration(seconds: Any) -> str:
-    """`42 s`, `5 min 12 s`, `3 h 07 min`, `2 d 4 h`."""
-    x = finite(seconds)
-    if x is None:
-        return MISSING
-    if x < 60:
-        return f"{number(x)} s"
-    minutes, s = divmod(round(x), 60)
-    hours, m = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s"
 
 
 def dose(value: Any) -> str:

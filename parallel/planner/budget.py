@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from motet.models.config import PRESETS, ModelConfig, preset
-from motet.models.counts import parameters, parameters_non_embedding, training_flops_per_token
+from motet.models.counts import parameters_non_embedding, training_flops_per_token
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.planner.best_first import plan
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
@@ -381,9 +381,3 @@ def _least(question: PlanQuestion, model: ModelConfig, tokens: float) -> Bill:
     known = [price for price in prices if price]
     price = flops * min(known) if known else None
     return Bill(hours / 24, flops / max(rates), price, None)
-
-
-def size(model: ModelConfig) -> str:
-    """Return a number of parameters for people."""
-    number = parameters(model)
-    return f"{number / 1e9:,.1f} B" if number >= 1e9 else f"{number / 1e6:,.1f} M"

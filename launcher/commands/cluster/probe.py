@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.format import bandwidth, latency
 from motet.launcher.commands import options
 from motet.launcher.commands.cluster import told
 from motet.launcher.output import terminal
-from motet.launcher.planning import cluster_view as drawing
 from motet.parallel.cluster.description import Cluster
 
 RESIDUAL_WORTH_TELLING = 0.15
@@ -149,13 +149,13 @@ def _findings(result: dict[str, Any]) -> list[str]:
     for link in result["links"]:
         names = " to ".join(link["groups"])
         many = f"{link['flows']} at once" if link["flows"] > 1 else "one pair"
-        said = f"{link['scope'].replace('_', ' ')}: {names}, {many}: {drawing.rate(link['gb_s'])}"
+        said = f"{link['scope'].replace('_', ' ')}: {names}, {many}: {bandwidth(link['gb_s'])}"
         noisy = link["residual"] > RESIDUAL_WORTH_TELLING
         doubt = f"; times differ from the fit by {link['residual']:.0%}" if noisy else ""
-        out.append(f"{said}, {drawing.latency(link['latency_us'])}{doubt}")
+        out.append(f"{said}, {latency(link['latency_us'])}{doubt}")
     for one in result["collectives"]:
         kind = one["kind"].replace("_", "-")
-        bus, start = drawing.rate(one["bus_gb_s"]), drawing.latency(one["start_us"])
+        bus, start = bandwidth(one["bus_gb_s"]), latency(one["start_us"])
         out.append(f"{kind} over {one['ranks']} ranks ({one['where']}): {bus} per rank, {start}")
     return out
 

@@ -83,7 +83,8 @@ def within(
 
 
 def _tell(arguments: argparse.Namespace, found: Affordable) -> int:
-    from motet.parallel.planner.budget import size
+    from motet.core import format
+    from motet.models.counts import parameters
 
     row = plan_table.row(1, found.choice, found.tokens)
     if arguments.json:
@@ -93,7 +94,8 @@ def _tell(arguments: argparse.Namespace, found: Affordable) -> int:
         terminal.print_json({**facts, **row, "settings": settings_of, "trust": trust})
         return 0
     what = "The shortest time" if arguments.fastest else "The largest"
-    shown = f"{found.name} ({size(found.model)} parameters) on {found.tokens:.3g} tokens"
+    size = format.parameters(parameters(found.model))
+    shown = f"{found.name} ({size} parameters) on {found.tokens:.3g} tokens"
     print(f"{what}: {shown}")
     terminal.print_table([row], plan_table.COLUMNS)
     print(f"The budget binds: {found.binds}." if found.binds else "The budget does not bind.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from motet.launcher.rank.progress import TrainingProgress, duration, number, rate
+from motet.launcher.rank.progress import TrainingProgress
 
 
 class Clock:
@@ -109,11 +109,3 @@ def test_square_brackets_in_a_message_are_text() -> None:
     console, out = plain()
     TrainingProgress(1, console=console).print("[red]x[/red] [/]")
     assert out.getvalue() == "[red]x[/red] [/]\n"
-
-
-def test_numbers_are_short() -> None:
-    assert [duration(s) for s in (42, 723, 11_220, 187_200, None)] == [
-        "0:42", "12:03", "3:07:00", "2d 04:00", "?",
-    ]  # fmt: skip
-    assert [rate(r) for r in (950, 12_345, 4.5e6, 2e9)] == ["950", "12.3k", "4.5M", "2.0G"]
-    assert [number(v) for v in (None, float("nan"), 2.34567)] == ["nan", "nan", "2.346"]
