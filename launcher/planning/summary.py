@@ -61,9 +61,11 @@ def advice(question: PlanQuestion, answer: PlanAnswer) -> list[str]:
     best = answer.best
     lines = doubts_of(best)
     if answer.gap:
+        left = "a layout with whole replicas in different groups"
+        if answer.late:
+            left = "the search ended after --seconds, and what was left"
         lines.append(
-            "Not all was tried: a layout with whole replicas in different groups may be up to "
-            f"{answer.gap:.0%} faster than the first; "
+            f"Not all was tried: {left} may be up to {answer.gap:.1%} faster than the first; "
             f"none that is left takes less than {answer.bound_s:.3g} s."
         )
     if not answer.ranked_all:

@@ -281,7 +281,7 @@ def _least(rows: Rows, way: ScheduleChoice) -> np.ndarray:
     return np.maximum(least, 0)
 
 
-def _fixed_waits_s(rows: Rows, cost: GroupCosts, way: ScheduleChoice) -> np.ndarray:
+def fixed_waits_s(rows: Rows, cost: GroupCosts, way: ScheduleChoice) -> np.ndarray:
     """Return what ranks without layers add to filling and draining, [row]."""
     groups, both = np.arange(rows.counts.shape[1]), way.schedule == "zbv_zero_bubble"
     after = rows.line if way.virtual_stages == 1 else rows.ring
@@ -297,5 +297,5 @@ def _any_waits_s(rows: Rows, cost: GroupCosts, terms: Terms, way: ScheduleChoice
     least = _least(rows, way)
     rest = terms.layers - least.sum(axis=1)
     cheapest = np.where(rows.counts > 0, cost.wait_each, np.inf).min(axis=1)
-    found = _fixed_waits_s(rows, cost, way) + least @ cost.wait_each + rest * cheapest
+    found = fixed_waits_s(rows, cost, way) + least @ cost.wait_each + rest * cheapest
     return np.maximum(found - terms.others * cost.wait_cheaper, 0.0)

@@ -101,8 +101,8 @@ class Frontier:
     def rooms_of(
         self, core: InnerDegrees, dp_ranks: int, recompute: str, rows: Rows, rooms: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return for how many layers the ranks of a group have memory together, by schedule, [row,
-        group].
+        """Return for how many layers (those with experts, where there are such) the ranks of a
+        group have memory together, by schedule, [row, group].
         """
         n, found, pp = (
             self.question.micro_batches(core, dp_ranks),
@@ -110,14 +110,11 @@ class Frontier:
             rows.counts.sum(axis=1),
         )
         # From the end of the pipeline, where ranks keep least; other schedules keep more
-        # (`cost_memory.micro_batches_held`).
+        # (`memory.micro_batches_held`).
         most = rooms[np.arange(found.shape[1]), found]
         each = np.diff(rooms, axis=1)[:, pp - 1].T
         few = self._room_of(core, dp_ranks, np.minimum(n, (pp + 1) / 2), recompute).T
         apart = found * each
-        if any(self.context.kinds) and not self.most:
-            # Rooms are for layers with experts, of which there are few here.
-            most, few, apart = (np.full(found.shape, self.model.n_layers) for _ in range(3))
         return {
             "1f1b": most,
             "gpipe": most,

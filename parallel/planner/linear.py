@@ -14,6 +14,7 @@ import numpy as np
 
 from motet.parallel.cost import memory
 from motet.parallel.cost.links import strided
+from motet.parallel.cost.pipeline import Number
 from motet.parallel.cost.predictor import Predictor
 from motet.parallel.cost.shapes import StageShape
 from motet.parallel.cost.topology import StageGroups, strides
@@ -31,7 +32,7 @@ class MemoryLines(NamedTuple):
     saved: Line
     capacity: float
 
-    def bytes(self, dense: int, experts: int, held: float) -> float:
+    def bytes(self, dense: Number, experts: Number, held: float) -> Number:
         """Return what it holds with some layers and micro-batches."""
         fixed = self.fixed[0] + dense * self.fixed[1] + experts * self.fixed[2]
         return fixed + held * (dense * self.saved[1] + experts * self.saved[2])

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
+
 from motet.parallel.cost.memory import micro_batches_held
 from motet.parallel.cost.pipeline import own_share
 from motet.parallel.cost.topology import StageGroups
@@ -102,11 +104,12 @@ class PipelineSearch:
     def _least_s(self, layout: Layout, loads: list[Load], kept: list[MemoryLines]) -> float:
         """Return what a step takes at least, whatever the partition."""
         share, own = _share(self.context.kinds), own_share(layout.schedule, layout.virtual_stages)
-        if 0.0 < share < 1.0:
+        if self.context.dense_first:
             rests = [one for _, one in self._rests(layout, loads, kept)]
             routed = sum(self.context.kinds)
-            found = [least_s(one.loads, routed, self.n, own) for one in rests]
-            return min(found) if self.context.dense_first else 0.0
+            return min(least_s(one.loads, routed, self.n, own) for one in rests)
+        if 0.0 < share < 1.0 and layout.virtual_stages == 1:
+            return 0.0  # ranks hold ranges of unlike layers: `unlike` looks at the limit itself
         return least_s(_mixed(loads, share), len(self.context.kinds), self.n, own)
 
     def _rests(
@@ -204,13 +207,13 @@ class PipelineSearch:
         if dense and routed and layout.virtual_stages == 1:
             total, held = [0, *accumulate(context.kinds)], self._held(layout)
 
-            def fits(r: int, dense: int, experts: int) -> bool:
+            def fits(r: int, dense: np.ndarray, experts: np.ndarray) -> np.ndarray:
                 return kept[r].bytes(dense, experts, held[r]) <= kept[r].capacity
 
             def score(counts: Counts) -> float:
                 return step_s(layout, ranks, _ranges(counts, total), n, context.predictor)
 
-            found = unlike(loads, context.kinds, fits, score)
+            found = unlike(loads, context.kinds, fits, score, n, self.limit_s)
         else:
             # Stages of one rank lie apart: where layers differ, each rank has its share of both
             # kinds.

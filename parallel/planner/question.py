@@ -160,12 +160,14 @@ class PlanAnswer:
             that was not tried takes less than this.
         ranked_all: whether that holds for every other row, too: it is the fastest of its kind, and
             no row is missing. Else these are the fastest of their kinds that were found.
+        late: `Limits.seconds` were over before the first choice was proven.
     """
 
     choices: list[RankedLayout] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     bound_s: float = 0.0
     ranked_all: bool = True
+    late: bool = False
 
     @property
     def best(self) -> RankedLayout:

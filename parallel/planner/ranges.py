@@ -4,23 +4,31 @@ Pure; no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+
+import numpy as np
 
 from motet.parallel.planner.partition import Counts, Score
 from motet.parallel.planner.steps import Load
 
 _SLACK = 1e-9
+HALVINGS = 24
+Fits = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+"""Whether (rank, dense layers, layers with experts) fit into memory, element by element."""
 
 
 def unlike(
     loads: Sequence[Load],
     kinds: Sequence[int],
-    fits: Callable[[int, int, int], bool],
+    fits: Fits,
     score: Score,
+    n: float = 1.0,
+    limit_s: float = math.inf,
 ) -> tuple[float, Counts] | None:
     """Return the best (seconds of a step, layers of every rank) where layers differ: ranks hold
-    ranges of them.
+    ranges of them. None where memory is too small, or any partition takes longer than a limit.
 
     The slowest rank is as short as can be (every rank takes as many layers as a bound allows, and
     the least bound that suffices is found by halving); then layers move to the ranks that add least
@@ -29,82 +37,87 @@ def unlike(
 
     Args:
         kinds: 0 dense or 1 with experts, of every layer.
-        fits: whether (rank, dense layers, layers with experts) fit into memory.
+        n: micro-batches.
+        limit_s: partitions that take longer are of no use.
     """
-    experts = [0, *accumulate(kinds)]
+    ranges = _Ranges(loads, kinds, fits)
     low, high = 0.0, sum(load.fixed + max(load.each) * len(kinds) for load in loads)
-    if not _suffices(loads, experts, fits, high):
+    high = min(high, limit_s / n)  # n times the slowest rank is a part of the step
+    if not ranges.suffices(high):
         return None
-    for _ in range(24):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if _suffices(loads, experts, fits, middle):
+        if ranges.suffices(middle):
             high = middle
         else:
             low = middle
     best: tuple[float, Counts] | None = None
+    # A slightly slower slowest rank may leave others so much less to wait for that it pays.
     for slack in (1.0, 1.02) if len({load.wait_each for load in loads}) > 1 else (1.0,):
-        counts = _ranges(loads, experts, fits, high * slack * (1 + _SLACK))
+        counts = ranges.least_wait(high * slack * (1 + _SLACK))
         if counts is not None:
             value = score(counts)
             best = (value, counts) if best is None or value < best[0] else best
     return best
 
 
-def _suffices(
-    loads: Sequence[Load],
-    experts: Sequence[int],
-    fits: Callable[[int, int, int], bool],
-    bound_s: float,
-) -> bool:
-    """Return whether all layers find a rank when each takes as many as a bound allows."""
-    layers, first = len(experts) - 1, 0
-    after = sum(load.least for load in loads)
-    for r, load in enumerate(loads):
-        after -= load.least
-        end = first
-        while end < layers - after:
-            routed = experts[end + 1] - experts[first]
-            dense = end + 1 - first - routed
-            busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
-            if busy_s > bound_s or not fits(r, dense, routed):
-                break
-            end += 1
-        if end - first < load.least or (end == first and load.fixed > bound_s):
-            return False
-        first = end
-    return first == layers
+class _Ranges:
+    """Seconds of every rank with every range of layers, [first layer, layer after the last]."""
 
+    def __init__(self, loads: Sequence[Load], kinds: Sequence[int], fits: Fits) -> None:
+        self.loads, self.layers = loads, len(kinds)
+        sums = np.array([0, *accumulate(kinds)])
+        self.routed = np.maximum(sums[None, :] - sums[:, None], 0)
+        length = np.arange(self.layers + 1)
+        length = length[None, :] - length[:, None]
+        self.there = length >= 0
+        self.dense = np.maximum(length, 0) - self.routed
+        # Layers that the ranks behind must hold.
+        self.after = [0, *accumulate(load.least for load in reversed(loads))][-2::-1]
+        known: dict[int, np.ndarray] = {}
+        self.busy_s = []
+        for rank, load in enumerate(loads):
+            if id(load) not in known:
+                known[id(load)] = (
+                    load.fixed + load.each[0] * self.dense + load.each[1] * self.routed
+                )
+            room = self.there & fits(rank, self.dense, self.routed)
+            self.busy_s.append(np.where(room, known[id(load)], np.inf))
 
-def _ranges(
-    loads: Sequence[Load],
-    experts: Sequence[int],
-    fits: Callable[[int, int, int], bool],
-    bound_s: float,
-) -> Counts | None:
-    """Return the partition that adds least to the wait with no rank slower than a bound; None where
-    there is none.
-    """
-    layers = len(experts) - 1
-    least_after = [0, *accumulate(load.least for load in reversed(loads))][::-1]
-    costs: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
-    for r, load in enumerate(loads):
-        found: dict[int, tuple[float, int]] = {}
-        for first, (wait_s, _) in costs[-1].items():
-            for end in range(first + load.least, layers - least_after[r + 1] + 1):
-                routed = experts[end] - experts[first]
-                dense = end - first - routed
-                busy_s = load.fixed + load.each[0] * dense + load.each[1] * routed
-                if busy_s > bound_s or not fits(r, dense, routed):
-                    break
-                more_s = load.wait_fixed + load.wait_each[0] * dense + load.wait_each[1] * routed
-                if end not in found or wait_s + more_s < found[end][0]:
-                    found[end] = wait_s + more_s, first
-        costs.append(found)
-    if layers not in costs[-1]:
-        return None
-    end, counts = layers, []
-    for found in reversed(costs[1:]):
-        first = found[end][1]
-        counts.append(end - first)
-        end = first
-    return tuple(reversed(counts))
+    def suffices(self, bound_s: float) -> bool:
+        """Return whether all layers find a rank when each takes as many as a bound allows."""
+        first = 0
+        for load, after, busy_s in zip(self.loads, self.after, self.busy_s, strict=True):
+            # Seconds and bytes grow with every layer, so that what is allowed comes first.
+            row = busy_s[first, first : self.layers - after + 1]
+            count = int(row.searchsorted(bound_s, side="right")) - 1
+            if count < load.least:
+                return False
+            first += count
+        return first == self.layers
+
+    def least_wait(self, bound_s: float) -> Counts | None:
+        """Return the partition that adds least to the wait with no rank slower than a bound; None
+        where there is none.
+        """
+        wait_s = np.full(self.layers + 1, np.inf)
+        wait_s[0] = 0.0
+        known: dict[int, np.ndarray] = {}
+        chosen = []
+        for load, after, busy_s in zip(self.loads, self.after, self.busy_s, strict=True):
+            if id(load) not in known:
+                more = load.wait_each[0] * self.dense + load.wait_each[1] * self.routed
+                far = self.dense + self.routed >= load.least
+                known[id(load)] = np.where(far & self.there, load.wait_fixed + more, np.inf)
+            sums = np.where(busy_s <= bound_s, wait_s[:, None] + known[id(load)], np.inf)
+            sums[:, self.layers - after + 1 :] = np.inf
+            chosen.append(sums.argmin(axis=0))
+            wait_s = sums.min(axis=0)
+        if not math.isfinite(wait_s[self.layers]):
+            return None
+        end, counts = self.layers, []
+        for first_of in reversed(chosen):
+            first = int(first_of[end])
+            counts.append(end - first)
+            end = first
+        return tuple(reversed(counts))

@@ -56,6 +56,7 @@ class Record:
     def left_from(self, bound_s: float) -> None:
         """Tell that something is left out that takes at least as long as this."""
         if self.proving:
+            self.answer.late |= self.late()
             self.answer.bound_s = min(self.answer.bound_s or bound_s, bound_s)
         else:
             self.answer.ranked_all = False

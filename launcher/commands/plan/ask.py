@@ -8,6 +8,7 @@ predictions.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.as_json(parser)
     parser.add_argument("--cluster", metavar="FILE", help="cluster.yaml (default: this machine)")
     parser.add_argument("--top", type=int, default=8, metavar="N", help="layouts shown (default 8)")
+    seconds = "end each search after so long: the best found, and by how much it may be beaten"
+    parser.add_argument("--seconds", type=float, metavar="NUMBER", help=seconds)
     parser.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2; or all")
     parser.add_argument("--html", metavar="FILE", help="the pipeline's timeline, memory over time")
     parser.add_argument("--write", metavar="FILE", help="layout.yaml of the best layout")
@@ -115,6 +118,8 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: {value} is not at least 1")
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
+        raise UserError(f"--seconds: {arguments.seconds:g} is not a number above 0, such as 10")
     if arguments.probe is not None and arguments.probe < 0:
         raise UserError(f"--probe: {arguments.probe} is not the number of a layout")
     if arguments.probe is not None and arguments.json and not arguments.dry_run:
@@ -141,6 +146,7 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuest
     from motet.launcher.planning.prediction import expected_training
     from motet.launcher.planning.run_facts import model_of
     from motet.parallel.planner.question import FIXABLE, PlanQuestion
+    from motet.parallel.planner.space import Limits
 
     cluster = _cluster(arguments)
     training, traits = expected_training(settings, cluster)
@@ -155,6 +161,7 @@ def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuest
         fixed=fixed,
         compiled=settings.training.compile,
         top=arguments.top,
+        limits=Limits(seconds=arguments.seconds),
         traits=traits,
     )
 

@@ -220,6 +220,8 @@ def test_the_line_below_the_table_says_what_its_numbers_count(
         (["--output", "x.yaml"], "--write FILE is for layout.yaml"),
         (["--probe", "-1"], "is not the number of a layout"),
         (["--top", "0"], "--top: 0 is not at least 1"),
+        (["--seconds", "0"], "--seconds: 0 is not a number above 0, such as 10"),
+        (["--seconds", "nan"], "--seconds: nan is not a number above 0"),
         (["--pick", "2"], "--write FILE"),
         (["--budget", "much"], "10000gpu-hours"),
         (["--cluster", "nowhere.yaml"], "nowhere.yaml"),

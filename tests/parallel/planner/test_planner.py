@@ -136,6 +136,21 @@ def test_a_search_that_leaves_replicas_out_says_how_much_faster_they_may_be() ->
     assert short.bound_s <= whole.best.prediction.step_time_s
 
 
+def test_a_search_that_time_ends_has_a_layout_and_a_gap_that_holds() -> None:
+    mixed = replace(MIXTURE, n_dense_layers=0, moe_every=2)
+    for model in (MODEL, mixed):
+        question = PlanQuestion(model, halls(1, 50.0), Training(16, 2048), top=1)
+        whole = plan(question)
+        short = plan(replace(question, limits=Limits(seconds=1e-6)))
+        assert (whole.late, whole.gap) == (False, 0.0)
+        assert short.late
+        assert short.counts["predicted"] < whole.counts["predicted"]
+        assert short.best.prediction.fits
+        # What is best is nowhere below the bound that the short search tells.
+        assert 0.0 < short.bound_s <= whole.best.prediction.step_time_s
+        assert 0.0 <= short.gap < 1.0
+
+
 @pytest.mark.parametrize("model", [MODEL, MIXTURE])
 def test_no_layout_takes_less_than_the_bound_of_its_degrees_and_machines(
     model: ModelConfig, monkeypatch: pytest.MonkeyPatch
