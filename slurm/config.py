@@ -20,7 +20,7 @@ MAIL_TYPES = ("ALL", "BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT", "TIME_LIMI
 VARIABLES = ("SLURM_", "SBATCH_", "SRUN_")
 """What begins the names of Slurm's own variables."""
 SIGNAL_EARLY_S = 60
-"""Slurm may send the signal before a time limit so much too early (measured; its manual says it)."""
+"""Slurm may send the signal before a time limit so much too early (measured, and in its manual)."""
 
 
 class Pattern(NamedTuple):

@@ -87,7 +87,8 @@ def known_setting(path: str) -> bool:
         elif typing.get_origin(hint) is tuple and (key == "*" or key.isdecimal()):
             hint = typing.get_args(hint)[0]
         elif typing.get_origin(hint) is Mapping:
-            return key in KEYS or path.startswith("layout.deepspeed.")  # DeepSpeed's own keys
+            own = ("layout.deepspeed.", "scheduler_options.")  # keys of others
+            return key in KEYS or path.startswith(own)
         else:
             return False
     return True

@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.run_folder(parser)
     options.runs_folder(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-    rank = "only this rank, or slurm for the job's output"
+    rank = "only this rank, or job for the job's output"
     parser.add_argument("--rank", metavar="R", help=rank)
     parser.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
     lines = "last lines of each rank (default 20)"
@@ -72,7 +72,7 @@ def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> LogChoice:
     rank = JOB if rank == "job" else rank
     if rank is not None and rank != JOB:
         if not str(rank).isdecimal():
-            raise UserError(f"--rank={rank} is no rank; give a number from 0 on, or {JOB}")
+            raise UserError(f"--rank={rank} is no rank; give a number from 0 on, or job")
         rank = int(rank)
     newest = rundir.latest_attempt()
     if arguments.attempt is not None and not 1 <= arguments.attempt <= newest:

@@ -173,7 +173,7 @@ def _lost(facts: Facts, records: Records) -> str:
 
 
 def epoch(iso: str) -> float | None:
-    """Return the Unix time of a time as a scheduler writes it, which is local; None when it is none."""
+    """Return the Unix time of a time as schedulers write it, which is local; None if it is none."""
     try:
         return datetime.fromisoformat(iso).timestamp()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a job runs on each of its nodes: `python -m motet.launcher.node RUN`, one per node. No torch.
+"""What a job runs on each of its nodes, once: `python -m motet.launcher.node RUN`. No torch.
 
 From its scheduler and from command.json a node learns who it is, and starts torchrun for its own
 processes.

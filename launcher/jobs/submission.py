@@ -179,7 +179,7 @@ def resubmit(made: Submission, yaml_text: str) -> list[str]:
 
 
 def active_jobs(rundir: RunDir, scheduler: Scheduler) -> dict[str, str]:
-    """Return the state of every job of the run that is not over, by id, in the scheduler's words."""
+    """Return the state of each job of the run that is not over, by id, in its scheduler's words."""
     ids = [entry["job_id"] for entry in read_json(rundir.jobs_json)]
     known = scheduler.query(ids) if ids else {}
     return {

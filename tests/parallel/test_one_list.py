@@ -1,4 +1,6 @@
-"""The list of weights and products is the only one: its readers follow when it gains a product."""
+"""The list of weights and products is the only one: what it gains, all who count, hold, move and price
+have.
+"""
 
 from __future__ import annotations
 

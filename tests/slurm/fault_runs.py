@@ -50,9 +50,9 @@ experiments:
 """
 LOOP, ANCHOR = (
     "motet/launcher/rank/loop.py",
-    "        started = time.perf_counter()\n        share =",
+    "    started = time.perf_counter()\n    share =",
 )
-PACE = '        time.sleep(float((job.run.root / "pace_s").read_text()))\n'
+PACE = '    time.sleep(float((job.run.root / "pace_s").read_text()))\n'
 RANK, TORCHRUN, HELPER = (
     "motet.launcher.worker",
     "torch.distributed.run",
