@@ -11,10 +11,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-from motet.models.architecture import (
-    Split,
-    block_kinds,
-)
+from motet.models.architecture import Split, block_kinds, head_product
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Device
@@ -63,6 +60,7 @@ class Rates:
         head = products = device.peak(wide) * 1e12 * share
         if dtype == "fp8":
             products = device.peak(dtype) * 1e12 * share * FP8_EFFICIENCY * traits.fp8_scaling
+        # Attention's products stay in 16 bits under fp8, as the head's.
         kernels = ATTENTION_EFFICIENCY.get(traits.attention, 1.0) / constants.attention
         if traits.attention != "flash3" and "fp8" in device.peak_tflops:
             kernels *= OLD_KERNELS
@@ -160,12 +158,12 @@ class BlockCost:
 
     def _with_host(self, times: tuple[float, ...], passes: float) -> Times:
         """Add what the device waits for the host."""
+        # A host that runs ahead is waited for only where the device's work is shorter than its own.
         host_s = self.constants.host_us * 1e-6 * passes
         return (*times, max(0.0, host_s - sum(times)) if self.traits.ahead else host_s)
 
     def products_s(self, split: BlockSplit, shape: BlockShape) -> float:
         """Return the time of a block's products in a forward pass."""
-        # Attention's first: sums stay what they were when each part was written out.
         attention = sum(self._product_s(split, product) for product in shape.attention)
         feed = self._experts_s(split, shape) if shape.experts else 0.0
         return attention + (feed + sum(self._product_s(split, product) for product in shape.feed))
@@ -186,6 +184,7 @@ class BlockCost:
         total, etp = 0.0, split.etp.ranks
         for product in shape.experts:
             held = product.matrices / split.ep.ranks
+            # The etp ranks of one expert all compute on the rows that any of them brought.
             rows = split.tokens / split.tp.ranks * product.visits * etp / held
             outputs = product.split is Split.EXPERT_COLUMNS
             inner = product.inner if outputs else product.inner / etp
@@ -200,6 +199,7 @@ class BlockCost:
             return 0.0
         first = shape.experts[0]
         size = split.tokens / split.tp.ranks * first.visits * first.inner * self.value
+        # There and back, in either pass: the backward pass sends the gradients of both.
         move_s = 2 * split.ep.exchange_s(size, self.constants)
         return move_s + 2 * split.etp.gather_s(split.etp.ranks * size, self.constants)
 
@@ -221,10 +221,12 @@ class BlockCost:
         square = float(split.tokens) * shape.mixed.operations(split.sequence_length) / tp
         if traits.attention in ATTENTION_EFFICIENCY:
             narrow = 1.0 if model.head_width >= 96 else 1.2  # softmax weighs more per channel
-            # The causal half; kernels spare tiles of it, and the backward pass makes scores again:
-            # five products for two.
+            # The causal half, and five products backward for two forward, which make scores again.
+            # The rate is that of both passes together: the forward pass runs above it, the backward
+            # pass below, 0.85 + 2.5 x 1.06 = 1 + 2.5.
             forward = 0.5 * square * narrow / self.rates.attention
             return 0.85 * forward, 2.5 * 1.06 * forward
+        # Scores exist: every kernel that masks, scales or drops them reads and writes all of them.
         scores = split.tokens * split.sequence_length * shape.mixed.heads / tp
         passes = (10.0, 14.0) if traits.attention == "fused" else (20.0, 24.0)
         if traits.dropout:
@@ -278,6 +280,8 @@ class BlockCost:
         """Two all-reduces of the residual stream per pass, or the same as gathers and scatters;
         experts bring their own.
         """
+        # A region is entered and left once. In the backward pass what entered is summed, and what
+        # left is gathered: as many bytes.
         size = split.tokens * self.model.d_model * self.value
         each = split.tp.reduce_s(size, self.constants)
         if split.sequence_parallel and split.tp.ranks > 1:
@@ -304,15 +308,16 @@ class BlockCost:
 
     def head(self, split: BlockSplit, vocabulary_split: int) -> tuple[Times, Times]:
         """Return forward and backward of the last norm, head and loss."""
-        model, tokens, bandwidth = self.model, split.tokens, self.rates.bandwidth
-        columns = model.vocabulary_size / vocabulary_split
-        product = 2.0 * tokens * model.d_model * columns / self.rates.head
-        product += self.value * (tokens + model.d_model) * columns / self.rates.operand_bandwidth
+        tokens, bandwidth, logits = split.tokens, self.rates.bandwidth, head_product(self.model)
+        columns = logits.columns / vocabulary_split
+        # Logits and weight move; what the head reads is small beside them.
+        product = 2.0 * tokens * logits.inner * columns / self.rates.head
+        product += self.value * (tokens + logits.inner) * columns / self.rates.operand_bandwidth
         gather_s = 0.0
         if self.traits.gathers_logits:
-            columns = model.vocabulary_size
+            columns = logits.columns
             gather_s = split.tp.gather_s(tokens * columns * self.value, self.constants)
-        size = tokens * model.d_model * self.value
+        size = tokens * logits.inner * self.value
         reduce_s = split.tp.reduce_s(size, self.constants) if vocabulary_split > 1 else 0.0
         forward, backward = (tokens * columns * each / bandwidth for each in (12.0, 10.0))
         return (

@@ -94,6 +94,7 @@ class BlockShape(NamedTuple):
             gated: whether the backend's dense feed-forward is a SwiGLU; else one product goes in
                 and one comes out, of 1.5 times the channels: as many weights.
         """
+        # Attention and feed-forward apart: the ring hides behind one, experts stand in the other.
         products = block_products(model, layer)
         attention = tuple(p for p in products if p.name.startswith("attention."))
         experts = tuple(p for p in products if p.is_expert)
@@ -135,6 +136,7 @@ def alternate_bytes(shape: BlockShape, split: BlockSplit, value: float) -> float
     feed-forward without a gate, and what goes out.
     """
     mixed = shape.mixed
+    # What every second product gives is kept: half of queries, keys, values, gate and up.
     feed = shape.hidden * (2.0 if shape.gated else 1.0)
     inside = mixed.queries + 0.5 * (mixed.queries + mixed.keys + mixed.values + feed)
     stream = shape.d_model / split.over_stream
@@ -159,6 +161,7 @@ def kept_bytes(
     turned = traits.rotary and not fused
     pointwise = value * (mixed.queries + mixed.keys) if turned else 0.0
     if traits.attention not in ATTENTION_EFFICIENCY:
+        # Scores and their softmax; a mask of what was dropped; a copy where kernels are many.
         each = 2 * value + (1.0 if traits.dropout else 0.0)
         each += 0.0 if traits.attention == "fused" else value
         core += each * mixed.heads * split.sequence_length
@@ -171,12 +174,14 @@ def kept_bytes(
     inside += (3 if shape.gated else 2) * value * shape.hidden
     if shape.gated and not fused:
         pointwise += value * shape.alone
+    # What two norms read, and what they hand on to the products behind them.
     stream = 4 * value * shape.d_model + wide
     # Of each of two norms, in fp32: its input, and its rows before they are scaled.
     pointwise_stream = 0.0 if traits.fused_norms or fused else 16.0
     if traits.dropout:
         pointwise_stream += 2.0
     pointwise_stream *= shape.d_model
+    # What lies inside a region that tensor parallelism divides is divided with it.
     over, tokens = split.over_stream, split.tokens
     kept = tokens * ((inside + pointwise + core) / tp + (stream + pointwise_stream) / over)
     light = tokens * (pointwise / tp + (pointwise_stream + 2 * value * shape.d_model) / over)

@@ -82,9 +82,11 @@ def _stage_cost(
     weights = [weight for layer in layers for weight in block_weights(model, layer)]
     weights += first_weights(model) if first else ()
     weights += last_weights(model) if last else ()
+    # A lookup multiplies nothing: the embedding counts only where it is the head, at the end.
     products = sum(counts.matmul_parameters_per_layer(model, layer) for layer in layers)
     products += head_product(model).multiplies if last else 0
     scores = sum(mixing(model, layer).operations(sequence_length) for layer in layers)
+    # By number of ranks, so that few divisions round.
     over: Counter[int] = Counter()
     for weight in weights:
         over[_ranks_of(weight, layout)] += weight.numel
@@ -94,6 +96,7 @@ def _stage_cost(
 
 def _ranks_of(weight: WeightSpec, layout: Layout) -> int:
     """Return among how many ranks of its stage and replica a weight is divided."""
+    # Experts are divided among all ranks of a replica's stage, whatever ep and etp are.
     if weight.is_expert:
         return layout.ep * layout.etp * layout.edp
     divided = weight.split.tensor_dimension is not None
@@ -109,7 +112,9 @@ def pass_times(costs: list[StageCost], layout: Layout) -> tuple[list[float], ...
     By arithmetic alone: a backward pass makes two products for each of the forward pass, and with
     full recomputation that one again.
     """
+    # Scores have no weights: their backward pass is all of the input's part.
     whole = sum(cost.forward_flops for cost in costs)
+    # Selective recomputation makes no product again.
     again = 1.0 if layout.recompute == "full" else 0.0
     forward = [cost.forward_flops / whole for cost in costs]
     weight = [cost.weight_flops / whole for cost in costs]

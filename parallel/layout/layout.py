@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from motet.core.errors import UserError
+from motet.models.architecture import head_product
 from motet.models.config import ModelConfig
 from motet.models.counts import matmul_parameters
 
@@ -171,7 +172,7 @@ def head_in_layers(model: ModelConfig) -> float:
     """Return how many layers' worth of matrix products the head does; the embedding's lookups do
     none.
     """
-    head = model.vocabulary_size * model.d_model
+    head = head_product(model).multiplies
     return head * model.n_layers / (matmul_parameters(model) - head)
 
 
