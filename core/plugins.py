@@ -276,6 +276,14 @@ def _at(reference: Reference, path: Path, error: BaseException) -> str:
     return f"is {reference.text!r}; {place}: {said}"
 
 
+def place(error: BaseException, made_by: type) -> str:
+    """Return `FILE:LINE: what happened`: the innermost line that lies in the class's own file."""
+    own = getattr(sys.modules.get(made_by.__module__), "__file__", None)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    said = _said(error)
+    return f"{lines[-1].filename}:{lines[-1].lineno}: {said}" if lines else said
+
+
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

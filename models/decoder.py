@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from motet.models.attention import document_places
 from motet.models.config import ModelConfig, check
+from motet.models.family.base import Member
 from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
 from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, loss_sums
 from motet.models.precision import own
@@ -79,6 +80,7 @@ class Decoder(nn.Module):
         mode: Literal["logits"] = "logits",
         z_loss: float = 0.0,
         places: Places | None = None,
+        member: Member | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -90,6 +92,7 @@ class Decoder(nn.Module):
         mode: Literal["loss"],
         z_loss: float = 0.0,
         places: Places | None = None,
+        member: Member | None = None,
     ) -> LossSums: ...
     @overload
     def forward(
@@ -101,6 +104,7 @@ class Decoder(nn.Module):
         mode: Literal["score"],
         z_loss: float = 0.0,
         places: Places | None = None,
+        member: Member | None = None,
     ) -> Scores: ...
     def forward(
         self,
@@ -110,6 +114,7 @@ class Decoder(nn.Module):
         mode: Literal["logits", "loss", "score"] = "logits",
         z_loss: float = 0.0,
         places: Places | None = None,
+        member: Member | None = None,
     ) -> Tensor | LossSums | Scores:
         """Run the model on int64 [B, T] tokens.
 
@@ -118,6 +123,7 @@ class Decoder(nn.Module):
         restart at each change of id. Modes: "logits" returns [B, T, V]; "loss" `LossSums`, with
         gradient; "score" `Scores`, without. Padding on the right changes no result on its left.
         `places` says where the tokens stand when they are not a whole sequence in order.
+        `member` runs the blocks of a member of the family instead of all.
         """
         if mode not in ("logits", "loss", "score"):
             raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score'")
@@ -125,7 +131,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"mode={mode!r} needs labels_BT: the token to predict at each position"
             )
-        hidden_BTD = self._hidden(tokens_BT, places or self.places(tokens_BT, document_ids_BT))
+        places = places or self.places(tokens_BT, document_ids_BT)
+        hidden_BTD = self._hidden(tokens_BT, places, member)
         if not self.part.last:
             return hidden_BTD
         head_VD = self._head_weight()
@@ -143,10 +150,12 @@ class Decoder(nn.Module):
         assert module is not None
         return own(module.weight, module.gradient_placements)
 
-    def _hidden(self, x: Tensor, places: Places) -> Tensor:
+    def _hidden(self, x: Tensor, places: Places, member: Member | None) -> Tensor:
         x_BTD = x if self.embedding is None else self.embedding(x)
         recompute = self.recompute != "none" and torch.is_grad_enabled()
-        for block in self.blocks.values():
+        for layer, block in self.blocks.items():
+            if member is not None and int(layer) not in member.layers:
+                continue
             x_BTD = (
                 _again(block, x_BTD, places, self.recompute) if recompute else block(x_BTD, places)
             )

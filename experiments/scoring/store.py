@@ -21,11 +21,24 @@ def probe_path(probes: Path, step: int) -> Path:
 
 
 def write_probe(
-    probes: Path, step: int, segment: int, definition_sha256: str, scores: Mapping[str, ItemScores]
+    probes: Path,
+    step: int,
+    segment: int,
+    definition_sha256: str,
+    scores: Mapping[str, ItemScores],
+    members: Mapping[str, Mapping[str, ItemScores]] | None = None,
 ) -> None:
-    """Write the scores of every experiment that was probed at a step; whole or not at all."""
+    """Write the scores of every experiment that was probed at a step; whole or not at all.
+
+    Args:
+        scores: the whole model's, by experiment.
+        members: those of the other members of its family, by name.
+    """
     arrays: dict[str, Any] = {}
-    for name, found in scores.items():
+    everything = dict(scores)
+    for member, theirs in (members or {}).items():
+        everything |= {f"{name}@{member}": found for name, found in theirs.items()}
+    for name, found in everything.items():
         arrays[f"{name}/logprob"] = found.logprob
         arrays[f"{name}/n_tokens"] = found.n_tokens
         arrays[f"{name}/n_bytes"] = found.n_bytes

@@ -25,7 +25,8 @@ from motet.experiments.stream.random import U64
 _HEAD = struct.Struct("<4sI")
 _BODY = struct.Struct("<QQIIQI")
 _TAG = b"MLG1"
-APPLIED = 1
+APPLIED, WITH_MEMBERS = 1, 2
+_TAIL = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Record:
         applied: False when the step's update was skipped (non-finite loss, say): consumed, but not
             learned from.
         exposure_ids: uint64, the exposures laid over those slots.
+        members: who trained on each of equal shares of those slots, one after the other, by name,
+            None for the whole model; empty where the whole model trained on all.
     """
 
     step: int
@@ -47,6 +50,13 @@ class Record:
     digest: int
     applied: bool
     exposure_ids: U64
+    members: tuple[tuple[str | None, ...], ...] = ()
+
+    def members_at(self, slot: int) -> tuple[str | None, ...]:
+        """Return who trained on a slot of the record."""
+        if not self.members:
+            return (None,)
+        return self.members[(slot - self.first_slot) * len(self.members) // self.count]
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
@@ -57,10 +67,13 @@ class Record:
                 self.count,
                 len(self.exposure_ids),
                 self.digest,
-                APPLIED * self.applied,
+                APPLIED * self.applied + WITH_MEMBERS * bool(self.members),
             )
             + self.exposure_ids.astype("<u8").tobytes()
         )
+        if self.members:
+            text = json.dumps(self.members, separators=(",", ":")).encode()
+            body += _TAIL.pack(len(text)) + text
         return _HEAD.pack(_TAG, zlib.crc32(body)) + body
 
 
@@ -144,15 +157,20 @@ def read_records(path: Path) -> Iterator[Record]:
     while position + _HEAD.size + _BODY.size <= len(data):
         tag, checksum = _HEAD.unpack_from(data, position)
         fields = _BODY.unpack_from(data, position + _HEAD.size)
-        size = _BODY.size + 8 * fields[3]
+        ids_end = size = _BODY.size + 8 * fields[3]
+        if fields[5] & WITH_MEMBERS:
+            tail = data[position + _HEAD.size + size :][: _TAIL.size]
+            size += _TAIL.size + (_TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else 0)
         body = data[position + _HEAD.size : position + _HEAD.size + size]
         if tag != _TAG or (len(body) == size and zlib.crc32(body) != checksum):
             raise UserError(f"ledger {path}: the record at byte {position:,} was altered")
         if len(body) < size:
             return
         step, first_slot, count, _, digest, flags = fields
-        ids = np.frombuffer(body, dtype="<u8", offset=_BODY.size).astype(np.uint64)
-        yield Record(step, first_slot, count, digest, bool(flags & APPLIED), ids)
+        ids = np.frombuffer(body[_BODY.size : ids_end], dtype="<u8").astype(np.uint64)
+        members = json.loads(body[ids_end + _TAIL.size :]) if flags & WITH_MEMBERS else ()
+        who = tuple(tuple(names) for names in members)
+        yield Record(step, first_slot, count, digest, bool(flags & APPLIED), ids, who)
         position += _HEAD.size + size
 
 

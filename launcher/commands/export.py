@@ -12,6 +12,7 @@ from motet.core.files import read_json
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import load as config
 from motet.launcher.runs.rundir import RunDir
+from motet.models.family.base import Member, member_weights, members_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.dry_run(parser)
     options.run_folder(parser)
     parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
     output = "folder of the model (default: RUN/members/step-N), or file of the table"
     parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -36,20 +38,36 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.table or arguments.what:
         return export_table.run_table(rundir, arguments)
     step = chosen_step(rundir, arguments.step)
-    folder = Path(arguments.output) if arguments.output else member_folder(rundir, step)
+    folder = (
+        Path(arguments.output)
+        if arguments.output
+        else member_folder(rundir, step, arguments.member)
+    )
+    member = chosen_member(rundir, arguments.member)
     if arguments.dry_run:
         print(f"# reads  {rundir.checkpoint(step)}\n# writes {folder} ({arguments.dtype})")
         return 0
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output: {folder} holds files already; give another folder")
-    export(rundir, step, folder, arguments.dtype)
+    export(rundir, step, folder, arguments.dtype, member)
     print(f"wrote {folder}")
     return 0
 
 
-def member_folder(rundir: RunDir, step: int) -> Path:
-    """Where the model of one step is exported to."""
-    return rundir.members / f"step-{step:08d}"
+def member_folder(rundir: RunDir, step: int, member: str | None = None) -> Path:
+    """Where the model of one step is exported to, or a member of its family."""
+    return rundir.members / (f"step-{step:08d}" + (f"@{member}" if member else ""))
+
+
+def chosen_member(rundir: RunDir, name: str | None) -> Member | None:
+    """The asked member, None for the whole model; `UserError` lists those that exist."""
+    if name is None:
+        return None
+    members = {member.name: member for member in members_of(read_json(rundir.manifest))}
+    if name not in members:
+        known = ", ".join(members) or "none: it trained one model"
+        raise UserError(f"--member {name}: is no member of this run's family; there are {known}")
+    return members[name]
 
 
 def chosen_step(rundir: RunDir, step: int | None) -> int:
@@ -63,7 +81,9 @@ def chosen_step(rundir: RunDir, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def export(rundir: RunDir, step: int, folder: Path, dtype: str) -> None:
+def export(
+    rundir: RunDir, step: int, folder: Path, dtype: str, member: Member | None = None
+) -> None:
     """Read, verify and convert one checkpoint."""
     import torch
 
@@ -73,6 +93,8 @@ def export(rundir: RunDir, step: int, folder: Path, dtype: str) -> None:
     settings = config.load(rundir.resolved_yaml)
     model_config, state = read_model(rundir, step)
     tokenizer = Corpus.open(Path(settings.data.corpora[0].path)).tokenizer_path
+    if member is not None:
+        model_config, state = member.config, member_weights(member, state)
     to_hf(state, model_config, tokenizer, folder, getattr(torch, dtype))
 
 

@@ -268,6 +268,18 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class FamilySettings:
+    """The models that one run delivers; without it, one."""
+
+    kind: str = setting(
+        "whole",
+        "whole (one model), or a class of your own that makes members of it: my_family.py:Class (a "
+        "file next to run.yaml) or package.module:Class",
+    )
+    options: Mapping[str, Any] = setting(dict, "settings of that class", kind="free")
+
+
+@dataclass(frozen=True)
 class ExperimentSettings:
     """The questions. A bare YAML list under `experiments:` is read as `experiments.list`."""
 
@@ -343,6 +355,9 @@ class RunSettings:
     seed: int = setting(0, "seed of weights, order and randomization", least=0, most=(1 << 63) - 1)
     runs: str = setting("runs", "folder of the run folders", kind="path")
     model: ModelSettings = setting(ModelSettings, "what is trained")
+    family: FamilySettings = setting(
+        FamilySettings, "the models that it delivers", omit_default=True
+    )
     data: DataSettings = setting(DataSettings, "which tokens it reads")
     batch: BatchSettings = setting(BatchSettings, "sequences per step")
     training: TrainingSettings = setting(TrainingSettings, "how long, optimizer, precision")

@@ -17,6 +17,7 @@ from typing import Any
 import motet
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, write_json
+from motet.core.plugins import is_reference
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.study import freeze
 from motet.launcher.config import load as settings_io
@@ -39,6 +40,7 @@ from motet.launcher.planning.run_facts import imported_model
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
+from motet.launcher.runs.families import new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
@@ -175,7 +177,10 @@ def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
     processes of this machine.
     """
     processes = settings.layout.processes if ranks is None else ranks
-    raise_problems(layout_problems(settings, processes, model_of(settings)[0]))
+    model = model_of(settings)[0]
+    raise_problems(layout_problems(settings, processes, model))
+    members = new_members(settings, model).get("members", [])
+    refuse_layout(members, settings.layout_for(processes), model)
     raise_problems(deepspeed_library_problems(settings))
 
 
@@ -243,7 +248,7 @@ def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, A
     """Check the classes of the user's own that a run names, or keep them in its folder and return
     what its manifest says of them.
     """
-    if not settings.training.hooks:
+    if not settings.training.hooks and not is_reference(settings.family.kind):
         return {}
     from motet.launcher.rank import plugins  # brings torch, for which few runs need to wait here
 
@@ -278,6 +283,7 @@ def model_facts(settings: RunSettings) -> dict[str, Any]:
         "parameters": counts.parameters(model),
         "parameters_non_embedding": counts.parameters_non_embedding(model),
         "flops_per_token": counts.training_flops_per_token(model, settings.data.sequence_length),
+        **new_members(settings, model),
     }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Heartbeat
+from motet.launcher.runs.families import open_family
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
+from motet.models.family.base import chosen
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, tell_all
@@ -66,6 +69,7 @@ def build_job(
     _, plan = check_frozen(run, settings)
     hashes = {"definition_sha256": manifest["definition_sha256"], "plan_sha256": plan.sha256}
     model, training = ModelConfig(**manifest["model"]), settings.training
+    family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
     engine = build_engine(model, engine_options(settings, precision), layout, world)
     checkpoints = _checkpoints(run, settings, world)
@@ -83,7 +87,13 @@ def build_job(
         layout=layout,
         engine=engine,
         steps=settings.batch_steps,
-        feed=Feed(open_stream(settings, plan), settings.batch_steps, layout, world.rank),
+        feed=Feed(
+            open_stream(settings, plan),
+            settings.batch_steps,
+            layout,
+            world.rank,
+            partial(chosen, family, members),
+        ),
         probes=ProbeSet.of_run(run, settings),
         checkpoints=checkpoints,
         metrics=metrics,
@@ -101,9 +111,13 @@ def build_job(
             "model": manifest["model"],
             "motet_version": motet.__version__,
             "precision": precision,
+            **({"members": manifest["members"]} if members else {}),
         },
         peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
         flops_per_token=manifest["flops_per_token"],
+        member_flops={m["name"]: m["flops_per_token"] for m in manifest.get("members", ())},
+        family=family,
+        members=members,
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )

@@ -26,6 +26,7 @@ from motet.launcher.rank.signals import Lifeline, end_now
 from motet.launcher.rank.stop import StopRequest
 from motet.launcher.runs.attempts import begun, claim, crash_loop
 from motet.launcher.runs.blame import Heartbeat
+from motet.launcher.runs.families import refuse_layout
 from motet.launcher.runs.manifest import check_frozen
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir
@@ -77,9 +78,12 @@ def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
     own = run.launch_settings(launch)
     settings = settings_io.load(own if own.exists() else run.resolved_yaml)
     world_size = int(os.environ["WORLD_SIZE"])
-    model = ModelConfig(**read_json(run.manifest)["model"])
+    manifest = read_json(run.manifest)
+    model = ModelConfig(**manifest["model"])
     raise_problems(layout_problems(settings, world_size, model))
-    return settings, settings.layout_for(world_size)
+    layout = settings.layout_for(world_size)
+    refuse_layout(manifest.get("members", ()), layout, model)
+    return settings, layout
 
 
 def _hold_store(timeout_s: float) -> TCPStore | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import Record
 from motet.experiments.stream.stream import Batch, Stream
+from motet.models.family.base import Choice
 from motet.parallel.layout.layout import Layout
 
 
@@ -20,10 +22,12 @@ class Share:
     Attributes:
         batches: micro-batches of consecutive slots.
         record: the ledger's record of it, as if applied.
+        members: who trains on each batch; None: the whole model alone.
     """
 
     batches: list[Batch]
     record: Record
+    members: list[Choice] | None = None
 
 
 class Feed:
@@ -31,7 +35,15 @@ class Feed:
     while this one trains.
     """
 
-    def __init__(self, stream: Stream, steps: Steps, layout: Layout, rank: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        steps: Steps,
+        layout: Layout,
+        rank: int,
+        choose: Callable[[int, int], list[Choice] | None] = lambda step, micro_batches: None,
+    ) -> None:
+        self.choose = choose
         self.stream, self.steps, self.layout = stream, steps, layout
         self.dp_rank = layout.dp_rank(rank)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
@@ -52,7 +64,11 @@ class Feed:
         digest = sum(batch.digest() for batch in batches) & 0xFFFFFFFFFFFFFFFF
         ids = [batch.exposure_ids for batch in batches]
         joined = np.concatenate(ids) if ids else np.empty(0, dtype=np.uint64)
-        return Share(batches, Record(step, first, count, digest, True, joined))
+        members = self.choose(step, len(batches))
+        names = tuple(
+            tuple(None if m is None else m.name for m in choice) for choice in members or ()
+        )
+        return Share(batches, Record(step, first, count, digest, True, joined, names), members)
 
     def close(self) -> None:
         """Stop reading ahead."""

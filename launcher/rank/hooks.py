@@ -6,13 +6,12 @@ every rank with one message; the last checkpoint stays.
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
+from motet.core.plugins import place
 from motet.parallel.runtime.mesh import World, first_complaint
 
 if TYPE_CHECKING:
@@ -129,11 +128,3 @@ class Hooks:
                 "the last checkpoint stays; `motet resume RUN training.hooks=[]` goes on without "
                 "hooks"
             )
-
-
-def place(error: Exception, hook: type[Hook]) -> str:
-    """Return `FILE:LINE: what happened`: the innermost line that lies in the hook's own file."""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    own = getattr(sys.modules.get(hook.__module__), "__file__", None)
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
-    return f"{lines[-1].filename}:{lines[-1].lineno}: {said}" if lines else said

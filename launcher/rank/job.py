@@ -18,6 +18,7 @@ from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
+from motet.models.family.base import Family, Member
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
@@ -56,9 +57,12 @@ class TrainingJob:
     facts: dict[str, Any]
     peak_lr: float
     flops_per_token: float
+    member_flops: dict[str, float]
     peak_flops: float | None
     memory_mib: Callable[[], float]
     seconds: dict[str, float] = field(default_factory=dict)
+    family: Family | None = None
+    members: dict[str, Member] = field(default_factory=dict)
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 
@@ -70,6 +74,17 @@ class TrainingJob:
         """The step that was trained last."""
         assert self.last is not None
         return self.last
+
+    def flops_of(self, record: Record) -> float:
+        """Return the floating-point operations per token of a step: of who trained on it."""
+        if not record.members:
+            return self.flops_per_token
+        by_name = self.member_flops
+        each = [
+            sum(self.flops_per_token if name is None else by_name[name] for name in names)
+            for names in record.members
+        ]
+        return sum(each) / len(each)
 
     def at(self, moment: str, step: int, **facts: Any) -> None:
         """Call the hooks of a moment; `step` updates are done.

@@ -27,7 +27,8 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
             reason = "finished" if finished else "stopped"
             job.at("at_end", step, reason=reason)
             return step, reason
-        lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr)
+        stage = job.family.stage(step) if job.family else None
+        lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
         result = train_step(job, step, lr)
         job.at("after_step", step + 1, **numbers_of(result), lr=lr)
@@ -42,7 +43,7 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     started = time.perf_counter()
     share = job.feed.take(step)
     waited = time.perf_counter() - started
-    result = job.engine.step(share.batches, lr, job.guard, job.stop.requested)
+    result = job.engine.step(share.batches, lr, job.guard, job.stop.requested, share.members)
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
     job.last = StepDone(share.record, result, lr)
     return result
@@ -99,8 +100,9 @@ def probed_before(job: TrainingJob, step: int) -> bool:
     path = probe_path(job.run.probes, step)
     done = False
     if job.world.rank == 0 and path.exists():
-        facts, scores = read_probe(path)
-        done = facts["segment"] == job.segment.parent and set(scores) >= set(job.probes.names(step))
+        names = set(job.probes.names(step))
+        found = [read_probe(path, member) for member in (None, *job.members)]
+        done = all(f["segment"] == job.segment.parent and set(s) >= names for f, s in found)
     return tell_all(done, job.world)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 from motet.launcher.config.sections import ScheduleSettings
+from motet.models.family.base import Stage
 
 
-def learning_rate(schedule: ScheduleSettings, step: int, steps: int, peak: float) -> float:
+def learning_rate(
+    schedule: ScheduleSettings, step: int, steps: int, peak: float, stage: Stage | None = None
+) -> float:
     """Return the learning rate of the update that makes model `step + 1`.
 
     A linear rise over `warmup_steps` (the first update already learns), then: constant; linear or
@@ -19,10 +22,15 @@ def learning_rate(schedule: ScheduleSettings, step: int, steps: int, peak: float
         step: the update's number, from 0.
         steps: updates of the whole run.
         peak: the highest learning rate.
+        stage: the stage of a family's run that the step belongs to: the schedule runs over it.
     """
-    if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
-    first, last = schedule.warmup_steps, max(steps - 1, schedule.warmup_steps + 1)
+    warmup = schedule.warmup_steps
+    if stage is not None:
+        step, steps, peak = step - stage.start_step, stage.steps, peak * stage.lr_scale
+        warmup = warmup if stage.warmup_steps is None else stage.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    first, last = warmup, max(steps - 1, warmup + 1)
     if schedule.kind == "wsd":
         first = last - max(1, round(schedule.decay_fraction * steps))
     done = min(1.0, max(0.0, (step - first) / max(1, last - first)))

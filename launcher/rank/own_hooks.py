@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
+from motet.experiments.library.base import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
+from motet.models.family.base import WHOLE, Member
+from motet.parallel.engines.protocol import StepResult
 
 
 @dataclass
@@ -31,14 +35,25 @@ class Probes(OwnHook):
         job, step = self.job, context.step
         with job.progress.phase("probing"):
             started = time.perf_counter()
-            scores = job.probes.score(step, job.engine, job.layout, job.world, job.stop.requested)
+            scores = self._score(step, None)
             context.facts["experiments"] = job.probes.means(scores)
+            members = {name: self._score(step, member) for name, member in job.members.items()}
+            if members:
+                means = {name: job.probes.means(found) for name, found in members.items()}
+                context.facts["members"] = means
             if job.world.rank == 0:
                 segment = job.segment
-                job.probes.write(job.run, step, segment.segment, segment.definition_sha256, scores)
+                job.probes.write(
+                    job.run, step, segment.segment, segment.definition_sha256, scores, members
+                )
                 seconds = time.perf_counter() - started
                 job.metrics.log("probe", step, **context.facts, seconds=seconds)
             job.seconds["probe"] = time.perf_counter() - started
+
+    def _score(self, step: int, member: Member | None) -> dict[str, ItemScores]:
+        job = self.job
+        stop = job.stop.requested
+        return job.probes.score(step, job.engine, job.layout, job.world, stop, member)
 
 
 class Ledger(OwnHook):
@@ -64,7 +79,7 @@ class Rows(OwnHook):
         step, length = context.step - 1, job.settings.data.sequence_length
         seconds, job.seconds = job.seconds, {}
         rate = job.steps.sequences(step) * length / (seconds["data"] + seconds["train"])
-        flops = rate * job.flops_per_token / job.world.size
+        flops = rate * job.flops_of(job.done.record) / job.world.size
         job.metrics.log(
             "step",
             context.step,
@@ -80,11 +95,22 @@ class Rows(OwnHook):
             memory_mib=job.memory_mib(),
             skipped=not result.applied,
             why=job.guard.why,
+            **members_of_row(result),
         )
         job.progress.update(context.step, result.loss, rate)
 
     def at_checkpoint(self, context: HookContext) -> None:
         self.job.metrics.log("checkpoint", context.step, seconds=self.job.seconds["checkpoint"])
+
+
+def members_of_row(result: StepResult) -> dict[str, Any]:
+    """Return what a step's row says of members: the one that trained, or the loss of each; nothing
+    where the whole model trained alone.
+    """
+    if len(result.losses) > 1:
+        return {"losses": {name or WHOLE: loss for name, loss in result.losses.items()}}
+    (name,) = result.losses or (None,)
+    return {"member": name} if name is not None else {}
 
 
 def own_hooks(job: TrainingJob) -> list[Hook]:

@@ -1,4 +1,4 @@
-"""The user's own classes that ranks run, as `training.hooks` names them.
+"""The user's own classes that ranks run, as `training.hooks` and `family.kind` name them.
 
 They are read from the folder of run.yaml while the run is made, and from its snapshot ever after;
 the manifest has the SHA-256 of each source.
@@ -13,14 +13,18 @@ from typing import Any
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.plugins import (
     PluginError,
+    is_reference,
     keep_source,
     load_class,
     parse_reference,
+    place,
     source_sha256,
 )
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.rank.hooks import Hook, place
+from motet.launcher.rank.hooks import Hook
+from motet.launcher.runs.families import frozen_class
 from motet.launcher.runs.rundir import RunDir
+from motet.models.family.base import Family
 from motet.parallel.runtime.mesh import World, first_complaint
 
 
@@ -28,6 +32,8 @@ def named(settings: RunSettings) -> Iterator[tuple[str, str, type]]:
     """Yield (setting, text, base class) of every class that the settings name by a reference."""
     for number, text in enumerate(settings.training.hooks):
         yield f"training.hooks.{number}", text, Hook
+    if is_reference(settings.family.kind):
+        yield "family.kind", settings.family.kind, Family
 
 
 def check_plugins(settings: RunSettings) -> None:
@@ -55,20 +61,6 @@ def keep_plugins(settings: RunSettings, run: RunDir) -> dict[str, Any]:
         keep_source(reference, Path(settings.base), run.plugins)
         hashes[text] = source_sha256(reference, run.plugins, setting)
     return {"plugins": hashes} if hashes else {}
-
-
-def frozen_class(
-    run: RunDir, manifest: Mapping[str, Any], setting: str, text: str, base: type
-) -> type:
-    """Return a class from the run's snapshot.
-
-    Raises:
-        PluginError: the run was not frozen with it; its source is missing or altered.
-    """
-    reference, known = parse_reference(text, setting), manifest.get("plugins", {})
-    if text not in known:
-        raise PluginError(setting, f"is {text!r}, and the run was frozen without it; leave it out")
-    return load_class(reference, run.plugins, base, setting, known[text])
 
 
 def load_hooks(

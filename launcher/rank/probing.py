@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from motet.experiments.scoring.store import write_probe
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.build import tokenizer_of
+from motet.models.family.base import Member
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
@@ -42,6 +44,18 @@ def due_steps(
             steps |= {step for step in longer if step > frozen_total}
         due[question.name] = {step for step in steps if step <= steps_total}
     return due
+
+
+def sum_over_ranks(
+    values: npt.NDArray[np.float64], layout: Layout, world: World
+) -> npt.NDArray[np.float64]:
+    """Add what the data-parallel ranks found (a collective)."""
+    if world.size == 1:
+        return values
+    counted = layout.is_dp_leader(world.rank)
+    tensor = torch.from_numpy(values if counted else np.zeros_like(values))
+    dist.all_reduce(tensor, group=world.control)
+    return tensor.numpy()
 
 
 class Interrupted(Exception):
@@ -105,37 +119,32 @@ class ProbeSet:
         layout: Layout,
         world: World,
         stop: Callable[[], bool] | None = None,
+        member: Member | None = None,
     ) -> dict[str, ItemScores]:
         """Score everything that is due (a collective): each data-parallel rank its share of the
         items.
 
         Args:
             stop: whether this rank was asked to stop; asked before each batch, and all ranks agree.
+            member: of the family; None is the whole model.
 
         Raises:
             Interrupted: on all ranks, when one was asked to stop.
         """
 
-        def sum_over_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            if world.size == 1:
-                return values
-            counted = layout.is_dp_leader(world.rank)
-            tensor = torch.from_numpy(values if counted else np.zeros_like(values))
-            dist.all_reduce(tensor, group=world.control)
-            return tensor.numpy()
-
         def give_way() -> None:
             if stop is not None and agree_any(stop(), world):
                 raise Interrupted
 
+        scored = engine.score if member is None else partial(engine.score, member=member)
         found = {
             name: score_items(
                 self.items[name],
-                engine.score,
+                scored,
                 self.batch_tokens,
                 layout.dp_rank(world.rank),
                 layout.dp_size,
-                sum_over_ranks,
+                partial(sum_over_ranks, layout=layout, world=world),
                 give_way,
             )
             for name in self.names(step)
@@ -165,6 +174,7 @@ class ProbeSet:
         segment: int,
         definition_sha256: str,
         scores: Mapping[str, ItemScores],
+        members: Mapping[str, Mapping[str, ItemScores]] | None = None,
     ) -> None:
-        """Write the scores (rank 0)."""
-        write_probe(run.probes, step, segment, definition_sha256, scores)
+        """Write the scores of the whole model, and those of other members by name (rank 0)."""
+        write_probe(run.probes, step, segment, definition_sha256, scores, members)

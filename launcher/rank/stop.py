@@ -49,29 +49,51 @@ class SpikeGuard:
 
     A step is bad when its loss or gradient norm is not finite, or when its loss lies `spike_sigma`
     standard deviations above the mean of the last `window` good losses (once half a window is
-    there).
+    there). Each member of a family has a window of its own: a small one that trains seldom, at a
+    higher loss, is no spike of the others.
     """
 
     def __init__(self, settings: BadStepSettings) -> None:
         self.settings = settings
         self.losses: deque[float] = deque(maxlen=settings.window)
+        self.member_losses: dict[str, deque[float]] = {}
         self.bad_steps: deque[int] = deque(maxlen=settings.most)
         self.why = ""
 
-    def __call__(self, loss: float, grad_norm: float) -> bool:
-        """Return whether to apply the update of this loss and gradient norm."""
-        self.why = self._fault(loss, grad_norm)
+    def __call__(
+        self, loss: float, grad_norm: float, members: Mapping[str | None, float] | None = None
+    ) -> bool:
+        """Return whether to apply the update of this loss and gradient norm.
+
+        Args:
+            members: loss of each member that trained, None for the whole model; without it the
+                whole model trained alone.
+        """
+        losses = members or {None: loss}
+        self.why = self._fault(losses, loss, grad_norm)
         if not self.why:
-            self.losses.append(loss)
+            for member, value in losses.items():
+                self._window(member).append(value)
         return not self.why
 
-    def _fault(self, loss: float, grad_norm: float) -> str:
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+    def _window(self, member: str | None) -> deque[float]:
+        if member is None:
+            return self.losses
+        return self.member_losses.setdefault(member, deque(maxlen=self.settings.window))
+
+    def _fault(self, losses: Mapping[str | None, float], loss: float, grad_norm: float) -> str:
+        if not all(map(math.isfinite, (loss, grad_norm, *losses.values()))):
             return f"loss {loss:g} or gradient norm {grad_norm:g} is not finite"
-        sigma, known = self.settings.spike_sigma, len(self.losses)
+        for member, value in losses.items():
+            if why := self._spike(self._window(member), value):
+                return why if member is None else f"member {member}: {why}"
+        return ""
+
+    def _spike(self, window: deque[float], loss: float) -> str:
+        sigma, known = self.settings.spike_sigma, len(window)
         if sigma > 0 and known >= self.settings.window // 2:
-            mean = math.fsum(self.losses) / known
-            spread = math.sqrt(math.fsum((x - mean) ** 2 for x in self.losses) / known)
+            mean = math.fsum(window) / known
+            spread = math.sqrt(math.fsum((x - mean) ** 2 for x in window) / known)
             if loss > mean + sigma * spread and spread > 0:
                 return (
                     f"loss {loss:.4g} is over {sigma:g} standard deviations above the last {known} "
@@ -89,9 +111,15 @@ class SpikeGuard:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep for the same decisions after a restart."""
-        return {"losses": list(self.losses), "bad_steps": list(self.bad_steps)}
+        members = {name: list(window) for name, window in self.member_losses.items()}
+        state = {"losses": list(self.losses), "bad_steps": list(self.bad_steps)}
+        return state | ({"members": members} if members else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         self.losses = deque(state["losses"], maxlen=self.settings.window)
         self.bad_steps = deque(state["bad_steps"], maxlen=self.settings.most)
+        self.member_losses = {
+            name: deque(losses, maxlen=self.settings.window)
+            for name, losses in state.get("members", {}).items()
+        }

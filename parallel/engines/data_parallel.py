@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
+from motet.models.family.base import Choice, Member
 from motet.models.moe import MoE
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.layout.layout import Layout
@@ -99,9 +100,15 @@ class DataParallelEngine(ABC):
         """
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, guard: Guard, stop: Callable[[], bool]
+        self,
+        batches: Sequence[MicroBatch],
+        lr: float,
+        guard: Guard,
+        stop: Callable[[], bool],
+        members: Sequence[Choice] | None = None,
     ) -> StepResult:
-        """See `Engine.step`."""
+        """See `Engine.step`; members are refused before an engine is built (`members.refusals`)."""
+        assert members is None
         n_labels, n_tokens = count_step(batches, True, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens, gradient_scale=self.world.size)
@@ -144,9 +151,13 @@ class DataParallelEngine(ABC):
 
     @torch.no_grad()
     def score(
-        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+        self,
+        tokens_BT: npt.NDArray[np.int64],
+        labels_BT: npt.NDArray[np.int64],
+        member: Member | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """See `Engine.score`."""
+        assert member is None
         logprob, greedy = self._run(
             self._to_device(tokens_BT), self._to_device(labels_BT), None, train=False
         )

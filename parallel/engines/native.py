@@ -17,8 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from motet.models.attention import document_positions
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
+from motet.models.family.base import Choice, Member
 from motet.models.layers import Places
 from motet.models.moe import MoE
+from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
@@ -109,29 +111,46 @@ class NativeEngine:
         )
 
     def step(
-        self, batches: Sequence[MicroBatch], lr: float, guard: Guard, stop: Callable[[], bool]
+        self,
+        batches: Sequence[MicroBatch],
+        lr: float,
+        guard: Guard,
+        stop: Callable[[], bool],
+        members: Sequence[Choice] | None = None,
     ) -> StepResult:
         """See `Engine.step`."""
+        tally = None if members is None else MemberTally(members, batches)
         inputs = [self._to_device(batch) for batch in batches]
         counted = self.layout.is_dp_leader(self.world.rank)
         n_labels, n_tokens = count_step(batches, counted, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
-        sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1))
+        sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1), tally)
         squares = norm_squared(self.parameters.values())
         totals = torch.cat([sums, squares, asked(stop), balance(self.config, self.experts)])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, square, stops, balance_loss = totals[:5].tolist()
         loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
-        applied = self._update(lr, grad_norm, guard(loss, grad_norm))
+        losses = {} if tally is None else tally.losses(counted, self.layout.tp, self.world)
+        verdict = guard(loss, grad_norm, losses) if losses else guard(loss, grad_norm)
+        applied = self._update(lr, grad_norm, verdict)
         if applied:
             settle(self.config, self.experts, totals[5:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops > 0, balance_loss
+            loss,
+            z_loss / max(n_labels, 1),
+            grad_norm,
+            n_labels,
+            applied,
+            stops > 0,
+            balance_loss,
+            losses,
         )
 
-    def _forward_backward(self, inputs: Sequence[_Inputs], scale: float) -> Tensor:
+    def _forward_backward(
+        self, inputs: Sequence[_Inputs], scale: float, tally: MemberTally | None
+    ) -> Tensor:
         """Add the gradient of all micro-batches; return this rank's [cross-entropy, z-loss],
         float64, to be summed over ranks.
         """
@@ -140,20 +159,32 @@ class NativeEngine:
                 sums = self.pipeline.run(inputs, scale)
         else:
             sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-            for number, (tokens_BT, labels_BT, ids_BT) in enumerate(inputs):
-                self._synchronise(number == len(inputs) - 1)
-                sums += self._one_micro_batch(tokens_BT, labels_BT, ids_BT, scale)
+            for number, micro_batch in enumerate(inputs):
+                last = number == len(inputs) - 1
+                if tally is None:
+                    self._synchronise(last)
+                    sums += self._one_micro_batch(micro_batch, scale, None)
+                    continue
+                for member, share, final in tally.shares(number):
+                    # Blocks that only an earlier member uses are not in the last pass.
+                    self._synchronise(last and final, mixed=True)
+                    mine = self._one_micro_batch(micro_batch, scale * share, member)
+                    tally.add(number, member, mine)
+                    sums += mine * share
         # Under tensor parallelism every rank has the sums of the same tokens.
         return sums.cpu() / self.layout.tp
 
-    def _one_micro_batch(
-        self, tokens_BT: Tensor, labels_BT: Tensor, ids_BT: Tensor | None, scale: float
-    ) -> Tensor:
+    def _one_micro_batch(self, micro_batch: _Inputs, scale: float, member: Member | None) -> Tensor:
         decoder = self.decoders[0]
-        tokens_BT, labels_BT, places = self._local(decoder, tokens_BT, labels_BT, ids_BT)
+        tokens_BT, labels_BT, places = self._local(decoder, *micro_batch)
         with self._autocast():
             sums = decoder(
-                tokens_BT, labels_BT, mode="loss", z_loss=self.options.z_loss, places=places
+                tokens_BT,
+                labels_BT,
+                mode="loss",
+                z_loss=self.options.z_loss,
+                places=places,
+                member=member,
             )
         (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
         return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
@@ -207,17 +238,21 @@ class NativeEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 
-    def _synchronise(self, last: bool) -> None:
-        """Keep weights gathered and gradients whole until the last micro-batch; or neither, where
-        they are too large for that.
+    def _synchronise(self, last: bool, mixed: bool = False) -> None:
+        """Keep weights gathered and gradients whole until the last pass; or neither, where they are
+        too large for that.
+
+        Where members are `mixed`, the last pass may leave out blocks that earlier ones used, and
+        nothing would add their gradients up: then each pass does.
         """
         root = self.roots[0]
         if isinstance(root, FSDPModule):
-            root.set_requires_gradient_sync(last or not self.keeps_gathered)
-            root.set_requires_all_reduce(last)  # over replicas, of what is reduced over shards
+            root.set_requires_gradient_sync(last or mixed or not self.keeps_gathered)
+            # Over replicas, of what is reduced over shards.
+            root.set_requires_all_reduce(last or mixed)
             root.set_is_last_backward(last)
             if self.keeps_gathered:
-                root.set_reshard_after_backward(last)
+                root.set_reshard_after_backward(last or mixed)
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Compute in bf16 where asked; under FSDP2 its mixed-precision policy does that instead."""
@@ -227,7 +262,10 @@ class NativeEngine:
 
     @torch.no_grad()
     def score(
-        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+        self,
+        tokens_BT: npt.NDArray[np.int64],
+        labels_BT: npt.NDArray[np.int64],
+        member: Member | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """See `Engine.score`."""
         length = tokens_BT.shape[1]
@@ -235,15 +273,15 @@ class NativeEngine:
         tokens = torch.from_numpy(np.pad(tokens_BT, ((0, 0), (0, pad)))).to(self.world.device)
         labels = np.pad(labels_BT, ((0, 0), (0, pad)), constant_values=-100)
         with self._autocast():
-            scores = self._score(tokens, torch.from_numpy(labels).to(self.world.device))
+            scores = self._score(tokens, torch.from_numpy(labels).to(self.world.device), member)
         logprob, greedy = scores[:, :, :length]
         return logprob.double().cpu().numpy(), greedy.cpu().numpy() > 0.5
 
-    def _score(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    def _score(self, tokens_BT: Tensor, labels_BT: Tensor, member: Member | None) -> Tensor:
         """Return log-probability and greediness, [2, B, T]."""
         if self.pipeline is not None:
             return self.pipeline.score(tokens_BT, labels_BT)
-        scores = self.decoders[0](tokens_BT, labels_BT, mode="score")
+        scores = self.decoders[0](tokens_BT, labels_BT, mode="score", member=member)
         return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
 
     def finish_scoring(self) -> None:

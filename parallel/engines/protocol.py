@@ -13,6 +13,7 @@ import torch
 
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
+    from motet.models.family.base import Choice, Member
     from motet.parallel.layout.layout import Layout
     from motet.parallel.runtime.mesh import World
 
@@ -73,6 +74,8 @@ class StepResult:
             coefficients; 0 for a dense model.
         applied: False when the guard refused the update.
         stop: some rank was asked to stop.
+        losses: mean cross-entropy of each member that trained, by name, None for the whole model;
+            empty where the whole model trained alone.
     """
 
     loss: float
@@ -82,12 +85,14 @@ class StepResult:
     applied: bool
     stop: bool
     balance_loss: float = 0.0
+    losses: Mapping[str | None, float] = field(default_factory=dict)
 
 
-Guard = Callable[[float, float], bool]
-"""(loss, gradient norm) -> whether to apply the update.
+Guard = Callable[..., bool]
+"""(loss, gradient norm) -> whether to apply the update; with members (loss, gradient norm, {member's
+name: its loss}).
 
-Both are global, so every rank decides alike.
+All are global, so every rank decides alike.
 """
 
 
@@ -100,6 +105,7 @@ class Engine(Protocol):
         lr: float,
         guard: Guard,
         stop: Callable[[], bool],
+        members: Sequence[Choice] | None = None,
     ) -> StepResult:
         """Train on one global batch; the loss is the mean over all its labels, however they are
         spread over ranks.
@@ -111,12 +117,18 @@ class Engine(Protocol):
             guard: decides whether the update is applied.
             stop: whether this rank was asked to stop; called once, after the passes, so that a
                 signal is heard within the step that it comes in.
+            members: who trains on each micro-batch, the same on every rank; the loss of a
+                micro-batch is the mean over them. None: the whole model alone.
         """
 
     def score(
-        self, tokens_BT: npt.NDArray[np.int64], labels_BT: npt.NDArray[np.int64]
+        self,
+        tokens_BT: npt.NDArray[np.int64],
+        labels_BT: npt.NDArray[np.int64],
+        member: Member | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Return log-probability (nats) and greedy agreement of every label, [B, T].
+        """Return log-probability (nats) and greedy agreement of every label, [B, T], as a member
+        of the family (None: the whole model) sees them.
 
         A collective: ranks of one data-parallel rank bring the same rows and get the same scores;
         all call it equally often.

@@ -1,0 +1,111 @@
+"""The family of a run: made from its settings, its members frozen in the manifest. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import Problem, UserError, raise_problems, suggest
+from motet.core.plugins import PluginError, is_reference, load_class, parse_reference, place
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.rundir import RunDir
+from motet.models.config import ModelConfig
+from motet.models.family.base import (
+    FAMILIES,
+    WHOLE,
+    Family,
+    Member,
+    member_facts,
+    member_problems,
+    members_of,
+)
+from motet.parallel.engines.refusals import refusals
+from motet.parallel.layout.layout import Layout
+
+
+def frozen_class(
+    run: RunDir, manifest: Mapping[str, Any], setting: str, text: str, base: type
+) -> type:
+    """Return a class from the run's snapshot.
+
+    Raises:
+        PluginError: the run was not frozen with it; its source is missing or altered.
+    """
+    reference, known = parse_reference(text, setting), manifest.get("plugins", {})
+    if text not in known:
+        raise PluginError(setting, f"is {text!r}, and the run was frozen without it; leave it out")
+    return load_class(reference, run.plugins, base, setting, known[text])
+
+
+def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
+    """Return what a new run's manifest says of the members beside the whole model; {} without.
+
+    Raises:
+        UserError: no such kind of family, a mistake in it, or members that cannot be.
+    """
+    kind = settings.family.kind
+    if kind == WHOLE:
+        return {}
+    if is_reference(kind):
+        reference = parse_reference(kind, "family.kind")
+        made = load_class(reference, Path(settings.base), Family, "family.kind")
+    elif kind in FAMILIES:
+        made = FAMILIES[kind]
+    else:
+        known = ", ".join(FAMILIES)
+        hint = suggest(kind, FAMILIES)
+        raise UserError(
+            f"family.kind: is {kind!r}; it must be one of {known}, or a class of your own as "
+            f"my_family.py:Class{hint}"
+        )
+    members = made_members(_made(made, settings, whole))
+    problems = member_problems(whole, members)
+    raise_problems([Problem("family.kind", why) for why in problems])
+    return {"members": member_facts(members, settings.data.sequence_length)} if members else {}
+
+
+def refuse_layout(members: Sequence[Any], layout: Layout, whole: ModelConfig) -> None:
+    """Raise `UserError` where a layout cannot train the members of a family."""
+    if members:
+        raise_problems([Problem("family.kind", why) for why in refusals(layout, whole)])
+
+
+def open_family(
+    run: RunDir, settings: RunSettings, manifest: Mapping[str, Any]
+) -> tuple[Family, dict[str, Member]]:
+    """Return the family of a frozen run and its members by name, as they were frozen.
+
+    Raises:
+        UserError: the source of its class is missing or altered, or it makes other members now.
+    """
+    whole, kind = ModelConfig(**manifest["model"]), settings.family.kind
+    if is_reference(kind):
+        made = frozen_class(run, manifest, "family.kind", kind, Family)
+    else:
+        made = FAMILIES[kind]
+    family, frozen = _made(made, settings, whole), members_of(manifest)
+    if list(made_members(family)) != frozen:
+        raise UserError(
+            f"family.kind: {kind} makes other members than those that {run.manifest} was frozen "
+            "with; members must depend on the model, the options and the seed alone"
+        )
+    return family, {member.name: member for member in frozen}
+
+
+def _made(made: type[Family], settings: RunSettings, whole: ModelConfig) -> Family:
+    try:
+        return made(whole, settings.family.options, settings.seed)
+    except UserError:
+        raise
+    except Exception as error:  # a mistake of any kind in a stranger's code
+        raise PluginError("family.kind", f"cannot be made: {place(error, made)}") from None
+
+
+def made_members(family: Family) -> Sequence[Member]:
+    """Return the members of a family, with its mistakes as users' errors."""
+    try:
+        return list(family.members())
+    except Exception as error:  # a mistake of any kind in a stranger's code
+        message = f"its members cannot be made: {place(error, type(family))}"
+        raise PluginError("family.kind", message) from None

@@ -1,0 +1,189 @@
+"""What a family of models is: members, which of them a step trains, and the stages of a run.
+
+Torch-free. The whole model is the member None; every other member is a plain model of its own that
+takes part of the whole model's weights. A kind of family is a class that extends `Family`; ours
+stand in `FAMILIES`, and a user's own is named in run.yaml as `family.kind: my_family.py:Class`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from motet.core.errors import UserError
+from motet.models import counts
+from motet.models.config import ModelConfig
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+WHOLE = "whole"
+Names = tuple[str | None, ...]
+"""The members that train on one micro-batch, by name; None is the whole model."""
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model inside the whole one.
+
+    Attributes:
+        name: letters, digits, `.`, `_` and `-`, as in `half`.
+        config: of the plain model that it is by itself, once exported.
+        layers: numbers of the whole model's blocks that it runs, in order.
+    """
+
+    name: str
+    config: ModelConfig
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with a learning-rate schedule of its own.
+
+    Attributes:
+        start_step, steps: where it begins, and how long it is.
+        lr_scale: its peak learning rate over the run's.
+        warmup_steps: None = as the run's schedule.
+    """
+
+    start_step: int
+    steps: int
+    lr_scale: float = 1.0
+    warmup_steps: int | None = None
+
+
+class Family(ABC):
+    """The models that one run delivers.
+
+    Every method is a pure function of its arguments and of what the family was made from: ranks and
+    restarts decide alike without talking.
+
+    Args:
+        whole: the model that holds all weights.
+        options: `family.options` of run.yaml.
+        seed: of the run.
+    """
+
+    def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
+        self.whole, self.options, self.seed = whole, options, seed
+
+    @abstractmethod
+    def members(self) -> Sequence[Member]:
+        """Return every member but the whole model, the same ones for the whole run."""
+
+    def choose(self, step: int, micro_batches: int) -> Sequence[Names]:
+        """Return who trains on each micro-batch of a step; the loss is the mean over them.
+
+        Micro-batch i of every rank trains the same members: they gather the same weights.
+        """
+        return [(None,)] * micro_batches
+
+    def stage(self, step: int) -> Stage | None:
+        """Return the stage that a step belongs to; None where the whole run has one schedule."""
+        return None
+
+
+class WholeModel(Family):
+    """One model: no members beside it."""
+
+    def members(self) -> Sequence[Member]:
+        return ()
+
+
+FAMILIES: dict[str, type[Family]] = {WHOLE: WholeModel}
+
+
+def member_problems(whole: ModelConfig, members: Sequence[Member]) -> list[str]:
+    """Return what is wrong with the members of a family, in words."""
+    names = [member.name for member in members]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"member {name!r} is there twice" for name in twice]
+    for member in members:
+        problems += [f"member {member.name!r}: {why}" for why in _faults(whole, member)]
+    return problems
+
+
+def _faults(whole: ModelConfig, member: Member) -> Iterator[str]:
+    if not NAME.fullmatch(member.name) or member.name == WHOLE:
+        yield f"is no name; a name matches {NAME.pattern} and is not {WHOLE!r}"
+    layers, depth = member.layers, whole.n_layers
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
+        yield f"layers {list(layers)} are not a rising choice of 0 to {depth - 1}"
+    wanted = replace(whole, n_layers=len(layers))
+    different = [key for key, value in vars(wanted).items() if vars(member.config)[key] != value]
+    if different:
+        yield (
+            f"its config differs from the whole model's in {', '.join(different)}; members are "
+            "chosen by their layers, every other size is the whole model's"
+        )
+
+
+def member_weights(member: Member | None, whole: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return a member's weights under the names of its own plain model, from those of the whole
+    model.
+
+    Values are handed on as they are: tensors, shapes or anything else by weight.
+    """
+    if member is None:
+        return dict(whole)
+    number = {layer: at for at, layer in enumerate(member.layers)}
+    found = {}
+    for name, value in whole.items():
+        if not name.startswith("blocks."):
+            found[name] = value
+            continue
+        layer, _, rest = name.removeprefix("blocks.").partition(".")
+        if int(layer) in number:
+            found[f"blocks.{number[int(layer)]}.{rest}"] = value
+    return found
+
+
+Choice = tuple[Member | None, ...]
+"""The members that train on one micro-batch; None is the whole model."""
+
+
+def chosen(
+    family: Family, members: Mapping[str, Member], step: int, micro_batches: int
+) -> list[Choice] | None:
+    """Return who trains on each micro-batch of a step; None where it is the whole model alone.
+
+    Raises:
+        UserError: the family chooses for another number of micro-batches, nobody for one of them, or
+            a member that it does not have.
+    """
+    names = [tuple(choice) for choice in family.choose(step, micro_batches)]
+    known = {None, *members}
+    if len(names) != micro_batches or not all(choice and known >= set(choice) for choice in names):
+        raise UserError(
+            f"family.kind: {type(family).__name__}.choose({step}, {micro_batches}) gave {names}; it "
+            f"must give {micro_batches} tuples of {', '.join(members)} or None (the whole model)"
+        )
+    if all(choice == (None,) for choice in names):
+        return None
+    return [tuple(None if name is None else members[name] for name in choice) for choice in names]
+
+
+def member_facts(members: Iterable[Member], sequence_length: int) -> list[dict[str, Any]]:
+    """Return what a run's manifest says of its members."""
+    return [
+        {
+            "name": member.name,
+            "model": vars(member.config),
+            "layers": list(member.layers),
+            "parameters": counts.parameters(member.config),
+            "parameters_non_embedding": counts.parameters_non_embedding(member.config),
+            "flops_per_token": counts.training_flops_per_token(member.config, sequence_length),
+        }
+        for member in members
+    ]
+
+
+def members_of(manifest: Mapping[str, Any]) -> list[Member]:
+    """Return the members that a manifest names; none where it was written without."""
+    return [
+        Member(entry["name"], ModelConfig(**entry["model"]), tuple(entry["layers"]))
+        for entry in manifest.get("members", ())
+    ]

@@ -1,0 +1,122 @@
+"""The native engine trains members of a family: alone as their own plain model, on two ranks as on
+one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from motet.models.family.base import Choice, Member, member_weights
+from motet.parallel.engines.protocol import EngineOptions, build_engine
+from motet.parallel.engines.refusals import refusals
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World
+from tests.parallel.ranks import run_ranks
+from tests.parallel.training import DENSE, LENGTH, Curve, assert_same, global_batch, share
+
+HALF = Member("half", replace(DENSE, n_layers=2), (0, 1))
+ENDS = Member("ends", replace(DENSE, n_layers=3), (0, 2, 3))
+TURNS = "turns"
+SANDWICH = "sandwich"
+KINDS = [TURNS, SANDWICH, "steps", "late"]
+
+
+def choices(kind: str, step: int, n: int) -> list[Choice]:
+    """Who trains; the whole comes first in a step, so that its last layers are not in the last
+    pass.
+    """
+    if kind == SANDWICH:
+        return [(None, ENDS, HALF)] * n
+    if kind == "steps":
+        return [((None, HALF, ENDS)[step % 3],)] * n
+    if kind == "late":
+        return [((None, ENDS)[i == n - 1],) for i in range(n)]
+    return [((None, ENDS, HALF)[(i + step) % 3],) for i in range(n)]
+
+
+def train(world: World, layout: Layout, kind: str) -> tuple[Curve, Any, Any]:
+    engine = build_engine(DENSE, EngineOptions(z_loss=1e-3), layout, world)
+    curve, losses = Curve(), []
+    for step in range(4):
+        batches, _ = share(layout, world.rank, step, True)
+        who = choices(kind, step, len(batches))
+        result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, who)
+        curve.steps.append((result.loss, result.grad_norm, result.n_labels))
+        losses.append({str(name): loss for name, loss in result.losses.items()})
+    batch = global_batch(9, False)
+    tokens, labels = batch.tokens_BT.astype(np.int64), batch.labels_BT
+    scores = engine.score(tokens[:4], labels[:4], HALF)
+    engine.finish_scoring()
+    curve.weights = {name: value.numpy() for name, value in engine.full_model().items()}
+    return curve, losses, scores
+
+
+def all_kinds(world: World, layout: Layout) -> list[tuple[Curve, Any, Any]]:
+    return [train(world, layout, kind) for kind in KINDS]
+
+
+ONE = Layout(micro_sequences=4)  # 16 sequences in 4 micro-batches; 2 data ranks: 2 each of 4
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(dp_shard=2, micro_sequences=2),
+        Layout(dp_replicate=2, micro_sequences=2),
+        Layout(tp=2, micro_sequences=4),
+        Layout(cp=2, micro_sequences=4),
+    ],
+    ids=["fsdp", "replicas", "tp", "cp"],
+)
+def test_members_train_on_two_ranks_as_on_one(layout: Layout) -> None:
+    alone = run_ranks(1, all_kinds, ONE)[0]
+    found = run_ranks(2, all_kinds, layout)[0]
+    for (curve, losses, scores), (expected, by_member, reference) in zip(found, alone, strict=True):
+        assert_same(curve, expected)
+        for mine, theirs in zip(losses, by_member, strict=True):
+            assert mine.keys() == theirs.keys()
+            for name, loss in theirs.items():
+                assert mine[name] == pytest.approx(loss, rel=1e-5)
+        np.testing.assert_allclose(scores[0], reference[0], atol=1e-4)
+
+
+def member_alone(world: World) -> tuple[Any, Any, Any, Any]:
+    """Train `half` inside the whole model, and the plain model that it is, from the same values."""
+    layout = Layout(micro_sequences=4)
+    whole = build_engine(DENSE, EngineOptions(), layout, world)
+    plain = build_engine(HALF.config, EngineOptions(), layout, world)
+    plain.load_model(member_weights(HALF, whole.full_model()))
+    losses = []
+    for step in range(3):
+        batches, _ = share(layout, 0, step, False)
+        one = whole.step(batches, 1e-3, lambda *all: True, lambda: False, [(HALF,)] * len(batches))
+        other = plain.step(batches, 1e-3, lambda *all: True, lambda: False)
+        losses.append((one.loss, other.loss))
+    batch = global_batch(7, False)
+    tokens, labels = batch.tokens_BT.astype(np.int64), batch.labels_BT
+    scores = whole.score(tokens, labels, HALF)[0], plain.score(tokens, labels)[0]
+    taken = {n: v.numpy() for n, v in member_weights(HALF, whole.full_model()).items()}
+    own = {n: v.numpy() for n, v in plain.full_model().items()}
+    assert tokens.shape[1] == LENGTH
+    return losses, scores, taken, own
+
+
+def test_a_member_trains_as_the_plain_model_that_it_is() -> None:
+    losses, scores, taken, own = run_ranks(1, member_alone)[0]
+    assert all(one == other for one, other in losses)
+    np.testing.assert_array_equal(*scores)
+    assert taken.keys() == own.keys()
+    for name, value in own.items():
+        np.testing.assert_array_equal(taken[name], value, err_msg=name)
+
+
+def test_layouts_that_cannot_train_members_say_why() -> None:
+    assert not refusals(Layout(dp_shard=2, tp=2, cp=2), DENSE)
+    assert "layout.pp=2" in refusals(Layout(pp=2), DENSE)[0]
+    assert "layout.engine=deepspeed" in refusals(Layout(engine="deepspeed", dp_shard=2), DENSE)[0]
+    assert "layout.shares" in refusals(Layout(dp_replicate=2, shares=(1, 2)), DENSE)[0]
+    assert "n_experts" in refusals(Layout(), replace(DENSE, n_experts=4, d_expert=16))[0]
