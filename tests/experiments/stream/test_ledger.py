@@ -196,3 +196,23 @@ def test_a_lineage_with_a_missing_segment_cannot_be_proved(tmp_path: Path, strea
     last = train(tmp_path, stream, 7, 3, 5, 1)
     with pytest.raises(UserError, match="segment 7 is missing"):
         lineage(read_segments(tmp_path), last, 5)
+
+
+def test_a_record_with_members_is_read_back_and_one_without_has_the_bytes_of_before(
+    tmp_path: Path, stream: Stream
+) -> None:
+    plain = record(stream, 3, 0, 1)
+    turns = ((None,), ("half", None), ("half",))
+    mixed = replace(plain, members=turns)
+    assert mixed.encode()[4:8] != plain.encode()[4:8]  # its checksum covers the members
+    assert len(mixed.encode()) > len(plain.encode())
+    data = plain.encode() + mixed.encode() + plain.encode()
+    (tmp_path / "r.bin").write_bytes(data)
+    found = list(read_records(tmp_path / "r.bin"))
+    assert [entry.members for entry in found] == [(), turns, ()]
+    assert [mixed.members_at(plain.first_slot + i) for i in range(BATCH)] == [
+        turns[i * 3 // BATCH] for i in range(BATCH)
+    ]
+    for cut in range(len(plain.encode()), len(data) - 1):
+        (tmp_path / "r.bin").write_bytes(data[:cut])
+        assert len(list(read_records(tmp_path / "r.bin"))) in (1, 2), "a torn tail ends it"

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
 from motet.launcher.rank.lr_schedule import learning_rate
 from motet.launcher.rank.stop import STOP_SIGNALS, SpikeGuard, StopRequest
+from motet.models.family.base import Stage
 
 
 @given(
@@ -122,3 +124,38 @@ def test_many_bad_steps_in_one_window_are_too_many() -> None:
         True,
         False,
     ]
+
+
+def test_a_member_that_trains_seldom_at_a_higher_loss_is_no_spike() -> None:
+    """5 % of the steps, 1 nat more; without windows of its own, 70 of 100 updates were refused."""
+    guard = SpikeGuard(BadStepSettings())
+    refused = {None: 0, "half": 0}
+    noise = np.random.default_rng(0).normal(0.0, 0.05, 4000)
+    for step in range(4000):
+        member = "half" if step % 20 == 0 else None
+        loss = 2.0 + float(noise[step]) + (1.0 if member else 0.0)
+        refused[member] += not guard(loss, 1.0, {member: loss})
+    assert refused == {None: 0, "half": 0}
+    assert not guard(9.0, 1.0, {"half": 9.0}), "a real spike of the member is still one"
+    assert "member half" in guard.why
+    other = SpikeGuard(BadStepSettings())
+    other.restore(guard.state())
+    assert other.state() == guard.state()
+
+
+def test_the_state_of_a_guard_without_members_is_as_it_always_was() -> None:
+    guard = SpikeGuard(BadStepSettings())
+    guard(2.0, 1.0)
+    assert guard.state() == {"losses": [2.0], "bad_steps": []}
+    guard.restore({"losses": [1.0], "bad_steps": [3]})
+    assert guard.state() == {"losses": [1.0], "bad_steps": [3]}
+
+
+def test_each_stage_of_a_run_has_the_schedule_for_itself() -> None:
+    schedule = ScheduleSettings(kind="cosine", warmup_steps=10)
+    stage = Stage(start_step=300, steps=100, lr_scale=0.5, warmup_steps=4)
+    first, peak, last = (learning_rate(schedule, s, 1000, 1.0, stage) for s in (300, 304, 399))
+    assert (first, peak) == (0.125, 0.5)
+    assert last == pytest.approx(0.05)
+    whole = [learning_rate(schedule, s, 1000, 1.0, Stage(0, 1000)) for s in range(1000)]
+    assert whole == [learning_rate(schedule, s, 1000, 1.0) for s in range(1000)]

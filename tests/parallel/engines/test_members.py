@@ -38,12 +38,13 @@ def choices(kind: str, step: int, n: int) -> list[Choice]:
     return [((None, ENDS, HALF)[(i + step) % 3],) for i in range(n)]
 
 
-def train(world: World, layout: Layout, kind: str) -> tuple[Curve, Any, Any]:
+def train(world: World, layout: Layout, kind: str, readers: int) -> tuple[Curve, Any, Any]:
     engine = build_engine(DENSE, EngineOptions(z_loss=1e-3), layout, world)
     curve, losses = Curve(), []
     for step in range(4):
         batches, _ = share(layout, world.rank, step, True)
-        who = choices(kind, step, len(batches))
+        per_reader = len(batches) if world.size > 1 else len(batches) // readers
+        who = choices(kind, step, per_reader) * (len(batches) // per_reader)
         result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, who)
         curve.steps.append((result.loss, result.grad_norm, result.n_labels))
         losses.append({str(name): loss for name, loss in result.losses.items()})
@@ -55,11 +56,8 @@ def train(world: World, layout: Layout, kind: str) -> tuple[Curve, Any, Any]:
     return curve, losses, scores
 
 
-def all_kinds(world: World, layout: Layout) -> list[tuple[Curve, Any, Any]]:
-    return [train(world, layout, kind) for kind in KINDS]
-
-
-ONE = Layout(micro_sequences=4)  # 16 sequences in 4 micro-batches; 2 data ranks: 2 each of 4
+def all_kinds(world: World, layout: Layout, readers: int) -> list[tuple[Curve, Any, Any]]:
+    return [train(world, layout, kind, readers) for kind in KINDS]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,10 @@ ONE = Layout(micro_sequences=4)  # 16 sequences in 4 micro-batches; 2 data ranks
     ids=["fsdp", "replicas", "tp", "cp"],
 )
 def test_members_train_on_two_ranks_as_on_one(layout: Layout) -> None:
-    alone = run_ranks(1, all_kinds, ONE)[0]
-    found = run_ranks(2, all_kinds, layout)[0]
+    # Alone, the micro-batches of one data-parallel rank come after those of the other.
+    one = Layout(micro_sequences=layout.micro_sequences)
+    alone = run_ranks(1, all_kinds, one, layout.dp_size)[0]
+    found = run_ranks(2, all_kinds, layout, layout.dp_size)[0]
     for (curve, losses, scores), (expected, by_member, reference) in zip(found, alone, strict=True):
         assert_same(curve, expected)
         for mine, theirs in zip(losses, by_member, strict=True):
