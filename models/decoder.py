@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from motet.models.attention import document_places
 from motet.models.config import ModelConfig, check
-from motet.models.family.base import Member
 from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
 from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, loss_sums
+from motet.models.member import Member
 from motet.models.precision import own
 
 MIN_TABLE_POSITIONS = 2048

@@ -8,7 +8,7 @@ from __future__ import annotations
 SOURCE = '''
 from dataclasses import replace
 
-from motet.models.family.base import Family, Member, Stage
+from motet.models.family.base import Family, Member, TrainingStage
 
 
 class FirstLayers(Family):
@@ -33,7 +33,7 @@ class FirstLayers(Family):
         if "stage_steps" not in self.options:
             return None
         steps = self.options["stage_steps"]
-        return Stage(step // steps * steps, steps, lr_scale=0.5, warmup_steps=2)
+        return TrainingStage(step // steps * steps, steps, lr_scale=0.5, warmup_steps=2)
 '''
 space: dict[str, object] = {}
 exec(SOURCE, space)

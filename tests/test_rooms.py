@@ -103,9 +103,6 @@ OPEN_ARROWS: set[str] = {
     "motet.experiments.design.requests imports motet.experiments.library.base",
     "motet.experiments.design.study imports motet.experiments.library",
     "motet.experiments.design.study imports motet.experiments.library.base",
-    "motet.parallel.runtime.dtensors imports motet.parallel.engines.protocol",
-    "motet.parallel.runtime.shard imports motet.parallel.engines.protocol",
-    "motet.parallel.runtime.step_totals imports motet.parallel.engines.protocol",
 }
 OPEN_NAMES: set[str] = set()
 OPEN_CIRCLES: set[str] = {
@@ -121,14 +118,10 @@ OPEN_CIRCLES: set[str] = {
     "motet.experiments.library.memorization",
     "motet.launcher.config.batch",
     "motet.launcher.config.sections",
-    "motet.launcher.guest.guest",
-    "motet.launcher.guest.trainer",
 }
 OPEN_FOLDERS: set[str] = {
     "experiments/design",
     "experiments/library",
-    "parallel/engines",
-    "parallel/runtime",
 }
 OPEN_FILES: set[str] = {
     "experiments/design/parser.py",

@@ -5,7 +5,7 @@ training.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -25,9 +25,23 @@ from motet.launcher.guest.attempt import Attempt
 from motet.launcher.guest.model import model_inputs
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
+from motet.parallel.runtime.mesh import World
 
-if TYPE_CHECKING:
-    from motet.launcher.guest.guest import Guest
+
+class FollowedRun(Protocol):
+    """What a callback needs of the Guest that follows its Trainer."""
+
+    settings: RunSettings
+    world: World
+    stream: Stream
+    resume: bool
+
+    def begin(self, model: nn.Module, start_step: int | None = None) -> Attempt: ...
+
+    def saved(self, step: int, folder: Path | str) -> None: ...
+
+    def finish(self) -> None: ...
+
 
 CHECKPOINT = "checkpoint-{step}"  # the Trainer's own name, below its output_dir
 
@@ -67,7 +81,7 @@ class TrainerGuest(TrainerCallback):
     p-th batch.
     """
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: FollowedRun) -> None:
         self.guest = guest
         self._attempt: Attempt | None = None
         self._row: dict[str, Any] | None = None

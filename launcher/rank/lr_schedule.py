@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 from motet.launcher.config.sections import ScheduleSettings
-from motet.models.family.base import Stage
+from motet.models.family.base import TrainingStage
 
 
 def learning_rate(
-    schedule: ScheduleSettings, step: int, steps: int, peak: float, stage: Stage | None = None
+    schedule: ScheduleSettings,
+    step: int,
+    steps: int,
+    peak: float,
+    stage: TrainingStage | None = None,
 ) -> float:
     """Return the learning rate of the update that makes model `step + 1`.
 

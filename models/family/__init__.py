@@ -1,4 +1,4 @@
 """Families: the models that one run delivers, and how they share its weights.
 
-Others use `base` (Member, Family, Stage, FAMILIES, members_of, member_weights).
+Others use `base` (Member, Family, TrainingStage, FAMILIES, members_of, member_weights).
 """

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from motet.core.errors import UserError
 from motet.models import counts
 from motet.models.config import ModelConfig
+from motet.models.member import Choice as Choice
+from motet.models.member import Member as Member
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 WHOLE = "whole"
@@ -25,22 +27,7 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
-class Member:
-    """A model inside the whole one.
-
-    Attributes:
-        name: letters, digits, `.`, `_` and `-`, as in `half`.
-        config: of the plain model that it is by itself, once exported.
-        layers: numbers of the whole model's blocks that it runs, in order.
-    """
-
-    name: str
-    config: ModelConfig
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """A stretch of the run with a learning-rate schedule of its own.
 
     Attributes:
@@ -81,7 +68,7 @@ class Family(ABC):
         """
         return [(None,)] * micro_batches
 
-    def stage(self, step: int) -> Stage | None:
+    def stage(self, step: int) -> TrainingStage | None:
         """Return the stage that a step belongs to; None where the whole run has one schedule."""
         return None
 
@@ -139,10 +126,6 @@ def member_weights(member: Member | None, whole: Mapping[str, _Value]) -> dict[s
         if int(layer) in number:
             found[f"blocks.{number[int(layer)]}.{rest}"] = value
     return found
-
-
-Choice = tuple[Member | None, ...]
-"""The members that train on one micro-batch; None is the whole model."""
 
 
 def chosen(

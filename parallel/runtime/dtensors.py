@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
-from motet.parallel.engines.protocol import EngineOptions
+from motet.parallel.runtime.options import EngineOptions
 
 
 def local(value: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ from motet.models.architecture import (
 from motet.models.decoder import Decoder
 from motet.models.loss import VocabularyShard
 from motet.models.moe import MoE
-from motet.parallel.engines.protocol import EngineOptions
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
 from motet.parallel.runtime.mesh import Meshes
+from motet.parallel.runtime.options import EngineOptions
 
 SEQUENCE = 1  # the dimension of [B, T, D] that sequence parallelism splits
 

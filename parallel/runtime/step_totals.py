@@ -13,8 +13,8 @@ from torch import Tensor
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.moe import MoE
-from motet.parallel.engines.protocol import MicroBatch
 from motet.parallel.runtime.mesh import World
+from motet.parallel.runtime.options import MicroBatch
 
 
 def count_step(batches: Sequence[MicroBatch], counted: bool, world: World) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
 from motet.launcher.rank.lr_schedule import learning_rate
 from motet.launcher.rank.stop import STOP_SIGNALS, SpikeGuard, StopRequest
-from motet.models.family.base import Stage
+from motet.models.family.base import TrainingStage
 
 
 @given(
@@ -153,9 +153,9 @@ def test_the_state_of_a_guard_without_members_is_as_it_always_was() -> None:
 
 def test_each_stage_of_a_run_has_the_schedule_for_itself() -> None:
     schedule = ScheduleSettings(kind="cosine", warmup_steps=10)
-    stage = Stage(start_step=300, steps=100, lr_scale=0.5, warmup_steps=4)
+    stage = TrainingStage(start_step=300, steps=100, lr_scale=0.5, warmup_steps=4)
     first, peak, last = (learning_rate(schedule, s, 1000, 1.0, stage) for s in (300, 304, 399))
     assert (first, peak) == (0.125, 0.5)
     assert last == pytest.approx(0.05)
-    whole = [learning_rate(schedule, s, 1000, 1.0, Stage(0, 1000)) for s in range(1000)]
+    whole = [learning_rate(schedule, s, 1000, 1.0, TrainingStage(0, 1000)) for s in range(1000)]
     assert whole == [learning_rate(schedule, s, 1000, 1.0) for s in range(1000)]

@@ -1,0 +1,53 @@
+"""What an engine is told: how to train, and the sequences of one forward pass. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class MicroBatch(Protocol):
+    """Sequences of one forward pass: B sequences of T tokens, as the stream gives them."""
+
+    @property
+    def tokens_BT(self) -> npt.NDArray[np.int32]: ...
+
+    @property
+    def labels_BT(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def document_ids_BT(self) -> npt.NDArray[np.int32] | None: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is trained; the launcher fills it from the run's settings.
+
+    Attributes:
+        precision: "fp32" or "bf16" (bf16 compute, fp32 weights and reductions).
+        compile: torch.compile every block.
+        clip_norm: largest gradient norm, 0 for no clipping.
+        z_loss: weight of the squared log-partition.
+        betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the
+            embedding.
+        seed: of the initial weights.
+        zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or
+            "parameters"; settings passed through.
+    """
+
+    precision: str = "fp32"
+    compile: bool = False
+    clip_norm: float = 1.0
+    z_loss: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    fused: bool = True
+    seed: int = 0
+    zero_stage: int = 2
+    offload: str = "none"
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
