@@ -1,7 +1,7 @@
-"""The report of a run: its answers as `report.json`, as one HTML page, and as a table for the
-terminal.
+"""What a run found: `report.json`, one HTML page, a table for the terminal, and data frames.
 
-`build` reads the run folder, analyses it and writes both files. The page needs nothing but itself.
+Others use `build` (writes both files; the page needs nothing but itself), `terminal_summary`,
+`loaded` (`motet.load`) and `tables` (frames as CSV, Parquet, Markdown and LaTeX).
 """
 
 from __future__ import annotations
