@@ -116,8 +116,6 @@ OPEN_CIRCLES: set[str] = {
     "motet.experiments.library.forgetting",
     "motet.experiments.library.knowledge",
     "motet.experiments.library.memorization",
-    "motet.launcher.config.batch",
-    "motet.launcher.config.sections",
 }
 OPEN_FOLDERS: set[str] = {
     "experiments/design",
@@ -140,17 +138,13 @@ OPEN_CLASSES: set[str] = {
     "Rows",
 }
 OPEN_DOCSTRINGS: set[str] = {
-    "core",
     "experiments",
     "experiments/corpora",
     "experiments/design",
     "experiments/stream",
-    "launcher/config",
     "launcher/study",
     "models",
     "parallel",
-    "parallel/cluster",
-    "parallel/cluster/probe",
     "parallel/layout",
     "parallel/runtime",
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from motet.core.errors import Problem
 from motet.launcher.config.field import setting
+from motet.launcher.config.layout import LayoutSettings
 from motet.slurm.config import (
     MAIL_TYPES,
     SIGNAL_EARLY_S,
@@ -17,9 +18,6 @@ from motet.slurm.config import (
     fault,
     seconds,
 )
-
-if TYPE_CHECKING:
-    from motet.launcher.config.sections import RunSettings
 
 MOST_SEED_IN_ARRAY = 4_000_000
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -138,24 +136,22 @@ class SlurmSettings:
     )
 
 
-def groups_of(settings: RunSettings) -> tuple[JobComponent, ...]:
+def groups_of(slurm: SlurmSettings, layout: LayoutSettings) -> tuple[JobComponent, ...]:
     """Return the nodes that a run asks for, by kind; one group where the run names none."""
-    slurm = settings.slurm
-    return tuple(_group(settings, group) for group in slurm.groups or (_whole(slurm),))
+    return tuple(_group(slurm, layout, group) for group in slurm.groups or (_whole(slurm),))
 
 
 def _whole(slurm: SlurmSettings) -> GroupSettings:
     return GroupSettings(nodes=slurm.nodes)
 
 
-def _group(settings: RunSettings, group: GroupSettings) -> JobComponent:
-    slurm = settings.slurm
+def _group(slurm: SlurmSettings, layout: LayoutSettings, group: GroupSettings) -> JobComponent:
 
     def chosen(name: str) -> Any:
         own = getattr(group, name)
         return getattr(slurm, name) if own is None else own
 
-    processes = group.processes or settings.layout.processes
+    processes = group.processes or layout.processes
     return JobComponent(
         nodes=group.nodes,
         processes=processes,
@@ -166,16 +162,15 @@ def _group(settings: RunSettings, group: GroupSettings) -> JobComponent:
     )
 
 
-def size_of(settings: RunSettings) -> tuple[int, int]:
+def size_of(slurm: SlurmSettings, layout: LayoutSettings) -> tuple[int, int]:
     """Return the number of nodes of all groups, and of their processes."""
-    groups = settings.slurm.groups or (_whole(settings.slurm),)
-    each = [(group.nodes, group.processes or settings.layout.processes) for group in groups]
+    groups = slurm.groups or (_whole(slurm),)
+    each = [(group.nodes, group.processes or layout.processes) for group in groups]
     return sum(nodes for nodes, _ in each), sum(nodes * number for nodes, number in each)
 
 
-def slurm_problems(settings: RunSettings) -> list[Problem]:
+def slurm_problems(slurm: SlurmSettings, layout: LayoutSettings) -> list[Problem]:
     """Texts match their patterns, and no two settings contradict each other."""
-    slurm = settings.slurm
     out = [
         Problem(path, why)
         for path, kind, value in _texts(slurm)
@@ -184,7 +179,7 @@ def slurm_problems(settings: RunSettings) -> list[Problem]:
     ]
     if out:
         return out
-    return [*_contradictions(settings), *_device_problems(settings), *_variable_problems(slurm)]
+    return [*_contradictions(slurm), *_device_problems(slurm, layout), *_variable_problems(slurm)]
 
 
 def _texts(slurm: SlurmSettings) -> Iterator[tuple[str, str, str]]:
@@ -211,8 +206,7 @@ def _texts(slurm: SlurmSettings) -> Iterator[tuple[str, str, str]]:
                 yield f"slurm.groups.{i}.{field.name}", field.name, value
 
 
-def _contradictions(settings: RunSettings) -> list[Problem]:
-    slurm = settings.slurm
+def _contradictions(slurm: SlurmSettings) -> list[Problem]:
     out = []
     several = len(slurm.groups) > 1
     if slurm.groups and slurm.nodes != SlurmSettings().nodes:
@@ -250,12 +244,12 @@ def _contradictions(settings: RunSettings) -> list[Problem]:
     return out
 
 
-def _device_problems(settings: RunSettings) -> list[Problem]:
+def _device_problems(slurm: SlurmSettings, layout: LayoutSettings) -> list[Problem]:
     """Processes on GPUs get one each."""
     out = []
-    for i, group in enumerate(groups_of(settings)):
-        place = f"slurm.groups.{i}" if settings.slurm.groups else "slurm"
-        if settings.layout.device == "cpu" and group.gpus:
+    for i, group in enumerate(groups_of(slurm, layout)):
+        place = f"slurm.groups.{i}" if slurm.groups else "slurm"
+        if layout.device == "cpu" and group.gpus:
             why = f"{group.gpus}, but layout.device=cpu uses none; leave it out"
             out.append(Problem(f"{place}.gpus_per_node", why))
         elif 0 < group.gpus < group.processes:

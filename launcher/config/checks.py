@@ -277,6 +277,11 @@ def model_problems(settings: RunSettings) -> list[Problem]:
         return [Problem("model", str(error))]
 
 
+def job_problems(settings: RunSettings) -> list[Problem]:
+    """See `slurm_problems`."""
+    return slurm_problems(settings.slurm, settings.layout)
+
+
 # Each check with the settings that it reads.
 CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ...] = (
     (name_problems, ("name",)),
@@ -287,7 +292,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (model_problems, ("model",)),
     (engine_problems, ("layout",)),
     (deepspeed_problems, ("layout", "training.compile")),
-    (slurm_problems, ("slurm", "layout.processes", "layout.device")),
+    (job_problems, ("slurm", "layout.processes", "layout.device")),
 )
 LAYOUT_READS = ("layout", "batch", "data.sequence_length", "model", "training.compile")
 """What `layout_problems` reads: it needs the number of ranks besides."""

@@ -38,7 +38,7 @@ class SlurmScheduler(Scheduler):
         slurm = settings.slurm
         secrets = (entry.partition("=") for entry in slurm.secrets)
         return JobRequest(
-            groups=groups_of(settings),
+            groups=groups_of(settings.slurm, settings.layout),
             section=SECTION,
             limit_s=seconds(slurm.time),
             requeue=slurm.requeue,
@@ -52,7 +52,7 @@ class SlurmScheduler(Scheduler):
         )
 
     def size(self, settings: RunSettings) -> tuple[int, int]:
-        return size_of(settings)
+        return size_of(settings.slurm, settings.layout)
 
     def problems(self, settings: RunSettings, environment: Mapping[str, str]) -> list[Problem]:
         """What the job is to get of this shell is here, and what its settings read is among it."""
@@ -120,7 +120,7 @@ def batch_request(settings: RunSettings, root: str, commands: JobCommands) -> Ba
         name=name,
         run=root,
         python=python,
-        groups=groups_of(settings),
+        groups=groups_of(settings.slurm, settings.layout),
         hook=commands.hook,
         node=commands.node,
         array=slurm.array,

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(asked: dict[str, Any], first: bool) -> dict[str, Any]:
-    from motet.parallel.cluster.probe.ranks import Probe
+    from motet.parallel.cluster.probe.ranks import Measurer
     from motet.parallel.cluster.probe.survey import survey
     from motet.parallel.runtime.mesh import join, leave
 
@@ -50,7 +50,7 @@ def _measure(asked: dict[str, Any], first: bool) -> dict[str, Any]:
 
     tell(f"{world.size} rank{'s' if world.size > 1 else ''} found each other")
     try:
-        return survey(Probe(world, tell), asked["groups"], asked["series_s"])
+        return survey(Measurer(world, tell), asked["groups"], asked["series_s"])
     finally:
         leave()
 

@@ -1,7 +1,7 @@
 """What the ranks of `motet cluster probe` run: matrix products, copies, transfers and collectives,
 timed.
 
-Every function here that takes a `Probe` is a collective: all ranks call it with the same values,
+Every function here that takes a `Measurer` is a collective: all ranks call it with the same values,
 and get the same numbers.
 """
 
@@ -29,7 +29,7 @@ Flow = tuple[int, int]  # from rank, to rank
 
 
 @dataclass
-class Probe:
+class Measurer:
     """This rank among those that measure.
 
     Attributes:
@@ -58,10 +58,10 @@ class Probe:
         return [float(one) for one in out]
 
 
-def facts(probe: Probe) -> list[dict[str, Any]]:
+def facts(measurer: Measurer) -> list[dict[str, Any]]:
     """Return what every rank stands on, by rank: host, device, memory, kind of network card."""
-    device = probe.world.device
-    mine: dict[str, Any] = {"host": socket.gethostname(), "local_rank": probe.world.local_rank}
+    device = measurer.world.device
+    mine: dict[str, Any] = {"host": socket.gethostname(), "local_rank": measurer.world.local_rank}
     mine["network"] = network_kind()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -72,8 +72,8 @@ def facts(probe: Probe) -> list[dict[str, Any]]:
             "memory_gib": _host_memory_gib(),
             "threads": torch.get_num_threads(),
         }
-    out: list[Any] = [None] * probe.world.size
-    dist.all_gather_object(out, mine, group=probe.world.control)
+    out: list[Any] = [None] * measurer.world.size
+    dist.all_gather_object(out, mine, group=measurer.world.control)
     return out
 
 
@@ -101,48 +101,48 @@ def _host_memory_gib() -> float:
 # --- one device
 
 
-def _rate(probe: Probe, work: Callable[[], object], least_s: float = COMPUTE_S) -> float:
+def _rate(measurer: Measurer, work: Callable[[], object], least_s: float = COMPUTE_S) -> float:
     """Return the median of runs per second of some work over about `least_s`; all ranks work at the
     same time.
     """
     work()
-    probe.wait()
+    measurer.wait()
     taken_s: list[float] = []
     ends = time.perf_counter() + least_s
     while time.perf_counter() < ends or not taken_s:
         start = time.perf_counter()
         work()
-        probe.sync()
+        measurer.sync()
         taken_s.append(time.perf_counter() - start)
     return 1 / statistics.median(taken_s)
 
 
-def matmul_tflops(probe: Probe, name: str) -> float:
+def matmul_tflops(measurer: Measurer, name: str) -> float:
     """Return 10^12 operations per second of large products, as this rank reaches while all others
     work; 0 where a rank cannot.
     """
-    product = _product(probe, DTYPES[name])
-    if min(probe.share(float(product is not None))) == 0:
+    product = _product(measurer, DTYPES[name])
+    if min(measurer.share(float(product is not None))) == 0:
         return 0.0
     assert product is not None
     width = len(product)
     factor = torch.ones_like(product)
-    return _rate(probe, lambda: torch.mm(factor, factor, out=product)) * 2 * width**3 / 1e12
+    return _rate(measurer, lambda: torch.mm(factor, factor, out=product)) * 2 * width**3 / 1e12
 
 
-def _product(probe: Probe, dtype: torch.dtype) -> torch.Tensor | None:
+def _product(measurer: Measurer, dtype: torch.dtype) -> torch.Tensor | None:
     """Return a square matrix whose product takes about 20 ms or more, so that a slow device gets no
     large one; None without products.
     """
     width = 512
     while True:
         try:
-            factor = torch.ones(width, width, dtype=dtype, device=probe.world.device)
+            factor = torch.ones(width, width, dtype=dtype, device=measurer.world.device)
             product = torch.mm(factor, factor)  # also loads the library
-            probe.sync()
+            measurer.sync()
             start = time.perf_counter()
             torch.mm(factor, factor, out=product)
-            probe.sync()
+            measurer.sync()
         except RuntimeError:
             return None
         if time.perf_counter() - start > LEAST_PRODUCT_S or width >= MOST_WIDTH:
@@ -150,11 +150,11 @@ def _product(probe: Probe, dtype: torch.dtype) -> torch.Tensor | None:
         width *= 2
 
 
-def copy_gb_s(probe: Probe) -> float:
+def copy_gb_s(measurer: Measurer) -> float:
     """Return 10^9 bytes per second, read and written, of copies from memory to memory."""
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=probe.world.device)
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=measurer.world.device)
     target = torch.empty_like(source)
-    return _rate(probe, lambda: target.copy_(source)) * 2 * COPY_BYTES / 1e9
+    return _rate(measurer, lambda: target.copy_(source)) * 2 * COPY_BYTES / 1e9
 
 
 # --- between devices
@@ -163,12 +163,12 @@ def copy_gb_s(probe: Probe) -> float:
 class Transfers:
     """Buffers for flows from rank to rank."""
 
-    def __init__(self, probe: Probe) -> None:
-        self.probe = probe
-        self.buffer = torch.zeros(0, dtype=torch.uint8, device=probe.world.device)
-        self.word = torch.zeros(4, dtype=torch.uint8, device=probe.world.device)
+    def __init__(self, measurer: Measurer) -> None:
+        self.measurer = measurer
+        self.buffer = torch.zeros(0, dtype=torch.uint8, device=measurer.world.device)
+        self.word = torch.zeros(4, dtype=torch.uint8, device=measurer.world.device)
         dist.all_reduce(
-            torch.zeros(1, device=probe.world.device)
+            torch.zeros(1, device=measurer.world.device)
         )  # NCCL connects all ranks at once
 
     def seconds(self, flows: Sequence[Flow], size: int) -> list[float]:
@@ -178,8 +178,8 @@ class Transfers:
         Both ends greet each other first, so that the clock does not start before the receiver is
         ready.
         """
-        self.probe.wait()
-        rank, took_s = self.probe.world.rank, 0.0
+        self.measurer.wait()
+        rank, took_s = self.measurer.world.rank, 0.0
         for sender, receiver in flows:
             if rank in (sender, receiver):
                 other = receiver if rank == sender else sender
@@ -187,12 +187,12 @@ class Transfers:
                 start = time.perf_counter()
                 self._turn(rank == sender, other, self._bytes(size))
                 took_s = time.perf_counter() - start
-        everyone = self.probe.share(took_s)
+        everyone = self.measurer.share(took_s)
         return [everyone[sender] for sender, _ in flows]
 
     def _bytes(self, size: int) -> torch.Tensor:
         if len(self.buffer) < size:
-            self.buffer = torch.zeros(size, dtype=torch.uint8, device=self.probe.world.device)
+            self.buffer = torch.zeros(size, dtype=torch.uint8, device=self.measurer.world.device)
         return self.buffer[:size]
 
     def _turn(self, sending: bool, other: int, data: torch.Tensor) -> None:
@@ -203,10 +203,12 @@ class Transfers:
     def _do(self, call: Callable[..., Any], data: torch.Tensor, other: int) -> None:
         for work in dist.batch_isend_irecv([dist.P2POp(call, data, other)]):
             work.wait()
-        self.probe.sync()
+        self.measurer.sync()
 
 
-def collective_seconds(probe: Probe, kind: str, group: Any, ranks: int, size: int) -> list[float]:
+def collective_seconds(
+    measurer: Measurer, kind: str, group: Any, ranks: int, size: int
+) -> list[float]:
     """Return the seconds of a collective of `size` bytes until the last rank has it; ranks outside
     of `group` wait.
 
@@ -214,15 +216,15 @@ def collective_seconds(probe: Probe, kind: str, group: Any, ranks: int, size: in
         group: None on ranks that are not in it.
         ranks: of the group.
     """
-    probe.wait()
+    measurer.wait()
     took_s = 0.0
     if group is not None:
         each = max(1, size // 4 // ranks)
-        device = probe.world.device
+        device = measurer.world.device
         whole = torch.zeros(each * ranks, device=device)
         other = torch.empty_like(whole)
         dist.all_reduce(torch.zeros(1, device=device), group=group)  # all are ready
-        probe.sync()
+        measurer.sync()
         start = time.perf_counter()
         if kind == "all_reduce":
             dist.all_reduce(whole, group=group)
@@ -230,9 +232,9 @@ def collective_seconds(probe: Probe, kind: str, group: Any, ranks: int, size: in
             dist.all_gather_into_tensor(other, whole[:each], group=group)
         else:
             dist.all_to_all_single(other, whole, group=group)
-        probe.sync()
+        measurer.sync()
         took_s = time.perf_counter() - start
-    return [max(probe.share(took_s))]
+    return [max(measurer.share(took_s))]
 
 
 def bus_share(kind: str, ranks: int) -> float:

@@ -27,7 +27,7 @@ from motet.parallel.cluster.probe.ranks import (
     COLLECTIVES,
     DTYPES,
     Flow,
-    Probe,
+    Measurer,
     Transfers,
     bus_share,
     collective_seconds,
@@ -43,7 +43,7 @@ Hosts = dict[str, list[int]]  # ranks by host
 
 
 def survey(
-    probe: Probe, given: Mapping[str, Sequence[str]] | None = None, series_s: float = 1.5
+    measurer: Measurer, given: Mapping[str, Sequence[str]] | None = None, series_s: float = 1.5
 ) -> dict[str, Any]:
     """Measure everything; the same result on every rank.
 
@@ -57,23 +57,23 @@ def survey(
             ranks.
     """
     started = time.monotonic()
-    known = facts(probe)
+    known = facts(measurer)
     hosts = _by_host(known)
     if given:
         check_groups(given, list(hosts))
         _check_alike(given, hosts, known)
     for ranks in hosts.values():
-        for rank in ranks if probe.world.device.type == "cpu" else ():
+        for rank in ranks if measurer.world.device.type == "cpu" else ():
             known[rank]["memory_gib"] /= len(ranks)  # they share the host's
-    devices = _devices(probe, known)
-    transfers = Transfers(probe)
+    devices = _devices(measurer, known)
+    transfers = Transfers(measurer)
     pairs: list[dict[str, Any]] = []
     if given:
         groups, found_by = {name: list(members) for name, members in given.items()}, "given"
     else:
         groups, found_by, pairs = _find_groups(transfers, hosts, known)
     links = _links(transfers, groups, hosts, series_s)
-    collectives = _collectives(probe, groups, hosts, series_s / 2)
+    collectives = _collectives(measurer, groups, hosts, series_s / 2)
     return {
         "hosts": {host: [devices[rank] for rank in ranks] for host, ranks in hosts.items()},
         "groups": groups,
@@ -120,16 +120,16 @@ def _kind(host: str, hosts: Hosts, known: Sequence[Mapping[str, Any]]) -> tuple[
     return str(known[hosts[host][0]]["device"]), len(hosts[host])
 
 
-def _devices(probe: Probe, known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _devices(measurer: Measurer, known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the facts of every rank with its measured rates."""
     rates: dict[str, list[float]] = {}
     for name in DTYPES:
-        if name == "fp16" and probe.world.device.type == "cpu":
+        if name == "fp16" and measurer.world.device.type == "cpu":
             continue
-        probe.tell(f"products in {name}")
-        rates[name] = probe.share(matmul_tflops(probe, name))
-    probe.tell("copies in memory")
-    copies = probe.share(copy_gb_s(probe))
+        measurer.tell(f"products in {name}")
+        rates[name] = measurer.share(matmul_tflops(measurer, name))
+    measurer.tell("copies in memory")
+    copies = measurer.share(copy_gb_s(measurer))
     return [
         {
             **one,
@@ -160,7 +160,7 @@ def _find_groups(
     links: dict[tuple[int, int], LinkFit] = {}
     leaders = [ranks[0] for ranks in hosts.values()]
     for number, met in enumerate(rounds(len(names)), 1):
-        transfers.probe.tell(f"pairs of hosts, round {number} of {len(rounds(len(names)))}")
+        transfers.measurer.tell(f"pairs of hosts, round {number} of {len(rounds(len(names)))}")
         flows = [(leaders[a], leaders[b]) for a, b in met]
         samples = climb(lambda size, f=flows: transfers.seconds(f, size), PAIR_S, PAIR_SIZES)  # type: ignore[misc]
         for i, pair in enumerate(met):
@@ -188,7 +188,7 @@ def _links(
     out = []
 
     def add(scope: str, names: list[str], flows: Sequence[Flow], budget_s: float) -> None:
-        transfers.probe.tell(f"{scope.replace('_', ' ')}: {', '.join(names)}")
+        transfers.measurer.tell(f"{scope.replace('_', ' ')}: {', '.join(names)}")
         found = fit(climb(lambda size: transfers.seconds(flows, size), budget_s))
         told = {"scope": scope, "groups": names, "flows": len(flows), **vars(found)}
         out.append(told | {"per_flow_gb_s": found.gb_s / len(flows)})
@@ -232,7 +232,7 @@ def crossing(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> li
 
 
 def _collectives(
-    probe: Probe, groups: Mapping[str, Sequence[str]], hosts: Hosts, series_s: float
+    measurer: Measurer, groups: Mapping[str, Sequence[str]], hosts: Hosts, series_s: float
 ) -> list[dict[str, Any]]:
     """Time collectives on one node, in every group, and over all."""
     sets: dict[str, list[int]] = {}
@@ -243,22 +243,22 @@ def _collectives(
         if len(members) > 1:
             sets[name] = ranks
     if len(groups) > 1:
-        sets["all"] = list(range(probe.world.size))
+        sets["all"] = list(range(measurer.world.size))
     out = []
     for where, ranks in sets.items():
-        wait = timedelta(seconds=probe.world.timeout_s)
+        wait = timedelta(seconds=measurer.world.timeout_s)
         made = dist.new_group(sorted(ranks), timeout=wait)
-        group = made if probe.world.rank in ranks else None
-        out += [_collective(probe, k, where, group, len(ranks), series_s) for k in COLLECTIVES]
+        group = made if measurer.world.rank in ranks else None
+        out += [_collective(measurer, k, where, group, len(ranks), series_s) for k in COLLECTIVES]
     return out
 
 
 def _collective(
-    probe: Probe, kind: str, where: str, group: Any, ranks: int, series_s: float
+    measurer: Measurer, kind: str, where: str, group: Any, ranks: int, series_s: float
 ) -> dict[str, Any]:
     """Time one kind of collective; `group` is None on ranks that are not in it."""
-    probe.tell(f"{kind.replace('_', '-')}: {where}")
-    samples = climb(lambda size: collective_seconds(probe, kind, group, ranks, size), series_s)
+    measurer.tell(f"{kind.replace('_', '-')}: {where}")
+    samples = climb(lambda size: collective_seconds(measurer, kind, group, ranks, size), series_s)
     found = fit(samples)
     return {
         "where": where,

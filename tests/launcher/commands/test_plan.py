@@ -98,7 +98,7 @@ def test_a_layout_on_unequal_nodes_is_written_so_that_train_and_submit_start_all
     whole.write_text(RUN + text)
     job = config.load(whole, world=world_size)
     assert world_size(job) == 8
-    assert [(g.nodes, g.processes) for g in groups_of(job)] == [(1, 4), (2, 2)]
+    assert [(g.nodes, g.processes) for g in groups_of(job.slurm, job.layout)] == [(1, 4), (2, 2)]
     for processes in (4, 2):  # as the first and as another machine starts it
         by_hand = config.load(
             whole,
