@@ -337,7 +337,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 MANY = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow,
                            HealthCheck.function_scoped_fixture],
