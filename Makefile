@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	$(VENV)/bin/python -m motet.launcher.config.reference docs/reference.md
 	$(VENV)/bin/python docs/make_api.py docs/api.md
+	PYTHONPATH=. $(VENV)/bin/python -m tests.architecture
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

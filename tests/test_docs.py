@@ -27,7 +27,7 @@ PAGES = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + s
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEREDOC = re.compile(r"<<'(\w+)'([^\n]*)\n.*?^\1$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(
-    r"(?<![\w./-])((?:docs|tests|bench|launcher|experiments|models|parallel|slurm)/[\w./-]*\.\w+)"
+    r"(?<![\w./-])((?:docs|tests|bench|core|launcher|experiments|models|parallel|slurm)/[\w./-]*\.\w+)"
     r"(?:::(\w+))?"
 )
 SETTING = re.compile(
