@@ -30,9 +30,10 @@ import numpy as np
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.measured import Measured
 from motet.experiments.design.assignment import assign, assignment_key, make_design
-from motet.experiments.design.spec import parse_experiments
-from motet.experiments.library import LIBRARY
-from motet.experiments.library.base import Experiment, ItemScores, Unit
+from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.library.kinds import LIBRARY, Library
+from motet.experiments.types import ItemScores, Unit
 
 ALPHA = 0.05
 DRAWS = 999
@@ -69,7 +70,7 @@ Prepared = list[tuple[Experiment, list[Unit]]]
 
 def prepare() -> Prepared:
     """The experiments and their units; some units are made clusters of three."""
-    specs, problems = parse_experiments(ENTRIES, Path())
+    specs, problems = parse_experiments(ENTRIES, Path(), Library(Path()))
     assert not problems, problems
     prepared = []
     for spec in specs:

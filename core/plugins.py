@@ -16,10 +16,11 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from motet.core.errors import Problem, UserError, suggest
 from motet.core.files import atomic_write
@@ -49,6 +50,17 @@ class Reference:
     file: str | None
     module: str | None
     attribute: str
+
+
+class _Loaded(NamedTuple):
+    """Where a class was loaded from."""
+
+    reference: Reference
+    path: Path
+    line: int
+
+
+_LOADED: dict[type, _Loaded] = {}
 
 
 def is_reference(text: str) -> bool:
@@ -112,6 +124,36 @@ def source_sha256(reference: Reference, folder: Path, setting: str = "") -> str:
     """
     setting = setting or reference.text
     return _digest(_read(reference, _source(reference, folder, setting), setting))
+
+
+def is_plugin(kind: type) -> bool:
+    """Return whether `load_class` gave this class."""
+    return kind in _LOADED
+
+
+def fault(kind: type, setting: str, message: str) -> PluginError:
+    """Return the error for a plugin that does not keep to what its base asks, with file and line."""
+    loaded = _LOADED[kind]
+    place = f"{loaded.path}:{loaded.line}: {kind.__name__}"
+    return PluginError(setting, f"is {loaded.reference.text!r}; {place} {message}")
+
+
+@contextmanager
+def mistakes_of(kind: type, setting: str) -> Iterator[None]:
+    """Turn an exception out of a plugin's own code into one `PluginError` with file and line.
+
+    Users' errors pass as they are, and so does every exception of a class that is no plugin: it is
+    a fault of ours, and its traceback is wanted.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if kind not in _LOADED:
+            raise
+        loaded = _LOADED[kind]
+        raise PluginError(setting, _at(loaded.reference, loaded.path, error)) from None
 
 
 def keep_source(reference: Reference, folder: Path, plugins: Path) -> None:
@@ -322,6 +364,7 @@ def _checked(
     )
     if missing:
         raise PluginError(setting, f"{wrong} lacks {', '.join(missing)}")
+    _LOADED[found] = _Loaded(reference, path, line)
     return found
 
 

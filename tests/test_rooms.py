@@ -61,7 +61,7 @@ LIGHT = {
     "motet": ("torch", "numpy", "omegaconf", "rich", "yaml", "argparse"),
     "motet.core.errors": ("torch", "numpy", "omegaconf", "rich", "yaml"),
     "motet.experiments.design.spec": ("torch", "numpy", "scipy"),
-    "motet.experiments.library": ("torch", "scipy"),
+    "motet.experiments.library.kinds": ("torch", "scipy"),
     "motet.models.config": ("torch", "numpy"),
     "motet.models.architecture": ("torch", "numpy"),
     "motet.models.counts": ("torch", "numpy"),
@@ -96,34 +96,11 @@ LIGHT = {
 }
 
 # What the tree still owes; every list may only shrink, until it is empty and goes.
-OPEN_ARROWS: set[str] = {
-    "motet.experiments.design.assignment imports motet.experiments.library.base",
-    "motet.experiments.design.clusters imports motet.experiments.library.base",
-    "motet.experiments.design.parser imports motet.experiments.library",
-    "motet.experiments.design.requests imports motet.experiments.library.base",
-    "motet.experiments.design.study imports motet.experiments.library",
-    "motet.experiments.design.study imports motet.experiments.library.base",
-}
+OPEN_ARROWS: set[str] = set()
 OPEN_NAMES: set[str] = set()
-OPEN_CIRCLES: set[str] = {
-    "motet.experiments.design.clusters",
-    "motet.experiments.design.parser",
-    "motet.experiments.design.spec",
-    "motet.experiments.library",
-    "motet.experiments.library.base",
-    "motet.experiments.library.contamination",
-    "motet.experiments.library.controls",
-    "motet.experiments.library.forgetting",
-    "motet.experiments.library.knowledge",
-    "motet.experiments.library.memorization",
-}
-OPEN_FOLDERS: set[str] = {
-    "experiments/design",
-    "experiments/library",
-}
+OPEN_CIRCLES: set[str] = set()
+OPEN_FOLDERS: set[str] = set()
 OPEN_FILES: set[str] = {
-    "experiments/design/parser.py",
-    "experiments/design/study.py",
     "experiments/stream/exposure_plan.py",
     "models/moe.py",
     "parallel/layout/rules.py",
@@ -138,11 +115,6 @@ OPEN_CLASSES: set[str] = {
     "Rows",
 }
 OPEN_DOCSTRINGS: set[str] = {
-    "experiments",
-    "experiments/corpora",
-    "experiments/design",
-    "experiments/stream",
-    "launcher/study",
     "models",
     "parallel",
     "parallel/layout",

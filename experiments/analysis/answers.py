@@ -17,8 +17,8 @@ from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes
 from motet.experiments.analysis.power import group_scores, power, primary_of
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.library.base import OutcomeSpec
 from motet.experiments.stream.random import name_key
+from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
 

@@ -18,12 +18,12 @@ import numpy.typing as npt
 from motet.experiments.analysis.power import group_scores
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.scores import Probed
-from motet.experiments.design.assignment import Design
-from motet.experiments.design.requests import Question
-from motet.experiments.library.base import Experiment, ItemScores, OutcomeSpec, Unit
+from motet.experiments.design.assignment import Design, Question
+from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.audit import Compliance, per_unit
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.types import ItemScores, OutcomeSpec, Unit
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

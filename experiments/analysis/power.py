@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from motet.experiments.analysis.estimates import POWER, Comparison, estimate
 from motet.experiments.design.assignment import Design, assign_many
-from motet.experiments.library.base import Experiment, OutcomeSpec, Unit
+from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.random import name_key
+from motet.experiments.types import OutcomeSpec, Unit
 
 F64 = npt.NDArray[np.float64]
 LARGEST_STANDARDIZED = 100.0

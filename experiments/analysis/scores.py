@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.experiments.library.base import ItemScores
 from motet.experiments.scoring.store import read_probe
 from motet.experiments.stream.ledger import Stretch
+from motet.experiments.types import ItemScores
 
 
 @dataclass(frozen=True)

@@ -22,27 +22,16 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
-from motet.experiments.design.spec import Arm
-from motet.experiments.library.base import Unit
+from motet.core.plugins import mistakes_of
+from motet.experiments.design.experiment import Experiment, Kinds, make
+from motet.experiments.design.spec import Arm, ExperimentSpec
 from motet.experiments.stream.random import U64, name_key, philox, text_keys
+from motet.experiments.types import Unit
 
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
 MOST_ARMS = 100
 CHUNK_WORDS = 1 << 20
-
-__all__ = [
-    "Design",
-    "assign",
-    "assign_many",
-    "assign_timing",
-    "assignment_key",
-    "make_design",
-    "near_duplicate_clusters",
-    "permute_within_blocks",
-    "quantile_bins",
-]
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,41 @@ class Design:
     @property
     def n_blocks(self) -> int:
         return int(self.block_of_cluster.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """An experiment whose units are assigned.
+
+    Attributes:
+        experiment: its class, with the spec.
+        units: U units.
+        design: blocks and clusters.
+        arms: int64 [U], index into spec.arms.
+        timing: int64 [U], 0 early or 1 late, for schedule "early_late"; else None.
+    """
+
+    experiment: Experiment
+    units: list[Unit]
+    design: Design
+    arms: I64
+    timing: I64 | None
+
+    @property
+    def spec(self) -> ExperimentSpec:
+        return self.experiment.spec
+
+    @property
+    def name(self) -> str:
+        return self.experiment.spec.name
+
+    def treated(self) -> npt.NDArray[np.bool_]:
+        """Return which units get a dose above 0, bool [U]."""
+        return np.array([not arm.is_control for arm in self.spec.arms])[self.arms]
+
+    def unit_keys(self) -> U64:
+        """Return the key of each unit, uint64 [U]."""
+        return text_keys([unit.id for unit in self.units])
 
 
 def make_design(units: Sequence[Unit], arms: Sequence[Arm]) -> Design:
@@ -100,6 +124,23 @@ def make_design(units: Sequence[Unit], arms: Sequence[Arm]) -> Design:
 def assignment_key(seed: int, experiment: str) -> int:
     """The key of an experiment's actual assignment."""
     return name_key(seed, "assign", experiment)
+
+
+def ask(spec: ExperimentSpec, seed: int, kinds: Kinds) -> Question:
+    """Return an experiment with its units assigned to arms.
+
+    Raises:
+        UserError: every row that is wrong; a mistake in a user's own class.
+    """
+    experiment = make(spec, kinds)
+    with mistakes_of(type(experiment), f"experiments.{spec.name}.use"):
+        units = experiment.units()
+    design = make_design(units, spec.arms)
+    arms = assign(design, assignment_key(seed, spec.name))
+    timing = None
+    if spec.schedule.kind == "early_late":
+        timing = assign_timing(design, name_key(seed, "timing", spec.name))
+    return Question(experiment, units, design, arms, timing)
 
 
 def assign(design: Design, key: int) -> I64:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from motet.core.errors import Problem, suggest
 from motet.experiments.design.spec import ExperimentSpec
-from motet.experiments.library.base import Unit
 from motet.experiments.stream.random import mix64
+from motet.experiments.types import Unit
 
 I64 = npt.NDArray[np.int64]
 WORD = re.compile(r"\w+")

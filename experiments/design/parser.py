@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import Problem, suggest
+from motet.core.errors import Problem
+from motet.core.plugins import PluginError, mistakes_of
+from motet.experiments.design.experiment import Kinds
+from motet.experiments.design.reading import Reader, is_number, is_time
 from motet.experiments.design.spec import (
     DOSE_UNITS,
     PLACEBOS,
@@ -23,6 +25,7 @@ from motet.experiments.design.spec import (
 )
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+MEMBER = re.compile(r"[a-z0-9][a-z0-9._-]*")
 KEYS = (
     "name",
     "use",
@@ -42,75 +45,47 @@ KEYS = (
     "margin",
     "alpha",
     "options",
+    "member",
 )
 
 
-class Reader:
-    """One mapping being read: knows its name for messages and collects problems."""
+def parse_experiments(
+    entries: Sequence[Mapping[str, Any]], base: Path, kinds: Kinds
+) -> tuple[list[ExperimentSpec], list[Problem]]:
+    """Read the `experiments:` list.
 
-    def __init__(self, values: Mapping[str, Any], where: str, problems: list[Problem]) -> None:
-        self.values = values
-        self.where = where
-        self.problems = problems
+    Args:
+        entries: as YAML has them.
+        base: folder that paths are relative to.
+        kinds: the classes that `use` may name.
 
-    def problem(self, key: str, message: str) -> None:
-        self.problems.append(Problem(f"{self.where}.{key}" if key else self.where, message))
-
-    def known(self, keys: Sequence[str]) -> None:
-        """Report every key that is not one of `keys`."""
-        for key in self.values:
-            if key not in keys:
-                hint = suggest(str(key), keys) or f"; known are {', '.join(keys)}"
-                self.problem(str(key), f"is not a setting{hint}")
-
-    def choice(self, key: str, options: Sequence[str], default: str) -> str:
-        value = self.values.get(key, default)
-        if value in options:
-            return str(value)
-        hint = suggest(str(value), options)
-        self.problem(key, f"is {value!r}; it must be one of {', '.join(options)}{hint}")
-        return default
-
-    def number(self, key: str, default: Any, low: float, high: float, what: str) -> Any:
-        value = self.values.get(key, default)
-        if is_number(value) and low <= value <= high:
-            return value
-        self.problem(key, f"is {value!r}; it must be {what}")
-        return default
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.values.get(key)
-        if value is None:
-            return {}
-        if isinstance(value, Mapping):
-            return dict(value)
-        self.problem(key, f"is {value!r}; it must be a mapping (key: value)")
-        return {}
-
-    def sequence(self, key: str) -> list[Any]:
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return list(value)
-        self.problem(key, f"is {value!r}; it must be a list")
-        return []
+    Returns:
+        the entries that could be read, and every problem found in any of them; a caller that wants
+        to stop raises `raise_problems(problems)`.
+    """
+    specs: list[ExperimentSpec] = []
+    problems: list[Problem] = []
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        message = f"is {type(entries).__name__}; it must be a list of experiments (- name: ...)"
+        return [], [Problem("experiments", message)]
+    for number, entry in enumerate(entries):
+        spec, found = parse_entry(entry, number, base, kinds)
+        problems += found
+        if spec is not None:
+            specs.append(spec)
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen:
+            message = "is the name of two experiments; names must be unique"
+            problems.append(Problem(f"experiments.{spec.name}.name", message))
+        seen.add(spec.name)
+    return specs, problems
 
 
-def is_number(value: Any) -> bool:
-    """A finite int or float; YAML's true and false are not numbers here."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_time(value: Any) -> bool:
-    """A step (int >= 0) or a fraction of the run (float in [0, 1])."""
-    return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
-
-
-def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | None, list[Problem]]:
+def parse_entry(
+    entry: Any, number: int, base: Path, kinds: Kinds
+) -> tuple[ExperimentSpec | None, list[Problem]]:
     """Read one entry of the list. The spec is None when its name or class is unknown."""
-    from motet.experiments.library import LIBRARY
-
     problems: list[Problem] = []
     where = f"experiments[{number}]"
     if not isinstance(entry, Mapping):
@@ -123,13 +98,13 @@ def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | N
         rule = "a lower-case letter, then up to 62 letters a-z, digits, _ or -"
         problems.append(Problem(f"{where}.name", f"is {name!r}; a name is {rule}"))
     use = entry.get("use")
-    if use not in LIBRARY:
-        hint = suggest(str(use), LIBRARY)
-        message = f"is {use!r}; it must be one of {', '.join(LIBRARY)}{hint}"
-        problems.append(Problem(f"{where}.use", message))
+    try:
+        kind = kinds.kind(use if isinstance(use, str) else repr(use), f"{where}.use")
+        use_sha256 = kinds.source_sha256(str(use), f"{where}.use")
+    except PluginError as error:
+        problems.append(error.problem)
         Reader(entry, where, problems).known(KEYS)
         return None, problems
-    kind = LIBRARY[str(use)]
     given = {key: value for key, value in entry.items() if value is not None or key == "margin"}
     values = {**_inherited(kind.defaults, given), **given, **_scheduled(kind.defaults, given)}
     reader = Reader(values, where, problems)
@@ -152,9 +127,15 @@ def parse_entry(entry: Any, number: int, base: Path) -> tuple[ExperimentSpec | N
         alpha=reader.number("alpha", 0.05, 1e-6, 0.5, "a probability between 1e-6 and 0.5"),
         options=asdict(parse_options(kind.Options, reader.mapping("options"), reader)),
         role=kind.role,
+        member=_member(reader),
+        use_sha256=use_sha256,
     )
     if not problems and isinstance(name, str):
-        problems += kind(spec).definition_problems()
+        try:
+            with mistakes_of(kind, f"{where}.use"):
+                problems += kind(spec).definition_problems()
+        except PluginError as error:
+            problems.append(error.problem)
     return (spec if isinstance(name, str) and NAME.fullmatch(name) else None), problems
 
 
@@ -187,6 +168,14 @@ def _text(reader: Reader, key: str) -> str:
         return value.strip()
     reader.problem(key, f"is {value!r}; it must be text")
     return ""
+
+
+def _member(reader: Reader) -> str | None:
+    value = reader.values.get("member")
+    if value is None or (isinstance(value, str) and MEMBER.fullmatch(value)):
+        return value
+    reader.problem("member", f"is {value!r}; it must be the name of a member of the family")
+    return None
 
 
 def _items(reader: Reader, base: Path) -> Path | None:

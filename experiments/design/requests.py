@@ -4,25 +4,24 @@ window of slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import Problem, UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
-from motet.experiments.design.assignment import Design
+from motet.experiments.design.assignment import Question
+from motet.experiments.design.experiment import Kinds
 from motet.experiments.design.spec import ExperimentSpec, Schedule
-from motet.experiments.library.base import Experiment, Unit
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.placement import Request, Texts
-from motet.experiments.stream.random import U64, name_key, philox, text_keys, uniform_int
+from motet.experiments.stream.random import U64, name_key, philox, uniform_int
+from motet.experiments.stream.stream import Stream
 
 I64 = npt.NDArray[np.int64]
-BaseTokens = Callable[[I64], npt.NDArray[np.int32]]
-"""slots -> clean tokens of those slots."""
-
 EARLY, LATE = 0, 1
 _QUARTER = 4
 _BASE_ORDINALS = 1 << 40
@@ -30,38 +29,31 @@ _BASE_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class Question:
-    """An experiment whose units are assigned.
+class Setting:
+    """The run that a study takes place in.
 
     Attributes:
-        experiment: its class, with the spec.
-        units: U units.
-        design: blocks and clusters.
-        arms: int64 [U], index into spec.arms.
-        timing: int64 [U], 0 early or 1 late, for schedule "early_late"; else None.
+        seed: of assignment, placement and analysis.
+        steps, steps_total: batch sizes, and the length of the run.
+        tokenizer: the run's.
+        stream: the clean stream (no plan).
+        draws: re-randomizations of the analysis.
+        facts: further JSON that identifies the data (corpora and weights).
+        kinds: the classes that `use` may name.
     """
 
-    experiment: Experiment
-    units: list[Unit]
-    design: Design
-    arms: I64
-    timing: I64 | None
+    seed: int
+    steps: Steps
+    steps_total: int
+    tokenizer: Tokenizer
+    stream: Stream
+    draws: int
+    facts: Mapping[str, Any]
+    kinds: Kinds
 
     @property
-    def spec(self) -> ExperimentSpec:
-        return self.experiment.spec
-
-    @property
-    def name(self) -> str:
-        return self.experiment.spec.name
-
-    def treated(self) -> npt.NDArray[np.bool_]:
-        """Return which units get a dose above 0, bool [U]."""
-        return np.array([not arm.is_control for arm in self.spec.arms])[self.arms]
-
-    def unit_keys(self) -> U64:
-        """Return the key of each unit, uint64 [U]."""
-        return text_keys([unit.id for unit in self.units])
+    def sequence_length(self) -> int:
+        return self.stream.sequence_length
 
 
 def slot_windows(
@@ -181,60 +173,40 @@ def _match_controls(question: Question, counts: I64, order: U64) -> None:
     counts[held_out] = counts[shown[np.arange(len(held_out)) % len(shown)]]
 
 
-def build_request(
-    question: Question,
-    schedule: Schedule,
-    steps: Steps,
-    sequence_length: int,
-    tokenizer: Tokenizer,
-    base: BaseTokens,
-    seed: int,
-) -> Request:
+def build_request(question: Question, schedule: Schedule, setting: Setting) -> Request:
     """Return every exposure that an experiment asks for.
 
     Args:
         question: the assigned experiment.
         schedule: with times as whole steps.
-        steps, sequence_length: the run's.
-        tokenizer: turns texts into tokens; each is wrapped in end-of-document tokens.
-        base: clean tokens, the source of placebos.
-        seed: the plan's seed.
+        setting: the run.
     """
-    units = question.units
-    n_texts = np.array([len(unit.texts) for unit in units], dtype=np.int64)
-    first_text = np.concatenate([[0], np.cumsum(n_texts)])
-    dtype = token_dtype(tokenizer.vocabulary_size)
-    eod = np.array([tokenizer.eod], dtype=dtype)
-    encoded = tokenizer.encode_batch([text for unit in units for text in unit.texts])
-    texts = [np.concatenate([eod, ids, eod]) for ids in encoded]
-    lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
-    counts = repetitions(
-        question, lengths[first_text[:-1]], window_tokens(schedule, steps, sequence_length), seed
-    )
-    unit = np.repeat(np.arange(len(units)), counts)
+    texts = _UnitTexts(question, setting.tokenizer)
+    window = window_tokens(schedule, setting.steps, setting.sequence_length)
+    counts = repetitions(question, texts.lengths[texts.first], window, setting.seed)
+    # One row per exposure: unit 0's repetitions 0, 1, ..., then unit 1's, and so on.
+    unit = np.repeat(np.arange(len(counts)), counts)
     repetition = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
-    cycles = np.array([arm.variants == "cycle" for arm in question.spec.arms])[question.arms]
-    variant = np.where(cycles[unit], repetition % n_texts[unit], 0)
-    source = first_text[unit] + variant
+    source = texts.shown(unit, repetition)
     placebo = ~question.treated()[unit]
     if not question.experiment.inserts_units:
         placebo = np.ones(len(unit), dtype=bool)
+    # Each text is kept once, however often it is shown; every placebo has a text of its own.
     used, row = np.unique(source[~placebo], return_inverse=True)
     text = np.empty(len(unit), dtype=np.int64)
     text[~placebo] = row
     text[placebo] = len(used) + np.arange(int(placebo.sum()))
     keys = question.unit_keys()
     fillers = placebo_texts(
-        name_key(seed, "placebo", question.name),
+        name_key(setting.seed, "placebo", question.name),
         keys[unit[placebo]],
         repetition[placebo],
-        lengths[source[placebo]],
-        sequence_length,
-        base,
-        tokenizer.eod,
+        texts.lengths[source[placebo]],
+        setting,
     )
     timing = None if question.timing is None else question.timing[unit]
-    first, last = slot_windows(schedule, steps, sequence_length, repetition, timing)
+    length = setting.sequence_length
+    first, last = slot_windows(schedule, setting.steps, length, repetition, timing)
     return Request(
         experiment=question.name,
         unit_keys=keys,
@@ -243,10 +215,35 @@ def build_request(
         text=text.astype(np.int32),
         first_slot=first,
         last_slot=last,
-        texts=Texts.of([texts[index] for index in used] + fillers, dtype),
+        texts=Texts.of([texts.tokens[index] for index in used] + fillers, texts.dtype),
         placement=question.spec.placement,
         placebo=placebo,
     )
+
+
+class _UnitTexts:
+    """The texts of all units as tokens, end to end, each wrapped in end-of-document tokens.
+
+    tokens: one array per text. lengths: int64 [texts]. first: int64 [U], number of a unit's first
+    text.
+    """
+
+    def __init__(self, question: Question, tokenizer: Tokenizer) -> None:
+        units = question.units
+        self.dtype = token_dtype(tokenizer.vocabulary_size)
+        end = np.array([tokenizer.eod], dtype=self.dtype)
+        encoded = tokenizer.encode_batch([text for unit in units for text in unit.texts])
+        self.tokens = [np.concatenate([end, ids, end]) for ids in encoded]
+        self.lengths = np.array([len(ids) for ids in self.tokens], dtype=np.int64)
+        self._count = np.array([len(unit.texts) for unit in units], dtype=np.int64)
+        self.first = np.cumsum(self._count) - self._count
+        cycles = np.array([arm.variants == "cycle" for arm in question.spec.arms])
+        self._cycles = cycles[question.arms]
+
+    def shown(self, unit: I64, repetition: I64) -> I64:
+        """Return the number of the text that each exposure shows."""
+        variant = np.where(self._cycles[unit], repetition % self._count[unit], 0)
+        return self.first[unit] + variant
 
 
 def placebo_texts(
@@ -254,9 +251,7 @@ def placebo_texts(
     unit_keys: U64,
     repetition: I64,
     lengths: I64,
-    sequence_length: int,
-    base: BaseTokens,
-    eod: int,
+    setting: Setting,
 ) -> list[npt.NDArray[np.int32]]:
     """Return i.i.d. base text of the given lengths, end-of-document tokens at both ends included.
 
@@ -265,24 +260,23 @@ def placebo_texts(
     """
     bits0, bits1 = philox(key, unit_keys, repetition.astype(np.uint64))
     slots = uniform_int(bits0, 0, _BASE_ORDINALS)
-    offsets = uniform_int(bits1, 0, np.maximum(sequence_length - lengths, 0) + 1)
+    offsets = uniform_int(bits1, 0, np.maximum(setting.sequence_length - lengths, 0) + 1)
     found: list[npt.NDArray[np.int32]] = []
     for start in range(0, len(slots), _BASE_CHUNK):
         part = slice(start, start + _BASE_CHUNK)
-        tokens_BT = base(slots[part])
+        tokens_BT = setting.stream.base_tokens(slots[part])
         for tokens, offset, length in zip(tokens_BT, offsets[part], lengths[part], strict=True):
             text = tokens[offset : offset + length].copy()
-            text[[0, -1]] = eod
+            text[[0, -1]] = setting.tokenizer.eod
             found.append(text)
     return found
 
 
-def request_problems(
-    request: Request, steps_total: int, steps: Steps, sequence_length: int
-) -> list[Problem]:
+def request_problems(request: Request, setting: Setting) -> list[Problem]:
     """Return what makes a request impossible in this run: too long a text, or a window outside the
     run.
     """
+    steps, sequence_length = setting.steps, setting.sequence_length
     where = f"experiments.{request.experiment}"
     problems = []
     longest = int(request.texts.lengths().max(initial=0))
@@ -291,19 +285,17 @@ def request_problems(
             Problem(
                 where,
                 f"a text has {longest:,} tokens with its two end-of-document tokens, more than "
-                "data.sequence_length="
-                f"{sequence_length:,}; shorten it or lengthen the sequence",
+                f"data.sequence_length={sequence_length:,}; shorten it or lengthen the sequence",
             )
         )
-    end = steps.slots_before(steps_total)
+    end = steps.slots_before(setting.steps_total)
     if len(request) and int(request.last_slot.max()) > end:
         last = int(steps.step_of(np.array([int(request.last_slot.max()) - 1]))[0])
         problems.append(
             Problem(
                 f"{where}.schedule",
                 f"places exposures up to step {last:,}, but the run ends after step "
-                f"{steps_total - 1:,}; "
-                "shorten the schedule or lengthen the run",
+                f"{setting.steps_total - 1:,}; shorten the schedule or lengthen the run",
             )
         )
     if np.any(request.first_slot >= request.last_slot):

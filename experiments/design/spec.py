@@ -10,15 +10,11 @@ No torch, no scipy, no numpy: the front door reads definitions before anything h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from motet.core.hashing import canonical_json, sha256_hex
-
-if TYPE_CHECKING:
-    from motet.core.errors import Problem
 
 DOSE_UNITS = ("exposures", "documents", "tokens", "share")
 SCHEDULE_KINDS = ("uniform", "steps", "every", "early", "late", "early_late", "tokens")
@@ -118,6 +114,10 @@ class ExperimentSpec:
     """The member of a family whose primary outcome answers the question; None is the whole model,
     and left out of the definition, which then reads as it did before there were members.
     """
+    use_sha256: str | None = None
+    """Of the source of a user's own class; None, and left out of the definition, for a built-in
+    one.
+    """
 
     @property
     def doses(self) -> tuple[float, ...]:
@@ -130,38 +130,9 @@ class ExperimentSpec:
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
-        if self.member is None:
-            del definition["member"]
+        for name in ("member", "use_sha256"):
+            if definition[name] is None:
+                del definition[name]
         if self.items is not None:
             definition["items"] = {"sha256": sha256_hex(self.items.read_bytes())}
         return json.loads(canonical_json(definition))
-
-
-def parse_experiments(
-    entries: Sequence[Mapping[str, Any]], base: Path
-) -> tuple[list[ExperimentSpec], list[Problem]]:
-    """Read the `experiments:` list; paths are relative to `base`.
-
-    Returns the entries that could be read and every problem found in any of them; a caller that
-    wants to stop raises `raise_problems(problems)`.
-    """
-    from motet.core.errors import Problem
-    from motet.experiments.design.parser import parse_entry
-
-    specs: list[ExperimentSpec] = []
-    problems: list[Problem] = []
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        message = f"is {type(entries).__name__}; it must be a list of experiments (- name: ...)"
-        return [], [Problem("experiments", message)]
-    for number, entry in enumerate(entries):
-        spec, found = parse_entry(entry, number, base)
-        problems += found
-        if spec is not None:
-            specs.append(spec)
-    seen: set[str] = set()
-    for spec in specs:
-        if spec.name in seen:
-            message = "is the name of two experiments; names must be unique"
-            problems.append(Problem(f"experiments.{spec.name}.name", message))
-        seen.add(spec.name)
-    return specs, problems

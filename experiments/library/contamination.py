@@ -14,17 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from motet.core.errors import Problem
+from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.units import texts_of
 from motet.experiments.library import generate
-from motet.experiments.library.base import (
-    F64,
-    Experiment,
-    ItemScores,
-    ItemTable,
-    OutcomeSpec,
-    ProbeItem,
-    Unit,
-    texts_of,
-)
+from motet.experiments.types import F64, ItemScores, ItemTable, OutcomeSpec, ProbeItem, Unit
 
 
 @dataclass(frozen=True)

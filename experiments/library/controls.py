@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from motet.experiments.library.base import (
-    F64,
-    ItemScores,
-    ItemTable,
-    OutcomeSpec,
-    Unit,
-    per_token,
-)
 from motet.experiments.library.memorization import Canaries, CanaryOptions
+from motet.experiments.types import F64, ItemScores, ItemTable, OutcomeSpec, Unit, per_token
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from motet.core.errors import Problem
+from motet.experiments.design.experiment import Experiment, log_grid
+from motet.experiments.design.units import texts_of
 from motet.experiments.library import generate
-from motet.experiments.library.base import (
+from motet.experiments.types import (
     F64,
     I64,
-    Experiment,
     ItemScores,
     ItemTable,
     OutcomeSpec,
     ProbeItem,
     Unit,
-    log_grid,
     per_token,
-    texts_of,
 )
 
 KINDS = ("semantic", "memorization", "compositional")

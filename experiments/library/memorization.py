@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from motet.core.errors import Problem
+from motet.experiments.design.experiment import Experiment
 from motet.experiments.library import generate
-from motet.experiments.library.base import (
+from motet.experiments.types import (
     F64,
-    Experiment,
     ItemScores,
     ItemTable,
     OutcomeSpec,

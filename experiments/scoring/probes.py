@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from motet.core.errors import Problem, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
-from motet.experiments.library.base import ItemScores, ProbeItem
 from motet.experiments.stream.stream import IGNORED_LABEL
+from motet.experiments.types import ItemScores, ProbeItem
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]

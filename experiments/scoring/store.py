@@ -12,7 +12,7 @@ import numpy as np
 
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
-from motet.experiments.library.base import ItemScores
+from motet.experiments.types import ItemScores
 
 
 def probe_path(probes: Path, step: int) -> Path:

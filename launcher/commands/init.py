@@ -96,9 +96,10 @@ def example_questions() -> str:
     """Invented multiple-choice questions as JSON lines, in the form that `use: contamination`
     reads.
     """
-    from motet.experiments.design.spec import parse_experiments
-    from motet.experiments.library import LIBRARY
+    from motet.experiments.design.parser import parse_experiments
+    from motet.experiments.library.kinds import LIBRARY, Library
 
-    (spec,), _ = parse_experiments([{"name": "example", "use": "contamination"}], Path.cwd())
+    entry = {"name": "example", "use": "contamination"}
+    (spec,), _ = parse_experiments([entry], Path.cwd(), Library(Path.cwd()))
     rows = LIBRARY["contamination"](spec).generate_rows(N_QUESTIONS, 0)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -113,9 +113,11 @@ def _is_frozen(path: Path | str | None) -> bool:
 
 
 def _experiment_problems(settings: RunSettings) -> list[Problem]:
-    from motet.experiments.design.spec import parse_experiments
+    from motet.experiments.design.parser import parse_experiments
+    from motet.experiments.library.kinds import Library
 
-    return parse_experiments(settings.experiments.list, Path(settings.base))[1]
+    base = Path(settings.base)
+    return parse_experiments(settings.experiments.list, base, Library(base))[1]
 
 
 def _cross_problems(settings: RunSettings, found: Sequence[Problem], ranks: int) -> list[Problem]:

@@ -37,7 +37,11 @@ a leading 0 is refused.
 # Keys of one experiment: (type, meaning). Defaults come from the class that `use` names.
 EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     "name": ("text", "unique; a lower-case letter, then letters, digits, `_` or `-`; required"),
-    "use": ("text", "which experiment: a heading under 'Experiments'; required"),
+    "use": (
+        "text",
+        "which experiment: a heading under 'Experiments', or a class of your own, "
+        "`my_file.py:Class` or `package.module:Class`; required",
+    ),
     "hypothesis": ("text", "a sentence, frozen before step 1 and printed in the report"),
     "items": ("path", "JSON lines, one unit per line; the fields are listed under 'Experiments'"),
     "generate": (
@@ -92,6 +96,11 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
         "false-positive rate of the primary test, before the correction for several experiments",
     ),
     "options": ("mapping", "settings of the class, listed under 'Experiments'"),
+    "member": (
+        "text",
+        "the member of a family that the primary outcome is judged at; the whole model where left "
+        "out",
+    ),
 }
 
 
@@ -183,7 +192,7 @@ def preset_lines() -> list[str]:
 def experiment_lines() -> list[str]:
     """Keys of one experiment, then every class of the library."""
     from motet.experiments.design import spec as specs
-    from motet.experiments.library import LIBRARY
+    from motet.experiments.library.kinds import LIBRARY
 
     words = {
         name: " ".join(f"`{word}`" for word in getattr(specs, name))

@@ -16,7 +16,7 @@ from torch import nn
 import motet
 from motet.core.errors import UserError
 from motet.core.files import atomic_write, read_json, write_json
-from motet.experiments.design.study import read_definition
+from motet.experiments.design.frozen import read_definition
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment

@@ -19,7 +19,6 @@ from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, write_json
 from motet.core.plugins import is_reference
 from motet.experiments.corpora.corpus import Corpus
-from motet.experiments.design.study import freeze
 from motet.launcher.config import load as settings_io
 from motet.launcher.config.checks import (
     deepspeed_library_problems,
@@ -44,7 +43,7 @@ from motet.launcher.runs.families import new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study import build as study
+from motet.launcher.study import before_training as study
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
 
@@ -232,7 +231,7 @@ def prepare_run(
     existed = rundir.root.exists()
     try:
         rundir.create()
-        hashes = freeze(built, rundir.plan)
+        hashes = study.freeze_study(built, study.library_of(settings), rundir)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
         frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from motet.experiments.library.base import ItemScores
+from motet.experiments.types import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
 from motet.models.family.base import WHOLE, Member

@@ -11,14 +11,15 @@ import torch
 import torch.distributed as dist
 
 from motet.experiments.corpora.tokenizer import Tokenizer
-from motet.experiments.design.requests import Question
-from motet.experiments.design.study import read_definition, read_questions
-from motet.experiments.library.base import ItemScores
+from motet.experiments.design.assignment import Question
+from motet.experiments.design.frozen import read_definition, read_questions
+from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import EncodedItems, encode_items, score_items
 from motet.experiments.scoring.store import write_probe
+from motet.experiments.types import ItemScores
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study.build import tokenizer_of
+from motet.launcher.study.before_training import tokenizer_of
 from motet.models.family.base import Member
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
@@ -90,7 +91,7 @@ class ProbeSet:
         """Return the probes of a run's frozen study; token-only corpora without experiments need no
         tokenizer.
         """
-        questions = read_questions(run.plan)
+        questions = read_questions(run.plan, Library(run.plugins))
         if not questions:
             return cls.none()
         definition, _ = read_definition(run.plan)

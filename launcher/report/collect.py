@@ -52,7 +52,7 @@ class Sources:
         attempts: each `attempt.json`, in order.
         config_yaml: the configuration as text, without secrets.
         finished: the run has its DONE marker.
-        study: what `launcher.study.outcome.load_measured` gave, or None.
+        study: what `launcher.study.after_training.load_measured` gave, or None.
         answers: what `experiments.analysis.analyze.analyze` gave, or None.
         problems: why study or answers are missing, in words.
         prediction: how time and memory compare with what was predicted, in one line; "" unknown.
@@ -362,7 +362,7 @@ def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
     """Measurements, answers, and why there are none, as far as the run has come."""
     from motet.core.errors import UserError
     from motet.experiments.analysis.analyze import analyze
-    from motet.launcher.study.outcome import load_measured
+    from motet.launcher.study.after_training import load_measured
 
     try:
         study = load_measured(root)

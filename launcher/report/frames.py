@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from motet.experiments.analysis.measured import Measured
-    from motet.experiments.design.requests import Question
+    from motet.experiments.design.assignment import Question
     from motet.launcher.runs.metrics import Row
 
 WHOLE = "whole"

@@ -16,7 +16,7 @@ from motet.launcher.runs.rundir import RunDir
 if TYPE_CHECKING:
     import pandas as pd
 
-    from motet.launcher.study.outcome import StudyResult
+    from motet.launcher.study.after_training import StudyResult
 
 
 def load(run: str | os.PathLike[str]) -> LoadedRun:
@@ -133,10 +133,13 @@ class LoadedRun:
         Raises:
             UserError: the frozen units were altered.
         """
-        from motet.experiments.design.study import read_questions
+        from motet.experiments.design.frozen import read_questions
+        from motet.experiments.library.kinds import Library
         from motet.launcher.report.frames import units
 
-        return units(read_questions(self._rundir.plan) if self._has_study else [])
+        if not self._has_study:
+            return units([])
+        return units(read_questions(self._rundir.plan, Library(self._rundir.plugins)))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -192,7 +195,7 @@ class LoadedRun:
 
     @cached_property
     def _study(self) -> StudyResult | None:
-        from motet.launcher.study.outcome import load_measured
+        from motet.launcher.study.after_training import load_measured
 
         return load_measured(self.path) if self._has_study else None
 

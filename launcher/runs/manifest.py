@@ -9,7 +9,7 @@ from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
-from motet.experiments.design.study import read_definition
+from motet.experiments.design.frozen import read_definition
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Whether every planned exposure was consumed exactly once in the lineage of the final weights."""
-    from motet.launcher.study.outcome import audit_run
+    from motet.launcher.study.after_training import audit_run
 
     result = audit_run(common.open_run(arguments.run).root, arguments.replay)
     if arguments.json:

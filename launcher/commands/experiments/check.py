@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _study_problems(settings: RunSettings) -> list[Problem]:
-    from motet.launcher.study import build as study
+    from motet.launcher.study import before_training as study
 
     try:
         return list(study.check(settings))

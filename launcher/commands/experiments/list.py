@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from motet.launcher.commands import common, options
+from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
+
+if TYPE_CHECKING:
+    from motet.experiments.library.kinds import Library
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,28 +23,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The experiments of a run.yaml; without one, the kinds that are built in."""
     if arguments.run_yaml is None:
-        rows = [_kind_row(use, kind) for use, kind in _library().items()]
+        rows, own = _built_in_rows(), list[str]()
     else:
-        rows = [_row(entry) for entry in common.load_settings(arguments).experiments.list]
+        rows, own = _run_rows(common.load_settings(arguments))
     if arguments.json:
         terminal.print_json(rows)
     elif rows:
         terminal.print_table(rows)
+        for line in own:
+            print(line)
     else:
         print("no experiments")
     return 0
 
 
-def _library() -> dict[str, Any]:
-    from motet.experiments.library import LIBRARY
+def _built_in_rows() -> list[dict[str, Any]]:
+    from motet.experiments.library.kinds import LIBRARY, Library
 
-    return dict(LIBRARY)
+    library = Library(Path.cwd())
+    return [_kind_row(use, kind, library) for use, kind in LIBRARY.items()]
 
 
-def _kind_row(use: str, kind: Any) -> dict[str, Any]:
-    from motet.experiments.design.spec import parse_experiments
+def _run_rows(settings: RunSettings) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per experiment of a run.yaml, and what the user's own classes among them declare."""
+    from motet.core.plugins import is_plugin
+    from motet.experiments.library.kinds import declared_lines
+    from motet.launcher.study.before_training import library_of
 
-    (spec,), _ = parse_experiments([{"name": use, "use": use}], Path.cwd())
+    library = library_of(settings)
+    rows: list[dict[str, Any]] = []
+    own: dict[str, list[str]] = {}
+    for entry in settings.experiments.list:
+        use = str(entry.get("use"))
+        kind = library.kind(use, f"experiments.{entry.get('name')}.use")
+        rows.append(_row(entry, kind))
+        if is_plugin(kind):
+            own[use] = declared_lines(use, kind)
+    return rows, [line for lines in own.values() for line in ["", *lines]]
+
+
+def _kind_row(use: str, kind: Any, library: Library) -> dict[str, Any]:
+    from motet.experiments.design.parser import parse_experiments
+
+    (spec,), _ = parse_experiments([{"name": use, "use": use}], Path.cwd(), library)
     primary = next(outcome for outcome in kind(spec).outcomes if outcome.primary)
     return {
         "use": use,
@@ -50,14 +75,13 @@ def _kind_row(use: str, kind: Any) -> dict[str, Any]:
     }
 
 
-def _row(entry: Any) -> dict[str, Any]:
-    kind = _library().get(str(entry.get("use")))
+def _row(entry: Any, kind: Any) -> dict[str, Any]:
     doses = entry.get("doses") or [arm.get("dose") for arm in entry.get("arms") or []]
     return {
         "name": entry.get("name"),
         "use": entry.get("use"),
-        "doses": doses or getattr(kind, "defaults", {}).get("doses"),
+        "doses": doses or kind.defaults.get("doses"),
         "items": entry.get("items")
         or (f"generated: {entry['generate']}" if "generate" in entry else None),
-        "hypothesis": entry.get("hypothesis") or getattr(kind, "defaults", {}).get("hypothesis"),
+        "hypothesis": entry.get("hypothesis") or kind.defaults.get("hypothesis"),
     }

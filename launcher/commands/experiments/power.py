@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The smallest effect that each experiment can detect, before any training."""
-    from motet.launcher.study import build as study
+    from motet.launcher.study import before_training as study
 
     rows = study.power_table(common.load_settings(arguments))
     if arguments.json:

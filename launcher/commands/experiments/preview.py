@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample exposures, decoded in their context."""
-    from motet.launcher.study import build as study
+    from motet.launcher.study import before_training as study
 
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")

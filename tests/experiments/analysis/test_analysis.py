@@ -28,9 +28,10 @@ from motet.experiments.design.assignment import (
     assignment_key,
     make_design,
 )
-from motet.experiments.design.spec import Arm, parse_experiments
-from motet.experiments.library import LIBRARY
-from motet.experiments.library.base import ItemScores, Unit
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.spec import Arm
+from motet.experiments.library.kinds import LIBRARY, Library
+from motet.experiments.types import ItemScores, Unit
 
 F64 = npt.NDArray[np.float64]
 TWO = (Arm("control", 0), Arm("treated", 1))
@@ -359,7 +360,7 @@ def measured(
     total: int = 1000,
 ) -> Measured:
     """One experiment with simulated scores; right items gain `effect(dose)` nats after exposure."""
-    specs, problems = parse_experiments([entry], Path())
+    specs, problems = parse_experiments([entry], Path(), Library(Path()))
     assert not problems, problems
     spec = specs[0]
     experiment = LIBRARY[spec.use](spec)

@@ -17,9 +17,9 @@ from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.measured import Measured
 from motet.experiments.analysis.members import effects, secondaries
 from motet.experiments.analysis.scores import read_probes
-from motet.experiments.library.base import ItemScores
 from motet.experiments.scoring.store import probe_path
 from motet.experiments.stream.ledger import Segment, Stretch
+from motet.experiments.types import ItemScores
 from tests.experiments.analysis.test_analysis import CONTROLS, QUESTIONS, measured
 
 DRAWS = 499

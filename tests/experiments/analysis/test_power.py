@@ -14,12 +14,12 @@ from motet.experiments.analysis.power import (
     smallest_standardized,
 )
 from motet.experiments.design.assignment import make_design
-from motet.experiments.design.spec import parse_experiments
-from motet.experiments.library import LIBRARY
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.library.kinds import LIBRARY, Library
 
 
 def power_of(entry: dict[str, Any], alpha: float = 0.05) -> dict[str, Any]:
-    specs, problems = parse_experiments([entry], Path())
+    specs, problems = parse_experiments([entry], Path(), Library(Path()))
     assert not problems, problems
     experiment = LIBRARY[specs[0].use](specs[0])
     units = experiment.units()
@@ -66,7 +66,7 @@ def test_power_speaks_the_unit_of_the_outcome_where_it_is_known() -> None:
 def test_clusters_count_and_not_units() -> None:
     from dataclasses import replace
 
-    specs, _ = parse_experiments([{"name": "x", "use": "placebo"}], Path())
+    specs, _ = parse_experiments([{"name": "x", "use": "placebo"}], Path(), Library(Path()))
     experiment = LIBRARY["placebo"](specs[0])
     units = [replace(u, cluster=f"c{i // 4}") for i, u in enumerate(experiment.units())]
     answer = power(experiment, units, make_design(units, specs[0].arms))
@@ -75,7 +75,7 @@ def test_clusters_count_and_not_units() -> None:
 
 def test_simulating_the_real_assignment_and_test_confirms_the_formula() -> None:
     entry = {"name": "x", "use": "placebo", "generate": {"count": 60, "seed": 0}}
-    specs, _ = parse_experiments([entry], Path())
+    specs, _ = parse_experiments([entry], Path(), Library(Path()))
     experiment = LIBRARY["placebo"](specs[0])
     design = make_design(experiment.units(), specs[0].arms)
     size = smallest_standardized(30, 30, 0.05)

@@ -14,12 +14,11 @@ from motet.experiments.design.assignment import (
     assign_timing,
     assignment_key,
     make_design,
-    near_duplicate_clusters,
     permute_within_blocks,
-    quantile_bins,
 )
+from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
 from motet.experiments.design.spec import Arm
-from motet.experiments.library.base import Unit
+from motet.experiments.types import Unit
 
 ARMS = (Arm("a", 0), Arm("b", 1), Arm("c", 4))
 

@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.hashing import canonical_json, sha256_hex
-from motet.experiments.design.spec import Schedule, parse_experiments
-from motet.experiments.library import LIBRARY
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.spec import Schedule
+from motet.experiments.library.kinds import LIBRARY, Library
 
 
 def messages(entry: dict[str, Any], base: Path = Path()) -> str:
-    return "\n".join(str(p) for p in parse_experiments([entry], base)[1])
+    return "\n".join(str(p) for p in parse_experiments([entry], base, Library(base))[1])
 
 
 def spec_of(entry: dict[str, Any], base: Path = Path()) -> Any:
-    specs, problems = parse_experiments([entry], base)
+    specs, problems = parse_experiments([entry], base, Library(base))
     assert not problems, problems
     return specs[0]
 
@@ -44,7 +45,7 @@ def test_every_problem_is_reported_at_once() -> None:
         {"name": "b", "use": "placebo"},
         "not a mapping",
     ]
-    text = "\n".join(str(p) for p in parse_experiments(entries, Path())[1])  # type: ignore[arg-type]
+    text = "\n".join(str(p) for p in parse_experiments(entries, Path(), Library(Path()))[1])  # type: ignore[arg-type]
     assert "experiments[0].name: is 'Bad Name'" in text
     assert "did you mean 'memorization'?" in text
     assert "experiments.b.dose: is not a setting (did you mean 'doses'?)" in text
@@ -165,9 +166,11 @@ def test_the_first_step_is_no_later_than_the_schedule_allows() -> None:
 
 def test_reading_definitions_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pathlib import Path; from motet.experiments.design.spec import "
-        "parse_experiments; "
-        "parse_experiments([{'name': 'x', 'use': 'knowledge'}], Path('.')); "
+        "import sys; from pathlib import Path; "
+        "from motet.experiments.design.parser import parse_experiments; "
+        "from motet.experiments.library.kinds import Library; "
+        "entries = [{'name': 'x', 'use': 'knowledge'}]; "
+        "parse_experiments(entries, Path('.'), Library(Path('.'))); "
         "print([m for m in ('torch', 'scipy', 'statsmodels', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

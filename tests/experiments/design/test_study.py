@@ -12,23 +12,19 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
-from motet.experiments.design.requests import EARLY, LATE, slot_windows
-from motet.experiments.design.spec import Schedule, parse_experiments
-from motet.experiments.design.study import (
-    Setting,
-    Study,
-    build_study,
-    freeze,
-    read_definition,
-    read_questions,
-    with_controls,
-)
+from motet.experiments.design.frozen import freeze, read_definition, read_questions
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.requests import EARLY, LATE, Setting, slot_windows
+from motet.experiments.design.spec import Schedule
+from motet.experiments.design.study import Study, build_study, with_controls
+from motet.experiments.library.kinds import Library
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
 from motet.experiments.stream.stream import Stream
 from tests.experiments.plans import ArrayCorpus
 
 LENGTH = 640
+KINDS = Library(Path("."))
 CANARIES = {
     "name": "canaries",
     "use": "memorization",
@@ -64,11 +60,11 @@ def stream(tokenizer: Tokenizer) -> Stream:
 
 
 def setting(tokenizer: Tokenizer, stream: Stream, steps: int = 60, seed: int = 4) -> Setting:
-    return Setting(seed, Steps.of(16), steps, tokenizer, stream, 1000, {"corpora": []})
+    return Setting(seed, Steps.of(16), steps, tokenizer, stream, 1000, {"corpora": []}, KINDS)
 
 
 def study(where: Setting, *entries: dict[str, Any], lock: Path | None = None) -> Study:
-    specs, problems = parse_experiments(list(entries), Path("."))
+    specs, problems = parse_experiments(list(entries), Path("."), Library(Path(".")))
     assert problems == []
     return build_study(specs, where, lock)
 
@@ -245,7 +241,7 @@ def test_a_frozen_study_reads_back_and_its_hash_sees_every_change(
     _, sha256 = read_definition(tmp_path / "a")
     assert sha256 == hashes.definition_sha256
     Plan(tmp_path / "a" / "exposures.plan").verify(hashes.plan_sha256)
-    for before, after in zip(made.questions, read_questions(tmp_path / "a"), strict=True):
+    for before, after in zip(made.questions, read_questions(tmp_path / "a", KINDS), strict=True):
         assert before.units == after.units
         assert np.array_equal(before.arms, after.arms)
         assert np.array_equal(before.design.block_of_cluster, after.design.block_of_cluster)
@@ -262,7 +258,7 @@ def test_altered_units_of_a_frozen_study_are_refused(
     path = tmp_path / "units" / "canaries.jsonl"
     path.write_text(path.read_text().replace("dose-3", "dose-1", 1))
     with pytest.raises(UserError, match="was altered since the study was frozen"):
-        read_questions(tmp_path)
+        read_questions(tmp_path, KINDS)
 
 
 def test_early_and_late_units_are_both_there_in_every_arm(

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 
 from motet.core.errors import UserError
-from motet.experiments.design.assignment import near_duplicate_clusters
-from motet.experiments.design.spec import parse_experiments
-from motet.experiments.library import LIBRARY
-from motet.experiments.library.base import Experiment, ItemScores, Unit, resolve_probes
+from motet.experiments.design.clusters import near_duplicate_clusters
+from motet.experiments.design.experiment import Experiment, resolve_probes
+from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.contamination import ranked_first
 from motet.experiments.library.generate import Chooser, resample_secret, secret_space
+from motet.experiments.library.kinds import LIBRARY, Library
 from motet.experiments.library.knowledge import effectivity, retainability, without_outliers
 from motet.experiments.library.memorization import extrapolated_exposure, sampled_exposure
+from motet.experiments.types import ItemScores, Unit
 
 
 def experiment(entry: dict[str, Any], base: Path = Path()) -> Experiment:
-    specs, problems = parse_experiments([entry], base)
+    specs, problems = parse_experiments([entry], base, Library(base))
     assert not problems, problems
     return LIBRARY[specs[0].use](specs[0])
 

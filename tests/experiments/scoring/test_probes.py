@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
-from motet.experiments.library.base import ProbeItem
 from motet.experiments.scoring.probes import encode_items, probe_batches, score_items
 from motet.experiments.stream.stream import IGNORED_LABEL
+from motet.experiments.types import ProbeItem
 
 VOCABULARY = 300
 

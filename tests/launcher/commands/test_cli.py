@@ -435,7 +435,7 @@ def test_lists_power_and_previews_can_be_read(main: Main, folder: Path) -> None:
 def test_check_shows_what_only_the_study_finds(
     main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.study import build as study
+    from motet.launcher.study import before_training as study
 
     monkeypatch.setattr(
         study, "check", lambda settings: [Problem("experiments.canaries", "no room")]
@@ -459,8 +459,8 @@ def test_a_corpus_and_a_slot_can_be_looked_at(main: Main, folder: Path) -> None:
 
 
 def test_a_slot_of_a_begun_run_shows_its_exposures(main: Main, folder: Path) -> None:
-    from motet.experiments.design.study import freeze
-    from motet.launcher.study import build as study
+    from motet.experiments.design.frozen import freeze
+    from motet.launcher.study import before_training as study
 
     settings = config.load("run.yaml")
     rundir = RunDir(folder / "runs" / "first")
@@ -541,7 +541,7 @@ def test_the_new_folder_passes_its_own_check(main: Main, folder: Path) -> None:
 def test_the_audit_prints_its_lines_and_fails_when_it_does(
     main: Main, folder: Path, trained: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.study import outcome
+    from motet.launcher.study import after_training
 
     main("train", "run.yaml")
     seen = []
@@ -553,9 +553,9 @@ def test_the_audit_prints_its_lines_and_fails_when_it_does(
 
         return audit
 
-    monkeypatch.setattr(outcome, "audit_run", fake(True))
+    monkeypatch.setattr(after_training, "audit_run", fake(True))
     assert main("experiments", "audit", "runs/first") == (0, "planned 3\nconsumed once 3\n", "")
-    monkeypatch.setattr(outcome, "audit_run", fake(False))
+    monkeypatch.setattr(after_training, "audit_run", fake(False))
     code, out, _ = main("experiments", "audit", "runs/first", "--replay", "--json")
     assert (code, json.loads(out)["ok"]) == (1, False)
     assert seen == [(folder / "runs" / "first", False), (folder / "runs" / "first", True)]

@@ -23,7 +23,7 @@ from motet.launcher import report
 from motet.launcher.guest.guest import Guest
 from motet.launcher.guest.model import Scorer, model_facts, model_inputs, positions, untouched
 from motet.launcher.runs.metrics import read_metrics, rows_of
-from motet.launcher.study.outcome import audit_run
+from motet.launcher.study.after_training import audit_run
 from motet.models.hf import from_hf
 from tests.launcher.guests import (
     STEPS,

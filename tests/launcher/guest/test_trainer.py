@@ -19,7 +19,7 @@ from motet.core.errors import UserError
 from motet.launcher.guest.guest import Guest
 from motet.launcher.guest.trainer import deal
 from motet.launcher.runs.metrics import read_metrics, rows_of
-from motet.launcher.study.outcome import audit_run
+from motet.launcher.study.after_training import audit_run
 from motet.parallel.runtime.mesh import World
 from tests.launcher.guests import STEPS, adamw, llama, make_corpus, one_step, train, write_yaml
 from tests.parallel.ranks import run_ranks

@@ -1,4 +1,4 @@
-"""The bridge from a run's settings to its study: build, freeze, check, preview, power."""
+"""Before step 1: from a run's settings to its study. Check, power, preview, build, freeze."""
 
 from __future__ import annotations
 
@@ -10,31 +10,48 @@ import numpy as np
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
-from motet.experiments.design.spec import ExperimentSpec, parse_experiments
-from motet.experiments.design.study import Setting, Study, ask, build_study, with_controls
-from motet.experiments.library import LIBRARY
+from motet.experiments.design.assignment import ask
+from motet.experiments.design.experiment import item_problems, make
+from motet.experiments.design.frozen import Hashes, freeze
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.requests import Setting
+from motet.experiments.design.spec import ExperimentSpec
+from motet.experiments.design.study import Study, build_study, with_controls
+from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
+from motet.launcher.runs.rundir import RunDir
 
 CONTEXT_TOKENS = 24
 
 
-def specs_of(settings: RunSettings) -> tuple[list[ExperimentSpec], list[Problem]]:
+def specs_of(settings: RunSettings, library: Library) -> tuple[list[ExperimentSpec], list[Problem]]:
     """Return the experiments of a run, controls included, and every problem of their definitions."""
     entries = list(settings.experiments.list)
     if settings.experiments.controls:
         entries = with_controls(entries)
-    return parse_experiments([_timed(entry, settings) for entry in entries], Path(settings.base))
+    timed = [_timed(entry, settings, library) for entry in entries]
+    return parse_experiments(timed, Path(settings.base), library)
 
 
-def _timed(entry: Mapping[str, Any], settings: RunSettings) -> Mapping[str, Any]:
+def _timed(entry: Mapping[str, Any], settings: RunSettings, library: Library) -> Mapping[str, Any]:
     """Return an entry probed at `probes.every`, unless it or its class asks for particular steps."""
-    kind = LIBRARY.get(str(entry.get("use"))) if isinstance(entry, Mapping) else None
-    if kind is None or "probe_at" in entry or set(kind.defaults.get("probe_at", {})) - {"every"}:
+    if not isinstance(entry, Mapping) or "probe_at" in entry:
+        return entry
+    try:
+        kind = library.kind(str(entry.get("use")), "use")
+    except UserError:
+        return entry  # parsing tells
+    if set(kind.defaults.get("probe_at", {})) - {"every"}:
         return entry
     return {**entry, "probe_at": {"every": settings.probes.every}}
+
+
+def library_of(settings: RunSettings) -> Library:
+    """Return the classes that a run.yaml may name: built in, or in files next to it."""
+    return Library(Path(settings.base))
 
 
 def tokenizer_of(settings: RunSettings) -> Tokenizer:
@@ -63,6 +80,7 @@ def setting_of(settings: RunSettings) -> Setting:
         stream=open_stream(settings),
         draws=settings.experiments.draws,
         facts=data_facts(settings),
+        kinds=library_of(settings),
     )
 
 
@@ -72,12 +90,30 @@ def build(settings: RunSettings) -> Study:
     Raises:
         UserError: every problem of definitions, items, schedules and probes.
     """
-    specs, problems = specs_of(settings)
+    specs, problems = specs_of(settings, library_of(settings))
     raise_problems(problems)
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
     raise_problems(_probe_problems(study))
     return study
+
+
+def freeze_study(study: Study, library: Library, run: RunDir) -> Hashes:
+    """Write a study to the run folder, with the sources of users' own classes, and return its
+    hashes.
+
+    The classes are loaded once more, from where the run will load them ever after: one that works
+    only next to run.yaml is found before the run begins.
+
+    Raises:
+        UserError: a source was changed since the study was built, or does not load there.
+    """
+    for question in study.questions:
+        library.keep(question.spec.use, run.plugins)
+    hashes = freeze(study, run.plan)
+    for question in study.questions:
+        make(question.spec, Library(run.plugins))
+    return hashes
 
 
 def _probe_problems(study: Study) -> list[Problem]:
@@ -97,9 +133,10 @@ def check(settings: RunSettings) -> list[Problem]:
     """Return every problem of the experiments of a run: definitions, items, room in the stream,
     probes.
     """
-    specs, problems = specs_of(settings)
+    library = library_of(settings)
+    specs, problems = specs_of(settings, library)
     for spec in specs:
-        problems += [found for found in LIBRARY[spec.use](spec).problems() if found not in problems]
+        problems += [found for found in item_problems(spec, library) if found not in problems]
     if problems:
         return problems
     try:
@@ -115,12 +152,13 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     """
     from motet.experiments.analysis.power import power
 
-    specs, problems = specs_of(settings)
+    library = library_of(settings)
+    specs, problems = specs_of(settings, library)
     raise_problems(problems)
     rows = []
     n_questions = max(1, sum(spec.role == "question" for spec in specs))
     for spec in specs:
-        question = ask(spec, settings.plan_seed)
+        question = ask(spec, settings.plan_seed, library)
         alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha
         found = power(question.experiment, question.units, question.design, alpha)
         rows.append({"name": spec.name, "use": spec.use, "units": len(question.units), **found})

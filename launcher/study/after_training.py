@@ -1,5 +1,5 @@
-"""What a run has to show: its audit, its measured experiments, and whether its definition is the
-frozen one.
+"""After training (or a part of it): the audit of a run, its measured experiments, and whether its
+definition is the frozen one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from motet.core.files import read_json
 from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, measure
 from motet.experiments.analysis.scores import read_probes
-from motet.experiments.design.requests import Question
-from motet.experiments.design.study import read_definition, read_questions
+from motet.experiments.design.assignment import Question
+from motet.experiments.design.frozen import read_definition, read_questions
+from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
 from motet.experiments.stream.ledger import lineage, read_segments
@@ -23,7 +24,7 @@ from motet.launcher.config import load as settings_io
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study.build import specs_of
+from motet.launcher.study.before_training import specs_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def load_measured(root: Path) -> StudyResult:
     deviations = definition_deviations(run, sha256, settings, definition)
     if plan.sha256 != manifest["plan_sha256"]:
         deviations.append("the plan file is not the one that was frozen")
-    questions = read_questions(run.plan)
+    questions = read_questions(run.plan, Library(run.plugins))
     deviations += _outcome_deviations(definition, questions)
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
@@ -162,7 +163,7 @@ def definition_deviations(
             "frozen with"
         )
     try:
-        specs, problems = specs_of(settings)
+        specs, problems = specs_of(settings, Library(run.plugins))
         now = {spec.name: canonical_json(spec.to_json()) for spec in specs}
     except OSError as error:
         return [*found, f"a file of items cannot be read any more ({error.filename})"]

@@ -1,0 +1,180 @@
+"""A study on disk: frozen and hashed before step 1, and read back afterwards.
+
+A frozen study is the folder `plan/`: `definition.json` (canonical; its SHA-256 is the study's
+identity), `lock.json` (order of registration and absolute schedules), `exposures.plan`,
+`units/NAME.jsonl`, and `tombstones/NAME.npy` for removed experiments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motet.core.errors import UserError
+from motet.core.files import atomic_write
+from motet.core.hashing import canonical_json, sha256_hex
+from motet.experiments.design.assignment import Question, make_design
+from motet.experiments.design.experiment import Kinds, make
+from motet.experiments.design.lock import Registered, schedule_of
+from motet.experiments.design.requests import Setting
+from motet.experiments.design.spec import Arm, ExperimentSpec
+from motet.experiments.design.study import Study
+from motet.experiments.stream.exposure_plan import write_plan
+from motet.experiments.stream.placement import Request
+from motet.experiments.types import ProbeItem, Unit
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """What a run, its checkpoints and W&B keep of a frozen study."""
+
+    definition_sha256: str
+    plan_sha256: str
+
+
+def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
+    """Return the frozen definition: everything that decides what is asked and how it is judged."""
+    setting = study.setting
+    by_name = {entry.name: entry for entry in study.lock}
+    return {
+        "version": 1,
+        "seed": setting.seed,
+        "steps_total": setting.steps_total,
+        "batch": [list(change) for change in setting.steps.changes],
+        "sequence_length": setting.sequence_length,
+        "tokenizer_sha256": setting.tokenizer.sha256,
+        "data": dict(setting.facts),
+        "analysis": {
+            "draws": setting.draws,
+            "inference": "randomization test that repeats the assignment",
+            "primaries": "Holm",
+            "secondaries": "Benjamini-Hochberg",
+        },
+        "plan_sha256": plan_sha256,
+        "experiments": [
+            _defined(question, request, by_name[question.name], setting)
+            for question, request in zip(study.questions, study.requests, strict=True)
+        ],
+    }
+
+
+def _defined(
+    question: Question, request: Request, entry: Registered, setting: Setting
+) -> dict[str, Any]:
+    rows = unit_rows(question)
+    treatment = (
+        ~request.placebo if question.experiment.inserts_units else np.ones(len(request), bool)
+    )
+    lengths = request.texts.lengths()[request.text]
+    return {
+        "spec": question.spec.to_json(),
+        "schedule_in_steps": asdict(entry.schedule),
+        "outcomes": [asdict(outcome) for outcome in question.experiment.outcomes],
+        "units": len(rows),
+        "units_sha256": sha256_hex("\n".join(canonical_json(row) for row in rows)),
+        "probe_steps": sorted(question.experiment.probe_steps(setting.steps_total)),
+        "exposures": int(treatment.sum()),
+        "placebo_exposures": int((~treatment).sum()),
+        "tokens": int(lengths.sum()),
+    }
+
+
+def unit_rows(question: Question) -> list[dict[str, Any]]:
+    """Return one JSON row per unit, with its arm."""
+    rows = []
+    for number, unit in enumerate(question.units):
+        row = asdict(unit)
+        row["arm"] = question.spec.arms[int(question.arms[number])].name
+        row["timing"] = None if question.timing is None else int(question.timing[number])
+        rows.append(row)
+    return rows
+
+
+def freeze(study: Study, folder: Path) -> Hashes:
+    """Write a study to `folder` (made here, only if it does not hold one yet) and return its
+    hashes.
+    """
+    (folder / "units").mkdir(parents=True, exist_ok=True)
+    for question in study.questions:
+        lines = "".join(canonical_json(row) + "\n" for row in unit_rows(question))
+        atomic_write(folder / "units" / f"{question.name}.jsonl", lines, private=False)
+    removed = [entry.name for entry in study.lock if entry.removed]
+    for name in removed:
+        (folder / "tombstones").mkdir(exist_ok=True)
+        claims = study.tombstones[name]
+        np.save(folder / "tombstones" / f"{name}.npy", np.stack([claims.start, claims.stop]))
+    plan_sha256 = write_plan(study.plan, folder / "exposures.plan")
+    entries = [asdict(entry) for entry in study.lock]
+    lock = json.dumps({"version": 1, "experiments": entries}, indent=1)
+    atomic_write(folder / "lock.json", lock, private=False)
+    text = canonical_json(definition(study, plan_sha256))
+    atomic_write(folder / "definition.json", text, private=False)
+    return Hashes(sha256_hex(text), plan_sha256)
+
+
+def read_definition(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return a frozen definition and the SHA-256 of its file."""
+    try:
+        text = (folder / "definition.json").read_text(encoding="utf-8")
+        return json.loads(text), sha256_hex(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/definition.json cannot be read: {error}") from None
+
+
+def spec_of(fields: Mapping[str, Any]) -> ExperimentSpec:
+    """Return a spec from its frozen JSON; its items are in the frozen units, so no file is needed."""
+    values = dict(fields)
+    values["items"] = None
+    values["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
+    values["schedule"] = schedule_of(fields["schedule"])
+    values["block_by"] = tuple(fields["block_by"])
+    return ExperimentSpec(**values)
+
+
+def read_questions(folder: Path, kinds: Kinds) -> list[Question]:
+    """Read back the assigned questions of a frozen study.
+
+    Args:
+        folder: `plan/` of the run.
+        kinds: where its classes are found, users' own in the run's snapshot.
+
+    Raises:
+        UserError: a file of units, or a user's class, is not the one that was frozen.
+    """
+    content, _ = read_definition(folder)
+    return [_read_question(folder, entry, kinds) for entry in content["experiments"]]
+
+
+def _read_question(folder: Path, entry: Mapping[str, Any], kinds: Kinds) -> Question:
+    spec = spec_of(entry["spec"])
+    experiment = make(spec, kinds)
+    path = folder / "units" / f"{spec.name}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if sha256_hex(lines) != entry["units_sha256"]:
+        raise UserError(f"{path} was altered since the study was frozen")
+    rows = [json.loads(line) for line in lines.split("\n")]
+    units = [
+        Unit(
+            id=row["id"],
+            texts=tuple(row["texts"]),
+            items=tuple(ProbeItem(**item) for item in row["items"]),
+            attributes=row["attributes"],
+            cluster=row["cluster"],
+            block=row["block"],
+        )
+        for row in rows
+    ]
+    number = {arm.name: index for index, arm in enumerate(spec.arms)}
+    arms = np.array([number[row["arm"]] for row in rows], dtype=np.int64)
+    timing = None
+    if rows and rows[0]["timing"] is not None:
+        timing = np.array([row["timing"] for row in rows], dtype=np.int64)
+    return Question(experiment, units, make_design(units, spec.arms), arms, timing)

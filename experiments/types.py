@@ -1,0 +1,116 @@
+"""What passes between the rooms of an experiment: units and their probe items, item scores, and what
+an outcome is called.
+
+Shapes: U units, I probe items (in the order of units, then of each unit's items), S probe steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ProbeItem:
+    """One measurement: how likely is `target` right after `prompt`. `id` is unique in its unit."""
+
+    id: str
+    kind: str
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest thing that is randomized.
+
+    `texts` are what exposures show (the first one is the original, the others are its variants);
+    `items` are what probes measure. Units with one `cluster` move together; units are randomized
+    within their `block`.
+    """
+
+    id: str
+    texts: tuple[str, ...]
+    items: tuple[ProbeItem, ...]
+    attributes: dict[str, str | int | float] = field(default_factory=dict)
+    cluster: str = ""
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class OutcomeSpec:
+    """One number per unit, what it is called and how it is judged.
+
+    `chance` is the value of a guess (binary outcomes). `contrast` names the (treated, control) arms
+    that are compared; None compares every arm with a dose to every arm without. `baseline` names
+    the series whose value before any exposure is adjusted for; None means the outcome's own series,
+    "" none. `null_sd` is the standard deviation between units when there is no effect, if it is
+    known.
+    """
+
+    name: str
+    label: str
+    unit: str
+    higher_is: str
+    binary: bool = False
+    chance: float | None = None
+    primary: bool = False
+    secondary: bool = True
+    contrast: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    baseline: str | None = None
+    null_sd: float | None = None
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """What the model said about every item at one probe step.
+
+    logprob: float64 [I], sum over the target's tokens, nats. n_tokens, n_bytes: int64 [I], length
+    of the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
+    """
+
+    logprob: F64
+    n_tokens: I64
+    n_bytes: I64
+    greedy: npt.NDArray[np.bool_]
+
+
+class ItemTable:
+    """The items of a list of units as columns, to aggregate scores per unit."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.n_units = len(units)
+        self.unit_I = np.repeat(np.arange(len(units)), [len(unit.items) for unit in units])
+        self.kind_I = np.array([item.kind for unit in units for item in unit.items], dtype=object)
+
+    def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
+        """Which items are of this kind, bool [I]."""
+        return np.asarray(self.kind_I == kind, dtype=bool)
+
+    def mean(self, values_I: npt.NDArray[Any], kind: str) -> F64:
+        """Mean over each unit's items of one kind, float64 [U]; NaN for a unit without any."""
+        chosen = self.of_kind(kind)
+        units = self.unit_I[chosen]
+        count = np.bincount(units, minlength=self.n_units)
+        total = np.bincount(
+            units, weights=np.asarray(values_I, np.float64)[chosen], minlength=self.n_units
+        )
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def only(self, values_I: npt.NDArray[Any], kind: str) -> list[F64]:
+        """The values of one kind, one array per unit."""
+        chosen = self.of_kind(kind)
+        counts = np.bincount(self.unit_I[chosen], minlength=self.n_units)
+        return np.split(np.asarray(values_I, np.float64)[chosen], np.cumsum(counts)[:-1])
+
+
+def per_token(scores: ItemScores) -> F64:
+    """Log-probability per target token, nats, float64 [I]; NaN for an empty target."""
+    return np.where(scores.n_tokens > 0, scores.logprob / np.maximum(scores.n_tokens, 1), np.nan)
