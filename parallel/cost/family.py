@@ -85,15 +85,19 @@ def nested_cost(
     total = sum(member.share for member in members)
     if abs(total - 1.0) > 1e-6:
         raise ValueError(f"the members' shares of steps sum to {total:g}, not 1")
+    # Memory is always that of the whole: its weights and state stay where they are, whichever
+    # member trains.
     base = Predictor(whole, cluster, training, traits, constants).predict(layout)
     told: dict[str, Prediction] = {}
     steps: dict[str, float] = {}
     for member in members:
         own = layout
+        # Layers per stage that fit the whole model are not those of a shallower member.
         if member.model.n_layers != whole.n_layers and layout.stage_layers:
             own = Layout(**{**layout.__dict__, "stage_layers": ()})
         found = Predictor(member.model, cluster, training, traits, constants).predict(own)
         told[member.name] = found
+        # Gradients and update are those of all shared weights, whichever member was trained.
         more = sum(max(0.0, base.parts[name] - found.parts[name]) for name in WHOLE)
         steps[member.name] = found.step_time_s + more
     time_s = sum(member.share * steps[member.name] for member in members)

@@ -88,15 +88,14 @@ def fit(
 
     if len(measured_s) < len(names):
         raise ValueError(f"{len(measured_s)} runs cannot fit {len(names)} constants")
-    usual = [getattr(start, name) for name in names]
-    if None in usual:
-        raise ValueError("start.matmul is None; give the device's matmul_efficiency")
-    expected = np.log([max(value, SMALLEST) for value in usual])
+    expected = np.log(_usual(names, start))
 
     def constants(point: np.ndarray) -> Constants:
         values = dict(zip(names, np.exp(point).tolist(), strict=True))
         return replace(start, **values)
 
+    # Logarithms, because a prediction that is twice too long is as wrong as one that is half as
+    # long; the pull adds an error for every constant that leaves its usual value.
     def errors(point: np.ndarray) -> np.ndarray:
         now = constants(point)
         ratios = [math.log(p(now) / m) for p, m in zip(predictors, measured_s, strict=True)]
@@ -109,6 +108,16 @@ def fit(
     at_bounds = tuple(name for name, margin in zip(names, margins, strict=True) if margin < 1e-3)
     ratios = np.abs(np.expm1(errors(point)[: len(measured_s)]))
     return Fit(constants(point), float(np.median(ratios)), len(measured_s), at_bounds)
+
+
+def _usual(names: Sequence[str], start: Constants) -> list[float]:
+    """Return what constants are pulled to: where nothing pulls, one that the runs hardly move would
+    drift to a bound.
+    """
+    usual = [getattr(start, name) for name in names]
+    if None in usual:
+        raise ValueError("start.matmul is None; give the device's matmul_efficiency")
+    return [max(value, SMALLEST) for value in usual]
 
 
 def _least_squares(
@@ -151,11 +160,14 @@ def fit_memory(
         total += 5.0 * math.log(constants.logits / start.logits) ** 2
         for fill, failed in zip(fills, out_of_memory, strict=True):
             margin = math.log(fill(constants)) / 0.03
+            # Where the margin is on the wrong side it costs in proportion to it, on the right side
+            # almost nothing.
             wrong = -margin if failed else margin
             soft = max(0.0, wrong) + math.log1p(math.exp(-abs(wrong)))
             total += soft * (false_fit_weight if failed else 1.0)
         return total
 
+    # Grids, as the loss has steps where another device becomes the fullest: slopes mislead there.
     best, step = start, 0.1
     for _ in range(3):
         places = [(i * step, j * step) for i in range(-5, 6) for j in range(-5, 6)]
@@ -186,6 +198,8 @@ def telling(
         start: with a value for each of `unsure`.
         predictors: for every run, constants to predicted step time in seconds.
     """
+    # Both must be there: a constant that is known needs no run, and one that no step feels cannot
+    # be found.
     worth = {name: spread * _slope(name, start, predictors) for name, spread in unsure.items()}
     found = sorted((name for name in worth if worth[name] >= LEAST), key=lambda n: -worth[n])
     return found[:most]
@@ -197,6 +211,8 @@ def _slope(
     """Return the root mean square of d log(time) / d log(constant)."""
     low, high = BOUNDS[name]
     value = getattr(start, name)
+    # A step of a tenth: times are smooth in constants, but for kinks where the host or a link takes
+    # over.
     other = value * NUDGE if value * NUDGE <= high else value / NUDGE
     if not max(low, 1e-9) <= value <= high:
         return 0.0

@@ -54,6 +54,8 @@ class CommGroup:
     def rates(self, constants: Constants) -> tuple[float, float]:
         """Return (bytes per second around the ring, seconds of one hop)."""
         rate, hop = math.inf, 0.0
+        # A ring goes through every node once: inside, each device has its own link; between nodes,
+        # all devices of a node carry rings at the same time, so that rates add up.
         if self.per_node > 1:
             rate, hop = _reached(self.intra, constants.intra), self.intra.latency_us
         if self.nodes > 1:
@@ -61,6 +63,7 @@ class CommGroup:
             rate = min(rate, self.per_node * _reached(self.inter, constants.inter) / crowd)
             hop = max(hop, self.inter.latency_us)
         if self.between is not None:
+            # All groups of the layout that cross here do so at the same time and share one link.
             rate = min(rate, _reached(self.between, constants.inter) / self.sharers)
             hop = max(hop, self.between.latency_us)
         return rate * 1e9, hop * 1e-6
@@ -70,6 +73,7 @@ class CommGroup:
         if self.ranks == 1:
             return 0.0
         rate, hop_s = self.rates(constants)
+        # Every rank has its own part already and receives those of the others.
         share = (self.ranks - 1) / self.ranks
         return LAUNCH_S + share * size / rate + hop_s * self._hops()
 
@@ -78,6 +82,8 @@ class CommGroup:
         if self.ranks == 1:
             return 0.0
         rate, hop_s = self.rates(constants)
+        # A reduce-scatter and an all-gather; latencies grow with the logarithm, as libraries take
+        # trees for small sizes.
         share = 2 * (self.ranks - 1) / self.ranks
         return LAUNCH_S + share * size / rate + 2 * hop_s * math.log2(self.ranks)
 
@@ -85,6 +91,8 @@ class CommGroup:
         """Return the time of an all-to-all to which every rank brings `size` bytes."""
         if self.ranks == 1:
             return 0.0
+        # Rows go to experts anywhere alike: a rank keeps 1/n of them, some stay on its node, the
+        # rest leave it by its own card.
         inside = (self.per_node - 1) / self.ranks * size
         outside = (self.ranks - self.per_node) / self.ranks * size
         time_s = LAUNCH_S + inside / (self.intra.gb_s * 1e9 * constants.routing)
@@ -93,6 +101,7 @@ class CommGroup:
             time_s += outside * crowd / (self.inter.gb_s * 1e9 * constants.routing)
             time_s += self.inter.latency_us * 1e-6
         if self.between is not None:
+            # All ranks' rows cross the same link.
             time_s += outside * self.ranks / (self.between.gb_s * 1e9 * constants.routing)
         return time_s
 
@@ -104,6 +113,7 @@ class CommGroup:
         """Return the time in which one rank sends `size` bytes to another of the group."""
         if self.ranks == 1:
             return 0.0
+        # Two ranks, wherever the group stands: one pair sends, not a ring of the whole node.
         rate, hop_s = replace(self, per_node=2 if self.nodes == 1 else 1).rates(constants)
         return LAUNCH_S + hop_s + size / rate
 
@@ -122,6 +132,7 @@ def domain(cluster: Cluster, devices: Sequence[int], sharers: int = 1) -> CommGr
             same time.
     """
     spots = [cluster.spot(device) for device in devices]
+    # The node with fewest ranks has fewest cards for the same ring: it decides the rate.
     on_node: dict[int, int] = {}
     for _, node in spots:
         on_node[node] = on_node.get(node, 0) + 1
@@ -147,5 +158,7 @@ def strided(group: Group, ranks: int, stride: int) -> CommGroup:
     that they fill in order.
     """
     size = group.devices_per_node
+    # A stride of a node or more puts every rank on a node of its own; else as many as the node has
+    # room for.
     inside = max(1, min(ranks, size // stride)) if stride < size else 1
     return CommGroup(ranks, inside, -(-ranks // inside), group.intra_node, group.inter_node)

@@ -79,6 +79,8 @@ def division(layout: Layout, training: Training, weights: Weights) -> Division:
     again = stage == 3
     if training.zero_stage is None:  # `weights.gathers_again`
         alike = layout.pp == 1 and len(set(layout.shares)) <= 1
+        # Motet's engine gathers once a step where the gathered weights are small, or where passes
+        # of a pipeline would gather too often.
         again = alike and weights.all * 4 > KEPT_GATHERED_BYTES
     return Division(layout.fsdp, layout.edp, stage, again)
 
@@ -97,8 +99,12 @@ def state_parts(
         several: more than one micro-batch adds to the same gradients.
         replicas: that hold the same weights and add their gradients.
     """
+    # Experts are divided among fewer ranks than dense weights, as expert parallelism has divided
+    # them already.
     mine = weights.dense / shared.dense + weights.experts / shared.experts
+    # One rank has nothing to gather and needs no buffer for it.
     ranks = max(shared.dense, shared.experts)
+    # ZeRO's stages by name: 1 the optimizer's state, 2 gradients too, 3 weights too.
     held = mine if shared.stage >= 3 else weights.all
     graded = mine if shared.stage >= 2 else weights.all
     state = mine if shared.stage >= 1 else weights.all
@@ -124,6 +130,7 @@ def block_bytes(block: PricedBlock, recompute: str, traits: Traits) -> tuple[flo
     """Return bytes that one block keeps for one micro-batch, and those that it has besides while
     its backward pass runs.
     """
+    # Only the input stays; the rest of the block comes back while its backward pass runs.
     if recompute == "full":
         return block.input_bytes, block.kept_bytes
     if recompute == "selective" and traits.selective == "alternate":
@@ -147,13 +154,17 @@ def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
     pp, virtual = layout.pp, layout.virtual_stages
     if pp == 1:
         return 1.0
+    # All forward passes come first.
     if layout.schedule == "gpipe":
         return float(micro_batches)
+    # A rank keeps what is on its way to the end and back.
     if layout.schedule == "1f1b":
         return float(min(micro_batches, pp - rank))
     if layout.schedule == "zbv_zero_bubble":
         return float(min(micro_batches, pp))
     apart = layout.schedule == "interleaved_zero_bubble"
+    # Interleaved ranks run ahead by the warm-up of all their stages; where weights' passes are
+    # apart, earlier ranks run ahead less but keep what waits for them.
     hops = (pp - 1 - rank) * (1 if apart else 2)
     warm = (virtual - 1) * pp + hops + 1 + (rank if apart else 0)
     return min(float(micro_batches), warm / virtual)
@@ -161,7 +172,9 @@ def micro_batches_held(layout: Layout, rank: int, micro_batches: int) -> float:
 
 def logits_bytes(vocabulary_size: int, tokens: int, split: int, traits: Traits) -> float:
     """Return bytes of logits that exist at a time, on one of `split` ranks."""
+    # Loss by blocks of rows: only a block's logits exist at a time.
     alive = tokens if traits.logits_rows is None else min(traits.logits_rows, tokens)
+    # Divided logits never meet on one device, if the loss is made of parts.
     if not traits.gathers_logits:
         return alive * vocabulary_size / split * traits.logits_bytes
     # A rank's own columns, those of all ranks before they are joined, and their gradient: sizes

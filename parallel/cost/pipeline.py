@@ -55,6 +55,8 @@ def chain(ranks: Iterable[tuple[int, float, float, float]]) -> Chain:
     total = weights = halves = 0.0
     for count, forward, backward, weight in ranks:
         busy, rest = forward + backward, backward - weight
+        # In a V a rank has two stages; what others wait for is the longer of its forward and its
+        # input pass through one of them.
         half = (forward if forward > rest else rest) / 2.0
         total += count * busy
         weights += count * weight
@@ -107,6 +109,7 @@ def own_share(schedule: str, virtual: int) -> float:
 
 def chain_s(layout: Layout, micro_batches: float, ranks: Chain) -> float:
     """Return the time from the first pass to the last of one step: see `pipeline_s`."""
+    # One rank waits for nobody.
     if layout.pp == 1:
         return micro_batches * ranks.slowest_s
     schedule, passes = layout.schedule, 0.0
@@ -114,6 +117,7 @@ def chain_s(layout: Layout, micro_batches: float, ranks: Chain) -> float:
         passes = half_passes(layout.pp, micro_batches)
     others = ranks.others_s, ranks.others_weight_s, ranks.others_half_s
     more_s = wait_s(schedule, layout.virtual_stages, passes, *others)
+    # Weights' passes can fill no more than the whole wait.
     return micro_batches * ranks.slowest_s + max(0.0, more_s)
 
 

@@ -131,9 +131,11 @@ class Predictor(RankMemoryCosts):
             self._column(layout, cost_key, where, shapes, column, number)
             for column in where.columns
         ]
+        # Replicas wait for each other at the end of a step: the slowest kind is the step.
         time_s, parts, busy = found[0] if len(found) == 1 else max(found, key=lambda one: one[0])
         filled = self._memory(layout, cost_key, where, shapes, number)
         holder = self.held_at(layout, cost_key, filled.rank_key)
+        # Activations are told apart last, as only the fullest device's are shown.
         activations = filled.gib - holder.fixed_gib
         used = self._used(where, layout)
         peak = price = 0.0
@@ -160,6 +162,7 @@ class Predictor(RankMemoryCosts):
 
     def _used(self, where: Topology, layout: Layout) -> dict[int, float]:
         """Return how many devices of each of the cluster's groups a layout uses."""
+        # The usual cases without a loop over devices, which are thousands.
         if len(self.cluster.groups) == 1:
             return {0: layout.world_size}
         if layout.world_size == self.cluster.devices:
@@ -208,6 +211,8 @@ class Predictor(RankMemoryCosts):
         bounds: list[int] = []
         rows = list(zip(where.stages, shapes, groups, strict=True))
         for at, row in enumerate(rows):
+            # By identity: equal shapes and stages are one object, and comparing their fields would
+            # cost more than the rest of a prediction.
             if not at or row[2] != groups[at - 1] or any(map(is_not, row[:2], rows[at - 1][:2])):
                 bounds.append(at)
         found = [
@@ -230,10 +235,13 @@ class Predictor(RankMemoryCosts):
         for run in runs:
             rank = self.rank_at(layout, cost_key, run.rank_keys[0])
             for rank_key in run.rank_keys[1:]:
+                # A stage over several kinds of devices is as fast as its slowest.
                 rank = max(rank, self.rank_at(layout, cost_key, rank_key), key=_rank_s)
             count, rank_s = run.stop - run.start, rank.ahead_s + rank.behind_s
             alike.append((count, rank.ahead_s, rank.behind_s, rank.weight_s))
             busy += (rank_s,) * count
+            # Each rank's transfer is hidden behind the slowest rank's passes, and the longest
+            # counts.
             syncs.append(rank.sync_s)
             update_s = max(update_s, rank.optimizer_s)
             if rank_s > slowest_s:
@@ -273,6 +281,8 @@ class Predictor(RankMemoryCosts):
         training = self.training
         parts = dict(zip(PHASES, [number * each for each in line.phases], strict=True))
         parts["pipeline_send"] = number * line.send_s
+        # What the slowest rank is not busy for: waiting for others to fill and drain, whatever the
+        # schedule.
         parts["bubble"] = pipe_s - number * line.chain.slowest_s
         parts["data_parallel"] = number * line.waits_s + line.sync_s
         parts["optimizer"] = line.update_s
@@ -300,10 +310,14 @@ class Predictor(RankMemoryCosts):
         number: float,
     ) -> Filled:
         """Return what the fullest device of every pipeline rank holds."""
+        # Ranks near the start keep more micro-batches, those at the end have the logits: the
+        # fullest is found, not known.
         counts = self._held_counts(layout, math.ceil(number))
         totals: list[float] = []
         most: list[float] = []  # shares of the ranks of `totals`, as of the fullest of those alike
         best, fullest, gib = -1.0, 0, 0.0
+        # Where stages stand on several kinds of devices, each kind has a row: the fullest counts by
+        # share, not by bytes.
         for i, row in enumerate(self._holds_of(layout, cost_key, where, shapes)):
             start, stop, fixed, more, capacity = row
             mine = [fixed + more * count for count in counts[start:stop]]

@@ -167,6 +167,7 @@ class RankCosts:
 
     def weights(self, layout: Layout, shape: StageShape) -> memory.Weights:
         """Return the weights of one device of a pipeline rank before data parallelism."""
+        # Tied tables count once on a rank that has both.
         table = float(self.model.vocabulary_size * self.model.d_model)
         if self._vocabulary_split(layout) > 1:
             table /= layout.tp
@@ -268,6 +269,7 @@ class RankCosts:
         """
         parallel, piped = layout.sequence_parallel and layout.tp > 1, layout.pp > 1
         tables = layout.vocabulary_parallel
+        # One rank alone has no hooks of sharding, whose host time counts on small models.
         alone = layout.tp * layout.cp * layout.dp_shard * layout.dp_replicate == 1
         blocks = (layout.micro_sequences, layout.recompute, parallel, tables, alone)
         return CostKey(blocks, (piped, tables, layout.shares), several or piped, piped)
@@ -322,12 +324,15 @@ class RankCosts:
                 continue
             block = self.block(layout, stage, group, has_experts)
             back = block.backward
+            # What is made again runs before the backward pass of the block, and takes what it took
+            # the first time.
             if layout.recompute == "full":
                 back = add(back, block.forward)
             elif layout.recompute == "selective":
                 back = add(back, selective(block, self.traits))
             forward = add(forward, scaled(block.forward, number))
             backward = add(backward, scaled(back, number))
+            # A product's weight gradient is as many operations as its forward pass.
             weight_s += number * block.forward[0]
         if shape.first or shape.last:
             embedding, head = self.edges(layout, stage, group)
@@ -354,6 +359,7 @@ class RankCosts:
         own, traits = self.constants[group], self.traits
         weights = self.weights(layout, shape)
         shared = memory.division(layout, self.training, weights)
+        # Gathers go block by block: as many latencies as blocks.
         layers = max(1, shape.dense_layers + shape.expert_layers)
         parts = (
             (weights.dense, stage.shard, stage.data, stage.replicate),
@@ -363,10 +369,13 @@ class RankCosts:
         for values, shard, everyone, replicas in parts:
             if not values:
                 continue
+            # Weights that are divided are gathered for every pass, gradients scattered; replicas
+            # add theirs once a step.
             if shared.gathers_again or shared.stage == 3:
                 gather += layers * shard.gather_s(values / layers * traits.compute_bytes, own)
                 scatter += layers * shard.gather_s(values / layers * traits.reduce_bytes, own)
                 once += replicas.reduce_s(values / shard.ranks * traits.reduce_bytes, own)
+            # Nothing is divided: one all-reduce of all gradients over everybody.
             elif shared.stage == 0:
                 once += everyone.reduce_s(values * traits.reduce_bytes, own)
             else:
@@ -382,6 +391,8 @@ class RankCosts:
         mine = weights.all
         if shared.stage >= 1:
             mine = weights.dense / shared.dense + weights.experts / shared.experts
+        # Gradients go to the host and weights come back, over PCIe at best 26 GB/s (16 lanes of the
+        # fourth generation); the update runs at the host's memory, about 20 GB/s of its optimizer.
         if self.training.offload:
             rate = self.cluster.groups[group].intra_node.gb_s * 1e9
             return mine * (4.0 / min(rate, 26e9) * 2 + self.traits.optimizer_traffic / 20e9)

@@ -56,6 +56,8 @@ class RankMemoryCosts(RankCosts):
         for count, has_experts in ((shape.dense_layers, False), (shape.expert_layers, True)):
             if count:
                 block = self.block(layout, stage, group, has_experts)
+                # What a block keeps until its backward pass adds up over blocks; what it has
+                # besides while it runs exists once.
                 saved, once = memory.block_bytes(block, layout.recompute, traits)
                 saved_bytes += count * saved
                 beside, around = max(beside, once), max(around, block.ring_bytes)
@@ -63,15 +65,18 @@ class RankMemoryCosts(RankCosts):
         stream = tokens * self.model.d_model * self.costs[group].value
         logits = 0.0
         if shape.last:
+            # The head's input and its gradient live beside the logits.
             beside += 2 * stream
             split = self._vocabulary_split(layout)
             logits = memory.logits_bytes(self.model.vocabulary_size, tokens, split, traits)
             logits *= own.logits
+        # Buffers of attention and logits never exist together: the larger counts.
         collectives = max(0.0, around - logits)  # no attention runs while logits exist
         collectives += 2 * stream if layout.tp > 1 or layout.pp > 1 else 0.0
         collectives += memory.communicators(layout) * own.communicator_gib * GIB
         rest = {"logits": logits / GIB, "collectives": collectives / GIB}
         rest["reserved"] = own.reserved_gib
+        # An allocator rounds and leaves gaps: found by runs that just fit and that just did not.
         factor = own.activation / GIB
         return Activations(rest, sum(rest.values()), saved_bytes * factor, beside * factor)
 

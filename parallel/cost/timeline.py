@@ -64,6 +64,8 @@ def _one_stage(rank: int, warmup: int, micro_batches: int) -> list[PipelinePass]
     """Some forward passes first, then one forward and one backward in turn, then the backward
     passes that are left.
     """
+    # What runs ahead must wait in memory: a rank runs as far ahead as micro-batches are on their
+    # way to the end and back.
     out = [PipelinePass(rank, n, FORWARD) for n in range(warmup)]
     for n in range(micro_batches):
         if warmup + n < micro_batches:
@@ -92,8 +94,11 @@ def _interleaved(
     later ranks have their inputs.
     """
     per_round = micro_batches // max(1, micro_batches // pp)
+    # Micro-batches go through a rank's stages in rounds, as many at a time as fill the pipeline.
     total = micro_batches * virtual
     hops = pp - 1 - rank
+    # The first ranks run ahead by what comes back later; apart, gradients of inputs come back one
+    # hop at a time, else forward and backward passes pair up at every hop.
     warmup = min((virtual - 1) * per_round + (hops if apart else 2 * hops), total)
     order = _Order()
     waiting: list[int] = []
@@ -104,6 +109,8 @@ def _interleaved(
             continue
         stage = (virtual - 1 - (step - warmup) // per_round % virtual) * pp + rank
         order.add(stage, INPUT if apart else BACKWARD)
+        # Weights' passes wait until no later rank waits for an input's gradient of this one: they
+        # fill what would be idle time.
         if apart:
             waiting.append(stage)
             if step - warmup >= rank:
@@ -128,6 +135,7 @@ def _zbv(rank: int, pp: int, micro_batches: int) -> list[PipelinePass]:
         order.add(down, FORWARD)
     for _ in range(pp - rank):
         order.add(up, FORWARD, INPUT, WEIGHT)
+    # A V needs this many micro-batches to be full; with fewer, the same order is taken with holes.
     planned = max(2 * pp - 1, micro_batches)
     while (
         order.done[up, FORWARD] < order.done[down, FORWARD] or order.done[down, FORWARD] < planned
@@ -172,6 +180,7 @@ def timeline(
     """
     layout = Layout(pp=pp, virtual_stages=virtual_stages, schedule=schedule)
     rank_of = {stage: rank for rank in range(pp) for stage in layout.stages_of(rank)}
+    # A backward pass makes two gradients by products of equal size.
     weight_s = weight_s or [s / 2 for s in backward_s]
     cost_s = {
         FORWARD: forward_s,
@@ -198,12 +207,15 @@ def _played(
     ends_s: dict[tuple[str, int, int], float] = {}
     clock_s, position, out = [0.0] * len(pending), [0] * len(pending), list[TimedPass]()
     moved = True
+    # Ranks depend on each other both ways, so that no order of ranks does: round after round, until
+    # nothing moves.
     while moved:
         moved = False
         for rank, actions in enumerate(pending):
             while position[rank] < len(actions):
                 action = actions[position[rank]]
                 ready_s = _ready_s(action, ends_s, rank_of, send_s)
+                # What it needs was not made yet: another rank goes on, and this one is asked again.
                 if ready_s is None:
                     break
                 start_s = max(clock_s[rank], ready_s)
@@ -230,6 +242,7 @@ def _ready_s(
     stage, micro_batch, kind = action
     if kind == WEIGHT:
         return ends_s.get((INPUT, stage, micro_batch))
+    # Hidden states come from the stage before, gradients from the one behind.
     other = stage - 1 if kind == FORWARD else stage + 1
     own_s = 0.0 if kind == FORWARD else ends_s.get((FORWARD, stage, micro_batch))
     if other not in rank_of or own_s is None:
@@ -237,6 +250,7 @@ def _ready_s(
     arrived_s = ends_s.get((_what(kind), other, micro_batch))
     if arrived_s is None:
         return None
+    # Stages on one rank, as in a V's turn, hand over without sending.
     if send_s and rank_of[other] != rank_of[stage]:
         arrived_s += send_s[min(stage, other)]
     return max(own_s, arrived_s)

@@ -76,6 +76,7 @@ def topology_of(cluster: Cluster, layout: Layout) -> Topology:
             f"the layout has {layout.world_size:,} ranks, but the cluster has {cluster.devices:,} "
             "devices"
         )
+    # In one group, in order, every stage looks alike: no device needs to be asked.
     if len(cluster.groups) == 1 and not layout.placement:
         return _uniform(cluster, layout)
     return _enumerated(cluster, layout)
@@ -103,7 +104,9 @@ def _uniform(cluster: Cluster, layout: Layout) -> Topology:
     group = cluster.groups[0]
     found = {name: strided(group, *where) for name, where in strides(layout).items()}
     shares = layout.shares or (1,) * layout.dp_replicate
+    # The replica with most micro-batches is the one that the others wait for.
     share = max(shares) * layout.dp_replicate / sum(shares)
+    # Stages of one group differ in one thing only: whether the next one is on the same node.
     kinds: dict[bool, StageGroups] = {}
     stages = []
     for number in range(layout.pp):
@@ -120,6 +123,7 @@ def _neighbour(layout: Layout, number: int) -> int:
     """Return the stage that a pipeline rank sends to: the next; the last one back, or around to its
     next stage.
     """
+    # The last rank sends gradients back; where ranks have several stages, it sends on to the first.
     last = number == layout.pp - 1 and layout.virtual_stages == 1
     return (number - 1 if last else number + 1) % layout.pp
 
@@ -148,6 +152,7 @@ def _enumerated(cluster: Cluster, layout: Layout) -> Topology:
     }
     stages = []
     for number in range(layout.pp):
+        # Stages take the devices in order, as the runtime numbers its ranks.
         ranks = range(number * size, (number + 1) * size)
         found = {name: domains[number] for name, domains in within.items()}
         other = _neighbour(layout, number) * size
@@ -175,14 +180,17 @@ def _slowest_of_stages(
     between clusters.
     """
     found = [_slowest(cluster, groups) for groups in stages]
+    # Stages work at the same time: all that cross between clusters share the link.
     crossing = sum(one.sharers for one in found if one.between is not None)
     return [one if one.between is None else replace(one, sharers=crossing) for one in found]
 
 
 def _slowest(cluster: Cluster, groups: Sequence[Sequence[int]]) -> CommGroup:
-    """Return the group that the others wait for; those that cross between clusters share the link."""
+    """Return the group that the others wait for; all that cross between clusters share a link."""
     found = [domain(cluster, group) for group in dict.fromkeys(map(tuple, groups))]
+    # Groups of one kind transfer at the same time, in step with each other.
     crossing = sum(one.between is not None for one in found)
+    # A collective of one kind runs in all groups at once, and the next pass waits for the last.
     worst = min(found, key=_speed)
     if worst.between is None:
         return worst
@@ -215,6 +223,8 @@ def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[ReplicaKind, ...]
         for number in range(layout.pp):
             start = number * layout.stage_ranks + replica * size
             groups.append(tuple(sorted(set(group_of[start : start + size]))))
+        # Replicas that stand alike take equally long: one of each kind is predicted, with the
+        # largest share of the step.
         key = tuple(groups)
         part = share * layout.dp_replicate / sum(shares)
         found[key] = max(part, found.get(key, 0.0))

@@ -36,7 +36,7 @@ SPREAD = {
 FITTED_SPREAD = 0.5
 """What is left of these where the device's constants were fitted to runs."""
 BEYOND_SPREAD = 0.4
-"""By how much of themselves these grow with every doubling of the devices beyond the largest run."""
+"""By how much of themselves these grow with every doubling of devices beyond the largest run."""
 TIGHT = 0.93
 """Above this share of its memory, whether a layout fits is uncertain."""
 BUSY_NETWORK = 0.2
@@ -60,6 +60,7 @@ class Trust(NamedTuple):
         """Return by how many doublings a layout has more devices than the runs that its constants
         were found on; `used`: devices of the cluster's groups.
         """
+        # The group that was seen least decides: a step waits for all.
         most = min([self.constants[group].most_devices for group in used])
         devices = sum(used.values())
         return math.log2(devices / most) if 0 < most < devices else 0.0
@@ -102,6 +103,7 @@ class Trust(NamedTuple):
         if TIGHT < fill < 2.0 - TIGHT:
             doubts.append(f"memory is {fill:.0%} of what the device has: it may or may not fit")
         network = parts["data_parallel"] + parts["pipeline_send"] + parts["experts"]
+        # On one node links are nobody else's.
         if network > BUSY_NETWORK * time_s and layout.world_size > 8:
             doubts.append(
                 f"{network / time_s:.0%} of the step waits for transfers, which depend on the "

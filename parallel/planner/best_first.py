@@ -1,9 +1,10 @@
-"""The search for the fastest layouts: exhaustive over `space`, with bounds that leave out what cannot
-win. Pure; no torch.
+"""The search for the fastest layouts: exhaustive over `space`, with bounds that leave out what
+cannot win. Pure; no torch.
 
 Degrees are taken in the order of a lower bound of their time (`bounds`). What is left is placed on
-the groups of the cluster in every order, its layers are divided exactly (`partition`), and what fits
-is predicted by the cost model itself. docs/planner_internals.md tells why the first row is proven.
+the groups of the cluster in every order, its layers are divided exactly (`partition`), and what
+fits is predicted by the cost model itself. docs/planner_internals.md tells why the first row is
+proven.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class PipelinesSearch:
         """Search all degrees, once for the proof and once for the rest of the table."""
         pairs = self._open_degrees()
         self._take(pairs)
+        # Kept for the rest of the table: degrees whose bounds were looked at are those that came
+        # near.
         if self.record.proving:
             self._seen = [(one.known_s, one.core, one.dp_ranks) for one in pairs if one.sharpness]
 
@@ -133,6 +136,8 @@ class PipelinesSearch:
                 if not record.late():
                     self._sample()
                 return
+            # A node is expanded when its own bound is the least of all that is open: had it been
+            # expanded earlier, a better layout might have closed it.
             if pair.following:
                 tried += 1
                 counts["tried"] += 1
@@ -150,6 +155,7 @@ class PipelinesSearch:
         """Expand what looks best of all that was looked at, once of each pair and of every set of
         degrees before any again.
         """
+        # Unlike degrees teach more than the neighbours of what was just tried.
         best = min(looked, key=lambda pair: (_degrees_of(pair.core) in dived, pair.bound_s))
         looked.remove(best)
         dived.add(_degrees_of(best.core))
@@ -166,6 +172,7 @@ class PipelinesSearch:
                 return
             if tries.get(degrees, 0.0) >= SAMPLES:
                 continue
+            # Anew, as the proof's limit was lower: what it closed may be worth a row of the table.
             pair = OpenDegrees(self.frontier, core, dp_ranks, bound_s)
             pair.sharpen()
             pair.sharpen()
@@ -176,7 +183,7 @@ class PipelinesSearch:
                 self._expand(node)
 
     def _expand(self, node: SearchNode) -> None:
-        """Try every placement, schedule, recomputation and sharding of some degrees and machines."""
+        """Try every schedule, recomputation and sharding of some degrees on their machines."""
         core, pp, question = node.core, sum(node.stages), self.context.question
         ranks = node.dp_ranks * core.cp * core.tp
         machines = self.context.machines([count * ranks for count in node.stages])

@@ -1,4 +1,4 @@
-"""Lower bounds of a step for all assignments and schedules of some degrees at once. Pure; no torch."""
+"""Lower bounds of a step for all assignments and schedules of some degrees at once. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from motet.parallel.planner.bounds import bounds_s, with_room
 from motet.parallel.planner.frontier import Frontier
 from motet.parallel.planner.linear import GroupCosts
-from motet.parallel.planner.rows import Rows, unordered, unplaced
+from motet.parallel.planner.rows import PipelineRows, unordered, unplaced
 from motet.parallel.planner.space import (
     InnerDegrees,
     ScheduleChoice,
@@ -36,6 +36,8 @@ class BoundTable:
         self.record, self.pp = frontier.record, found.sum(axis=1)
         done = self.frontier.context.work_bound(self.core, recompute)
         slowest = frontier.slowest(done, self.core, self.dp_ranks, found)
+        # The schedule is one more axis from here on: each has its own wait, and some cannot run
+        # with so many ranks or micro-batches.
         self.slow_s = np.tile(slowest, (len(frontier.all_ways), 1))  # [schedule, assignment]
         quick_s = frontier.any_way_s(done, self.pp, self.n, slowest)
         runs = frontier.taken(self.n)[:, self.pp]
@@ -51,7 +53,7 @@ class BoundTable:
         return np.asarray(self.least_s < self.record.limit_s)
 
     def look(self) -> None:
-        """Bound what may win and has memory without whole layers and what is sent between groups."""
+        """Bound what may win and has memory, without whole layers and in no order of groups."""
         frontier = self.frontier
         at = np.flatnonzero(self._open().any(axis=0))
         if not len(at):
@@ -60,7 +62,11 @@ class BoundTable:
         self.rooms = frontier.rooms_before(self.core, self.dp_ranks, self.n, most, self.recompute)
         room = with_room(self.rooms, self.found[at], frontier.routed)
         self.record.counts["memory"] += int((~room).sum())
+        # Nothing keeps less than 1F1B, so that what has no room under it has none under any
+        # schedule.
         self.least_s[:, at[~room]] = math.inf
+        # With one stage nothing waits, and the lines of pipelines do not hold: the work alone
+        # bounds it.
         alone = np.flatnonzero(self.pp == 1)
         self.least_s[:, alone] = np.maximum(self.least_s[:, alone], self.n * self.slow_s[:, alone])
         open_ = self._open() & (self.pp > 1)
@@ -71,12 +77,14 @@ class BoundTable:
         for number, way in enumerate(frontier.all_ways):
             at = np.flatnonzero(open_[number])
             if len(at):
+                # In no order of groups first: there are as many orders as permutations, and most
+                # assignments are closed without them.
                 cost = unplaced(frontier.ranks.cost(self.core, self.recompute, way, self.sends))
                 rows = unordered(self.found[at], cost)
                 found = bounds_s(rows, cost, self.terms, way, self.slow_s[number, at])
                 self.slow_s[number, at], self.least_s[number, at] = found
 
-    def of(self, rows: Rows, source: np.ndarray) -> np.ndarray:
+    def of(self, rows: PipelineRows, source: np.ndarray) -> np.ndarray:
         """Return bounds of rows, [schedule, row], infinite where a schedule cannot run; `source`:
         assignments that they come from.
         """
@@ -101,7 +109,7 @@ class BoundTable:
 
     def _close(
         self,
-        rows: Rows,
+        rows: PipelineRows,
         wide: np.ndarray,
         costs: list[tuple[int, GroupCosts, ScheduleChoice]],
         rooms_of: dict[str, np.ndarray],
@@ -114,6 +122,7 @@ class BoundTable:
         row = np.concatenate([np.zeros(0, dtype=int), *open_])
         if not len(row):
             return
+        # All schedules of all rows at once: a call of numpy costs as much as hundreds of rows.
         cost = np.repeat(np.arange(len(costs)), list(map(len, open_)))
         rooms = [rooms_of[way.schedule][at] for (_, _, way), at in zip(costs, open_, strict=True)]
         pairs = [(one, way) for _, one, way in costs]
@@ -123,9 +132,9 @@ class BoundTable:
         table[way, row] = np.maximum(table[way, row], found)
 
 
-def _some(rows: Rows, at: np.ndarray) -> Rows:
+def _some(rows: PipelineRows, at: np.ndarray) -> PipelineRows:
     """Return some of the rows, without their orders."""
-    return Rows(
+    return PipelineRows(
         rows.counts[at],
         rows.source[at],
         [],

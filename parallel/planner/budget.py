@@ -284,6 +284,7 @@ def _apart(sets: list[Cluster]) -> list[Cluster]:
     """
     kept: list[Cluster] = []
     for at, one in enumerate(sets):
+        # On one node every size is worth a look: a laptop's question has few others.
         few = one.devices <= one.groups[0].devices_per_node
         if few or at == len(sets) - 1 or one.devices >= GROWTH * kept[-1].devices:
             kept.append(one)

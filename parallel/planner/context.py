@@ -15,7 +15,7 @@ from motet.parallel.planner.linear import Lines, skeleton
 from motet.parallel.planner.partition import dense_first
 from motet.parallel.planner.placement import placement, places_of, renumbered, trimmed
 from motet.parallel.planner.question import PlanQuestion, RankedLayout, kind_of
-from motet.parallel.planner.record import Record
+from motet.parallel.planner.record import SearchRecord
 from motet.parallel.planner.space import GroupAssignment, InnerDegrees, ScheduleChoice
 
 ONE = ScheduleChoice("1f1b", 1)
@@ -31,7 +31,7 @@ class Context:
     """
 
     def __init__(self, question: PlanQuestion) -> None:
-        self.question, self.record = question, Record(question)
+        self.question, self.record = question, SearchRecord(question)
         self.predictor = self._predictor_of(question.cluster)
         self.lines = Lines(self.predictor)
         model = question.model
@@ -83,12 +83,15 @@ class Context:
                 used[g] = count * layout.stage_ranks
         machines = self.machines(used)
         assert machines is not None, "checked before"
+        # A layout is predicted on the nodes that it uses: what stands idle is not paid for, and
+        # links are those of its groups.
         cluster, predictor = machines
         spread = renumbered(spread)
         self.record.counts["predicted"] += 1
         prediction = predictor.predict(layout, places_of(cluster, layout, spread))
         choice = RankedLayout(layout, cluster, spread, prediction)
         if prediction.fits and prediction.step_time_s < self.record.ranked_below(choice.kind):
+            # Only what is kept gets its list of devices, which is long on thousands of them.
             placed = replace(layout, placement=placement(cluster, layout, spread))
             self.record.add(replace(choice, layout=placed))
         return prediction

@@ -15,7 +15,7 @@ from motet.parallel.planner.context import Context
 from motet.parallel.planner.linear import GroupLines, layers_that_fit, skeleton
 from motet.parallel.planner.partition import dense_places
 from motet.parallel.planner.placement import crossing_of
-from motet.parallel.planner.rows import Rows
+from motet.parallel.planner.rows import PipelineRows
 from motet.parallel.planner.space import (
     InnerDegrees,
     ScheduleChoice,
@@ -31,6 +31,8 @@ class Frontier:
     def __init__(self, context: Context) -> None:
         self.context, self.question = context, context.question
         self.record, self.model = context.record, context.question.model
+        # Bounds count layers of the kind that most are of, and correct for the rarer kind by what
+        # it takes less at most.
         routed = sum(context.kinds)
         self.routed = routed or self.model.n_layers  # layers that memory is asked for
         self.most = int(2 * routed > self.model.n_layers)
@@ -68,6 +70,9 @@ class Frontier:
                 found[g, -1] = found[g, g] = predictor.rank(layout, stage, kept, g).send_s
                 for other in groups:
                     if other != g:
+                        # All ranks of a stage send at the same time and share the link between the
+                        # groups. No way across is taken as shorter than inside, where links are
+                        # odd.
                         hop = crossing_of(predictor.cluster, sorted((g, other)), 2, ranks)
                         sent = predictor.rank(layout, replace(stage, hop=hop), kept, g).send_s
                         found[g, other] = max(sent, found[g, -1])
@@ -99,11 +104,18 @@ class Frontier:
     # --- how many layers there is memory for
 
     def rooms_of(
-        self, core: InnerDegrees, dp_ranks: int, recompute: str, rows: Rows, rooms: np.ndarray
+        self,
+        core: InnerDegrees,
+        dp_ranks: int,
+        recompute: str,
+        rows: PipelineRows,
+        rooms: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Return for how many layers (those with experts, where there are such) the ranks of a
         group have memory together, by schedule, [row, group].
         """
+        # Schedules differ in how many micro-batches a rank keeps: the most layers that they leave
+        # room for are bounds of their own.
         n, found, pp = (
             self.question.micro_batches(core, dp_ranks),
             rows.counts,
@@ -132,6 +144,7 @@ class Frontier:
         experts are looked at.
         """
         rooms = self._room_of(core, dp_ranks, np.minimum(n, np.arange(1, pp + 1)), recompute)
+        # Sums, because an assignment takes some ranks in a row: two look-ups instead of a loop.
         return np.concatenate((np.zeros((len(rooms), 1)), np.cumsum(rooms, axis=1)), axis=1)
 
     def _room_of(
@@ -143,6 +156,7 @@ class Frontier:
         found = splits(self.model, core, dp_ranks)
         if not found:
             return np.zeros((len(self.question.cluster.groups), len(held)))
+        # The first split divides weights most and needs least memory: no other has more room.
         rooms = layers_that_fit(self.context.lines, core, found[0], held, recompute)
         return np.minimum(rooms, self.model.n_layers)
 

@@ -82,10 +82,13 @@ class Lines:
         found = self._stubs.get((*degrees, group))
         if found is None:
             parts = {name: strided(whole, *where) for name, where in strides(layout).items()}
+            # The next stage is on this node or on the next one. Bounds take the faster way, as a
+            # placement that has it may exist.
             hops = strided(whole, 2, whole.devices_per_node), strided(whole, 2, 1)
             found = self._stubs[*degrees, group] = [
                 StageGroups((group,), **parts, hop=h) for h in hops
             ]
+        # Two stages do not fit on one node, so that they never send inside one.
         if 2 * ranks > whole.devices_per_node:
             return found[0]
         tokens = layout.micro_sequences * predictor.training.sequence_length / layout.cp
@@ -97,6 +100,8 @@ class Lines:
         """Return a point, and the same with a dense layer and with a layer with experts more (if
         the model has such).
         """
+        # From one layer of every kind upwards: with none, some transfers fall away as a whole, and
+        # the line would be wrong for all others.
         dense, routed = map(int, self.kinds)
         base = StageShape(dense, routed, first, last)
         return (
@@ -106,6 +111,7 @@ class Lines:
         )
 
     def _line(self, values: Sequence[float]) -> Line:
+        # Three points give a line in two numbers exactly, by the contract of `cost/pipeline.py`.
         dense, routed = values[1] - values[0], values[2] - values[0]
         return values[0] - dense - routed, dense, routed
 
@@ -167,6 +173,8 @@ class Lines:
                     kept = memory.block_bytes(block, layout.recompute, predictor.traits)[0]
                     saved[kind + 1] = kept * predictor.constants[group].activation
             whole = self._line([read[point][0] for point in points])
+            # One micro-batch is in the measured bytes: taken off, so that it can be counted as
+            # often as a schedule keeps it.
             fixed = (whole[0], whole[1] - saved[1], whole[2] - saved[2])
             capacity = read[points[0]][1]
             found = self._held[key] = MemoryLines(fixed, (0.0, saved[1], saved[2]), capacity)
@@ -187,6 +195,8 @@ def layers_that_fit(
     rooms = []
     for g in range(len(lines.predictor.cluster.groups)):
         one = lines.held(key, layout, g, False, False)
+        # Layers with experts where there are such: they hold most, and what is asked is how many
+        # ranks have room for them.
         each = one.fixed[kind] + held * one.saved[kind]
         rooms.append(max(0.0, one.capacity - one.fixed[0]) / each)
     return np.floor(np.array(rooms) + 1e-9)
@@ -259,6 +269,8 @@ class GroupLines:
         inside = sends[:, -1]
         own = plain + slope * inside
         most, other = self.most, 1 - self.most
+        # What a layer of the rarer kind takes less, at most: bounds that count layers of the common
+        # kind take this off.
         cheaper = np.zeros((2, len(sends)))
         if all(self.lines.kinds):
             cheaper = np.maximum(
@@ -268,6 +280,8 @@ class GroupLines:
             np.vstack((own[:3], own[:1] + head[:1])),
             np.vstack((own[3:], own[3:4] + head[3:4])),
         )
+        # Of every line's coefficient: then it holds for any number of layers, as sums keep ratios
+        # in between.
         ratio = float(np.max(waits[busy > 0] / busy[busy > 0]))
         longer = sends - inside[:, None]
         return GroupCosts(
@@ -298,6 +312,8 @@ class GroupLines:
             inner = self.ranks(core, recompute, "inner")
             heads = self.ranks(core, recompute, "both" if both else "head")
             plain = np.array([_row(one, way, 0.0) for one in inner]).T
+            # Read off `load` itself with and without a second of sending: no schedule's formula is
+            # written down here.
             slope = np.array([_row(one, way, 1.0) for one in inner]).T - plain
             head = np.array([_row(one, way, 0.0) for one in heads]).T - plain
             self._parts_of[key] = plain, slope, head
@@ -317,6 +333,7 @@ class GroupLines:
             groups = range(len(self.lines.predictor.cluster.groups))
             count = np.arange(layers + 1.0)
             least_s = np.full((2, len(groups), layers + 1), np.inf)
+            # The split is open: the least of all is what a bound may count on.
             for split in open_:
                 layout = skeleton(key[0], split, 2, "none", ScheduleChoice("1f1b", 1))
                 for g in groups:

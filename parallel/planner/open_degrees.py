@@ -65,6 +65,8 @@ class OpenDegrees:
 
     def sharpen(self) -> None:
         """Raise the lower bound."""
+        # One step at a time: most degrees are closed by a cheap bound, when another layout has
+        # become known meanwhile.
         self.sharpness += 1
         if self.sharpness == 1:
             self._quick()
@@ -74,6 +76,7 @@ class OpenDegrees:
             self.known_s = self.bound_s
         else:
             if self.sharpness == 3:
+                # Nodes are made when they are asked for: the limit may have fallen by then.
                 self._rest = self._ordered(np.arange(len(self.found)))
             self.following = [node for node in (next(self._rest, None),) if node is not None]
             self.bound_s = self.following[0].bound_s if self.following else math.inf
@@ -92,6 +95,7 @@ class OpenDegrees:
         pp = found.sum(axis=1)
         slowest = self.frontier.slowest(done, self.core, self.dp_ranks, found)
         quick_s = self.frontier.any_way_s(done, pp, self.n, slowest)
+        # What cannot run is no candidate, and must not keep the pair open with a low bound.
         quick_s[~self._runs(pp)] = math.inf
         self.quick_s = quick_s
         self.bound_s = float(quick_s.min(initial=math.inf))
@@ -104,6 +108,8 @@ class OpenDegrees:
         """Return the assignments that have memory with what keeps least."""
         most = found.sum(axis=1).max(initial=0)
         rooms = self.frontier.rooms_before(self.core, self.dp_ranks, self.n, most, self.names[-1])
+        # With the most recomputation and sharding, which holds least: what has no room now has none
+        # at all.
         room = with_room(rooms, found, self.frontier.routed)
         self.record.counts["memory"] += int((~room).sum()) * len(self.names)
         return np.asarray(found[room])
@@ -139,13 +145,16 @@ class OpenDegrees:
             return
         rows = rows_of(self.found[at])
         bounds = {table.recompute: table.of(rows, at[rows.source]) for table in self.tables}
+        # Recomputation is open in a node: its bound is that of the best kind.
         best_s = np.min([table.min(axis=0) for table in bounds.values()], axis=0)
         order = np.argsort(best_s, kind="stable")
         for place, row in enumerate(order):
+            # Rows come by their bound: behind the first that is too slow all are.
             if best_s[row] >= record.limit_s:
                 counts["slower"] += len(order) - place
                 return
             stages = tuple(map(int, rows.counts[row]))
+            # Once the first choice is proven, a row must be the best of its own kind to be ranked.
             limit_s = record.limit_of(self.frontier.context.kind_of(self.core, stages))
             if best_s[row] >= limit_s:
                 counts["slower"] += 1

@@ -56,16 +56,18 @@ def alike(
     wait_s = _wait_s(loads, _filled(layers, least, most, ranks_of))
     best: tuple[float, Counts] | None = None
     bound_s = _first_bound(loads, slopes, least, most, layers)
+    # Only times at which some rank can hold a layer more make a difference: between them the same
+    # divisions are possible, and a slower slowest rank is no better.
     for _ in range(MOST_BOUNDS):
         caps = _caps(loads, slopes, most, bound_s)
-        counts = _filled(layers, least, caps, ranks_of)
-        value = score(tuple(counts))
-        if best is None or value < best[0]:
-            best = value, tuple(counts)
-        for found in _eased(loads, layers, caps, ranks_of):
-            if (n - own) * bound_s + _wait_s(loads, found) < min(best[0], limit_s):
-                value = score(tuple(found))
-                best = (value, tuple(found)) if value < best[0] else best
+        least_s = (n - own) * bound_s
+        # Within the bound, more wait may buy a shorter transfer or update: of these the longest of
+        # all ranks counts, which evens out against the wait.
+        for counts in _eased(loads, layers, caps, ranks_of):
+            if best is None or least_s + _wait_s(loads, counts) < min(best[0], limit_s):
+                value = score(tuple(counts))
+                best = (value, tuple(counts)) if best is None or value < best[0] else best
+        assert best is not None, "the first partition is always scored"
         bound_s = _next_bound(loads, slopes, most, caps)
         # The others wait for no less than this; the slowest rank itself is no part of it.
         if bound_s == math.inf or (n - own) * bound_s + wait_s >= min(best[0], limit_s):
@@ -74,7 +76,7 @@ def alike(
 
 
 def feasible(loads: Sequence[Load], layers: int, most: Sequence[int]) -> bool:
-    """Return whether all ranks have the layers that they must, and memory for those that there are."""
+    """Return whether ranks can hold what they must, and have memory for all layers together."""
     least = [load.least for load in loads]
     return sum(least) <= layers <= sum(most) and not any(map(int.__gt__, least, most))
 
@@ -117,7 +119,7 @@ def _caps(
 def _next_bound(
     loads: Sequence[Load], slopes: Sequence[float], most: Sequence[int], caps: Sequence[int]
 ) -> float:
-    """Return the next time of a slowest rank above a bound; infinite where memory allows no more."""
+    """Return the next time of a slowest rank above a bound; infinite where there is no memory."""
     times = [
         one.fixed + slope * (cap + 1)
         for one, slope, cap, top in zip(loads, slopes, caps, most, strict=True)
@@ -134,6 +136,7 @@ def _first_bound(
     layers: int,
 ) -> float:
     """Return the least time of the slowest rank under which all layers find a place."""
+    # Two lower ends: what ranks must hold, and the even share if layers could be cut.
     floor = max(load.fixed + slope * k for load, slope, k in zip(loads, slopes, least, strict=True))
     rate = sum(1 / slope for slope in slopes)
     even = layers + sum(load.fixed / slope for load, slope in zip(loads, slopes, strict=True))
@@ -148,11 +151,14 @@ def _first_bound(
 def _filled(
     layers: int, least: Sequence[int], most: Sequence[int], ranks_of: Sequence[Sequence[int]]
 ) -> list[int]:
-    """Return layers per rank: those whose layers cost the others least first, evenly among equals."""
+    """Return layers per rank: first where they cost the others least, evenly among equals."""
     counts = list(least)
     left = layers - sum(counts)
     for ranks in ranks_of:
+        # Ranks whose layers add as much are filled together: among them the order is free, and even
+        # is best for what is paid once.
         room = sum(most[r] - counts[r] for r in ranks)
+        # There is not enough room here: these are full, and the next dearer ranks take the rest.
         if room <= left:
             for r in ranks:
                 counts[r] = most[r]
@@ -210,6 +216,7 @@ def _shorter(
     top_s = max(line[0] + line[1] * k for line, k in zip(lines, counts, strict=True)) * (1 - _SLACK)
     found = []
     for load, line, cap in zip(loads, lines, caps, strict=True):
+        # This rank needs as long without any layer: no division makes the longest shorter.
         if line[0] >= top_s:
             return None
         found.append(min(cap, int((top_s - line[0]) / line[1])) if line[1] > 0 else cap)
@@ -234,6 +241,8 @@ def stage_layers(
             return None
         while left:
             stage = min(mine, key=lambda s: (out[s], s in (0, stages - 1)))
+            # One by one, so that stages of a rank stay even; with one stage all at once, which is
+            # the same and quick.
             more = 1 if len(mine) > 1 else left
             out[stage] += more
             left -= more
@@ -280,6 +289,8 @@ def dense_places(dense: int, stages: int) -> Iterator[DenseFirst]:
                 for rest in parts(left - here, room - 1):
                     yield (here, *rest)
 
+    # The first stage may hold none, as the embedding is there; all others hold at least one, since
+    # a stage must.
     for first in range(dense, -1, -1):
         for rest in parts(dense - first, stages - 1):
             yield (first, *rest)
@@ -305,7 +316,9 @@ def rest(
     out, most = [], []
     for rank, (load, own, count) in enumerate(zip(loads, kept, held, strict=True)):
         mine = stages_of[rank]
+        # A rank's dense layers are fixed work: they move from `each` into `fixed`.
         here = sum(front[stage] for stage in mine if stage < len(front))
+        # Layers are in order: a stage behind which dense layers follow can hold none with experts.
         full = all(stage < len(front) - 1 for stage in mine)
         least = sum(0 < stage < stages - 1 and stage >= len(front) for stage in mine)
         dense.append(here)
@@ -323,6 +336,8 @@ def rest(
         out.append(known[key])
         left = own.capacity - own.bytes(here, 0, count)
         each = own.fixed[2] + count * own.saved[2]
+        # Negative room means that the dense layers alone are too much: -1 can never hold what it
+        # must.
         most.append(0 if full else min(layers, int(left / each)) if left >= 0 else -1)
     return Rest(tuple(dense), out, most)
 
@@ -341,6 +356,7 @@ def stages_with(
     out = [*front, *[0] * (stages - len(front))]
     for count, mine in zip(counts, stages_of, strict=True):
         open_ = [stage for stage in mine if stage >= len(front) - 1]
+        # A stage between the ends must hold a layer before any gets a second.
         empty = [stage for stage in open_ if 0 < stage < stages - 1 and not out[stage]]
         for stage in empty:
             out[stage] = 1

@@ -63,6 +63,7 @@ class PipelineSearch:
             ordered = sorted(bounds.items(), key=lambda item: item[1])
             if ordered and ordered[0][1] < self.limit_s and self._has_room(layout):
                 for way, bound_s in ordered:
+                    # Schedules come by their bound: the rest is slower, too.
                     if bound_s >= self.limit_s:
                         break
                     self._way(found, recompute, way)
@@ -87,6 +88,7 @@ class PipelineSearch:
             best = self._divide(layout, ranks, loads, most, kept)
             if best is None:
                 continue
+            # It fits with this much recomputation: more would only take longer.
             self.fitted.add((way, split))
             if best[0] < self.limit_s and best[1] is not None:
                 self.context.judge(replace(layout, stage_layers=best[1]), self.spread)
@@ -135,6 +137,8 @@ class PipelineSearch:
             core = self.node.core, split, layout.recompute
             inner = {g: read(core, plain, g, False, False) for g, _ in self.spread.blocks}
             found = [inner[g] for g in self.groups]
+            # The embedding is on the first rank, the head on the last, or on the first of a V:
+            # these hold and cost more.
             found[0] = read(core, plain, self.groups[0], True, both)
             if not both:
                 found[-1] = read(core, plain, self.groups[-1], False, True)
@@ -180,6 +184,8 @@ class PipelineSearch:
         """Return the most layers that fit into the memory of every rank."""
         layers, share = len(self.context.kinds), _share(self.context.kinds)
         # Ranges of layers and dense layers that come first are fitted one by one.
+        # What kind of layers a rank gets is open where it holds a range: the kind that takes less
+        # memory gives the most that can fit.
         ranged = 0.0 < share < 1.0 and (layout.virtual_stages == 1 or self.context.dense_first > 0)
         most = []
         for one, count in zip(kept, self._held(layout), strict=True):
@@ -241,6 +247,7 @@ class PipelineSearch:
                 continue
             best = best or (math.inf, None)
             limit_s = min(self.limit_s, best[0])
+            # A place of the dense layers that cannot win needs no division.
             if least_s(left.loads, layers, self.n, own) >= limit_s:
                 continue
 

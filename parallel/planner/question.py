@@ -142,6 +142,8 @@ def kind_of(layout: Layout, spread: GroupAssignment, groups: tuple[str, ...]) ->
     """Return engine, degrees and machines: no schedule, no size of a micro-batch, and no number of
     stages where they differ by group.
     """
+    # On several groups the number of stages follows from the machines that are used: rows that
+    # differ in it alone would crowd the table.
     pp = layout.pp if len(groups) == 1 else min(layout.pp, 2)
     degrees = layout.tp, pp, layout.cp, layout.ep, layout.etp
     return (layout.engine, *degrees, spread.across, groups)

@@ -60,6 +60,7 @@ def tightest(question: PlanQuestion) -> Tight | None:
     less on equal degrees.
     """
     context = Context(question)
+    # What holds least decides whether anything can fit.
     recompute = question.recomputes()[-1]
     best: Tight | None = None
     for g, layout in _smallest(question, recompute):

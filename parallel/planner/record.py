@@ -8,7 +8,7 @@ import time
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 
-class Record:
+class SearchRecord:
     """The answer while it grows, with the limits that it sets.
 
     Attributes:
@@ -47,8 +47,11 @@ class Record:
         self.best[choice.kind] = choice
         ranked = sorted(self.best.values(), key=_order)[: self.question.top]
         self._fastest_s = ranked[0].prediction.step_time_s
+        # Rows that take much longer than the first are not worth a search, however many are asked
+        # for.
         self._limit_s = self._fastest_s * self.question.worth
         if len(ranked) == self.question.top:
+            # A full table is only changed by what beats its last row.
             self._limit_s = min(self._limit_s, ranked[-1].prediction.step_time_s)
         ranked = [row for row in ranked if row.prediction.step_time_s <= self._limit_s]
         self.answer.choices, self.best = ranked, {row.kind: row for row in ranked}
@@ -57,6 +60,7 @@ class Record:
         """Tell that something is left out that takes at least as long as this."""
         if self.proving:
             self.answer.late |= self.late()
+            # 0 means proven, so the first bound that is left replaces it; then the least counts.
             self.answer.bound_s = min(self.answer.bound_s or bound_s, bound_s)
         else:
             self.answer.ranked_all = False

@@ -131,9 +131,11 @@ def _least_of_core_s(
     """
     done, at = context.work_bound(core, context.question.recomputes()[0]), list(chosen)
     sizes = np.array([context.question.cluster.groups[g].devices for g in chosen])
+    # Micro-batches are whole layers on some rank: no device works faster than the fastest group's.
     each = np.maximum(np.minimum(done.whole[at], done.layer[at] * done.layers), done.least)
     micro_batches = context.question.training.sequences / core.micro_sequences
     passes_s = micro_batches * core.cp * core.tp / float((sizes / each).sum())
+    # Of the passes the last micro-batch alone hides transfers; it is a part of them, at most all.
     return max(passes_s, sync_s + (1 - context.predictor.traits.data_overlap) * passes_s)
 
 
@@ -150,12 +152,16 @@ def _of_core(
     shards = np.array(divisors(sequences // core.micro_sequences))
     pp = np.arange(1, question.most_stages + 1)
     each = shards[:, None] * (core.cp * core.tp) * pp  # [shard, pp]
+    # Every group that takes part is filled: an idle device of a group that takes part would only
+    # wait.
     replicas = sizes // each[:, :, None]
     number = (sequences // (core.micro_sequences * shards))[:, None]
     fullest = -(-done.layers // pp)  # layers of the kind that most are of
+    # Some rank holds no fewer layers of the common kind than the mean, rounded up.
     whole = np.where(pp[:, None] == 1, done.whole[at], done.layer[at] * fullest[:, None])
     whole = np.maximum(whole, done.least / pp[:, None]) + np.where(pp[:, None] > 1, done.send, 0.0)
     most = np.clip((layers + 2) // pp, 1, question.limits.virtual_stages)[:, None]
+    # The schedule is open: the least wait of any, the slowest rank's own part taken off.
     several = np.minimum((done.rest - whole) / most, done.inputs / 4 - whole)
     rest_s = np.where(most > 1, several, done.least - whole)
     rest_s = np.where(pp[:, None] == 1, 0.0, np.maximum(rest_s, 0.0))
@@ -168,6 +174,7 @@ def _of_core(
         & (replicas.sum(axis=2) <= number)
         & (bound_s < context.record.limit_s)
     )
+    # Memory last, as it asks for lines that times do not need.
     open_ &= _has_room(context, chosen, core, shards, fullest, open_)
     for i, j in np.argwhere(open_):
         counts = [int(count) for count in replicas[i, j]]
@@ -238,6 +245,7 @@ def _at_least(
     Nothing where nodes are filled unevenly.
     """
     layout = skeleton(core, dp, pp, "none", ONE)
+    # Where nodes are filled unevenly nothing is told but that transfers take some time: 0 is safe.
     if not even(context.question.cluster, layout, spread):
         return [(0.0, 0.0)] * len(spread.blocks)
     stage = replicated(context.question.cluster, layout, spread).stages[0]
@@ -315,6 +323,8 @@ def _numbers(context: Context, shape: Shape, kind: tuple[object, ...]) -> Iterat
     replicas, number = shape.replicas, shape.number
     rest_s = shape.rest_s + shape.once_s
     limit_s = min(context.record.limit_of(kind), 1e30)
+    # Within the limit no group can do more; what all others leave is then the least that a group
+    # must do.
     most = np.floor(np.minimum((limit_s - rest_s) / shape.least_s, number / replicas))
     least = np.ceil((number - (most @ replicas - most * replicas)) / replicas)
     even = number / shape.least_s / (replicas / shape.least_s).sum()
@@ -354,6 +364,8 @@ def _divided(
     way, fits = ScheduleChoice(layout.schedule, layout.virtual_stages), False
     layers, pp = context.question.model.n_layers, layout.pp
     for fullest in range(-(-layers // pp), layers + 1):
+        # With two ranks fewer than stages the ends may be empty: a fuller rank than that is slower
+        # with no gain.
         if fits and fullest > -(-layers // max(1, pp - 2)):
             break
         routed = fullest - (layers - sum(context.kinds)) if any(context.kinds) else fullest

@@ -12,7 +12,7 @@ import numpy as np
 from motet.parallel.planner.linear import GroupCosts
 
 
-class Rows(NamedTuple):
+class PipelineRows(NamedTuple):
     """Pipelines: stages of every group, in one order of groups."""
 
     counts: np.ndarray  # [row, group]
@@ -20,7 +20,9 @@ class Rows(NamedTuple):
     orders: list[tuple[int, ...]]
     first: np.ndarray  # group of the first rank, and of the last
     last: np.ndarray
-    line: np.ndarray  # [row, group]: to which group the last rank of a group sends; as many as there are groups: to its own
+    # [row, group]: to which group the last rank of a group sends; as many as there are groups: to
+    # its own.
+    line: np.ndarray
     ring: np.ndarray  # the same where ranks have several stages
     end: np.ndarray  # [row, group]: ranks up to the last of a group
     loose: bool = (
@@ -28,7 +30,7 @@ class Rows(NamedTuple):
     )
 
 
-def rows_of(found: np.ndarray) -> Rows:
+def rows_of(found: np.ndarray) -> PipelineRows:
     """Return every order of the groups of [assignment, group] numbers of stages."""
     groups = found.shape[1]
     masks = (found > 0) @ (1 << np.arange(groups))
@@ -41,6 +43,8 @@ def rows_of(found: np.ndarray) -> Rows:
             if len(order) > 1:
                 for one, other in zip(order, (*order[1:], order[0]), strict=True):
                     ring[:, one] = other
+            # With one stage per rank the last group has nobody to send to; around the ring it sends
+            # to the first.
             line = ring.copy()
             line[:, order[-1]] = groups
             if len(order) > 1:  # a last rank alone in its group sends back to the group before
@@ -50,7 +54,7 @@ def rows_of(found: np.ndarray) -> Rows:
             parts.append((at, [order] * len(at), line, ring, end))
     source = np.concatenate([one[0] for one in parts])
     orders = [order for one in parts for order in one[1]]
-    return Rows(
+    return PipelineRows(
         found[source],
         source,
         orders,
@@ -62,16 +66,19 @@ def rows_of(found: np.ndarray) -> Rows:
     )
 
 
-def unordered(found: np.ndarray, cost: GroupCosts) -> Rows:
+def unordered(found: np.ndarray, cost: GroupCosts) -> PipelineRows:
     """Return rows for assignments in any order: to another group is sent what `unplaced` says, and
     both ends are where a layer waits longest.
     """
     number, groups = found.shape
     several = (found > 0) & ((found > 0).sum(axis=1) > 1)[:, None]
+    # "Itself" stands for the nearest other group (`unplaced`); a group alone sends inside.
     after = np.where(several, np.arange(groups), groups)
+    # Both ends must hold no layer, so they are put where a layer waits longest: the bound frees the
+    # dearest ones.
     some = np.where(found > 0, cost.wait_each, -np.inf).argmax(axis=1)
     end = np.cumsum(found, axis=1)
-    return Rows(found, np.arange(number), [], some, some, after, after, end, loose=True)
+    return PipelineRows(found, np.arange(number), [], some, some, after, after, end, loose=True)
 
 
 def unplaced(cost: GroupCosts) -> GroupCosts:

@@ -105,6 +105,8 @@ def inner_degrees(
         for cp in divisors(sequence_length, min(limits.cp, devices // tp)):
             switches = [True, False] if tp > 1 and model.n_experts == 0 else [True]
             for parallel in switches:
+                # Context ranks take two parts of the sequence each, one from either end, so that
+                # causal attention is even; sequence parallelism divides it once more.
                 unit = (2 * cp if cp > 1 else 1) * (tp if tp > 1 and parallel else 1)
                 if sequence_length % unit:
                     continue
@@ -134,13 +136,15 @@ def expert_degrees(model: ModelConfig, tp: int, devices: int) -> list[tuple[int,
 
 
 def splits(model: ModelConfig, core: InnerDegrees, dp_ranks: int) -> list[tuple[int, int]]:
-    """Return (dp_replicate, dp_shard) for a number of data-parallel ranks, most sharding first: it needs least
-    memory.
+    """Return (dp_replicate, dp_shard) for a number of data-parallel ranks, most sharding first: it
+    needs least memory.
     """
     found = []
     for replicate in divisors(dp_ranks):
         inside = dp_ranks // replicate * core.cp * core.tp
         experts = core.ep * core.etp
+        # Experts are divided along the model's width where data parallelism divides them: it must
+        # divide evenly.
         if model.n_experts and (inside % experts or model.d_model % (inside // experts)):
             continue
         found.append((replicate, dp_ranks // replicate))
@@ -160,6 +164,8 @@ def schedule_choices(
     if min(micro_batches) < limits.micro_batches or pp > n_layers + 2:
         return []
     found = every_schedule(min(limits.virtual_stages, (n_layers + 2) // pp))[:-1]
+    # 1F1B holds less than GPipe in the same time: GPipe is left for numbers of micro-batches that
+    # 1F1B does not take.
     taken = [way for way in found if _takes(way, pp, micro_batches)]
     return taken if ScheduleChoice("1f1b", 1) in taken else [*taken, ScheduleChoice("gpipe", 1)]
 
@@ -189,6 +195,7 @@ def assignments(sizes: Sequence[int], stage: int, most: int, limits: Limits) -> 
     """
     rooms = [min(size // stage, most) for size in sizes]
     choices = [np.arange(room + 1) for room in rooms]
+    # Too many ways to look at each: groups whole or not at all, which the plan says.
     if math.prod(room + 1 for room in rooms) > limits.assignments:
         choices = [np.unique([0, room]) for room in rooms]
     found = np.stack(np.meshgrid(*choices, indexing="ij"), axis=-1).reshape(-1, len(sizes))

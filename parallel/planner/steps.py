@@ -87,6 +87,7 @@ def step_s(
     seen: dict[tuple[int, tuple[float, float]], tuple[float, ...]] = {}
     read = []
     for rank, kept in zip(ranks, layers, strict=True):
+        # Most ranks of a long pipeline are alike: each is valued once.
         key = id(rank), kept
         found = seen.get(key)
         if found is None:
@@ -98,6 +99,8 @@ def step_s(
     forward, backward, weight, _, _, windows = zip(*read, strict=True)
     pipe_s = pipeline_s(layout, n, forward, backward, weight)
     busy = [n * (f + b) for f, b in zip(forward, backward, strict=True)]
+    # What the slowest rank does in one micro-batch hides transfers, as in `Predictor`: the others
+    # wait for it anyway.
     window_s = windows[busy.index(max(busy))]
     overlap = predictor.traits.data_overlap
     sync_s = max(exposed(one[3], window_s, overlap) for one in seen.values())

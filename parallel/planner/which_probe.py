@@ -40,6 +40,8 @@ def probes(choices: Sequence[RankedLayout]) -> list[ProbeRun]:
     before = math.sqrt(sum(_variance(one) for one in weights) / max(1, len(weights)))
     found = []
     for number, seen in enumerate(weights, 1):
+        # A run measures its own sum with noise; what it tells about another layout is what their
+        # phases share.
         total = _variance(seen) + NOISE**2
         left = sum(_variance(one) - _covariance(one, seen) ** 2 / total for one in weights)
         phase = max(seen, key=lambda name: (SPREAD.get(name, 0.3) * seen[name]) ** 2)

@@ -17,7 +17,7 @@ import numpy as np
 from motet.parallel.planner.bounds import Terms, exposed_s, longer_of, pipe_and_data_s
 from motet.parallel.planner.linear import GroupCosts
 from motet.parallel.planner.partition import DenseFirst
-from motet.parallel.planner.rows import Rows
+from motet.parallel.planner.rows import PipelineRows
 from motet.parallel.planner.space import ScheduleChoice
 
 STEPS = 12
@@ -34,7 +34,7 @@ class Cases(NamedTuple):
             memory for together, [case, group].
     """
 
-    rows: Rows
+    rows: PipelineRows
     costs: Sequence[tuple[GroupCosts, ScheduleChoice]]
     row: np.ndarray
     cost: np.ndarray
@@ -81,18 +81,28 @@ def close_s(cases: Cases, terms: Terms, least_s: np.ndarray, limit_s: float) -> 
     """
     own = _each(cases)
     parts = _parts(cases, own)
+    # All places of the dense layers have the same number of them: what is left to divide is the
+    # same.
     layers = terms.layers - sum(cases.fronts[0])
     longer = np.array([longer_of(cases.rows, terms, way)[:, 0] for _, way in cases.costs])
     waits = _Waits(own, parts, cases, terms, layers, longer[cases.cost, cases.row][:, None])
+    # Below this the layers cannot lie, even if they could be cut: no whole division has a faster
+    # slowest rank.
     x_s = np.maximum(_start_s(parts, layers), least_s[:, None])
     best_s = np.full(x_s.shape, np.inf)
     for _ in range(STEPS):
+        # Every rank takes as many layers as fit under x, the slack against a layer that is missed
+        # by a rounding error: a rank that holds one more is only a lower bound more.
         caps = np.floor((x_s[:, :, None] * (1 + _SLACK) - parts.fixed) / parts.each)
         caps = np.minimum(caps, parts.most)
         found = waits.step_s(x_s, caps)
         best_s = np.minimum(best_s, found)
+        # Between two such times no rank can hold another layer: nothing else changes but x, which
+        # costs n times. So only these times are looked at.
         more = np.where(caps < parts.most, parts.fixed + parts.each * (caps + 1), np.inf)
         x_s = np.minimum(np.where(parts.ranks > 0, more, np.inf).min(axis=2), 1e30)
+        # Whatever x comes later, no division waits less than the cheapest of all: once that is
+        # above what was seen, the best was seen.
         later_s = waits.later_s(x_s)
         if (later_s >= np.minimum(best_s, limit_s)).all():
             break
@@ -110,8 +120,10 @@ def _each(cases: Cases) -> _Each:
     virtual = np.array([way.virtual_stages for _, way in cases.costs])[number]
     both = np.array([way.schedule == "zbv_zero_bubble" for _, way in cases.costs])[number]
     counts = rows.counts[row]
+    # With several stages per rank the pipeline goes around, and the last group sends to the first.
     after = np.where(virtual[:, None] == 1, rows.line[row], rows.ring[row])
     where = at[:, None], groups, after
+    # A V begins and ends on the first rank, which therefore has the head.
     ends = np.where(both, rows.first[row], rows.last[row])
     fixed, head = of("fixed"), of("head")[at, ends]
     last = fixed + of("cross")[where]
@@ -142,10 +154,13 @@ def _parts(cases: Cases, own: _Each) -> _Parts:
     inside = (ends - own.counts[:, None] <= at[:, None]) & (
         at[:, None] < ends
     )  # [case, rank, group]
+    # The last rank of a group sends to another group, which takes longer than inside.
     closing = inside & (at[:, None] + 1 == ends)
     used = (own.counts > 0)[:, None]
     ranks = (
         np.broadcast_to(there, (len(inside), *there.shape)),
+        # Ranks at the front are parts of their own, as each has its own dense layers; they are
+        # taken off those that are counted together.
         used - there.astype(int) @ closing,
         own.counts[:, None] - used - there.astype(int) @ (inside & ~closing),
     )
@@ -177,6 +192,8 @@ def _least(cases: Cases, own: _Each, longest: int) -> np.ndarray:
     """
     groups = np.arange(own.counts.shape[1])
     last = (cases.rows.last[cases.row][:, None] == groups) & ~own.both[:, None]
+    # Every stage between the ends of the model holds a layer; the first rank has the model's first
+    # stage, and in a V the last one as well.
     stages = np.repeat(own.virtual[:, None], longest, axis=1) - 1
     stages[:, 0] -= own.both
     pp = own.counts.sum(axis=1)[:, None]
@@ -192,6 +209,8 @@ def _most(cases: Cases, own: _Each, there: np.ndarray) -> np.ndarray:
     full = np.zeros_like(there)
     for number, front in enumerate(cases.fronts):
         full[number, : len(front) - 1] = True
+    # With several stages per rank, the later ones may hold layers with experts although the first
+    # holds dense ones only.
     full = full & (own.virtual == 1)[:, None, None]
     rest = np.zeros((*full.shape[:2], 2 * own.counts.shape[1]), dtype=bool)
     return np.where(np.concatenate((full, rest), axis=2), 0.0, np.inf)
@@ -202,6 +221,7 @@ def _start_s(parts: _Parts, layers: int) -> np.ndarray:
     it must hold, [case, front].
     """
     there = parts.ranks > 0
+    # Ranks that may hold no more are no help for what is left.
     open_ = parts.ranks * (parts.most > 0) / parts.each
     even_s = (layers + (open_ * parts.fixed).sum(axis=2)) / open_.sum(axis=2)
     floor_s = np.where(there, parts.fixed + parts.each * parts.least, 0.0).max(axis=2)
@@ -224,6 +244,8 @@ class _Waits:
         self.least = (parts.ranks * parts.least) @ parts.group  # [case, front, group]
         self.open = (parts.ranks * (parts.most > 0)) @ parts.group
         self.rooms, self.ratio = cases.rooms[:, None], own.ratio[:, None]
+        # Layers go first where they add least to the wait; groups without ranks come last and have
+        # no room.
         self.order = np.argsort(np.where(own.counts > 0, own.wait_each, np.inf), axis=1)
         self.each = np.where(own.counts > 0, own.wait_each, 0.0)
         rest = layers - self.least.sum(axis=2)
@@ -242,8 +264,11 @@ class _Waits:
     def step_s(self, x_s: np.ndarray, caps: np.ndarray) -> np.ndarray:
         """Return what a step takes at least, [case, front]; infinite where layers find no place."""
         parts, layers = self.parts, self.layers
+        # A rank that cannot hold what its stages must makes the whole division impossible under
+        # this x.
         sound = ((caps >= parts.least) | (parts.ranks == 0)).all(axis=2)
         held = (parts.ranks * np.minimum(np.maximum(caps, 0.0), layers)) @ parts.group
+        # Memory limits the ranks of a group together: a sum is known, not which rank has how much.
         held = np.minimum(held, self.rooms)
         taken, left = self.least, layers - self.least.sum(axis=2)
         sound &= (held >= taken).all(axis=2) & (held.sum(axis=2) >= layers) & (left >= 0)
@@ -257,6 +282,8 @@ class _Waits:
     def _once_s(self, x_s: np.ndarray, held: np.ndarray) -> np.ndarray:
         """Return what of the gradients' transfer and of the update nothing hides."""
         terms, layers = self.terms, self.layers
+        # If all other groups are as full as they can be, the rest is here, and the fullest rank
+        # here has no less than its share of it.
         elsewhere = held.sum(axis=2, keepdims=True) - held
         fewest = np.ceil((layers - elsewhere) / np.maximum(self.open, 1) - _SLACK)
         fewest = np.clip(fewest, 0, layers).astype(int)

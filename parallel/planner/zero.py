@@ -18,8 +18,9 @@ OFFLOAD = ("none", "optimizer")
 
 
 def search(context: Context) -> None:
-    """Try every number of ranks of every group, ZeRO stage, offload, micro-batch and recomputation."""
+    """Try ranks of every group, ZeRO stage, offload, micro-batch and recomputation."""
     question = context.question
+    # These engines divide data and state only: fixed degrees of anything else leave them nothing.
     if any(question.fixed.get(name, 1) != 1 for name in ("tp", "pp", "cp", "ep", "etp")):
         return
     for g, group in enumerate(context.question.cluster.groups):
