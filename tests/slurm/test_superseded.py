@@ -13,6 +13,7 @@ import time
 import pytest
 
 from motet.core.errors import UserError
+from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.jobs import batch, node
 from motet.launcher.launch.agent import run_agent
 from motet.launcher.launch.local import only_one
@@ -22,7 +23,7 @@ from motet.launcher.runs.rundir import RunDir
 from tests.slurm.test_batch import JOB, attempt
 from tests.slurm.test_batch import run as run
 
-OLD = {**JOB, "MOTET_ATTEMPT": "1"}
+OLD = {"SLURM_JOB_ID": "12", "MOTET_ATTEMPT": "1"}
 
 
 @pytest.fixture
@@ -30,16 +31,16 @@ def begun_anew(run: RunDir) -> RunDir:
     """The run of job 12, which has begun a second time."""
     batch.begin(run, JOB)
     attempt(run, 1, reason="running", start_step=0)
-    batch.begin(run, {**JOB, "SLURM_RESTART_COUNT": "1"})
+    batch.begin(run, CurrentJob("12", 1))
     attempt(run, 2, reason="running", start_step=0)
     return run
 
 
 def test_only_an_older_start_of_the_same_job_is_superseded(begun_anew: RunDir) -> None:
-    assert batch.superseded(begun_anew, OLD)
-    assert not batch.superseded(begun_anew, {**JOB, "MOTET_ATTEMPT": "2"})
-    assert not batch.superseded(begun_anew, {"SLURM_JOB_ID": "13", "MOTET_ATTEMPT": "1"})
-    assert not batch.superseded(begun_anew, JOB)
+    assert batch.superseded(begun_anew, JOB, batch.own_attempt(OLD))
+    assert not batch.superseded(begun_anew, JOB, 2)
+    assert not batch.superseded(begun_anew, CurrentJob("13"), 1)
+    assert not batch.superseded(begun_anew, JOB, batch.own_attempt({}))
 
 
 @pytest.mark.parametrize("asked", ["", "killed", "time"])
@@ -48,7 +49,7 @@ def test_the_end_of_an_old_start_neither_requeues_the_job_nor_touches_the_new_at
 ) -> None:
     for name, value in OLD.items():
         monkeypatch.setenv(name, value)
-    assert batch.main(["end", str(begun_anew.root), "1", asked]) == batch.FINE
+    assert batch.main(["end", str(begun_anew.root), "1", asked]) == JobExit.FINE
     assert facts_of(begun_anew.attempt(1))["reason"] == "lost"
     assert facts_of(begun_anew.attempt(2))["reason"] == "running"
 
@@ -62,7 +63,7 @@ def test_ranks_of_an_old_start_end_though_they_wait_for_a_lost_one(begun_anew: R
         begun_anew,
         1,
         first_node=False,
-        superseded=lambda: batch.superseded(begun_anew, OLD),
+        superseded=lambda: batch.superseded(begun_anew, JOB, 1),
     )
     assert code != 0
     assert time.monotonic() - began < 20
