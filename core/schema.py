@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from motet.core.errors import Problem, suggest
 
@@ -122,7 +122,7 @@ class MappingReader:
         """Return a list, empty where there is none."""
         return list(self.checked(key, None, is_sequence, "a list") or [])
 
-    def inner(self, key: str, known: Sequence[str]) -> MappingReader:
+    def inner(self, key: str, known: Sequence[str]) -> Self:
         """Return the reader of a mapping inside this one, empty where there is none."""
         value = self.values.get(key)
         value = {} if value is None else value

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from motet.core.errors import Problem
 from motet.core.plugins import PluginError, mistakes_of
+from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
 from motet.experiments.design.experiment import Kinds
-from motet.experiments.design.reading import Reader, is_number, is_time
 from motet.experiments.design.spec import (
     DOSE_UNITS,
     PLACEBOS,
@@ -47,6 +47,20 @@ KEYS = (
     "options",
     "member",
 )
+
+
+class _Reader(MappingReader):
+    UNKNOWN = "is not a setting"
+    WRONG = "is {value}; it must be {what}"
+
+
+def is_time(value: Any) -> bool:
+    """A step (int >= 0) or a fraction of the run (float in [0, 1])."""
+    return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
+
+
+def _is_period(value: Any) -> bool:
+    return is_time(value) and value > 0
 
 
 def parse_experiments(
@@ -103,16 +117,15 @@ def parse_entry(
         use_sha256 = kinds.source_sha256(str(use), f"{where}.use")
     except PluginError as error:
         problems.append(error.problem)
-        Reader(entry, where, problems).known(KEYS)
+        _Reader(entry, where, problems, KEYS)
         return None, problems
     given = {key: value for key, value in entry.items() if value is not None or key == "margin"}
     values = {**_inherited(kind.defaults, given), **given, **_scheduled(kind.defaults, given)}
-    reader = Reader(values, where, problems)
-    reader.known(KEYS)
+    reader = _Reader(values, where, problems, KEYS)
     spec = ExperimentSpec(
         name=str(name),
         use=str(use),
-        hypothesis=_text(reader, "hypothesis"),
+        hypothesis=reader.text("hypothesis").strip(),
         items=_items(reader, base),
         generate=_generate(reader),
         arms=_arms(reader),
@@ -121,11 +134,11 @@ def parse_entry(
         placement=reader.choice("placement", PLACEMENTS, "anywhere"),
         placebo=reader.choice("placebo", PLACEBOS, "matched"),
         block_by=_block_by(reader),
-        cluster_by=_text(reader, "cluster_by") or "auto",
+        cluster_by=reader.text("cluster_by").strip() or "auto",
         probe_at=_probe_at(reader),
         margin=_margin(reader),
-        alpha=reader.number("alpha", 0.05, 1e-6, 0.5, "a probability between 1e-6 and 0.5"),
-        options=asdict(parse_options(kind.Options, reader.mapping("options"), reader)),
+        alpha=reader.number("alpha", 0.05, 1e-6, 0.5, what="a probability between 1e-6 and 0.5"),
+        options=asdict(reader.options("options", kind.Options)),
         role=kind.role,
         member=_member(reader),
         use_sha256=use_sha256,
@@ -162,23 +175,13 @@ def _scheduled(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     return {"schedule": {**defaults.get("schedule", {}), **schedule}}
 
 
-def _text(reader: Reader, key: str) -> str:
-    value = reader.values.get(key, "")
-    if isinstance(value, str):
-        return value.strip()
-    reader.problem(key, f"is {value!r}; it must be text")
-    return ""
+def _member(reader: _Reader) -> str | None:
+    accepts = lambda v: isinstance(v, str) and MEMBER.fullmatch(v)  # noqa: E731
+    what = "the name of a member of the family"
+    return cast("str | None", reader.checked("member", None, accepts, what))
 
 
-def _member(reader: Reader) -> str | None:
-    value = reader.values.get("member")
-    if value is None or (isinstance(value, str) and MEMBER.fullmatch(value)):
-        return value
-    reader.problem("member", f"is {value!r}; it must be the name of a member of the family")
-    return None
-
-
-def _items(reader: Reader, base: Path) -> Path | None:
+def _items(reader: _Reader, base: Path) -> Path | None:
     value = reader.values.get("items")
     if value is None:
         return None
@@ -190,20 +193,14 @@ def _items(reader: Reader, base: Path) -> Path | None:
     return path
 
 
-def _generate(reader: Reader) -> dict[str, Any]:
+def _generate(reader: _Reader) -> dict[str, Any]:
     if reader.values.get("items") is not None:
         return {}
-    inner = Reader(reader.mapping("generate"), f"{reader.where}.generate", reader.problems)
-    inner.known(("count", "seed"))
-    values = {"count": inner.values.get("count", 64), "seed": inner.values.get("seed", 0)}
-    for key, low in (("count", 2), ("seed", 0)):
-        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < low:
-            inner.problem(key, f"is {values[key]!r}; it must be a whole number >= {low}")
-            values[key] = low
-    return values
+    inner = reader.inner("generate", ("count", "seed"))
+    return {"count": inner.whole("count", 64, 2), "seed": inner.whole("seed", 0, 0)}
 
 
-def _arms(reader: Reader) -> tuple[Arm, ...]:
+def _arms(reader: _Reader) -> tuple[Arm, ...]:
     if "arms" in reader.values and "doses" in reader.values:
         reader.problem("arms", "is given together with doses; keep one of the two")
     if "arms" in reader.values:
@@ -226,22 +223,21 @@ def _arms(reader: Reader) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def _arm(reader: Reader, index: int, value: Any) -> Arm:
+def _arm(reader: _Reader, index: int, value: Any) -> Arm:
+    keys = ("name", "dose", "variants", "weight")
+    inner = _Reader(value, f"{reader.where}.arms[{index}]", reader.problems, keys)
     if not isinstance(value, Mapping):
-        reader.problem(f"arms[{index}]", f"is {value!r}; it must be a mapping with name and dose")
         return Arm(f"arm-{index}", 0)
-    inner = Reader(value, f"{reader.where}.arms[{index}]", reader.problems)
-    inner.known(("name", "dose", "variants", "weight"))
-    name = value.get("name")
+    name = inner.values.get("name")
     if not isinstance(name, str) or not name:
-        inner.problem("name", f"is {name!r}; it must be text")
+        inner.refuse("name", name, "text")
     if "dose" not in value:
         inner.problem("dose", "is missing; the control arm has dose: 0")
     variants = inner.choice("variants", VARIANTS, "same")
     return Arm(str(name), value.get("dose", 0), variants, value.get("weight", 1))
 
 
-def _check_arms(reader: Reader, setting: str, arms: Sequence[Arm]) -> None:
+def _check_arms(reader: _Reader, setting: str, arms: Sequence[Arm]) -> None:
     dose_in = reader.values.get("dose_in", "exposures")
     whole = dose_in != "share"
     for arm in arms:
@@ -251,7 +247,7 @@ def _check_arms(reader: Reader, setting: str, arms: Sequence[Arm]) -> None:
             return
         if whole and arm.dose != int(arm.dose):
             reader.problem(setting, f"has the dose {arm.dose!r}; doses in {dose_in} are whole")
-        if not isinstance(arm.weight, int) or isinstance(arm.weight, bool) or arm.weight < 1:
+        if not is_whole(arm.weight) or arm.weight < 1:
             reader.problem("weights", f"has {arm.weight!r}; a weight is a whole number >= 1")
     if len(arms) < 2:
         reader.problem(setting, f"has {len(arms)} arms; an experiment compares at least two")
@@ -265,38 +261,27 @@ def _check_arms(reader: Reader, setting: str, arms: Sequence[Arm]) -> None:
         reader.problem(setting, f"repeats one of its {what}: {', '.join(names)}")
 
 
-def _schedule(reader: Reader) -> Schedule:
-    inner = Reader(reader.mapping("schedule"), f"{reader.where}.schedule", reader.problems)
-    inner.known([f.name for f in fields(Schedule)])
+def _schedule(reader: _Reader) -> Schedule:
+    inner = reader.inner("schedule", [field.name for field in fields(Schedule)])
     kind = inner.choice("kind", SCHEDULE_KINDS, "uniform")
     default = Schedule()
     at = tuple(inner.sequence("at"))
     if kind == "steps" and not at:
         inner.problem("at", "is empty; kind: steps needs the steps, e.g. at: [1000, 2000]")
-    for step in at:
-        if not is_time(step):
-            inner.problem("at", f"has {step!r}; a time is a step >= 0 or a fraction (0.0 to 1.0)")
-            at = ()
-            break
-    every, start = (
-        inner.values.get("every", default.every),
-        inner.values.get("start", default.start),
-    )
-    if not is_time(every) or every == 0:
-        inner.problem("every", f"is {every!r}; it must be steps >= 1 or a fraction of the run")
-        every = default.every
-    if not is_time(start):
-        inner.problem("start", f"is {start!r}; it must be a step >= 0 or a fraction of the run")
-        start = default.start
+    if wrong := [step for step in at if not is_time(step)]:
+        inner.problem("at", f"has {wrong[0]!r}; a time is a step >= 0 or a fraction (0.0 to 1.0)")
+        at = ()
+    every = inner.checked("every", default.every, _is_period, "steps >= 1 or a fraction of the run")
+    start = inner.checked("start", default.start, is_time, "a step >= 0 or a fraction of the run")
     return Schedule(kind, _window(inner), at, every, start, _token_range(inner, kind))
 
 
-def _window(reader: Reader) -> tuple[float, float]:
+def _window(reader: _Reader) -> tuple[float, float]:
     default = Schedule().window
     value = reader.sequence("window") if "window" in reader.values else list(default)
     if len(value) != 2 or not all(is_time(edge) for edge in value):
-        message = "it must be two fractions of the run, [0.0, 0.9], or two steps, [100, 900]"
-        reader.problem("window", f"is {value!r}; {message}")
+        what = "two fractions of the run, [0.0, 0.9], or two steps, [100, 900]"
+        reader.refuse("window", value, what)
         return default
     low, high = value
     if all(isinstance(edge, int) for edge in value) and high <= 1:
@@ -310,83 +295,49 @@ def _window(reader: Reader) -> tuple[float, float]:
     return low, high
 
 
-def _token_range(reader: Reader, kind: str) -> tuple[int, int] | None:
+def _token_range(reader: _Reader, kind: str) -> tuple[int, int] | None:
     value = reader.sequence("token_range")
     if kind == "tokens" and not value:
         reader.problem("token_range", "is missing; kind: tokens needs it, e.g. [0, 1000000]")
     if not value:
         return None
-    whole = len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    if not whole or not 0 <= value[0] < value[1]:
-        reader.problem(
-            "token_range", f"is {value!r}; it must be [first, end] with 0 <= first < end"
-        )
+    if not (len(value) == 2 and all(map(is_whole, value)) and 0 <= value[0] < value[1]):
+        reader.refuse("token_range", value, "[first, end] with 0 <= first < end")
         return None
     return value[0], value[1]
 
 
-def _block_by(reader: Reader) -> tuple[str, ...]:
+def _block_by(reader: _Reader) -> tuple[str, ...]:
     value = reader.values.get("block_by", ())
     value = [value] if isinstance(value, str) else value
-    if isinstance(value, Sequence) and all(isinstance(name, str) for name in value):
+    if is_sequence(value) and all(isinstance(name, str) for name in value):
         return tuple(value)
-    reader.problem("block_by", f"is {value!r}; it must be a list of attribute names")
+    reader.refuse("block_by", value, "a list of attribute names")
     return ()
 
 
-def _probe_at(reader: Reader) -> dict[str, Any]:
-    inner = Reader(reader.mapping("probe_at"), f"{reader.where}.probe_at", reader.problems)
-    inner.known(PROBE_KINDS)
+def _probe_at(reader: _Reader) -> dict[str, Any]:
+    inner = reader.inner("probe_at", PROBE_KINDS)
     values = dict(inner.values) or {"every": 0.1}
-    for kind, value in values.items():
-        if kind == "every" and (not is_time(value) or value == 0):
-            inner.problem(kind, f"is {value!r}; it must be a fraction of the run or steps >= 1")
-        if kind == "log_grid" and not (isinstance(value, int) and value >= 1):
-            inner.problem(kind, f"is {value!r}; it must be how many points, at least 1")
-        if kind in ("steps", "fractions"):
-            wanted = int if kind == "steps" else (int, float)
-            good = isinstance(value, Sequence) and not isinstance(value, str)
-            if not good or not all(is_time(v) and isinstance(v, wanted) for v in value):
-                inner.problem(kind, f"is {value!r}; it must be a list of {kind}")
-            elif kind == "fractions":
-                if any(v > 1 for v in value):
-                    inner.problem(kind, f"is {value!r}; fractions lie between 0 and 1")
-                values[kind] = [float(v) for v in value]
+    if "every" in values:
+        inner.checked("every", 0.1, _is_period, "a fraction of the run or steps >= 1")
+    if "log_grid" in values:
+        accepts = lambda v: isinstance(v, int) and v >= 1  # noqa: E731
+        inner.checked("log_grid", 1, accepts, "how many points, at least 1")
+    for kind, numbers in (("steps", int), ("fractions", (int, float))):
+        if kind not in values:
+            continue
+        value = values[kind]
+        if not (is_sequence(value) and all(is_time(v) and isinstance(v, numbers) for v in value)):
+            inner.refuse(kind, value, f"a list of {kind}")
+        elif kind == "fractions":
+            if any(v > 1 for v in value):
+                inner.problem(kind, f"is {value!r}; fractions lie between 0 and 1")
+            values[kind] = [float(v) for v in value]
     return values
 
 
-def _margin(reader: Reader) -> float | None:
-    value = reader.values.get("margin")
-    if value is None:
-        return None
-    if is_number(value) and value > 0:
-        return float(value)
-    reader.problem("margin", f"is {value!r}; it must be above 0, in the unit of the outcome")
-    return None
-
-
-def parse_options(kind: type[Any], values: Mapping[str, Any], reader: Reader) -> Any:
-    """Fill the class's options dataclass from YAML; types are those of the defaults."""
-    inner = Reader(values, f"{reader.where}.options", reader.problems)
-    known = {f.name: f for f in fields(kind)}
-    inner.known(list(known))
-    chosen: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            continue
-        default = known[key].default
-        assert default is not MISSING, f"{kind.__name__}.{key} must have a default"
-        if isinstance(default, bool):
-            good = isinstance(value, bool)
-        elif isinstance(default, int):
-            good = isinstance(value, int) and not isinstance(value, bool)
-        elif isinstance(default, float):
-            good = is_number(value)
-        else:
-            good = isinstance(value, type(default))
-        if good:
-            chosen[key] = type(default)(value)
-        else:
-            what = type(default).__name__
-            inner.problem(key, f"is {value!r}; it must be {what}, for example {default!r}")
-    return kind(**chosen)
+def _margin(reader: _Reader) -> float | None:
+    accepts = lambda v: is_number(v) and v > 0  # noqa: E731
+    value = reader.checked("margin", None, accepts, "above 0, in the unit of the outcome")
+    return None if value is None else float(value)
