@@ -24,10 +24,10 @@ from motet.models.decoder import Decoder, initial_value
 from motet.parallel.engines.data_parallel import DataParallelEngine, Trained
 from motet.parallel.engines.deepspeed_config import choose_accelerator
 from motet.parallel.engines.protocol import EngineOptions, Guard
+from motet.parallel.engines.tensor_state import TensorState
 from motet.parallel.layout.layout import Layout, LayoutError
-from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, trained, whole
+from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard
 from motet.parallel.runtime.mesh import World
-from motet.parallel.runtime.step_totals import expert_state
 
 WRAPPED = "Block"
 """The class of module that FSDP2 gathers as one."""
@@ -79,7 +79,7 @@ def contradictions(environment: Mapping[str, str], precision: str) -> list[str]:
     return out
 
 
-class AccelerateEngine(DataParallelEngine):
+class AccelerateEngine(TensorState, DataParallelEngine):
     """A Decoder prepared by Accelerate; every rank reads its own sequences."""
 
     def __init__(
@@ -89,7 +89,10 @@ class AccelerateEngine(DataParallelEngine):
         found = contradictions(os.environ, options.precision)
         if found:
             raise LayoutError("layout.accelerate_config: " + "; ".join(found))
+        asked = dict(os.environ)
         self.accelerator = _accelerator(options, layout, world)
+        for name in set(os.environ) - set(asked):
+            del os.environ[name]  # Accelerate's own marks: another engine would take them for asked
         sharded = self.accelerator.is_fsdp2
         self.decoder = decoder = Decoder(config)
         decoder.recompute = layout.recompute
@@ -152,25 +155,10 @@ class AccelerateEngine(DataParallelEngine):
         """See `Engine.finish_scoring`."""
         reshard(self.model)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Engine.tensors`: the tensors that train."""
-        return trained(self.parameters, self.optimizer.optimizer) | expert_state(self.experts)
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
-
-    def full_model(self) -> dict[str, Tensor]:
-        """See `Engine.full_model`."""
-        state: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            value = whole(parameter.detach())
-            if self.world.rank == 0:
-                state[name] = value.cpu().clone()
-        return state
-
-    def load_model(self, state: dict[str, Tensor]) -> None:
-        """See `Engine.load_model`."""
-        fill(self.parameters, lambda name, _: state[name])
+    def adam(self) -> torch.optim.Optimizer:
+        """See `TensorState.adam`."""
+        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
+        return optimizer
 
 
 def _accelerator(options: EngineOptions, layout: Layout, world: World) -> Any:

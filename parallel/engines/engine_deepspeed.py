@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,7 +25,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
 from motet.parallel.engines.data_parallel import DataParallelEngine, Trained
 from motet.parallel.engines.deepspeed_config import choose_accelerator, deepspeed_config
-from motet.parallel.engines.protocol import EngineOptions, Guard
+from motet.parallel.engines.protocol import EngineOptions, Guard, WeightState
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.dtensors import whole
 from motet.parallel.runtime.mesh import World
@@ -278,6 +278,37 @@ class DeepSpeedEngine(DataParallelEngine):
             utils.safe_set_local_fp32_param(parameter, mine)
         else:
             utils.safe_set_local_optimizer_state(parameter, mine, key)
+
+    def export_state(self) -> Iterator[tuple[str, WeightState]]:
+        """See `Engine.export_state`; DeepSpeed gathers one weight at a time."""
+        utils, step = self.deepspeed.utils, self._steps()[0].detach().cpu()
+        for name, parameter in self.parameters.items():
+            parts = {"weight": self._master(parameter)}
+            parts |= {key: utils.safe_get_full_optimizer_state(parameter, key) for key in STATES}
+            shaped = {
+                key: value.detach().view(self.shapes[name]).cpu().clone()
+                for key, value in parts.items()
+            }
+            yield name, shaped | {"step": step.clone()}
+        for name, value in expert_state(self.experts).items():
+            yield name, {"value": value.cpu().clone()}
+
+    def import_state(self, state: Iterable[tuple[str, WeightState]]) -> None:
+        """See `Engine.import_state`; all weights share one count of steps."""
+        experts = expert_state(self.experts)
+        missing = {*self.parameters, *experts}
+        for name, parts in state:
+            missing.discard(name)
+            if name in experts:
+                experts[name].copy_(parts["value"])
+            elif name in self.parameters:
+                self._set_trained(name, parts["weight"].to(self.world.device))
+                for key in STATES:
+                    self._set_state(name, parts[key].to(self.world.device), key)
+                for step in self._steps():
+                    step.copy_(parts["step"])
+        if missing:
+            raise ValueError(f"the state lacks {', '.join(sorted(missing))}")
 
     def full_model(self) -> dict[str, Tensor]:
         """See `Engine.full_model`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -22,10 +22,11 @@ from motet.models.layers import Places
 from motet.models.moe import MoE
 from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
+from motet.parallel.engines.tensor_state import TensorState
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
 from motet.parallel.runtime.context_parallel import RingAttention, context_slice
-from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, trained, whole
+from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, whole
 from motet.parallel.runtime.mesh import World, build_meshes
 from motet.parallel.runtime.pipeline import Pipeline, Stage
 from motet.parallel.runtime.shard import split
@@ -33,7 +34,6 @@ from motet.parallel.runtime.step_totals import (
     asked,
     balance,
     count_step,
-    expert_state,
     mixtures,
     settle,
 )
@@ -42,7 +42,7 @@ _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-class NativeEngine:
+class NativeEngine(TensorState):
     """A Decoder laid out over the ranks of a world; bare on one rank."""
 
     def __init__(
@@ -289,31 +289,29 @@ class NativeEngine:
         for root in self.roots.values():
             reshard(root)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Engine.tensors`; a mixture adds "frequencies.blocks.N" and "bias.blocks.N"."""
-        return trained(self.parameters, self.optimizer) | expert_state(self.experts)
+    def adam(self) -> torch.optim.Optimizer:
+        """See `TensorState.adam`."""
+        return self.optimizer
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
-
-    def full_model(self) -> dict[str, Tensor]:
-        """See `Engine.full_model`."""
-        mine: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            value = whole(parameter.detach())
-            if self.world.rank == 0 or self._speaks_for_stage():
-                mine[name] = value.cpu().clone()
-        if self.layout.pp == 1:
-            return mine if self.world.rank == 0 else {}
-        return self._gather_stages(mine)
-
-    def _speaks_for_stage(self) -> bool:
+    def speaks(self) -> bool:
+        """See `TensorState.speaks`: one rank of each stage does."""
         place = self.place
         return place.dp_replicate == place.dp_shard == place.cp == place.tp == 0
 
+    def full_model(self) -> dict[str, Tensor]:
+        """See `Engine.full_model`."""
+        if self.layout.pp == 1:
+            return super().full_model()
+        mine: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            value = whole(parameter.detach())
+            if self.world.rank == 0 or self.speaks():
+                mine[name] = value.cpu().clone()
+        return self._gather_stages(mine)
+
     def _gather_stages(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the weights of every stage to rank 0, tensor by tensor."""
-        sends = self._speaks_for_stage() and self.world.rank != 0
+        sends = self.speaks() and self.world.rank != 0
         shapes = {name: tuple(value.shape) for name, value in mine.items()} if sends else {}
         told: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
         dist.all_gather_object(told, shapes, group=self.world.control)
@@ -327,7 +325,3 @@ class NativeEngine:
                 elif self.world.rank == 0:
                     dist.recv(torch.empty(shape), source, group=self.world.control)
         return mine if self.world.rank == 0 else {}
-
-    def load_model(self, state: dict[str, Tensor]) -> None:
-        """See `Engine.load_model`."""
-        fill(self.parameters, lambda name, _: state[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -54,6 +54,10 @@ name: its loss}).
 
 All are global, so every rank decides alike.
 """
+
+
+WeightState = dict[str, torch.Tensor]
+"""A weight and its optimizer state: "weight", "exp_avg", "exp_avg_sq" and "step"."""
 
 
 class Engine(Protocol):
@@ -108,6 +112,22 @@ class Engine(Protocol):
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from what a checkpoint was read into: the very tensors that `tensors` returned (a
         collective).
+        """
+
+    def export_state(self) -> Iterator[tuple[str, WeightState]]:
+        """Yield every weight's name with its unsharded value and optimizer state, fp32 on the CPU of
+        every rank (a collective that all must follow to its end).
+
+        One weight at a time: no rank holds more than that beside its own part. Then a mixture's
+        balance, "frequencies.blocks.N" and "bias.blocks.N", as {"value": tensor}.
+        """
+
+    def import_state(self, state: Iterable[tuple[str, WeightState]]) -> None:
+        """Go on from what `export_state` gave, of an engine of any kind and layout, or what a growth
+        operator made of it; each rank keeps its own part (a collective).
+
+        Raises:
+            ValueError: a weight of this model is missing.
         """
 
     def full_model(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,100 @@
+"""State of engines whose every weight is a tensor, plain or distributed, that AdamW updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from motet.parallel.runtime.dtensors import fill, local, own_part, trained, whole
+from motet.parallel.runtime.mesh import World
+from motet.parallel.runtime.step_totals import expert_state
+
+if TYPE_CHECKING:
+    from motet.parallel.engines.protocol import WeightState
+
+OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class TensorState:
+    """The part of the `Engine` protocol that reads and sets state; an engine sets the attributes."""
+
+    world: World
+    parameters: dict[str, nn.Parameter]
+    experts: Any  # mixtures by layer: an attribute here, a cached property there
+
+    def adam(self) -> torch.optim.Optimizer:
+        """Return the optimizer that holds the state of the parameters."""
+        raise NotImplementedError
+
+    def speaks(self) -> bool:
+        """Return whether this rank tells the others of the weights that it holds."""
+        return self.world.rank == 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Engine.tensors`; a mixture adds "frequencies.blocks.N" and "bias.blocks.N"."""
+        return trained(self.parameters, self.adam()) | expert_state(self.experts)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Engine.restore`: these are the tensors that train, so nothing is left to do."""
+
+    def load_model(self, state: dict[str, Tensor]) -> None:
+        """See `Engine.load_model`."""
+        fill(self.parameters, lambda name, _: state[name])
+
+    def full_model(self) -> dict[str, Tensor]:
+        """See `Engine.full_model`."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            value = whole(parameter.detach())
+            if self.world.rank == 0:
+                state[name] = value.cpu().clone()
+        return state
+
+    def export_state(self) -> Iterator[tuple[str, WeightState]]:
+        """See `Engine.export_state`."""
+        mine = self._held()
+        told: list[dict[str, dict[str, tuple[int, ...]]]] = [{}] * self.world.size
+        if self.world.size > 1:
+            shapes = {
+                name: {key: tuple(value.shape) for key, value in parts.items()}
+                for name, parts in mine.items()
+            }
+            speaks = shapes if self.speaks() else {}
+            dist.all_gather_object(told, speaks, group=self.world.control)
+        everywhere = self.world.size == 1 or set(told[0]) >= {n for held in told for n in held}
+        source = {name: rank for rank, held in reversed(list(enumerate(told))) for name in held}
+        for name in mine if everywhere else sorted(source):
+            parts = {key: whole(value).cpu().clone() for key, value in mine.get(name, {}).items()}
+            if not everywhere:  # a stage of a pipeline holds it: its first rank sends it to all
+                parts = parts or {
+                    key: torch.empty(shape) for key, shape in told[source[name]][name].items()
+                }
+                for key in sorted(parts):
+                    dist.broadcast(parts[key], source[name], group=self.world.control)
+            yield name, parts
+
+    def import_state(self, state: Iterable[tuple[str, WeightState]]) -> None:
+        """See `Engine.import_state`."""
+        mine = self._held()
+        for name, parts in state:
+            for key, value in mine.pop(name, {}).items():
+                local(value).copy_(own_part(parts[key], value))
+        if mine:
+            raise ValueError(f"the state lacks {', '.join(sorted(mine))}")
+
+    def _held(self) -> dict[str, WeightState]:
+        """Return the tensors that this rank trains, by weight, in one order on all its holders."""
+        optimizer = self.adam()
+        found: dict[str, WeightState] = {
+            name: {
+                "weight": parameter.detach(),
+                **{key: optimizer.state[parameter][key] for key in OPTIMIZER_KEYS},
+            }
+            for name, parameter in self.parameters.items()
+        }
+        experts = expert_state(self.experts)
+        return found | {name: {"value": value} for name, value in experts.items()}

@@ -1,0 +1,93 @@
+"""Weights and optimizer state go from an engine of one layout to another's, and training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from motet.models.config import ModelConfig
+from motet.parallel.engines.protocol import EngineOptions, build_engine
+from motet.parallel.layout.layout import Layout
+from motet.parallel.runtime.mesh import World
+from tests.parallel.ranks import run_ranks
+from tests.parallel.training import DENSE, Curve, assert_same, one_step
+
+OPTIONS = EngineOptions(z_loss=1e-3, zero_stage=2)
+EXPERTS = replace(DENSE, n_experts=4, experts_per_token=2, d_expert=16, bias_rate=1e-3)
+
+
+def move(world: World, first: Layout, second: Layout, config: ModelConfig) -> Curve:
+    """Train 2 steps under one layout, hand the state over, train 2 more under another."""
+    before = build_engine(config, OPTIONS, first, world)
+    curve = Curve()
+
+    def steps(engine: Any, layout: Layout, numbers: range) -> None:
+        for step in numbers:
+            result = one_step(engine, layout, world.rank, step)
+            curve.steps.append((result.loss, result.grad_norm, result.n_labels))
+
+    steps(before, first, range(2))
+    after = build_engine(config, replace(OPTIONS, seed=9), second, world)
+    names = []
+
+    def followed() -> Any:
+        for name, parts in before.export_state():
+            names.append(name)
+            assert len({value.shape for key, value in parts.items() if key != "step"}) == 1
+            assert all(value.device.type == "cpu" for value in parts.values())
+            yield name, parts
+
+    after.import_state(followed())
+    assert len(names) == len(set(names))
+    steps(after, second, range(2, 4))
+    curve.weights = {name: value.numpy() for name, value in after.full_model().items()}
+    return curve
+
+
+def both(world: World, pairs: list[tuple[Layout, Layout]], config: ModelConfig) -> list[Curve]:
+    return [move(world, first, second, config) for first, second in pairs]
+
+
+ONE = Layout(micro_sequences=2)
+FSDP = Layout(dp_shard=2, micro_sequences=2)
+REPLICAS = Layout(dp_replicate=2, micro_sequences=2)
+TP = Layout(tp=2, micro_sequences=2)
+PP = Layout(pp=2, micro_sequences=2)
+CP = Layout(cp=2, micro_sequences=2)
+
+
+def test_state_moves_between_layouts_and_training_goes_on_as_if_alone() -> None:
+    expected = run_ranks(1, both, [(ONE, ONE)], DENSE)[0][0]
+    pairs = [(FSDP, PP), (PP, TP), (TP, CP), (CP, REPLICAS), (REPLICAS, FSDP)]
+    for found in run_ranks(2, both, pairs, DENSE)[0]:
+        assert_same(found, expected)
+
+
+def test_state_of_experts_moves_with_the_counts_of_their_balance() -> None:
+    expected = run_ranks(1, both, [(ONE, ONE)], EXPERTS)[0][0]
+    spread = Layout(dp_shard=2, ep=2, micro_sequences=2)
+    for found in run_ranks(2, both, [(spread, FSDP), (PP, spread)], EXPERTS)[0]:
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
+def test_state_moves_to_another_engine_and_back(engine: str) -> None:
+    pytest.importorskip(engine)
+    expected = run_ranks(1, both, [(ONE, ONE)], DENSE)[0][0]
+    other = Layout(engine=engine, dp_shard=2, micro_sequences=2)
+    for found in run_ranks(2, both, [(FSDP, other), (other, FSDP)], DENSE)[0]:
+        assert_same(found, expected)
+
+
+def lacking(world: World) -> str:
+    engine = build_engine(DENSE, OPTIONS, ONE, world)
+    some = list(engine.export_state())[1:]
+    with pytest.raises(ValueError, match=r"embedding\.weight"):
+        engine.import_state(some)
+    return "refused"
+
+
+def test_a_state_that_lacks_a_weight_is_refused() -> None:
+    assert run_ranks(1, lacking)[0] == "refused"
