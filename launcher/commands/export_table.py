@@ -33,6 +33,8 @@ def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
         raise UserError(f"--what={arguments.what} needs a format: --table {', '.join(FORMATS)}")
     if arguments.step is not None:
         raise UserError(f"--step={arguments.step} names a model; a table is of the whole run")
+    if arguments.member is not None:
+        raise UserError(f"--member={arguments.member} names a model; a table holds all members")
     part = arguments.what or PARTS[0]
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.is_dir():

@@ -72,6 +72,7 @@ def test_mistakes_are_told(
 
     assert "--what=units needs a format: --table csv, parquet" in told("--what", "units")
     assert "a table is of the whole run" in told("--table", "csv", "--step", "40")
+    assert "a table holds all members" in told("--table", "csv", "--member", "small")
     assert "is a folder" in told("--table", "csv", "--output", str(tmp_path))
     assert "there are csv, parquet, md, latex" in told("--table", "cvs")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
