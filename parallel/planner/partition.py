@@ -316,7 +316,6 @@ def rest(
     out, most = [], []
     for rank, (load, own, count) in enumerate(zip(loads, kept, held, strict=True)):
         mine = stages_of[rank]
-        # A rank's dense layers are fixed work: they move from `each` into `fixed`.
         here = sum(front[stage] for stage in mine if stage < len(front))
         # Layers are in order: a stage behind which dense layers follow can hold none with experts.
         full = all(stage < len(front) - 1 for stage in mine)
@@ -324,15 +323,7 @@ def rest(
         dense.append(here)
         key = id(load), here, least
         if key not in known:
-            known[key] = replace(
-                load,
-                fixed=load.fixed + here * load.each[0],
-                each=(load.each[1], load.each[1]),
-                wait_fixed=load.wait_fixed + here * load.wait_each[0],
-                wait_each=(load.wait_each[1], load.wait_each[1]),
-                least=least,
-                once=(_after(load.once[0], here), _after(load.once[1], here)),
-            )
+            known[key] = _with_dense(load, here, least)
         out.append(known[key])
         left = own.capacity - own.bytes(here, 0, count)
         each = own.fixed[2] + count * own.saved[2]
@@ -340,6 +331,20 @@ def rest(
         # must.
         most.append(0 if full else min(layers, int(left / each)) if left >= 0 else -1)
     return Rest(tuple(dense), out, most)
+
+
+def _with_dense(load: Load, dense: int, least: int) -> Load:
+    """Return a load by layers with experts."""
+    # A rank's dense layers are fixed work: they move from `each` into `fixed`.
+    return replace(
+        load,
+        fixed=load.fixed + dense * load.each[0],
+        each=(load.each[1], load.each[1]),
+        wait_fixed=load.wait_fixed + dense * load.wait_each[0],
+        wait_each=(load.wait_each[1], load.wait_each[1]),
+        least=least,
+        once=(_after(load.once[0], dense), _after(load.once[1], dense)),
+    )
 
 
 def _after(line: tuple[float, float, float], dense: int) -> tuple[float, float, float]:
