@@ -132,7 +132,7 @@ def is_plugin(kind: type) -> bool:
 
 
 def fault(kind: type, setting: str, message: str) -> PluginError:
-    """Return the error for a plugin that does not keep to what its base asks, with file and line."""
+    """Return the error of a plugin that does not keep to what its base asks: file and line."""
     loaded = _LOADED[kind]
     place = f"{loaded.path}:{loaded.line}: {kind.__name__}"
     return PluginError(setting, f"is {loaded.reference.text!r}; {place} {message}")

@@ -1,4 +1,4 @@
-"""What a setting of run.yaml is: a dataclass field that carries its documentation and its bounds."""
+"""A setting of run.yaml: a dataclass field that carries its documentation and its bounds."""
 
 from __future__ import annotations
 

@@ -152,5 +152,6 @@ class LayoutSettings:
 MOVED = {
     "batch.micro_sequences": "layout.micro_sequences",
     "training.recompute": "layout.recompute",
-    "layout.shard": "layout.dp_replicate: PROCESSES with layout.dp_shard: 1 where it was false, and nothing where it was true",
+    "layout.shard": "layout.dp_replicate: PROCESSES with layout.dp_shard: 1 where it was false, "
+    "and nothing where it was true",
 }

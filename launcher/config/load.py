@@ -207,7 +207,7 @@ def _default_tree() -> Map:
 
 
 def _picked(shape: Node, values: Any) -> Node:
-    """`values` restricted to what `shape` has (interpolation may have turned a scalar into more)."""
+    """`values` restricted to what `shape` has (interpolation may turn a scalar into more)."""
     if not isinstance(shape, Map) or not isinstance(values, Map):
         return typing.cast(Node, values)
     out = Map({key: _picked(child, values[key]) for key, child in shape.items()})

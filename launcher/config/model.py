@@ -11,7 +11,7 @@ from motet.launcher.config.field import setting
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What is trained: a preset, or a Hugging Face folder, and any size in which it should differ."""
+    """What is trained: a preset or a Hugging Face folder, and any size that should differ."""
 
     preset: str = setting(
         "1m", "named size; its name is the approximate number of non-embedding parameters"

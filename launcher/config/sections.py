@@ -232,7 +232,7 @@ class RunSettings:
     """A whole run.yaml.
 
     Attributes:
-        base: no setting; the folder that relative paths start from (paths are absolute once loaded).
+        base: no setting; the folder that relative paths start from (once loaded, all are absolute).
         as_written: no setting; those that hold an `${oc.env:...}`, with their unresolved text, so
             that a secret is never stored.
     """

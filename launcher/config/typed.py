@@ -1,4 +1,4 @@
-"""From a tree of raw scalars to typed sections: each value is read as the type of its setting says."""
+"""A tree of raw scalars -> typed sections: each value is read as the type of its setting."""
 
 from __future__ import annotations
 

@@ -203,7 +203,8 @@ def device(kind: str, **changes: Any) -> Device:
 def unknown_device(kind: object) -> str:
     """Return what to say of a device that the catalogue does not have."""
     return (
-        f"{kind!r} is not in the catalogue{suggest(str(kind), DEVICES)}: {', '.join(DEVICES)}. To add one, write its "
+        f"{kind!r} is not in the catalogue{suggest(str(kind), DEVICES)}: {', '.join(DEVICES)}. "
+        "To add one, write its "
         "values: "
         f"device: {{kind: {kind}, memory_gib: 24, peak_tflops: {{bf16: 150}}, memory_gb_s: 900}}, "
         f"or start from one that is like it: device: {{kind: {kind}, like: a100-80, memory_gib: "

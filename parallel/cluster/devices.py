@@ -81,7 +81,8 @@ DEVICES: dict[str, dict[str, Any]] = {
         "memory_gb_s": 2400.0,
         "price_per_hour": 4.00,
         "power_w": 500.0,
-        "source": "torchtitan benchmarks, 2024-12: H100 with 96 GB of HBM2e limited to 500 W; rates of the H100 data sheet",
+        "source": "torchtitan benchmarks, 2024-12: H100 with 96 GB of HBM2e limited to 500 W; "
+        "rates of the H100 data sheet",
     },
     "h200": {
         "memory_gib": 139.8,
@@ -135,7 +136,8 @@ DEVICES: dict[str, dict[str, Any]] = {
         "memory_gb_s": 1008.0,
         "price_per_hour": 0.70,
         "power_w": 450.0,
-        "source": "NVIDIA Ada GPU architecture paper (2022), table 2: with fp32 accumulation, without sparsity",
+        "source": "NVIDIA Ada GPU architecture paper (2022), table 2: with fp32 accumulation, "
+        "without sparsity",
     },
     "cpu": {
         "memory_gib": 32.0,
@@ -144,7 +146,8 @@ DEVICES: dict[str, dict[str, Any]] = {
         "memory_gb_s": 50.0,
         "price_per_hour": 0.40,
         "power_w": 150.0,
-        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; constants from four small runs on 2 cores (constants.py)",
+        "source": "one process on about 16 AVX2 cores (2 x 8 FMA x 2 x 2 GHz); measure yours; "
+        "constants from four small runs on 2 cores (constants.py)",
     },
 }
 """Usable memory (what a driver reports, below the marketed number), peak rates by data type, memory

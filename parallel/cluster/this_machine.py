@@ -155,7 +155,7 @@ def _gpu(name: str, size_gib: float) -> Device:
 
 
 def cpu(own_cores: float, own_memory_gib: float) -> Device:
-    """Return the catalogue's "cpu", scaled to a process with this many cores and this much memory."""
+    """Return the catalogue's "cpu", scaled to a process with so many cores and so much memory."""
     whole = device("cpu")
     share = own_cores / CATALOGUE_CORES
     return replace(

@@ -78,7 +78,7 @@ def facts(measurer: Measurer) -> list[dict[str, Any]]:
 
 
 def network_kind(root: Path = Path("/sys/class/infiniband")) -> str:
-    """Return "infiniband" or "roce" where the kernel has such a card with a link, else "ethernet"."""
+    """Return "infiniband" or "roce" where the kernel has such a linked card, else "ethernet"."""
     layers = set()
     for port in root.glob("*/ports/*"):
         try:
