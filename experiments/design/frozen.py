@@ -150,6 +150,18 @@ def read_questions(folder: Path, kinds: Kinds) -> list[Question]:
     return [_read_question(folder, entry, kinds) for entry in content["experiments"]]
 
 
+def check_kinds(folder: Path, kinds: Kinds) -> None:
+    """Refuse a frozen study whose users' own classes are missing or are not those of then.
+
+    Raises:
+        UserError: which one, and why.
+    """
+    content, _ = read_definition(folder)
+    for entry in content["experiments"]:
+        if "use_sha256" in entry["spec"]:
+            make(spec_of(entry["spec"]), kinds)
+
+
 def _read_question(folder: Path, entry: Mapping[str, Any], kinds: Kinds) -> Question:
     spec = spec_of(entry["spec"])
     experiment = make(spec, kinds)

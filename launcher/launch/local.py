@@ -73,6 +73,8 @@ def train(
         return 0
     check_devices(settings)
     verify_corpora(settings)
+    if resume:
+        study.check_classes(rundir)
     if not resume:
         check_layout(settings)
         prepare_run(settings, rundir, yaml_text)
@@ -92,6 +94,8 @@ def train_together(
     """As `train`, as one of several machines; the first one makes the run and holds it."""
     check_devices(settings)
     verify_corpora(settings)
+    if resume:
+        study.check_classes(rundir)
     if nodes.rank:
         attempt, among = ask_to_join(rundir, settings, nodes)
         return launch(settings, rundir, attempt, nodes=among)

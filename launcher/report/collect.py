@@ -361,11 +361,14 @@ def has_study(rundir: RunDir) -> bool:
 def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
     """Measurements, answers, and why there are none, as far as the run has come."""
     from motet.core.errors import UserError
+    from motet.core.plugins import PluginError
     from motet.experiments.analysis.analyze import analyze
     from motet.launcher.study.after_training import load_measured
 
     try:
         study = load_measured(root)
+    except PluginError:
+        raise  # a class that is missing or changed: no report can be made of it
     except (UserError, FileNotFoundError) as error:
         return None, None, [f"the experiments cannot be read yet: {error}"]
     if not study.measured:

@@ -9,7 +9,8 @@ from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
-from motet.experiments.design.frozen import read_definition
+from motet.experiments.design.frozen import check_kinds, read_definition
+from motet.experiments.library.kinds import Library
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings
@@ -84,6 +85,7 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Pl
             f"{manifest['definition_sha256'][:16]}...; restore it, or start a new run for a new "
             "question"
         )
+    check_kinds(run.plan, Library(run.plugins))
     plan = Plan(run.plan / "exposures.plan")
     plan.verify(manifest["plan_sha256"])
     now, then = data_facts(settings), manifest["data"]

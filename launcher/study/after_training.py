@@ -15,7 +15,7 @@ from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, measure
 from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.frozen import read_definition, read_questions
+from motet.experiments.design.frozen import check_kinds, read_definition, read_questions
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
@@ -93,6 +93,7 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
     settings = settings_io.load(run.resolved_yaml)
     plan = Plan(run.plan / "exposures.plan")
     plan.verify(read_json(run.manifest)["plan_sha256"])
+    check_kinds(run.plan, Library(run.plugins))
     compliance = audit(run, settings, plan, replay)
     return AuditResult(compliance.ok, audit_lines(compliance))
 

@@ -12,7 +12,7 @@ from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
 from motet.experiments.design.experiment import item_problems, make
-from motet.experiments.design.frozen import Hashes, freeze
+from motet.experiments.design.frozen import Hashes, check_kinds, freeze
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.spec import ExperimentSpec
@@ -96,6 +96,13 @@ def build(settings: RunSettings) -> Study:
     study = build_study(specs, setting_of(settings), lock)
     raise_problems(_probe_problems(study))
     return study
+
+
+def check_classes(run: RunDir) -> None:
+    """Refuse to go on with a run whose users' own classes are missing or changed, before anything
+    starts.
+    """
+    check_kinds(run.plan, Library(run.plugins))
 
 
 def freeze_study(study: Study, library: Library, run: RunDir) -> Hashes:

@@ -316,14 +316,19 @@ def test_missing_scores_make_missing_outcomes_and_no_crash() -> None:
         assert all(np.isnan(v).all() for name, v in values.items()), use
 
 
-def test_the_class_in_the_documentation_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_in_the_documentation_works() -> None:
     import re
 
-    text = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.S)[0]
-    monkeypatch.setitem(LIBRARY, "slogans", None)
-    exec(code, {})
-    slogans = experiment({"name": "x", "use": "slogans", "generate": {"count": 9, "seed": 1}})
+    root = Path(__file__).parents[3]
+    code = re.findall(r"```python\n(.*?)```", (root / "docs" / "experiments.md").read_text(), re.S)[
+        0
+    ]
+    assert (root / "examples" / "slogans.py").read_text().endswith(code)
+    entry = {"name": "x", "use": "slogans.py:Slogans", "generate": {"count": 9, "seed": 1}}
+    library = Library(root / "examples")
+    specs, problems = parse_experiments([entry], root, library)
+    assert problems == []
+    slogans = library.kind(specs[0].use, "use")(specs[0])
     units = slogans.units()
     assert len(units) == 9
     assert (
