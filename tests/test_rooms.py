@@ -109,7 +109,6 @@ OPEN_FILES: set[str] = {
 OPEN_FUNCTIONS = 0.0125
 OPEN_CLASSES: set[str] = {
     "Block",
-    "Document",
     "Plan",
     "Record",
     "Rows",

@@ -158,14 +158,14 @@ def _answers(choose: Chooser, names: Names, kind: str, number: int, count: int) 
     return choose.sample(phrases.WORDS[kind], count)
 
 
-def documents(path: Sequence[str | int], count: int, n_variants: int) -> Iterator[Document]:
+def documents(path: Sequence[str | int], count: int, n_variants: int) -> Iterator[InventedDocument]:
     """Fictional biographies of `phrases.FACTS_PER_DOCUMENT` facts, each told in variants."""
     names = Names(*path, "names")
     for number in range(count):
-        yield Document(path, number, names, n_variants)
+        yield InventedDocument(path, number, names, n_variants)
 
 
-class Document:
+class InventedDocument:
     """One invented person, some facts, and the same facts told `n_variants` times.
 
     `texts[0]` is the original. `sentences[f]` is (prompt, target) of fact f as the original tells
