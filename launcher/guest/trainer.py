@@ -219,6 +219,14 @@ def trainer_problems(
         for name, value, needed, why in wanted
         if value != needed
     ]
+    return problems + batch_problems(args, settings, world_size)
+
+
+def batch_problems(
+    args: TrainingArguments, settings: RunSettings, world_size: int
+) -> list[Problem]:
+    """Return why the Trainer's batch is not the run's."""
+    problems = []
     if len(settings.batch_steps.changes) > 1:
         problems.append(Problem("batch.ramp", "the Trainer's batch is constant; leave it out"))
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size

@@ -64,18 +64,25 @@ def contradictions(environment: Mapping[str, str], precision: str) -> list[str]:
         out.append("gradient_accumulation_steps is decided by batch.sequences; set it to 1")
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         out.append("dynamo_backend is decided by training.compile; set it to no")
-    if on("ACCELERATE_USE_FSDP"):
-        if environment.get("FSDP_VERSION", "1") != "2":
-            out.append("fsdp_version is 1, whose weights are not distributed tensors; set it to 2")
-        if on("FSDP_ACTIVATION_CHECKPOINTING"):
-            out.append(
-                "fsdp_activation_checkpointing is decided by layout.recompute; set it to false"
-            )
-        if on("FSDP_OFFLOAD_PARAMS"):
-            out.append(
-                "fsdp_offload_params is not supported; set layout.engine=deepspeed with "
-                "layout.offload=parameters"
-            )
+    return out + (fsdp_contradictions(environment) if on("ACCELERATE_USE_FSDP") else [])
+
+
+def fsdp_contradictions(environment: Mapping[str, str]) -> list[str]:
+    """Return what the FSDP section of such a configuration asks for, as `contradictions` does."""
+
+    def on(name: str) -> bool:
+        return environment.get(name, "").lower() in ("1", "true", "yes")
+
+    out = []
+    if environment.get("FSDP_VERSION", "1") != "2":
+        out.append("fsdp_version is 1, whose weights are not distributed tensors; set it to 2")
+    if on("FSDP_ACTIVATION_CHECKPOINTING"):
+        out.append("fsdp_activation_checkpointing is decided by layout.recompute; set it to false")
+    if on("FSDP_OFFLOAD_PARAMS"):
+        out.append(
+            "fsdp_offload_params is not supported; set layout.engine=deepspeed with "
+            "layout.offload=parameters"
+        )
     return out
 
 

@@ -329,14 +329,14 @@ class _Verdict:
     """The guard's answer about one update, asked for once."""
 
     def __init__(self, guard: Callable[[float], bool], norm: Callable[[], float]) -> None:
-        self._judge, self._norm = guard, norm
+        self._guard, self._norm = guard, norm
         self.applied: bool | None = None
         self.grad_norm = math.nan
 
     def ask(self) -> bool:
         if self.applied is None:
             self.grad_norm = self._norm()
-            self.applied = self._judge(self.grad_norm)
+            self.applied = self._guard(self.grad_norm)
         return self.applied
 
 
