@@ -14,7 +14,7 @@ import numpy as np
 
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.measured import Measured, noncompliance
-from motet.experiments.analysis.members import by_experiment, of_member, secondaries
+from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
 
 PLACEBO_THRESHOLD = 0.01
@@ -35,14 +35,7 @@ def analyze(
         draws: repetitions per comparison; the smallest p-value is 1 / (draws + 1).
         details: False leaves out effects per arm and curves.
     """
-    experiments = by_experiment(measured)
-    n_questions = max(1, sum(one.judged.experiment.role == "question" for one in experiments))
-    studies = [Answer(one.judged, seed, draws, n_questions) for one in experiments]
-    entries = [study.entry(details) for study in studies]
-    for one, study, entry in zip(experiments, studies, entries, strict=True):
-        if one.others:
-            others = [Answer(m, seed, draws, n_questions, study.repeater) for m in one.others]
-            entry |= {"member": study.member, "members": [other.further() for other in others]}
+    studies, entries = _estimated(by_experiment(measured), seed, draws, details)
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions)
     _correct_secondaries(questions)
@@ -52,12 +45,7 @@ def analyze(
     }
     invalid = " ".join(c["sentence"] for c in controls.values() if c is not None and not c["ok"])
     for study, entry in zip(studies, entries, strict=True):
-        reasons = invalid if entry["role"] == "question" else ""
-        reasons = " ".join(reason for reason in (reasons, noncompliance(study.m)) if reason)
-        spec = study.m.experiment.spec
-        over = len(questions) if entry["role"] == "question" else 1
-        where = of_member(study.member) if "members" in entry else ""
-        entry["verdict"] = judge(entry["primary"], spec.alpha, spec.margin, reasons, over, where)
+        entry["verdict"] = _verdict(study, entry, invalid, len(questions))
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
@@ -70,6 +58,33 @@ def analyze(
         "multiplicity": {"primaries": "Holm", "secondaries": "Benjamini-Hochberg"},
     }
     return _finite(answers)
+
+
+def _estimated(
+    experiments: Sequence[ByMember], seed: int, draws: int, details: bool
+) -> tuple[list[Answer], list[dict[str, Any]]]:
+    """Each experiment at its own member, and its entry of report.json with all members in it."""
+    n_questions = max(1, sum(one.judged.experiment.role == "question" for one in experiments))
+    studies = [Answer(one.judged, seed, draws, n_questions) for one in experiments]
+    entries = [study.entry(details) for study in studies]
+    for one, study, entry in zip(experiments, studies, entries, strict=True):
+        if one.others:
+            others = [Answer(m, seed, draws, n_questions, study.repeater) for m in one.others]
+            entry |= {"member": study.member, "members": [other.further() for other in others]}
+    return studies, entries
+
+
+def _verdict(
+    study: Answer, entry: dict[str, Any], failed_controls: str, n_questions: int
+) -> dict[str, str]:
+    """The verdict on one corrected primary outcome; failed controls void questions only."""
+    question = entry["role"] == "question"
+    found = (failed_controls if question else "", noncompliance(study.m))
+    reasons = " ".join(reason for reason in found if reason)
+    where = of_member(study.member) if "members" in entry else ""
+    over = n_questions if question else 1
+    spec = study.spec
+    return judge(entry["primary"], spec.alpha, spec.margin, reasons, over, where)
 
 
 def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:

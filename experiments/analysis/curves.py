@@ -134,12 +134,8 @@ def since_exposure(
     if min(treated.shape[1], control.shape[1]) < 2:
         return None, ""
     mean, reach = _welch(treated, control, alpha)
-    curve = {
-        "x": [int(lag) for lag in lags],
-        "mean": mean.tolist(),
-        "low": (mean - reach).tolist(),
-        "high": (mean + reach).tolist(),
-    }
+    ends = {"low": (mean - reach).tolist(), "high": (mean + reach).tolist()}
+    curve = {"x": [int(lag) for lag in lags], "mean": mean.tolist(), **ends}
     # A gain that is not there at the first lag, or few lags, give no half-life.
     if mean[0] - reach[0] <= 0 or len(lags) < FEWEST_LAGS_TO_FIT:
         return curve, ""

@@ -84,14 +84,15 @@ def judge(
         return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
     if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
         return {"kind": "found", "sentence": f"Found: {estimate}."}
-    if outcome["smallest_detectable"] is None:
-        limit = "How small an effect would have been found cannot be said"
-    else:
-        size = amount(outcome["smallest_detectable"], outcome["unit"])
-        limit = (
-            f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
-        )
+    limit = _limit_text(outcome)
     return {"kind": "not_found", "sentence": f"Not found: {estimate}. {limit}."}
+
+
+def _limit_text(outcome: dict[str, Any]) -> str:
+    if outcome["smallest_detectable"] is None:
+        return "How small an effect would have been found cannot be said"
+    size = amount(outcome["smallest_detectable"], outcome["unit"])
+    return f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
 
 
 def _within(outcome: dict[str, Any], margin: float) -> bool:

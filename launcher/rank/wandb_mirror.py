@@ -251,7 +251,7 @@ class WandbMirror:
     def _send_probe_table(self, row: Row) -> None:
         import wandb
 
-        cells = sorted(flat(row.get("experiments") or {}).items())
+        cells = sorted(probed(row).items())
         if cells:
             table = wandb.Table(columns=["measure", "value"], data=[list(cell) for cell in cells])
             self._run.log({"step": row["step"], "probes": table}, step=int(row["step"]))
@@ -322,16 +322,14 @@ def has_credentials(base_url: str) -> bool:
 def history_of(row: Row) -> dict[str, Any]:
     """W&B history of a row: `train/...`, `probe/<experiment>/...`, both axes, and loss by tokens."""
     kind = row["kind"]
-    skip = {"kind", "step", "time", "tokens", "nonfinite", "experiments"}
+    skip = {"kind", "step", "time", "tokens", "nonfinite", "experiments", "members"}
     fields = {name: value for name, value in row.items() if name not in skip}
     if kind == "step":
         values = {f"train/{name}": value for name, value in flat(fields).items()}
         if row.get("loss") is not None:
             values["by_tokens/loss"] = row["loss"]
     elif kind == "probe":
-        values = {
-            f"probe/{name}": value for name, value in flat(row.get("experiments") or {}).items()
-        }
+        values = {f"probe/{name}": value for name, value in probed(row).items()}
         values |= {f"probe_cost/{name}": value for name, value in flat(fields).items()}
     else:
         values = {f"{kind}/{name}": value for name, value in flat(fields).items()}
@@ -339,6 +337,14 @@ def history_of(row: Row) -> dict[str, Any]:
         return {}
     axes = {"step": row["step"], **({"tokens": row["tokens"]} if "tokens" in row else {})}
     return {**axes, **values}
+
+
+def probed(row: Row) -> dict[str, int | float]:
+    """The numbers of a probe row: `EXPERIMENT/...`, and `EXPERIMENT@MEMBER/...` of a family."""
+    scores = dict(row.get("experiments") or {})
+    for member, theirs in (row.get("members") or {}).items():
+        scores |= {f"{name}@{member}": found for name, found in theirs.items()}
+    return flat(scores)
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, int | float]:

@@ -288,6 +288,15 @@ def test_secrets_are_dropped_by_name_and_by_value() -> None:
     }  # fmt: skip
 
 
+def test_a_member_of_a_family_has_keys_of_its_own_beside_the_whole_models() -> None:
+    row = {"kind": "probe", "step": 3, "time": 1.0, "seconds": 2.0}
+    row |= {"experiments": {"canaries": {"exposure/dose 4": 2.5}}}
+    alone = {"step": 3, "probe/canaries/exposure/dose 4": 2.5, "probe_cost/seconds": 2.0}
+    assert history_of(row) == alone
+    row |= {"members": {"small": {"canaries": {"exposure/dose 4": 1.5}}}}
+    assert history_of(row) == alone | {"probe/canaries@small/exposure/dose 4": 1.5}
+
+
 def test_history_of_a_step_leaves_out_nulls() -> None:
     row = {
         "kind": "step",

@@ -1,0 +1,94 @@
+"""A run of several members, from its probe files to the report: made of a kept run of one model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import motet
+from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study.outcome import load_measured
+from tests.kept_runs import unpack
+from tests.launcher.conftest import Main
+
+MEMBERS = [
+    {"name": "small", "parameters": 4_000, "parameters_non_embedding": 1_000},
+    {"name": "medium", "parameters": 9_000, "parameters_non_embedding": 5_000},
+]
+
+
+def add_member(run: RunDir, name: str, gain: float) -> None:
+    """A member that scores as the whole model does, and a held-back `gain` more in every treated
+    unit's items once it was shown.
+    """
+    study = load_measured(run.root)
+    for path in sorted(run.probes.glob("step-*.npz")):
+        with np.load(path) as file:
+            arrays: dict[str, Any] = {key: file[key] for key in file.files}
+        step = json.loads(arrays["facts"].tobytes())["step"]
+        for m in study.measured:
+            if f"{m.name}/logprob" not in arrays:
+                continue
+            shown = np.array([len(when) > 0 and when[0] < step for when in m.exposure_steps])
+            counts = [len(unit.items) for unit in m.units]
+            first = np.repeat(shown, counts) & first_items(counts)
+            for part in ("logprob", "n_tokens", "n_bytes", "greedy"):
+                arrays[f"{m.name}@{name}/{part}"] = arrays[f"{m.name}/{part}"]
+            arrays[f"{m.name}@{name}/logprob"] = arrays[f"{m.name}/logprob"] + gain * first
+        np.savez(path, **arrays)
+
+
+def first_items(counts: list[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which items are the first of their unit: the secret itself, before its references."""
+    starts = np.cumsum([0, *counts[:-1]])
+    return np.isin(np.arange(sum(counts)), starts)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = RunDir(unpack(tmp_path_factory.mktemp("family")) / "runs" / "finished")
+    add_member(run, "small", 0.0)
+    add_member(run, "medium", 9.0)
+    manifest = json.loads(run.manifest.read_text(encoding="utf-8"))
+    run.manifest.write_text(json.dumps(manifest | {"members": MEMBERS}))
+    return run
+
+
+def test_the_report_goes_from_probe_files_to_the_effect_by_member(
+    family: RunDir, main: Main
+) -> None:
+    code, out, err = main("report", family.root)
+    assert code == 0, err
+    assert "Effect by member" in out
+    report = json.loads(family.report_json.read_text(encoding="utf-8"))
+    assert [one["name"] for one in report["run"]["members"]] == ["small", "medium"]
+    (entry,) = report["answers"]["experiments"]
+    assert entry["member"] is None
+    effects = {other["member"]: other["primary"]["effect"] for other in entry["members"]}
+    assert effects["small"] == entry["primary"]["effect"]
+    assert effects["medium"] > entry["primary"]["effect"] + 0.5
+    page = family.report_html.read_text(encoding="utf-8")
+    assert 'id="q0-members-' in page
+    assert "This answer is for the whole model" in page
+
+
+def test_what_was_said_of_the_whole_model_stays(family: RunDir, main: Main) -> None:
+    main("report", family.root)
+    now = json.loads(family.report_json.read_text(encoding="utf-8"))["answers"]
+    then = json.loads((family.root.parents[1] / "report.json").read_text())["answers"]
+    for a, b in zip(now["experiments"], then["experiments"], strict=True):
+        for name in ("effect", "low", "high", "p", "p_corrected", "smallest_detectable"):
+            assert a["primary"][name] == pytest.approx(b["primary"][name]), name
+
+
+def test_frames_hold_every_member(family: RunDir) -> None:
+    run = motet.load(family.root)
+    assert run.scores.groupby("member").size().to_dict() == {
+        "medium": 420, "small": 420, "whole": 420,
+    }  # fmt: skip
+    primary = run.answers[run.answers.primary]
+    assert set(primary.member) == {"whole"}
+    assert set(run.answers.member) == {"whole", "small", "medium"}
