@@ -112,7 +112,7 @@ class Product(NamedTuple):
 
     @property
     def multiplies(self) -> int:
-        """Values of weights that one token meets; its forward pass takes two operations for each."""
+        """Values of weights that one token meets: two operations each in a forward pass."""
         return self.inner * self.columns * self.visits
 
 
@@ -153,7 +153,7 @@ def block_kinds(config: ModelConfig) -> tuple[tuple[int, int], ...]:
 
 
 def first_weights(config: ModelConfig) -> tuple[WeightSpec, ...]:
-    """Return the weights before the blocks: the embedding, which is the head too where it is tied."""
+    """Return the weights before the blocks: the embedding, the head too where it is tied."""
     product = "head" if config.tied_embeddings else ""
     return (WeightSpec("embedding.weight", _table(config), Split.VOCABULARY, product),)
 
@@ -209,7 +209,7 @@ def _block_products(config: ModelConfig, has_experts: bool) -> tuple[Product, ..
 
 
 def _products(weights: Iterable[WeightSpec], config: ModelConfig) -> tuple[Product, ...]:
-    """Return the products of weights: columns of those that read the same row stand side by side."""
+    """Return the products of weights; columns that meet the same row stand side by side."""
     found: dict[str, Product] = {}
     for weight in weights:
         if not weight.product:

@@ -151,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 TRAINING_FIELDS = ("capacity_factor", "balance_loss", "balance_scope", "router_z_loss", "bias_rate")
-"""Fields that say how experts are balanced in training: they may be set for imported weights too."""
+"""How experts are balanced in training: fields that may be set for imported weights too."""
 
 
 def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
@@ -168,7 +168,8 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
     for key in overrides:
         if key not in known:
             raise ModelError(
-                f"model.{key} is not a setting{suggest(key, known)}; settings are {', '.join(known)}"
+                f"model.{key} is not a setting{suggest(key, known)}; "
+                f"settings are {', '.join(known)}"
             )
     return ModelConfig(**{"vocabulary_size": vocabulary_size, **PRESETS[name], **overrides})
 

@@ -63,7 +63,7 @@ def matmul_parameters_per_layer(config: ModelConfig, layer: int = 0) -> int:
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Return the weights that multiply every token: those of all blocks, and the head; no lookups."""
+    """Return the weights that multiply every token: of all blocks, and the head; no lookups."""
     kinds = block_kinds(config)
     blocks = sum(number * matmul_parameters_per_layer(config, i) for i, number in kinds)
     return blocks + head_product(config).multiplies

@@ -253,7 +253,7 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int) -> None:
-    """Fill a `Decoder` of plain tensors with its initial values; from the meta device, on the CPU."""
+    """Fill a `Decoder` of plain tensors with initial values; from the meta device, on the CPU."""
     config = module.config
     assert isinstance(config, ModelConfig)
     if any(parameter.is_meta for parameter in module.parameters()):

@@ -30,7 +30,7 @@ _PROJECTIONS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}  # of Mix
 
 
 def family(config: ModelConfig) -> tuple[str, str]:
-    """Return (model_type, class) of a config with experts; `ModelError` if no class has its shape."""
+    """Return (model_type, class) of a config with experts; `ModelError` if there is none."""
     wanted = {
         "mixtral": {
             "norm_position": "pre",

@@ -202,7 +202,7 @@ def _slopes(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor,
 
 
 def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
-    """Return the column of each label among the `width` held here, and whether it is one of them."""
+    """Return the column of each label among the `width` held here, and whether it is here."""
     if shard is None:
         return labels_C1, torch.ones_like(labels_C1, dtype=torch.bool)
     columns_C1 = labels_C1 - shard.first

@@ -1,5 +1,6 @@
-"""One kind of block as its cost sees it: products, how ranks divide them, bytes that it keeps. Pure;
-no torch.
+"""One kind of block as its cost sees it: products, how ranks divide them, bytes that it keeps.
+
+Pure; no torch.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, St
 from motet.parallel.engines.tensor_state import TensorState
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
-from motet.parallel.runtime.context_parallel import RingAttention, context_slice
+from motet.parallel.runtime.context_parallel import RingAttention
+from motet.parallel.runtime.context_pieces import context_slice
 from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, whole
 from motet.parallel.runtime.mesh import World, build_meshes
 from motet.parallel.runtime.pipeline import Pipeline, Stage

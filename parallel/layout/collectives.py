@@ -256,8 +256,8 @@ class _Step:
                 yield Transfer("tp", "all_gather", n, self.stream_bytes)
 
     def context(self) -> Iterator[Transfer]:
-        """Keys and values around the ring, and their gradients (`context_parallel.ring_bytes`); segments once
-        per stage.
+        """Keys and values around the ring, and their gradients (`context_pieces.ring_bytes`);
+        segments once per stage.
         """
         layout, n = self.layout, self.micro_batches
         moves, wide = (layout.cp - 1) * n, max(FP32_BYTES, self.sizes.activation)
@@ -272,7 +272,7 @@ class _Step:
             yield Transfer("cp", "all_gather", stages * n, segments)
 
     def experts(self) -> Iterator[Transfer]:
-        """Counts and rows to the ranks of their experts, results back, and the gradients of both."""
+        """Counts and rows to the ranks of their experts, results back, gradients of both."""
         for layer in self.layers:
             for product in block_products(self.model, layer):
                 if product.split is Split.EXPERT_COLUMNS:

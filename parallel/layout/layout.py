@@ -127,7 +127,7 @@ class Layout:
         return Place(pp, dp_replicate, dp_shard, cp, tp)
 
     def rank_of_process(self, process: int) -> int:
-        """Return the rank of the process that was launched with a number: its position in the grid."""
+        """Return the rank of the process launched with a number: its position in the grid."""
         return self.placement.index(process) if self.placement else process
 
     def dp_rank(self, rank: int) -> int:

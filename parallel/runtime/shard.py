@@ -60,7 +60,7 @@ def split(
 
 
 def _split_tensors(model: Decoder, layout: Layout, mesh: DeviceMesh) -> None:
-    """Split every weight as its list says, and let the stream in and out of what computes on parts."""
+    """Split every weight as its list says; let the stream in and out of what has parts."""
     config, stream = model.config, _Stream(mesh, layout.sequence_parallel)
     if model.embedding is not None:
         _hold(model, first_weights(config), layout, stream)
@@ -134,7 +134,7 @@ def _mean_over(mesh: DeviceMesh) -> Callable[[Tensor], Tensor]:
 
 
 class _Stream:
-    """How the residual stream [B, T, D] is held between regions, and how it enters and leaves them."""
+    """How the residual stream [B, T, D] is held between regions, enters and leaves them."""
 
     def __init__(self, mesh: DeviceMesh, sequence_parallel: bool) -> None:
         self.mesh = mesh

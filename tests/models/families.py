@@ -18,7 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny(family: str = "llama", **overrides: Any) -> ModelConfig:
-    """Return a config small enough for a millisecond step; init_std is large so that layers matter."""
+    """Return a config with steps of a millisecond; init_std is large so that layers matter."""
     sizes: dict[str, Any] = {
         "vocabulary_size": 97,
         "d_model": 32,
@@ -32,7 +32,7 @@ def tiny(family: str = "llama", **overrides: Any) -> ModelConfig:
 
 
 def made(config: ModelConfig, seed: int = 0) -> Decoder:
-    """Return an initialized decoder whose norms are not all ones, so that a misplaced norm shows."""
+    """Return an initialized decoder with norms that are not all ones: a misplaced one shows."""
     decoder = Decoder(config)
     initialize(decoder, seed)
     generator = torch.Generator().manual_seed(seed)

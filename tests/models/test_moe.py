@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from motet.models import counts, moe
+from motet.models import counts
+from motet.models import experts as experts_module
 from motet.models.config import ModelConfig, ModelError, check, preset, problems
 from motet.models.decoder import Decoder, initial_value, initialize
-from motet.models.moe import MoE, arrange, auxiliary, capacity, choose, count_choices
+from motet.models.experts import Experts
+from motet.models.moe import MoE
+from motet.models.routing import arrange, auxiliary, capacity, choose, count_choices
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "mixtral": {},
@@ -179,12 +182,12 @@ def test_a_shard_of_the_experts_computes_its_share() -> None:
     layer = one_layer(tiny_moe())
     rows, sizes = hidden(12), [1, 4, 0, 2, 5, 0]
     whole = layer.experts(rows, torch.tensor(sizes))
-    part = moe.Experts(3, 32, 48)
+    part = Experts(3, 32, 48)
     part.load_state_dict({name: w[3:] for name, w in layer.experts.state_dict().items()})
     torch.testing.assert_close(part(rows[5:], torch.tensor(sizes[3:])), whole[5:])
     halves = []
     for half in (slice(0, 24), slice(24, 48)):
-        part = moe.Experts(6, 32, 24)
+        part = Experts(6, 32, 24)
         state = {name: w[:, half] for name, w in layer.experts.state_dict().items()}
         part.load_state_dict({**state, "down_proj": layer.experts.down_proj[:, :, half]})
         halves.append(part(rows, torch.tensor(sizes)))
@@ -196,7 +199,7 @@ def test_grouped_products_equal_one_after_the_other(monkeypatch: pytest.MonkeyPa
     layer = one_layer(tiny_moe())
     results = []
     for grouped in (False, True):
-        monkeypatch.setattr(moe, "_grouped_products_work", lambda *_, g=grouped: g)
+        monkeypatch.setattr(experts_module, "_grouped_products_work", lambda *_, g=grouped: g)
         layer.zero_grad()
         x_ND = hidden(16).requires_grad_()
         (layer(x_ND[None])[0] * hidden(16, seed=1)).sum().backward()
@@ -207,7 +210,7 @@ def test_grouped_products_equal_one_after_the_other(monkeypatch: pytest.MonkeyPa
 
 def test_grouped_products_are_for_bfloat16_on_cuda_alone() -> None:
     rows, gate = torch.empty(4, 16, dtype=torch.bfloat16), torch.empty(2, 8, 16)
-    assert not moe._grouped_products_work(rows, gate)
+    assert not experts_module._grouped_products_work(rows, gate)
 
 
 def test_under_autocast_experts_round_and_the_router_does_not() -> None:

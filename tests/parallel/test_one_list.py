@@ -1,6 +1,4 @@
-"""The list of weights and products is the only one: what it gains, all who count, hold, move and price
-have.
-"""
+"""The list of weights and products is the only one: its readers follow when it gains a product."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from motet.parallel.cost.context import KEY_SUM_BYTES, MERGE_BYTES, QUERY_SUM_BY
 from motet.parallel.cost.links import strided
 from motet.parallel.cost.stages import NATIVE, Training, predict
 from motet.parallel.layout.layout import Layout
-from motet.parallel.runtime.context_parallel import ring_bytes
+from motet.parallel.runtime.context_pieces import ring_bytes
 
 H100 = homogeneous("h100", 8, nic_gbit_s=400.0)
 MODEL = preset("7b", 128_256)
@@ -38,7 +38,7 @@ def test_behind_long_scores_only_sums_and_the_last_gradients_take_time() -> None
 
 
 def test_with_nothing_to_hide_behind_all_bytes_of_the_ring_take_time() -> None:
-    """Its bytes are those that `context_parallel.ring_bytes` counts, which a test holds against real transfers."""
+    """Its bytes are those that `ring_bytes` counts, which a test holds against real transfers."""
     group, found = costs(4, core_s=(0.0, 0.0))
     moved = ring_bytes(TOKENS, int(KEYS) // 2, 2, 4, segments=False)
     rate = TOKENS * KEYS * 2.0 / (group.send_s(TOKENS * KEYS * 2.0, Constants()) - 15e-6)

@@ -26,17 +26,22 @@ from motet.parallel.layout.collectives import (
     step_collectives,
 )
 from motet.parallel.layout.layout import Layout
-from motet.parallel.runtime.context_parallel import ring_bytes
+from motet.parallel.runtime.context_pieces import ring_bytes
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
 from tests.parallel.training import Micro
 
 LENGTH = 32
 DENSE = ModelConfig(
-    vocabulary_size=96, d_model=40, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ffn=52, qk_norm=(
-        "head"
-    )
-)  # fmt: skip
+    vocabulary_size=96,
+    d_model=40,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ffn=52,
+    qk_norm="head",
+)
 MOE = replace(
     DENSE,
     n_experts=4,
@@ -159,7 +164,7 @@ def ranks_of_groups(engine: NativeEngine) -> dict[str, Any]:
 
 
 def listen(world: World, cases: dict[str, Case]) -> dict[str, tuple[Heard, dict[str, Any]]]:
-    """Return what one rank says in its second step of every case: the first may make things ready."""
+    """Return what one rank says in its second step of every case: the first prepares things."""
     found = {}
     for name, case in cases.items():
         weights.KEPT_GATHERED_BYTES = case.keep_bytes

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import SCHEDULES, Layout, balanced_stages, head_in_layers
-from motet.parallel.layout.rules import micro_batches, nearest, problems, schedule_takes, step_unit
+from motet.parallel.layout.nearest import nearest
+from motet.parallel.layout.rules import micro_batches, problems, schedule_takes, step_unit
 
 MODEL = ModelConfig(vocabulary_size=320, d_model=48, n_layers=6, n_heads=12, n_kv_heads=4, d_ffn=96)
 MOE = dataclasses.replace(MODEL, n_experts=8, d_expert=24)
@@ -229,7 +230,8 @@ def test_every_problem_is_told_at_once_each_with_what_would_work() -> None:
             Layout(pp=4, stage_layers=(1, 2, 3)),
             MODEL,
             {
-                "layout.stage_layers": "has 3 numbers for 4 stages (pp x virtual_stages); [1, 2, 2, 1] fits"
+                "layout.stage_layers": "has 3 numbers for 4 stages "
+                "(pp x virtual_stages); [1, 2, 2, 1] fits"
             },
         ),
         (

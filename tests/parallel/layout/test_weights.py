@@ -125,7 +125,7 @@ def test_twice_the_ranks_hold_half_of_a_large_model() -> None:
 
 
 def live_bytes() -> int:
-    """Return the bytes of all tensors of this process; a gradient may be known to its weight alone."""
+    """Return the bytes of all tensors of this process, of gradients known to weights alone too."""
     gc.collect()
     found: dict[int, int] = {}
     for thing in gc.get_objects():

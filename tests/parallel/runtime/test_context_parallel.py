@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from motet.models.attention import attend
 from motet.parallel.runtime import context_parallel as ring
-from motet.parallel.runtime.context_parallel import (
-    RingAttention,
+from motet.parallel.runtime.context_parallel import RingAttention
+from motet.parallel.runtime.context_pieces import (
     causal_piece,
     chunk_order,
     context_join,
@@ -84,7 +84,7 @@ def inputs(case: Case) -> dict[str, Tensor]:
 
 
 def segments(case: Case) -> Tensor | None:
-    """Return int64 [B, T] that differ between documents and never fall; not every number is used."""
+    """Return int64 [B, T] that differ between documents and never fall; some are left out."""
     if not case.documents:
         return None
     rows = (torch.tensor(row) for row in case.documents)

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initialize
-from motet.models.moe import Experts, MoE
+from motet.models.experts import Experts
+from motet.models.moe import MoE
 from motet.parallel.runtime.expert_parallel import ExpertExchange, local_experts
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
