@@ -49,7 +49,7 @@ class Parsed:
     n_bad: int = 0
 
 
-class Block(Protocol):
+class SourceBlock(Protocol):
     """A piece of input that another process can parse."""
 
     n_bytes: int  # of input, for the progress bar

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
-from motet.experiments.corpora.blocks import Block, ReadOptions
+from motet.experiments.corpora.blocks import ReadOptions, SourceBlock
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 
 SMALL_INPUT_BYTES = 4_000_000  # less is encoded before worker processes have started
@@ -51,7 +51,7 @@ class EncodedBlock(NamedTuple):
         )
 
 
-def encode_block(block: Block, tokenizer: Tokenizer, options: ReadOptions) -> EncodedBlock:
+def encode_block(block: SourceBlock, tokenizer: Tokenizer, options: ReadOptions) -> EncodedBlock:
     """Parse and encode one block. Raises `UserError` naming the line that cannot be read."""
     parsed = block.parse(options)
     texts = [document.text for document in parsed.documents]
@@ -68,14 +68,14 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: ReadOptions) -> En
 
 
 def encode_blocks(
-    blocks: Iterable[Block], tokenizer: Tokenizer, options: ReadOptions, workers: int
+    blocks: Iterable[SourceBlock], tokenizer: Tokenizer, options: ReadOptions, workers: int
 ) -> Generator[EncodedBlock, None, None]:
     """Yield every block encoded, in order; `workers` <= 1 encodes in this process.
 
     Raises the `UserError` of the first block that has one, and `UserError` if a worker dies.
     """
     pool: Executor
-    encode: Callable[[Block], EncodedBlock]
+    encode: Callable[[SourceBlock], EncodedBlock]
     if workers <= 1:
         workers = THREADS
         pool = ThreadPoolExecutor(workers)
@@ -111,8 +111,8 @@ def worker_count(wanted: int, input_bytes: int | None) -> int:
 
 def _in_order(
     pool: Executor,
-    encode: Callable[[Block], EncodedBlock],
-    blocks: Iterable[Block],
+    encode: Callable[[SourceBlock], EncodedBlock],
+    blocks: Iterable[SourceBlock],
     most_ahead: int,
 ) -> Iterator[EncodedBlock]:
     """Keep `most_ahead` blocks in the pool and yield results in the order of the blocks."""
@@ -145,5 +145,5 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_worker(block: Block) -> EncodedBlock:
+def _encode_in_worker(block: SourceBlock) -> EncodedBlock:
     return encode_block(block, _worker["tokenizer"], _worker["options"])

@@ -24,7 +24,7 @@ from typing import Any
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
-from motet.experiments.corpora.blocks import Block, ReadOptions
+from motet.experiments.corpora.blocks import ReadOptions, SourceBlock
 from motet.experiments.corpora.corpus import SHARD_TOKENS, Corpus, CorpusWriter
 from motet.experiments.corpora.encoding import encode_blocks, worker_count
 from motet.experiments.corpora.indexed import index_tokens
@@ -250,7 +250,7 @@ def _sample(
             return
 
 
-def _blocks(sources: Sequence[Source], options: ReadOptions) -> Iterator[Block]:
+def _blocks(sources: Sequence[Source], options: ReadOptions) -> Iterator[SourceBlock]:
     return itertools.chain.from_iterable(source.blocks(options) for source in sources)
 
 

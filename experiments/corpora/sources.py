@@ -1,6 +1,6 @@
 """Where text comes from: files, folders, JSON lines, parquet and Hugging Face data sets.
 
-Every input is cut into `Block`s of about `BLOCK_BYTES`, in an order that depends on the input
+Every input is cut into `SourceBlock`s of about `BLOCK_BYTES`, in an order that depends on the input
 alone. A block is small enough to hand to another process, which parses it into documents
 (id, text). Cutting is cheap (plain reading); parsing JSON and decoding text happen in `documents`.
 """
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.blocks import (
-    Block,
     FilesBlock,
     LinesBlock,
     ReadOptions,
     RowsBlock,
+    SourceBlock,
     TextFile,
     missing_field,
     needed,
@@ -44,7 +44,7 @@ class Source(Protocol):
 
     n_bytes: int | None  # of input in all; None when it is not known before reading
 
-    def blocks(self, options: ReadOptions) -> Iterator[Block]:
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         """Cut the input into blocks, always the same ones."""
 
     def state(self) -> list[Any]:
@@ -96,7 +96,7 @@ class TextSource:
         self.files = list(files)
         self.n_bytes: int | None = sum(_size(file.path) for file in files)
 
-    def blocks(self, options: ReadOptions) -> Iterator[Block]:
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         block = FilesBlock([], 0)
         for file in self.files:
             block.files.append(file)
@@ -119,7 +119,7 @@ class LinesSource:
         compressed = path.suffix in COMPRESSED_SUFFIXES
         self.n_bytes: int | None = None if compressed else _size(path)
 
-    def blocks(self, options: ReadOptions) -> Iterator[Block]:
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         line = 1
         for content in _cut_lines(read_pieces(self.path)):
             n_bytes = len(content)
@@ -140,7 +140,7 @@ class ParquetSource:
         self.n_bytes: int | None = None
         self._parquet = needed("pyarrow.parquet", path)
 
-    def blocks(self, options: ReadOptions) -> Iterator[Block]:
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         try:
             with self._parquet.ParquetFile(self.path) as file:
                 names = set(file.schema_arrow.names)
@@ -169,7 +169,7 @@ class HubSource:
         self.name = name
         self._datasets = needed("datasets", name)
 
-    def blocks(self, options: ReadOptions) -> Iterator[Block]:
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         data = self._load(options)
         names = data.column_names
         if names is not None:
@@ -262,7 +262,7 @@ def _merge_text(sources: Iterable[Source]) -> list[Source]:
     return merged
 
 
-def _row_blocks(name: str, rows: Iterable[Any], options: ReadOptions) -> Iterator[Block]:
+def _row_blocks(name: str, rows: Iterable[Any], options: ReadOptions) -> Iterator[SourceBlock]:
     """Group rows into blocks by the length of their text."""
     block = RowsBlock(name, 0, [], 0)
     for row in rows:
