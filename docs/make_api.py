@@ -79,7 +79,7 @@ except motet.UserError as error:
 """
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields")
 ENTRY = re.compile(r"([\w*., ]+):\s+(.*)")
-MADE_BY_US = {"LoadedRun", "LoadedRuns", "Corpus", "Tokenizer"}
+MADE_BY_US = {"LoadedRun", "LoadedRuns", "Corpus", "Tokenizer", "HookContext"}
 """Classes whose objects come from a function or class method; their constructor is not shown."""
 
 

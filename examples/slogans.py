@@ -1,7 +1,6 @@
 """An experiment class of one's own, as in docs/experiments.md; `use: slogans.py:Slogans` in run.yaml."""
 
-from motet.experiments.design.experiment import Experiment
-from motet.experiments.types import ItemTable, OutcomeSpec, ProbeItem, Unit, per_token
+from motet import Experiment, ItemTable, OutcomeSpec, ProbeItem, Unit, per_token
 
 
 class Slogans(Experiment):

@@ -59,6 +59,21 @@ def test_opening_a_run_loads_no_pandas() -> None:
     assert done.stdout.split() == []
 
 
+PLUGIN_NAMES = {
+    "Experiment", "Family", "Hook", "HookContext", "ItemScores", "ItemTable", "Member",
+    "OutcomeSpec", "ProbeItem", "Scheduler", "Unit", "per_token",
+}  # fmt: skip
+
+
+def test_a_file_of_classes_of_ones_own_loads_no_torch_by_what_it_imports() -> None:
+    code = (
+        f"import sys; from motet import {', '.join(sorted(PLUGIN_NAMES))}; "
+        "print(*{'torch', 'scipy', 'pandas', 'omegaconf', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_type_checkers_see_every_public_name() -> None:
     tree = ast.parse((ROOT / ".src" / "motet" / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))

@@ -9,9 +9,19 @@ if TYPE_CHECKING:
     from motet.core.errors import UserError as UserError
     from motet.experiments.corpora.corpus import Corpus as Corpus
     from motet.experiments.corpora.tokenizer import Tokenizer as Tokenizer
+    from motet.experiments.design.experiment import Experiment as Experiment
     from motet.experiments.stream.exposure_plan import Plan as Plan
     from motet.experiments.stream.stream import Stream as Stream
+    from motet.experiments.types import ItemScores as ItemScores
+    from motet.experiments.types import ItemTable as ItemTable
+    from motet.experiments.types import OutcomeSpec as OutcomeSpec
+    from motet.experiments.types import ProbeItem as ProbeItem
+    from motet.experiments.types import Unit as Unit
+    from motet.experiments.types import per_token as per_token
     from motet.launcher.guest.guest import Guest as Guest
+    from motet.launcher.jobs.scheduler import Scheduler as Scheduler
+    from motet.launcher.rank.hooks import Hook as Hook
+    from motet.launcher.rank.hooks import HookContext as HookContext
     from motet.launcher.report.loaded import LoadedRun as LoadedRun
     from motet.launcher.report.loaded import LoadedRuns as LoadedRuns
     from motet.launcher.report.loaded import load as load
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir as RunDir
     from motet.models.config import ModelConfig as ModelConfig
     from motet.models.decoder import Decoder as Decoder
+    from motet.models.family.base import Family as Family
+    from motet.models.member import Member as Member
 
 __version__ = "0.1.0"
 
@@ -37,6 +49,18 @@ _PUBLIC = {
     "Plan": "motet.experiments.stream.exposure_plan",
     "ModelConfig": "motet.models.config",
     "Decoder": "motet.models.decoder",
+    "Experiment": "motet.experiments.design.experiment",
+    "Unit": "motet.experiments.types",
+    "ProbeItem": "motet.experiments.types",
+    "OutcomeSpec": "motet.experiments.types",
+    "ItemScores": "motet.experiments.types",
+    "ItemTable": "motet.experiments.types",
+    "per_token": "motet.experiments.types",
+    "Hook": "motet.launcher.rank.hooks",
+    "HookContext": "motet.launcher.rank.hooks",
+    "Family": "motet.models.family.base",
+    "Member": "motet.models.member",
+    "Scheduler": "motet.launcher.jobs.scheduler",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

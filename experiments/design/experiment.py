@@ -31,21 +31,28 @@ class Experiment(ABC):
     A subclass sets the class variables, turns one row of items into a `Unit` (`unit_of`), invents
     rows (`generate_rows`), and turns item scores into outcomes (`measure`). Rows of a user's JSONL
     and invented rows have the same fields and pass the same checks.
+
+    Attributes:
+        description: one line, for lists.
+        protocol: one sentence for the report: what was shown, what is compared.
+        defaults: the faithful settings, as in YAML.
+        Options: a frozen dataclass of the experiment's own options, each with a default.
+        role: "question", "placebo" or "positive_control".
+        inserts_units: False = exposures of every arm carry i.i.d. base text, never a unit's text
+            (A/A).
+        follows_exposure: True = the report shows the effect against steps since exposure.
+        fields: required fields of a row, beside `id`, and their types.
+        optional_fields: those that a row may have.
     """
 
     description: ClassVar[str]
     protocol: ClassVar[str]
-    """One sentence for the report: what was shown, what is compared."""
     defaults: ClassVar[dict[str, Any]]
-    """The faithful settings, as in YAML."""
     Options: ClassVar[type[Any]] = NoOptions
     role: ClassVar[str] = "question"
     inserts_units: ClassVar[bool] = True
-    """False: exposures of every arm carry i.i.d. base text, never a unit's text (A/A)."""
     follows_exposure: ClassVar[bool] = False
-    """True: the report shows the effect against steps since exposure."""
     fields: ClassVar[dict[str, tuple[type, ...]]] = {}
-    """Required fields of a row, beside `id`, and their types."""
     optional_fields: ClassVar[dict[str, tuple[type, ...]]] = {}
 
     def __init__(self, spec: ExperimentSpec) -> None:

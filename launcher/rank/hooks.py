@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.plugins import place
-from motet.parallel.runtime.mesh import World, first_complaint
 
 if TYPE_CHECKING:
     import torch
 
     from motet.launcher.config.sections import RunSettings
+    from motet.parallel.runtime.mesh import World
 
 MOMENTS = ("before_step", "after_step", "at_probe", "at_checkpoint", "at_end")
 
@@ -115,6 +115,10 @@ class Hooks:
                 self._call_users(name, hook, moment, context)
 
     def _call_users(self, name: str, hook: Hook, moment: str, context: HookContext) -> None:
+        from motet.parallel.runtime.mesh import (
+            first_complaint,  # a user's file imports Hook: no torch
+        )
+
         complaint = None
         self.current = type(hook).__name__
         try:
