@@ -41,9 +41,8 @@ from two_clusters_plan import (
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests have the tools
 
 from motet.core.files import read_json
-from motet.launcher.config import load as config
-from motet.launcher.planning import calibrate as calibrating
-from motet.launcher.planning import prediction
+from motet.launcher.config import run_yaml
+from motet.launcher.planning import calibrate, prediction
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.calibration import shipped
 from motet.parallel.cluster.constants import Constants
@@ -313,11 +312,11 @@ def calibrated(place: Place, cluster: Cluster) -> tuple[Mapping[str, Constants],
     finally:
         for run in started:
             run.__exit__()
-    known = calibrating.compared([run.root for run in started])
-    found = {kind: calibrating.fitted(kind, several) for kind, several in known.items()}
+    known = calibrate.compared([run.root for run in started])
+    found = {kind: calibrate.fitted(kind, several) for kind, several in known.items()}
     constants = {kind: replace(shipped(kind), **one.constants) for kind, one in found.items()}
-    text = "; ".join(calibrating.said(kind, one) for kind, one in found.items())
-    settings = config.load(place.yaml, [f"runs={place.yaml.parent}"])
+    text = "; ".join(calibrate.said(kind, one) for kind, one in found.items())
+    settings = run_yaml.load(place.yaml, [f"runs={place.yaml.parent}"])
     training, traits = prediction.training_of(settings, settings.batch.sequences, "fp32")
     model = ModelConfig(**read_json(started[0].root / "manifest.json")["model"])
     return constants, Asked(model, training, traits), text

@@ -78,7 +78,7 @@ LIGHT = {
     "motet.parallel.cluster.probe.fit": ("torch", "numpy"),
     "motet.parallel.cluster.probe.result": ("torch", "numpy"),
     "motet.launcher.cli": ("torch", "numpy", "omegaconf", "rich", "yaml"),
-    "motet.launcher.config.load": ("torch", "numpy", "omegaconf", "rich"),
+    "motet.launcher.config.run_yaml": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.runs.rundir": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.launch.command": ("torch", "numpy", "omegaconf", "rich"),
     "motet.launcher.rank.worker": ("torch", "numpy", "omegaconf", "rich", "yaml"),
@@ -165,8 +165,8 @@ def test_a_circle_and_an_arrow_up_are_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert up("motet.core.errors", "motet.launcher.cli")
-    assert up("motet.launcher.config.load", "motet.launcher.commands.plan.ask")
-    assert not up("motet.launcher.commands.plan.ask", "motet.launcher.config.load")
+    assert up("motet.launcher.config.run_yaml", "motet.launcher.commands.plan.ask")
+    assert not up("motet.launcher.commands.plan.ask", "motet.launcher.config.run_yaml")
 
 
 def test_the_launcher_reaches_layouts_of_models_through_parallel() -> None:

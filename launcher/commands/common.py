@@ -6,20 +6,20 @@ import argparse
 from pathlib import Path
 
 from motet.core.errors import Problem, UserError
-from motet.launcher.config import load as config
+from motet.launcher.config.run_yaml import inspect, load
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 
 
 def load_settings(arguments: argparse.Namespace) -> RunSettings:
     """The settings that RUN.yaml and the command line give."""
-    return config.load(run_yaml(arguments), arguments.settings)
+    return load(run_yaml(arguments), arguments.settings)
 
 
 def inspect_settings(arguments: argparse.Namespace) -> tuple[RunSettings | None, list[Problem]]:
     """As `load_settings`, with the problems handed back; None when the file cannot be read at all."""
     try:
-        return config.inspect(run_yaml(arguments), arguments.settings)
+        return inspect(run_yaml(arguments), arguments.settings)
     except UserError as error:
         return None, [Problem(str(arguments.run_yaml), str(error))]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.launcher.commands import options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.begun import yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--steps {steps} must be at least 1")
     folder = Path(arguments.folder).absolute()
     text = demo_yaml(steps)
-    settings = config.load(None, arguments.settings, text=text, base=folder)
+    settings = run_yaml.load(None, arguments.settings, text=text, base=folder)
     text = yaml_with_overrides(text, arguments.settings)
     if arguments.dry_run:
         print(text, end="")
@@ -118,7 +118,7 @@ def train_and_report(settings: RunSettings, text: str) -> int:
 
     rundir = RunDir(Path(settings.runs) / settings.name)
     exists = rundir.resolved_yaml.exists()
-    if not exists or differences(config.load(rundir.resolved_yaml), settings):
+    if not exists or differences(run_yaml.load(rundir.resolved_yaml), settings):
         refuse_existing(settings, rundir)
     if not rundir.done.exists():
         code = train(settings, rundir, yaml_text=text, resume=exists)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.launcher.commands import common, export_table, options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
 from motet.models.family.base import Member, member_weights, members_of
 
@@ -90,7 +90,7 @@ def export(
     from motet.experiments.corpora.corpus import Corpus
     from motet.models.hf import to_hf
 
-    settings = config.load(rundir.resolved_yaml)
+    settings = run_yaml.load(rundir.resolved_yaml)
     model_config, state = read_model(rundir, step)
     tokenizer = Corpus.open(Path(settings.data.corpora[0].path)).tokenizer_path
     if member is not None:

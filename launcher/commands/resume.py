@@ -12,7 +12,7 @@ from motet.launcher.commands.train import (
     check_asked_device,
     print_command,
 )
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.output import terminal
@@ -37,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
             "motet.Guest(..., resume=True)"
         )
     nodes = asked_nodes(arguments)
-    before = config.load(rundir.resolved_yaml)
+    before = run_yaml.load(rundir.resolved_yaml)
     overrides = [f"runs={rundir.root.parent}", *_length_override(before, arguments.settings)]
     overrides = [*_engine_override(before, arguments.settings), *overrides]
-    settings = config.load(rundir.resolved_yaml, overrides)
+    settings = run_yaml.load(rundir.resolved_yaml, overrides)
     ranks, submitted = settings.layout.processes * nodes.count, rundir.jobs_json.exists()
     if submitted:
         ranks = schedulers.of_run(rundir, settings.scheduler).size(settings)[1]

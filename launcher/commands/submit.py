@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from motet.core.errors import UserError
 from motet.core.jobs import NodeGroup
 from motet.launcher.commands import common, options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers, submission
 from motet.launcher.jobs.node import with_processes
@@ -35,11 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Submit a run.yaml, or print what would be submitted."""
     path = common.run_yaml(arguments)
     world_size = schedulers.world_size
-    settings = config.load(path, arguments.settings, world=world_size)
+    settings = run_yaml.load(path, arguments.settings, world=world_size)
     scheduler = schedulers.of_settings(settings)
     request = scheduler.request(settings)
     words = [submission.of_seed(settings, request, seed) for seed in request.seeds]
-    each = [config.load(path, [*arguments.settings, *w], world=world_size) for w in words]
+    each = [run_yaml.load(path, [*arguments.settings, *w], world=world_size) for w in words]
     whole = settings if each else None
     made = submission.submission(each or [settings], scheduler, whole)
     for one, rundir in zip(made.settings, made.rundirs, strict=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common, options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import deepspeed_settings
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if nodes.count == 1:
         settings = common.load_settings(arguments)
     else:
-        settings = config.load(
+        settings = run_yaml.load(
             common.run_yaml(arguments), arguments.settings, world=lambda s: ranks_on(s, nodes)
         )
     text = Path(arguments.run_yaml).read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def check_asked_device(settings: RunSettings) -> None:
 
 def print_command(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:
     """The settings, the command and the facts of a run: valid YAML, with the rest as comments."""
-    print(config.to_yaml(settings), end="")
+    print(run_yaml.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1
     cores = len(os.sched_getaffinity(0))
     environment = launch_environment(settings, rundir, {}, cores, attempt, nodes)

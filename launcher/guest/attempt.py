@@ -21,7 +21,7 @@ from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.experiments.stream.stream import Batch, Stream
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.guest.model import Scorer, untouched
 from motet.launcher.guest.run_folder import agree, parent_segment, record_checkpoint, tell
@@ -65,7 +65,7 @@ class Attempt:
         parent = parent_segment(run, start_step, world)
         self.segment, self.number = self._open(parent, plan)
         self.ledger = LedgerWriter(run.ledger, self.segment.segment, world.rank)
-        config = settings_io.public(settings)
+        config = run_yaml.public(settings)
         self.mirror = open_mirror(run, config, world.rank, self.hashes)
         self.metrics = MetricsWriter(run, config, world.rank, self.mirror)
         self.metrics.log(

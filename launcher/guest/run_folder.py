@@ -17,7 +17,7 @@ import torch.distributed as dist
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write, fsync_folder, read_json, write_json
 from motet.core.hashing import sha256_file
-from motet.launcher.config import load as settings_io
+from motet.launcher.config.run_yaml import load, public, to_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.local import prepare_run, verify_corpora
 from motet.launcher.rank.checkpoint import damage
@@ -45,11 +45,9 @@ def load_settings(run_yaml: Path, overrides: Sequence[str]) -> RunSettings:
     Raises:
         UserError: every problem at once, settings among them that only `motet train` obeys.
     """
-    settings = settings_io.load(run_yaml, overrides, NO_WARMUP, nodes=0)
-    plain = flat(settings_io.public(RunSettings(), whole=True)) | {
-        "training.schedule.warmup_steps": 0
-    }
-    given = flat(settings_io.public(settings, whole=True))
+    settings = load(run_yaml, overrides, NO_WARMUP, nodes=0)
+    plain = flat(public(RunSettings(), whole=True)) | {"training.schedule.warmup_steps": 0}
+    given = flat(public(settings, whole=True))
     why = "is decided by your own training loop, which does not read it; leave it out"
     problems = [
         Problem(name, why)
@@ -127,9 +125,9 @@ def freeze_or_open(
         return
     if not read_json(run.manifest).get("guest"):
         raise UserError(f"{run.root} was begun by `motet train`; `motet resume` goes on with it")
-    before = settings_io.load(run.resolved_yaml)
+    before = load(run.resolved_yaml)
     raise_problems(frozen_problems(before, settings))
-    atomic_write(run.resolved_yaml, settings_io.to_yaml(settings))
+    atomic_write(run.resolved_yaml, to_yaml(settings))
     run.done.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from motet.core.errors import Problem, raise_problems
 from motet.experiments.stream.exposure_plan import Plan
 from motet.experiments.stream.stream import Stream
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.guest.attempt import Attempt
 from motet.launcher.guest.model import model_inputs
@@ -56,7 +56,7 @@ class SlotDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, root: Path) -> None:
         self.root = root
         self._stream: Stream | None = None
-        settings = settings_io.load(RunDir(root).resolved_yaml)
+        settings = run_yaml.load(RunDir(root).resolved_yaml)
         self._slots = settings.slots_before(settings.steps)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class SlotDataset(Dataset[dict[str, Tensor]]):
         if self._stream is None:
             run = RunDir(self.root)
             plan = Plan(run.plan / "exposures.plan")
-            self._stream = open_stream(settings_io.load(run.resolved_yaml), plan)
+            self._stream = open_stream(run_yaml.load(run.resolved_yaml), plan)
         batch = self._stream.batch(int(slot), 1)
         return {name: value[0] for name, value in model_inputs(batch).items()}
 

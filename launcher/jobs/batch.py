@@ -18,7 +18,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.files import PRIVATE_UMASK, read_json, write_json
 from motet.core.jobs import CurrentJob, JobExit
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.jobs.scheduler import JobRequest
@@ -50,7 +50,7 @@ def begin(run: RunDir, job: CurrentJob | None) -> tuple[int, int, str]:
     Returns:
         The exit code, the attempt (0 when there is nothing to do), and what to say.
     """
-    settings = config.load(run.resolved_yaml)
+    settings = run_yaml.load(run.resolved_yaml)
     job = job or OUTSIDE
     request, restarts = _request(run, settings), restarts_of(run, job)
     if run.finished(settings.steps):
@@ -165,7 +165,7 @@ def ending_of(run: RunDir, code: int, asked: str, job: CurrentJob | None, own: i
     Args:
         own: attempt that this start of the job claimed.
     """
-    settings, job = config.load(run.resolved_yaml), job or OUTSIDE
+    settings, job = run_yaml.load(run.resolved_yaml), job or OUTSIDE
     request, begun = _request(run, settings), read_json(run.job_begun)
     refusal = attempts.refusal(run, begun["attempt"])
     return Ending(
@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> int:
     what, folder, *rest = arguments
     run = RunDir(Path(folder))
     try:
-        settings = config.load(run.resolved_yaml)
+        settings = run_yaml.load(run.resolved_yaml)
         job = schedulers.of_run(run, settings.scheduler).current_job(os.environ)
         if what == "end":
             return finish(run, int(rest[0]), rest[1], job, own_attempt(os.environ))

@@ -21,7 +21,7 @@ from motet.core.errors import UserError
 from motet.core.files import PRIVATE_UMASK
 from motet.core.jobs import JobExit
 from motet.core.processes import die_with_parent
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.jobs import batch, schedulers
 from motet.launcher.jobs.scheduler import Scheduler
 from motet.launcher.runs.rundir import RunDir
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(arguments[0]))
     words = arguments[1:] or [sys.executable, "-m", "motet.launcher.node", str(run.root)]
     try:
-        settings = config.load(run.resolved_yaml)
+        settings = run_yaml.load(run.resolved_yaml)
         scheduler = schedulers.of_run(run, settings.scheduler)
         code, attempt, message = batch.begin(run, scheduler.current_job(os.environ))
         batch.say(message)

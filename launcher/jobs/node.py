@@ -16,7 +16,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.core.files import PRIVATE_UMASK, read_json
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.jobs.batch import superseded
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     os.umask(PRIVATE_UMASK)
     run = RunDir(Path(arguments[0]))
     try:
-        settings = config.load(run.resolved_yaml)
+        settings = run_yaml.load(run.resolved_yaml)
         told = read_json(run.job_command)
         scheduler = schedulers.of_run(run, settings.scheduler)
         here = scheduler.this_node(os.environ)

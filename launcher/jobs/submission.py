@@ -16,7 +16,7 @@ from typing import Any
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, read_json, write_json
 from motet.core.jobs import SchedulerUnreachable
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
@@ -173,7 +173,7 @@ def resubmit(made: Submission, yaml_text: str) -> list[str]:
         )
     made.scheduler.trial(made.script)
     atomic_write(rundir.run_yaml, yaml_text)
-    atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+    atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
     attempts.settle(rundir, rundir.latest_attempt() + 1)
     return hand_in(made, resumed=True)
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import read_json, write_json
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.command import NodePlace
@@ -47,7 +47,7 @@ class JoinRequest:
 
 def request_of(settings: RunSettings) -> JoinRequest:
     """Return this machine's request."""
-    told = config.public(replace(settings, layout=replace(settings.layout, processes=1)))
+    told = run_yaml.public(replace(settings, layout=replace(settings.layout, processes=1)))
     told.pop("runs", None)  # where the folder lies may differ between machines
     return JoinRequest(secrets.token_hex(8), socket.gethostname(), settings.layout.processes, told)
 

@@ -19,7 +19,7 @@ from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, write_json
 from motet.core.plugins import is_reference
 from motet.experiments.corpora.corpus import Corpus
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import (
     deepspeed_library_problems,
     device_problems,
@@ -43,7 +43,7 @@ from motet.launcher.runs.families import new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study import before_training as study
+from motet.launcher.study import before_training
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
 
@@ -74,7 +74,7 @@ def train(
     check_devices(settings)
     verify_corpora(settings)
     if resume:
-        study.check_classes(rundir)
+        before_training.check_classes(rundir)
     if not resume:
         check_layout(settings)
         prepare_run(settings, rundir, yaml_text)
@@ -95,7 +95,7 @@ def train_together(
     check_devices(settings)
     verify_corpora(settings)
     if resume:
-        study.check_classes(rundir)
+        before_training.check_classes(rundir)
     if nodes.rank:
         attempt, among = ask_to_join(rundir, settings, nodes)
         return launch(settings, rundir, attempt, nodes=among)
@@ -168,7 +168,7 @@ def record_launch(
     recorded: Sequence[str] = (),
 ) -> None:
     """Write down what a launch begins with; its settings become the run's once ranks train."""
-    atomic_write(rundir.launch_settings(attempt), settings_io.to_yaml(settings))
+    atomic_write(rundir.launch_settings(attempt), run_yaml.to_yaml(settings))
     write_json(
         rundir.attempt(attempt) / "environment.json",
         {"command": list(command), "environment": recorded_environment(environment, recorded)},
@@ -231,16 +231,16 @@ def prepare_run(
     """
     _plugins(settings)
     model = model_facts(settings) if model is None else model
-    built = study.build(settings)
+    built = before_training.build(settings)
     existed = rundir.root.exists()
     try:
         rundir.create()
-        hashes = study.freeze_study(built, study.library_of(settings), rundir)
+        hashes = before_training.freeze_study(built, before_training.library_of(settings), rundir)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
         frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)
         write_json(rundir.manifest, frozen | _plugins(settings, rundir))
-        atomic_write(rundir.resolved_yaml, settings_io.to_yaml(settings))
+        atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
     except BaseException:
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)
@@ -319,7 +319,7 @@ def manifest(
             }
             for corpus, entry in zip(open_corpora(settings), settings.data.corpora, strict=True)
         ],
-        "config": settings_io.public(settings),
+        "config": run_yaml.public(settings),
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import read_json
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import ModelSettings, RunSettings
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _layout_fact(settings: RunSettings) -> str:
 
 def _model_fact(settings: RunSettings, tokens: int) -> str:
     if settings.model.from_hf is not None:
-        return f"from {config.public(settings)['model']['from_hf']}"
+        return f"from {run_yaml.public(settings)['model']['from_hf']}"
     from motet.models import config as models
     from motet.models import counts
 

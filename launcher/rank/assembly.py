@@ -16,7 +16,7 @@ import motet
 from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
@@ -73,7 +73,7 @@ def build_job(
     precision = _precision(run, settings, world)
     engine = build_engine(model, engine_options(settings, precision), layout, world)
     checkpoints = _checkpoints(run, settings, world)
-    public = settings_io.public(settings)
+    public = run_yaml.public(settings)
     mirror = open_mirror(run, public, world.rank, hashes)
     metrics = MetricsWriter(run, public, world.rank, mirror)
     start = _load_newest(run, engine, checkpoints, metrics, world, hashes)

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 import motet
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, read_json, write_json
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning.prediction import record
@@ -76,7 +76,7 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
 def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
     """Read the settings of this launch, and split the world as they say."""
     own = run.launch_settings(launch)
-    settings = settings_io.load(own if own.exists() else run.resolved_yaml)
+    settings = run_yaml.load(own if own.exists() else run.resolved_yaml)
     world_size = int(os.environ["WORLD_SIZE"])
     manifest = read_json(run.manifest)
     model = ModelConfig(**manifest["model"])
@@ -187,7 +187,7 @@ def _begin(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
     """Say that the attempt trains now (rank 0), from which step and with what; the run has its
     settings from here on.
     """
-    text = settings_io.to_yaml(job.settings)
+    text = run_yaml.to_yaml(job.settings)
     if text != run.resolved_yaml.read_text(encoding="utf-8"):
         atomic_write(run.resolved_yaml, text)
     if step < job.settings.steps:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motet.core.errors import Problem, UserError
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output.terminal import cell
 from motet.launcher.runs.rundir import RunDir
@@ -52,7 +52,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
     """Settings that differ: path -> (before, after). Where the folders lie does not count."""
-    old, new = (flat(config.public(one, whole=True)) for one in (before, after))
+    old, new = (flat(run_yaml.public(one, whole=True)) for one in (before, after))
     return {
         path: (old.get(path), new.get(path))
         for path in sorted(old.keys() | new.keys())
@@ -88,7 +88,7 @@ def refuse_existing(settings: RunSettings, rundir: RunDir) -> None:
             raise UserError(f"name: {rundir.root} exists and is no run; choose another name=...")
         return
     try:
-        changed = differences(config.load(rundir.resolved_yaml), settings)
+        changed = differences(run_yaml.load(rundir.resolved_yaml), settings)
     except UserError:
         changed = {"resolved.yaml": ("settings of another version", "these")}
     state = "is finished" if rundir.done.exists() else "exists"

@@ -20,7 +20,7 @@ from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
 from motet.experiments.stream.ledger import lineage, read_segments
-from motet.launcher.config import load as settings_io
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
@@ -90,7 +90,7 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
     the final weights.
     """
     run = RunDir.open(root)
-    settings = settings_io.load(run.resolved_yaml)
+    settings = run_yaml.load(run.resolved_yaml)
     plan = Plan(run.plan / "exposures.plan")
     plan.verify(read_json(run.manifest)["plan_sha256"])
     check_kinds(run.plan, Library(run.plugins))
@@ -101,7 +101,7 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
 def load_measured(root: Path) -> StudyResult:
     """Read everything that the report of a run needs."""
     run = RunDir.open(root)
-    settings = settings_io.load(run.resolved_yaml)
+    settings = run_yaml.load(run.resolved_yaml)
     manifest = read_json(run.manifest)
     definition, sha256 = read_definition(run.plan)
     plan = Plan(run.plan / "exposures.plan")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from motet.core.errors import UserError
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.rank.attempt import _verified
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World
@@ -20,7 +20,7 @@ def verdict(world: World, roots: list[Path]) -> str:
     """What a rank says about the run folder that it sees."""
     run = RunDir(roots[world.rank])
     try:
-        _verified(run, config.load(run.resolved_yaml), world)
+        _verified(run, run_yaml.load(run.resolved_yaml), world)
     except UserError as error:
         return str(error)
     return "fine"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from motet.core.files import read_json
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.planning.prediction import training_of
 from motet.models.config import ModelConfig
 from motet.parallel.cluster.description import Cluster, Group, Link
@@ -79,7 +79,7 @@ def test_the_planner_and_the_clock_agree_that_stages_not_gradients_cross_a_slow_
     np.testing.assert_allclose(losses["hybrid"], losses["naive"], rtol=1e-5)
 
     model = ModelConfig(**read_json(root / "manifest.json")["model"])
-    training, traits = training_of(config.load(yaml), SEQUENCES, "fp32")
+    training, traits = training_of(run_yaml.load(yaml), SEQUENCES, "fp32")
     predictor = Predictor(model, two_clusters(), training, traits)
     predicted_s = {n: predictor.predict(layout).step_time_s for n, layout in LAYOUTS.items()}
     told = f"measured {measured_s}, predicted {predicted_s}"

@@ -53,18 +53,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, output: Path) -> int:
-    from motet.launcher.measure import cluster_launch as probe_launch
-    from motet.parallel.cluster import this_machine as machine
+    from motet.launcher.measure import cluster_launch
+    from motet.parallel.cluster import this_machine
 
     asked, nodes = _asked(arguments), _nodes(arguments)
     if arguments.dry_run:
-        words = probe_launch.command(asked, nodes, "ASKED.json", "RESULT.json")
+        words = cluster_launch.command(asked, nodes, "ASKED.json", "RESULT.json")
         print(shlex.join(words))
         print(f"# ranks read this from ASKED.json: {asked.plain()}")
         print(f"# the first node writes {output}")
         return 0
     with _telling(quiet=nodes.rank > 0) as tell:
-        result = probe_launch.run(asked, nodes, tell, machine.cores())
+        result = cluster_launch.run(asked, nodes, tell, this_machine.cores())
     if nodes.rank:
         return 0  # all nodes have the same result; the first tells it
     from motet.parallel.cluster.probe.result import cluster_of
@@ -76,13 +76,13 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
 def _asked(arguments: argparse.Namespace) -> Any:
     """What is to be measured, checked."""
     from motet.launcher.measure.cluster_launch import Asked, read_groups
-    from motet.parallel.cluster import this_machine as machine
+    from motet.parallel.cluster import this_machine
 
     for name, least in (("processes", 1), ("seconds", 0.1), ("wait", 1.0)):
         value = getattr(arguments, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name}: {value} is not at least {least}")
-    gpus = machine.gpus() if arguments.device != "cpu" else []
+    gpus = this_machine.gpus() if arguments.device != "cpu" else []
     processes = arguments.processes or max(1, len(gpus))
     if gpus and processes > len(gpus):
         raise UserError(

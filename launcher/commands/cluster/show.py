@@ -9,7 +9,7 @@ from pathlib import Path
 from motet.launcher.commands import common, options
 from motet.launcher.commands.cluster import told
 from motet.launcher.output import terminal
-from motet.launcher.planning import cluster_view as drawing
+from motet.launcher.planning import cluster_view
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cluster.file import read
 
@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     from motet.core.files import atomic_write
 
     if arguments.svg:
-        atomic_write(Path(arguments.svg), drawing.svg(cluster))
+        atomic_write(Path(arguments.svg), cluster_view.svg(cluster))
     if arguments.html:
-        atomic_write(Path(arguments.html), drawing.page(cluster, title, notes))
+        atomic_write(Path(arguments.html), cluster_view.page(cluster, title, notes))
     if arguments.json:
         terminal.print_json({**cluster.to_mapping(), **told.totals(cluster), "notes": notes})
         return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from motet.launcher.output import terminal
-from motet.launcher.planning import cluster_view as drawing
+from motet.launcher.planning import cluster_view
 from motet.parallel.cluster.description import Cluster
 
 
@@ -38,17 +38,17 @@ def totals(cluster: Cluster) -> dict[str, float]:
 def show(cluster: Cluster, notes: Sequence[str]) -> None:
     """Draw the groups and links of a cluster, and list them."""
     console = terminal.console()
-    for line in drawing.lines(cluster):
+    for line in cluster_view.lines(cluster):
         console.print(line, markup=False, soft_wrap=True)
     print()
-    terminal.print_table(drawing.group_rows(cluster))
+    terminal.print_table(cluster_view.group_rows(cluster))
     if cluster.links:
         print()
-        terminal.print_table(drawing.link_rows(cluster))
+        terminal.print_table(cluster_view.link_rows(cluster))
     whole = totals(cluster)
     unpriced = [g.name for g in cluster.groups if not g.device.price_per_hour]
     price = f"{whole['price_per_hour']:,.2f} per hour"
     price += f" (none known for {', '.join(unpriced)})" if unpriced else ""
     print(f"\n{cluster.devices:,} devices, {price}, {whole['power_kw']:,.2f} kW")
-    for note in (*drawing.calibrations(cluster), *notes):
+    for note in (*cluster_view.calibrations(cluster), *notes):
         print(f"  {note}")

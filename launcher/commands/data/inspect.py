@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.launcher.commands import options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 
@@ -52,9 +52,9 @@ def run_of(path: Path) -> tuple[RunSettings, Path | None]:
     if (path / "resolved.yaml").exists():
         rundir = RunDir(path)
         plan = rundir.plan if rundir.plan.is_dir() else None
-        return config.load(rundir.resolved_yaml), plan
+        return run_yaml.load(rundir.resolved_yaml), plan
     if path.is_file():
-        return config.load(path), None
+        return run_yaml.load(path), None
     reason = "is neither a corpus nor a run" if path.exists() else "does not exist"
     raise UserError(f"{path} {reason}; give the folder of a corpus or of a run, or a run.yaml")
 

@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _study_problems(settings: RunSettings) -> list[Problem]:
-    from motet.launcher.study import before_training as study
+    from motet.launcher.study import before_training
 
     try:
-        return list(study.check(settings))
+        return list(before_training.check(settings))
     except UserError as error:
         return [Problem("experiments", str(error))]

@@ -25,9 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The smallest effect that each experiment can detect, before any training."""
-    from motet.launcher.study import before_training as study
+    from motet.launcher.study import before_training
 
-    rows = study.power_table(common.load_settings(arguments))
+    rows = before_training.power_table(common.load_settings(arguments))
     if arguments.json:
         terminal.print_json(rows)
     elif not rows:

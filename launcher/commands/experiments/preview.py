@@ -16,9 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample exposures, decoded in their context."""
-    from motet.launcher.study import before_training as study
+    from motet.launcher.study import before_training
 
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")
-    print(study.preview(common.load_settings(arguments), arguments.count))
+    print(before_training.preview(common.load_settings(arguments), arguments.count))
     return 0

@@ -6,7 +6,7 @@ import argparse
 
 from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common, options
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
 from motet.launcher.planning.run_facts import model_of
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the layout of a run.yaml, or tell it as JSON."""
     if arguments.nodes < 1:
         raise UserError(f"--nodes: {arguments.nodes} is not at least 1")
-    settings = config.load(common.run_yaml(arguments), arguments.settings, nodes=arguments.nodes)
+    settings = run_yaml.load(common.run_yaml(arguments), arguments.settings, nodes=arguments.nodes)
     from motet.launcher.config.checks import layout_problems
     from motet.launcher.planning.layout_drawing import draw
     from motet.launcher.planning.layout_facts import layout_facts

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common, options
 from motet.launcher.commands.plan import budget, told
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
 
@@ -104,7 +104,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> RunSettings:
     """The run's settings; what its layout says is what the search decides."""
-    settings, found = config.inspect(common.run_yaml(arguments), arguments.settings)
+    settings, found = run_yaml.inspect(common.run_yaml(arguments), arguments.settings)
     raise_problems([p for p in found if not p.setting.startswith(("layout", "batch.sequences"))])
     if settings is None:
         raise_problems(found)
@@ -180,13 +180,13 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
     """The machines of --cluster, or this one: by data sheets, or measured where a probe is to
     calibrate its cores.
     """
-    from motet.parallel.cluster import this_machine as machine
+    from motet.parallel.cluster import this_machine
     from motet.parallel.cluster.file import read
 
     if arguments.cluster is not None:
         return read(Path(arguments.cluster))
-    if arguments.probe is None or arguments.dry_run or machine.gpus():
-        return machine.this_machine()
+    if arguments.probe is None or arguments.dry_run or this_machine.gpus():
+        return this_machine.this_machine()
     from motet.launcher.commands.plan.probe import measured
 
     return measured()

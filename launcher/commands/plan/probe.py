@@ -13,9 +13,9 @@ from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.launcher.commands import common
 from motet.launcher.commands.plan import told
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.measure import calibration_run as probe_run
+from motet.launcher.measure import calibration_run
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
 from motet.launcher.runs.begun import yaml_with_overrides
@@ -40,12 +40,12 @@ def probe(
     from motet.parallel.cluster.this_machine import this_machine
 
     here = this_machine()
-    number, lacks = probe_run.chosen(answer, arguments.probe, here)
+    number, lacks = calibration_run.chosen(answer, arguments.probe, here)
     choice = answer.choices[number - 1]
     run = _free(Path(settings.runs), f"{settings.name}-probe")
     described = arguments.cluster is not None or question.cluster != here
     machines = Path(f"{run.root}.cluster.yaml") if described else None
-    words = probe_run.overrides(
+    words = calibration_run.overrides(
         choice, run.name, str(run.root.parent), None if machines is None else str(machines)
     )
     if arguments.dry_run:
@@ -57,7 +57,7 @@ def probe(
             "prints the commands that run it "
             "there and calibrate with it; --probe N takes another layout"
         )
-    seconds = probe_run.steps_of(choice) * choice.prediction.step_time_s
+    seconds = calibration_run.steps_of(choice) * choice.prediction.step_time_s
     print(f"Layout {number}: {plan_table.words(choice)}; about {seconds:.0f} s of steps")
     code = _train(arguments, words, run, machines, choice.cluster)
     if code:
@@ -70,15 +70,15 @@ def measured() -> Cluster:
     constants to make up for it.
     """
     from motet.launcher.launch.command import ONE_NODE
-    from motet.launcher.measure import cluster_launch as probe_launch
-    from motet.parallel.cluster import this_machine as machine
+    from motet.launcher.measure import cluster_launch
+    from motet.parallel.cluster import this_machine
     from motet.parallel.cluster.probe.result import cluster_of
 
-    processes = min(machine.cores(), MOST_MEASURED)
+    processes = min(this_machine.cores(), MOST_MEASURED)
     print(f"Measuring this machine first, with {processes} processes ...", flush=True)
-    asked = probe_launch.Asked(processes, "cpu", series_s=MEASURED_S)
+    asked = cluster_launch.Asked(processes, "cpu", series_s=MEASURED_S)
     with told.telling() as tell:
-        return cluster_of(probe_launch.run(asked, ONE_NODE, tell, machine.cores()))[0]
+        return cluster_of(cluster_launch.run(asked, ONE_NODE, tell, this_machine.cores()))[0]
 
 
 def _free(runs: Path, name: str) -> RunDir:
@@ -109,11 +109,11 @@ def _say(
         path, folder = shlex.quote(str(machines)), shlex.quote(str(machines.parent))
         print(f"# its machines, as a part of {arguments.cluster}:")
         print(f"mkdir -p {folder} && cat > {path} <<'END'\n{choice.cluster.to_yaml()}END")
-    steps = f"training.steps={probe_run.steps_of(choice)}"
+    steps = f"training.steps={calibration_run.steps_of(choice)}"
     given = [str(arguments.run_yaml), *arguments.settings, *words, steps]
     if lacks:
         print(f"# this machine lacks {lacks}; as a Slurm job (add what your site asks for):")
-        print(shlex.join(["motet", "submit", *given, *probe_run.job_words(choice)]))
+        print(shlex.join(["motet", "submit", *given, *calibration_run.job_words(choice)]))
     else:
         print("# about a minute of steps:")
         print(shlex.join(["motet", "train", *given]))
@@ -139,10 +139,10 @@ def _train(
     try:
         given = [*arguments.settings, *words]
         path = common.run_yaml(arguments)
-        settings = config.load(path, given)
+        settings = run_yaml.load(path, given)
         text = yaml_with_overrides(path.read_text(encoding="utf-8"), given)
         print(f"run folder: {run.root}")
-        with probe_run.Timer(run, probe_run.PROBE_S):
+        with calibration_run.Timer(run, calibration_run.PROBE_S):
             return start(settings, text, dry_run=False)
     finally:
         if machines is not None and not run.manifest.exists():

@@ -19,7 +19,7 @@ from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, write_json
 from motet.launcher import cli
 from motet.launcher.commands import report
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import preset
 from tests.launcher.conftest import Main
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """Calls of `train`, which here leaves only what a begun run has."""
-    from motet.launcher.launch import local as run
+    from motet.launcher.launch import local
 
     calls: list[SimpleNamespace] = []
 
@@ -75,13 +75,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         rundir.create()
         write_json(rundir.manifest, {"model": vars(preset("1m", 320))})
         atomic_write(rundir.run_yaml, yaml_text)
-        atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
+        atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
         calls.append(
             SimpleNamespace(settings=settings, rundir=rundir, text=yaml_text, resume=resume)
         )
         return 0
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(local, "train", train)
     return calls
 
 
@@ -255,7 +255,7 @@ def test_a_dry_run_prints_settings_command_and_plan_and_touches_nothing(
     assert "200 steps = 204,800 tokens (1,024 per step)" in out
     assert "canaries" in out
     assert "% of the run)" in out
-    settings = config.load(None, [], text=out)
+    settings = run_yaml.load(None, [], text=out)
     assert settings.layout.processes == 2
     assert (sorted(folder.rglob("*")), trained) == (before, [])
 
@@ -435,10 +435,10 @@ def test_lists_power_and_previews_can_be_read(main: Main, folder: Path) -> None:
 def test_check_shows_what_only_the_study_finds(
     main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.study import before_training as study
+    from motet.launcher.study import before_training
 
     monkeypatch.setattr(
-        study, "check", lambda settings: [Problem("experiments.canaries", "no room")]
+        before_training, "check", lambda settings: [Problem("experiments.canaries", "no room")]
     )
     assert "experiments.canaries: no room" in main("experiments", "check", "run.yaml")[2]
 
@@ -460,14 +460,14 @@ def test_a_corpus_and_a_slot_can_be_looked_at(main: Main, folder: Path) -> None:
 
 def test_a_slot_of_a_begun_run_shows_its_exposures(main: Main, folder: Path) -> None:
     from motet.experiments.design.frozen import freeze
-    from motet.launcher.study import before_training as study
+    from motet.launcher.study import before_training
 
-    settings = config.load("run.yaml")
+    settings = run_yaml.load("run.yaml")
     rundir = RunDir(folder / "runs" / "first")
     rundir.create()
-    built = study.build(settings)
+    built = before_training.build(settings)
     freeze(built, rundir.plan)
-    atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
+    atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
     slot = int(built.plan.rows.slot[0])
     view = json.loads(main("data", "inspect", "runs/first", "--slot", str(slot), "--json")[1])
     first = view["exposures"][0]

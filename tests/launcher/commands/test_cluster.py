@@ -21,8 +21,8 @@ from motet.launcher.measure.cluster_launch import (
     read_groups,
 )
 from motet.launcher.measure.slurm_cluster import cluster_from_slurm, network_of
-from motet.launcher.planning import cluster_view as cluster_drawing
-from motet.parallel.cluster import this_machine as machine
+from motet.launcher.planning import cluster_view
+from motet.parallel.cluster import this_machine
 from motet.parallel.cluster.description import Cluster, ClusterError, homogeneous
 from motet.parallel.cluster.file import from_mapping, read
 from motet.slurm.errors import SlurmError
@@ -285,25 +285,25 @@ def test_groups_that_are_no_neighbours_have_their_links_named_below() -> None:
         for ends in ("ab", "bc", "ac")
     ]
     cluster = from_mapping({"groups": groups, "links": links})
-    drawn = cluster_drawing.lines(cluster)
+    drawn = cluster_view.lines(cluster)
     assert any(line.startswith("  a – c: 1.25 GB/s") for line in drawn)
     assert sum("║  1.25 GB/s" in line for line in drawn) == 2
-    assert len({len(line) for line in cluster_drawing.lines(Cluster((one,)))}) == 1
+    assert len({len(line) for line in cluster_view.lines(Cluster((one,)))}) == 1
 
 
 def test_this_machine_is_shown_without_a_file(
     motet: Motet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: [])
+    monkeypatch.setattr(this_machine, "gpus", lambda: [])
     code, out, _ = motet("show", "--json")
     assert code == 0
     (group,) = json.loads(out)["groups"]
-    assert group["devices_per_node"] == machine.cores()
-    monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H200", 140.4)] * 8)
+    assert group["devices_per_node"] == this_machine.cores()
+    monkeypatch.setattr(this_machine, "gpus", lambda: [("NVIDIA H200", 140.4)] * 8)
     code, out, _ = motet("show")
     assert code == 0
     assert "1 node x 8 h200" in out
-    monkeypatch.setattr(machine, "gpus", lambda: [("Acme 9", 10.0)])
+    monkeypatch.setattr(this_machine, "gpus", lambda: [("Acme 9", 10.0)])
     code, _, err = motet("show")
     assert code == 2
     assert "Acme 9 with 10 GiB is not in the catalogue; measure it: motet cluster probe" in err
@@ -332,13 +332,13 @@ def test_the_driver_lists_gpus_and_cuda_visible_devices_chooses() -> None:
         "0, GPU-aa1, NVIDIA A100, 40960\n1, GPU-bb2, NVIDIA A100, 40960\n2, GPU-cc3, NVIDIA T4, "
         "15360\n"
     )
-    assert [name for name, _ in machine.visible(listing, None)] == ["NVIDIA A100"] * 2 + [
+    assert [name for name, _ in this_machine.visible(listing, None)] == ["NVIDIA A100"] * 2 + [
         "NVIDIA T4"
     ]
-    assert machine.visible(listing, "2,1") == [("NVIDIA T4", 15.0), ("NVIDIA A100", 40.0)]
-    assert machine.visible(listing, "GPU-cc") == [("NVIDIA T4", 15.0)]
-    assert machine.visible(listing, "0,7,1") == [("NVIDIA A100", 40.0)]
-    assert machine.visible(listing, "") == []
-    assert machine.visible("No devices were found\n", None) == []
+    assert this_machine.visible(listing, "2,1") == [("NVIDIA T4", 15.0), ("NVIDIA A100", 40.0)]
+    assert this_machine.visible(listing, "GPU-cc") == [("NVIDIA T4", 15.0)]
+    assert this_machine.visible(listing, "0,7,1") == [("NVIDIA A100", 40.0)]
+    assert this_machine.visible(listing, "") == []
+    assert this_machine.visible("No devices were found\n", None) == []
     with pytest.raises(ClusterError, match="not in the catalogue"):
-        machine.node_of(2, ("Acme 9", 10.0))
+        this_machine.node_of(2, ("Acme 9", 10.0))

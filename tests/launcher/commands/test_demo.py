@@ -12,20 +12,20 @@ from motet.core.files import atomic_write, write_json
 from motet.launcher import cli
 from motet.launcher.commands import demo
 from motet.launcher.commands.data import prepare as preparing
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
 
 
 @given(st.integers(1, 10_000), st.integers(1, 2))
 def test_the_demo_is_an_ordinary_run_of_any_length(steps: int, processes: int) -> None:
-    settings = config.load(None, [], text=demo.demo_yaml(steps, processes), base=Path("/d"))
+    settings = run_yaml.load(None, [], text=demo.demo_yaml(steps, processes), base=Path("/d"))
     assert settings.steps == steps
     assert settings.layout.processes == processes
     assert settings.data.corpora[0].path == "/d/corpora/stdlib"
 
 
 def test_the_demo_asks_four_different_questions_with_controls_on_two_sharded_processes() -> None:
-    settings = config.load(None, [], text=demo.demo_yaml())
+    settings = run_yaml.load(None, [], text=demo.demo_yaml())
     assert {entry["use"] for entry in settings.experiments.list} == {
         "memorization",
         "contamination",
@@ -52,7 +52,7 @@ def test_a_dry_run_prints_the_run_yaml_and_does_nothing(
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A demo whose training and reporting are noted down."""
     from motet.launcher.commands import report
-    from motet.launcher.launch import local as run
+    from motet.launcher.launch import local
 
     world = SimpleNamespace(
         folder=tmp_path, prepared=[], trained=[], reported=[], code=0, finish=True
@@ -64,14 +64,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def train(settings: Any, rundir: RunDir, *, yaml_text: str, resume: bool) -> int:
         rundir.create()
-        atomic_write(rundir.resolved_yaml, config.to_yaml(settings))
+        atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
         if world.finish:
             atomic_write(rundir.done, "")
         world.trained.append(resume)
         return int(world.code)
 
     monkeypatch.setattr(preparing, "prepare_text", prepare)
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(local, "train", train)
     monkeypatch.setattr(report, "build", lambda rundir: world.reported.append(rundir.root))
     return world
 

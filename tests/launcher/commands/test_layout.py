@@ -12,7 +12,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher import cli
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import device_problems, layout_problems
 from motet.launcher.planning.layout_drawing import runs
 from motet.launcher.planning.layout_facts import crossing
@@ -151,28 +151,28 @@ def test_settings_of_another_program_are_kept_as_written(tmp_path: Path) -> None
         "layout: {",
         "layout: {engine: deepspeed, deepspeed: {comms_logger: {on: true, list: [1, 2.5e-3, a]}}, ",
     )
-    settings = config.load(None, ["layout.deepspeed.comms_logger.y=no"], text=text)
+    settings = run_yaml.load(None, ["layout.deepspeed.comms_logger.y=no"], text=text)
     assert settings.layout.deepspeed == {
         "comms_logger": {"on": True, "list": [1, 0.0025, "a"], "y": "no"}
     }
-    again = config.load(None, [], text=config.to_yaml(settings))
+    again = run_yaml.load(None, [], text=run_yaml.to_yaml(settings))
     assert again.layout == settings.layout
     with pytest.raises(UserError, match=r"layout\.deepspeed: is a mapping"):
-        config.load(None, ["layout.deepspeed=3"], text=text)
+        run_yaml.load(None, ["layout.deepspeed=3"], text=text)
 
 
 def test_a_layout_is_checked_against_the_nodes_that_are_told() -> None:
     overrides = ["layout.tp=2", "layout.pp=4", "layout.dp_shard=2"]
     with pytest.raises(UserError, match="dp_shard=1 fits"):
-        config.load(None, overrides, text=RUN_YAML)
-    settings = config.load(None, overrides, text=RUN_YAML, nodes=2)
+        run_yaml.load(None, overrides, text=RUN_YAML)
+    settings = run_yaml.load(None, overrides, text=RUN_YAML, nodes=2)
     assert layout_problems(settings, 16) == []
     assert settings.layout_for(16).world_size == 16
 
 
 def test_a_vocabulary_that_only_the_corpus_tells_is_checked_when_it_is_known() -> None:
     text = RUN_YAML.replace(", vocabulary_size: 32000", "")
-    settings = config.load(
+    settings = run_yaml.load(
         None,
         ["layout.processes=5", "layout.tp=5", "data.sequence_length=500", "model.d_ffn=1730"],
         text=text,

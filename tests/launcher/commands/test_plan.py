@@ -12,7 +12,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.launcher.cli import main
 from motet.launcher.commands import train
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.batch import groups_of
 from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.launch.command import NodePlace
@@ -55,7 +55,7 @@ def test_the_layout_that_is_written_is_one_that_a_run_takes(
     assert best["memory_gib"] <= best["capacity_gib"]
     assert "<svg" in page.read_text()
     text = RUN + written.read_text()
-    settings = config.load(
+    settings = run_yaml.load(
         None, text=text, base=tmp_path, world=lambda s: s.layout_for(8).world_size
     )
     layout = settings.layout_for(settings.layout.processes)
@@ -96,18 +96,18 @@ def test_a_layout_on_unequal_nodes_is_written_so_that_train_and_submit_start_all
     assert "# Nodes, in this order: 1 of hall with 4 processes each, 2 of attic with 2" in text
     whole = tmp_path / "whole.yaml"
     whole.write_text(RUN + text)
-    job = config.load(whole, world=world_size)
+    job = run_yaml.load(whole, world=world_size)
     assert world_size(job) == 8
     assert [(g.nodes, g.processes) for g in groups_of(job.slurm, job.layout)] == [(1, 4), (2, 2)]
     for processes in (4, 2):  # as the first and as another machine starts it
-        by_hand = config.load(
+        by_hand = run_yaml.load(
             whole,
             [f"layout.processes={processes}"],
             world=lambda s: train.ranks_on(s, NodePlace(3, 0, "n1:29400")),
         )
         assert by_hand.layout_for(8).world_size == 8
     with pytest.raises(UserError, match="layout"):
-        config.load(whole, world=lambda s: train.ranks_on(s, NodePlace(5, 0, "n1:29400")))
+        run_yaml.load(whole, world=lambda s: train.ranks_on(s, NodePlace(5, 0, "n1:29400")))
 
 
 @pytest.mark.parametrize(

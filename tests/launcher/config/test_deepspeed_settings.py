@@ -9,7 +9,7 @@ import json
 import pytest
 
 from motet.launcher.commands.train import print_command
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import deepspeed_library_problems
 from motet.launcher.runs.rundir import RunDir
 
@@ -18,7 +18,7 @@ BASE += ["layout.micro_sequences=2", "data.corpora=[{path: corpus}]", "layout.en
 
 
 def told(*overrides: str) -> dict[str, str]:
-    _, problems = config.inspect(None, [*BASE, *overrides])
+    _, problems = run_yaml.inspect(None, [*BASE, *overrides])
     return {problem.setting: str(problem) for problem in problems}
 
 
@@ -45,16 +45,16 @@ def test_compiled_blocks_are_refused_under_zero_3_only() -> None:
 
 def test_deepspeed_is_asked_only_where_it_is_the_engine() -> None:
     extra = "layout.deepspeed.zero_optimization.sub_grup_size=1"
-    (problem,) = deepspeed_library_problems(config.inspect(None, [*BASE, extra])[0])
+    (problem,) = deepspeed_library_problems(run_yaml.inspect(None, [*BASE, extra])[0])
     assert problem.setting == "layout.deepspeed.zero_optimization.sub_grup_size"
     assert (
-        deepspeed_library_problems(config.inspect(None, [*BASE, "layout.engine=native"])[0]) == []
+        deepspeed_library_problems(run_yaml.inspect(None, [*BASE, "layout.engine=native"])[0]) == []
     )
 
 
 def test_a_dry_run_shows_the_configuration_of_deepspeed(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["layout.zero_stage=3", "layout.offload=optimizer", "training.clip_norm=0.25"]
-    settings = config.load(None, [*BASE, *overrides])
+    settings = run_yaml.load(None, [*BASE, *overrides])
     print_command(settings, RunDir("/runs/x"))
     shown = capsys.readouterr().out.split("# DeepSpeed's configuration: ")[1]
     text = "\n".join(line.removeprefix("# ") for line in shown.splitlines())
@@ -63,5 +63,5 @@ def test_a_dry_run_shows_the_configuration_of_deepspeed(capsys: pytest.CaptureFi
     assert found["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert found["gradient_clipping"] == 0.25
     assert found["train_batch_size"] == 4
-    print_command(config.load(None, [*BASE, "layout.engine=native"]), RunDir("/runs/x"))
+    print_command(run_yaml.load(None, [*BASE, "layout.engine=native"]), RunDir("/runs/x"))
     assert "DeepSpeed's" not in capsys.readouterr().out

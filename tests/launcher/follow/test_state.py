@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from motet.core.files import atomic_write
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.follow.facts import read_facts
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.processes import held_locks
@@ -290,9 +290,9 @@ def test_a_damaged_folder_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_the_length_of_a_run_is_that_of_its_settings(tmp_path: Path, length: str) -> None:
     (tmp_path / "corpus").mkdir()
     text = f"name: r\ndata: {{sequence_length: 128, corpora: [{{path: corpus}}]}}\n{length}\n"
-    settings, _ = config.inspect(None, text=text, base=tmp_path)
+    settings, _ = run_yaml.inspect(None, text=text, base=tmp_path)
     assert settings is not None
-    batch = config.public(settings)["batch"]
+    batch = run_yaml.public(settings)["batch"]
     run = make_run(
         tmp_path,
         "r",
@@ -300,7 +300,7 @@ def test_the_length_of_a_run_is_that_of_its_settings(tmp_path: Path, length: str
         tokens_per_step=settings.batch.sequences * 128,
         config={"batch": batch},
     )
-    atomic_write(run.resolved_yaml, config.to_yaml(settings))
+    atomic_write(run.resolved_yaml, run_yaml.to_yaml(settings))
     facts = read_facts(run, {})
     assert facts.steps == settings.steps
     assert facts.tokens == settings.slots_before(settings.steps) * 128

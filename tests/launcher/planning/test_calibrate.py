@@ -10,8 +10,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.launcher.cli import main
 from motet.launcher.jobs import forecast
-from motet.launcher.planning import calibrate as calibrating
-from motet.launcher.planning import prediction
+from motet.launcher.planning import calibrate, prediction
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Calibration, Cluster, homogeneous
 from motet.parallel.cluster.file import read
@@ -79,7 +78,7 @@ def test_plans_runs_and_forecasts_use_the_file(
 ) -> None:
     folder = runs.parent
     plain = folder / "machines.yaml"
-    cluster, _ = calibrating.calibrate([runs], read(plain))
+    cluster, _ = calibrate.calibrate([runs], read(plain))
     settings = settings_of(folder, "again")
     groups = [JobComponent(nodes=1, processes=8, cpus=8, gpus=8)]
     before = forecast.forecast(settings, model_of(), 8, groups, None)
@@ -99,20 +98,20 @@ def test_plans_runs_and_forecasts_use_the_file(
 
 
 def test_a_second_fit_does_not_start_from_the_first(runs: Path) -> None:
-    once, _ = calibrating.calibrate([runs])
-    twice, _ = calibrating.calibrate([runs], once)
+    once, _ = calibrate.calibrate([runs])
+    twice, _ = calibrate.calibrate([runs], once)
     assert calibration_of(twice) == calibration_of(once)
 
 
 def test_runs_on_other_devices_calibrate_nothing(runs: Path) -> None:
     with pytest.raises(UserError, match="the runs were on h100, the cluster has t4"):
-        calibrating.calibrate([runs], homogeneous("t4", 1))
+        calibrate.calibrate([runs], homogeneous("t4", 1))
 
 
 def test_a_fit_at_a_bound_or_of_runs_that_disagree_says_so() -> None:
     sound = Calibration({"matmul": 0.5}, runs=("a",), median_error=0.02)
-    assert calibrating.doubts(sound) == []
+    assert calibrate.doubts(sound) == []
     odd = Calibration({"matmul": 0.95}, runs=("a",), median_error=0.4, at_bounds=("matmul",))
-    first, second = calibrating.doubts(odd)
+    first, second = calibrate.doubts(odd)
     assert "matmul at a physical bound" in first
     assert "by 40% or more" in second

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from motet.launcher.planning import charts as plan_pictures
+from motet.launcher.planning import charts
 from motet.launcher.planning import page as plan_page
 from motet.launcher.planning import table as plan_table
 from motet.models.config import preset
@@ -51,9 +51,9 @@ def test_the_page_has_headings_for_people_and_a_row_for_every_rank(pp: int) -> N
 @pytest.mark.parametrize("pp", [1, 4, 64])
 def test_names_of_ranks_do_not_overlap_and_passes_are_wide_enough_to_be_seen(pp: int) -> None:
     question, answer = planned(pp)
-    works, drawn, number = plan_pictures.pipeline_works(question, answer.best)
+    works, drawn, number = charts.pipeline_works(question, answer.best)
     assert 0 < drawn <= number
-    picture = ET.fromstring(plan_pictures.pipeline_svg(works))
+    picture = ET.fromstring(charts.pipeline_svg(works))
     names = [t for t in picture.iter(f"{SVG}text") if (t.text or "").startswith("rank")]
     places = [float(t.get("y", "0")) for t in names]
     assert all(b - a >= 12 for a, b in pairwise(places))
@@ -68,7 +68,7 @@ def test_what_a_rank_holds_ends_at_nothing_and_is_never_less(schedule: str, virt
     stages = 4 * virtual
     works = timeline(schedule, 4, virtual, 8, [1.0] * stages, [2.0] * stages)
     for rank in range(4):
-        held = [count for _, count in plan_pictures.held_over_time(works, rank)]
+        held = [count for _, count in charts.held_over_time(works, rank)]
         assert min(held) >= 0
         assert held[-1] == 0
         assert max(held) >= 1

@@ -12,10 +12,9 @@ import pytest
 from motet.core.errors import UserError
 from motet.core.files import write_json
 from motet.launcher.cli import main
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.planning import calibrate as calibrating
-from motet.launcher.planning import prediction
+from motet.launcher.planning import calibrate, prediction
 from motet.launcher.report import collect
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig, preset
@@ -38,7 +37,7 @@ H100 = "NVIDIA H100 80GB HBM3", 79.1
 def settings_of(folder: Path, name: str = "one", sequences: int = 64) -> RunSettings:
     path = folder / f"{name}.yaml"
     path.write_text(RUN_YAML.format(name=name, sequences=sequences))
-    return config.load(path)
+    return run_yaml.load(path)
 
 
 def model_of() -> ModelConfig:
@@ -139,7 +138,7 @@ def test_a_run_too_short_to_be_measured_says_so(tmp_path: Path, machines: Path) 
     assert "it has 5 steps of one size; 6 tell" in row["problem"]
     assert collect.predicted(run) == ""
     with pytest.raises(UserError, match="no attempt on one kind of device was predicted"):
-        calibrating.compared([run.root])
+        calibrate.compared([run.root])
 
 
 def test_several_machines_of_which_nothing_is_known_are_not_predicted(tmp_path: Path) -> None:

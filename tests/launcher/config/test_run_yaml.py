@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.core.yaml_text import dump
-from motet.launcher.config import load as config
+from motet.launcher.config import run_yaml
 from motet.launcher.config.field import setting
 from motet.launcher.config.sections import CorpusSettings, RunSettings
 
@@ -24,7 +24,7 @@ training: {steps: 1000}
 
 
 def load(text: str = GOOD, *overrides: str, base: Path = Path("/base")) -> RunSettings:
-    return config.load("run.yaml", overrides, text=text, base=base)
+    return run_yaml.load("run.yaml", overrides, text=text, base=base)
 
 
 def problems(text: str = GOOD, *overrides: str) -> str:
@@ -183,13 +183,13 @@ def test_a_value_of_the_environment_is_used_but_never_written(
     assert settings.metrics.group == "hunter2"
     assert settings.runs == "/base/hunter2/runs"
     stored = (
-        config.to_yaml(settings)
-        + config.resolved_json(settings)
-        + json.dumps(config.public(settings))
+        run_yaml.to_yaml(settings)
+        + run_yaml.resolved_json(settings)
+        + json.dumps(run_yaml.public(settings))
     )
     assert "hunter2" not in stored
     assert "${oc.env:PLANTED}" in stored
-    again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(settings))
+    again = run_yaml.load("/elsewhere/resolved.yaml", [], text=run_yaml.to_yaml(settings))
     assert again.metrics == settings.metrics
     assert again.runs == settings.runs
 
@@ -258,7 +258,7 @@ def test_an_empty_file_lacks_a_name_a_length_and_a_corpus() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nope\.yaml does not exist"):
-        config.load(tmp_path / "nope.yaml")
+        run_yaml.load(tmp_path / "nope.yaml")
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_the_resolved_yaml_reads_back_to_the_same_settings(tmp_path: Path) -> No
         "64}]}\n"
     )
     settings = load(text, base=tmp_path)
-    again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(settings))
-    assert config.public(again) == config.public(settings)
-    assert config.resolved_json(again) == config.resolved_json(settings)
+    again = run_yaml.load("/elsewhere/resolved.yaml", [], text=run_yaml.to_yaml(settings))
+    assert run_yaml.public(again) == run_yaml.public(settings)
+    assert run_yaml.resolved_json(again) == run_yaml.resolved_json(settings)
     assert settings.metrics.tags[3] == "${x}"
 
 
@@ -352,8 +352,8 @@ def test_loading_settings_imports_no_omegaconf_without_interpolation_and_never_t
     import sys
 
     code = (
-        "import sys; from motet.launcher.config import load as config; "
-        f"config.load(None, [], text={GOOD!r}); "
+        "import sys; from motet.launcher.config import run_yaml; "
+        f"run_yaml.load(None, [], text={GOOD!r}); "
         "bad = [m for m in ('torch', 'scipy', 'omegaconf', 'rich', 'tokenizers') if m in "
         "sys.modules]; sys.exit(str(bad) if bad else 0)"
     )
@@ -371,10 +371,10 @@ def test_the_ranks_of_a_begun_run_are_counted_when_it_starts(tmp_path: Path) -> 
     own.parent.mkdir(parents=True)
     own.write_text(GOOD + "batch: {sequences: 48}\nlayout: {dp_shard: 6}\n")
     with pytest.raises(UserError, match="dp_shard"):
-        config.load(own)
-    on_six = config.load(own, world=lambda settings: 6 * settings.layout.processes)
+        run_yaml.load(own)
+    on_six = run_yaml.load(own, world=lambda settings: 6 * settings.layout.processes)
     (tmp_path / "manifest.json").write_text("{}")
-    assert config.load(own) == on_six
+    assert run_yaml.load(own) == on_six
 
 
 @dataclass(frozen=True)
@@ -393,34 +393,34 @@ class WithNewSettings(RunSettings):
 def test_a_new_setting_is_written_only_where_it_is_not_at_its_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = config.to_yaml(load())
-    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
-    assert config.to_yaml(load()) == before
-    assert config.to_yaml(load(GOOD, "count=3", "fresh.kind=whole")) == before
-    assert config.public(load(), whole=True)["fresh"] == {
+    before = run_yaml.to_yaml(load())
+    monkeypatch.setattr(run_yaml, "RunSettings", WithNewSettings)
+    assert run_yaml.to_yaml(load()) == before
+    assert run_yaml.to_yaml(load(GOOD, "count=3", "fresh.kind=whole")) == before
+    assert run_yaml.public(load(), whole=True)["fresh"] == {
         "kind": "whole",
         "tags": [],
         "place": "here",
     }
     changed = load(GOOD, "count=4", "fresh.kind=nested")
-    shown = config.public(changed)
+    shown = run_yaml.public(changed)
     assert (shown["count"], shown["fresh"]) == (4, {"kind": "nested"})
-    again = config.load("/elsewhere/resolved.yaml", [], text=config.to_yaml(changed))
-    assert config.public(again) == shown
+    again = run_yaml.load("/elsewhere/resolved.yaml", [], text=run_yaml.to_yaml(changed))
+    assert run_yaml.public(again) == shown
 
 
 def test_a_new_setting_from_the_environment_stays_as_it_was_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
-    monkeypatch.setattr(config, "_ENVIRONMENT_ALLOWED", ("fresh.place",))
+    monkeypatch.setattr(run_yaml, "RunSettings", WithNewSettings)
+    monkeypatch.setattr(run_yaml, "_ENVIRONMENT_ALLOWED", ("fresh.place",))
     monkeypatch.setenv("PLACE", "here")
     settings = load(GOOD + "fresh: {place: '${oc.env:PLACE}'}\n")
-    assert config.public(settings)["fresh"] == {"kind": "whole", "place": "${oc.env:PLACE}"}
+    assert run_yaml.public(settings)["fresh"] == {"kind": "whole", "place": "${oc.env:PLACE}"}
 
 
 def test_a_default_that_is_not_written_can_still_be_referred_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(config, "RunSettings", WithNewSettings)
+    monkeypatch.setattr(run_yaml, "RunSettings", WithNewSettings)
     assert load(GOOD, "seed=${count}").seed == 3
