@@ -70,7 +70,9 @@ def measured(bed: Testbed, rate_mbit: float, port: int) -> dict[str, Any]:
 
 
 def probe(bed: Testbed, port: int, *options: str) -> dict[str, Any]:
-    """Run `motet cluster probe` on every node of a testbed and return what the first tells as JSON."""
+    """Run `motet cluster probe` on every node of a testbed and return what the first tells as
+    JSON.
+    """
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "motet.launcher.cli", "cluster", "probe", "--device", "cpu"]
         words += ["--json", "--output", f"{folder}/cluster.yaml", "--wait", "60", *options]

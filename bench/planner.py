@@ -75,7 +75,9 @@ def _text(value: Any) -> str:
 
 
 def speed() -> dict[str, float]:
-    """Return microseconds of process time of one prediction among many layouts, and of a first one."""
+    """Return microseconds of process time of one prediction among many layouts, and of a first
+    one.
+    """
     from motet.models.config import preset
     from motet.parallel.cluster.description import homogeneous
     from motet.parallel.cost.stages import Predictor, Training

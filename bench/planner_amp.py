@@ -35,7 +35,8 @@ INSTANCES = {
     "p4d.24xlarge": (8, "a100-40", "nvlink3", 400.0),
 }
 SOCKETS_GBIT_S = 16.0
-"""What NCCL's sockets carry between two instances, however fast their cards are: there is no RDMA."""
+"""What NCCL's sockets carry between two instances, however fast their cards are: there is no RDMA.
+"""
 EDGE_UNITS = (2, 4)
 """Of AMP's pipeline units, those that are no blocks: embedding and cast before, norm, head, loss
 and cast behind.
@@ -72,7 +73,9 @@ def amp(row: Row) -> Observation | None:
 
 
 def _blocks_of_units(sizes: list[int], layers: int) -> tuple[int, ...]:
-    """Return blocks per stage; where units are not blocks and the usual edges, spread blocks alike."""
+    """Return blocks per stage; where units are not blocks and the usual edges, spread blocks
+    alike.
+    """
     counts = list(sizes)
     if sum(counts) == layers + sum(EDGE_UNITS):
         left = [EDGE_UNITS[0], EDGE_UNITS[1]]

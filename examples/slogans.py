@@ -1,4 +1,6 @@
-"""An experiment class of one's own, as in docs/experiments.md; `use: slogans.py:Slogans` in run.yaml."""
+"""An experiment class of one's own, as in docs/experiments.md; `use: slogans.py:Slogans` in
+run.yaml.
+"""
 
 from motet import Experiment, ItemTable, OutcomeSpec, ProbeItem, Unit, per_token
 

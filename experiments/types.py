@@ -1,5 +1,5 @@
-"""What passes between the rooms of an experiment: units and their probe items, item scores, and what
-an outcome is called.
+"""What passes between the rooms of an experiment: units and their probe items, item scores, and
+what an outcome is called.
 
 Shapes: U units, I probe items (in the order of units, then of each unit's items), S probe steps.
 """

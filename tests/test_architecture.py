@@ -1,4 +1,6 @@
-"""docs/architecture.md and docs/glossary.md agree with the code: the picture, the walks, the names."""
+"""docs/architecture.md and docs/glossary.md agree with the code: the picture, the walks, the
+names.
+"""
 
 from __future__ import annotations
 

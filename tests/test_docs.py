@@ -1,4 +1,6 @@
-"""The pages agree with the code: links, paths, tests, commands and settings that they name exist."""
+"""The pages agree with the code: links, paths, tests, commands and settings that they name
+exist.
+"""
 
 from __future__ import annotations
 

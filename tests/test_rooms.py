@@ -25,8 +25,8 @@ from tests.imports import (
     tree,
 )
 
-# The folders of each room, the lowest first: a folder may use those before it. "." is the room's own
-# modules. An arrow that would point up is a sign that something lies in the wrong folder.
+# The folders of each room, the lowest first: a folder may use those before it. "." is the room's
+# own modules. An arrow that would point up is a sign that something lies in the wrong folder.
 FOLDERS: dict[str, tuple[str, ...]] = {
     "core": (".",),
     "experiments": (".", "corpora", "stream", "design", "library", "scoring", "analysis"),

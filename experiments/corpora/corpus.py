@@ -139,7 +139,9 @@ class Corpus:
         return str(json.loads(text[int(offsets[document]) : int(offsets[document + 1])]))
 
     def files(self) -> list[CorpusFile]:
-        """Return every file of the corpus except the manifest, shards first, with absolute paths."""
+        """Return every file of the corpus except the manifest, shards first, with absolute
+        paths.
+        """
         documents = self.manifest["documents"]
         entries = [*self.manifest["shards"], documents["starts"], documents["ids"]]
         entries += [documents["id_offsets"], self.manifest["tokenizer"]]

@@ -42,7 +42,9 @@ class CorpusFile(NamedTuple):
 
 
 class HashedFile:
-    """A file being appended to, which knows its size and SHA-256 and can be continued after a kill."""
+    """A file being appended to, which knows its size and SHA-256 and can be continued after a
+    kill.
+    """
 
     def __init__(self, path: Path, n_bytes: int = 0):
         """Start the file anew, or continue after its first `n_bytes`; what follows is cut off.
@@ -125,7 +127,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of what defines the tokens and documents; no path or name is part of it."""
+    """Return the SHA-256 of what defines the tokens and documents; no path or name is part of
+    it.
+    """
     defining = {
         "version": manifest["version"],
         "dtype": manifest["dtype"],
@@ -163,7 +167,9 @@ def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> l
 
 
 def map_array(path: Path, dtype: np.dtype[Any], count: int, offset_bytes: int = 0) -> Tokens:
-    """Map `count` items of a file read-only, as a plain array (slices of `np.memmap` are slower)."""
+    """Map `count` items of a file read-only, as a plain array (slices of `np.memmap` are
+    slower).
+    """
     if count == 0:
         return np.empty(0, dtype)
     return np.frombuffer(map_bytes(path), dtype, count=count, offset=offset_bytes)

@@ -27,7 +27,9 @@ COMMON_EOD_TOKENS = (EOD_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eo
 
 
 class Tokenizer:
-    """Text to token ids and back; wraps one `tokenizers.Tokenizer` and remembers its exact bytes."""
+    """Text to token ids and back; wraps one `tokenizers.Tokenizer` and remembers its exact
+    bytes.
+    """
 
     def __init__(self, json_bytes: bytes, eod_token: str | None = None, origin: str = "tokenizer"):
         """Make a tokenizer from the bytes of a `tokenizer.json`.
@@ -72,7 +74,9 @@ class Tokenizer:
     def encode_with_ends(
         self, texts: Sequence[str]
     ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Return each text's ids and, for every token, the character at which it ends (exclusive)."""
+        """Return each text's ids and, for every token, the character at which it ends
+        (exclusive).
+        """
         encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
         return [
             (

@@ -127,7 +127,9 @@ def read_definition(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def spec_of(fields: Mapping[str, Any]) -> ExperimentSpec:
-    """Return a spec from its frozen JSON; its items are in the frozen units, so no file is needed."""
+    """Return a spec from its frozen JSON; its items are in the frozen units, so no file is
+    needed.
+    """
     values = dict(fields)
     values["items"] = None
     values["arms"] = tuple(Arm(**arm) for arm in fields["arms"])

@@ -68,7 +68,9 @@ def next_lock(
 def placed_tombstones(
     lock: Sequence[Registered], tombstones: Mapping[str, Claims]
 ) -> list[tuple[int, Claims]]:
-    """Return (number of the first request that comes after it, claims) of each removed experiment."""
+    """Return (number of the first request that comes after it, claims) of each removed
+    experiment.
+    """
     placed, number = [], 0
     for entry in lock:
         if entry.removed:

@@ -137,7 +137,9 @@ class Contamination(Experiment):
 
 
 def ranked_first(right_U: F64, wrong: Sequence[F64]) -> F64:
-    """1 where the right answer scores above every wrong one, shared between ties; NaN if unknown."""
+    """1 where the right answer scores above every wrong one, shared between ties; NaN if
+    unknown.
+    """
     values = np.full(len(right_U), np.nan)
     for index, (score, others) in enumerate(zip(right_U, wrong, strict=True)):
         if np.isfinite(score) and np.all(np.isfinite(others)):

@@ -1,4 +1,6 @@
-"""The experiments that `use:` may name: the built-in ones by their word, a user's own by reference."""
+"""The experiments that `use:` may name: the built-in ones by their word, a user's own by
+reference.
+"""
 
 from __future__ import annotations
 

@@ -229,7 +229,9 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def _bytes_of(column: npt.NDArray[Any]) -> memoryview:
-    """Return an array's bytes without copying them (a contiguous array of any size, zero included)."""
+    """Return an array's bytes without copying them (a contiguous array of any size, zero
+    included).
+    """
     return memoryview(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
 
 

@@ -79,7 +79,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Claims:
-    """Token ranges that are taken: sorted, disjoint, in positions slot * sequence_length + offset."""
+    """Token ranges that are taken: sorted, disjoint, in positions slot * sequence_length +
+    offset.
+    """
 
     start: I64
     stop: I64
@@ -108,7 +110,9 @@ class Claims:
 
 @dataclass(frozen=True)
 class Placed:
-    """Positions of one request's rows: slot int64 [rows], offset int64 [rows], and what they claim."""
+    """Positions of one request's rows: slot int64 [rows], offset int64 [rows], and what they
+    claim.
+    """
 
     slot: I64
     offset: I64

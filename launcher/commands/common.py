@@ -17,7 +17,9 @@ def load_settings(arguments: argparse.Namespace) -> RunSettings:
 
 
 def inspect_settings(arguments: argparse.Namespace) -> tuple[RunSettings | None, list[Problem]]:
-    """As `load_settings`, with the problems handed back; None when the file cannot be read at all."""
+    """As `load_settings`, with the problems handed back; None when the file cannot be read at
+    all.
+    """
     try:
         return inspect(run_yaml(arguments), arguments.settings)
     except UserError as error:

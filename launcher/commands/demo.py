@@ -43,7 +43,7 @@ training:
 
 # Units are randomized to doses; dose 0 is never shown. Every text below is invented from a seed.
 experiments:
-  controls: true          # adds an A/A placebo (must find nothing) and a positive control (must be found)
+  controls: true          # adds an A/A placebo, which must find nothing, and a positive control
   list:
   - name: canaries
     use: memorization
@@ -60,7 +60,7 @@ experiments:
     use: knowledge
     hypothesis: Facts about invented things are learned from text, better from paraphrases than from copies.
     generate: {{count: 24, seed: 3}}
-    placement: anywhere     # as at the start of sequences, but a step of this small run has only 16 of them
+    placement: anywhere     # not only at starts of sequences: a step of this small run has 16
     schedule: {{start: 0.06, every: 0.08}}
   - name: one_look
     use: forgetting

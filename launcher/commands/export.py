@@ -99,7 +99,9 @@ def export(
 
 
 def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """The model's configuration and unsharded weights, after the checkpoint's files were verified."""
+    """The model's configuration and unsharded weights, after the checkpoint's files were
+    verified.
+    """
     import torch
     import torch.distributed.checkpoint as dcp
 

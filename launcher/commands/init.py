@@ -25,7 +25,7 @@ model:
 
 data:
   sequence_length: 256    # tokens
-  corpora:                # motet data prepare my_texts/ --output corpora/mine --vocabulary-size 8192
+  corpora:                # made by `motet data prepare my_texts/ --output corpora/mine`
   - path: corpora/mine
     weight: 1.0           # share of the sequences, when there are several corpora
 
@@ -40,10 +40,10 @@ training:
 
 # The questions. See them before paying for them: motet experiments check | power | preview run.yaml
 experiments:
-  controls: true          # adds an A/A placebo (must find nothing) and a positive control (must be found)
+  controls: true          # adds an A/A placebo, which must find nothing, and a positive control
   list:
   - name: leaked_questions
-    use: contamination    # memorization | contamination | knowledge | forgetting: motet experiments list
+    use: contamination    # all that there are: motet experiments list
     hypothesis: Questions that were seen with their answer are answered better.
     items: {questions}  # one question per line; put yours here
     doses: [0, 4, 16]     # times that a question is shown; 0 is the control and must be there

@@ -63,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:
-    """What a begun run finds wrong with its layout on so many ranks; the manifest knows the model."""
+    """What a begun run finds wrong with its layout on so many ranks; the manifest knows the
+    model.
+    """
     from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
     from motet.models.config import ModelConfig
 
@@ -73,7 +75,9 @@ def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[
 
 
 def _engine_override(before: RunSettings, overrides: list[str]) -> list[str]:
-    """Under another engine, what was said to the one before is forgotten, unless it is said again."""
+    """Under another engine, what was said to the one before is forgotten, unless it is said
+    again.
+    """
     asked = [o.partition("=")[2] for o in overrides if o.startswith("layout.engine=")]
     if not asked or asked[-1] == before.layout.engine:
         return []

@@ -108,7 +108,9 @@ def asked_nodes(arguments: argparse.Namespace) -> NodePlace:
 
 
 def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:
-    """What `print_command` prints, every problem of the experiments, and how much room they take."""
+    """What `print_command` prints, every problem of the experiments, and how much room they
+    take.
+    """
     from motet.launcher.launch.local import check_layout
     from motet.launcher.study.before_training import build, check
 

@@ -22,16 +22,18 @@ _HEAD = """\
 
 Made from the code by `make docs`; a test fails when it is not current.
 
-A run.yaml holds the sections below. Any setting can be given on the command line as well, as `a.b.c=value` after the file:
-`motet train run.yaml training.steps=2000 data.corpora.0.weight=2`. Unknown settings are errors, and every problem is told
-at once. Paths start from the folder of the run.yaml (on the command line: from the working directory).
+A run.yaml holds the sections below. Any setting can be given on the command line as well, as
+`a.b.c=value` after the file: `motet train run.yaml training.steps=2000 data.corpora.0.weight=2`.
+Unknown settings are errors, and every problem is told at once. Paths start from the folder of the
+run.yaml (on the command line: from the working directory).
 
-`${a.b.c}` takes the value of another setting and `${oc.env:NAME}` that of an environment variable. Only places and logging
-(`runs`, `data.corpora.*.path`, `model.from_hf`, `layout.*`, `metrics.*`) may come from the environment, and their values are
-never stored: `resolved.yaml`, the manifest and W&B keep `${oc.env:NAME}` as it was written.
+`${a.b.c}` takes the value of another setting and `${oc.env:NAME}` that of an environment variable.
+Only places and logging (`runs`, `data.corpora.*.path`, `model.from_hf`, `layout.*`, `metrics.*`)
+may come from the environment, and their values are never stored: `resolved.yaml`, the manifest and
+W&B keep `${oc.env:NAME}` as it was written.
 
-Scalars are read as the type of their setting says: `name: no` is the text "no", `12:30` stays text, and a whole number with
-a leading 0 is refused.
+Scalars are read as the type of their setting says: `name: no` is the text "no", `12:30` stays text,
+and a whole number with a leading 0 is refused.
 """
 
 # Keys of one experiment: (type, meaning). Defaults come from the class that `use` names.

@@ -130,7 +130,9 @@ class TrainerGuest(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Take over what the Trainer says of the step: its loss is the mean since it last logged."""
+        """Take over what the Trainer says of the step: its loss is the mean since it last
+        logged.
+        """
         logs = kwargs.get("logs") or {}
         if self._row is not None and self._row["step"] == state.global_step and "loss" in logs:
             self._row["loss"] = float(logs["loss"])

@@ -70,7 +70,9 @@ def _heading(facts: Mapping[str, Any], layout: Layout) -> list[str]:
 
 
 def grid_lines(facts: Mapping[str, Any], width: int) -> list[str]:
-    """A row per pipeline rank, a column per group of readers, the processes of a group in a cell."""
+    """A row per pipeline rank, a column per group of readers, the processes of a group in a
+    cell.
+    """
     cells: dict[tuple[int, int, int], list[list[int]]] = {}
     for rank in facts["ranks"]:
         parts = cells.setdefault((rank["pp"], rank["dp_replicate"], rank["dp_shard"]), [])
@@ -128,7 +130,9 @@ def span(numbers: Sequence[int]) -> str:
 def _cut_table(
     heads: Sequence[str], labels: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> list[str]:
-    """Aligned columns as far as they fit; the last is always shown, with "…" for those before it."""
+    """Aligned columns as far as they fit; the last is always shown, with "…" for those before
+    it.
+    """
     left = max(map(len, labels)) + 2
     widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(heads)]
     fit, used = 0, left + widths[-1] + 5
@@ -253,7 +257,9 @@ def timeline_lines(
 
 
 def _drawn(layout: Layout, model: ModelConfig, length: int, number: int, room: int) -> int:
-    """As many micro-batches as leave room for their numbers, and at least what fills the pipeline."""
+    """As many micro-batches as leave room for their numbers, and at least what fills the
+    pipeline.
+    """
     from motet.launcher.planning.layout_facts import pipeline_works
     from motet.parallel.layout.rules import schedule_takes
 

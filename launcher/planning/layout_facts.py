@@ -22,7 +22,9 @@ EXPERTS = ("pp", "dp_replicate", "edp", "ep", "etp")
 
 
 def layout_facts(settings: RunSettings, model: ModelConfig, nodes: int) -> dict[str, Any]:
-    """Return everything that `motet layout show` draws; the settings and the model have no problem."""
+    """Return everything that `motet layout show` draws; the settings and the model have no
+    problem.
+    """
     layout = settings.layout_for(settings.layout.processes * nodes)
     length = settings.data.sequence_length
     facts: dict[str, Any] = {
@@ -155,7 +157,9 @@ def _pipeline(layout: Layout, model: ModelConfig, length: int, sequences: int) -
 def pipeline_works(
     layout: Layout, model: ModelConfig, length: int, number: int
 ) -> Sequence[TimedPass]:
-    """The timeline of a step of `number` micro-batches, by arithmetic alone: sending takes no time."""
+    """The timeline of a step of `number` micro-batches, by arithmetic alone: sending takes no
+    time.
+    """
     forward, backward, weight = pass_times(stage_costs(layout, model, length), layout)
     return timeline(
         layout.schedule, layout.pp, layout.virtual_stages, number, forward, backward, weight

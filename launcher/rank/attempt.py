@@ -36,7 +36,8 @@ from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join,
 
 CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
 MIRROR_WAIT_S = 1.5
-"""How long a run that was stopped or crashed waits for W&B; the next attempt sends what was lost."""
+"""How long a run that was stopped or crashed waits for W&B; the next attempt sends what was lost.
+"""
 
 
 class CrashLoop(RuntimeError):

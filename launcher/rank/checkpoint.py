@@ -102,7 +102,9 @@ class Checkpoints:
         facts: dict[str, Any],
         before_publish: Callable[[], None] | None,
     ) -> None:
-        """Hash this rank's files; on rank 0 also gather all hashes, write the manifest and rename."""
+        """Hash this rank's files; on rank 0 also gather all hashes, write the manifest and
+        rename.
+        """
         written.result()
         if before_publish is not None:
             before_publish()

@@ -320,7 +320,9 @@ def has_credentials(base_url: str) -> bool:
 
 
 def history_of(row: Row) -> dict[str, Any]:
-    """W&B history of a row: `train/...`, `probe/<experiment>/...`, both axes, and loss by tokens."""
+    """W&B history of a row: `train/...`, `probe/<experiment>/...`, both axes, and loss by
+    tokens.
+    """
     kind = row["kind"]
     skip = {"kind", "step", "time", "tokens", "nonfinite", "experiments", "members"}
     fields = {name: value for name, value in row.items() if name not in skip}

@@ -1,4 +1,6 @@
-"""`manifest.json`: the frozen facts of a run, and their check on every rank before anything trains."""
+"""`manifest.json`: the frozen facts of a run, and their check on every rank before anything
+trains.
+"""
 
 from __future__ import annotations
 

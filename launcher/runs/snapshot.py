@@ -1,4 +1,6 @@
-"""A copy of the package inside the run folder: the code that a run executes cannot change under it."""
+"""A copy of the package inside the run folder: the code that a run executes cannot change under
+it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def take(rundir: RunDir, package: Path | None = None) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of every source file: two snapshots are equal when it is."""
+    """SHA-256 over the names and contents of every source file: two snapshots are equal when it
+    is.
+    """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     lines = (f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n" for path in paths)
     return sha256_hex("".join(lines))

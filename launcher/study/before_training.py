@@ -28,7 +28,9 @@ CONTEXT_TOKENS = 24
 
 
 def specs_of(settings: RunSettings, library: Library) -> tuple[list[ExperimentSpec], list[Problem]]:
-    """Return the experiments of a run, controls included, and every problem of their definitions."""
+    """Return the experiments of a run, controls included, and every problem of their
+    definitions.
+    """
     entries = list(settings.experiments.list)
     if settings.experiments.controls:
         entries = with_controls(entries)
@@ -37,7 +39,9 @@ def specs_of(settings: RunSettings, library: Library) -> tuple[list[ExperimentSp
 
 
 def _timed(entry: Mapping[str, Any], settings: RunSettings, library: Library) -> Mapping[str, Any]:
-    """Return an entry probed at `probes.every`, unless it or its class asks for particular steps."""
+    """Return an entry probed at `probes.every`, unless it or its class asks for particular
+    steps.
+    """
     if not isinstance(entry, Mapping) or "probe_at" in entry:
         return entry
     try:

@@ -134,14 +134,15 @@ def chosen(
     """Return who trains on each micro-batch of a step; None where it is the whole model alone.
 
     Raises:
-        UserError: the family chooses for another number of micro-batches, nobody for one of them, or
-            a member that it does not have.
+        UserError: the family chooses for another number of micro-batches, nobody for one of them,
+            or a member that it does not have.
     """
     names = [tuple(choice) for choice in family.choose(step, micro_batches)]
     known = {None, *members}
     if len(names) != micro_batches or not all(choice and known >= set(choice) for choice in names):
         raise UserError(
-            f"family.kind: {type(family).__name__}.choose({step}, {micro_batches}) gave {names}; it "
+            f"family.kind: {type(family).__name__}.choose({step}, {micro_batches}) gave {names}; "
+            "it "
             f"must give {micro_batches} tuples of {', '.join(members)} or None (the whole model)"
         )
     if all(choice == (None,) for choice in names):

@@ -91,7 +91,9 @@ class DataParallelEngine(ABC):
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's loss; the library divides it by the number of ranks."""
+        """Add the gradient of a micro-batch's loss; the library divides it by the number of
+        ranks.
+        """
 
     @abstractmethod
     def _update(self, lr: float, loss: float, guard: Guard) -> tuple[float, bool]:

@@ -15,6 +15,8 @@ Problem = tuple[str, str]
 """(setting, message)"""
 
 # What Motet's own settings decide -> the setting, or the reason that there is none.
+_PLANNED = "data and experiments: every rank must see the tokens that the plan names"
+_MAY_REFUSE = "training.bad_steps, which must be able to refuse an update"
 _DECIDED = {
     "train_batch_size": "batch.sequences",
     "train_micro_batch_size_per_gpu": "layout.micro_sequences",
@@ -42,8 +44,8 @@ _DECIDED = {
     "tensor_parallel": "layout.engine=native with layout.tp",
     "sequence_parallel_size": "layout.engine=native with layout.cp",
     "expert_parallel": "layout.engine=native with layout.ep",
-    "data_efficiency": "data and experiments: every rank must see the tokens that the plan names",
-    "curriculum_learning": "data and experiments: every rank must see the tokens that the plan names",
+    "data_efficiency": _PLANNED,
+    "curriculum_learning": _PLANNED,
     "progressive_layer_drop": "model: it would train another model than the one that is saved",
     "compression_training": "model: it would train another model than the one that is saved",
     "weight_quantization": "model: it would train another model than the one that is saved",
@@ -54,9 +56,9 @@ _DECIDED = {
     # Each of these updates weights past the optimizer that asks `Engine.step`'s guard, or hides the
     # norm that it asks about.
     "zero_optimization.compute_grad_norm": "training.bad_steps, which needs the gradient norm",
-    "zero_optimization.zenflow": "training.bad_steps, which must be able to refuse an update",
-    "zero_optimization.offload_optimizer.super_offload": "training.bad_steps, which must be able to refuse an update",
-    "zero_optimization.offload_optimizer.ratio": "training.bad_steps, which must be able to refuse an update",
+    "zero_optimization.zenflow": _MAY_REFUSE,
+    "zero_optimization.offload_optimizer.super_offload": _MAY_REFUSE,
+    "zero_optimization.offload_optimizer.ratio": _MAY_REFUSE,
     "zero_optimization.mics_shard_size": "layout.zero_stage; MiCS is not supported",
     "zero_optimization.mics_hierarchical_params_gather": "layout.zero_stage; MiCS is not supported",
 }

@@ -40,7 +40,9 @@ class GuardedAdamW(torch.optim.AdamW):
     may_step: Callable[[], bool]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply the gradients of `param_groups` as they are now, or leave weights and state alone."""
+        """Apply the gradients of `param_groups` as they are now, or leave weights and state
+        alone.
+        """
         self.make_state()
         if self.may_step():
             super().step(closure)
@@ -349,7 +351,9 @@ def _padded_part(value: Tensor, size: int, rank: int) -> Tensor:
 
 
 def _import_deepspeed(device: str) -> Any:
-    """Return the library, imported for a device, without warnings that no user of Motet can act on."""
+    """Return the library, imported for a device, without warnings that no user of Motet can act
+    on.
+    """
     choose_accelerator(device)
     warnings.filterwarnings(
         "ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning

@@ -49,7 +49,8 @@ class StepResult:
 
 
 Guard = Callable[..., bool]
-"""(loss, gradient norm) -> whether to apply the update; with members (loss, gradient norm, {member's
+"""(loss, gradient norm) -> whether to apply the update; with members (loss, gradient norm,
+{member's
 name: its loss}).
 
 All are global, so every rank decides alike.
@@ -115,16 +116,16 @@ class Engine(Protocol):
         """
 
     def export_state(self) -> Iterator[tuple[str, WeightState]]:
-        """Yield every weight's name with its unsharded value and optimizer state, fp32 on the CPU of
-        every rank (a collective that all must follow to its end).
+        """Yield every weight's name with its unsharded value and optimizer state, fp32 on the CPU
+        of every rank (a collective that all must follow to its end).
 
         One weight at a time: no rank holds more than that beside its own part. Then a mixture's
         balance, "frequencies.blocks.N" and "bias.blocks.N", as {"value": tensor}.
         """
 
     def import_state(self, state: Iterable[tuple[str, WeightState]]) -> None:
-        """Go on from what `export_state` gave, of an engine of any kind and layout, or what a growth
-        operator made of it; each rank keeps its own part (a collective).
+        """Go on from what `export_state` gave, of an engine of any kind and layout, or what a
+        growth operator made of it; each rank keeps its own part (a collective).
 
         Raises:
             ValueError: a weight of this model is missing.

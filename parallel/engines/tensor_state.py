@@ -20,7 +20,9 @@ OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class TensorState:
-    """The part of the `Engine` protocol that reads and sets state; an engine sets the attributes."""
+    """The part of the `Engine` protocol that reads and sets state; an engine sets the
+    attributes.
+    """
 
     world: World
     parameters: dict[str, nn.Parameter]

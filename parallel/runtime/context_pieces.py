@@ -1,9 +1,10 @@
 """Which positions a context-parallel rank holds, and what its queries see of another rank's keys.
 
-B batch, T tokens. The split that gives all ranks equal causal work follows Striped Attention (arXiv:2311.09431), with
-two chunks per rank, one from the head of a sequence and one from its tail. Documents need no mask:
-they are contiguous, so what a block of queries may see of a block of keys is a few full rectangles
-(`Piece`), each a plain kernel call, and what no document needs is not computed.
+B batch, T tokens. The split that gives all ranks equal causal work follows Striped Attention
+(arXiv:2311.09431), with two chunks per rank, one from the head of a sequence and one from its tail.
+Documents need no mask: they are contiguous, so what a block of queries may see of a block of keys
+is a few full rectangles (`Piece`), each a plain kernel call, and what no document needs is not
+computed.
 """
 
 from __future__ import annotations

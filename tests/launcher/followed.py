@@ -1,4 +1,6 @@
-"""Run folders as training leaves them, made in a moment, and a Slurm that says what a test wants."""
+"""Run folders as training leaves them, made in a moment, and a Slurm that says what a test
+wants.
+"""
 
 from __future__ import annotations
 

@@ -120,7 +120,9 @@ def shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def _hand_back(engine: Engine, kept: dict[str, torch.Tensor]) -> None:
-    """Do what loading a checkpoint does: fill the engine's tensors in place, then hand them back."""
+    """Do what loading a checkpoint does: fill the engine's tensors in place, then hand them
+    back.
+    """
     tensors = engine.tensors()
     for name, value in tensors.items():
         local(value).copy_(local(kept[name]))

@@ -69,7 +69,9 @@ def write_run(folder: Path, corpus: Path, name: str, processes: int = 1) -> Path
 
 
 class FaultRun:
-    """A run whose job was submitted to the testbed, with steps slow enough to be hit in the middle."""
+    """A run whose job was submitted to the testbed, with steps slow enough to be hit in the
+    middle.
+    """
 
     def __init__(self, bed: Testbed, root: Path, job_id: str, pace_s: float = SLOW_S) -> None:
         self.bed, self.run, self.job_id = bed, RunDir(root), job_id

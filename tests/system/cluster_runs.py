@@ -132,6 +132,8 @@ class NodesRun:
 
 
 def step_seconds(found: Sequence[Mapping[str, Any]], after: int) -> float:
-    """Return the median wall clock time from one step to the next, of all steps after step `after`."""
+    """Return the median wall clock time from one step to the next, of all steps after step
+    `after`.
+    """
     later = [row["time"] for row in found if row["step"] >= after]
     return statistics.median(b - a for a, b in pairwise(later))

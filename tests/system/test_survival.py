@@ -28,7 +28,9 @@ def test_an_uninterrupted_run_passes_its_audit(whole_run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A run that lost a rank to kill -9 after its second checkpoint, and was not to be restarted."""
+    """A run that lost a rank to kill -9 after its second checkpoint, and was not to be
+    restarted.
+    """
     yaml = write_yaml(tmp_path_factory.mktemp("killed"), corpus, "whole")
     process, run = train_until(yaml, 15, "training.max_restarts=0")
     kill_rank(run, 1, signal.SIGKILL)

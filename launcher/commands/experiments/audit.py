@@ -18,7 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Whether every planned exposure was consumed exactly once in the lineage of the final weights."""
+    """Whether every planned exposure was consumed exactly once in the lineage of the final
+    weights.
+    """
     from motet.launcher.study.after_training import audit_run
 
     result = audit_run(common.open_run(arguments.run).root, arguments.replay)

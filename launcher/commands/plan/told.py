@@ -1,4 +1,6 @@
-"""What `motet plan` prints and writes: the ranked layouts, calibrated machines, why nothing fits."""
+"""What `motet plan` prints and writes: the ranked layouts, calibrated machines, why nothing
+fits.
+"""
 
 from __future__ import annotations
 

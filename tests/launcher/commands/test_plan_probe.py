@@ -1,4 +1,6 @@
-"""`motet plan --probe`: which layout is run and how, what is printed, and one that really trains."""
+"""`motet plan --probe`: which layout is run and how, what is printed, and one that really
+trains.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A scheduler of the tests' own goes through submit, status, preemption, requeue and cancel: nothing
-outside of its file knows of it.
+"""A scheduler of the tests' own goes through submit, status, preemption, requeue and cancel:
+nothing outside of its file knows of it.
 """
 
 from __future__ import annotations

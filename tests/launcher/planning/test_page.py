@@ -1,4 +1,6 @@
-"""The page of a plan, for one rank, a few, and many: words for people, pictures that can be read."""
+"""The page of a plan, for one rank, a few, and many: words for people, pictures that can be
+read.
+"""
 
 from __future__ import annotations
 

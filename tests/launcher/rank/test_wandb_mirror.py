@@ -56,7 +56,9 @@ print(mirror.run_id, mirror.failure)
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Protobuf records of a `.wandb` file: LevelDB log, 7-byte headers, 32 KiB blocks, CRC checked."""
+    """Protobuf records of a `.wandb` file: LevelDB log, 7-byte headers, 32 KiB blocks, CRC
+    checked.
+    """
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()

@@ -1,4 +1,6 @@
-"""Weights and optimizer state go from an engine of one layout to another's, and training goes on."""
+"""Weights and optimizer state go from an engine of one layout to another's, and training goes
+on.
+"""
 
 from __future__ import annotations
 
