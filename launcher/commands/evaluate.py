@@ -11,15 +11,15 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.launcher.commands import common, options
-from motet.launcher.commands.export import chosen_step, export, member_folder
+from motet.launcher.commands.export import chosen_member, chosen_step, export, member_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A run, its checkpoint and the benchmarks."""
+    """A run, which of its models, and the benchmarks."""
     options.dry_run(parser)
     options.run_folder(parser)
     parser.add_argument("--tasks", required=True, help="names, with commas between them")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    options.model_of_run(parser)
     parser.add_argument("--limit", type=int, help="documents per task")
 
 
@@ -35,8 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Export the model if need be and run lm-evaluation-harness on it."""
     rundir = common.open_run(arguments.run)
     step = chosen_step(rundir, arguments.step)
-    model = member_folder(rundir, step)
-    output = rundir.root / "eval" / f"step-{step:08d}"
+    member = chosen_member(rundir, arguments.member)
+    model = member_folder(rundir, step, arguments.member)
+    output = rundir.root / "eval" / model.name
     command = harness_command(model, arguments.tasks, output, arguments.limit)
     if arguments.dry_run:
         print(shlex.join(command))
@@ -44,5 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
     if not (model / "config.json").exists():
-        export(rundir, step, model, "float32")
+        export(rundir, step, model, "float32", member)
     return subprocess.call(command)

@@ -24,8 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """A run, its checkpoint and the folder to write; or which table."""
     options.dry_run(parser)
     options.run_folder(parser)
-    parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
-    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    options.model_of_run(parser)
     output = "folder of the model (default: RUN/members/step-N), or file of the table"
     parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

@@ -68,3 +68,9 @@ def nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--endpoint", default="", metavar="HOST:PORT", help="of machine 0, with a free port"
     )
+
+
+def model_of_run(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint of a run, and the member of its family."""
+    parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
+    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")

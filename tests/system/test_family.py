@@ -99,6 +99,17 @@ def test_a_member_is_exported_as_the_plain_model_that_it_is(run: Path, tmp_path:
     assert "there are first-1" in unknown.stderr
 
 
+def test_benchmarks_are_run_on_a_member(run: Path) -> None:
+    asked = ("eval", str(run), "--tasks", "arc_easy", "--dry-run")
+    whole, member = motet(*asked), motet(*asked, "--member", "first-1")
+    assert f"pretrained={run}/members/step-00000024," in whole.stdout
+    assert f"pretrained={run}/members/step-00000024@first-1," in member.stdout
+    assert f"--output_path {run}/eval/step-00000024@first-1" in member.stdout
+    unknown = motet(*asked, "--member", "last-1")
+    assert unknown.returncode == 2
+    assert "there are first-1" in unknown.stderr
+
+
 def test_a_family_that_stops_in_the_middle_goes_on_as_one_that_did_not(
     run: Path, tmp_path: Path, corpus: Path
 ) -> None:
