@@ -20,9 +20,11 @@ OPTIONS = EngineOptions(z_loss=1e-3, zero_stage=2)
 EXPERTS = replace(DENSE, n_experts=4, experts_per_token=2, d_expert=16, bias_rate=1e-3)
 
 
-def move(world: World, first: Layout, second: Layout, config: ModelConfig) -> Curve:
+def move(
+    world: World, first: Layout, second: Layout, config: ModelConfig, options: EngineOptions
+) -> Curve:
     """Train 2 steps under one layout, hand the state over, train 2 more under another."""
-    before = build_engine(config, OPTIONS, first, world)
+    before = build_engine(config, options, first, world)
     curve = Curve()
 
     def steps(engine: Any, layout: Layout, numbers: range) -> None:
@@ -31,7 +33,7 @@ def move(world: World, first: Layout, second: Layout, config: ModelConfig) -> Cu
             curve.steps.append((result.loss, result.grad_norm, result.n_labels))
 
     steps(before, first, range(2))
-    after = build_engine(config, replace(OPTIONS, seed=9), second, world)
+    after = build_engine(config, replace(options, seed=9), second, world)
     names = []
 
     def followed() -> Any:
@@ -48,8 +50,13 @@ def move(world: World, first: Layout, second: Layout, config: ModelConfig) -> Cu
     return curve
 
 
-def both(world: World, pairs: list[tuple[Layout, Layout]], config: ModelConfig) -> list[Curve]:
-    return [move(world, first, second, config) for first, second in pairs]
+def both(
+    world: World,
+    pairs: list[tuple[Layout, Layout]],
+    config: ModelConfig,
+    options: EngineOptions = OPTIONS,
+) -> list[Curve]:
+    return [move(world, first, second, config, options) for first, second in pairs]
 
 
 ONE = Layout(micro_sequences=2)
@@ -74,12 +81,16 @@ def test_state_of_experts_moves_with_the_counts_of_their_balance() -> None:
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
-def test_state_moves_to_another_engine_and_back(engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "zero_stage"),
+    [("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3), ("accelerate", 2)],
+)
+def test_state_moves_to_another_engine_and_back(engine: str, zero_stage: int) -> None:
     pytest.importorskip(engine)
+    options = replace(OPTIONS, zero_stage=zero_stage)
     expected = run_ranks(1, both, [(ONE, ONE)], DENSE)[0][0]
     other = Layout(engine=engine, dp_shard=2, micro_sequences=2)
-    for found in run_ranks(2, both, [(FSDP, other), (other, FSDP)], DENSE)[0]:
+    for found in run_ranks(2, both, [(FSDP, other), (other, FSDP)], DENSE, options)[0]:
         assert_same(found, expected)
 
 
