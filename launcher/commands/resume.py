@@ -67,11 +67,15 @@ def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[
     model.
     """
     from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
+    from motet.launcher.runs.families import refuse_layout
     from motet.models.config import ModelConfig
 
-    model = ModelConfig(**read_json(rundir.manifest)["model"])
-    found = layout_problems(settings, ranks, model)
-    return found or deepspeed_library_problems(settings)
+    manifest = read_json(rundir.manifest)
+    model = ModelConfig(**manifest["model"])
+    if found := layout_problems(settings, ranks, model):
+        return found
+    refuse_layout(manifest.get("members", ()), settings.layout_for(ranks), model)
+    return deepspeed_library_problems(settings)
 
 
 def _engine_override(before: RunSettings, overrides: list[str]) -> list[str]:

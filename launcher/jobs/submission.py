@@ -17,7 +17,6 @@ from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, read_json, write_json
 from motet.core.jobs import SchedulerUnreachable
 from motet.launcher.config import run_yaml
-from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.jobs.place import PORTS
@@ -71,12 +70,11 @@ def check(made: Submission) -> None:
     """Refuse what can be seen here: corpora, the layout on all ranks of all groups, the
     environment.
     """
-    from motet.launcher.launch.local import model_of, verify_corpora
+    from motet.launcher.launch.local import check_layout, verify_corpora
 
     settings = made.settings[0]
     verify_corpora(settings)
-    raise_problems(layout_problems(settings, made.request.world_size, model_of(settings)[0]))
-    raise_problems(deepspeed_library_problems(settings))
+    check_layout(settings, made.request.world_size)
     raise_problems(made.scheduler.problems(settings, os.environ))
 
 

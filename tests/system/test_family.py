@@ -99,6 +99,23 @@ def test_a_member_is_exported_as_the_plain_model_that_it_is(run: Path, tmp_path:
     assert "there are first-1" in unknown.stderr
 
 
+def test_a_layout_that_cannot_train_members_is_refused_before_anything_starts(
+    run: Path, tmp_path: Path, corpus: Path
+) -> None:
+    before = sorted(path.name for path in (run / "attempts").iterdir())
+    again = motet("resume", str(run), "training.steps=26", "layout.pp=2")
+    yaml = write(tmp_path, corpus, "r")
+    slurm = ("slurm.time=00:10:00", "slurm.cpus_per_node=2", "layout.pp=2")
+    new = motet("train", str(yaml), "layout.pp=2")
+    submitted = motet("submit", str(yaml), *slurm, "--dry-run")
+    for done in (again, new, submitted):
+        assert done.returncode == 2, done.stdout
+        assert "family.kind" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (run / "attempts").iterdir()) == before
+    assert not (tmp_path / "runs" / "r").exists()
+
+
 def test_benchmarks_are_run_on_a_member(run: Path) -> None:
     asked = ("eval", str(run), "--tasks", "arc_easy", "--dry-run")
     whole, member = motet(*asked), motet(*asked, "--member", "first-1")
