@@ -103,11 +103,6 @@ def _philox_rounds(key: int, c0: U64, c1: U64) -> tuple[U64, U64]:
     return x0 | (x1 << _32), x2 | (x3 << _32)
 
 
-def uniform01(bits: U64) -> npt.NDArray[np.float64]:
-    """Return floats in [0, 1) from the top 53 bits of each word."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def uniform_int(
     bits: U64, low: npt.NDArray[np.int64] | int, high: npt.NDArray[np.int64] | int
 ) -> npt.NDArray[np.int64]:

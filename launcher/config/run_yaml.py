@@ -46,6 +46,7 @@ def load(
     base: Path | None = None,
     nodes: int = 1,
     world: Callable[[RunSettings], int] | None = None,
+    begun: Callable[[RunSettings], bool] | None = None,
 ) -> RunSettings:
     """Read and check the settings of a run; one `UserError` lists every problem.
 
@@ -53,10 +54,11 @@ def load(
     content). Relative paths in it start from its folder (or `base`), those in `overrides` from the
     working directory. The layout is checked for `layout.processes` on each of `nodes` machines, or
     for as many ranks as `world` makes of the settings, unless the run was begun: its ranks are
-    counted when it starts.
+    counted when it starts. `begun` says whether the settings are of a run that was begun under a
+    run.yaml of the user's: its experiments are those of its snapshot, and are not checked here.
     """
     settings, problems = inspect(
-        path, overrides, defaults, text=text, base=base, nodes=nodes, world=world
+        path, overrides, defaults, text=text, base=base, nodes=nodes, world=world, begun=begun
     )
     raise_problems(problems)
     return settings
@@ -71,6 +73,7 @@ def inspect(
     base: Path | None = None,
     nodes: int = 1,
     world: Callable[[RunSettings], int] | None = None,
+    begun: Callable[[RunSettings], bool] | None = None,
 ) -> tuple[RunSettings, list[Problem]]:
     """As `load`, but hand back the problems: settings that have one hold their default.
 
@@ -95,7 +98,8 @@ def inspect(
     settings = dataclasses.replace(settings, base=str(folder), as_written=builder.written)
     ranks = world(settings) if world else settings.layout.processes * nodes
     problems += _cross_problems(settings, problems, 0 if _is_frozen(path) else ranks)
-    if not _is_frozen(path) and not any(p.setting.startswith("experiments") for p in problems):
+    frozen = _is_frozen(path) or (begun is not None and begun(settings))
+    if not frozen and not any(p.setting.startswith("experiments") for p in problems):
         problems += _experiment_problems(settings)
     return settings, problems
 

@@ -30,12 +30,12 @@ from motet.launcher.guest.run_folder import (
     freeze_or_open,
     join_guest,
     load_settings,
+    run_of,
     tell,
 )
 from motet.launcher.launch.local import only_one
 from motet.launcher.rank.feed import Feed
 from motet.launcher.runs.manifest import check_frozen, open_stream
-from motet.launcher.runs.rundir import RunDir
 from motet.parallel.layout.layout import Layout
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Guest:
         self, run_yaml: Path | str, settings: Sequence[str] = (), *, resume: bool = False
     ) -> None:
         path = Path(run_yaml)
-        self.settings = load_settings(path, settings)
+        self.settings = load_settings(path, settings, resume)
         self.world = join_guest(self.settings.layout.timeout_s)
-        self.run = RunDir(Path(self.settings.runs) / self.settings.name)
+        self.run = run_of(self.settings)
         self.resume = resume
         self._held = contextlib.ExitStack()
         complaint = None

@@ -39,13 +39,24 @@ UNKNOWN_MODEL: Mapping[str, Any] = {
 }
 
 
-def load_settings(run_yaml: Path, overrides: Sequence[str]) -> RunSettings:
-    """Read a run.yaml for a guest.
+def run_of(settings: RunSettings) -> RunDir:
+    """Return the run folder of a guest's settings."""
+    return RunDir(Path(settings.runs) / settings.name)
+
+
+def load_settings(run_yaml: Path, overrides: Sequence[str], resume: bool) -> RunSettings:
+    """Read a run.yaml for a guest; one that goes on needs no files of its experiments.
 
     Raises:
         UserError: every problem at once, settings among them that only `motet train` obeys.
     """
-    settings = load(run_yaml, overrides, NO_WARMUP, nodes=0)
+    settings = load(
+        run_yaml,
+        overrides,
+        NO_WARMUP,
+        nodes=0,
+        begun=lambda found: resume and run_of(found).manifest.exists(),
+    )
     plain = flat(public(RunSettings(), whole=True)) | {"training.schedule.warmup_steps": 0}
     given = flat(public(settings, whole=True))
     why = "is decided by your own training loop, which does not read it; leave it out"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from motet.core.files import atomic_write, write_json
 from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import _QUEUE
+from tests.imports import ROOT
 from tests.slurm.fake import FakeSlurm
 from tests.system.conftest import corpus as corpus
 from tests.system.runs import MOTET, write_yaml
@@ -266,4 +268,28 @@ def test_a_finished_run_is_not_submitted_again(fake: FakeSlurm, yaml: Path) -> N
     done = motet(fake, "resume", str(run.root))
     assert done.returncode == 0
     assert "is finished" in done.stdout
+    assert len(jobs(run.root)) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_resume_submits_nothing_when_a_class_of_ones_own_is_missing_or_changed(
+    fake: FakeSlurm, yaml: Path, damage: str
+) -> None:
+    shutil.copy(ROOT / "examples" / "slogans.py", yaml.parent)
+    yaml.write_text(f"{yaml.read_text()}    - {{name: s, use: 'slogans.py:Slogans'}}\n")
+    assert motet(fake, "submit", str(yaml), "slurm.time=10").returncode == 0
+    run = RunDir(yaml.parent / "runs" / "r")
+    fake.answer("squeue", error="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    write_json(run.attempt(1) / "attempt.json", {"attempt": 1, "reason": "running"})
+    kept = run.plugins / "slogans.py"
+    if damage == "missing":
+        kept.unlink()
+    else:
+        kept.write_text(kept.read_text() + "# later\n")
+    asked = len(fake.asked("sbatch"))
+    done = motet(fake, "resume", str(run.root))
+    assert done.returncode == 2
+    assert done.stderr.startswith("motet: experiments.s.use: is 'slogans.py:Slogans'; ")
+    assert len(done.stderr.splitlines()) == 1
+    assert len(fake.asked("sbatch")) == asked
     assert len(jobs(run.root)) == 1

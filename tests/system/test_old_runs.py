@@ -9,8 +9,30 @@ from typing import Any
 
 import pytest
 
+from motet.experiments.design.frozen import Hashes, freeze
+from motet.launcher.config.run_yaml import load
+from motet.launcher.study.before_training import build
 from tests.kept_runs import unpack
 from tests.system.runs import losses, motet
+
+EVERY_KIND = """
+name: every
+seed: 5
+model: {preset: 1m, d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 1, d_ffn: 32, head_dim: 8}
+data: {sequence_length: 640, corpora: [{path: corpus}]}
+batch: {sequences: 16}
+training: {steps: 60, schedule: {warmup_steps: 2}}
+layout: {processes: 1, micro_sequences: 16}
+experiments:
+  controls: true
+  list:
+  - {name: canaries, use: memorization, doses: [0, 2], generate: {count: 12, seed: 1},
+     options: {n_references: 7}}
+  - {name: quiz, use: contamination, generate: {count: 8}}
+  - {name: facts, use: knowledge, generate: {count: 6}, placement: anywhere,
+     schedule: {every: 2, start: 1}}
+  - {name: gone, use: forgetting, generate: {count: 8}, schedule: {kind: steps, at: [0.5]}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +70,27 @@ def test_its_audit_passes(old: Path) -> None:
     done = motet("experiments", "audit", str(old / "runs" / "finished"), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "audit passed" in done.stdout
+
+
+def test_its_settings_are_frozen_to_the_bytes_that_they_were(old: Path, tmp_path: Path) -> None:
+    run = old / "runs" / "finished"
+    corpus = f"data.corpora.0.path={old / 'corpus'}"
+    freeze(build(load(run / "run.yaml", [corpus])), tmp_path)
+    for name in ("definition.json", "lock.json", "exposures.plan"):
+        assert (tmp_path / name).read_bytes() == (run / "plan" / name).read_bytes(), name
+
+
+def test_every_built_in_experiment_is_frozen_with_the_hashes_of_0_1_0(
+    old: Path, tmp_path: Path
+) -> None:
+    """The hashes are those that 0.1.0 gave to the same settings."""
+    (tmp_path / "run.yaml").write_text(EVERY_KIND)
+    corpus = f"data.corpora.0.path={old / 'corpus'}"
+    found = freeze(build(load(tmp_path / "run.yaml", [corpus])), tmp_path / "plan")
+    assert found == Hashes(
+        "63e8b304666eb0cd10e12dd545eff743082bc86300b8e060fdeea4828bc9b8d5",
+        "29a90693ddb1f265547b55c0afbb0b11492c84e9cb3fb978a6ab79eba6b0b2be",
+    )
 
 
 def test_its_model_is_exported_to_the_byte(old: Path, tmp_path: Path) -> None:

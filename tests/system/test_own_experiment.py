@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.hashing import sha256_hex
 from tests.system.runs import kill_rank, motet, train_until, write_yaml
 
 OWN = Path(__file__).parents[2] / "examples" / "slogans.py"
@@ -19,6 +21,11 @@ def with_slogans(text: str) -> str:
     """The run of the other tests on one process, with one more question."""
     text = text.replace("processes: 2", "processes: 1")
     return text + "    - {name: slogans, use: 'slogans.py:Slogans', doses: [0, 4]}\n"
+
+
+def with_package(text: str) -> str:
+    """The same class from an installed module."""
+    return with_slogans(text).replace("slogans.py:Slogans", "sayings.wise.slogans:Slogans")
 
 
 def refused(done: subprocess.CompletedProcess[str], said: str) -> None:
@@ -78,3 +85,58 @@ def test_a_class_that_is_missing_or_changed_is_one_error_in_every_command(
     refused(motet("resume", str(run), "training.steps=30"), said)
     refused(motet("experiments", "audit", str(run)), said)
     refused(motet("report", str(run)), said)
+
+
+def test_a_class_that_was_renamed_in_the_record_is_one_error(resumed: Path, tmp_path: Path) -> None:
+    """All hashes fit: only the name is gone."""
+    run = tmp_path / "own"
+    shutil.copytree(resumed, run)
+    kept = run / "code" / "plugins" / "slogans.py"
+    kept.write_text(kept.read_text().replace("class Slogans", "class Sayings"))
+    path = run / "plan" / "definition.json"
+    before = sha256_hex(OWN.read_bytes())
+    text = path.read_text().replace(before, sha256_hex(kept.read_bytes()))
+    was = sha256_hex(path.read_bytes())
+    path.write_text(text)
+    manifest = run / "manifest.json"
+    assert was in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(was, sha256_hex(text.encode())))
+    said = "has no class 'Slogans'"
+    refused(motet("resume", str(run), "training.steps=30"), said)
+    refused(motet("experiments", "audit", str(run)), said)
+    refused(motet("report", str(run)), said)
+    assert len(list((run / "attempts").iterdir())) == len(list((resumed / "attempts").iterdir()))
+
+
+def test_a_class_of_an_installed_package_is_trained_audited_and_reported(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "site" / "sayings" / "wise" / "slogans.py"
+    module.parent.mkdir(parents=True)
+    for folder in (module.parent, module.parent.parent):
+        (folder / "__init__.py").touch()
+    shutil.copy(OWN, module)
+    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    yaml = write_yaml(tmp_path, corpus, "packed", with_package)
+    run = tmp_path / "runs" / "packed"
+    for command in (
+        ["experiments", "check", str(yaml)],
+        ["train", str(yaml)],
+        ["report", str(run)],
+        ["experiments", "audit", str(run)],
+    ):
+        done = motet(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "slogans" in (run / "report.json").read_text()
+    kept = run / "code" / "plugins" / "installed" / "sayings.wise.slogans.py"
+    assert kept.read_bytes() == OWN.read_bytes()
+    module.write_text(module.read_text() + "# the next version\n")
+    longer = ["resume", str(run), "training.steps=30"]
+    for command in (longer, ["experiments", "audit", str(run)], ["report", str(run)]):
+        done = motet(*command, cwd=tmp_path)
+        refused(done, "install the version of then")
+        assert str(kept) in done.stderr
+    module.unlink()
+    refused(motet(*longer, cwd=tmp_path), "is not installed")
+    refused(motet("report", str(run), cwd=tmp_path), "is not installed")

@@ -5,6 +5,7 @@ where it strays.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from motet.launcher.guest.model import Scorer, model_facts, model_inputs, positi
 from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.study.after_training import audit_run
 from motet.models.hf import from_hf
+from tests.imports import ROOT
 from tests.launcher.guests import (
     STEPS,
     adamw,
@@ -425,3 +427,25 @@ def test_facts_of_a_model_count_embeddings_apart() -> None:
     assert facts["parameters"] - facts["parameters_non_embedding"] == 2 * 384 * 32
     tied = model_facts(llama(tie_word_embeddings=True))
     assert tied["parameters"] - tied["parameters_non_embedding"] == 384 * 32
+
+
+def test_a_class_of_ones_own_is_asked_in_a_foreign_loop_and_read_from_the_snapshot(
+    corpus: Path, tmp_path: Path
+) -> None:
+    yaml = write_yaml(tmp_path, corpus)
+    shutil.copy(ROOT / "examples" / "slogans.py", tmp_path)
+    entry = "{name: slogans, use: 'slogans.py:Slogans', doses: [0, 2], placement: anywhere}"
+    yaml.write_text(f"{yaml.read_text()}  - {entry}\n")
+    guest, model = Guest(yaml), llama()
+    (tmp_path / "slogans.py").unlink()
+    train(guest, model, adamw(model))
+    audit_lines(guest.run.root)
+    report.build(guest.run)
+    assert "slogans" in guest.run.report_json.read_text()
+    kept = guest.run.plugins / "slogans.py"
+    kept.write_text(kept.read_text() + "# later\n")
+    with pytest.raises(UserError, match="is not the source that the run was frozen with"):
+        Guest(yaml, resume=True)
+    kept.unlink()
+    with pytest.raises(UserError, match=r"experiments.slogans.use: is .*; there is no file"):
+        Guest(yaml, resume=True)
