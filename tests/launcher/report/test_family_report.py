@@ -10,7 +10,7 @@ import pytest
 
 import motet
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study.outcome import load_measured
+from motet.launcher.study.after_training import load_measured
 from tests.kept_runs import unpack
 from tests.launcher.conftest import Main
 
