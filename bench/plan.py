@@ -31,8 +31,8 @@ def rss_mib() -> float:
 
 def measure_compile(n: int, folder: Path) -> dict[str, float]:
     """Compile and write a plan of n exposures."""
-    from motet.experiments.stream.exposure_plan import compile_plan, write_plan
-    from motet.experiments.stream.placement import Request, Texts
+    from motet.experiments.stream.exposure_plan import write_plan
+    from motet.experiments.stream.placement import Request, Texts, compile_plan
     from motet.experiments.stream.random import text_keys
 
     tokens = np.random.default_rng(0).integers(1, 50_000, (n, EXPOSURE_TOKENS), dtype=np.uint16)
@@ -63,12 +63,12 @@ def measure_reader(folder: Path) -> dict[str, float]:
     """Open a plan and look up slots that hold exposures, in random order; memory counts shared
     pages too.
     """
-    from motet.experiments.stream.exposure_plan import Plan
+    from motet.experiments.stream.exposure_plan import ExposurePlan
 
     slots = np.load(folder / "slots.npy").tolist()
     before = rss_mib()
     started = time.perf_counter()
-    plan = Plan(folder / "exposures.plan")
+    plan = ExposurePlan(folder / "exposures.plan")
     open_ms = (time.perf_counter() - started) * 1e3
     started = time.perf_counter()
     found = sum(len(plan.lookup(slot)) for slot in slots)

@@ -19,8 +19,8 @@ import numpy as np
 
 from motet.experiments.corpora.corpus import Corpus, CorpusWriter
 from motet.experiments.corpora.tokenizer import train_bpe
-from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
-from motet.experiments.stream.placement import Request, Texts
+from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
+from motet.experiments.stream.placement import Request, Texts, compile_plan
 from motet.experiments.stream.random import text_keys
 from motet.experiments.stream.stream import Stream
 
@@ -38,7 +38,7 @@ def make_corpus(folder: Path, n_tokens: int) -> Corpus:
     return Corpus.open(folder)
 
 
-def make_plan(path: Path) -> Plan:
+def make_plan(path: Path) -> ExposurePlan:
     """Write a plan of a million exposures."""
     tokens = np.random.default_rng(0).integers(1, 300, EXPOSURES * 100, dtype=np.uint16)
     rows = np.arange(EXPOSURES, dtype=np.int32)
@@ -53,7 +53,7 @@ def make_plan(path: Path) -> Plan:
         Texts(tokens, np.arange(EXPOSURES + 1, dtype=np.int64) * 100),
     )
     write_plan(compile_plan([request], 1, LENGTH), path)
-    return Plan(path)
+    return ExposurePlan(path)
 
 
 def seconds(stream: Stream, first: int, batches: int) -> float:

@@ -43,8 +43,8 @@ def our_corpus(folder: Path) -> Any:
 
 def our_plan(path: Path, slots: int, length: int) -> Any:
     """Write a plan in which a tenth of all tokens are exposures, as in the demo."""
-    from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
-    from motet.experiments.stream.placement import Request, Texts
+    from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
+    from motet.experiments.stream.placement import Request, Texts, compile_plan
     from motet.experiments.stream.random import text_keys
 
     n = slots * length // 1000
@@ -62,7 +62,7 @@ def our_plan(path: Path, slots: int, length: int) -> Any:
         texts,
     )
     write_plan(compile_plan([request], 1, length), path)
-    return Plan(path)
+    return ExposurePlan(path)
 
 
 def ours(options: argparse.Namespace) -> dict[str, float]:

@@ -61,7 +61,7 @@ from pathlib import Path
 
 corpus = motet.Corpus.open(run.settings["data"]["corpora"][0]["path"])
 tokenizer = motet.Tokenizer.load(corpus.tokenizer_path)
-plan = motet.Plan(Path("runs/demo/plan/exposures.plan"))
+plan = motet.ExposurePlan(Path("runs/demo/plan/exposures.plan"))
 length = run.settings["data"]["sequence_length"]
 seed = run.settings["seed"]  # or data.seed, where that is set
 stream = motet.Stream([corpus], [1.0], length, seed, plan)

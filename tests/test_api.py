@@ -84,6 +84,7 @@ def test_type_checkers_see_every_public_name() -> None:
         for alias in node.names
     }
     assert seen == motet._PUBLIC
+    assert motet.Plan is motet.ExposurePlan
 
 
 def test_everything_that_the_page_shows_says_what_it_is(maker: types.ModuleType) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from motet.experiments.corpora.corpus import Corpus as Corpus
     from motet.experiments.corpora.tokenizer import Tokenizer as Tokenizer
     from motet.experiments.design.experiment import Experiment as Experiment
-    from motet.experiments.stream.exposure_plan import Plan as Plan
+    from motet.experiments.stream.exposure_plan import ExposurePlan as ExposurePlan
     from motet.experiments.stream.stream import Stream as Stream
     from motet.experiments.types import ItemScores as ItemScores
     from motet.experiments.types import ItemTable as ItemTable
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from motet.models.family.base import Family as Family
     from motet.models.member import Member as Member
 
+    Plan = ExposurePlan
+
 __version__ = "0.1.0"
 
 # In the order of docs/api.md, which `make docs` writes from their docstrings.
@@ -46,7 +48,7 @@ _PUBLIC = {
     "Corpus": "motet.experiments.corpora.corpus",
     "Tokenizer": "motet.experiments.corpora.tokenizer",
     "Stream": "motet.experiments.stream.stream",
-    "Plan": "motet.experiments.stream.exposure_plan",
+    "ExposurePlan": "motet.experiments.stream.exposure_plan",
     "ModelConfig": "motet.models.config",
     "Decoder": "motet.models.decoder",
     "Experiment": "motet.experiments.design.experiment",
@@ -63,13 +65,17 @@ _PUBLIC = {
     "Scheduler": "motet.launcher.jobs.scheduler",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+# Names of before, which stay.
+_ALIASES = {"Plan": "ExposurePlan"}
+
+__all__ = ["__version__", *sorted([*_PUBLIC, *_ALIASES])]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import motet` stays instant."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    known = _ALIASES.get(name, name)
+    if known in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[known]), known)
     raise AttributeError(f"module 'motet' has no attribute {name!r}")
 
 

@@ -22,7 +22,8 @@ from motet.experiments.design.assignment import Design, Question
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.audit import Compliance, per_unit
 from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.types import ItemScores, OutcomeSpec, Unit
 
 F64 = npt.NDArray[np.float64]
@@ -65,7 +66,7 @@ class Measured:
 def measure(
     questions: Sequence[Question],
     probed: Mapping[str, Probed],
-    plan: Plan,
+    plan: ExposurePlan,
     steps: Steps,
     audit: Compliance,
     member: str | None = None,
@@ -85,7 +86,7 @@ def measure(
 class _Exposures:
     """The rows of the plan with the step of each, read once for all experiments."""
 
-    def __init__(self, plan: Plan, steps: Steps, audit: Compliance) -> None:
+    def __init__(self, plan: ExposurePlan, steps: Steps, audit: Compliance) -> None:
         self.plan, self.audit = plan, audit
         self.rows = plan.exposures()
         self.step = steps.step_of(self.rows.slot)

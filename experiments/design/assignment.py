@@ -172,6 +172,7 @@ class _Dealer:
     """The parts of a design that are the same in every draw."""
 
     def __init__(self, design: Design) -> None:
+        # The shortest round that has the right shares: small blocks are balanced with it.
         divisor = reduce(gcd, design.weights)
         counts = np.array(design.weights) // divisor
         self.round = np.repeat(np.arange(len(counts), dtype=np.int8), counts)
@@ -191,11 +192,14 @@ class _Dealer:
         """Arm of every cluster, int8 [D, C]."""
         design = self.design
         bits = _random_words(key, design.cluster_keys, draws)
+        # The block in the highest bits: one sort orders the clusters by chance within every block.
         ordered = (bits >> self.block_bits) | (
             design.block_of_cluster.astype(np.uint64) << (np.uint64(64) - self.block_bits)
         )
         cluster_at = np.argsort(ordered, axis=1, kind="stable")
         arms_at = np.broadcast_to(self.dealt, cluster_at.shape).copy()
+        # Left-over places are dealt from shuffled rounds; the last round is cut, so that which arms
+        # it lacks is left to chance.
         if self.n_rounds:
             width = len(self.round)
             names = np.arange(self.n_rounds * width, dtype=np.uint64)
@@ -228,6 +232,7 @@ def permute_within_blocks(labels: I8, blocks: I64, key: int, draws: int) -> I8:
     step = max(1, CHUNK_WORDS // max(len(labels), 1))
     for start in range(0, draws, step):
         rows = min(step, draws - start)
+        # Numbers of block b lie in [b, b + 1): the sort never moves a label out of its block.
         shuffled = generator.random((rows, len(labels))) + blocks[order]
         out[start : start + rows, order] = labels[order][np.argsort(shuffled, axis=1)]
     return out

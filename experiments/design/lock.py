@@ -16,8 +16,9 @@ import numpy.typing as npt
 from motet.core.errors import UserError
 from motet.core.hashing import sha256_hex
 from motet.experiments.design.spec import Schedule
-from motet.experiments.stream.exposure_plan import Plan
-from motet.experiments.stream.placement import Claims, Request
+from motet.experiments.stream.claims import Claims
+from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.placement import Request
 
 CHANGED = (
     "its units, doses, lengths or windows differ from those registered in experiments.lock; "
@@ -105,7 +106,7 @@ def read_lock(
         )
         for entry in content["experiments"]
     )
-    plan = Plan(folder / "exposures.plan")
+    plan = ExposurePlan(folder / "exposures.plan")
     for name, then, now in (
         ("seed", plan.seed, seed),
         ("data.sequence_length", plan.sequence_length, sequence_length),

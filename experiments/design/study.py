@@ -23,8 +23,8 @@ from motet.experiments.design.lock import (
 from motet.experiments.design.requests import Setting, build_request, request_problems
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.trial import trial_problems
-from motet.experiments.stream.exposure_plan import CompiledPlan, compile_plan
-from motet.experiments.stream.placement import Claims, Request
+from motet.experiments.stream.claims import Claims
+from motet.experiments.stream.placement import CompiledPlan, Request, compile_plan
 
 CONTROLS = (
     {"name": "aa-placebo", "use": "placebo"},

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.ledger import Record, Stretch, lineage, read_segments, stretch_records
+from motet.experiments.stream.placement import PLACEBO_FLAG
 
 I64 = npt.NDArray[np.int64]
 MOST_SHOWN = 5
@@ -77,7 +78,7 @@ class Compliance:
 
 def check_ledger(
     ledger: Path,
-    plan: Plan,
+    plan: ExposurePlan,
     steps: Steps,
     segment: int,
     step: int,
@@ -192,7 +193,7 @@ def _judge(audit: Compliance) -> None:
             audit.problems.append(f"{count:,} {what}")
 
 
-def per_unit(plan: Plan, number: int, n_units: int, counts: I64, placebos: bool) -> I64:
+def per_unit(plan: ExposurePlan, number: int, n_units: int, counts: I64, placebos: bool) -> I64:
     """Return exposures per unit of one experiment, int64 [n_units].
 
     Args:

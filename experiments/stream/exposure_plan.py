@@ -11,9 +11,8 @@ import json
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,46 +22,19 @@ import numpy.typing as npt
 from motet.core.errors import UserError
 from motet.core.files import whole_file
 from motet.core.hashing import canonical_json, sha256_hex
-from motet.experiments.stream.placement import Boundaries, Claims, Request, Texts, place, repeats
-from motet.experiments.stream.random import U64, mix64, name_key
+from motet.experiments.stream.claims import Claims
+from motet.experiments.stream.placement import COLUMNS, SHIFT_FLAG, CompiledPlan, Exposures
+from motet.experiments.stream.random import U64
 
 MAGIC = b"MOTETPL1"
 PIECE_BYTES = 16 * 2**20
 VERSION = 1
 INDEX_ROWS = 512
 _PLACE = struct.Struct("<qii")
-_COLUMNS = {
-    "slot": np.int64,
-    "offset": np.int32,
-    "text": np.int64,
-    "id": np.uint64,
-    "experiment": np.uint16,
-    "unit": np.int32,
-    "repetition": np.int32,
-    "flags": np.uint8,
-}
 PLACE = np.dtype([("start", "<i8"), ("length", "<i4"), ("offset", "<i4")])
 """Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in
 the slot.
 """
-PLACEBO_FLAG, SHIFT_FLAG = 1, 2
-
-
-@dataclass(frozen=True)
-class Exposures:
-    """Rows of a plan as columns; all arrays have one length."""
-
-    slot: npt.NDArray[np.int64]
-    offset: npt.NDArray[np.int32]
-    text: npt.NDArray[np.int64]
-    id: U64
-    experiment: npt.NDArray[np.uint16]
-    unit: npt.NDArray[np.int32]
-    repetition: npt.NDArray[np.int32]
-    flags: npt.NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.slot)
 
 
 class Span(NamedTuple):
@@ -76,108 +48,9 @@ class Span(NamedTuple):
     shift: bool
 
 
-@dataclass(frozen=True)
-class CompiledPlan:
-    """A plan in memory, before it is written."""
-
-    sequence_length: int
-    seed: int
-    experiments: tuple[str, ...]
-    rows: Exposures
-    texts: Texts
-
-
-def exposure_ids(experiment: str, unit_keys: U64, repetition: npt.NDArray[np.int32]) -> U64:
-    """Return the stable id of each exposure: it names (experiment, unit, repetition), never a row
-    number.
-    """
-    key = np.uint64(name_key("exposure", experiment))
-    return mix64(mix64(unit_keys ^ key) + repetition.astype(np.uint64))
-
-
-def compile_plan(
-    requests: Sequence[Request],
-    seed: int,
-    sequence_length: int,
-    tombstones: Sequence[tuple[int, Claims]] = (),
-    boundaries: Boundaries | None = None,
-) -> CompiledPlan:
-    """Place every request, in order of precedence, and sort the rows by slot.
-
-    Args:
-        requests: one per experiment, the oldest registration first.
-        seed: keys every draw.
-        sequence_length: tokens per slot.
-        tombstones: (precedence, claims) of removed experiments: claims that come before request
-            number `precedence` keep being respected, so that removing an experiment moves no other.
-        boundaries: document starts of the base stream, for placement "boundary".
-    """
-    taken = Claims.none()
-    parts: list[Exposures] = []
-    text_base = 0
-    for number, request in enumerate(requests):
-        for precedence, claims in tombstones:
-            if precedence == number:
-                taken = taken.add(claims.start, claims.stop)
-        placed = place(request, seed, sequence_length, taken, boundaries)
-        taken = placed.claims
-        flags = np.full(len(request), SHIFT_FLAG * (request.placement == "boundary"), np.uint8)
-        if len(request.placebo):
-            flags |= request.placebo.astype(np.uint8) * np.uint8(PLACEBO_FLAG)
-        parts.append(
-            Exposures(
-                slot=placed.slot,
-                offset=placed.offset.astype(np.int32),
-                text=request.text.astype(np.int64) + text_base,
-                id=exposure_ids(
-                    request.experiment, request.unit_keys[request.unit], request.repetition
-                ),
-                experiment=np.full(len(request), number, dtype=np.uint16),
-                unit=request.unit,
-                repetition=request.repetition,
-                flags=flags,
-            )
-        )
-        text_base += len(request.texts.offsets) - 1
-    rows = _sorted_rows(parts, sequence_length)
-    texts = _join_texts([request.texts for request in requests])
-    names = tuple(request.experiment for request in requests)
-    return CompiledPlan(sequence_length, seed, names, rows, texts)
-
-
-def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
-    """Return all rows in order of position."""
-    if not parts:
-        return Exposures(**{name: np.empty(0, dtype) for name, dtype in _COLUMNS.items()})
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        if len(parts) > 1
-        else getattr(parts[0], name)
-        for name in _COLUMNS
-    }
-    order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
-    rows = Exposures(**{name: column[order] for name, column in joined.items()})
-    if repeats(rows.id):
-        raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
-    return rows
-
-
-def _join_texts(tables: list[Texts]) -> Texts:
-    """Return one text table; text numbers of table k follow those of table k - 1."""
-    if len(tables) == 1:
-        return tables[0]
-    offsets, base = [np.zeros(1, dtype=np.int64)], 0
-    for table in tables:
-        offsets.append(table.offsets[1:] + base)
-        base += int(table.offsets[-1])
-    dtype = np.result_type(*[table.tokens.dtype for table in tables]) if tables else np.uint16
-    tokens = np.concatenate([table.tokens for table in tables]) if tables else np.empty(0)
-    return Texts(tokens.astype(dtype), np.concatenate(offsets))
-
-
 def write_plan(plan: CompiledPlan, path: Path) -> str:
     """Write a plan (aside, then renamed) and return its SHA-256."""
-    columns = {name: getattr(plan.rows, name) for name in _COLUMNS}
+    columns = {name: getattr(plan.rows, name) for name in COLUMNS}
     columns["place"] = _places(plan)
     columns["slot_index"] = np.ascontiguousarray(plan.rows.slot[::INDEX_ROWS])
     columns["tokens"] = plan.texts.tokens
@@ -240,7 +113,7 @@ def _pieces(blob: memoryview) -> Iterator[memoryview]:
         yield blob[start : start + PIECE_BYTES]
 
 
-class Plan:
+class ExposurePlan:
     """A plan on disk, read in small pieces through the kernel's cache.
 
     All readers of a machine share that cache, and a reader holds only a sparse index (one slot in
@@ -287,7 +160,7 @@ class Plan:
     def _locate(self, entries: dict[str, Any], position: int) -> dict[str, _Column]:
         """Return where each column lies in the file."""
         columns, end = {}, os.fstat(self._handle).st_size
-        for name in [*_COLUMNS, "place", "slot_index", "tokens"]:
+        for name in [*COLUMNS, "place", "slot_index", "tokens"]:
             position += -position % 64
             entry = entries[name]
             columns[name] = _Column(
@@ -414,7 +287,7 @@ class Plan:
     def exposures(self, first: int = 0, last: int | None = None) -> Exposures:
         """Return rows [first, last) (default: all), in memory."""
         rows = slice(first, self._rows if last is None else last)
-        return Exposures(**{name: np.array(self._whole(name)[rows]) for name in _COLUMNS})
+        return Exposures(**{name: np.array(self._whole(name)[rows]) for name in COLUMNS})
 
     def row_lengths(self) -> npt.NDArray[np.int64]:
         """Return tokens per exposure, int64 [rows]."""

@@ -1,4 +1,4 @@
-"""Where exposures go: keyed positions without collisions.
+"""Where exposures go: keyed positions without collisions, and all of them as rows in order.
 
 A position is drawn from a counter keyed by (plan seed, experiment, unit, repetition, attempt), so
 it does not depend on which other experiments exist. Only a collision moves an exposure: the later
@@ -8,18 +8,31 @@ inside an experiment a keyed priority decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
+from motet.experiments.stream.claims import Claims, disjoint
 from motet.experiments.stream.random import U64, mix64, name_key, philox, uniform_int
 
 I64 = npt.NDArray[np.int64]
 PLACEMENTS = ("anywhere", "start", "boundary")
 MOST_ATTEMPTS = 400
+COLUMNS = {
+    "slot": np.int64,
+    "offset": np.int32,
+    "text": np.int64,
+    "id": np.uint64,
+    "experiment": np.uint16,
+    "unit": np.int32,
+    "repetition": np.int32,
+    "flags": np.uint8,
+}
+PLACEBO_FLAG, SHIFT_FLAG = 1, 2
 
 Boundaries = Callable[[int], I64]
 """slot -> offsets in (0, sequence_length) at which a base document begins."""
@@ -78,37 +91,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Claims:
-    """Token ranges that are taken: sorted, disjoint, in positions slot * sequence_length +
-    offset.
-    """
-
-    start: I64
-    stop: I64
-
-    @classmethod
-    def none(cls) -> Claims:
-        """Return no claims."""
-        return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-
-    def overlap(self, start: I64, stop: I64) -> npt.NDArray[np.bool_]:
-        """Return which of the ranges [start, stop) overlap a claim."""
-        if len(self.start) == 0 or len(start) == 0:
-            return np.zeros(len(start), dtype=bool)
-        before = np.searchsorted(self.start, stop, side="left") - 1
-        return (before >= 0) & (self.stop[np.maximum(before, 0)] > start)
-
-    def add(self, start: I64, stop: I64) -> Claims:
-        """Return these claims and new disjoint ones."""
-        if len(self.start) == 0:
-            order = np.argsort(start)
-            return Claims(start[order], stop[order])
-        starts = np.concatenate([self.start, start])
-        order = np.argsort(starts, kind="stable")
-        return Claims(starts[order], np.concatenate([self.stop, stop])[order])
-
-
-@dataclass(frozen=True)
 class Placed:
     """Positions of one request's rows: slot int64 [rows], offset int64 [rows], and what they
     claim.
@@ -143,36 +125,60 @@ def place(
     """
     _check_request(request, sequence_length, boundaries)
     key = name_key(seed, "place", request.experiment)
-    lengths = request.texts.lengths()[request.text]
-    low_word = request.repetition.astype(np.uint64) << np.uint64(32)
-    units = request.unit_keys[request.unit]
-    slot = np.empty(len(request), dtype=np.int64)
-    offset = np.empty(len(request), dtype=np.int64)
+    slot, offset = np.empty((2, len(request)), dtype=np.int64)
     pending = np.arange(len(request))
     for attempt in range(MOST_ATTEMPTS):
         if len(pending) == 0:
-            return Placed(slot, offset, taken)
-        whole = len(pending) == len(request)
-        rows: slice | npt.NDArray[np.int64] = slice(None) if whole else pending
-        bits0, bits1 = philox(key, units[rows], low_word[rows] | np.uint64(attempt))
-        slots = uniform_int(bits0, request.first_slot[rows], request.last_slot[rows])
-        offsets = _draw_offsets(request, bits1, slots, lengths[rows], sequence_length, boundaries)
-        start = slots * sequence_length + np.where(offsets < 0, 0, offsets)
-        stop = start + lengths[rows]
-        if request.placement == "boundary":
-            start, stop = slots * sequence_length, (slots + 1) * sequence_length
-        free = (offsets >= 0) & ~taken.overlap(start, stop)
-        candidates = np.flatnonzero(free)
-        priority = mix64(units[rows][candidates] ^ (low_word[rows][candidates] + np.uint64(key)))
-        kept = candidates[_disjoint(start[candidates], stop[candidates], priority)]
-        taken = taken.add(start[kept], stop[kept])
-        slot[pending[kept]], offset[pending[kept]] = slots[kept], offsets[kept]
-        lost = np.ones(len(pending), dtype=bool)
-        lost[kept] = False
-        pending = pending[lost]
-    if len(pending) == 0:
-        return Placed(slot, offset, taken)
-    raise UserError(_too_full(request, pending, lengths, sequence_length))
+            break
+        # The first time all rows are drawn: a slice reads them without copying them.
+        rows = slice(None) if len(pending) == len(request) else pending
+        won = _attempt(request, key, rows, attempt, sequence_length, taken, boundaries)
+        taken = taken.add(won.start, won.stop)
+        slot[pending[won.row]], offset[pending[won.row]] = won.slot, won.offset
+        pending = np.delete(pending, won.row)
+    if len(pending):
+        raise UserError(_too_full(request, pending, sequence_length))
+    return Placed(slot, offset, taken)
+
+
+class _Won(NamedTuple):
+    """Those of the drawn rows that found a place: their number among the drawn, and the place."""
+
+    row: I64
+    slot: I64
+    offset: I64
+    start: I64
+    stop: I64
+
+
+def _attempt(
+    request: Request,
+    key: int,
+    rows: slice | I64,
+    attempt: int,
+    sequence_length: int,
+    taken: Claims,
+    boundaries: Boundaries | None,
+) -> _Won:
+    """Draw a place for each of the rows, and keep those that collide with nothing."""
+    lengths = request.texts.lengths()[request.text[rows]]
+    units = request.unit_keys[request.unit[rows]]
+    # Repetition and attempt share one word of the counter: a row that lost draws the next number of
+    # its own, whoever else draws.
+    repetition = request.repetition[rows].astype(np.uint64) << np.uint64(32)
+    bits0, bits1 = philox(key, units, repetition | np.uint64(attempt))
+    slots = uniform_int(bits0, request.first_slot[rows], request.last_slot[rows])
+    offsets = _draw_offsets(request, bits1, slots, lengths, sequence_length, boundaries)
+    start = slots * sequence_length + np.maximum(offsets, 0)
+    stop = start + lengths
+    if request.placement == "boundary":
+        # It moves all that follows in its slot, so nothing else may lie there.
+        start, stop = slots * sequence_length, (slots + 1) * sequence_length
+    free = np.flatnonzero((offsets >= 0) & ~taken.overlap(start, stop))
+    # Who wins does not depend on the attempt: else a row could lose every time to another one.
+    priority = mix64(units[free] ^ (repetition[free] + np.uint64(key)))
+    won = free[disjoint(start[free], stop[free], priority)]
+    return _Won(won, slots[won], offsets[won], start[won], stop[won])
 
 
 def _draw_offsets(
@@ -196,27 +202,6 @@ def _draw_offsets(
         if len(fitting):
             offsets[row] = fitting[int(bits[row] % np.uint64(len(fitting)))]
     return offsets
-
-
-def _disjoint(start: I64, stop: I64, priority: U64) -> I64:
-    """Return indices of ranges, none of which overlap: of two that do, the lower priority number
-    stays.
-
-    With ranges sorted by start, any overlap implies an overlap between neighbours, so removing the
-    losing neighbour until no neighbours overlap is enough.
-    """
-    order = np.argsort(start)
-    while True:
-        first, second = order[:-1], order[1:]
-        clash = stop[first] > start[second]
-        if not clash.any():
-            return order
-        first, second = first[clash], second[clash]
-        first_wins = priority[first] <= priority[second]
-        losers = np.where(first_wins, second, first)
-        keep = np.ones(len(start), dtype=bool)
-        keep[losers] = False
-        order = order[keep[order]]
 
 
 def repeats(keys: U64) -> bool:
@@ -244,12 +229,10 @@ def _check_request(request: Request, sequence_length: int, boundaries: Boundarie
         )
 
 
-def _too_full(
-    request: Request, pending: npt.NDArray[np.int64], lengths: I64, sequence_length: int
-) -> str:
+def _too_full(request: Request, pending: I64, sequence_length: int) -> str:
     """Return the message for a window with no room left."""
     slots = int(request.last_slot.max() - request.first_slot.min())
-    asked = int(lengths.sum())
+    asked = int(request.texts.lengths()[request.text].sum())
     return (
         f"experiments.{request.experiment}: {len(pending):,} of {len(request):,} exposures found "
         "no free place in "
@@ -259,3 +242,122 @@ def _too_full(
         "about three quarters at most, "
         "Renyi 1958). Widen schedule.window, lower the doses, or lengthen the run"
     )
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Rows of a plan as columns; all arrays have one length."""
+
+    slot: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int32]
+    text: npt.NDArray[np.int64]
+    id: U64
+    experiment: npt.NDArray[np.uint16]
+    unit: npt.NDArray[np.int32]
+    repetition: npt.NDArray[np.int32]
+    flags: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """A plan in memory, before it is written."""
+
+    sequence_length: int
+    seed: int
+    experiments: tuple[str, ...]
+    rows: Exposures
+    texts: Texts
+
+
+def exposure_ids(experiment: str, unit_keys: U64, repetition: npt.NDArray[np.int32]) -> U64:
+    """Return the stable id of each exposure: it names (experiment, unit, repetition), never a row
+    number.
+    """
+    key = np.uint64(name_key("exposure", experiment))
+    return mix64(mix64(unit_keys ^ key) + repetition.astype(np.uint64))
+
+
+def compile_plan(
+    requests: Sequence[Request],
+    seed: int,
+    sequence_length: int,
+    tombstones: Sequence[tuple[int, Claims]] = (),
+    boundaries: Boundaries | None = None,
+) -> CompiledPlan:
+    """Place every request, in order of precedence, and sort the rows by slot.
+
+    Args:
+        requests: one per experiment, the oldest registration first.
+        seed: keys every draw.
+        sequence_length: tokens per slot.
+        tombstones: (precedence, claims) of removed experiments: claims that come before request
+            number `precedence` keep being respected, so that removing an experiment moves no other.
+        boundaries: document starts of the base stream, for placement "boundary".
+    """
+    taken = Claims.none()
+    parts: list[Exposures] = []
+    text_base = 0
+    for number, request in enumerate(requests):
+        for precedence, claims in tombstones:
+            if precedence == number:
+                taken = taken.add(claims.start, claims.stop)
+        placed = place(request, seed, sequence_length, taken, boundaries)
+        taken = placed.claims
+        parts.append(_rows_of(request, placed, number, text_base))
+        text_base += len(request.texts.offsets) - 1
+    rows = _sorted_rows(parts, sequence_length)
+    texts = _join_texts([request.texts for request in requests])
+    names = tuple(request.experiment for request in requests)
+    return CompiledPlan(sequence_length, seed, names, rows, texts)
+
+
+def _rows_of(request: Request, placed: Placed, number: int, text_base: int) -> Exposures:
+    """Return the rows of experiment `number`; its texts are numbered from `text_base`."""
+    flags = np.full(len(request), SHIFT_FLAG * (request.placement == "boundary"), np.uint8)
+    if len(request.placebo):
+        flags |= request.placebo.astype(np.uint8) * np.uint8(PLACEBO_FLAG)
+    keys = request.unit_keys[request.unit]
+    return Exposures(
+        slot=placed.slot,
+        offset=placed.offset.astype(np.int32),
+        text=request.text.astype(np.int64) + text_base,
+        id=exposure_ids(request.experiment, keys, request.repetition),
+        experiment=np.full(len(request), number, dtype=np.uint16),
+        unit=request.unit,
+        repetition=request.repetition,
+        flags=flags,
+    )
+
+
+def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
+    """Return all rows in order of position."""
+    if not parts:
+        return Exposures(**{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()})
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        if len(parts) > 1
+        else getattr(parts[0], name)
+        for name in COLUMNS
+    }
+    # One number per row: its position in the run.
+    order = np.argsort(joined["slot"] * sequence_length + joined["offset"])
+    rows = Exposures(**{name: column[order] for name, column in joined.items()})
+    if repeats(rows.id):
+        raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
+    return rows
+
+
+def _join_texts(tables: list[Texts]) -> Texts:
+    """Return one text table; text numbers of table k follow those of table k - 1."""
+    if len(tables) == 1:
+        return tables[0]
+    offsets, base = [np.zeros(1, dtype=np.int64)], 0
+    for table in tables:
+        offsets.append(table.offsets[1:] + base)
+        base += int(table.offsets[-1])
+    dtype = np.result_type(*[table.tokens.dtype for table in tables]) if tables else np.uint16
+    tokens = np.concatenate([table.tokens for table in tables]) if tables else np.empty(0)
+    return Texts(tokens.astype(dtype), np.concatenate(offsets))

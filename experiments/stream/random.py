@@ -80,6 +80,7 @@ def philox(key: int, c0: U64, c1: U64) -> tuple[U64, U64]:
     Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section
     3.3.
     """
+    # In pieces that stay in the cache: the ten rounds pass over their words again and again.
     out0, out1 = np.empty_like(c0), np.empty_like(c1)
     for start in range(0, len(c0), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -111,6 +112,7 @@ def uniform_int(
     The word is reduced modulo the range; for ranges below 2^40 the bias is under 2^-24, far below
     what any count of exposures can show.
     """
+    # No rejection: it would take a number of words that depends on their values.
     span = np.asarray(high, dtype=np.int64) - np.asarray(low, dtype=np.int64)
     if np.any(span <= 0):
         raise ValueError("uniform_int needs low < high everywhere")
@@ -137,6 +139,7 @@ def permute(
     b = -(-n // a)
     keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), index.shape)
     value = _feistel(index.astype(np.uint64), a, b, keys)
+    # a * b exceeds n by at most a: few walk, and a walk is short.
     outside = value >= np.uint64(n)
     while outside.any():
         value[outside] = _feistel(value[outside], a, b, keys[outside])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
-from motet.experiments.stream.exposure_plan import Plan, Span
+from motet.experiments.stream.exposure_plan import ExposurePlan, Span
 from motet.experiments.stream.random import U64, name_key, permute
 
 I64 = npt.NDArray[np.int64]
@@ -104,7 +104,7 @@ class Stream:
         weights: Sequence[float],
         sequence_length: int,
         seed: int,
-        plan: Plan | None = None,
+        plan: ExposurePlan | None = None,
         document_masks: bool = False,
     ) -> None:
         """Describe a stream; nothing is read yet.

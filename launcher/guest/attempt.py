@@ -18,7 +18,7 @@ from motet.core.errors import UserError
 from motet.core.files import atomic_write, read_json, write_json
 from motet.experiments.design.frozen import read_definition
 from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.exposure_plan import Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.experiments.stream.stream import Batch, Stream
 from motet.launcher.config import run_yaml
@@ -47,7 +47,7 @@ class Attempt:
         settings: RunSettings,
         world: World,
         stream: Stream,
-        plan: Plan,
+        plan: ExposurePlan,
         model: nn.Module,
         start_step: int,
     ) -> None:
@@ -94,7 +94,7 @@ class Attempt:
             self.world,
         )
 
-    def _open(self, parent: int, plan: Plan) -> tuple[Segment, int]:
+    def _open(self, parent: int, plan: ExposurePlan) -> tuple[Segment, int]:
         opened = None
         if self.world.rank == 0:
             number = self.run.next_attempt()

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from motet.core.errors import Problem, raise_problems
-from motet.experiments.stream.exposure_plan import Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -65,7 +65,7 @@ class SlotDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, slot: int) -> dict[str, Tensor]:
         if self._stream is None:
             run = RunDir(self.root)
-            plan = Plan(run.plan / "exposures.plan")
+            plan = ExposurePlan(run.plan / "exposures.plan")
             self._stream = open_stream(run_yaml.load(run.resolved_yaml), plan)
         batch = self._stream.batch(int(slot), 1)
         return {name: value[0] for name, value in model_inputs(batch).items()}

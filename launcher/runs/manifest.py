@@ -13,7 +13,7 @@ from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.frozen import check_kinds, read_definition
 from motet.experiments.library.kinds import Library
-from motet.experiments.stream.exposure_plan import Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
@@ -46,7 +46,7 @@ def _vocabulary(corpus: Corpus) -> tuple[int, int, str | None]:
     return corpus.eod, corpus.vocabulary_size, content
 
 
-def open_stream(settings: RunSettings, plan: Plan | None = None) -> Stream:
+def open_stream(settings: RunSettings, plan: ExposurePlan | None = None) -> Stream:
     """Return the stream of a run, with a plan laid over it if given."""
     corpora = open_corpora(settings)
     return Stream(
@@ -71,7 +71,7 @@ def data_facts(settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Plan]:
+def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], ExposurePlan]:
     """Verify, on one rank, that definition, plan and corpora are those that the run was frozen
     with.
 
@@ -88,7 +88,7 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Pl
             "question"
         )
     check_kinds(run.plan, Library(run.plugins))
-    plan = Plan(run.plan / "exposures.plan")
+    plan = ExposurePlan(run.plan / "exposures.plan")
     plan.verify(manifest["plan_sha256"])
     now, then = data_facts(settings), manifest["data"]
     if now != then:

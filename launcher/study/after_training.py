@@ -18,8 +18,9 @@ from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import check_kinds, read_definition, read_questions
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.ledger import lineage, read_segments
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
@@ -71,7 +72,7 @@ def newest_checkpoint(run: RunDir) -> tuple[int, int]:
     return int(manifest["step"]), int(manifest["segment"])
 
 
-def audit(run: RunDir, settings: RunSettings, plan: Plan, replay: bool) -> Compliance:
+def audit(run: RunDir, settings: RunSettings, plan: ExposurePlan, replay: bool) -> Compliance:
     """Audit the newest checkpoint; `replay` recomputes what was consumed from corpora and plan."""
     step, segment = newest_checkpoint(run)
     stream = open_stream(settings, plan) if replay else None
@@ -91,7 +92,7 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
     """
     run = RunDir.open(root)
     settings = run_yaml.load(run.resolved_yaml)
-    plan = Plan(run.plan / "exposures.plan")
+    plan = ExposurePlan(run.plan / "exposures.plan")
     plan.verify(read_json(run.manifest)["plan_sha256"])
     check_kinds(run.plan, Library(run.plugins))
     compliance = audit(run, settings, plan, replay)
@@ -104,7 +105,7 @@ def load_measured(root: Path) -> StudyResult:
     settings = run_yaml.load(run.resolved_yaml)
     manifest = read_json(run.manifest)
     definition, sha256 = read_definition(run.plan)
-    plan = Plan(run.plan / "exposures.plan")
+    plan = ExposurePlan(run.plan / "exposures.plan")
     deviations = definition_deviations(run, sha256, settings, definition)
     if plan.sha256 != manifest["plan_sha256"]:
         deviations.append("the plan file is not the one that was frozen")
@@ -192,7 +193,9 @@ def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question
     ]
 
 
-def compliance_json(audit: Compliance, plan: Plan, questions: Sequence[Question]) -> dict[str, Any]:
+def compliance_json(
+    audit: Compliance, plan: ExposurePlan, questions: Sequence[Question]
+) -> dict[str, Any]:
     """Return the audit as the `compliance` part of report.json."""
     rows = plan.exposures()
     placebo = (rows.flags & PLACEBO_FLAG) > 0

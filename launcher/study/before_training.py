@@ -19,7 +19,7 @@ from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.study import Study, build_study, with_controls
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir

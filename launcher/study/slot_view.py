@@ -14,7 +14,8 @@ from motet.core.errors import UserError
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import Tokenizer
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora, open_stream
 
@@ -29,7 +30,7 @@ def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dic
     slots = settings.slots_before(settings.steps)
     if not 0 <= slot < slots:
         raise UserError(f"--slot {slot:,} is outside the run, which has slots 0 to {slots - 1:,}")
-    plan = Plan(plan_folder / PLAN_FILE) if plan_folder else None
+    plan = ExposurePlan(plan_folder / PLAN_FILE) if plan_folder else None
     corpora, stream = open_corpora(settings), open_stream(settings, plan)
     number, epoch, sequence = (int(a[0]) for a in stream.locate(np.array([slot], dtype=np.int64)))
     corpus, length = corpora[number], settings.data.sequence_length
@@ -54,7 +55,7 @@ def _documents(corpus: Corpus, start: int, stop: int) -> list[str]:
 
 
 def _exposures(
-    plan: Plan, folder: Path | None, slot: int, tokenizer: Tokenizer | None
+    plan: ExposurePlan, folder: Path | None, slot: int, tokenizer: Tokenizer | None
 ) -> list[dict[str, Any]]:
     """The exposures of one slot, in order of position."""
     first, last = plan.rows_between(slot, slot + 1)

@@ -19,7 +19,8 @@ from motet.experiments.design.spec import Schedule
 from motet.experiments.design.study import Study, build_study, with_controls
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.exposure_plan import PLACEBO_FLAG, Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.stream.stream import Stream
 from tests.experiments.plans import ArrayCorpus
 
@@ -240,7 +241,7 @@ def test_a_frozen_study_reads_back_and_its_hash_sees_every_change(
     assert freeze(study(where, FACTS, CANARIES), tmp_path / "b") == hashes
     _, sha256 = read_definition(tmp_path / "a")
     assert sha256 == hashes.definition_sha256
-    Plan(tmp_path / "a" / "exposures.plan").verify(hashes.plan_sha256)
+    ExposurePlan(tmp_path / "a" / "exposures.plan").verify(hashes.plan_sha256)
     for before, after in zip(made.questions, read_questions(tmp_path / "a", KINDS), strict=True):
         assert before.units == after.units
         assert np.array_equal(before.arms, after.arms)

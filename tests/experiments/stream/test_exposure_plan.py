@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.experiments.stream.exposure_plan import CompiledPlan, Plan, compile_plan, write_plan
-from motet.experiments.stream.placement import Claims, Request
+from motet.experiments.stream.claims import Claims
+from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
+from motet.experiments.stream.placement import CompiledPlan, Request, compile_plan
 from tests.experiments.plans import request
 
 LENGTH = 64
@@ -168,7 +169,7 @@ def plan_file(folder: Path) -> tuple[Path, str]:
 
 def test_a_written_plan_reads_back_as_it_was(tmp_path: Path) -> None:
     path, sha256 = plan_file(tmp_path)
-    plan = Plan(path)
+    plan = ExposurePlan(path)
     plan.verify(sha256)
     compiled = compile_plan(
         [request("x", 30, 3, (0, 500)), request("y", 4, 2, (100, 200))], 5, LENGTH
@@ -189,7 +190,7 @@ def test_a_written_plan_reads_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_lookup_and_overlay_agree(tmp_path: Path) -> None:
-    plan = Plan(plan_file(tmp_path)[0])
+    plan = ExposurePlan(plan_file(tmp_path)[0])
     for slot in range(0, 500, 7):
         base = np.full((1, LENGTH), 7, dtype=np.int32)
         plan.overlay(slot, base)
@@ -209,29 +210,29 @@ def test_one_altered_bit_anywhere_is_found(tmp_path: Path, where: float) -> None
     content[place] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises((UserError, ValueError)):
-        Plan(path).verify(sha256)
+        ExposurePlan(path).verify(sha256)
 
 
 def test_a_missing_a_truncated_and_a_foreign_plan_are_refused(tmp_path: Path) -> None:
     path, sha256 = plan_file(tmp_path)
     with pytest.raises(UserError, match="cannot be opened"):
-        Plan(tmp_path / "none.plan")
+        ExposurePlan(tmp_path / "none.plan")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut short"):
-        Plan(path).verify(sha256)
+        ExposurePlan(path).verify(sha256)
     path.write_bytes(b"something else entirely")
     with pytest.raises(UserError, match="not a plan file"):
-        Plan(path)
+        ExposurePlan(path)
     path.write_bytes(whole)
     with pytest.raises(UserError, match="frozen with"):
-        Plan(path).verify("0" * 64)
+        ExposurePlan(path).verify("0" * 64)
 
 
 def test_row_ranges_equal_a_plain_search_across_index_blocks(tmp_path: Path) -> None:
     compiled = compile_plan([request("x", 800, 3, (0, 700))], 5, LENGTH)
     write_plan(compiled, tmp_path / "p.plan")
-    plan = Plan(tmp_path / "p.plan")
+    plan = ExposurePlan(tmp_path / "p.plan")
     slots = compiled.rows.slot
     for first in range(0, 720, 3):
         for count in (0, 1, 2, 150, 400, 800):
@@ -239,5 +240,5 @@ def test_row_ranges_equal_a_plain_search_across_index_blocks(tmp_path: Path) -> 
             assert list(plan.rows_between(first, first + count)) == expected
     empty = compile_plan([], 5, LENGTH)
     write_plan(empty, tmp_path / "e.plan")
-    assert Plan(tmp_path / "e.plan").rows_between(0, 99) == (0, 0)
-    Plan(tmp_path / "e.plan").verify()
+    assert ExposurePlan(tmp_path / "e.plan").rows_between(0, 99) == (0, 0)
+    ExposurePlan(tmp_path / "e.plan").verify()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from motet.core.errors import UserError
 from motet.experiments.stream.audit import audit_lines, check_ledger, per_unit
 from motet.experiments.stream.batch_sizes import Steps
-from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
+from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
 from motet.experiments.stream.ledger import (
     LedgerWriter,
     Record,
@@ -22,6 +22,7 @@ from motet.experiments.stream.ledger import (
     read_records,
     read_segments,
 )
+from motet.experiments.stream.placement import compile_plan
 from motet.experiments.stream.stream import Stream
 from tests.experiments.plans import corpus, request
 
@@ -33,7 +34,7 @@ STEPS = Steps.of(BATCH)
 def stream(tmp_path: Path) -> Stream:
     compiled = compile_plan([request("x", 15, 3, (0, BATCH * TOTAL), length=6)], 1, LENGTH)
     write_plan(compiled, tmp_path / "p.plan")
-    return Stream([corpus()], [1.0], LENGTH, 3, Plan(tmp_path / "p.plan"))
+    return Stream([corpus()], [1.0], LENGTH, 3, ExposurePlan(tmp_path / "p.plan"))
 
 
 def record(stream: Stream, step: int, rank: int, world: int) -> Record:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.experiments.stream.exposure_plan import Plan, compile_plan, write_plan
+from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
+from motet.experiments.stream.placement import compile_plan
 from motet.experiments.stream.stream import IGNORED_LABEL, MIXTURE_BLOCK, Stream, mixture_counts
 from tests.experiments.plans import EOD, ArrayCorpus, corpus, request
 
@@ -26,7 +27,7 @@ def overlaid(folder: Path, source: ArrayCorpus, placement: str, masks: bool = Tr
         boundaries=clean.boundaries,
     )
     write_plan(plan, folder / "p.plan")
-    return Stream([source], [1.0], LENGTH, 3, Plan(folder / "p.plan"), masks)
+    return Stream([source], [1.0], LENGTH, 3, ExposurePlan(folder / "p.plan"), masks)
 
 
 def test_an_epoch_holds_every_sequence_once_and_the_next_another_order() -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 
 from motet.core.errors import UserError
 from motet.experiments.stream.audit import check_ledger
-from motet.experiments.stream.exposure_plan import Plan
+from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.stream import Batch
 from motet.launcher import report
 from motet.launcher.guest.guest import Guest
@@ -160,7 +160,7 @@ def test_a_loop_that_strays_is_stopped_and_its_ledger_fails_the_audit(
             guest.done(step, one_step(model, optimizer, used))
     assert why in str(error.value)
     guest.finish()
-    plan = Plan(guest.run.plan / "exposures.plan")
+    plan = ExposurePlan(guest.run.plan / "exposures.plan")
     steps = guest.settings.batch_steps
     assert check_ledger(guest.run.ledger, plan, steps, 1, 3).ok
     verdict = check_ledger(guest.run.ledger, plan, steps, 1, 4)
