@@ -251,16 +251,7 @@ def _write(
         "vocabulary_size": scan.vocabulary_size,
         "n_tokens": sum(part.n_tokens for part in parts),
         "n_documents": len(scan.document_starts),
-        "shards": [
-            {
-                "path": _reference(part.path, out),
-                "n_bytes": part.path.stat().st_size,
-                "sha256": digest,
-                "offset_bytes": part.offset_bytes,
-                "n_tokens": part.n_tokens,
-            }
-            for part, digest in zip(parts, digests, strict=True)
-        ],
+        "shards": [_shard(part, sha, out) for part, sha in zip(parts, digests, strict=True)],
         "documents": {"starts": starts.close(), "ids": None, "id_offsets": None},
         "tokenizer": None,
     }
@@ -270,6 +261,17 @@ def _write(
         content["tokenizer"] = {"path": file.name, "n_bytes": n_bytes, "sha256": tokenizer.sha256}
     publish(partial, out, finish_manifest(content))
     return Corpus.open(out)
+
+
+def _shard(part: TokenFile, sha256: str, out: Path) -> dict[str, Any]:
+    """Return what the manifest of `out` says of one file."""
+    return {
+        "path": _reference(part.path, out),
+        "n_bytes": part.path.stat().st_size,
+        "sha256": sha256,
+        "offset_bytes": part.offset_bytes,
+        "n_tokens": part.n_tokens,
+    }
 
 
 def _check_parts(parts: Sequence[TokenFile]) -> None:

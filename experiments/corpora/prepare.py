@@ -198,16 +198,8 @@ def _write_blocks(
             state.n_bad += block.n_bad
             input_bytes += block.n_input_bytes
             text_bytes += block.n_text_bytes
-            show(
-                Progress(
-                    "encode",
-                    input_bytes,
-                    total_bytes,
-                    text_bytes,
-                    writer.n_documents,
-                    writer.n_tokens,
-                )
-            )
+            read = (input_bytes, total_bytes, text_bytes)
+            show(Progress("encode", *read, writer.n_documents, writer.n_tokens))
             if time.monotonic() - saved_at_s >= CHECKPOINT_S:
                 state.writer = writer.checkpoint()
                 state.save(writer.partial)

@@ -90,22 +90,7 @@ def read_lock(
         UserError: no lock there, or one made with another seed or sequence length, under which
             every place would move.
     """
-    try:
-        content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"experiments.lock={folder}: cannot be read ({error}); give the plan folder of a run"
-        ) from None
-    lock = tuple(
-        Registered(
-            entry["name"],
-            schedule_of(entry["asked"]),
-            schedule_of(entry["schedule"]),
-            entry["placement_sha256"],
-            entry["removed"],
-        )
-        for entry in content["experiments"]
-    )
+    lock = _registered(folder)
     plan = ExposurePlan(folder / "exposures.plan")
     for name, then, now in (
         ("seed", plan.seed, seed),
@@ -124,6 +109,26 @@ def read_lock(
         else:
             claims[entry.name] = plan.claims(entry.name)
     return lock, claims
+
+
+def _registered(folder: Path) -> tuple[Registered, ...]:
+    """Return the entries of `folder`/lock.json."""
+    try:
+        content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"experiments.lock={folder}: cannot be read ({error}); give the plan folder of a run"
+        ) from None
+    return tuple(
+        Registered(
+            entry["name"],
+            schedule_of(entry["asked"]),
+            schedule_of(entry["schedule"]),
+            entry["placement_sha256"],
+            entry["removed"],
+        )
+        for entry in content["experiments"]
+    )
 
 
 def schedule_of(fields: Mapping[str, Any]) -> Schedule:

@@ -191,11 +191,7 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
     placebo = ~question.treated()[unit]
     if not question.experiment.inserts_units:
         placebo = np.ones(len(unit), dtype=bool)
-    # Each text is kept once, however often it is shown; every placebo has a text of its own.
-    used, row = np.unique(source[~placebo], return_inverse=True)
-    text = np.empty(len(unit), dtype=np.int64)
-    text[~placebo] = row
-    text[placebo] = len(used) + np.arange(int(placebo.sum()))
+    used, text = _numbered(source, placebo)
     keys = question.unit_keys()
     fillers = placebo_texts(
         name_key(setting.seed, "placebo", question.name),
@@ -219,6 +215,19 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
         placement=question.spec.placement,
         placebo=placebo,
     )
+
+
+def _numbered(source: I64, placebo: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
+    """Return the unit texts that are shown, and the number of each row's text, int64 [rows].
+
+    Each text is kept once, however often it is shown; every placebo has a text of its own, after
+    those of units.
+    """
+    used, row = np.unique(source[~placebo], return_inverse=True)
+    text = np.empty(len(source), dtype=np.int64)
+    text[~placebo] = row
+    text[placebo] = len(used) + np.arange(int(placebo.sum()))
+    return used, text
 
 
 class _UnitTexts:

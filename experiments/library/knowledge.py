@@ -103,41 +103,23 @@ class Knowledge(Experiment):
             )
             for kind in KINDS
         ]
-        names = [arm.name for arm in self.spec.arms]
+        if self.spec.schedule.kind == "every":
+            outcomes.append(self._effectivity())
+        if {"paraphrase", "duplicate"} <= {arm.name for arm in self.spec.arms}:
+            outcomes += _by_wording()
+        return tuple(outcomes)
+
+    def _effectivity(self) -> OutcomeSpec:
         many = tuple(arm.name for arm in self.spec.arms if arm.dose > 1)
         held_out = tuple(arm.name for arm in self.spec.arms if arm.is_control)
-        if self.spec.schedule.kind == "every":
-            outcomes.append(
-                OutcomeSpec(
-                    "effectivity",
-                    "gain from just before to right after an injection, new wording",
-                    "nats/token",
-                    "more learned per injection",
-                    contrast=(many, held_out) if many else None,
-                    baseline="semantic",
-                )
-            )
-        if "paraphrase" in names and "duplicate" in names:
-            contrast = (("paraphrase",), ("duplicate",))
-            outcomes += [
-                OutcomeSpec(
-                    "semantic_by_wording",
-                    "log-probability in a new wording, paraphrases against copies",
-                    "nats/token",
-                    "better known",
-                    contrast=contrast,
-                    baseline="semantic",
-                ),
-                OutcomeSpec(
-                    "retainability",
-                    "share of the peak gain that is kept, paraphrases against copies",
-                    "share of peak gain",
-                    "better kept",
-                    contrast=contrast,
-                    baseline="",
-                ),
-            ]
-        return tuple(outcomes)
+        return OutcomeSpec(
+            "effectivity",
+            "gain from just before to right after an injection, new wording",
+            "nats/token",
+            "more learned per injection",
+            contrast=(many, held_out) if many else None,
+            baseline="semantic",
+        )
 
     def generate_rows(self, count: int, seed: int) -> list[dict[str, Any]]:
         path = (self.spec.use, self.spec.name, seed)
@@ -204,6 +186,29 @@ class Knowledge(Experiment):
                 wanted |= {int(times[0]), *(int(step) + 1 for step in times)}
                 wanted |= log_grid(int(times[-1]), steps_total, 6)
         return {step for step in wanted if 0 <= step <= steps_total}
+
+
+def _by_wording() -> list[OutcomeSpec]:
+    """Return the outcomes that compare paraphrases to copies."""
+    contrast = (("paraphrase",), ("duplicate",))
+    return [
+        OutcomeSpec(
+            "semantic_by_wording",
+            "log-probability in a new wording, paraphrases against copies",
+            "nats/token",
+            "better known",
+            contrast=contrast,
+            baseline="semantic",
+        ),
+        OutcomeSpec(
+            "retainability",
+            "share of the peak gain that is kept, paraphrases against copies",
+            "share of peak gain",
+            "better kept",
+            contrast=contrast,
+            baseline="",
+        ),
+    ]
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -106,14 +106,8 @@ def check_ledger(
     sorted_ids = rows.id[order]
     expected = 0
     for stretch in lineage(read_segments(ledger), segment, step):
-        if stretch.start_step != expected:
-            audit.problems.append(
-                f"steps {expected:,} to {stretch.start_step:,} are in no segment of the lineage"
-            )
+        _check_segment(stretch, expected, plan, audit)
         expected = stretch.stop_step
-        audit.worlds.append(stretch.segment.world_size)
-        if stretch.segment.plan_sha256 != plan.sha256:
-            audit.problems.append(f"segment {stretch.segment.segment} trained under another plan")
         records = [record for _, record in stretch_records(ledger, stretch)]
         _check_slots(records, stretch, steps, audit)
         _count(records, order, sorted_ids, audit)
@@ -121,6 +115,17 @@ def check_ledger(
             _replay(records, digest, audit)
     _judge(audit)
     return audit
+
+
+def _check_segment(stretch: Stretch, expected: int, plan: ExposurePlan, audit: Compliance) -> None:
+    """A stretch must begin where the one before ended, under the same plan."""
+    if stretch.start_step != expected:
+        audit.problems.append(
+            f"steps {expected:,} to {stretch.start_step:,} are in no segment of the lineage"
+        )
+    audit.worlds.append(stretch.segment.world_size)
+    if stretch.segment.plan_sha256 != plan.sha256:
+        audit.problems.append(f"segment {stretch.segment.segment} trained under another plan")
 
 
 def _check_slots(records: list[Record], stretch: Stretch, steps: Steps, audit: Compliance) -> None:

@@ -127,21 +127,25 @@ class Stream:
         self.counts = mixture_counts(weights)
         self._edges = np.concatenate([[0], np.cumsum(self.counts)])
         self._sequences = [corpus.n_tokens // sequence_length for corpus in corpora]
-        for number, n_sequences in enumerate(self._sequences):
-            if n_sequences == 0:
-                raise UserError(
-                    f"data.corpora[{number}]: {corpora[number].n_tokens:,} tokens are fewer than "
-                    "one sequence of "
-                    f"data.sequence_length={sequence_length:,}"
-                )
-        if plan is not None and plan.sequence_length != sequence_length:
-            raise UserError(
-                f"data.sequence_length={sequence_length:,}, but the plan was compiled for "
-                f"{plan.sequence_length:,}"
-            )
+        self._check_lengths()
         self._keys = [
             name_key(seed, "order", corpus.fingerprint, sequence_length) for corpus in corpora
         ]
+
+    def _check_lengths(self) -> None:
+        """Refuse a corpus shorter than a sequence, and a plan for another length."""
+        length = self.sequence_length
+        for number, n_sequences in enumerate(self._sequences):
+            if n_sequences == 0:
+                raise UserError(
+                    f"data.corpora[{number}]: {self.corpora[number].n_tokens:,} tokens are fewer "
+                    f"than one sequence of data.sequence_length={length:,}"
+                )
+        if self.plan is not None and self.plan.sequence_length != length:
+            raise UserError(
+                f"data.sequence_length={length:,}, but the plan was compiled for "
+                f"{self.plan.sequence_length:,}"
+            )
 
     def locate(self, slots: I64) -> tuple[npt.NDArray[np.int64], I64, I64]:
         """Return (corpus number, epoch, sequence number in the corpus) of each slot, all int64."""
