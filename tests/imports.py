@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import motet
+
 ROOT = Path(__file__).parents[1]
 ARROWS: Mapping[str, set[str]] = {
     # room: rooms that it may use
@@ -17,6 +19,8 @@ ARROWS: Mapping[str, set[str]] = {
     "slurm": {"core"},
     "launcher": {"core", "experiments", "models", "parallel", "slurm"},
 }
+PUBLIC: Mapping[str, str] = motet._PUBLIC
+SHORT = {f"motet.{name}" for name in PUBLIC}
 TOP = "."
 """The modules that lie in a room itself, in none of its folders."""
 
@@ -39,13 +43,20 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every name that a file imports, with the module before it."""
+    """Every name that a file imports, with the module before it.
+
+    A public name of `motet` imports the module that it comes from.
+    """
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                home = PUBLIC.get(alias.name) if node.module == "motet" else None
+                yield f"{home or node.module}.{alias.name}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in SHORT:
+            yield f"{PUBLIC[node.attr]}.{node.attr}"
 
 
 @cache

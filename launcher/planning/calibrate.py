@@ -32,10 +32,10 @@ block's forward pass.
 MARK = "# Calibrated: "
 UNLIKE = 0.15
 """A fit whose median error is larger does not describe its runs."""
-Record = Mapping[str, Any]
+RunRecord = Mapping[str, Any]
 
 
-def compared(runs: Sequence[Path]) -> dict[str, list[Record]]:
+def compared(runs: Sequence[Path]) -> dict[str, list[RunRecord]]:
     """Return the attempts that were predicted and measured on one kind of device, by that kind,
     oldest run first.
 
@@ -45,7 +45,7 @@ def compared(runs: Sequence[Path]) -> dict[str, list[Record]]:
     Raises:
         UserError: there is none.
     """
-    known: dict[str, list[Record]] = {}
+    known: dict[str, list[RunRecord]] = {}
     for found in (one for path in runs for run in runs_in(path) for one in records(run)):
         kinds = {group["device"]["kind"] for group in found.get("cluster", {}).get("groups", ())}
         if "measured" in found and len(kinds) == 1:
@@ -58,7 +58,7 @@ def compared(runs: Sequence[Path]) -> dict[str, list[Record]]:
     return known
 
 
-def fitted(kind: str, several: Sequence[Record]) -> Calibration:
+def fitted(kind: str, several: Sequence[RunRecord]) -> Calibration:
     """Return what attempts on a kind of device say of its constants: one constant for every two
     attempts, at least one.
     """
@@ -88,7 +88,7 @@ def fitted(kind: str, several: Sequence[Record]) -> Calibration:
     )
 
 
-def _reached(found: Record) -> float:
+def _reached(found: RunRecord) -> float:
     """Return the share of its peak that the device of a run reaches in large products: measured, or
     by its description.
     """
@@ -99,11 +99,11 @@ def _reached(found: Record) -> float:
     return device.matmul_efficiency
 
 
-def _devices(found: Record) -> int:
+def _devices(found: RunRecord) -> int:
     return Layout(**_tuples(found["layout"])).world_size
 
 
-def _predictor(kind: str, found: Record) -> Any:
+def _predictor(kind: str, found: RunRecord) -> Any:
     """Return a function from constants to the predicted seconds of a recorded step."""
     model = ModelConfig(**_tuples(found["model"]))
     cluster, layout = from_mapping(found["cluster"]), Layout(**_tuples(found["layout"]))

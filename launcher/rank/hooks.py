@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from motet.launcher.config.sections import RunSettings
     from motet.parallel.runtime.mesh import World
 
-MOMENTS = ("before_step", "after_step", "at_probe", "at_checkpoint", "at_end")
-
 
 @dataclass
 class HookContext:

@@ -27,7 +27,6 @@ LATEX_SPECIAL = {
 }  # fmt: skip
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-Cell = Callable[[str], str]
 
 
 def csv(frame: pd.DataFrame) -> bytes:

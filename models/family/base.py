@@ -21,7 +21,7 @@ from motet.models.member import Member as Member
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 WHOLE = "whole"
-Names = tuple[str | None, ...]
+MemberNames = tuple[str | None, ...]
 """The members that train on one micro-batch, by name; None is the whole model."""
 _Value = TypeVar("_Value")
 
@@ -61,7 +61,7 @@ class Family(ABC):
     def members(self) -> Sequence[Member]:
         """Return every member but the whole model, the same ones for the whole run."""
 
-    def choose(self, step: int, micro_batches: int) -> Sequence[Names]:
+    def choose(self, step: int, micro_batches: int) -> Sequence[MemberNames]:
         """Return who trains on each micro-batch of a step; the loss is the mean over them.
 
         Micro-batch i of every rank trains the same members: they gather the same weights.

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from motet.core.errors import suggest
-
-Problem = tuple[str, str]
-"""(setting, message)"""
+from motet.parallel.layout.nearest import BrokenRule
 
 # What Motet's own settings decide -> the setting, or the reason that there is none.
 _PLANNED = "data and experiments: every rank must see the tokens that the plan names"
@@ -155,14 +153,14 @@ def _merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]
 
 def problems(
     zero_stage: int, offload: str, extra: Mapping[str, Any], compiled: bool = False
-) -> list[Problem]:
+) -> list[BrokenRule]:
     """Return every contradiction between the user's DeepSpeed settings and Motet's, and names that
     DeepSpeed does not read.
 
     Args:
         compiled: `training.compile`.
     """
-    out: list[Problem] = []
+    out: list[BrokenRule] = []
     if offload == "parameters" and zero_stage < 3:
         why = (
             "parameters needs weights that are divided: set layout.zero_stage=3 (it is "
@@ -205,7 +203,7 @@ def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.")
 
 
-def library_problems(config: Mapping[str, Any]) -> list[Problem]:
+def library_problems(config: Mapping[str, Any]) -> list[BrokenRule]:
     """Return what DeepSpeed itself finds wrong with the ZeRO section: names that it does not know,
     values out of range.
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout, balanced_stages, head_in_layers
-from motet.parallel.layout.nearest import Problem, nearest, nearest_text
+from motet.parallel.layout.nearest import BrokenRule, nearest, nearest_text
 
 
-def model_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
+def model_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     """Return every (setting, message) of a layout that does not fit a model."""
     return [
         *_tensor_problems(layout, model),
@@ -22,7 +22,7 @@ def model_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
     ]
 
 
-def _stage_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
+def _stage_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     """Every stage holds a layer; the first and the last may hold just the embedding and the head,
     if written so.
     """
@@ -67,7 +67,7 @@ def _written_stage_problems(written: Sequence[int], n_layers: int, stages: int) 
     return whys
 
 
-def _tensor_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
+def _tensor_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     if layout.tp == 1:
         return []
     sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads}
@@ -83,7 +83,7 @@ def _tensor_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
     return [("layout.tp", f"{layout.tp} does not divide {' and '.join(wrong)}; {near}")]
 
 
-def _expert_problems(layout: Layout, model: ModelConfig) -> list[Problem]:
+def _expert_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     if model.n_experts == 0:
         return [
             (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Problem = tuple[str, str]  # setting, message
+BrokenRule = tuple[str, str]
+"""(setting, message)"""
 
 
 def nearest(value: int, fits: Callable[[int], bool], least: int, most: int) -> list[int]:

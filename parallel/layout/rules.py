@@ -21,7 +21,7 @@ from motet.parallel.layout.layout import (
     Layout,
 )
 from motet.parallel.layout.model_rules import model_problems
-from motet.parallel.layout.nearest import Problem, nearest_text
+from motet.parallel.layout.nearest import BrokenRule, nearest_text
 
 _NATIVE_DEGREES = ("tp", "pp", "cp", "ep", "etp")
 DEGREES = ("dp_replicate", "dp_shard", *_NATIVE_DEGREES)
@@ -36,7 +36,7 @@ def problems(
     sequence_length: int,
     batch_sizes: Sequence[int],
     world_size: int | None,
-) -> list[Problem]:
+) -> list[BrokenRule]:
     """Return every (setting, message) that makes a layout unusable; an empty list means that it is
     sound.
 
@@ -94,7 +94,7 @@ def schedule_takes(layout: Layout, n_micro_batches: int) -> bool:
     return True
 
 
-def _value_problems(layout: Layout) -> list[Problem]:
+def _value_problems(layout: Layout) -> list[BrokenRule]:
     """Values that mean nothing on their own; other rules would only repeat them."""
     found = [
         (f"layout.{name}", f"{getattr(layout, name)} is not at least 1; nearest: 1")
@@ -109,7 +109,7 @@ def _value_problems(layout: Layout) -> list[Problem]:
     ]
 
 
-def _world_problems(layout: Layout, world_size: int) -> list[Problem]:
+def _world_problems(layout: Layout, world_size: int) -> list[BrokenRule]:
     if layout.world_size == world_size:
         return []
     names = ("dp_replicate", "dp_shard", "tp", "pp", "cp")
@@ -132,7 +132,7 @@ def _world_problems(layout: Layout, world_size: int) -> list[Problem]:
     return [("layout.processes", why)]
 
 
-def _engine_problems(layout: Layout) -> list[Problem]:
+def _engine_problems(layout: Layout) -> list[BrokenRule]:
     """DeepSpeed and Accelerate divide data and weights; everything else is the native engine's."""
     if layout.engine == "native":
         return []
@@ -161,7 +161,7 @@ def _engine_problems(layout: Layout) -> list[Problem]:
     return found
 
 
-def _schedule_problems(layout: Layout) -> list[Problem]:
+def _schedule_problems(layout: Layout) -> list[BrokenRule]:
     schedule, stages = layout.schedule, layout.virtual_stages
     if layout.pp == 1:
         found = []
@@ -190,7 +190,7 @@ def _schedule_problems(layout: Layout) -> list[Problem]:
     return []
 
 
-def _sequence_problems(layout: Layout, sequence_length: int) -> list[Problem]:
+def _sequence_problems(layout: Layout, sequence_length: int) -> list[BrokenRule]:
     """Tensor-parallel ranks hold equal parts of a sequence; context ranks an early and a late chunk
     of it (zigzag).
     """
@@ -206,7 +206,7 @@ def _sequence_problems(layout: Layout, sequence_length: int) -> list[Problem]:
     return [("data.sequence_length", why)]
 
 
-def _placement_problems(layout: Layout) -> list[Problem]:
+def _placement_problems(layout: Layout) -> list[BrokenRule]:
     written, size = layout.placement, layout.world_size
     if not written or sorted(written) == list(range(size)):
         return []
@@ -233,7 +233,7 @@ def _placement_problems(layout: Layout) -> list[Problem]:
     return [("layout.placement", why)]
 
 
-def _share_problems(layout: Layout) -> list[Problem]:
+def _share_problems(layout: Layout) -> list[BrokenRule]:
     shares, replicas = layout.shares, layout.dp_replicate
     if not shares or (len(shares) == replicas and all(share >= 1 for share in shares)):
         return []
@@ -248,7 +248,7 @@ def _share_problems(layout: Layout) -> list[Problem]:
     return [("layout.shares", f"{list(shares)} {' and '.join(whys)}; nearest: {near}")]
 
 
-def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[Problem]:
+def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[BrokenRule]:
     """A step is a whole number of micro-batches on every data-parallel rank, as many as the
     pipeline's schedule can run.
     """
