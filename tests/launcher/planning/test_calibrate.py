@@ -81,7 +81,7 @@ def test_plans_runs_and_forecasts_use_the_file(
     cluster, _ = calibrate.calibrate([runs], read(plain))
     settings = settings_of(folder, "again")
     groups = [JobComponent(nodes=1, processes=8, cpus=8, gpus=8)]
-    before = forecast.forecast(settings, model_of(), 8, groups, None)
+    before = forecast.forecast(settings, model_of(), 8, groups, None, "slurm")
     plan = ["plan", str(folder / "again.yaml"), "--cluster", str(plain), "--top", "1", "--json"]
     assert main(plan) == 0
     planned = json.loads(capsys.readouterr().out)["layouts"][0]["step_time_s"]
@@ -94,7 +94,7 @@ def test_plans_runs_and_forecasts_use_the_file(
     layout = settings.layout_for(8)
     expected = predict(model_of(), cluster, layout, training, traits).step_time_s
     assert row["predicted_s"] == pytest.approx(expected)
-    assert before != forecast.forecast(settings, model_of(), 8, groups, None)
+    assert before != forecast.forecast(settings, model_of(), 8, groups, None, "slurm")
 
 
 def test_a_second_fit_does_not_start_from_the_first(runs: Path) -> None:
