@@ -29,6 +29,10 @@ from motet.core.hashing import sha256_hex
 FORMS = "my_file.py:Class (a file next to run.yaml) or package.module:Class (an installed module)"
 INSTALLED = "installed"
 """Subfolder of a snapshot's plugins with the sources of installed modules, kept for the record."""
+MISTAKES = (Exception, SystemExit)
+"""What may come out of a stranger's code: `exit()` must not end the command, let alone as a
+success.
+"""
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.py")
 
 
@@ -149,7 +153,7 @@ def mistakes_of(kind: type, setting: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except MISTAKES as error:
         if kind not in _LOADED:
             raise
         loaded = _LOADED[kind]
@@ -209,7 +213,7 @@ def _installed(reference: Reference, setting: str) -> Path:
     try:
         # Finding a module imports its parent packages: any exception can come out of them.
         spec = importlib.util.find_spec(reference.module)
-    except (Exception, SystemExit) as error:
+    except MISTAKES as error:
         raise PluginError(setting, f"{wrong} cannot be found: {_said(error)}") from None
     if spec is None:
         message = f"{wrong} is not installed; install its package, or name a file: {FORMS}"
@@ -248,7 +252,7 @@ def _executed(reference: Reference, path: Path, content: bytes, setting: str) ->
     sys.modules[name] = module  # before execution: dataclasses look their module up by its name
     try:
         exec(code, module.__dict__)
-    except (Exception, SystemExit) as error:
+    except MISTAKES as error:
         del sys.modules[name]
         raise PluginError(setting, _at(reference, path, error)) from None
     return module
@@ -300,7 +304,7 @@ def _imported(reference: Reference, path: Path, setting: str) -> ModuleType:
     assert reference.module is not None
     try:
         return importlib.import_module(reference.module)
-    except (Exception, SystemExit) as error:
+    except MISTAKES as error:
         raise PluginError(setting, _at(reference, path, error)) from None
 
 

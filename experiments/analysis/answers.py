@@ -17,6 +17,7 @@ from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes
 from motet.experiments.analysis.power import group_scores, power, primary_of
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.design.trial import final_of, series_of
 from motet.experiments.stream.random import name_key
 from motet.experiments.types import OutcomeSpec
 
@@ -59,7 +60,7 @@ class Answer:
 
     def _series(self) -> dict[str, F64]:
         """Every measured series, float64 [S, U]; an infinite value is a missing one."""
-        rows = [self.m.experiment.measure(self.m.units, scores) for scores in self.m.scores]
+        rows = [series_of(self.m.experiment, self.m.units, scores) for scores in self.m.scores]
         names = rows[0] if rows else {}
         stacked = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
         return {name: np.where(np.isfinite(v), v, np.nan) for name, v in stacked.items()}
@@ -68,7 +69,7 @@ class Answer:
         if not self.series:
             return {}
         m = self.m
-        final = m.experiment.summarize(m.units, m.arms, m.steps, self.series, m.exposure_steps)
+        final = final_of(m.experiment, m.units, m.arms, m.steps, self.series, m.exposure_steps)
         return {name: np.where(np.isfinite(v), v, np.nan) for name, v in final.items()}
 
     def levels(self) -> list[float]:

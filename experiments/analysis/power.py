@@ -87,7 +87,11 @@ def smallest_standardized(
     design = NormalIndPower() if binary else TTestIndPower()
 
     def lacking(effect: float) -> float:
-        return float(design.power(effect, n_control, alpha, n_treated / n_control)) - POWER
+        ratio = n_treated / n_control
+        found = float(design.power(effect, n_control, alpha, ratio))
+        if math.isnan(found):  # scipy's far tail of a large effect, which adds nothing to the near
+            found = float(design.power(effect, n_control, alpha / 2, ratio, alternative="larger"))
+        return found - POWER
 
     upper = 0.05
     while not lacking(upper) > 0:

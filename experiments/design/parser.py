@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from motet.core.errors import Problem
-from motet.core.plugins import PluginError, mistakes_of
+from motet.core.plugins import PluginError, is_plugin, mistakes_of
 from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
-from motet.experiments.design.experiment import Kinds
+from motet.experiments.design.experiment import Experiment, Kinds
 from motet.experiments.design.spec import (
     DOSE_UNITS,
     PLACEBOS,
@@ -138,7 +138,7 @@ def parse_entry(
         probe_at=_probe_at(reader),
         margin=_margin(reader),
         alpha=reader.number("alpha", 0.05, 1e-6, 0.5, what="a probability between 1e-6 and 0.5"),
-        options=asdict(reader.options("options", kind.Options)),
+        options=_options(reader, kind),
         role=kind.role,
         member=_member(reader),
         use_sha256=use_sha256,
@@ -150,6 +150,17 @@ def parse_entry(
         except PluginError as error:
             problems.append(error.problem)
     return (spec if isinstance(name, str) and NAME.fullmatch(name) else None), problems
+
+
+def _options(reader: _Reader, kind: type[Experiment]) -> dict[str, Any]:
+    """Return the experiment's own options; its dataclass may refuse values as it is made."""
+    try:
+        return asdict(reader.options("options", kind.Options))
+    except (ValueError, TypeError) as error:
+        if not is_plugin(kind):
+            raise
+        reader.problems.append(Problem(f"{reader.where}.options", str(error)))
+        return {}
 
 
 def _inherited(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +83,16 @@ def _checked_unit(experiment: UnitMaker, row: Any) -> Unit:
         if not good:
             message = f"unit_of returned {name}={values!r:.60}; it must be a tuple of"
             raise TypeError(f"{message} {kind.__name__}")
+    if wrong := _unlike_unit(unit):
+        raise TypeError(f"unit_of returned a Unit with {wrong}")
     if not unit.texts or not all(text.strip() for text in unit.texts):
         raise ValueError("has an empty text")
     if any(not item.prompt or not item.target for item in unit.items):
         raise ValueError("has a probe with an empty prompt or target")
+    words = [unit.id, *unit.texts, *(w for item in unit.items for w in (item.prompt, item.target))]
+    for text in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"has half of a surrogate pair, which is no text: {text!r:.60}")
     known = {"id", *experiment.fields, *experiment.optional_fields}
     extra = {
         str(key): value
@@ -93,6 +100,22 @@ def _checked_unit(experiment: UnitMaker, row: Any) -> Unit:
         if key not in known and isinstance(value, (str, int, float))
     }
     return replace(unit, attributes={**extra, **unit.attributes})
+
+
+def _unlike_unit(unit: Unit) -> str | None:
+    """Say which part of a unit, apart from its texts and items, is of another type."""
+    named = [("id", unit.id), ("cluster", unit.cluster), ("block", unit.block)]
+    named += [(f"items: {key}", value) for item in unit.items for key, value in vars(item).items()]
+    for part, text in named:
+        if type(text) is not str:
+            return f"{part}={text!r:.60}; it must be text"
+    if not isinstance(unit.attributes, dict):
+        return f"attributes={unit.attributes!r:.60}; it must be a dict"
+    for name, value in unit.attributes.items():
+        plain = isinstance(name, str) and type(value) in (str, int, float, bool)
+        if not plain or (isinstance(value, float) and not math.isfinite(value)):
+            return f"attributes {{{name!r}: {value!r:.60}}}; it must be text or a finite number"
+    return None
 
 
 def _checked_row(experiment: UnitMaker, row: Any) -> Mapping[str, Any]:

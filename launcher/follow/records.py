@@ -115,10 +115,10 @@ def _ask_one(
     waiting: Sequence[Facts], scheduler: Scheduler
 ) -> tuple[dict[str, JobRecord], dict[str, JobRecord], str]:
     """Return queue, history, and why there is no answer."""
-    if problem := scheduler.available():
-        return {}, {}, problem
     ids = [id_ for facts in waiting for id_ in job_ids(facts)]
     try:
+        if problem := scheduler.available():
+            return {}, {}, problem
         queue = scheduler.query(ids if len(ids) <= JOBS_PER_CALL else ())
     except UserError as error:
         return {}, {}, str(error)

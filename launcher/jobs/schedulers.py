@@ -11,10 +11,12 @@ from motet.core.plugins import (
     is_reference,
     keep_source,
     load_class,
+    mistakes_of,
     parse_reference,
     source_sha256,
 )
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.jobs.own_scheduler import guarded
 from motet.launcher.jobs.scheduler import Scheduler
 from motet.launcher.jobs.slurm_scheduler import SlurmScheduler
 from motet.launcher.runs.rundir import RunDir
@@ -36,7 +38,9 @@ def make(name: str, folder: Path, sha256: str | None = None) -> Scheduler:
     """
     if is_reference(name):
         kind = load_class(parse_reference(name, SETTING), folder, Scheduler, SETTING, sha256)
-        return _made(name, kind)
+        with mistakes_of(kind, SETTING):
+            made: Scheduler = guarded(kind)()
+        return made
     if name not in SCHEDULERS:
         known = ", ".join(SCHEDULERS)
         raise UserError(
@@ -44,15 +48,6 @@ def make(name: str, folder: Path, sha256: str | None = None) -> Scheduler:
             "your own as my_scheduler.py:MyQueue"
         )
     return SCHEDULERS[name]()
-
-
-def _made(name: str, kind: type) -> Scheduler:
-    try:
-        made: Scheduler = kind()
-    except Exception as error:  # a mistake of any kind in a stranger's code
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{SETTING}: is {name!r}, which cannot be made: {why}") from None
-    return made
 
 
 def of_settings(settings: RunSettings) -> Scheduler:

@@ -117,6 +117,8 @@ def hand_in(made: Submission, *, resumed: bool) -> list[str]:
         atomic_write(run.job_script, made.script)
         write_json(run.job_command, command_facts(made, run))
         run.cancelled.unlink(missing_ok=True)
+        if not run.jobs_json.exists():  # without an answer no job is known, but one may wait
+            write_json(run.jobs_json, [])
     scheduler, settings = made.scheduler, made.settings[0]
     ids: list[str] = []
     for link in range(made.request.chain):

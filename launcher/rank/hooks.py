@@ -7,11 +7,12 @@ every rank with one message; the last checkpoint stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
-from motet.core.plugins import place
+from motet.core.plugins import MISTAKES, place
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +100,8 @@ class Hooks:
         self.world, self.own, self.users = world, list(own), list(users)
         self.current = ""
         """The user's hook that is being called, by the name of its class."""
+        self.apart = ""
+        """What ranks said when some of them asked for weights and others did not."""
 
     def call(self, moment: str, context: HookContext) -> None:
         """Call all hooks at a moment (a collective where a user's hook has that moment).
@@ -119,14 +122,28 @@ class Hooks:
 
         complaint = None
         self.current = type(hook).__name__
+        context = replace(context, _weights=partial(self._all_ask, moment, context))
         try:
             getattr(hook, moment)(context)
-        except Exception as error:  # a mistake of any kind in a stranger's code
+        except MISTAKES as error:
             complaint = f"{moment} at step {context.step:,} failed: {place(error, type(hook))}"
         self.current = ""
-        if told := first_complaint(complaint, self.world):
+        if told := self.apart or first_complaint(complaint, self.world):
             raise UserError(
                 f"training.hooks: {name}: {told}\n"
                 "the last checkpoint stays; `motet resume RUN training.hooks=[]` goes on without "
                 "hooks"
             )
+
+    def _all_ask(self, moment: str, context: HookContext) -> dict[str, Any]:
+        """Return the weights once every rank asks for them: a rank that has left the moment answers
+        with its complaint or with none, and nobody waits for ever.
+        """
+        from motet.parallel.runtime.mesh import first_complaint
+
+        asks = f"{moment} at step {context.step:,} calls weights(), and not every rank does"
+        told = first_complaint(asks, self.world)
+        if told != "\n".join(f"rank {rank}: {asks}" for rank in range(self.world.size)):
+            self.apart = str(told)
+            raise UserError(self.apart)
+        return context.weights()

@@ -12,6 +12,7 @@ from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.plugins import (
+    MISTAKES,
     PluginError,
     is_reference,
     keep_source,
@@ -83,7 +84,7 @@ def load_hooks(
             break
         try:
             hooks.append((text, made()))
-        except Exception as error:  # a mistake of any kind in a stranger's code
+        except MISTAKES as error:
             complaint = f"{setting}: is {text!r}; it cannot be made: {place(error, made)}"
             break
     if settings.training.hooks and (told := first_complaint(complaint, world)):

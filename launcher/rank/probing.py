@@ -13,6 +13,7 @@ import torch.distributed as dist
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import read_definition, read_questions
+from motet.experiments.design.trial import series_of
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import EncodedItems, encode_items, score_items
 from motet.experiments.scoring.store import write_probe
@@ -158,7 +159,7 @@ class ProbeSet:
         shown: dict[str, dict[str, float]] = {}
         for name, found in scores.items():
             question = self.questions[name]
-            series = question.experiment.measure(question.units, found)
+            series = series_of(question.experiment, question.units, found)
             shown[name] = {}
             for number, arm in enumerate(question.spec.arms):
                 members = question.arms == number

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from motet.experiments.design.trial import series_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -74,7 +76,7 @@ def scores(measured: Sequence[Measured]) -> pd.DataFrame:
     for m in measured:
         ids = np.array([unit.id for unit in m.units], dtype=object)
         for step, found in zip(m.steps.tolist(), m.scores, strict=True):
-            for name, values_U in m.experiment.measure(m.units, found).items():
+            for name, values_U in series_of(m.experiment, m.units, found).items():
                 row = (step, m.name, ids, m.member or WHOLE, name, values_U)
                 parts.append(dict(zip(SCORE_COLUMNS, row, strict=True)))
     return _stacked(parts, SCORE_COLUMNS)

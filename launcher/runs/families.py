@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems, suggest
-from motet.core.plugins import PluginError, is_reference, load_class, parse_reference, place
+from motet.core.plugins import (
+    MISTAKES,
+    PluginError,
+    is_reference,
+    load_class,
+    parse_reference,
+    place,
+)
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
@@ -98,7 +105,7 @@ def _made(made: type[Family], settings: RunSettings, whole: ModelConfig) -> Fami
         return made(whole, settings.family.options, settings.seed)
     except UserError:
         raise
-    except Exception as error:  # a mistake of any kind in a stranger's code
+    except MISTAKES as error:
         raise PluginError("family.kind", f"cannot be made: {place(error, made)}") from None
 
 
@@ -106,6 +113,6 @@ def made_members(family: Family) -> Sequence[Member]:
     """Return the members of a family, with its mistakes as users' errors."""
     try:
         return list(family.members())
-    except Exception as error:  # a mistake of any kind in a stranger's code
+    except MISTAKES as error:
         message = f"its members cannot be made: {place(error, type(family))}"
         raise PluginError("family.kind", message) from None

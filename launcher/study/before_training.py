@@ -17,6 +17,7 @@ from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.study import Study, build_study, with_controls
+from motet.experiments.design.trial import trial_problems
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
 from motet.experiments.stream.placement import PLACEBO_FLAG
@@ -48,8 +49,9 @@ def _timed(entry: Mapping[str, Any], settings: RunSettings, library: Library) ->
         kind = library.kind(str(entry.get("use")), "use")
     except UserError:
         return entry  # parsing tells
-    if set(kind.defaults.get("probe_at", {})) - {"every"}:
-        return entry
+    asked = kind.defaults.get("probe_at", {})
+    if not isinstance(asked, Mapping) or set(asked) - {"every"}:
+        return entry  # parsing tells
     return {**entry, "probe_at": {"every": settings.probes.every}}
 
 
@@ -170,6 +172,7 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     n_questions = max(1, sum(spec.role == "question" for spec in specs))
     for spec in specs:
         question = ask(spec, settings.plan_seed, library)
+        raise_problems(trial_problems(question, settings.steps))
         alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha
         found = power(question.experiment, question.units, question.design, alpha)
         rows.append({"name": spec.name, "use": spec.use, "units": len(question.units), **found})

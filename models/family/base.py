@@ -85,12 +85,30 @@ FAMILIES: dict[str, type[Family]] = {WHOLE: WholeModel}
 
 def member_problems(whole: ModelConfig, members: Sequence[Member]) -> list[str]:
     """Return what is wrong with the members of a family, in words."""
+    if strange := [why for member in members if (why := _strange(member))]:
+        return strange
     names = [member.name for member in members]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [f"member {name!r} is there twice" for name in twice]
     for member in members:
         problems += [f"member {member.name!r}: {why}" for why in _faults(whole, member)]
     return problems
+
+
+def _strange(member: Any) -> str | None:
+    """Say where a member is of other types than a `Member`: a frozen one is read back from JSON and
+    must be equal.
+    """
+    if not isinstance(member, Member):
+        return f"has {member!r:.60} among its members; each must be a Member"
+    if not isinstance(member.name, str):
+        return f"member {member.name!r:.60}: its name must be text"
+    if not isinstance(member.config, ModelConfig):
+        return f"member {member.name!r}: config is {member.config!r:.60}; it must be a ModelConfig"
+    layers = member.layers
+    if not isinstance(layers, tuple) or any(type(layer) is not int for layer in layers):
+        return f"member {member.name!r}: layers are {layers!r:.60}; they must be a tuple of numbers"
+    return None
 
 
 def _faults(whole: ModelConfig, member: Member) -> Iterator[str]:

@@ -127,7 +127,12 @@ def test_where_slurm_falls_silent_the_folder_stays_because_the_job_may_have_been
     done = motet(fake, "submit", str(yaml))
     assert done.returncode == 2
     assert "motet resume" in done.stderr
-    assert (yaml.parent / "runs" / "r" / "manifest.json").exists()
+    run = yaml.parent / "runs" / "r"
+    assert (run / "manifest.json").exists()
+    fake.answer("sbatch", "4712\n")
+    again = motet(fake, "resume", str(run))
+    assert again.returncode == 0, again.stderr
+    assert [job["job_id"] for job in jobs(run)] == ["4712"], "it is submitted, not trained here"
 
 
 def test_an_array_is_one_job_and_a_run_for_each_seed(fake: FakeSlurm, yaml: Path) -> None:

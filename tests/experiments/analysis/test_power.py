@@ -82,3 +82,10 @@ def test_simulating_the_real_assignment_and_test_confirms_the_formula() -> None:
     assert size is not None
     assert 0.72 < simulated_power(experiment, design, size, simulations=300, draws=399) < 0.87
     assert simulated_power(experiment, design, 0.0, simulations=300, draws=399) < 0.09
+
+
+@pytest.mark.parametrize("groups", [(1.5, 1.5), (1, 2), (2, 2), (3, 1)])
+def test_a_handful_of_units_has_a_smallest_effect_too(groups: tuple[float, float]) -> None:
+    size = smallest_standardized(*groups, alpha=0.05)
+    assert size is not None
+    assert 5 < size < 25
