@@ -331,7 +331,12 @@ def place(error: BaseException, made_by: type) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name = type(error).__name__
+    try:
+        text = str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception:  # its own __str__ fails
+        text = ""
+    return f"{name}: {text}" if text else name
 
 
 def _checked(

@@ -11,6 +11,7 @@ from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.job import StepDone, TrainingJob
 from motet.launcher.rank.lr_schedule import learning_rate
 from motet.launcher.rank.probing import Interrupted
+from motet.models.family.base import stage_of
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all
 
@@ -27,7 +28,7 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
             reason = "finished" if finished else "stopped"
             job.at("at_end", step, reason=reason)
             return step, reason
-        stage = job.family.stage(step) if job.family else None
+        stage = stage_of(job.family, step) if job.family else None
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
         result = train_step(job, step, lr)

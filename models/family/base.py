@@ -7,13 +7,16 @@ stand in `FAMILIES`, and a user's own is named in run.yaml as `family.kind: my_f
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from motet.core.errors import UserError
+from motet.core.plugins import MISTAKES, place
 from motet.models import counts
 from motet.models.config import ModelConfig
 from motet.models.member import Choice as Choice
@@ -155,9 +158,11 @@ def chosen(
         UserError: the family chooses for another number of micro-batches, nobody for one of them,
             or a member that it does not have.
     """
-    names = [tuple(choice) for choice in family.choose(step, micro_batches)]
-    known = {None, *members}
-    if len(names) != micro_batches or not all(choice and known >= set(choice) for choice in names):
+    with _mistakes(family, f"choose({step}, {micro_batches})"):
+        names = [tuple(choice) for choice in family.choose(step, micro_batches)]
+        known = {None, *members}
+        good = all(choice and known >= set(choice) for choice in names)
+    if len(names) != micro_batches or not good:
         raise UserError(
             f"family.kind: {type(family).__name__}.choose({step}, {micro_batches}) gave {names}; "
             "it "
@@ -166,6 +171,39 @@ def chosen(
     if all(choice == (None,) for choice in names):
         return None
     return [tuple(None if name is None else members[name] for name in choice) for choice in names]
+
+
+def stage_of(family: Family, step: int) -> TrainingStage | None:
+    """Return the stage that a step belongs to.
+
+    Raises:
+        UserError: the family fails, or gives no stage that can be.
+    """
+    with _mistakes(family, f"stage({step})"):
+        stage = family.stage(step)
+        good = stage is None or (
+            isinstance(stage, TrainingStage)
+            and stage.start_step <= step < stage.start_step + stage.steps
+            and 0 <= stage.lr_scale < math.inf
+        )
+    if not good:
+        raise UserError(
+            f"family.kind: {type(family).__name__}.stage({step}) gave {stage!r:.120}; it must give "
+            "None or a TrainingStage that holds the step, with a finite lr_scale"
+        )
+    return stage
+
+
+@contextmanager
+def _mistakes(family: Family, call: str) -> Iterator[None]:
+    """Turn what a user's own family raises into one error with file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MISTAKES as error:
+        why = place(error, type(family))
+        raise UserError(f"family.kind: {type(family).__name__}.{call} failed: {why}") from None
 
 
 def member_facts(members: Iterable[Member], sequence_length: int) -> list[dict[str, Any]]:

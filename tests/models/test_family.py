@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from motet.models.family.base import Member, member_problems
+from motet.core.errors import UserError
+from motet.models.family.base import (
+    Family,
+    Member,
+    TrainingStage,
+    chosen,
+    member_problems,
+    stage_of,
+)
 from tests.models.families import tiny
 
 WHOLE = tiny()
@@ -34,3 +42,46 @@ def test_a_choice_of_layers_is_a_member() -> None:
 )
 def test_a_mistake_is_told_with_the_member(members: list[Any], said: str) -> None:
     assert said in member_problems(WHOLE, members)[0]
+
+
+class Strange(Family):
+    """Gives whatever it is told to."""
+
+    def members(self) -> list[Member]:
+        return [Member("half", HALF, (0,))]
+
+    def choose(self, step: int, micro_batches: int) -> Any:
+        return eval(self.options["choose"])
+
+    def stage(self, step: int) -> Any:
+        return eval(self.options["stage"])
+
+
+@pytest.mark.parametrize(
+    "text", ["1 / 0", "None", "[None]", "['half']", "[()]", "[([],)]", "exit()"]
+)
+def test_a_mistake_in_a_choice_is_one_error(text: str) -> None:
+    family = Strange(WHOLE, {"choose": text}, 0)
+    with pytest.raises(UserError, match=r"family\.kind: Strange\.choose\(0, 1\) (gave|failed)"):
+        chosen(family, {"half": family.members()[0]}, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 / 0",
+        "'x'",
+        "TrainingStage(0, 0)",
+        "TrainingStage(9, 8)",
+        "TrainingStage(0, 8, float('nan'))",
+    ],
+)
+def test_a_mistake_in_a_stage_is_one_error(text: str) -> None:
+    with pytest.raises(UserError, match=r"family\.kind: Strange\.stage\(3\) (gave|failed)"):
+        stage_of(Strange(WHOLE, {"stage": text}, 0), 3)
+
+
+def test_a_stage_that_holds_the_step_is_given() -> None:
+    text = "TrainingStage(0, 8, 0.5)"
+    assert stage_of(Strange(WHOLE, {"stage": text}, 0), 3) == TrainingStage(0, 8, 0.5)
+    assert stage_of(Strange(WHOLE, {"stage": "None"}, 0), 3) is None
