@@ -19,6 +19,7 @@ from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.choices import refuse_chance
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
 from motet.launcher.rank.feed import Feed
 from motet.launcher.rank.hooks import Hooks
@@ -79,6 +80,15 @@ def build_job(
     start = _load_newest(run, engine, checkpoints, metrics, world, hashes)
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
+    steps = settings.batch_steps
+    shares = layout.dp_sequences(steps.sequences(start.step), layout.dp_rank(world.rank))
+    refuse_chance(
+        family,
+        members,
+        range(start.step, settings.steps),
+        shares[1] // layout.micro_sequences,
+        world,
+    )
     segment = _open_segment(run, start, attempt, world, hashes)
     job = TrainingJob(
         settings=settings,
@@ -86,10 +96,10 @@ def build_job(
         world=world,
         layout=layout,
         engine=engine,
-        steps=settings.batch_steps,
+        steps=steps,
         feed=Feed(
             open_stream(settings, plan),
-            settings.batch_steps,
+            steps,
             layout,
             world.rank,
             partial(chosen, family, members),

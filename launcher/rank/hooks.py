@@ -6,6 +6,8 @@ every rank with one message; the last checkpoint stays.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -84,6 +86,26 @@ class Hook:
 
     def at_end(self, context: HookContext) -> None:
         """Training ends as it should; facts: reason, "finished" or "stopped"."""
+
+
+def mistake_of(hook: type[Hook]) -> str:
+    """Return why a class would not be called as it means to, "" when it will be: a moment that is
+    misspelt, no method, asynchronous, or takes other arguments.
+    """
+    moments = [name for name in vars(Hook) if not name.startswith("_")]
+    for name in dir(hook):
+        value = getattr(hook, name)
+        if name in moments:
+            if inspect.iscoroutinefunction(value) or inspect.isgeneratorfunction(value):
+                return f"{name} is asynchronous or a generator, which would never run; use def"
+            try:
+                inspect.signature(value).bind(None, None)
+            except TypeError:
+                return f"{name} is {value!r:.60}; it must be a method that takes (self, context)"
+        elif name[0] != "_" and (near := difflib.get_close_matches(name, moments, n=1, cutoff=0.8)):
+            known = ", ".join(moments)
+            return f"{name} is no moment (did you mean {near[0]!r}?); there are {known}"
+    return ""
 
 
 class Hooks:

@@ -5,8 +5,9 @@ Ours read the job itself, which may change under them: a rollback opens another 
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from motet.experiments.types import ItemScores
@@ -23,8 +24,11 @@ class OwnHook(Hook):
     job: TrainingJob
 
 
+@dataclass
 class Probes(OwnHook):
     """Measures every experiment that is due; training does not notice."""
+
+    told: set[str] = field(default_factory=set)
 
     def at_probe(self, context: HookContext) -> None:
         """Score on all ranks; rank 0 writes.
@@ -48,7 +52,16 @@ class Probes(OwnHook):
                 )
                 seconds = time.perf_counter() - started
                 job.metrics.log("probe", step, **context.facts, seconds=seconds)
+                self._tell_failures(step)
             job.seconds["probe"] = time.perf_counter() - started
+
+    def _tell_failures(self, step: int) -> None:
+        """Say once what could not be measured: the report will stop at it."""
+        failed = self.job.probes.failed
+        for name in sorted(failed.keys() - self.told):
+            self.told.add(name)
+            self.job.metrics.log("event", step, event="unmeasured", why=failed[name])
+            print(f"motet: {failed[name]}; its scores are kept, training goes on", file=sys.stderr)
 
     def _score(self, step: int, member: Member | None) -> dict[str, ItemScores]:
         job = self.job

@@ -22,7 +22,7 @@ from motet.core.plugins import (
     source_sha256,
 )
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.rank.hooks import Hook
+from motet.launcher.rank.hooks import Hook, mistake_of
 from motet.launcher.runs.families import frozen_class
 from motet.launcher.runs.rundir import RunDir
 from motet.models.family.base import Family
@@ -46,7 +46,9 @@ def check_plugins(settings: RunSettings) -> None:
     problems: list[Problem] = []
     for setting, text, base in named(settings):
         try:
-            load_class(parse_reference(text, setting), Path(settings.base), base, setting)
+            made = load_class(parse_reference(text, setting), Path(settings.base), base, setting)
+            if base is Hook and (why := mistake_of(made)):
+                raise PluginError(setting, f"is {text!r}; {why}")
         except PluginError as error:
             problems.append(error.problem)
     raise_problems(problems)

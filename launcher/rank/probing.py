@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import read_definition, read_questions
@@ -77,6 +78,8 @@ class ProbeSet:
     ) -> None:
         self.questions = {question.name: question for question in questions}
         self.due, self.batch_tokens = due, batch_tokens
+        self.failed: dict[str, str] = {}
+        """Experiments whose scores could not be measured, and why."""
         self.items: dict[str, EncodedItems] = {
             question.name: encode_items(
                 [item for unit in question.units for item in unit.items],
@@ -108,6 +111,7 @@ class ProbeSet:
         """Return a set without probes: a run without experiments needs no tokenizer."""
         empty = cls.__new__(cls)
         empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
+        empty.failed = {}
         return empty
 
     def names(self, step: int) -> list[str]:
@@ -155,12 +159,20 @@ class ProbeSet:
         return found
 
     def means(self, scores: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
-        """Return the mean of every outcome series per arm, for the metrics file and W&B."""
+        """Return the mean of every outcome series per arm, for the metrics file and W&B.
+
+        An experiment whose class fails on these scores has none, and `failed` says why: its raw
+        scores are kept, and the run with its other experiments goes on.
+        """
         shown: dict[str, dict[str, float]] = {}
         for name, found in scores.items():
             question = self.questions[name]
-            series = series_of(question.experiment, question.units, found)
             shown[name] = {}
+            try:
+                series = series_of(question.experiment, question.units, found)
+            except UserError as error:
+                self.failed[name] = str(error)
+                continue
             for number, arm in enumerate(question.spec.arms):
                 members = question.arms == number
                 for key, values in series.items():

@@ -11,7 +11,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.rank.hooks import Hook, HookContext, Hooks
+from motet.launcher.rank.hooks import Hook, HookContext, Hooks, mistake_of
 from motet.parallel.runtime import mesh
 from motet.parallel.runtime.mesh import World
 
@@ -95,3 +95,34 @@ def test_a_mistake_on_one_rank_is_told_where_the_others_ask_for_weights(
     assert len(set(said)) == 1
     assert "rank 0: after_step at step 3 failed" in said[0]
     assert "ValueError: no disk" in said[0]
+
+
+async def coroutine(self: Hook, context: HookContext) -> None: ...
+
+
+def generator(self: Hook, context: HookContext) -> object:
+    yield
+
+
+def of_one(self: Hook) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("after_steps", print, "did you mean 'after_step'"),
+        ("on_checkpoint", print, "did you mean 'at_checkpoint'"),
+        ("after_step", coroutine, "asynchronous"),
+        ("at_end", generator, "a generator"),
+        ("at_probe", of_one, "takes (self, context)"),
+        ("before_step", None, "takes (self, context)"),
+    ],
+)
+def test_a_hook_that_would_never_be_called_is_refused(name: str, value: object, said: str) -> None:
+    assert said in mistake_of(type("Mine", (Hook,), {name: value}))
+
+
+def test_a_hook_may_have_methods_of_its_own() -> None:
+    own = {"at_end": Asks.after_step, "write": print, "steps": 3, "_after_steps": print}
+    assert mistake_of(type("Mine", (Hook,), own)) == ""
+    assert mistake_of(Asks) == ""
