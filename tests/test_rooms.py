@@ -254,7 +254,8 @@ def test_no_name_of_a_public_class_stands_twice() -> None:
                 types |= {target.id for target in line.targets if isinstance(target, ast.Name)}
     twice = {name for name, files in homes.items() if len(files) > 1}
     assert not twice
-    assert not types & homes.keys()
+    both = types & homes.keys()
+    assert not both
 
 
 def test_every_folder_says_what_it_is_for() -> None:

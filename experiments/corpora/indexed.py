@@ -212,10 +212,10 @@ def _scan_file(
     tokens: npt.NDArray[Any], eod: int, part: TokenFile, vocabulary_size: int | None
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Return the positions of `eod` and the largest id, reading in pieces."""
-    found, largest = [], 0
+    ends, largest = [], 0
     for start in range(0, len(tokens), SCAN_TOKENS):
         piece = tokens[start : start + SCAN_TOKENS]
-        found.append(np.flatnonzero(piece == eod) + start)
+        ends.append(np.flatnonzero(piece == eod) + start)
         largest = max(largest, int(piece.max()))
         if vocabulary_size is not None and largest >= vocabulary_size:
             position = start + int(piece.argmax())
@@ -223,7 +223,7 @@ def _scan_file(
                 f"{part.path} holds id {largest} at token {position}, outside the vocabulary of "
                 f"{vocabulary_size}: another tokenizer, or dtype is not {part.dtype}"
             )
-    return np.concatenate(found), largest
+    return np.concatenate(ends), largest
 
 
 def _write(

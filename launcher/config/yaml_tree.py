@@ -236,17 +236,19 @@ def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]
     Returns the raw text of every setting whose value came out of the environment, directly or
     through other settings, by path; and the problems. The values themselves appear in no message.
     """
-    found = [(p, leaf) for p, leaf in leaves(root) if "${" in leaf.text and p.startswith(prefix)]
-    if not found:
+    interpolated = [
+        (p, leaf) for p, leaf in leaves(root) if "${" in leaf.text and p.startswith(prefix)
+    ]
+    if not interpolated:
         return {}, []
     from omegaconf import Container, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from omegaconf.resolvers import oc
 
-    asked: list[str] = []
+    env_names: list[str] = []
 
     def recorded_env(*arguments: Any) -> Any:
-        asked.append(str(arguments[0]))
+        env_names.append(str(arguments[0]))
         return oc.env(*arguments)
 
     written: dict[str, str] = {}
@@ -254,16 +256,16 @@ def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]
     tree = OmegaConf.create(_texts(root))
     _register(recorded_env)
     try:
-        for path, leaf in found:
-            asked.clear()
+        for path, leaf in interpolated:
+            env_names.clear()
             try:
                 value = OmegaConf.select(tree, path, throw_on_missing=True)
                 if isinstance(value, Container):
                     value = OmegaConf.to_container(value, resolve=True)
             except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-                unset = [name for name in asked if name not in os.environ]
+                unset = [name for name in env_names if name not in os.environ]
                 reason = str(error).splitlines()[0]
-                if asked:
+                if env_names:
                     reason = f"{unset[0]} is not set in the environment" if unset else "bad value"
                 problems.append(Problem(path, f"{leaf.text} cannot be resolved: {reason}"))
                 continue
@@ -272,7 +274,7 @@ def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]
                 alone = _ALONE.fullmatch(leaf.text) is not None
                 node = Leaf(node.text, leaf.quoted and not alone, leaf.where)
             _replace(root, keys_of(path), node)
-            if asked:
+            if env_names:
                 written[path] = leaf.text
     finally:
         _register(oc.env)

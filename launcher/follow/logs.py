@@ -72,7 +72,7 @@ class LogChoice:
 
 def sources(run: RunDir) -> list[LogSource]:
     """Return every file that holds output of the run."""
-    found = [
+    logs = [
         LogSource(0, JOB, path)
         for path in _listed(run.job_files)
         if path.name.startswith("output-")
@@ -83,13 +83,13 @@ def sources(run: RunDir) -> list[LogSource]:
         number = int(folder.name)
         for entry in _listed(run.logs(number)):
             if entry == run.first_rank_log(number):
-                found.append(LogSource(number, 0, entry))
+                logs.append(LogSource(number, 0, entry))
             elif entry.name.startswith("ranks-") and entry.name[6:].isdecimal():
                 first = int(entry.name[6:])
-                found += [s for sub in _listed(entry) for s in _of_torchrun(sub, number, first)]
+                logs += [s for sub in _listed(entry) for s in _of_torchrun(sub, number, first)]
             else:
-                found += _of_torchrun(entry, number, 0)
-    return found
+                logs += _of_torchrun(entry, number, 0)
+    return logs
 
 
 def _of_torchrun(folder: Path, number: int, first_rank: int) -> Iterator[LogSource]:

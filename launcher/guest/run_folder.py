@@ -177,9 +177,9 @@ def parent_segment(run: RunDir, start_step: int, world: World) -> int:
     Raises:
         UserError: no record of that step, or its files were altered.
     """
-    known = tell(run.checkpoint_steps(), world)
-    if start_step and start_step not in known:
-        listed = ", ".join(f"{step:,}" for step in known) or "none"
+    recorded = tell(run.checkpoint_steps(), world)
+    if start_step and start_step not in recorded:
+        listed = ", ".join(f"{step:,}" for step in recorded) or "none"
         raise UserError(
             f"step {start_step:,} of {run.root} was not recorded when it was saved, so its lineage "
             f"is unknown; recorded: {listed} "
@@ -193,7 +193,7 @@ def parent_segment(run: RunDir, start_step: int, world: World) -> int:
         gone = folder is None or not Path(folder).is_dir()  # moved away: it cannot be compared
         agree(None if gone else _damage(Path(folder), mine), world)
     if world.rank == 0:
-        for step in known:
+        for step in recorded:
             if step > start_step:
                 aside = run.checkpoint(step)
                 aside.rename(aside.with_name(f"{aside.name}.superseded-{time.time_ns()}"))

@@ -59,7 +59,7 @@ def places(
     count = len(requests)
     sizes = [requests[rank].processes for rank in range(count)]
     total = sum(sizes)
-    found = {
+    place_of = {
         rank: NodePlace(count, rank, endpoint, sum(sizes[:rank]), total) for rank in range(count)
     }
     for rank in range(1, count):
@@ -69,15 +69,18 @@ def places(
                 for key, value in requests[0].settings.items()
                 if requests[rank].settings.get(key) != value
             )
-            return found, (
+            return place_of, (
                 f"machine {rank} ({requests[rank].host}) was given other settings than machine 0 "
                 f"({requests[0].host}): "
                 f"{', '.join(differing)}; give all machines the same file and settings "
                 "(layout.processes may differ)"
             )
     if requests[0].settings["layout"]["engine"] == "accelerate" and len(set(sizes)) > 1:
-        return found, f"layout.processes={sizes}: Accelerate needs the same number on every machine"
-    return found, None
+        return (
+            place_of,
+            f"layout.processes={sizes}: Accelerate needs the same number on every machine",
+        )
+    return place_of, None
 
 
 def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tuple[int, NodePlace]:
@@ -99,25 +102,25 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
                 f"{rank}"
             )
             requests[rank] = JoinRequest(**_wait(partial(_read, path), missing, wanted))
-        found, wrong = places(requests, endpoint)
+        place_of, wrong = places(requests, endpoint)
         if wrong:
             raise UserError(wrong)
-        _check_together(run, settings, found[0].world_size(0))
+        _check_together(run, settings, place_of[0].world_size(0))
     except UserError as error:
         write_json(run.joining / "answer.json", {"words": _words(requests), "error": str(error)})
         raise
     attempt = run.next_attempt()
-    offsets = {str(rank): place.offset for rank, place in found.items()}
+    offsets = {str(rank): place.offset for rank, place in place_of.items()}
     write_json(
         run.joining / "answer.json",
         {
             "words": _words(requests),
             "attempt": attempt,
             "offsets": offsets,
-            "total": found[0].total,
+            "total": place_of[0].total,
         },
     )
-    return attempt, found[0]
+    return attempt, place_of[0]
 
 
 def _words(requests: Mapping[int, JoinRequest]) -> list[str]:

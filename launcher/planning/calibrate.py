@@ -68,19 +68,19 @@ def fitted(kind: str, several: Sequence[RunRecord]) -> Calibration:
     start = usual
     if not several[0]["traits"].get("ahead", True):
         start = dataclasses.replace(start, host_us=CORE_HOST_US)
-    predictors = [_predictor(kind, one) for one in several]
+    predictors = [_predictor(kind, run) for run in several]
     unsure = dict(UNSURE)
     if not usual.most_devices:
         unsure["matmul"] = UNSURE_MATMUL
     valued = dataclasses.replace(start, matmul=start.matmul or _reached(several[0]))
     names = telling(valued, predictors, max(1, len(several) // 2), unsure) or ["matmul"]
     start = valued if "matmul" in names else start
-    found = fit(names, start, predictors, [one["measured"]["step_time_s"] for one in several])
+    found = fit(names, start, predictors, [run["measured"]["step_time_s"] for run in several])
     values = vars(found.constants)
     return Calibration(
         {n: float(f"{v:.4g}") for n, v in values.items() if v != getattr(usual, n) or n in names},
-        max(_devices(one) for one in several),
-        tuple(str(one["folder"]) for one in several),
+        max(_devices(run) for run in several),
+        tuple(str(run["folder"]) for run in several),
         float(f"{found.median_error:.2g}"),
         found.at_bounds,
         datetime.datetime.now(datetime.UTC).date().isoformat(),

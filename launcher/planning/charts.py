@@ -128,7 +128,7 @@ def memory_svg(choice: RankedLayout, works: Sequence[TimedPass]) -> str:
     """Return a picture: memory of every pipeline rank over a step, from its peak and from how many
     passes it holds at each time.
     """
-    found = choice.prediction
+    prediction = choice.prediction
     end_s = max(work.end_s for work in works) or 1.0
     ranks = min(MOST_RANKS, choice.layout.pp)
     height = row_height(ranks, 140)
@@ -142,11 +142,11 @@ def memory_svg(choice: RankedLayout, works: Sequence[TimedPass]) -> str:
         frame = f'x="{LEFT}" y="{bottom - height}" width="{WIDTH}" height="{height}"'
         shapes.append(f'<rect {frame} fill="#f6f6f8"/>')
         shapes += _memory_of_rank(choice, rank, steps, most, end_s, bottom, height / top_gib)
-        if top_gib >= found.capacity_gib:
-            y = bottom - height / top_gib * found.capacity_gib
+        if top_gib >= prediction.capacity_gib:
+            y = bottom - height / top_gib * prediction.capacity_gib
             line = f'x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"'
             shapes.append(f'<line {line} stroke="#a33" stroke-dasharray="5 3"/>')
-    said = [f"peak {found.stage_memory_gib[rank]:.1f} GiB" for rank in range(ranks)]
+    said = [f"peak {prediction.stage_memory_gib[rank]:.1f} GiB" for rank in range(ranks)]
     bottom = ranks * (height + gap)
     shapes += [*_names(ranks, height, gap, said), *_axis(end_s, bottom)]
     return _svg(bottom + AXIS, shapes)
@@ -165,11 +165,11 @@ def _memory_of_rank(
 
     `most` is the highest number of passes that any rank holds.
     """
-    found = choice.prediction
-    peak, top = found.stage_memory_gib[rank], max((held for _, held in steps), default=0)
+    prediction = choice.prediction
+    peak, top = prediction.stage_memory_gib[rank], max((held for _, held in steps), default=0)
     # Activations of the fullest rank are known; those of another rank are in proportion to the
     # passes that it holds.
-    moving = min(found.memory_parts.get("activations", 0.0), peak) * top / most
+    moving = min(prediction.memory_parts.get("activations", 0.0), peak) * top / most
     flat = level = bottom - pixels_per_gib * (peak - moving)
     points = [f"{LEFT},{bottom}", f"{LEFT},{level:.1f}"]
     for when_s, held in steps:
@@ -178,7 +178,7 @@ def _memory_of_rank(
         points += [f"{x:.1f},{level:.1f}", f"{x:.1f},{after:.1f}"]
         level = after
     points += [f"{LEFT + WIDTH},{level:.1f}", f"{LEFT + WIDTH},{bottom}"]
-    said = f"rank {rank}: peak {peak:.1f} of {found.capacity_gib:.1f} GiB"
+    said = f"rank {rank}: peak {peak:.1f} of {prediction.capacity_gib:.1f} GiB"
     stays = f'x="{LEFT}" y="{flat:.1f}" width="{WIDTH}" height="{bottom - flat:.1f}"'
     return [
         f'<polygon points="{" ".join(points)}" fill="#b9a7d8"><title>{said}</title></polygon>',

@@ -70,7 +70,7 @@ def _heading(facts: Mapping[str, Any], layout: Layout) -> list[str]:
 
 
 def grid_lines(facts: Mapping[str, Any], width: int) -> list[str]:
-    """A row per pipeline rank, a column per group of readers, the processes of a group in a
+    """A row per pipeline rank, a column per data-parallel rank, the processes of a group in a
     cell.
     """
     cells: dict[tuple[int, int, int], list[list[int]]] = {}
@@ -212,11 +212,11 @@ def _batch_lines(facts: Mapping[str, Any]) -> list[str]:
     lines = ["", "Batch of one step"]
     for stage in facts["batch"]:
         begin = f"from step {stage['step']:,}: " if len(facts["batch"]) > 1 else ""
-        numbers, readers = stage["micro_batches"], stage["readers"]
+        numbers, dp_size = stage["micro_batches"], stage["readers"]
         equal = len(set(numbers)) == 1
         each = f"{numbers[0]:,}" if equal else f"{', '.join(map(str, numbers))} (by replica)"
         each += f" micro-batch{'es' if max(numbers) > 1 else ''} of {stage['micro_sequences']:,}"
-        each = f"{readers:,} readers x {each}" if readers > 1 else each
+        each = f"{dp_size:,} data-parallel ranks x {each}" if dp_size > 1 else each
         lines.append(
             f"  {begin}{stage['sequences']:,} sequences = {stage['tokens']:,} tokens; {each}"
         )

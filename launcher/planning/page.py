@@ -34,12 +34,12 @@ def page(
 ) -> str:
     """Return the page; `rows` as of `plan_table.row`, `tokens` of the whole run."""
     best = answer.best
-    found = best.prediction
+    prediction = best.prediction
     works, drawn, number = pipeline_works(question, best)
-    said = "".join(
+    summary = "".join(
         f"<li>{escape(line)}</li>" for line in plan_words.lines(question, answer, tokens)
     )
-    low, high = found.interval_s
+    low, high = prediction.interval_s
     each = "one pipeline rank" if best.layout.pp == 1 else f"{best.layout.pp} pipeline ranks"
     drawn_of = f"{number}" if drawn == number else f"The first {drawn} of {number}"
     batches = "micro-batch" if number == 1 else "micro-batches"
@@ -49,13 +49,13 @@ def page(
         f"Plan of {name}",
         [
             table([_headed(row) for row in rows], _cell),
-            f"<ul>{said}</ul>",
+            f"<ul>{summary}</ul>",
             f"<h2>Layout 1: {escape(words(best))}</h2>",
-            f"<p>A step takes {found.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
-            shares_html(found.parts, "s"),
-            f"<p>The fullest device holds {found.memory_gib:.1f} of "
-            f"{found.capacity_gib:.1f} GiB.</p>",
-            shares_html(found.memory_parts, "GiB"),
+            f"<p>A step takes {prediction.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
+            shares_html(prediction.parts, "s"),
+            f"<p>The fullest device holds {prediction.memory_gib:.1f} of "
+            f"{prediction.capacity_gib:.1f} GiB.</p>",
+            shares_html(prediction.memory_parts, "GiB"),
             f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
             "predicted.</p>",
             legend(works),

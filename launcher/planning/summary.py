@@ -128,19 +128,19 @@ def plain(
     """Return a plan as JSON has it."""
     layouts = []
     for row, choice in zip(rows, answer.choices, strict=True):
-        found = choice.prediction
+        prediction = choice.prediction
         layouts.append(
             {
                 **row,
                 "settings": plan_table.section(choice),
-                "step_time_s": found.step_time_s,
-                "interval_s": list(found.interval_s),
-                "memory_gib": found.memory_gib,
-                "capacity_gib": found.capacity_gib,
-                "parts_s": dict(found.parts),
-                "memory_parts_gib": dict(found.memory_parts),
+                "step_time_s": prediction.step_time_s,
+                "interval_s": list(prediction.interval_s),
+                "memory_gib": prediction.memory_gib,
+                "capacity_gib": prediction.capacity_gib,
+                "parts_s": dict(prediction.parts),
+                "memory_parts_gib": dict(prediction.memory_parts),
                 "transports": plan_table.transports(choice),
-                "trust": list(found.trust),
+                "trust": list(prediction.trust),
             }
         )
     return {

@@ -30,20 +30,22 @@ TRANSFERS = ("tensor", "context", "experts", "pipeline_send", "data_parallel")
 
 
 def row(number: int, choice: RankedLayout, tokens: float) -> dict[str, Any]:
-    found, cost = choice.prediction, bill(choice, tokens)
-    low, high = found.interval_s
-    exposed = sum(found.parts.get(name, 0.0) for name in TRANSFERS)
-    free = found.capacity_gib - found.memory_gib
+    prediction, cost = choice.prediction, bill(choice, tokens)
+    low, high = prediction.interval_s
+    exposed = sum(prediction.parts.get(name, 0.0) for name in TRANSFERS)
+    free = prediction.capacity_gib - prediction.memory_gib
     return {
         "number": number,
         "layout": words(choice),
         "on": machines(choice),
-        "time": f"{found.step_time_s:.3g} ({low:.3g}–{high:.3g})",
-        "tokens_per_s": round(found.tokens_per_s),
-        "mfu_percent": round(100 * found.mfu, 1),
-        "memory": f"{found.memory_gib:.1f} ({free:.1f} free)",
-        "bubble_percent": round(100 * found.parts.get("bubble", 0.0) / found.step_time_s, 1),
-        "exposed_percent": round(100 * exposed / found.step_time_s, 1),
+        "time": f"{prediction.step_time_s:.3g} ({low:.3g}–{high:.3g})",
+        "tokens_per_s": round(prediction.tokens_per_s),
+        "mfu_percent": round(100 * prediction.mfu, 1),
+        "memory": f"{prediction.memory_gib:.1f} ({free:.1f} free)",
+        "bubble_percent": round(
+            100 * prediction.parts.get("bubble", 0.0) / prediction.step_time_s, 1
+        ),
+        "exposed_percent": round(100 * exposed / prediction.step_time_s, 1),
         "days": cost.days,
         "device_hours": round(cost.device_hours, 1),
         "price": None if cost.price is None else round(cost.price, 2),

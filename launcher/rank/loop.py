@@ -126,10 +126,10 @@ def roll_back(job: TrainingJob, step: int) -> None:
     The steps stay in the ledger of a new segment, marked as not applied.
     """
     job.checkpoints.wait()
-    known = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
-    if not known:
+    saved_steps = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
+    if not saved_steps:
         return
-    manifest = load(job.checkpoints, job.engine, known[-1])
+    manifest = load(job.checkpoints, job.engine, saved_steps[-1])
     job.ledger.close()
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
     if job.world.rank == 0:
@@ -137,15 +137,15 @@ def roll_back(job: TrainingJob, step: int) -> None:
             job.run.ledger,
             manifest["segment"],
             job.segment.attempt,
-            known[-1],
+            saved_steps[-1],
             job.world.size,
             hashes,
         )
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
-    for left_out in range(known[-1], step + 1):
+    for left_out in range(saved_steps[-1], step + 1):
         job.note(job.feed.read(left_out).record, applied=False)
-    job.metrics.log("event", step + 1, event="rollback", to_step=known[-1])
+    job.metrics.log("event", step + 1, event="rollback", to_step=saved_steps[-1])
 
 
 class BadRun(RuntimeError):

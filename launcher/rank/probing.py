@@ -143,7 +143,7 @@ class ProbeSet:
                 raise Interrupted
 
         scored = engine.score if member is None else partial(engine.score, member=member)
-        found = {
+        scores = {
             name: score_items(
                 self.items[name],
                 scored,
@@ -156,7 +156,7 @@ class ProbeSet:
             for name in self.names(step)
         }
         engine.finish_scoring()
-        return found
+        return scores
 
     def means(self, scores: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
         """Return the mean of every outcome series per arm, for the metrics file and W&B.

@@ -151,7 +151,7 @@ def definition_deviations(
     run: RunDir, sha256: str, settings: RunSettings, definition: dict[str, Any]
 ) -> list[str]:
     """Return every sign that the definition was changed after step 1."""
-    found = []
+    deviations = []
     keepers = {"the run's manifest": read_json(run.manifest)["definition_sha256"]}
     for segment in read_segments(run.ledger):
         keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
@@ -160,7 +160,7 @@ def definition_deviations(
         keepers[f"the checkpoint after step {step:,}"] = manifest["definition_sha256"]
     differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
     if differing:
-        found.append(
+        deviations.append(
             f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was "
             "frozen with"
         )
@@ -168,7 +168,7 @@ def definition_deviations(
         specs, problems = specs_of(settings, Library(run.plugins))
         now = {spec.name: canonical_json(spec.to_json()) for spec in specs}
     except OSError as error:
-        return [*found, f"a file of items cannot be read any more ({error.filename})"]
+        return [*deviations, f"a file of items cannot be read any more ({error.filename})"]
     frozen = {
         entry["spec"]["name"]: canonical_json(entry["spec"]) for entry in definition["experiments"]
     }
@@ -177,8 +177,10 @@ def definition_deviations(
     )
     if changed or problems:
         what = ", ".join(changed) or "; ".join(str(problem) for problem in problems)
-        found.append(f"the settings now define {what} differently; the frozen definition is used")
-    return found
+        deviations.append(
+            f"the settings now define {what} differently; the frozen definition is used"
+        )
+    return deviations
 
 
 def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question]) -> list[str]:

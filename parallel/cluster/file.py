@@ -291,11 +291,11 @@ def _plausible_nic(reader: MappingReader, rate_gb_s: float, word: str) -> None:
 
 
 def _links(problems: list[Problem], values: Any, names: list[str]) -> dict[tuple[str, str], Link]:
-    found: dict[tuple[str, str], Link] = {}
+    links: dict[tuple[str, str], Link] = {}
     if not is_sequence(values):
         why = f"{values!r} is not a list of links between groups"
         problems.append(Problem("links", why))
-        return found
+        return links
     for i, one in enumerate(values):
         reader = _Reader(one, f"links[{i}]", problems, ("between", *_LINK_KEYS))
         ends = reader.values.get("between")
@@ -308,12 +308,12 @@ def _links(problems: list[Problem], values: Any, names: list[str]) -> dict[tuple
         word, latency = _network(reader)
         measured = bool(reader.values.get("measured", False))
         link = Link(_rate_gb_s(reader), latency, word, measured)
-        found[pair(str(ends[0]), str(ends[1]))] = link
+        links[pair(str(ends[0]), str(ends[1]))] = link
     for one, other in combinations(sorted(set(names)), 2):
-        if (one, other) not in found:
+        if (one, other) not in links:
             why = (
                 f"say nothing of {one} and {other}; add {{between: [{one}, {other}], gbit_s: 10, "
                 f"latency_us: 500, kind: ethernet}}"
             )
             problems.append(Problem("links", why))
-    return found
+    return links

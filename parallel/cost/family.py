@@ -88,7 +88,7 @@ def nested_cost(
     # Memory is always that of the whole: its weights and state stay where they are, whichever
     # member trains.
     base = Predictor(whole, cluster, training, traits, constants).predict(layout)
-    told: dict[str, Prediction] = {}
+    predictions: dict[str, Prediction] = {}
     steps: dict[str, float] = {}
     for member in members:
         own = layout
@@ -96,13 +96,13 @@ def nested_cost(
         if member.model.n_layers != whole.n_layers and layout.stage_layers:
             own = Layout(**{**layout.__dict__, "stage_layers": ()})
         found = Predictor(member.model, cluster, training, traits, constants).predict(own)
-        told[member.name] = found
+        predictions[member.name] = found
         # Gradients and update are those of all shared weights, whichever member was trained.
         more = sum(max(0.0, base.parts[name] - found.parts[name]) for name in WHOLE)
         steps[member.name] = found.step_time_s + more
     time_s = sum(member.share * steps[member.name] for member in members)
-    alone_s = sum(member.share * told[member.name].step_time_s for member in members)
-    return FamilyCost(steps, time_s, alone_s, base.memory_gib, base.fits, told)
+    alone_s = sum(member.share * predictions[member.name].step_time_s for member in members)
+    return FamilyCost(steps, time_s, alone_s, base.memory_gib, base.fits, predictions)
 
 
 def progressive_cost(
@@ -114,18 +114,18 @@ def progressive_cost(
     """Return what a progressive family costs: `alone_s` trains every stage's model from scratch on
     all tokens up to its end.
     """
-    told: dict[str, Prediction] = {}
+    predictions: dict[str, Prediction] = {}
     steps: dict[str, float] = {}
     time_s = alone_s = before = 0.0
     for stage in stages:
         found = Predictor(stage.model, cluster, stage.training, traits, constants).predict(
             stage.layout
         )
-        told[stage.name] = found
+        predictions[stage.name] = found
         steps[stage.name] = found.step_time_s
         before += stage.tokens
         time_s += stage.tokens / found.tokens_per_s
         alone_s += before / found.tokens_per_s
-    memory_gib = max(found.memory_gib for found in told.values())
-    fits = all(found.fits for found in told.values())
-    return FamilyCost(steps, time_s, alone_s, memory_gib, fits, told)
+    memory_gib = max(found.memory_gib for found in predictions.values())
+    fits = all(found.fits for found in predictions.values())
+    return FamilyCost(steps, time_s, alone_s, memory_gib, fits, predictions)

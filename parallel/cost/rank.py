@@ -201,8 +201,8 @@ class RankCosts:
         """Return numbers that stand for a stage's groups within a replica, for those of its data,
         and for its hop, in keys.
         """
-        found = self._numbered.get(id(stage))
-        if found is None:
+        numbered = self._numbered.get(id(stage))
+        if numbered is None:
             experts = (stage.expert_data, stage.expert_replicas)
             keys: tuple[tuple[CommGroup, ...], ...] = (
                 (stage.tp, stage.cp, stage.ep, stage.etp),
@@ -211,8 +211,8 @@ class RankCosts:
             )
             known = self._numbers
             one, two, three = (known.setdefault(key, len(known)) for key in keys)
-            found = self._numbered[id(stage)] = stage, (one, two, three)  # kept alive for its id
-        return found[1]
+            numbered = self._numbered[id(stage)] = stage, (one, two, three)  # kept alive for its id
+        return numbered[1]
 
     def block(
         self, layout: Layout, stage: StageGroups, group: int, has_experts: bool

@@ -102,7 +102,7 @@ def strides(layout: Layout) -> dict[str, tuple[int, int]]:
 
 def _uniform(cluster: Cluster, layout: Layout) -> Topology:
     group = cluster.groups[0]
-    found = {name: strided(group, *where) for name, where in strides(layout).items()}
+    groups = {name: strided(group, *where) for name, where in strides(layout).items()}
     shares = layout.shares or (1,) * layout.dp_replicate
     # The replica with most micro-batches is the one that the others wait for.
     share = max(shares) * layout.dp_replicate / sum(shares)
@@ -114,7 +114,7 @@ def _uniform(cluster: Cluster, layout: Layout) -> Topology:
         if near not in kinds:
             ends = (2, 1) if near else (1, 2)
             hop = CommGroup(2, *ends, group.intra_node, group.inter_node)
-            kinds[near] = StageGroups((0,), **found, hop=hop)
+            kinds[near] = StageGroups((0,), **groups, hop=hop)
         stages.append(kinds[near])
     return Topology(tuple(stages), (ReplicaKind(share, ((0,),) * layout.pp),))
 
@@ -217,7 +217,7 @@ def _speed(one: CommGroup) -> tuple[float, float]:
 def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[ReplicaKind, ...]:
     shares = layout.shares or (1,) * layout.dp_replicate
     size = layout.stage_ranks // layout.dp_replicate
-    found: dict[tuple[tuple[int, ...], ...], float] = {}
+    largest_share: dict[tuple[tuple[int, ...], ...], float] = {}
     for replica, share in enumerate(shares):
         groups = []
         for number in range(layout.pp):
@@ -227,5 +227,5 @@ def _columns(layout: Layout, group_of: Sequence[int]) -> tuple[ReplicaKind, ...]
         # largest share of the step.
         key = tuple(groups)
         part = share * layout.dp_replicate / sum(shares)
-        found[key] = max(part, found.get(key, 0.0))
-    return tuple(ReplicaKind(share, groups) for groups, share in found.items())
+        largest_share[key] = max(part, largest_share.get(key, 0.0))
+    return tuple(ReplicaKind(share, groups) for groups, share in largest_share.items())

@@ -310,19 +310,19 @@ class NativeEngine(TensorState):
                 mine[name] = value.cpu().clone()
         return self._gather_stages(mine)
 
-    def _gather_stages(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _gather_stages(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the weights of every stage to rank 0, tensor by tensor."""
         sends = self.speaks() and self.world.rank != 0
-        shapes = {name: tuple(value.shape) for name, value in mine.items()} if sends else {}
-        told: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
-        dist.all_gather_object(told, shapes, group=self.world.control)
-        for source, parts in enumerate(told):
+        shapes = {name: tuple(value.shape) for name, value in parameters.items()} if sends else {}
+        shapes_of: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
+        dist.all_gather_object(shapes_of, shapes, group=self.world.control)
+        for source, parts in enumerate(shapes_of):
             for name, shape in parts.items():
                 if self.world.rank == source:
-                    dist.send(mine[name], 0, group=self.world.control)
-                elif self.world.rank == 0 and name not in mine:
-                    mine[name] = torch.empty(shape)
-                    dist.recv(mine[name], source, group=self.world.control)
+                    dist.send(parameters[name], 0, group=self.world.control)
+                elif self.world.rank == 0 and name not in parameters:
+                    parameters[name] = torch.empty(shape)
+                    dist.recv(parameters[name], source, group=self.world.control)
                 elif self.world.rank == 0:
                     dist.recv(torch.empty(shape), source, group=self.world.control)
-        return mine if self.world.rank == 0 else {}
+        return parameters if self.world.rank == 0 else {}

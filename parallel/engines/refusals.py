@@ -8,16 +8,16 @@ from motet.parallel.layout.layout import Layout
 
 def refusals(layout: Layout, config: ModelConfig) -> list[str]:
     """Return why a layout cannot train members of a family beside the whole model, in words."""
-    found = []
+    reasons = []
     if layout.engine != "native":
-        found.append(f"layout.engine={layout.engine} trains whole models only; use native")
+        reasons.append(f"layout.engine={layout.engine} trains whole models only; use native")
     if layout.pp > 1:
-        found.append(
+        reasons.append(
             f"layout.pp={layout.pp}: a member leaves out layers, and stages of a pipeline would "
             "wait for each other; use pp=1"
         )
     if len(set(layout.shares)) > 1:
-        found.append("layout.shares: replicas must take equally many micro-batches")
+        reasons.append("layout.shares: replicas must take equally many micro-batches")
     if config.n_experts:
-        found.append("model.n_experts: the balance of experts counts whole models only")
-    return found
+        reasons.append("model.n_experts: the balance of experts counts whole models only")
+    return reasons

@@ -58,22 +58,26 @@ class TensorState:
 
     def export_state(self) -> Iterator[tuple[str, WeightState]]:
         """See `Engine.export_state`."""
-        mine = self._held()
-        told: list[dict[str, dict[str, tuple[int, ...]]]] = [{}] * self.world.size
+        states = self._held()
+        shapes_of: list[dict[str, dict[str, tuple[int, ...]]]] = [{}] * self.world.size
         if self.world.size > 1:
             shapes = {
                 name: {key: tuple(value.shape) for key, value in parts.items()}
-                for name, parts in mine.items()
+                for name, parts in states.items()
             }
             speaks = shapes if self.speaks() else {}
-            dist.all_gather_object(told, speaks, group=self.world.control)
-        everywhere = self.world.size == 1 or set(told[0]) >= {n for held in told for n in held}
-        source = {name: rank for rank, held in reversed(list(enumerate(told))) for name in held}
-        for name in mine if everywhere else sorted(source):
-            parts = {key: whole(value).cpu().clone() for key, value in mine.get(name, {}).items()}
+            dist.all_gather_object(shapes_of, speaks, group=self.world.control)
+        everywhere = self.world.size == 1 or set(shapes_of[0]) >= {
+            n for held in shapes_of for n in held
+        }
+        source = {
+            name: rank for rank, held in reversed(list(enumerate(shapes_of))) for name in held
+        }
+        for name in states if everywhere else sorted(source):
+            parts = {key: whole(value).cpu().clone() for key, value in states.get(name, {}).items()}
             if not everywhere:  # a stage of a pipeline holds it: its first rank sends it to all
                 parts = parts or {
-                    key: torch.empty(shape) for key, shape in told[source[name]][name].items()
+                    key: torch.empty(shape) for key, shape in shapes_of[source[name]][name].items()
                 }
                 for key in sorted(parts):
                     dist.broadcast(parts[key], source[name], group=self.world.control)

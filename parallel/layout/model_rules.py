@@ -26,13 +26,13 @@ def _stage_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     """Every stage holds a layer; the first and the last may hold just the embedding and the head,
     if written so.
     """
-    found = []
+    broken = []
     if model.tied_embeddings and layout.pp > 1:
         why = (
             f"true keeps embedding and head in one matrix, but layout.pp={layout.pp} holds them on "
             "different ranks; set false, or pp=1"
         )
-        found.append(("model.tied_embeddings", why))
+        broken.append(("model.tied_embeddings", why))
     n_layers, stages, written = model.n_layers, layout.stages, layout.stage_layers
     if stages > n_layers + (2 if written else 0):
         virtual = layout.virtual_stages
@@ -44,13 +44,13 @@ def _stage_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
             f"{n_layers} layers; "
             f"{nearest_text(near, 'lower layout.virtual_stages as well')}"
         )
-        found.append(("layout.pp", why))
+        broken.append(("layout.pp", why))
     whys = _written_stage_problems(written, n_layers, stages) if written else []
     if whys:
         balanced = list(balanced_stages(n_layers, stages, head_in_layers(model)))
         fit = f"; {balanced} fits" if stages <= n_layers else ""
-        found.append(("layout.stage_layers", f"{list(written)} {' and '.join(whys)}{fit}"))
-    return found
+        broken.append(("layout.stage_layers", f"{list(written)} {' and '.join(whys)}{fit}"))
+    return broken
 
 
 def _written_stage_problems(written: Sequence[int], n_layers: int, stages: int) -> list[str]:
@@ -93,13 +93,13 @@ def _expert_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
             for name in ("ep", "etp")
             if getattr(layout, name) > 1
         ]
-    found = []
+    broken = []
     if layout.tp > 1 and not layout.sequence_parallel:
         why = (
             f"false with layout.tp={layout.tp}: experts take each token from one rank only; set "
             "true"
         )
-        found.append(("layout.sequence_parallel", why))
+        broken.append(("layout.sequence_parallel", why))
     inside = layout.fsdp * layout.tp
     ep, etp = layout.ep, layout.etp
 
@@ -111,12 +111,12 @@ def _expert_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
     if whys["ep"]:
         near = nearest(ep, lambda n: fits(n, etp), 1, inside)
         told = nearest_text(near, f"no ep fits with etp={etp}")
-        found.append(("layout.ep", f"{ep} {' and '.join(whys['ep'])}; {told}"))
+        broken.append(("layout.ep", f"{ep} {' and '.join(whys['ep'])}; {told}"))
     if whys["etp"]:
         near = nearest(etp, lambda n: fits(ep, n), 1, inside)
         told = nearest_text(near, f"no etp fits with ep={ep}")
-        found.append(("layout.etp", f"{etp} {' and '.join(whys['etp'])}; {told}"))
-    return found
+        broken.append(("layout.etp", f"{etp} {' and '.join(whys['etp'])}; {told}"))
+    return broken
 
 
 def _expert_reasons(layout: Layout, model: ModelConfig) -> dict[str, list[str]]:

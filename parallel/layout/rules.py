@@ -48,21 +48,21 @@ def problems(
             `batch.ramp`.
         world_size: ranks that are started; None: as many as the layout wants.
     """
-    found = _value_problems(layout)
-    if found:
-        return found
-    found += [] if world_size is None else _world_problems(layout, world_size)
-    found += [*_engine_problems(layout), *_placement_problems(layout)]
+    broken = _value_problems(layout)
+    if broken:
+        return broken
+    broken += [] if world_size is None else _world_problems(layout, world_size)
+    broken += [*_engine_problems(layout), *_placement_problems(layout)]
     if (
         layout.engine != "native"
     ):  # a degree that the engine does not have needs no second complaint
         layout = replace(layout, tp=1, pp=1, cp=1, ep=1, etp=1)
-    found += _schedule_problems(layout)
-    found += _sequence_problems(layout, sequence_length)
+    broken += _schedule_problems(layout)
+    broken += _sequence_problems(layout, sequence_length)
     if model is not None:
-        found += model_problems(layout, model)
+        broken += model_problems(layout, model)
     shares = _share_problems(layout)
-    return found + (shares or _batch_problems(layout, batch_sizes))
+    return broken + (shares or _batch_problems(layout, batch_sizes))
 
 
 def step_unit(layout: Layout) -> int:
@@ -136,7 +136,7 @@ def _engine_problems(layout: Layout) -> list[BrokenRule]:
     """DeepSpeed and Accelerate divide data and weights; everything else is the native engine's."""
     if layout.engine == "native":
         return []
-    found = [
+    broken = [
         (
             f"layout.{name}",
             f"{getattr(layout, name)} is more than layout.engine={layout.engine} can do; nearest: "
@@ -150,15 +150,15 @@ def _engine_problems(layout: Layout) -> list[BrokenRule]:
             f"{list(layout.shares)} differ, and layout.engine={layout.engine} gives every rank as "
             "much; leave them out"
         )
-        found.append(("layout.shares", why))
+        broken.append(("layout.shares", why))
     if layout.engine == "accelerate" and layout.dp_replicate > 1 and layout.dp_shard > 1:
         why = (
             f"{layout.dp_replicate} with layout.dp_shard={layout.dp_shard}: "
             "layout.engine=accelerate shards over all ranks (dp_replicate=1) or "
             "over none (dp_shard=1); set one of them to 1, or layout.engine=native"
         )
-        found.append(("layout.dp_replicate", why))
-    return found
+        broken.append(("layout.dp_replicate", why))
+    return broken
 
 
 def _schedule_problems(layout: Layout) -> list[BrokenRule]:
@@ -257,7 +257,7 @@ def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[BrokenRu
     def fits(units: int) -> bool:
         return all(schedule_takes(layout, n) for n in micro_batches(layout, units * unit))
 
-    found = []
+    broken = []
     for i, sequences in enumerate(batch_sizes):
         if sequences % unit == 0 and fits(sequences // unit):
             continue
@@ -267,8 +267,8 @@ def _batch_problems(layout: Layout, batch_sizes: Sequence[int]) -> list[BrokenRu
         above = next(n for n in range(units + 1, units + 2 * layout.pp + 1) if fits(n))
         near = nearest_text([n * unit for n in (below, above) if n])
         why = f"{_why_not(layout, sequences)}; {near}"
-        found.append((f"batch.ramp.{i - 1}.sequences" if i else "batch.sequences", why))
-    return found
+        broken.append((f"batch.ramp.{i - 1}.sequences" if i else "batch.sequences", why))
+    return broken
 
 
 def _why_not(layout: Layout, sequences: int) -> str:

@@ -79,19 +79,19 @@ def weights(model: ModelConfig, layout: Layout, stage: int = 0) -> list[Weight]:
         stage: pipeline rank.
     """
     layers = layout.layers_of_stages(model)
-    found: list[Weight] = []
+    held: list[Weight] = []
     for number in layout.stages_of(stage):
         # Each stage is wrapped by itself.
         root = "root" if layout.virtual_stages == 1 else f"root {number}"
         if number == 0:
-            found += [_held(spec, layout, root) for spec in first_weights(model)]
+            held += [_held(spec, layout, root) for spec in first_weights(model)]
         for layer in layers[number]:
             for spec in block_weights(model, layer):
                 unit = f"experts {layer}" if spec.is_expert else f"block {layer}"
-                found.append(_held(spec, layout, unit, f"blocks.{layer}."))
+                held.append(_held(spec, layout, unit, f"blocks.{layer}."))
         if number == layout.stages - 1:
-            found += [_held(spec, layout, root) for spec in last_weights(model)]
-    return found
+            held += [_held(spec, layout, root) for spec in last_weights(model)]
+    return held
 
 
 def _held(spec: WeightSpec, layout: Layout, unit: str, prefix: str = "") -> Weight:

@@ -59,15 +59,15 @@ class Frontier:
         inside its own.
         """
         key = core._replace(ep=1, etp=1), ranks
-        found = self._sends.get(key)
-        if found is None:
+        seconds = self._sends.get(key)
+        if seconds is None:
             predictor, groups = self.context.predictor, range(len(self.question.cluster.groups))
             layout = skeleton(core, (1, core.ep * core.etp), 2, "none", ScheduleChoice("1f1b", 1))
-            found = np.zeros((len(groups), len(groups) + 1))
+            seconds = np.zeros((len(groups), len(groups) + 1))
             for g in groups:
                 stage = self.context.lines.stub(layout, g, ranks)
                 kept = StageShape(1 - self.most, self.most, False, False)
-                found[g, -1] = found[g, g] = predictor.rank(layout, stage, kept, g).send_s
+                seconds[g, -1] = seconds[g, g] = predictor.rank(layout, stage, kept, g).send_s
                 for other in groups:
                     if other != g:
                         # All ranks of a stage send at the same time and share the link between the
@@ -75,9 +75,9 @@ class Frontier:
                         # odd.
                         hop = crossing_of(predictor.cluster, sorted((g, other)), 2, ranks)
                         sent = predictor.rank(layout, replace(stage, hop=hop), kept, g).send_s
-                        found[g, other] = max(sent, found[g, -1])
-            self._sends[key] = found
-        return found
+                        seconds[g, other] = max(sent, seconds[g, -1])
+            self._sends[key] = seconds
+        return seconds
 
     def slowest(
         self, done: WorkBound, core: InnerDegrees, dp_ranks: int, found: np.ndarray
@@ -116,21 +116,21 @@ class Frontier:
         """
         # Schedules differ in how many micro-batches a rank keeps: the most layers that they leave
         # room for are bounds of their own.
-        n, found, pp = (
+        n, counts, pp = (
             self.question.micro_batches(core, dp_ranks),
             rows.counts,
             rows.counts.sum(axis=1),
         )
         # From the end of the pipeline, where ranks keep least; other schedules keep more
         # (`memory.micro_batches_held`).
-        most = rooms[np.arange(found.shape[1]), found]
+        most = rooms[np.arange(counts.shape[1]), counts]
         each = np.diff(rooms, axis=1)[:, pp - 1].T
         few = self._room_of(core, dp_ranks, np.minimum(n, (pp + 1) / 2), recompute).T
-        apart = found * each
+        apart = counts * each
         return {
             "1f1b": most,
             "gpipe": most,
-            "interleaved_1f1b": np.minimum(most, found * few),
+            "interleaved_1f1b": np.minimum(most, counts * few),
             "interleaved_zero_bubble": apart,
             "zbv_zero_bubble": apart,
         }

@@ -79,22 +79,22 @@ class Lines:
         """
         predictor, whole = self.predictor, self.predictor.cluster.groups[group]
         degrees = layout.tp, layout.cp, layout.ep, layout.etp, layout.dp_shard, layout.dp_replicate
-        found = self._stubs.get((*degrees, group))
-        if found is None:
+        stubs = self._stubs.get((*degrees, group))
+        if stubs is None:
             parts = {name: strided(whole, *where) for name, where in strides(layout).items()}
             # The next stage is on this node or on the next one. Bounds take the faster way, as a
             # placement that has it may exist.
             hops = strided(whole, 2, whole.devices_per_node), strided(whole, 2, 1)
-            found = self._stubs[*degrees, group] = [
+            stubs = self._stubs[*degrees, group] = [
                 StageGroups((group,), **parts, hop=h) for h in hops
             ]
         # Two stages do not fit on one node, so that they never send inside one.
         if 2 * ranks > whole.devices_per_node:
-            return found[0]
+            return stubs[0]
         tokens = layout.micro_sequences * predictor.training.sequence_length / layout.cp
         size = tokens * predictor.model.d_model * predictor.costs[group].value / layout.tp
         own = predictor.constants[group]
-        return min(found, key=lambda stage: stage.hop.send_s(size, own))
+        return min(stubs, key=lambda stage: stage.hop.send_s(size, own))
 
     def _points(self, first: bool, last: bool) -> tuple[StageShape, StageShape, StageShape]:
         """Return a point, and the same with a dense layer and with a layer with experts more (if
@@ -132,14 +132,14 @@ class Lines:
             layout: with one virtual stage.
         """
         key = (*key, group, first, last)
-        found = self._ranks.get(key)
-        if found is None:
+        lines = self._ranks.get(key)
+        if lines is None:
             points = self._points(first, last)
             read = {
                 point: self.predictor.rank(layout, stage, point, group) for point in set(points)
             }
             ranks = [read[point] for point in points]
-            found = self._ranks[key] = RankLines(
+            lines = self._ranks[key] = RankLines(
                 self._line([sum(one.forward) for one in ranks]),
                 self._line([sum(one.backward) for one in ranks]),
                 self._line([one.weight_s for one in ranks]),
@@ -147,7 +147,7 @@ class Lines:
                 self._line([one.sync_s for one in ranks]),
                 self._line([one.optimizer_s for one in ranks]),
             )
-        return found
+        return lines
 
     def held(
         self, key: tuple[object, ...], layout: Layout, group: int, first: bool, last: bool
@@ -157,8 +157,8 @@ class Lines:
         Memory does not ask which links there are.
         """
         key = (*key, group, first, last)
-        found = self._held.get(key)
-        if found is None:
+        lines = self._held.get(key)
+        if lines is None:
             predictor, at = self.predictor, layout.pp - 1  # that rank holds one micro-batch
             stage = self.stub(layout, group)
             points = self._points(first, last)
@@ -177,8 +177,8 @@ class Lines:
             # often as a schedule keeps it.
             fixed = (whole[0], whole[1] - saved[1], whole[2] - saved[2])
             capacity = read[points[0]][1]
-            found = self._held[key] = MemoryLines(fixed, (0.0, saved[1], saved[2]), capacity)
-        return found
+            lines = self._held[key] = MemoryLines(fixed, (0.0, saved[1], saved[2]), capacity)
+        return lines
 
 
 def layers_that_fit(
@@ -243,18 +243,18 @@ class GroupLines:
         model.
         """
         key = core, recompute, at
-        found = self._ranks.get(key)
-        if found is None:
+        costs = self._ranks.get(key)
+        if costs is None:
             layout = skeleton(
                 core, (1, core.ep * core.etp), 2, recompute, ScheduleChoice("1f1b", 1)
             )
             ends = {"inner": (False, False), "head": (False, True), "both": (True, True)}[at]
             predictor, named = self.lines.predictor, ("inner", core, recompute)
-            found = self._ranks[key] = [
+            costs = self._ranks[key] = [
                 self.lines.rank(named, layout, self.lines.stub(layout, g), g, *ends)
                 for g in range(len(predictor.cluster.groups))
             ]
-        return found
+        return costs
 
     def cost(
         self, core: InnerDegrees, recompute: str, way: ScheduleChoice, sends: np.ndarray

@@ -117,25 +117,25 @@ class OpenDegrees:
     def _look(self) -> None:
         """Look at every assignment and schedule, in no order of groups."""
         counts, limit_s = self.record.counts, self.record.limit_s
-        found = self.frontier.assignments(self.core, self.dp_ranks)
+        rows = self.frontier.assignments(self.core, self.dp_ranks)
         runs = np.isfinite(self.quick_s)
         counts["micro-batches"] += int((~runs).sum())
         self.record.looked += int(runs.sum())
         quick = self.quick_s < limit_s
         counts["slower"] += int((runs & ~quick).sum())
-        found, self.quick_s = self._roomy(found[quick]), np.zeros(0)
-        if not len(found):
+        rows, self.quick_s = self._roomy(rows[quick]), np.zeros(0)
+        if not len(rows):
             self.bound_s = math.inf
             return
         tables = [
-            BoundTable(self.frontier, self.core, self.dp_ranks, name, found) for name in self.names
+            BoundTable(self.frontier, self.core, self.dp_ranks, name, rows) for name in self.names
         ]
         for table in tables:
             table.look()
         least_s = np.min([table.least_s.min(axis=0) for table in tables], axis=0)
         open_ = np.flatnonzero(least_s < limit_s)
-        counts["slower"] += len(found) - len(open_)
-        self.found, self.tables = found[open_], [table.some(open_) for table in tables]
+        counts["slower"] += len(rows) - len(open_)
+        self.found, self.tables = rows[open_], [table.some(open_) for table in tables]
         self.bound_s = float(least_s.min(initial=math.inf))
 
     def _ordered(self, at: np.ndarray) -> Iterator[SearchNode]:

@@ -232,18 +232,18 @@ def stage_layers(
     would have none.
     """
     out = [0] * stages
-    for count, mine in zip(counts, stages_of, strict=True):
-        inner = [stage for stage in mine if 0 < stage < stages - 1]
+    for count, stages_here in zip(counts, stages_of, strict=True):
+        inner = [stage for stage in stages_here if 0 < stage < stages - 1]
         for stage in inner:
             out[stage] = 1
         left = count - len(inner)
         if left < 0:
             return None
         while left:
-            stage = min(mine, key=lambda s: (out[s], s in (0, stages - 1)))
+            stage = min(stages_here, key=lambda s: (out[s], s in (0, stages - 1)))
             # One by one, so that stages of a rank stay even; with one stage all at once, which is
             # the same and quick.
-            more = 1 if len(mine) > 1 else left
+            more = 1 if len(stages_here) > 1 else left
             out[stage] += more
             left -= more
     return tuple(out)
@@ -312,19 +312,19 @@ def rest(
         stages_of: stages of every rank.
         layers: with experts.
     """
-    dense, known = [], {}
+    dense, costs = [], {}
     out, most = [], []
     for rank, (load, own, count) in enumerate(zip(loads, kept, held, strict=True)):
-        mine = stages_of[rank]
-        here = sum(front[stage] for stage in mine if stage < len(front))
+        stages_here = stages_of[rank]
+        here = sum(front[stage] for stage in stages_here if stage < len(front))
         # Layers are in order: a stage behind which dense layers follow can hold none with experts.
-        full = all(stage < len(front) - 1 for stage in mine)
-        least = sum(0 < stage < stages - 1 and stage >= len(front) for stage in mine)
+        full = all(stage < len(front) - 1 for stage in stages_here)
+        least = sum(0 < stage < stages - 1 and stage >= len(front) for stage in stages_here)
         dense.append(here)
         key = id(load), here, least
-        if key not in known:
-            known[key] = _with_dense(load, here, least)
-        out.append(known[key])
+        if key not in costs:
+            costs[key] = _with_dense(load, here, least)
+        out.append(costs[key])
         left = own.capacity - own.bytes(here, 0, count)
         each = own.fixed[2] + count * own.saved[2]
         # Negative room means that the dense layers alone are too much: -1 can never hold what it

@@ -110,7 +110,7 @@ def _smallest(q: PlanQuestion, recompute: str) -> Iterator[tuple[int, Layout]]:
 
 def remedies(question: PlanQuestion) -> list[str]:
     """Return changes that make a model fit that does not: each alone, the smallest of each kind."""
-    found = []
+    ways = []
     for name, word in (
         ("micro_sequences", "a smaller micro-batch"),
         ("recompute", "recomputation"),
@@ -118,15 +118,15 @@ def remedies(question: PlanQuestion) -> list[str]:
         if name in question.fixed:
             fixed = {k: v for k, v in question.fixed.items() if k != name}
             if _fits(replace(question, fixed=fixed)):
-                found.append(f"{word}: leave layout.{name} to the search")
+                ways.append(f"{word}: leave layout.{name} to the search")
     if "deepspeed" not in question.engines or question.fixed.get("offload") == "none":
         fixed = {k: v for k, v in question.fixed.items() if k not in ("engine", "offload")}
         if plan(replace(question, engines=("deepspeed",), fixed=fixed, top=1)).choices:
-            found.append("offload: layout.engine=deepspeed layout.offload=optimizer")
+            ways.append("offload: layout.engine=deepspeed layout.offload=optimizer")
     for factor in (2, 4, 8, 16, 32):
         if _fits(replace(question, cluster=larger(question.cluster, factor))):
             nodes = sum(group.nodes for group in question.cluster.groups)
-            found.append(f"more devices: {factor} times as many nodes ({nodes * factor:,})")
+            ways.append(f"more devices: {factor} times as many nodes ({nodes * factor:,})")
             break
     for kind in sorted(DEVICES, key=lambda name: float(DEVICES[name]["memory_gib"])):
         memory = float(DEVICES[kind]["memory_gib"])
@@ -134,9 +134,9 @@ def remedies(question: PlanQuestion) -> list[str]:
             continue
         groups = tuple(replace(g, device=device(kind)) for g in question.cluster.groups)
         if _fits(replace(question, cluster=replace(question.cluster, groups=groups))):
-            found.append(f"bigger devices: as many {kind} ({memory:g} GiB)")
+            ways.append(f"bigger devices: as many {kind} ({memory:g} GiB)")
             break
-    return found
+    return ways
 
 
 def larger(cluster: Cluster, factor: int) -> Cluster:
@@ -296,7 +296,7 @@ def _values(question: PlanQuestion, best: RankedLayout) -> dict[str, list[Any]]:
     devices = question.cluster.devices
     node = max(group.devices_per_node for group in question.cluster.groups)
     twos, most = [2**i for i in range(15)], question.limits.micro_sequences
-    found: dict[str, list[Any]] = {
+    values_of: dict[str, list[Any]] = {
         "tp": [n for n in twos if n <= node],
         "pp": [n for n in twos if n <= min(devices, model.n_layers + 2)],
         "cp": [n for n in twos if n <= min(devices, question.limits.cp)],
@@ -304,15 +304,15 @@ def _values(question: PlanQuestion, best: RankedLayout) -> dict[str, list[Any]]:
         "recompute": list(RECOMPUTE),
     }
     if model.n_experts:
-        found["ep"] = [n for n in twos if n <= min(devices, model.n_experts)]
+        values_of["ep"] = [n for n in twos if n <= min(devices, model.n_experts)]
     if len(question.engines) > 1:
-        found["engine"] = list(question.engines)
-    for name, values in found.items():
+        values_of["engine"] = list(question.engines)
+    for name, values in values_of.items():
         own = getattr(best.layout, name)
         if own not in values:
             values.append(own)
             values.sort()
-    return {name: values for name, values in found.items() if name not in question.fixed}
+    return {name: values for name, values in values_of.items() if name not in question.fixed}
 
 
 def _row(question: PlanQuestion, best: RankedLayout, name: str, value: Any) -> dict[str, Any]:

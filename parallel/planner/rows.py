@@ -30,10 +30,10 @@ class PipelineRows(NamedTuple):
     )
 
 
-def rows_of(found: np.ndarray) -> PipelineRows:
+def rows_of(counts: np.ndarray) -> PipelineRows:
     """Return every order of the groups of [assignment, group] numbers of stages."""
-    groups = found.shape[1]
-    masks = (found > 0) @ (1 << np.arange(groups))
+    groups = counts.shape[1]
+    masks = (counts > 0) @ (1 << np.arange(groups))
     parts = []
     for mask in np.unique(masks):
         used = [g for g in range(groups) if mask >> g & 1]
@@ -48,14 +48,14 @@ def rows_of(found: np.ndarray) -> PipelineRows:
             line = ring.copy()
             line[:, order[-1]] = groups
             if len(order) > 1:  # a last rank alone in its group sends back to the group before
-                line[found[at, order[-1]] == 1, order[-1]] = order[-2]
-            end = np.zeros_like(found[at])
-            end[:, order] = np.cumsum(found[at][:, order], axis=1)
+                line[counts[at, order[-1]] == 1, order[-1]] = order[-2]
+            end = np.zeros_like(counts[at])
+            end[:, order] = np.cumsum(counts[at][:, order], axis=1)
             parts.append((at, [order] * len(at), line, ring, end))
     source = np.concatenate([one[0] for one in parts])
     orders = [order for one in parts for order in one[1]]
     return PipelineRows(
-        found[source],
+        counts[source],
         source,
         orders,
         np.array([order[0] for order in orders]),

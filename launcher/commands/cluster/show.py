@@ -72,18 +72,18 @@ def _show_catalogue(arguments: argparse.Namespace) -> int:
     rows = [
         {
             "device": kind,
-            "GiB": one["memory_gib"],
-            "peak TFLOPS": ", ".join(f"{n} {v:g}" for n, v in one["peak_tflops"].items()),
-            "reached": f"{one['matmul_efficiency']:.0%}",
-            "memory GB/s": one["memory_gb_s"],
+            "GiB": entry["memory_gib"],
+            "peak TFLOPS": ", ".join(f"{n} {v:g}" for n, v in entry["peak_tflops"].items()),
+            "reached": f"{entry['matmul_efficiency']:.0%}",
+            "memory GB/s": entry["memory_gb_s"],
             "in a node": DEFAULT_LINKS[kind],
-            "price/h": one["price_per_hour"],
-            "W": one["power_w"],
-            "source": one["source"],
+            "price/h": entry["price_per_hour"],
+            "W": entry["power_w"],
+            "source": entry["source"],
         }
-        for kind, one in DEVICES.items()
+        for kind, entry in DEVICES.items()
     ]
     terminal.print_table(rows)
     print()
-    terminal.print_table([{"link": name, **one} for name, one in LINKS.items()])
+    terminal.print_table([{"link": name, **entry} for name, entry in LINKS.items()])
     return 0

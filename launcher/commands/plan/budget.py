@@ -82,25 +82,25 @@ def within(
     return _tell(arguments, found)
 
 
-def _tell(arguments: argparse.Namespace, found: Affordable) -> int:
+def _tell(arguments: argparse.Namespace, best: Affordable) -> int:
     from motet.core import format
     from motet.models.counts import parameters
 
-    row = plan_table.row(1, found.choice, found.tokens)
+    row = plan_table.row(1, best.choice, best.tokens)
     if arguments.json:
-        facts = {"model": found.name, "tokens": found.tokens, "binds": found.binds or None}
-        trust = list(found.choice.prediction.trust)
-        settings_of = plan_table.section(found.choice)
+        facts = {"model": best.name, "tokens": best.tokens, "binds": best.binds or None}
+        trust = list(best.choice.prediction.trust)
+        settings_of = plan_table.section(best.choice)
         terminal.print_json({**facts, **row, "settings": settings_of, "trust": trust})
         return 0
     what = "The shortest time" if arguments.fastest else "The largest"
-    size = format.parameters(parameters(found.model))
-    shown = f"{found.name} ({size} parameters) on {found.tokens:.3g} tokens"
+    size = format.parameters(parameters(best.model))
+    shown = f"{best.name} ({size} parameters) on {best.tokens:.3g} tokens"
     print(f"{what}: {shown}")
     terminal.print_table([row], plan_table.COLUMNS)
-    print(f"The budget binds: {found.binds}." if found.binds else "The budget does not bind.")
-    for line in plan_words.doubts_of(found.choice):
+    print(f"The budget binds: {best.binds}." if best.binds else "The budget does not bind.")
+    for line in plan_words.doubts_of(best.choice):
         print(line)
     if arguments.write:
-        told.write_choice(arguments.write, found.choice)
+        told.write_choice(arguments.write, best.choice)
     return 0

@@ -74,7 +74,7 @@ def climb(
         measure: bytes to the seconds of every flow; the same numbers on every rank, so that all go
             on alike.
     """
-    found: list[Sample] = []
+    samples: list[Sample] = []
     spent_s, taken_s = 0.0, {0: 0.0}
     for size in sizes:
         expected_s = _expected(taken_s, size)
@@ -84,12 +84,12 @@ def climb(
         if repeats < LEAST_REPEATS:
             break
         now = [Sample(size, tuple(measure(size))) for _ in range(repeats)]
-        found += now
+        samples += now
         slowest = [max(sample.seconds) for sample in now]
         spent_s += sum(slowest)
         taken_s[size] = min(slowest)
         budget_s = max(budget_s, LEAST_TRANSFERS * min(taken_s[one] for one in taken_s if one))
-    return found
+    return samples
 
 
 def _expected(taken_s: Mapping[int, float], size: int) -> float:

@@ -61,19 +61,22 @@ class Measurer:
 def facts(measurer: Measurer) -> list[dict[str, Any]]:
     """Return what every rank stands on, by rank: host, device, memory, kind of network card."""
     device = measurer.world.device
-    mine: dict[str, Any] = {"host": socket.gethostname(), "local_rank": measurer.world.local_rank}
-    mine["network"] = network_kind()
+    own_facts: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "local_rank": measurer.world.local_rank,
+    }
+    own_facts["network"] = network_kind()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        mine |= {"device": properties.name, "memory_gib": properties.total_memory / 2**30}
+        own_facts |= {"device": properties.name, "memory_gib": properties.total_memory / 2**30}
     else:
-        mine |= {
+        own_facts |= {
             "device": "cpu",
             "memory_gib": _host_memory_gib(),
             "threads": torch.get_num_threads(),
         }
     out: list[Any] = [None] * measurer.world.size
-    dist.all_gather_object(out, mine, group=measurer.world.control)
+    dist.all_gather_object(out, own_facts, group=measurer.world.control)
     return out
 
 

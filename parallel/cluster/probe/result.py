@@ -82,8 +82,8 @@ def _round(value: float) -> float:
 
 
 def _group(name: str, hosts: Sequence[str], result: Mapping[str, Any], notes: list[str]) -> Group:
-    found = [one for host in hosts for one in result["hosts"][host]]
-    kind = _device(name, found, notes)
+    rows = [one for host in hosts for one in result["hosts"][host]]
+    kind = _device(name, rows, notes)
     measured = {link["scope"]: link for link in result["links"] if link["groups"] == [name]}
     per_node = len(result["hosts"][hosts[0]])
     buses = [one["bus_gb_s"] for one in result.get("collectives", ()) if one["where"] == name]
@@ -94,7 +94,7 @@ def _group(name: str, hosts: Sequence[str], result: Mapping[str, Any], notes: li
         len(hosts),
         per_node,
         _intra(name, kind, measured.get("intra_node"), notes),
-        _inter(name, found[0]["network"], measured.get("inter_node"), len(hosts), reached, notes),
+        _inter(name, rows[0]["network"], measured.get("inter_node"), len(hosts), reached, notes),
     )
 
 

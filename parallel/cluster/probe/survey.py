@@ -57,21 +57,21 @@ def survey(
             ranks.
     """
     started = time.monotonic()
-    known = facts(measurer)
-    hosts = _by_host(known)
+    rank_facts = facts(measurer)
+    hosts = _by_host(rank_facts)
     if given:
         check_groups(given, list(hosts))
-        _check_alike(given, hosts, known)
+        _check_alike(given, hosts, rank_facts)
     for ranks in hosts.values():
         for rank in ranks if measurer.world.device.type == "cpu" else ():
-            known[rank]["memory_gib"] /= len(ranks)  # they share the host's
-    devices = _devices(measurer, known)
+            rank_facts[rank]["memory_gib"] /= len(ranks)  # they share the host's
+    devices = _devices(measurer, rank_facts)
     transfers = Transfers(measurer)
     pairs: list[dict[str, Any]] = []
     if given:
         groups, found_by = {name: list(members) for name, members in given.items()}, "given"
     else:
-        groups, found_by, pairs = _find_groups(transfers, hosts, known)
+        groups, found_by, pairs = _find_groups(transfers, hosts, rank_facts)
     links = _links(transfers, groups, hosts, series_s)
     collectives = _collectives(measurer, groups, hosts, series_s / 2)
     return {
