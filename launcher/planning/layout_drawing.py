@@ -216,7 +216,7 @@ def _batch_lines(facts: Mapping[str, Any]) -> list[str]:
         equal = len(set(numbers)) == 1
         each = f"{numbers[0]:,}" if equal else f"{', '.join(map(str, numbers))} (by replica)"
         each += f" micro-batch{'es' if max(numbers) > 1 else ''} of {stage['micro_sequences']:,}"
-        each = f"{dp_size:,} data-parallel ranks x {each}" if dp_size > 1 else each
+        each = f"{dp_size:,} dp ranks x {each}" if dp_size > 1 else each
         lines.append(
             f"  {begin}{stage['sequences']:,} sequences = {stage['tokens']:,} tokens; {each}"
         )

@@ -3,7 +3,7 @@
 No torch.
 
 Every attempt leaves `attempts/N/prediction.json` when it starts; what it took is in
-`metrics.jsonl`. `history` lists both, and `calibrating.py` fits constants to them. Measured are the
+`metrics.jsonl`. `history` lists both, and `calibrate.py` fits constants to them. Measured are the
 median seconds of a step (data and training; no probes, no checkpoints) and rank 0's peak memory.
 """
 
