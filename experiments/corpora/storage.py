@@ -2,7 +2,7 @@
 written.
 
 `corpus.py` says what the folder holds; this module is what its reader, its writer and the indexer
-of foreign token files (`foreign.py`) have in common.
+of foreign token files (`indexed.py`) have in common.
 """
 
 from __future__ import annotations
