@@ -67,11 +67,10 @@ def poisoned(corpus: Path, tmp_path: Path) -> Path:
     (stopped,) = attempts(run)
     loop = run / "code" / "motet" / "launcher" / "rank" / "loop.py"
     text, step = loop.read_text(), stopped["end_step"] + 1
-    anchor = "        started = time.perf_counter()\n        share ="
+    anchor = "    started = time.perf_counter()\n    share ="
     assert text.count(anchor) == 1
     poison = (
-        f"        if step == {step} and job.world.rank == 1:\n            raise "
-        "RuntimeError('poison')\n"
+        f"    if step == {step} and job.world.rank == 1:\n        raise RuntimeError('poison')\n"
     )
     loop.chmod(0o600)
     loop.write_text(text.replace(anchor, poison + anchor))
