@@ -47,7 +47,7 @@ def test_a_run_is_followed_through_a_restart_to_its_cancelling(
             assert "rank 1" in first["why"]
             done = motet("cancel", "r", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-            newest = max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+            newest = RunDir.open(run).checkpoint_steps()[-1]
             assert f"stopped; the newest checkpoint is step {newest}" in done.stdout
             assert process.wait(TIMEOUT_S) == 0
             out, err = following.communicate(timeout=TIMEOUT_S)
