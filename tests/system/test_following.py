@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from motet.launcher.runs.rundir import RunDir
 from tests.system.runs import (
     MOTET,
     TIMEOUT_S,
