@@ -48,7 +48,7 @@ layout: {{device: cpu, micro_sequences: 4}}
 experiments:
   list:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 160}}, options: {{n_references: 7}}}}
-    - {{name: aa, use: placebo, generate: {{count: 8}}}}
+    - {{name: aa, use: placebo, generate: {{count: 10}}}}
 """
 
 

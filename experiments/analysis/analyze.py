@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from motet.experiments.analysis.answers import Answer
-from motet.experiments.analysis.measured import Measured, noncompliance
+from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
-
-PLACEBO_THRESHOLD = 0.01
-"""An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be lost."""
+from motet.experiments.design.spec import ALPHA
 
 
 def analyze(
@@ -35,23 +33,23 @@ def analyze(
         draws: repetitions per comparison; the smallest p-value is 1 / (draws + 1).
         details: False leaves out effects per arm and curves.
     """
-    studies, entries = _estimated(by_experiment(measured), seed, draws, details)
+    alpha = one_alpha(measured)
+    studies, entries = _estimated(by_experiment(measured), seed, draws, details, alpha)
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions)
     _correct_secondaries(questions)
     controls = {
-        "placebo": _placebo(studies, entries),
-        "positive": _positive(studies, entries),
+        "placebo": _placebo(studies, entries, alpha),
+        "positive": _positive(entries, alpha),
     }
     invalid = " ".join(c["sentence"] for c in controls.values() if c is not None and not c["ok"])
     for study, entry in zip(studies, entries, strict=True):
-        entry["verdict"] = _verdict(study, entry, invalid, len(questions))
+        entry["verdict"] = _verdict(study, entry, invalid, len(questions), alpha)
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
-    alphas = [study.m.experiment.spec.alpha for study in studies]
     answers = {
-        "alpha": max(set(alphas), key=alphas.count) if alphas else 0.05,
+        "alpha": alpha,
         "draws": draws,
         "experiments": questions,
         "controls": controls,
@@ -60,22 +58,31 @@ def analyze(
     return _finite(answers)
 
 
+def one_alpha(measured: Sequence[Measured]) -> float:
+    """The run's significance level; the smallest, in run folders whose experiments were frozen
+    with levels of their own.
+    """
+    return min((one.experiment.spec.alpha for one in measured), default=ALPHA)
+
+
 def _estimated(
-    experiments: Sequence[ByMember], seed: int, draws: int, details: bool
+    experiments: Sequence[ByMember], seed: int, draws: int, details: bool, alpha: float
 ) -> tuple[list[Answer], list[dict[str, Any]]]:
     """Each experiment at its own member, and its entry of report.json with all members in it."""
     n_questions = max(1, sum(one.judged.experiment.role == "question" for one in experiments))
-    studies = [Answer(one.judged, seed, draws, n_questions) for one in experiments]
+    studies = [Answer(one.judged, seed, draws, n_questions, alpha) for one in experiments]
     entries = [study.entry(details) for study in studies]
     for one, study, entry in zip(experiments, studies, entries, strict=True):
         if one.others:
-            others = [Answer(m, seed, draws, n_questions, study.repeater) for m in one.others]
+            others = [
+                Answer(m, seed, draws, n_questions, alpha, study.repeater) for m in one.others
+            ]
             entry |= {"member": study.member, "members": [other.further() for other in others]}
     return studies, entries
 
 
 def _verdict(
-    study: Answer, entry: dict[str, Any], failed_controls: str, n_questions: int
+    study: Answer, entry: dict[str, Any], failed_controls: str, n_questions: int, alpha: float
 ) -> dict[str, str]:
     """The verdict on one corrected primary outcome; failed controls void questions only."""
     question = entry["role"] == "question"
@@ -83,8 +90,7 @@ def _verdict(
     reasons = " ".join(reason for reason in found if reason)
     where = of_member(study.member) if "members" in entry else ""
     over = n_questions if question else 1
-    spec = study.spec
-    return judge(entry["primary"], spec.alpha, spec.margin, reasons, over, where)
+    return judge(entry["primary"], alpha, study.spec.margin, reasons, over, where)
 
 
 def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:
@@ -113,7 +119,9 @@ def _correct_secondaries(entries: Sequence[dict[str, Any]]) -> None:
             outcome["p_corrected"] = float(p)
 
 
-def _placebo(studies: Sequence[Answer], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _placebo(
+    studies: Sequence[Answer], entries: Sequence[dict[str, Any]], alpha: float
+) -> dict[str, Any] | None:
     """The A/A control; of several, the one with the smallest p, which is multiplied by their
     number.
     """
@@ -124,24 +132,19 @@ def _placebo(studies: Sequence[Answer], entries: Sequence[dict[str, Any]]) -> di
     p = worst["primary"]["p"]
     corrected = None if p is None else min(1.0, p * len(found))
     worst["primary"]["p_corrected"] = corrected
-    ok, sentence = placebo_sentence(corrected, PLACEBO_THRESHOLD, _alpha_of(studies, worst))
+    able = [study.smallest_p() * len(found) for study in studies if study.spec.role == "placebo"]
+    ok, sentence = placebo_sentence(corrected, PLACEBO_THRESHOLD, alpha, max(able))
     return worst | {"ok": ok, "sentence": sentence}
 
 
-def _positive(
-    studies: Sequence[Answer], entries: Sequence[dict[str, Any]]
-) -> dict[str, Any] | None:
+def _positive(entries: Sequence[dict[str, Any]], alpha: float) -> dict[str, Any] | None:
     """The positive control; of several, the one with the largest p: all must be found."""
     found = [entry for entry in entries if entry["role"] == "positive_control"]
     if not found:
         return None
     worst = max(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
-    ok, sentence = positive_sentence(worst["primary"], _alpha_of(studies, worst))
+    ok, sentence = positive_sentence(worst["primary"], alpha)
     return worst | {"ok": ok, "sentence": sentence}
-
-
-def _alpha_of(studies: Sequence[Answer], entry: dict[str, Any]) -> float:
-    return next(study.spec.alpha for study in studies if study.spec.name == entry["name"])
 
 
 def _finite(value: Any) -> Any:

@@ -14,14 +14,20 @@ import numpy.typing as npt
 
 from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
-from motet.experiments.analysis.measured import Measured, arm_row, examples, notes
+from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p
 from motet.experiments.analysis.power import group_scores, power, primary_of
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.design.spec import ALPHA
 from motet.experiments.design.trial import final_of, series_of
 from motet.experiments.stream.random import name_key
 from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
+OUTSIDE = 0.05
+CONFIDENCE = 1 - OUTSIDE
+"""Of every interval, whatever the run's alpha: a margin is judged by two one-sided tests at 2.5 %
+each, which a lax alpha must not make easier.
+"""
 
 
 class Answer:
@@ -32,6 +38,7 @@ class Answer:
         seed: keys the repeated assignments.
         draws: how often the assignment is repeated.
         n_primaries: over how many primary outcomes Holm's method corrects.
+        alpha: the run's significance level.
         repeater: of the same experiment on another member. All members saw one assignment, so they
             share its repetitions, which also makes their estimates comparable draw by draw.
     """
@@ -42,6 +49,7 @@ class Answer:
         seed: int,
         draws: int,
         n_primaries: int,
+        alpha: float = ALPHA,
         repeater: Repeater | None = None,
     ) -> None:
         self.m = m
@@ -49,7 +57,8 @@ class Answer:
         self.spec = m.experiment.spec
         self.seed = name_key(seed, "analysis", self.spec.name)
         question = m.experiment.role == "question"
-        self.detect_alpha = self.spec.alpha / (n_primaries if question else 1)
+        self.alpha = alpha
+        self.detect_alpha = alpha / (n_primaries if question else 1)
         self.repeater = repeater or Repeater(m.design, m.arms, self.seed, draws)
         self.control = np.array([arm.is_control for arm in self.spec.arms])
         self.treated_U = ~self.control[m.arms]
@@ -140,6 +149,12 @@ class Answer:
             answers.append(self.timing(primary))
         return main, answers
 
+    def smallest_p(self) -> float:
+        """The smallest p-value that the primary outcome could have in this design."""
+        return smallest_p(
+            self.repeater, group_scores(self.m.experiment, primary_of(self.m.experiment))
+        )
+
     def values(self, outcome: OutcomeSpec) -> F64:
         """The outcome of every unit, float64 [U], NaN where there is none."""
         return self.final.get(outcome.name, np.full(len(self.m.units), np.nan))
@@ -168,8 +183,8 @@ class Answer:
             return Estimate(
                 None, None, None, 1.0, 0, 0, 0, None, None, False, "a group has no unit"
             )
-        detect = self.detect_alpha if outcome.primary else self.spec.alpha
-        found = estimate(values, covariate, comparison, self.spec.alpha, detect)
+        detect = self.detect_alpha if outcome.primary else self.alpha
+        found = estimate(values, covariate, comparison, OUTSIDE, detect)
         if (
             outcome.binary
             and found.low is None
@@ -192,7 +207,7 @@ class Answer:
             groups += [float(y[kept].mean()) * n, n] if n else [0.0, 0]
         if not groups[1] or not groups[3]:
             return found
-        low, high = confint_proportions_2indep(*groups, method="newcomb", alpha=self.spec.alpha)
+        low, high = confint_proportions_2indep(*groups, method="newcomb", alpha=OUTSIDE)
         note = "interval by Newcombe's method, because units do not differ within their group"
         return replace(found, low=float(low), high=float(high), note=note)
 
@@ -217,7 +232,7 @@ class Answer:
             "effect": found.effect,
             "low": found.low,
             "high": found.high,
-            "confidence": 1 - self.spec.alpha,
+            "confidence": CONFIDENCE,
             "p": found.p if found.effect is not None else None,
             "p_corrected": found.p if found.effect is not None else None,
             "control_mean": float(control.mean()) if len(control) else None,
@@ -259,9 +274,7 @@ class Answer:
         levels = np.array(self.levels())
         if outcome.contrast is not None or len(np.unique(levels[levels > 0])) < 2:
             return None
-        found = estimate(
-            values, covariate, self.repeater.whole(np.log2(1 + levels)), self.spec.alpha
-        )
+        found = estimate(values, covariate, self.repeater.whole(np.log2(1 + levels)), OUTSIDE)
         if found.effect is None:
             return None
         return {
@@ -313,7 +326,7 @@ class Answer:
         return self.fields(outcome, "late vs early exposure", found, values, score_U)
 
     def curves(self, primary: OutcomeSpec) -> dict[str, Any]:
-        m, alpha = self.m, self.spec.alpha
+        m, alpha = self.m, OUTSIDE
         names = [arm.name for arm in self.spec.arms]
         dose = dose_response(
             self.values(primary),
@@ -364,7 +377,7 @@ class Answer:
             ~self.treated_U,
             self.clusters_U,
             self.m.exposure_steps,
-            self.spec.alpha,
+            OUTSIDE,
             self.seed,
         )
         if sentence:

@@ -31,6 +31,8 @@ I64 = npt.NDArray[np.int64]
 
 TOLERATED_MISSING_SHARE = 0.02
 """More planned exposures than this not consumed makes an experiment invalid; fewer are a note."""
+PLACEBO_THRESHOLD = 0.01
+"""An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be lost."""
 EXAMPLE_CHARACTERS = 400
 
 

@@ -115,11 +115,19 @@ def _estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> 
     )
 
 
-def placebo_sentence(p: float | None, threshold: float, alpha: float) -> tuple[bool, str]:
+def placebo_sentence(
+    p: float | None, threshold: float, alpha: float, smallest: float = 0.0
+) -> tuple[bool, str]:
     """Whether the A/A control is sound, and what to say.
 
-    It fails below `threshold`, not `alpha`.
+    It fails below `threshold`, not `alpha`; one whose p cannot fall below it (`smallest`, from its
+    design) could not fail, so it vouches for nothing.
     """
+    if p is not None and smallest >= threshold:
+        return False, (
+            f"The A/A control is too small to fail: its p-value cannot fall below {smallest:.2g}, "
+            f"and {threshold:g} is needed; so nothing vouches for this run."
+        )
     if p is None:
         return False, "The A/A control was not measured, so nothing vouches for this run."
     if p < threshold:

@@ -51,6 +51,7 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
         "data": dict(setting.facts),
         "analysis": {
             "draws": setting.draws,
+            "alpha": setting.alpha,
             "inference": "randomization test that repeats the assignment",
             "primaries": "Holm",
             "secondaries": "Benjamini-Hochberg",

@@ -13,6 +13,7 @@ from motet.core.plugins import PluginError, is_plugin, mistakes_of
 from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
 from motet.experiments.design.experiment import Experiment, Kinds
 from motet.experiments.design.spec import (
+    ALPHA,
     DOSE_UNITS,
     PLACEBOS,
     PLACEMENTS,
@@ -64,7 +65,7 @@ def _is_period(value: Any) -> bool:
 
 
 def parse_experiments(
-    entries: Sequence[Mapping[str, Any]], base: Path, kinds: Kinds
+    entries: Sequence[Mapping[str, Any]], base: Path, kinds: Kinds, alpha: float = ALPHA
 ) -> tuple[list[ExperimentSpec], list[Problem]]:
     """Read the `experiments:` list.
 
@@ -72,6 +73,7 @@ def parse_experiments(
         entries: as YAML has them.
         base: folder that paths are relative to.
         kinds: the classes that `use` may name.
+        alpha: the run's significance level, which all its experiments share.
 
     Returns:
         the entries that could be read, and every problem found in any of them; a caller that wants
@@ -83,7 +85,7 @@ def parse_experiments(
         message = f"is {type(entries).__name__}; it must be a list of experiments (- name: ...)"
         return [], [Problem("experiments", message)]
     for number, entry in enumerate(entries):
-        spec, found = parse_entry(entry, number, base, kinds)
+        spec, found = parse_entry(entry, number, base, kinds, alpha)
         problems += found
         if spec is not None:
             specs.append(spec)
@@ -97,7 +99,7 @@ def parse_experiments(
 
 
 def parse_entry(
-    entry: Any, number: int, base: Path, kinds: Kinds
+    entry: Any, number: int, base: Path, kinds: Kinds, alpha: float = ALPHA
 ) -> tuple[ExperimentSpec | None, list[Problem]]:
     """Read one entry of the list. The spec is None when its name or class is unknown."""
     problems: list[Problem] = []
@@ -137,7 +139,7 @@ def parse_entry(
         cluster_by=reader.text("cluster_by").strip() or "auto",
         probe_at=_probe_at(reader),
         margin=_margin(reader),
-        alpha=reader.number("alpha", 0.05, 1e-6, 0.5, what="a probability between 1e-6 and 0.5"),
+        alpha=_alpha(reader, alpha),
         options=_options(reader, kind),
         role=kind.role,
         member=_member(reader),
@@ -150,6 +152,20 @@ def parse_entry(
         except PluginError as error:
             problems.append(error.problem)
     return (spec if isinstance(name, str) and NAME.fullmatch(name) else None), problems
+
+
+def _alpha(reader: _Reader, alpha: float) -> float:
+    """The run's: Holm's method over tests of different levels bounds no rate of errors, and a level
+    of one's own turns a weak answer into a found one.
+    """
+    own = reader.values.get("alpha", alpha)
+    if own != alpha:
+        message = (
+            f"is {own!r}; a run has one significance level for all its experiments and controls: "
+            f"leave it out here (it is {alpha:g}), or set experiments.alpha before training"
+        )
+        reader.problem("alpha", message)
+    return alpha
 
 
 def _options(reader: _Reader, kind: type[Experiment]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from motet.core.errors import Problem, UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Kinds
-from motet.experiments.design.spec import ExperimentSpec, Schedule
+from motet.experiments.design.spec import ALPHA, ExperimentSpec, Schedule
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.placement import Request, Texts
 from motet.experiments.stream.random import U64, name_key, philox, uniform_int
@@ -38,6 +38,7 @@ class Setting:
         tokenizer: the run's.
         stream: the clean stream (no plan).
         draws: re-randomizations of the analysis.
+        alpha: significance level of the run.
         facts: further JSON that identifies the data (corpora and weights).
         kinds: the classes that `use` may name.
     """
@@ -50,6 +51,7 @@ class Setting:
     draws: int
     facts: Mapping[str, Any]
     kinds: Kinds
+    alpha: float = ALPHA
 
     @property
     def sequence_length(self) -> int:

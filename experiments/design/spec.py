@@ -16,6 +16,7 @@ from typing import Any
 
 from motet.core.hashing import canonical_json, sha256_hex
 
+ALPHA = 0.05
 DOSE_UNITS = ("exposures", "documents", "tokens", "share")
 SCHEDULE_KINDS = ("uniform", "steps", "every", "early", "late", "early_late", "tokens")
 PLACEMENTS = ("anywhere", "start", "boundary")
@@ -107,7 +108,8 @@ class ExperimentSpec:
     cluster_by: str = "auto"
     probe_at: dict[str, Any] = field(default_factory=lambda: {"every": 0.1})
     margin: float | None = None
-    alpha: float = 0.05
+    alpha: float = ALPHA
+    """The run's significance level, the same in every experiment of a run."""
     options: dict[str, Any] = field(default_factory=dict)
     role: str = "question"
     member: str | None = None

@@ -95,7 +95,8 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     ),
     "alpha": (
         "number",
-        "false-positive rate of the primary test, before the correction for several experiments",
+        "not of one experiment: `experiments.alpha` holds for the whole run, and another value "
+        "here is refused",
     ),
     "options": ("mapping", "settings of the class, listed under 'Experiments'"),
     "member": (

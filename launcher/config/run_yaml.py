@@ -121,7 +121,8 @@ def _experiment_problems(settings: RunSettings) -> list[Problem]:
     from motet.experiments.library.kinds import Library
 
     base = Path(settings.base)
-    return parse_experiments(settings.experiments.list, base, Library(base))[1]
+    asked = settings.experiments
+    return parse_experiments(asked.list, base, Library(base), asked.alpha)[1]
 
 
 def _cross_problems(settings: RunSettings, found: Sequence[Problem], ranks: int) -> list[Problem]:

@@ -188,6 +188,13 @@ class ExperimentSettings:
         least=100,
         most=1_000_000,
     )
+    alpha: float = setting(
+        0.05,
+        "significance level of the run, shared by all its experiments and controls: the chance of "
+        "any false 'found', Holm's correction included",
+        above=0,
+        most=0.1,
+    )
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
 
 

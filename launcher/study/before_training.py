@@ -24,6 +24,7 @@ from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study.controls import control_problems
 
 CONTEXT_TOKENS = 24
 
@@ -36,7 +37,7 @@ def specs_of(settings: RunSettings, library: Library) -> tuple[list[ExperimentSp
     if settings.experiments.controls:
         entries = with_controls(entries)
     timed = [_timed(entry, settings, library) for entry in entries]
-    return parse_experiments(timed, Path(settings.base), library)
+    return parse_experiments(timed, Path(settings.base), library, settings.experiments.alpha)
 
 
 def _timed(entry: Mapping[str, Any], settings: RunSettings, library: Library) -> Mapping[str, Any]:
@@ -85,6 +86,7 @@ def setting_of(settings: RunSettings) -> Setting:
         tokenizer=tokenizer_of(settings),
         stream=open_stream(settings),
         draws=settings.experiments.draws,
+        alpha=settings.experiments.alpha,
         facts=data_facts(settings),
         kinds=library_of(settings),
     )
@@ -100,7 +102,7 @@ def build(settings: RunSettings) -> Study:
     raise_problems(problems)
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
-    raise_problems(_probe_problems(study))
+    raise_problems([*_probe_problems(study), *control_problems(study)])
     return study
 
 

@@ -46,7 +46,7 @@ experiments:
   draws: 100
   list:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 3}}}}
-    - {{name: aa, use: placebo, generate: {{count: 8}}}}
+    - {{name: aa, use: placebo, generate: {{count: 10}}}}
 """
 LOOP, ANCHOR = (
     "motet/launcher/rank/loop.py",

@@ -556,6 +556,39 @@ def test_negligible_needs_a_margin_and_the_whole_interval_inside_it() -> None:
     assert narrow["verdict"]["kind"] == "not_found"
 
 
+def at_alpha(m: Measured, alpha: float) -> Measured:
+    m.experiment.spec = replace(m.experiment.spec, alpha=alpha)
+    return m
+
+
+def test_a_margin_and_every_interval_are_judged_at_95_percent_whatever_alpha() -> None:
+    entry = {**QUESTIONS[0], "margin": 1.0}
+    usual = analyze([measured(entry)], 0, 999)
+    lax = analyze([at_alpha(measured(entry), 0.1)], 0, 999)
+    assert (usual["alpha"], lax["alpha"]) == (0.05, 0.1)
+    for name in ("low", "high", "confidence", "p", "effect"):
+        assert usual["experiments"][0]["primary"][name] == lax["experiments"][0]["primary"][name]
+    assert lax["experiments"][0]["primary"]["confidence"] == 0.95
+    assert lax["experiments"][0]["verdict"]["kind"] == usual["experiments"][0]["verdict"]["kind"]
+
+
+def test_alphas_of_their_own_in_an_old_definition_are_judged_at_the_smallest() -> None:
+    m = at_alpha(measured(QUESTIONS[0], lambda n: 0.8 if n else 0.0), 0.5)
+    found = analyze([m, measured(QUESTIONS[1])], 0, 999)
+    assert found["alpha"] == 0.05
+    first = found["experiments"][0]
+    assert 0.05 < first["primary"]["p_corrected"] < 0.5
+    assert first["verdict"]["kind"] == "not_found"
+
+
+def test_an_a_a_control_that_could_not_fail_vouches_for_nothing() -> None:
+    small = measured({**CONTROLS[0], "generate": {"count": 4, "seed": 0}})
+    found = analyze([measured(QUESTIONS[0], lambda n: n), small], 0, 999)
+    assert not found["controls"]["placebo"]["ok"]
+    assert "cannot fall below 0.33" in found["controls"]["placebo"]["sentence"]
+    assert found["experiments"][0]["verdict"]["kind"] == "invalid"
+
+
 def test_a_failed_positive_control_makes_every_answer_invalid() -> None:
     studies = [measured(QUESTIONS[0], lambda n: n), measured(CONTROLS[1])]
     found = analyze(studies, 0, 999)

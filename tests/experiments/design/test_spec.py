@@ -49,12 +49,25 @@ def test_every_problem_is_reported_at_once() -> None:
     assert "experiments[0].name: is 'Bad Name'" in text
     assert "did you mean 'memorization'?" in text
     assert "experiments.b.dose: is not a setting (did you mean 'doses'?)" in text
-    assert "experiments.b.alpha: is 2" in text
+    assert text.count("experiments.b.alpha: is 2; a run has one significance level") == 1
     assert "experiments.c.schedule.kind: is 'unifrm'" in text
     assert "did you mean 'uniform'?" in text
     assert "experiments.c.schedule.windows" in text
     assert "experiments.b.name: is the name of two experiments" in text
     assert "experiments[5]" in text
+
+
+def test_an_alpha_that_is_the_runs_is_accepted_and_no_other() -> None:
+    def problems(alpha: object) -> list[str]:
+        entry = {"name": "x", "use": "memorization", "alpha": alpha}
+        specs, found = parse_experiments([entry], Path(), Library(Path()), 0.01)
+        assert specs[0].alpha == 0.01
+        return [str(problem) for problem in found]
+
+    assert problems(0.01) == problems(None) == []
+    for wrong in (0.5, 0.05, 0, "0.01"):
+        (said,) = problems(wrong)
+        assert "set experiments.alpha before training" in said
 
 
 @pytest.mark.parametrize(

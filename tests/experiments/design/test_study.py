@@ -22,6 +22,7 @@ from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.stream.stream import Stream
+from motet.launcher.study.controls import control_problems
 from tests.experiments.plans import ArrayCorpus
 
 LENGTH = 640
@@ -93,6 +94,34 @@ def test_adding_removing_and_reordering_experiments_move_nothing(
             if name in first.plan.experiments and name in other.plan.experiments:
                 assert positions(first, name) == positions(other, name), name
     assert positions(added, "later") == positions(removed, "later") == positions(again, "later")
+
+
+@pytest.mark.parametrize(
+    ("control", "count", "needle"),
+    [
+        ("placebo", 4, "cannot fall below 0.33"),
+        ("placebo", 8, "9 clusters in one block would do"),
+        ("positive_control", 4, "cannot fall below 0.33"),
+        ("placebo", 10, None),
+        ("positive_control", 8, None),
+    ],
+)
+def test_a_control_that_could_not_fail_or_be_found_is_refused_before_training(
+    tokenizer: Tokenizer, stream: Stream, control: str, count: int, needle: str | None
+) -> None:
+    entry = {"name": "c", "use": control, "generate": {"count": count}}
+    found = [str(p) for p in control_problems(study(setting(tokenizer, stream), CANARIES, entry))]
+    if needle is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert "experiments.c.generate.count" in found[0]
+        assert needle in found[0]
+
+
+def test_two_a_a_controls_share_the_threshold(tokenizer: Tokenizer, stream: Stream) -> None:
+    entries = [{"name": n, "use": "placebo", "generate": {"count": 10}} for n in ("one", "two")]
+    assert len(control_problems(study(setting(tokenizer, stream), *entries))) == 2
 
 
 def test_extending_the_run_moves_nothing_under_the_lock(

@@ -1,0 +1,72 @@
+"""The size of the controls, before training: one that could not fail, or not be found, vouches for
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from motet.core.errors import Problem
+from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p
+from motet.experiments.analysis.power import group_scores, primary_of
+from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.design.assignment import Question
+from motet.experiments.design.study import Study
+
+MOST_UNITS = 1_000
+
+
+def control_problems(study: Study) -> list[Problem]:
+    """Return the controls whose smallest possible p-value does not reach their threshold: .01 for
+    the A/A (over their number, if there are several), alpha for a positive control.
+    """
+    draws = study.setting.draws
+    placebos = sum(question.experiment.role == "placebo" for question in study.questions)
+    problems = []
+    for question in study.questions:
+        if question.experiment.role == "question":
+            continue
+        placebo = question.experiment.role == "placebo"
+        needed = PLACEBO_THRESHOLD / placebos if placebo else study.setting.alpha
+        if wrong := _too_small(question, draws, needed):
+            what = (
+                "an A/A control that cannot fail" if placebo else "a control that cannot be found"
+            )
+            setting = "items" if question.spec.items else "generate.count"
+            where = f"experiments.{question.name}.{setting}"
+            problems.append(Problem(where, f"{wrong}, so this is {what}"))
+    return problems
+
+
+def _too_small(question: Question, draws: int, needed: float) -> str | None:
+    """Say why no p-value of a control can fall below `needed`, and what would work."""
+    scores = group_scores(question.experiment, primary_of(question.experiment))
+    smallest = smallest_p(Repeater(question.design, question.arms, 0, draws), scores)
+    if smallest < needed:
+        return None
+    bound = f"its p-value cannot fall below {smallest:.2g} and {needed:.2g} is needed"
+    if 1 / (1 + draws) >= needed:
+        return f"is judged by {draws:,} draws: {bound}; raise experiments.draws"
+    units, clusters, blocks = (
+        len(question.units),
+        question.design.n_clusters,
+        question.design.n_blocks,
+    )
+    size = f"gives {units} units in {clusters} clusters and {blocks} blocks"
+    treated = [
+        weight for weight, score in zip(question.design.weights, scores, strict=True) if score
+    ]
+    least = smallest_size(sum(treated) / sum(question.design.weights), needed)
+    return f"{size}: {bound}; {least} clusters in one block would do"
+
+
+def smallest_size(treated_share: float, needed: float) -> int:
+    """Return how many clusters in one block can have a p-value below `needed`, when the share that
+    is treated is as near to `treated_share` as whole clusters allow.
+    """
+    for count in range(2, MOST_UNITS):
+        treated = round(count * treated_share)
+        mirrored = 2 if 2 * treated == count else 1
+        if mirrored / math.comb(count, treated) < needed:
+            return count
+    return MOST_UNITS
