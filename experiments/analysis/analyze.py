@@ -15,6 +15,7 @@ import numpy as np
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
+from motet.experiments.analysis.negative import fault
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
 from motet.experiments.design.spec import ALPHA
 
@@ -42,6 +43,8 @@ def analyze(
         "placebo": _placebo(studies, entries, alpha),
         "positive": _positive(entries, alpha),
     }
+    for control in controls.values():
+        _void(control, entries)
     invalid = " ".join(c["sentence"] for c in controls.values() if c is not None and not c["ok"])
     for study, entry in zip(studies, entries, strict=True):
         entry["verdict"] = _verdict(study, entry, invalid, len(questions), alpha)
@@ -86,7 +89,7 @@ def _verdict(
 ) -> dict[str, str]:
     """The verdict on one corrected primary outcome; failed controls void questions only."""
     question = entry["role"] == "question"
-    found = (failed_controls if question else "", noncompliance(study.m))
+    found = (failed_controls if question else "", noncompliance(study.m), fault(entry))
     reasons = " ".join(reason for reason in found if reason)
     where = of_member(study.member) if "members" in entry else ""
     over = n_questions if question else 1
@@ -145,6 +148,17 @@ def _positive(entries: Sequence[dict[str, Any]], alpha: float) -> dict[str, Any]
     worst = max(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
     ok, sentence = positive_sentence(worst["primary"], alpha)
     return worst | {"ok": ok, "sentence": sentence}
+
+
+def _void(control: dict[str, Any] | None, entries: Sequence[dict[str, Any]]) -> None:
+    """A control whose own units differed before any exposure vouches for nothing."""
+    if control is None:
+        return
+    faults = [fault(entry) for entry in entries if entry["role"] == control["role"]]
+    if found := " ".join(text for text in faults if text):
+        title = "A/A" if control["role"] == "placebo" else "positive"
+        told = f"The {title} control cannot be relied on. {found}"
+        control |= {"ok": False, "sentence": told}
 
 
 def _finite(value: Any) -> Any:

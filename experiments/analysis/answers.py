@@ -7,6 +7,7 @@ Shapes: U units, S probe steps.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p
+from motet.experiments.analysis.negative import last_before_exposure, negative_control
 from motet.experiments.analysis.power import group_scores, power, primary_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.spec import ALPHA
@@ -95,14 +97,16 @@ class Answer:
     def baseline(self, outcome: OutcomeSpec) -> F64 | None:
         """The covariate: the series at the last probe before any exposure could happen, [U]."""
         name = outcome.name if outcome.baseline is None else outcome.baseline
-        if name not in self.series or len(self.m.steps) < 2:
+        place = last_before_exposure(self.m)
+        if name not in self.series or place is None or place == len(self.m.steps) - 1:
             return None
-        first = self.spec.schedule.first_step(int(self.m.steps[-1]))
-        shown = [int(when[0]) for when in self.m.exposure_steps if len(when)]
-        before = np.flatnonzero(self.m.steps <= min([first, *shown]))
-        if len(before) == 0 or before[-1] == len(self.m.steps) - 1:
-            return None
-        return self.series[name][before[-1]]
+        return self.series[name][place]
+
+    def negative_control(self, primary: OutcomeSpec) -> dict[str, Any]:
+        """The primary outcome's own test before any exposure."""
+        comparison = self.repeater.groups(group_scores(self.m.experiment, primary))
+        test = partial(self.estimated, replace(primary, primary=False), comparison=comparison)
+        return negative_control(self.m, self.series, primary, self.contrast_text(primary), test)
 
     def entry(self, details: bool = True) -> dict[str, Any]:
         """Everything the report says about this experiment, before correction and verdict."""
@@ -123,6 +127,7 @@ class Answer:
             "arms": [arm_row(self.m, number) for number in range(len(self.spec.arms))],
             "primary": main,
             "secondary": answers,
+            "negative_control": self.negative_control(primary),
             "verdict": {},
             "power": power(m.experiment, m.units, m.design, self.detect_alpha),
             "curves": curves,

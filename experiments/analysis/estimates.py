@@ -51,6 +51,8 @@ class Estimate:
     smallest_detectable: float | None
     adjusted: bool
     note: str = ""
+    smallest_p: float = 1.0
+    """The p-value if the actual assignment were the one that parts these values most."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,12 @@ class _Terms:
         as_extreme = self.squared_t(tau) >= reference * (1 - TOLERANCE)
         return float((1 + as_extreme.sum()) / (1 + len(self.a)))
 
+    def smallest_p(self) -> float:
+        """The p-value of no effect if the actual assignment were the most extreme one."""
+        found = self.squared_t(0.0)
+        most = max(float(found.max()), self.observed_squared_t(0.0))
+        return float((1 + (found >= most * (1 - TOLERANCE)).sum()) / (1 + len(found)))
+
 
 def _ratio(top: F64, bottom: F64) -> F64:
     """top / bottom, with 0 / 0 = 0 and x / 0 = infinity."""
@@ -238,7 +246,8 @@ def _infer(
     error = math.sqrt(pp) / m
     if error == 0:
         note = "every group has one value only: there is no spread to make an interval from"
-        return Estimate(effect, None, None, terms.p(0.0), *facts, 0.0, None, adjusted, note)
+        p, least = terms.p(0.0), terms.smallest_p()
+        return Estimate(effect, None, None, p, *facts, 0.0, None, adjusted, note, least)
     low, high = interval(terms, alpha)
     note = ""
     if low is None or high is None:
@@ -255,7 +264,8 @@ def _infer(
         from scipy.stats import norm
 
         detectable = (critical + float(norm.ppf(POWER))) * error
-    return Estimate(effect, low, high, terms.p(0.0), *facts, error, detectable, adjusted, note)
+    p, least = terms.p(0.0), terms.smallest_p()
+    return Estimate(effect, low, high, p, *facts, error, detectable, adjusted, note, least)
 
 
 def interval(terms: _Terms, alpha: float) -> tuple[float | None, float | None]:

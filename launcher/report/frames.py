@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from motet.launcher.runs.metrics import Row
 
 WHOLE = "whole"
+PASSED = {True: "passed", False: "failed", None: "uninformative"}
 TIMES = {0: "early", 1: "late"}
 UNIT_COLUMNS = ("experiment", "role", "unit", "arm", "dose", "timing", "cluster", "block")
 SCORE_COLUMNS = ("step", "experiment", "unit", "member", "series", "value")
@@ -33,7 +34,7 @@ OUTCOME_COLUMNS = (
 )  # fmt: skip
 ANSWER_COLUMNS = (
     "experiment", "use", "role", "member", "primary", "outcome", "label", "unit", "contrast",
-    *OUTCOME_COLUMNS, "verdict", "sentence",
+    *OUTCOME_COLUMNS, "verdict", "sentence", "negative_control", "negative_control_p",
 )  # fmt: skip
 
 
@@ -120,13 +121,18 @@ def answers(found: Mapping[str, Any]) -> pd.DataFrame:
     controls = [control for control in found["controls"].values() if control is not None]
     rows = []
     for entry in [*found["experiments"], *controls]:
-        verdict = entry["verdict"]
-        rows.append(_outcome(entry, entry.get("member"), entry["primary"], True, verdict))
+        judged = _outcome(entry, entry.get("member"), entry["primary"], True, entry["verdict"])
+        rows.append(judged | _negative(entry["negative_control"]))
         rows += [_outcome(entry, entry.get("member"), o, False, {}) for o in entry["secondary"]]
         for other in entry.get("members") or []:
             outcomes = [other["primary"], *other["secondary"]]
             rows += [_outcome(entry, other["member"], o, False, {}) for o in outcomes]
     return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
+
+
+def _negative(control: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"negative_control": PASSED[control["ok"]]}
+    return told | {"negative_control_p": control["p_corrected"]}
 
 
 def _outcome(

@@ -173,7 +173,9 @@ class LoadedRun:
         `experiment`, `use`, `role`, `member`, `primary`, `outcome`, `label`, `unit`, `contrast`,
         `effect` with its interval `low` to `high` at `confidence`, `p`, `p_corrected` (Holm over
         primary outcomes, Benjamini-Hochberg over the others), `control_mean`, `treated_mean`, `n`,
-        `smallest_detectable`, `assumption`, and for primary outcomes `verdict` and `sentence`.
+        `smallest_detectable`, `assumption`, and for primary outcomes `verdict`, `sentence`, and
+        `negative_control` (passed, failed, or uninformative: it could not have failed) with its
+        `negative_control_p`.
         Effects are in `unit`; docs/statistics.md says how they are estimated.
 
         Raises:

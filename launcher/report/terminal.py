@@ -36,7 +36,8 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]
     if entries:
         parts += [Text(""), table(entries)]
-        parts += [sentence_line(entry) for entry in entries]
+        for entry in entries:
+            parts += [sentence_line(entry), *negative_lines(entry)]
         parts += member_parts(entries, run)
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
@@ -111,6 +112,14 @@ def sentence_line(entry: Mapping[str, Any]) -> Text:
     line = Text(words.printable(f"{entry.get('name')}: "), style="bold")
     sentence = words.sentence(entry.get("verdict") or {})
     return line.append(words.printable(sentence), style="not bold")
+
+
+def negative_lines(entry: Mapping[str, Any]) -> list[Text]:
+    """The negative control of one experiment, below its sentence; a report of before there were any
+    has none.
+    """
+    control = entry.get("negative_control")
+    return [control_line({"title": "  Negative control", **control})] if control else []
 
 
 def control_line(control: Mapping[str, Any]) -> Text:

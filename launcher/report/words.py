@@ -61,6 +61,11 @@ TERMS = (
         "can be missed: “not detected” is no proof of absence.",
     ),
     (
+        "negative control",
+        "The same test of the same units on the last probe before anything was shown. It must find "
+        "nothing; below p = .01 the answer is not valid.",
+    ),
+    (
         "negligible",
         "The whole interval lies within the margin that was declared before training as too "
         "small to matter.",

@@ -42,6 +42,20 @@ def outcome(
     }  # fmt: skip
 
 
+def negative_control(primary: dict[str, Any], ok: bool | None) -> dict[str, Any]:
+    p = {True: 0.52, False: 0.0012, None: None}[ok]
+    told = {
+        True: "Before any exposure (step 0) the arms did not differ.",
+        False: "Units that were to be shown already differed before anything was shown.",
+        None: "There is none: no probe was made before the first exposure.",
+    }[ok]
+    return {
+        "series": primary["name"], "label": primary["label"], "unit": primary["unit"], "step": 0,
+        "adjusted": False, "contrast": primary["contrast"], "effect": 0.1, "low": -0.2, "high": 0.4,
+        "p": p, "p_corrected": p, "tests": 1, "ok": ok, "sentence": told,
+    }  # fmt: skip
+
+
 def arms(doses: list[float], n: int, names: list[str] | None = None) -> list[dict[str, Any]]:
     labels = names or ["control" if d == 0 else f"dose {d:g}" for d in doses]
     return [
@@ -94,7 +108,8 @@ def entry(name: str, use: str, hypothesis: str, primary: dict[str, Any], kind: s
                              "Seeded items, assigned to doses in blocks; scored by likelihood."),
         "n_units": n_units, "n_clusters": n_units, "n_blocks": 4, "arms": the_arms,
         "primary": primary,
-        "secondary": more.pop("secondary", []), "verdict": {"kind": kind, "sentence": sentence},
+        "secondary": more.pop("secondary", []),
+        "negative_control": negative_control(primary, more.pop("alike", True)), "verdict": {"kind": kind, "sentence": sentence},
         "power": {"smallest_detectable": primary["smallest_detectable"], "unit": primary["unit"],
                   "standardized": 0.5, "power": 0.8, "alpha": 0.05,
                   "assumption": "normal approximation"},

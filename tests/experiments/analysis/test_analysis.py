@@ -423,7 +423,10 @@ OUTCOME_FIELDS = (
 )
 ENTRY_FIELDS = (
     "name use role hypothesis protocol n_units n_clusters n_blocks arms primary secondary verdict "
-    "power curves examples notes"
+    "power curves examples notes negative_control"
+)
+NEGATIVE_FIELDS = (
+    "series label unit step adjusted contrast effect low high p p_corrected tests ok sentence"
 )
 
 
@@ -435,6 +438,7 @@ def test_the_answers_have_exactly_the_agreed_fields(answers: dict[str, Any]) -> 
     for entry in answers["experiments"] + controls:
         extra = {"ok", "sentence"} if entry in controls else set()
         assert set(entry) == set(ENTRY_FIELDS.split()) | extra
+        assert set(entry["negative_control"]) == set(NEGATIVE_FIELDS.split())
         for outcome in [entry["primary"], *entry["secondary"]]:
             assert set(outcome) == set(OUTCOME_FIELDS.split())
             for row in outcome["per_arm"]:
