@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.experiments.analysis.by_arm import contrast_text, per_arm
 from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
+from motet.experiments.analysis.declared import (
+    comparison_of,
+    estimate_by,
+    group_scores,
+    primary_of,
+)
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
-from motet.experiments.analysis.power import group_scores, power, primary_of
+from motet.experiments.analysis.power import power
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.design.declared import declared_test
 from motet.experiments.design.spec import ALPHA
 from motet.experiments.design.trial import final_of, series_of
 from motet.experiments.stream.random import name_key
@@ -104,9 +112,13 @@ class Answer:
 
     def negative_control(self, primary: OutcomeSpec) -> dict[str, Any]:
         """The primary outcome's own test before any exposure."""
-        comparison = self.repeater.groups(group_scores(self.m.experiment, primary))
-        test = partial(self.estimated, replace(primary, primary=False), comparison=comparison)
-        return negative_control(self.m, self.series, primary, self.contrast_text(primary), test)
+        return negative_control(
+            self.m,
+            self.series,
+            primary,
+            contrast_text(self.m, primary.contrast, declared_test(self.m.experiment, primary)),
+            partial(self.declared, replace(primary, primary=False)),
+        )
 
     def entry(self, details: bool = True) -> dict[str, Any]:
         """Everything the report says about this experiment, before correction and verdict."""
@@ -168,14 +180,28 @@ class Answer:
         """One OUTCOME of the report."""
         values, covariate = self.values(outcome), self.baseline(outcome)
         scores = group_scores(self.m.experiment, outcome)
-        found = self.estimated(outcome, values, covariate, self.repeater.groups(scores))
-        result = self.fields(
-            outcome, self.contrast_text(outcome), found, values, scores[self.m.arms]
-        )
+        test = declared_test(self.m.experiment, outcome)
+        found = self.declared(outcome, values, covariate)
+        contrast = contrast_text(self.m, outcome.contrast, test)
+        result = self.fields(outcome, contrast, found, values, scores[self.m.arms])
+        if test != "contrast":
+            result["test"] = test
         result["trend"] = self.trend(outcome, values, covariate)
-        if details:
-            result["per_arm"] = self.per_arm(outcome, values, covariate, scores, found)
+        if details or found.arms:
+
+            def pair(arm: int) -> Estimate:
+                control = np.flatnonzero(scores == 0).tolist()
+                two = self.repeater.some([arm], control)
+                return self.estimated(replace(outcome, primary=False), values, covariate, two)
+
+            result["per_arm"] = per_arm(self.m, values, scores, found, pair)
         return result
+
+    def declared(self, outcome: OutcomeSpec, values: F64, covariate: F64 | None) -> Estimate:
+        """The estimate by the test that the experiment declared."""
+        test = declared_test(self.m.experiment, outcome)
+        comparison = comparison_of(self.m.experiment, outcome, self.repeater)
+        return self.estimated(outcome, values, covariate, comparison, test)
 
     def estimated(
         self,
@@ -183,15 +209,17 @@ class Answer:
         values: F64,
         covariate: F64 | None,
         comparison: Comparison | None,
+        test: str = "contrast",
     ) -> Estimate:
         if comparison is None:
             return Estimate(
                 None, None, None, 1.0, 0, 0, 0, None, None, False, "a group has no unit"
             )
         detect = self.detect_alpha if outcome.primary else self.alpha
-        found = estimate(values, covariate, comparison, OUTSIDE, detect)
+        found = estimate_by(test, values, covariate, comparison, OUTSIDE, detect)
         if (
-            outcome.binary
+            test == "contrast"
+            and outcome.binary
             and found.low is None
             and not found.standard_error
             and found.n_clusters > 1
@@ -238,8 +266,8 @@ class Answer:
             "low": found.low,
             "high": found.high,
             "confidence": CONFIDENCE,
-            "p": found.p if found.effect is not None else None,
-            "p_corrected": found.p if found.effect is not None else None,
+            "p": found.p if found.answered else None,
+            "p_corrected": found.p if found.answered else None,
             "control_mean": float(control.mean()) if len(control) else None,
             "treated_mean": float(treated.mean()) if len(treated) else None,
             "n": found.n,
@@ -255,22 +283,11 @@ class Answer:
             f"{self.repeater.draws:,} "
             "times; the interval assumes one effect for all units, or many units"
         )
+        if found.arms:
+            text += "; intervals and p-values per arm hold for all arms together"
         if found.adjusted:
             text += "; adjusted for the value before exposure"
         return f"{text}; {found.note}" if found.note else text
-
-    def contrast_text(self, outcome: OutcomeSpec) -> str:
-        if outcome.contrast is not None:
-            return " vs ".join(", ".join(names) for names in outcome.contrast)
-        if self.m.experiment.role == "placebo":
-            return " vs ".join(
-                ", ".join(arm.name for arm in self.spec.arms if arm.is_control == control)
-                for control in (False, True)
-            )
-        positive = sorted({arm.dose for arm in self.spec.arms if not arm.is_control})
-        if len(positive) == 1:
-            return f"dose {positive[0]:g} vs dose 0"
-        return "any dose vs dose 0"
 
     def trend(
         self, outcome: OutcomeSpec, values: F64, covariate: F64 | None
@@ -288,35 +305,6 @@ class Answer:
             "high": found.high,
             "p": found.p,
         }
-
-    def per_arm(
-        self,
-        outcome: OutcomeSpec,
-        values: F64,
-        covariate: F64 | None,
-        scores: F64,
-        overall: Estimate,
-    ) -> list[dict[str, Any]]:
-        """Every arm that takes part: its mean, and its effect against the control arms."""
-        only_one = int((scores == 1).sum()) == 1
-        control = np.flatnonzero(scores == 0).tolist()
-        rows = []
-        for number in np.flatnonzero(np.isfinite(scores)).tolist():
-            arm = self.spec.arms[number]
-            own = values[self.m.arms == number]
-            own = own[np.isfinite(own)]
-            row: dict[str, Any] = {"arm": arm.name, "dose": arm.dose}
-            row["mean"] = float(own.mean()) if len(own) else None
-            row |= {"effect": None, "low": None, "high": None, "p": None, "n": len(own)}
-            if scores[number] == 1:
-                found = overall
-                if not only_one:
-                    pair = self.repeater.some([number], control)
-                    found = self.estimated(replace(outcome, primary=False), values, covariate, pair)
-                row |= {"effect": found.effect, "low": found.low, "high": found.high}
-                row["p"] = found.p if found.effect is not None else None
-            rows.append(row)
-        return rows
 
     def timing(self, primary: OutcomeSpec) -> dict[str, Any]:
         """Late against early exposure among treated units, as a secondary outcome."""

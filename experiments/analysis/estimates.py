@@ -37,6 +37,21 @@ FEWEST_SPARE_CLUSTERS = 4
 
 
 @dataclass(frozen=True)
+class ArmEffect:
+    """One arm of a test of all arms at once, against dose 0.
+
+    group: its number from 1, in the order of the arms with a dose. low, high: of a simultaneous
+    interval. p: corrected over the arms.
+    """
+
+    group: int
+    effect: float
+    low: float | None
+    high: float | None
+    p: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """One answer. None where the data cannot give the number (`note` says why)."""
 
@@ -53,6 +68,13 @@ class Estimate:
     note: str = ""
     smallest_p: float = 1.0
     """The p-value if the actual assignment were the one that parts these values most."""
+    arms: tuple[ArmEffect, ...] = ()
+    """Of a test of all arms at once, which has no single effect."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether there was anything to test."""
+        return self.effect is not None or bool(self.arms)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.power import group_scores
+from motet.experiments.analysis.declared import treatment_values
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.scores import Probed
 from motet.experiments.design.assignment import Design, Question
+from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.audit import Compliance, per_unit
 from motet.experiments.stream.batch_sizes import Steps
@@ -152,7 +153,8 @@ def notes(m: Measured, repeater: Repeater, detect_alpha: float, primary: Outcome
     ]
     if empty:
         found.append(f"No unit was assigned to: {', '.join(empty)}.")
-    smallest = smallest_p(repeater, group_scores(m.experiment, primary))
+    omnibus = declared_test(m.experiment, primary) == "omnibus"
+    smallest = smallest_p(repeater, treatment_values(m.experiment, primary), omnibus)
     if smallest > detect_alpha:
         found.append(
             f"The design is so small that no result can have a p-value below {smallest:.2g}; "
@@ -201,20 +203,37 @@ def examples(m: Measured) -> list[dict[str, str]]:
     return found
 
 
-def smallest_p(repeater: Repeater, scores: F64) -> float:
+def smallest_p(repeater: Repeater, treatment: F64, names_only: bool = False) -> float:
     """The smallest p-value that any outcome could have, from the number of distinct assignments.
 
-    Counted for two groups of clusters within blocks; when all blocks are split in half, an
-    assignment and its mirror image give the same statistic.
+    Assignments of one statistic count together: an assignment and its mirror image, when the blocks
+    are alike in both; with `names_only` (a test of all arms at once) also those in which arms of
+    equal size have changed places.
+
+    Args:
+        repeater: the assignment.
+        treatment: the treatment's value in every arm, NaN for an arm that takes no part.
+        names_only: the values tell groups apart and mean nothing else.
     """
     _, first = np.unique(repeater.design.cluster_of_unit, return_index=True)
-    score = scores[repeater.arms_U[first]]
+    values = treatment[repeater.arms_U[first]]
     blocks = repeater.blocks_U[first]
-    log_count, mirrored = 0.0, True
-    for block in np.unique(blocks):
-        here = score[blocks == block]
-        treated, control = int((here == 1).sum()), int((here == 0).sum())
-        log_count += math.log(math.comb(treated + control, treated))
-        mirrored &= treated == control
+    kinds = np.unique(treatment[np.isfinite(treatment)])
+    counts = np.array(
+        [[np.sum(values[blocks == block] == kind) for kind in kinds] for block in np.unique(blocks)]
+    )
+    log_count = 0.0
+    for row in counts.tolist():
+        left = sum(row)
+        for count in row:
+            log_count += math.log(math.comb(left, count))
+            left -= count
+    mirrored = np.allclose(kinds + kinds[::-1], kinds[0] + kinds[-1]) and np.array_equal(
+        counts, counts[:, ::-1]
+    )
+    alike = 2.0 if mirrored else 1.0
+    if names_only:
+        _, sizes = np.unique(counts, axis=1, return_counts=True)
+        alike = float(math.prod(math.factorial(size) for size in sizes.tolist()))
     ways = math.exp(min(log_count, 50.0))
-    return min(1.0, max((2.0 if mirrored else 1.0) / ways, 1.0 / (1 + repeater.draws)))
+    return min(1.0, max(alike / ways, 1.0 / (1 + repeater.draws)))

@@ -13,30 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.experiments.analysis.declared import group_scores, primary_of
 from motet.experiments.analysis.estimates import POWER, Comparison, estimate
 from motet.experiments.design.assignment import Design, assign_many
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.random import name_key
-from motet.experiments.types import OutcomeSpec, Unit
+from motet.experiments.types import Unit
 
 F64 = npt.NDArray[np.float64]
 LARGEST_STANDARDIZED = 100.0
-
-
-def primary_of(experiment: Experiment) -> OutcomeSpec:
-    """The one primary outcome."""
-    return next(outcome for outcome in experiment.outcomes if outcome.primary)
-
-
-def group_scores(experiment: Experiment, outcome: OutcomeSpec) -> F64:
-    """Per arm 1 (treated), 0 (control) or NaN (takes no part in this outcome's comparison)."""
-    arms = experiment.spec.arms
-    if outcome.contrast is None:
-        return np.array([0.0 if arm.is_control else 1.0 for arm in arms])
-    treated, control = outcome.contrast
-    return np.array(
-        [1.0 if arm.name in treated else 0.0 if arm.name in control else np.nan for arm in arms]
-    )
 
 
 def power(

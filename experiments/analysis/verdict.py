@@ -7,6 +7,7 @@ from typing import Any
 
 from motet.core.format import decimals
 
+MOST_ARMS_TOLD = 4
 POINTS = ("accuracy", "share", "share of peak gain")
 UNITS = {"nats/token": "nats per token"}
 
@@ -71,16 +72,14 @@ def judge(
             "kind": "invalid",
             "sentence": f"Invalid: {invalid} The estimate, not to be relied on: {estimate}.",
         }
-    if outcome["effect"] is None:
+    if outcome["p"] is None:
         return {
             "kind": "invalid",
             "sentence": f"Invalid: nothing could be estimated; {outcome['assumption']}.",
         }
     if margin is not None and _within(outcome, margin):
-        inside = (
-            f"the whole interval lies within the margin of {amount(margin, outcome['unit'])} set "
-            "before training"
-        )
+        whole = "the interval of every arm" if _is_omnibus(outcome) else "the whole interval"
+        inside = f"{whole} lies within the margin of {_size(outcome, margin)} set before training"
         return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
     if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
         return {"kind": "found", "sentence": f"Found: {estimate}."}
@@ -91,28 +90,68 @@ def judge(
 def _limit_text(outcome: dict[str, Any]) -> str:
     if outcome["smallest_detectable"] is None:
         return "How small an effect would have been found cannot be said"
-    size = amount(outcome["smallest_detectable"], outcome["unit"])
+    size = _size(outcome, outcome["smallest_detectable"])
+    if _is_omnibus(outcome):
+        size += " in any one arm alone"
     return f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
 
 
+def _is_omnibus(outcome: dict[str, Any]) -> bool:
+    return outcome.get("test") == "omnibus"
+
+
+def _size(outcome: dict[str, Any], value: float) -> str:
+    """An effect of this size in words; that of a trend is per doubling."""
+    per = " per doubling of 1 + dose" if outcome.get("test") == "trend" else ""
+    return amount(value, outcome["unit"]) + per
+
+
 def _within(outcome: dict[str, Any], margin: float) -> bool:
-    low, high = outcome["low"], outcome["high"]
-    return low is not None and high is not None and -margin < low and high < margin
+    """Whether all of the interval, or of every arm's, lies within the margin."""
+    rows = _arms(outcome) if _is_omnibus(outcome) else [outcome]
+    ends = [(row["low"], row["high"]) for row in rows]
+    return all(
+        low is not None and high is not None and -margin < low and high < margin
+        for low, high in ends
+    )
+
+
+def _arms(outcome: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arms with a dose of an omnibus test, in the order of their p-values."""
+    rows = [row for row in outcome["per_arm"] if row["effect"] is not None]
+    return sorted(rows, key=lambda row: float(row["p"]))
 
 
 def _estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> str:
     effect, label = outcome["effect"], outcome["label"] + where
-    if effect is None:
-        return f"{label}, {outcome['contrast']}: no estimate"
-    direction = "higher" if effect > 0 else "lower" if effect < 0 else "different"
-    size = amount(abs(effect), outcome["unit"])
     correction = (
         f" after Holm's correction over {corrected_over} questions" if corrected_over > 1 else ""
     )
-    return (
-        f"{label} is {size} {direction} ({outcome['contrast']}; "
-        f"{interval_text(outcome)}; {p_text(outcome['p_corrected'])}{correction})"
-    )
+    p = f"{p_text(outcome['p_corrected'])}{correction}"
+    if _is_omnibus(outcome) and outcome["p"] is not None:
+        told = [_arm_text(row, outcome) for row in _arms(outcome)]
+        more = f", and {len(told) - MOST_ARMS_TOLD} more arms" if len(told) > MOST_ARMS_TOLD else ""
+        arms = ", ".join(told[:MOST_ARMS_TOLD]) + more
+        return f"{label} differs between the arms ({outcome['contrast']}; {p}): {arms}"
+    if effect is None:
+        return f"{label}, {outcome['contrast']}: no estimate"
+    size = _size(outcome, abs(effect))
+    compared = f"{outcome['contrast']}; {interval_text(outcome)}; {p}"
+    if outcome.get("test") != "trend":
+        return f"{label} is {size} {_direction(effect)} ({compared})"
+    verb = "rises" if effect > 0 else "falls" if effect < 0 else "changes"
+    return f"{label} {verb} by {size} ({compared})"
+
+
+def _direction(effect: float) -> str:
+    return "higher" if effect > 0 else "lower" if effect < 0 else "different"
+
+
+def _arm_text(row: dict[str, Any], outcome: dict[str, Any]) -> str:
+    """One arm of an omnibus test; its interval holds together with the other arms'."""
+    size = amount(abs(row["effect"]), outcome["unit"])
+    told = interval_text({**outcome, "low": row["low"], "high": row["high"]})
+    return f"{row['arm']} {size} {_direction(row['effect'])} ({told})"
 
 
 def placebo_sentence(

@@ -11,6 +11,7 @@ from typing import Any, cast
 from motet.core.errors import Problem
 from motet.core.plugins import PluginError, is_plugin, mistakes_of
 from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
+from motet.experiments.design.declared import declared_problems
 from motet.experiments.design.experiment import Experiment, Kinds
 from motet.experiments.design.spec import (
     ALPHA,
@@ -19,6 +20,7 @@ from motet.experiments.design.spec import (
     PLACEMENTS,
     PROBE_KINDS,
     SCHEDULE_KINDS,
+    TESTS,
     VARIANTS,
     Arm,
     ExperimentSpec,
@@ -47,6 +49,7 @@ KEYS = (
     "alpha",
     "options",
     "member",
+    "test",
 )
 
 
@@ -143,12 +146,14 @@ def parse_entry(
         options=_options(reader, kind),
         role=kind.role,
         member=_member(reader),
+        test=reader.choice("test", TESTS, "") or None,
         use_sha256=use_sha256,
     )
     if not problems and isinstance(name, str):
         try:
             with mistakes_of(kind, f"{where}.use"):
-                problems += kind(spec).definition_problems()
+                experiment = kind(spec)
+                problems += experiment.definition_problems() + declared_problems(experiment)
         except PluginError as error:
             problems.append(error.problem)
     return (spec if isinstance(name, str) and NAME.fullmatch(name) else None), problems

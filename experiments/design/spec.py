@@ -22,6 +22,7 @@ SCHEDULE_KINDS = ("uniform", "steps", "every", "early", "late", "early_late", "t
 PLACEMENTS = ("anywhere", "start", "boundary")
 PLACEBOS = ("matched", "none")
 VARIANTS = ("same", "cycle")
+TESTS = ("contrast", "trend", "omnibus")
 PROBE_KINDS = ("every", "steps", "fractions", "log_grid")
 
 
@@ -121,6 +122,11 @@ class ExperimentSpec:
     one.
     """
 
+    test: str | None = None
+    """How the primary outcome is judged (`TESTS`); None is a contrast, and left out of the
+    definition.
+    """
+
     @property
     def doses(self) -> tuple[float, ...]:
         """Dose of every arm, in the order of the arms."""
@@ -132,7 +138,7 @@ class ExperimentSpec:
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
-        for name in ("member", "use_sha256"):
+        for name in ("member", "use_sha256", "test"):
             if definition[name] is None:
                 del definition[name]
         if self.items is not None:

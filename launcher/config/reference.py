@@ -104,6 +104,11 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
         "the member of a family that the primary outcome is judged at; the whole model where left "
         "out",
     ),
+    "test": (
+        "text",
+        "{TESTS}: any dose against none (where left out), the slope per doubling of 1 + dose, or "
+        "all arms against dose 0 at once, in whatever direction they differ",
+    ),
 }
 
 
@@ -199,7 +204,7 @@ def experiment_lines() -> list[str]:
 
     words = {
         name: " ".join(f"`{word}`" for word in getattr(specs, name))
-        for name in ("DOSE_UNITS", "SCHEDULE_KINDS", "PLACEMENTS", "PLACEBOS")
+        for name in ("DOSE_UNITS", "SCHEDULE_KINDS", "PLACEMENTS", "PLACEBOS", "TESTS")
     }
     rows = []
     for key, (kind, meaning) in EXPERIMENT_KEYS.items():

@@ -33,8 +33,8 @@ OUTCOME_COLUMNS = (
     "smallest_detectable", "assumption",
 )  # fmt: skip
 ANSWER_COLUMNS = (
-    "experiment", "use", "role", "member", "primary", "outcome", "label", "unit", "contrast",
-    *OUTCOME_COLUMNS, "verdict", "sentence", "negative_control", "negative_control_p",
+    "experiment", "use", "role", "member", "primary", "outcome", "label", "unit", "test",
+    "contrast", *OUTCOME_COLUMNS, "verdict", "sentence", "negative_control", "negative_control_p",
 )  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def _outcome(
         "member": member or WHOLE,
         "primary": primary,
         "outcome": outcome["name"],
+        "test": outcome.get("test", "contrast"),
         **{name: outcome[name] for name in ("label", "unit", "contrast", *OUTCOME_COLUMNS)},
         "verdict": verdict.get("kind"),
         "sentence": verdict.get("sentence"),

@@ -114,6 +114,9 @@ def estimate(outcome: Any) -> tuple[str, str]:
 
     `("+4.31 bits", "[+3.39, +5.23]")`; the interval is "" when there is none.
     """
+    test = outcome.get("test")
+    if test == "omnibus":
+        return _most_moved(outcome)
     unit = str(outcome.get("unit") or "")
     names = (
         ("effect", "low", "high") if "effect" in outcome else ("slope_per_doubling", "low", "high")
@@ -125,7 +128,18 @@ def estimate(outcome: Any) -> tuple[str, str]:
         return difference(outcome[names[0]], unit), ""
     places = min(8, max(0, 1 - math.floor(math.log10((high - low) / 2))))
     texts = [sign_of(round(x, places), True) + f"{abs(x):,.{places}f}" for x in (effect, low, high)]
-    return f"{texts[0]} {shown_unit(unit, True)}".rstrip(), f"[{texts[1]}, {texts[2]}]"
+    per = " per doubling" if test == "trend" else ""
+    return f"{texts[0]} {shown_unit(unit, True)}".rstrip() + per, f"[{texts[1]}, {texts[2]}]"
+
+
+def _most_moved(outcome: Mapping[str, Any]) -> tuple[str, str]:
+    """The arm of an omnibus test that differs most from dose 0, with its simultaneous interval."""
+    rows = [row for row in outcome.get("per_arm") or [] if finite(row.get("effect")) is not None]
+    if not rows:
+        return MISSING, ""
+    most = min(rows, key=lambda row: (finite(row.get("p")) or 0.0, -abs(row["effect"])))
+    effect, interval = estimate({**most, "unit": outcome.get("unit")})
+    return f"{effect} in {most['arm']}", interval
 
 
 def p_value(value: Any) -> str:

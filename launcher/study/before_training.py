@@ -11,6 +11,7 @@ import numpy as np
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
+from motet.experiments.design.declared import cluster_problems
 from motet.experiments.design.experiment import item_problems, make
 from motet.experiments.design.frozen import Hashes, check_kinds, freeze
 from motet.experiments.design.parser import parse_experiments
@@ -102,7 +103,8 @@ def build(settings: RunSettings) -> Study:
     raise_problems(problems)
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
-    raise_problems([*_probe_problems(study), *control_problems(study)])
+    few = [found for question in study.questions for found in cluster_problems(question)]
+    raise_problems([*_probe_problems(study), *control_problems(study), *few])
     return study
 
 

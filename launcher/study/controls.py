@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 
 from motet.core.errors import Problem
+from motet.experiments.analysis.declared import group_scores, primary_of
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p
-from motet.experiments.analysis.power import group_scores, primary_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.study import Study

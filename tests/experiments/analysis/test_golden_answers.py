@@ -24,9 +24,9 @@ import pytest
 
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.answers import Answer
+from motet.experiments.analysis.declared import group_scores, primary_of
 from motet.experiments.analysis.estimates import estimate
 from motet.experiments.analysis.measured import Measured
-from motet.experiments.analysis.power import group_scores, primary_of
 from motet.experiments.types import Unit
 from tests.experiments.simulated import simulated
 
