@@ -135,8 +135,8 @@ class _Sums:
     def of(cls, residual: F64, direction: F64 | None, block: I64, starts: I64) -> _Sums:
         q = np.zeros_like(residual) if direction is None else direction
         columns = (np.ones_like(residual), residual, q, q * residual, q * q)
-        found = [np.add.reduceat(column, starts) for column in columns]
-        return cls(*found, block[starts], direction is not None)
+        n, r, q, qr, qq = (np.add.reduceat(column, starts) for column in columns)
+        return cls(n, r, q, qr, qq, block[starts], direction is not None)
 
     def without(self, fit: _Fit) -> _Sums:
         """The same sums of what is left of the residual when a fit (of one draw) is taken away."""
@@ -212,7 +212,7 @@ def _fit(sums: _Sums, groups_DC: I64, n_arms: int) -> _Fit:
     def over(places: I64, values: F64, *shape: int) -> F64:
         weights = np.broadcast_to(values, groups_DC.shape).ravel()
         size = math.prod(shape)
-        return np.bincount(places, weights, minlength=size).reshape(shape)
+        return np.asarray(np.bincount(places, weights, size), np.float64).reshape(shape)
 
     count = over(by_cell, sums.n, n_draws, n_blocks, n_groups)
     block_size = np.bincount(sums.block, weights=sums.n)
@@ -288,12 +288,11 @@ def _infer(
     arms = []
     for k in range(n_arms):
         effect, half = float(fit.b[0, k]), reach * float(errors[k])
-        ends = (effect - half, effect + half) if math.isfinite(half) else (None, None)
-        arms.append(ArmEffect(k + 1, effect, *ends, _p(largest, float(squared[k]))))
-    found = Estimate(
+        low, high = (effect - half, effect + half) if math.isfinite(half) else (None, None)
+        arms.append(ArmEffect(k + 1, effect, low, high, _p(largest, float(squared[k]))))
+    return Estimate(
         None, None, None, p, *facts, None, detectable, sums.adjusted, note, least, tuple(arms)
     )
-    return found
 
 
 def _detectable(fit: _Fit, critical: float) -> float | None:

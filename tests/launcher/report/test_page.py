@@ -293,6 +293,22 @@ def test_no_estimate_is_shown_with_digits_beyond_its_interval(
     assert not shown or len(set(places)) == 1
 
 
+def test_a_test_of_all_arms_shows_the_one_that_differs_most() -> None:
+    rows = [
+        {"arm": "none", "effect": None, "low": None, "high": None, "p": None},
+        {"arm": "once", "effect": 0.5, "low": -0.5, "high": 1.5, "p": 0.4},
+        {"arm": "often", "effect": -2.0, "low": -3.0, "high": -1.0, "p": 0.001},
+    ]
+    outcome = {"test": "omnibus", "unit": "bits", "effect": None, "low": None, "high": None}
+    assert words.estimate({**outcome, "per_arm": rows}) == ("−2.0 bits in often", "[−3.0, −1.0]")
+    assert words.estimate(outcome) == (words.MISSING, "")
+
+
+def test_a_trend_is_shown_per_doubling() -> None:
+    outcome = {"test": "trend", "unit": "bits", "effect": 1.0, "low": 0.5, "high": 1.5}
+    assert words.estimate(outcome) == ("+1.00 bits per doubling", "[+0.50, +1.50]")
+
+
 def test_the_label_of_a_verdict_is_not_said_twice() -> None:
     assert words.sentence({"sentence": "Not found: it is 2 bits."}) == "It is 2 bits."
     assert words.sentence({"sentence": "A note: nothing."}) == "A note: nothing."
