@@ -16,6 +16,7 @@ import numpy.typing as npt
 from motet.experiments.analysis.declared import group_scores, primary_of
 from motet.experiments.analysis.estimates import POWER, Comparison, estimate
 from motet.experiments.design.assignment import Design, assign_many
+from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.random import name_key
 from motet.experiments.types import Unit
@@ -49,7 +50,9 @@ def power(
         "alpha": alpha,
         "assumption": f"{groups}; a cluster counts as one observation; no covariate",
     }
-    if size is None:
+    if (test := declared_test(experiment, outcome)) != "contrast":
+        result |= {"standardized": None, "assumption": f"unknown for test: {test}"}
+    elif size is None:
         result["assumption"] = f"{groups}: too few for any effect to be found"
     elif outcome.binary and outcome.chance is not None:
         result["smallest_detectable"] = share_difference(outcome.chance, size)
