@@ -1,16 +1,22 @@
 """Does the analysis claim what is not there? 1,000 simulated studies without any effect.
 
-Every study holds the four built-in questions and the A/A control: real classes with invented units,
+    python bench/validity_null.py [--designs default] [--studies 1000] [--json] [--plot null.png]
+
+`--designs default`: every study holds the four built-in questions and the A/A control: real classes with invented units,
 real assignment, real analysis; only the scores are simulated, with what real ones have - units of
 very different difficulty, skewed noise, clusters of like units, blocks that differ, correlation
-between steps, binary outcomes - and no dependence on the arm at all.
-
-    python bench/validity_null.py [--studies 1000] [--json] [--plot null.png]
+between steps, binary outcomes - and no dependence on the arm at all. `--designs small`: every study
+holds those of `small_designs.py`, once without an effect and, for the coverage of intervals, once
+with effects that are known. `--designs all`: both. With `--results FILE` every study that ends is a
+line of that file, and is not done again unless the analysis has changed since.
 
 What must hold: the A/A control's p-values are uniform (its outcome is continuous;
 Kolmogorov-Smirnov p > .01), each question's test rejects at most 5 % of the time, and any of the
 four primaries survives Holm's correction in at most 5 % of studies. Outcomes with ties (accuracy,
 rank) can only make p larger, so their rates may lie below 5 %; uniformity is not claimed for them.
+Of the small designs, none may reject more than 5 % of the time, nor may a question's negative
+control fail more than 1 % of the time. "At most" is judged by exact
+binomial tests, one for every rate, together at 5 % (Bonferroni).
 For contrast, the t-test that ignores clusters and blocks is applied to the same scores.
 """
 
@@ -18,17 +24,24 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import multiprocessing
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_designs
 
+from motet.experiments import analysis
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.measured import Measured
+from motet.experiments.analysis.negative import NEGATIVE_THRESHOLD
 from motet.experiments.design.assignment import assign, assignment_key, make_design
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.parser import parse_experiments
@@ -145,11 +158,11 @@ def null_scores(
     return scores
 
 
-def study(seed: int) -> dict[str, Any]:
+def study(seed: int, draws: int = DRAWS) -> dict[str, Any]:
     """p-values of one study."""
     rng = np.random.default_rng([20, seed])
     measured = [simulate(experiment, units, seed, rng) for experiment, units in PREPARED]
-    answers = analyze(measured, seed, DRAWS, details=False)
+    answers = analyze(measured, seed, draws, details=False)
     return {
         "primary": {e["name"]: e["primary"]["p"] for e in answers["experiments"]},
         "corrected": [e["primary"]["p_corrected"] for e in answers["experiments"]],
@@ -158,6 +171,7 @@ def study(seed: int) -> dict[str, Any]:
             for e in answers["experiments"]
             for o in e["secondary"]
         ],
+        "negative": [e["negative_control"]["ok"] is not False for e in answers["experiments"]],
         "aa": answers["controls"]["placebo"]["primary"]["p"],
         "naive": naive_p(measured[1]),
     }
@@ -174,20 +188,27 @@ def naive_p(m: Measured) -> float:
 
 def rate(p_values: list[float]) -> dict[str, float]:
     """Share of p <= .05 with its exact 95 % binomial interval."""
+    found = small_designs.share_of([p <= ALPHA for p in p_values])
+    assert found is not None
+    return found
+
+
+def none_above(rates: list[dict[str, float]], level: float = ALPHA) -> bool:
+    """Whether all rates agree with at most `level`: exact binomial tests, Bonferroni's correction."""
     from scipy.stats import binomtest
 
-    hits = int(np.sum(np.array(p_values) <= ALPHA))
-    interval = binomtest(hits, len(p_values)).proportion_ci(0.95)
-    return {"rate": hits / len(p_values), "low": float(interval.low), "high": float(interval.high)}
+    hits = [(round(r["rate"] * r["n"]), int(r["n"])) for r in rates]
+    values = [binomtest(k, n, level, alternative="greater").pvalue for k, n in hits]
+    return not values or min(values) * len(values) > ALPHA
 
 
-def summarize(studies: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(studies: list[dict[str, Any]], draws: int = DRAWS) -> dict[str, Any]:
     """Every rate that the claim is about."""
     from scipy.stats import kstest
 
     aa = [s["aa"] for s in studies]
     # p lies on the grid 1/(n+1) ... 1; half a step down makes it comparable to a continuous law.
-    centred = np.array(aa) - 0.5 / (DRAWS + 1)
+    centred = np.array(aa) - 0.5 / (draws + 1)
     names = list(studies[0]["primary"])
     secondary: dict[str, list[float]] = {}
     for s in studies:
@@ -196,7 +217,7 @@ def summarize(studies: list[dict[str, Any]]) -> dict[str, Any]:
                 secondary.setdefault(name, []).append(p)
     result: dict[str, Any] = {
         "studies": len(studies),
-        "draws": DRAWS,
+        "draws": draws,
         "aa_ks_p": float(kstest(centred, "uniform").pvalue),
         "aa_rate": rate(aa),
         "primary_rates": {name: rate([s["primary"][name] for s in studies]) for name in names},
@@ -205,10 +226,13 @@ def summarize(studies: list[dict[str, Any]]) -> dict[str, Any]:
         "any_secondary_after_bh": rate(
             [min(c for _, _, c in s["secondary"] if c is not None) for s in studies]
         ),
+        "negative_control_rate": small_designs.share_of(
+            [not ok for s in studies for ok in s["negative"]]
+        ),
         "naive_t_test_rate": rate([s["naive"] for s in studies]),
     }
     nominal = [result["family_wise_rate"], *result["primary_rates"].values()]
-    result["ok"] = result["aa_ks_p"] > 0.01 and all(r["low"] <= ALPHA for r in nominal)
+    result["ok"] = result["aa_ks_p"] > 0.01 and none_above(nominal)
     return result
 
 
@@ -236,46 +260,126 @@ def plot(studies: list[dict[str, Any]], path: str) -> None:
 
 
 PREPARED: Prepared = []
+Job = tuple[str, int]
+"""(condition, seed): "default"; "nothing" or "effects" for small designs."""
 
 
 def _start() -> None:
     PREPARED[:] = prepare()
+    small_designs.prepared()
     gc.freeze()  # statsmodels' multipletests collects garbage at every call: a fifth of the time
 
 
-def run(n_studies: int, workers: int = 1) -> list[dict[str, Any]]:
-    """All studies, in parallel when there is more than one worker."""
+def one(job: Job, draws: int) -> tuple[Job, dict[str, Any]]:
+    """One study."""
+    condition, seed = job
+    if condition == "default":
+        return job, study(seed, draws)
+    return job, small_designs.study(seed, condition == "effects", draws)
+
+
+def made_with(draws: int) -> str:
+    """What a kept study must have been made with to count: this code, and that of the analysis."""
+    folder = Path(analysis.__file__).parent
+    files = [*sorted(folder.glob("*.py")), Path(__file__), Path(small_designs.__file__)]
+    text = b"".join(path.read_bytes() for path in files) + str(draws).encode()
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def run(
+    n_studies: int,
+    workers: int = 1,
+    draws: int = DRAWS,
+    conditions: Iterable[str] = ("default",),
+    results: Path | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """All studies of each condition, in parallel when there is more than one worker."""
+    jobs = [(condition, seed) for condition in conditions for seed in range(n_studies)]
+    key, done = made_with(draws), {}
+    if results and results.exists():
+        for row in map(json.loads, results.read_text().splitlines()):
+            if row["made_with"] == key:
+                done[row["condition"], row["seed"]] = row["study"]
+    missing = [job for job in jobs if job not in done]
+    began = time.monotonic()
+    for ended, (job, found) in enumerate(_each(partial(one, draws=draws), missing, workers), 1):
+        done[job] = found
+        if results:
+            row = {"made_with": key, "condition": job[0], "seed": job[1], "study": found}
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if ended % 50 == 0:
+            spent = time.monotonic() - began
+            print(f"{ended} of {len(missing)} studies, {spent:.0f} s", file=sys.stderr)
+    return {c: [done[c, seed] for seed in range(n_studies)] for c in conditions}
+
+
+def _each(work: Any, jobs: list[Job], workers: int) -> Iterable[tuple[Job, dict[str, Any]]]:
+    """What `work` makes of every job, as it ends."""
     if workers <= 1:
-        _start()
-        return [study(seed) for seed in range(n_studies)]
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start) as pool:
-        return pool.map(study, range(n_studies), chunksize=8)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=min(4, multiprocessing.cpu_count()))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plot", default="")
-    options = parser.parse_args()
-    began = time.perf_counter()
-    studies = run(options.studies, options.workers)
-    result = summarize(studies)
-    result["seconds"] = time.perf_counter() - began
-    if options.plot:
-        plot(studies, options.plot)
-    if options.json:
-        print(json.dumps(result, indent=1))
+        if jobs:
+            _start()
+        yield from map(work, jobs)
         return
-    print(f"{result['studies']} studies without effect, {result['seconds']:.0f} s")
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start) as pool:
+        yield from pool.imap_unordered(work, jobs, chunksize=4)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what was found for the default designs."""
     print(f"A/A p-values: Kolmogorov-Smirnov p = {result['aa_ks_p']:.3f}")
     rows = {"A/A control": result["aa_rate"]} | result["primary_rates"]
     rows |= {"any primary, after Holm": result["family_wise_rate"]}
     rows |= {"any secondary, after BH": result["any_secondary_after_bh"]}
+    rows |= {"negative control fails at .01": result["negative_control_rate"]}
     rows |= {"t-test that ignores clusters": result["naive_t_test_rate"]}
     for name, share in rows.items():
         print(f"{name:32} {share['rate']:6.1%}  (95 % {share['low']:.1%} to {share['high']:.1%})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--designs", choices=("default", "small", "all"), default="default")
+    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--workers", type=int, default=min(4, multiprocessing.cpu_count()))
+    parser.add_argument("--results", type=Path, help="keep ended studies here, and go on from it")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", default="")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    small = ("nothing", "effects")
+    conditions = {"default": ("default",), "small": small, "all": ("default", *small)}
+    studies = run(
+        options.studies,
+        options.workers,
+        options.draws,
+        conditions[options.designs],
+        options.results,
+    )
+    result: dict[str, Any] = {"draws": options.draws}
+    if "default" in studies:
+        result |= summarize(studies["default"], options.draws)
+        if options.plot:
+            plot(studies["default"], options.plot)
+    for condition in small:
+        if condition in studies:
+            result[condition] = small_designs.summarize(studies[condition], condition == "effects")
+    for name, level in (("rejected", ALPHA), ("invalid", NEGATIVE_THRESHOLD)):
+        rates = [row.get(name) for row in result.get("nothing", {}).values()]
+        good = none_above([rate for rate in rates if rate is not None], level)
+        result["ok"] = result.get("ok", True) and good
+    result["seconds"] = time.perf_counter() - began
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"{options.studies} studies of each kind, {result['seconds']:.0f} s")
+    if "default" in studies:
+        show(result)
+    for condition in small:
+        if condition in studies:
+            print(f"\nsmall designs, {condition}:")
+            small_designs.show(result[condition], condition == "effects")
     print("OK" if result["ok"] else "NOT OK")
 
 
