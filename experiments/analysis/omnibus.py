@@ -17,15 +17,13 @@ studentized coefficient over arms when the assignment is repeated and the estima
 taken away (max-t; Westfall and Young, "Resampling-Based Multiple Testing", 1993, section 2.3). The
 p-value of an arm is that of the same maximum without any effect.
 
-All sums are over clusters, whose units share an arm: a draw costs a few passes over clusters.
-
 Shapes: U units, C clusters, B blocks, D draws, K arms with a dose, L = K + 1 groups.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,17 +31,22 @@ import numpy.typing as npt
 from motet.experiments.analysis.estimates import (
     FEWEST_SPARE_CLUSTERS,
     POWER,
-    TOLERANCE,
     ArmEffect,
     Comparison,
     Estimate,
 )
+from motet.experiments.analysis.wald import (
+    TOLERANCE,
+    ClusterSums,
+    DrawnGroups,
+    WaldFit,
+    fit_by_cluster,
+    statistics,
+)
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-
-CHUNK_CELLS = 1 << 19
-ROUNDING = 1e-12
+I8 = npt.NDArray[np.int8]
 
 
 def omnibus(
@@ -72,7 +75,7 @@ def omnibus(
     clusters = comparison.clusters[order]
     starts = np.flatnonzero(np.diff(clusters, prepend=-1))
     facts = (len(order), len(starts), int((~kept).sum()))
-    group = comparison.score.astype(np.int64)
+    group = comparison.score.astype(np.int8)
     actual = group[comparison.arms[order[starts]]]
     n_arms = int(group.max())
     absent = sorted(set(range(n_arms + 1)) - set(actual.tolist()))
@@ -90,9 +93,9 @@ def omnibus(
         alike = tuple(ArmEffect(k + 1, 0.0, None, None, 1.0) for k in range(n_arms))
         why = "the outcome does not vary between units within a block"
         return replace(_nothing(facts, why), arms=alike)
-    sums = _Sums.of(residual, direction, block, starts)
-    groups_DC = group[comparison.draws[:, order[starts]]]
-    return _infer(sums, actual, groups_DC, n_arms, facts, alpha, detect_alpha or alpha)
+    sums = ClusterSums.of(residual, direction, block, starts)
+    draws = DrawnGroups(comparison.draws, order[starts], group, n_arms)
+    return _infer(sums, actual, draws, facts, alpha, detect_alpha or alpha)
 
 
 def _nothing(facts: tuple[int, int, int], why: str) -> Estimate:
@@ -117,167 +120,27 @@ def _direction(covariate: F64 | None, block_U: I64) -> F64 | None:
     return np.asarray(rest / length)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over each cluster's units, float64 [C]: of ones, of the residual r, and with the
-    covariate's direction q of q, q r and q^2 (0 without a covariate). block: int64 [C].
-    """
-
-    n: F64
-    r: F64
-    q: F64
-    qr: F64
-    qq: F64
-    block: I64
-    adjusted: bool
-
-    @classmethod
-    def of(cls, residual: F64, direction: F64 | None, block: I64, starts: I64) -> _Sums:
-        q = np.zeros_like(residual) if direction is None else direction
-        columns = (np.ones_like(residual), residual, q, q * residual, q * q)
-        n, r, q, qr, qq = (np.add.reduceat(column, starts) for column in columns)
-        return cls(n, r, q, qr, qq, block[starts], direction is not None)
-
-    def without(self, fit: _Fit) -> _Sums:
-        """The same sums of what is left of the residual when a fit (of one draw) is taken away."""
-        return _Sums(self.n, fit.u[0], self.q, fit.t[0], self.qq, self.block, self.adjusted)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Least squares for some draws.
-
-    b: float64 [D, K], effects. meat: float64 [D, K, K], covariance of the scores s = X' r, float64
-    [D, K]. inverse: float64 [D, K, K], of X' X. u, t: float64 [D, C], sums over clusters of the
-    residual, and of the residual times the covariate's direction.
-    """
-
-    b: F64
-    s: F64
-    meat: F64
-    inverse: F64
-    u: F64
-    t: F64
-    scale: float
-
-    def wald(self) -> F64:
-        """W of every draw, float64 [D]; infinite where an effect has no spread to be compared to.
-
-        W = s' meat^-1 s, which is b' V^-1 b because V = inverse meat inverse and b = inverse s.
-        """
-        values, vectors = np.linalg.eigh(self.meat)
-        along = np.einsum("dkj,dk->dj", vectors, self.s) ** 2
-        return np.asarray(_ratio(along, self._kept(values), self.scale).sum(axis=1))
-
-    def squared_t(self) -> F64:
-        """Squared studentized effect of every arm, float64 [D, K]."""
-        variance = np.einsum("dkj,djl,dlk->dk", self.inverse, self.meat, self.inverse)
-        trace = np.einsum("dkj,dj,djk->dk", self.inverse, self._size(), self.inverse)
-        variance = np.where(variance <= ROUNDING * trace, 0.0, variance)
-        size = np.einsum("dkj,djk->dk", self.inverse, self.inverse)
-        return _ratio(self.b**2, variance, self.scale * size)
-
-    def _size(self) -> F64:
-        return np.einsum("dkk->dk", self.meat) + ROUNDING * self.scale
-
-    def _kept(self, values: F64) -> F64:
-        least = ROUNDING * self._size().sum(axis=1, keepdims=True)
-        return np.where(values <= least, 0.0, values)
-
-
-def _ratio(top: F64, bottom: F64, scale: F64 | float) -> F64:
-    """top / bottom, with 0 / 0 = 0 and x / 0 = infinity; what is below the rounding of sums of this
-    scale is 0.
-    """
-    top = np.where(top <= ROUNDING**2 * np.asarray(scale), 0.0, top)
-    zero = bottom <= 0
-    return np.where(zero, np.where(top > 0, np.inf, 0.0), top / np.where(zero, 1.0, bottom))
-
-
-def _fit(sums: _Sums, groups_DC: I64, n_arms: int) -> _Fit:
-    """Effects and their covariance for every row of groups (0 ... K).
-
-    With Z the indicators of a cluster's arm, z their mean in its block and g = sum(q Z), a unit's
-    treatment is x = Z - z - q g. So a cluster's score is
-    sum(x e) = (Z - z) u - g t, where u = sum(e) = r - n v + q h, t = sum(q e) = qr - q v + qq h,
-    v = (Z - z) b and h = g b; and sums of products of scores follow from sums of u^2 and u t per
-    block and arm.
-    """
-    n_draws, n_groups = len(groups_DC), n_arms + 1
-    n_blocks = int(sums.block.max()) + 1
-    row = np.arange(n_draws)[:, None]
-    by_group = (row * n_groups + groups_DC).ravel()
-    by_cell = ((row * n_blocks + sums.block) * n_groups + groups_DC).ravel()
-
-    def over(places: I64, values: F64, *shape: int) -> F64:
-        weights = np.broadcast_to(values, groups_DC.shape).ravel()
-        size = math.prod(shape)
-        return np.asarray(np.bincount(places, weights, size), np.float64).reshape(shape)
-
-    count = over(by_cell, sums.n, n_draws, n_blocks, n_groups)
-    block_size = np.bincount(sums.block, weights=sums.n)
-    z = (count / block_size[None, :, None])[..., 1:]
-    s = over(by_group, sums.r, n_draws, n_groups)[:, 1:]
-    g = over(by_group, sums.q, n_draws, n_groups)[:, 1:]
-    z_T = z.transpose(0, 2, 1)
-    eye = np.eye(n_arms)
-    xx = count[..., 1:].sum(axis=1)[:, :, None] * eye - z_T @ (z * block_size[None, :, None])
-    xx -= g[:, :, None] * g[:, None, :]
-    inverse = np.linalg.pinv(xx, rcond=TOLERANCE, hermitian=True)
-    b = np.einsum("dkj,dj->dk", inverse, s)
-    level = np.concatenate([np.zeros((n_draws, 1)), b], axis=1)
-    v = np.take_along_axis(level, groups_DC, axis=1) - (z @ b[:, :, None])[:, sums.block, 0]
-    h = np.einsum("dk,dk->d", g, b)[:, None]
-    u = sums.r - sums.n * v + sums.q * h
-    t = sums.qr - sums.q * v + sums.qq * h
-    square = over(by_cell, u * u, n_draws, n_blocks, n_groups)
-    per_block = square.sum(axis=2)
-    across = square[..., 1:].transpose(0, 2, 1) @ z
-    meat = square[..., 1:].sum(axis=1)[:, :, None] * eye - across - across.transpose(0, 2, 1)
-    meat += z_T @ (z * per_block[:, :, None])
-    if sums.adjusted:
-        product = over(by_cell, u * t, n_draws, n_blocks, n_groups)
-        mixed = product[..., 1:].sum(axis=1) - np.einsum("dbk,db->dk", z, product.sum(axis=2))
-        cross = mixed[:, :, None] * g[:, None, :]
-        meat -= cross + cross.transpose(0, 2, 1)
-        meat += (t * t).sum(axis=1)[:, None, None] * g[:, :, None] * g[:, None, :]
-    return _Fit(b, s, meat, inverse, u, t, float(np.abs(sums.r).sum()) ** 2)
-
-
-def _statistics(sums: _Sums, groups_DC: I64, n_arms: int) -> tuple[F64, F64]:
-    """(W, largest squared studentized effect over arms) of every draw, float64 [D]."""
-    cells = len(sums.n) + (int(sums.block.max()) + 1) * (n_arms + 1)
-    step = max(1, CHUNK_CELLS // cells)
-    wald, largest = [], []
-    for start in range(0, len(groups_DC), step):
-        fit = _fit(sums, groups_DC[start : start + step], n_arms)
-        wald.append(fit.wald())
-        largest.append(fit.squared_t().max(axis=1))
-    return np.concatenate(wald), np.concatenate(largest)
-
-
 def _p(drawn: F64, reference: float) -> float:
     return float((1 + (drawn >= reference * (1 - TOLERANCE)).sum()) / (1 + len(drawn)))
 
 
 def _infer(
-    sums: _Sums,
-    actual: I64,
-    groups_DC: I64,
-    n_arms: int,
+    sums: ClusterSums,
+    actual: I8,
+    draws: DrawnGroups,
     facts: tuple[int, int, int],
     alpha: float,
     detect_alpha: float,
 ) -> Estimate:
-    fit = _fit(sums, actual[None], n_arms)
+    fit, residual = fit_by_cluster(sums, actual[None], draws.n_arms)
     observed, squared = float(fit.wald()[0]), fit.squared_t()[0]
-    wald, largest = _statistics(sums, groups_DC, n_arms)
+    wald, largest = statistics(sums, draws)
     p, least = _p(wald, observed), _p(wald, max(float(wald.max()), observed))
     variance = np.einsum("kj,jl,lk->k", fit.inverse[0], fit.meat[0], fit.inverse[0])
     errors = np.sqrt(np.where(np.isfinite(squared) & (variance > 0), variance, 0.0))
     reach, detectable, note = math.inf, None, ""
     if np.all(errors > 0):
-        wald_left, largest_left = _statistics(sums.without(fit), groups_DC, n_arms)
+        wald_left, largest_left = statistics(sums.without(residual), draws)
         reach = math.sqrt(float(np.quantile(largest_left, 1 - alpha, method="higher")))
         critical = float(np.quantile(wald_left, 1 - detect_alpha, method="higher"))
         detectable = _detectable(fit, critical)
@@ -286,7 +149,7 @@ def _infer(
     else:
         note = "an arm has one value only: there is no spread to make intervals from"
     arms = []
-    for k in range(n_arms):
+    for k in range(draws.n_arms):
         effect, half = float(fit.b[0, k]), reach * float(errors[k])
         low, high = (effect - half, effect + half) if math.isfinite(half) else (None, None)
         arms.append(ArmEffect(k + 1, effect, low, high, _p(largest, float(squared[k]))))
@@ -295,7 +158,7 @@ def _infer(
     )
 
 
-def _detectable(fit: _Fit, critical: float) -> float | None:
+def _detectable(fit: WaldFit, critical: float) -> float | None:
     """The effect of one arm alone that W exceeds `critical` for in 80 % of runs, for the arm where
     that is largest.
 

@@ -17,6 +17,12 @@ from motet.experiments.analysis.estimates import Comparison, estimate
 from motet.experiments.analysis.measured import smallest_p
 from motet.experiments.analysis.omnibus import omnibus
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.wald import (
+    ClusterSums,
+    DrawnGroups,
+    fit_by_cluster,
+    statistics,
+)
 from motet.experiments.design.assignment import Design, Question, assign, make_design
 from motet.experiments.design.declared import cluster_problems
 from motet.experiments.design.parser import parse_experiments
@@ -81,6 +87,30 @@ def test_w_and_effects_are_those_of_least_squares_with_clusters_and_blocks(
     assert np.ptp(np.array(reach) / errors) == pytest.approx(0, abs=1e-9)
     drawn = [wald(y, x, design, row.astype(np.int64))[2] for row in comparison.draws]
     assert found.p == pytest.approx((1 + sum(w >= statistic for w in drawn)) / 31)
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_sums_per_block_and_arm_give_what_every_cluster_for_itself_gives(
+    blocks: int, adjusted: bool
+) -> None:
+    rng = np.random.default_rng(blocks)
+    design = design_of([1, 2, 5] * 15, blocks)
+    block = design.block_of_cluster[design.cluster_of_unit]
+    y, q = rng.normal(size=(2, len(block)))
+    for values in (y, q):
+        for one in range(blocks):
+            values[block == one] -= values[block == one].mean()
+    q /= np.linalg.norm(q)
+    y -= q * (q @ y)
+    starts = np.flatnonzero(np.diff(design.cluster_of_unit, prepend=-1))
+    sums = ClusterSums.of(y, q if adjusted else None, block, starts)
+    comparison = repeated(design, assign(design, 1), draws=50)
+    draws = DrawnGroups(comparison.draws, starts, GROUPS.astype(np.int8), 4)
+    wald_D, largest_D = statistics(sums, draws)
+    fit, _ = fit_by_cluster(sums, draws.groups(slice(None)), 4)
+    assert wald_D == pytest.approx(fit.wald(), rel=1e-9)
+    assert largest_D == pytest.approx(fit.squared_t().max(axis=1), rel=1e-9)
 
 
 def test_with_one_arm_it_is_the_contrast() -> None:
