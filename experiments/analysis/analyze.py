@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from motet.core.plugins import PluginError
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
@@ -21,7 +22,11 @@ from motet.experiments.design.spec import ALPHA
 
 
 def analyze(
-    measured: Sequence[Measured], seed: int, draws: int = 10_000, details: bool = True
+    measured: Sequence[Measured],
+    seed: int,
+    draws: int = 10_000,
+    details: bool = True,
+    n_questions: int | None = None,
 ) -> dict[str, Any]:
     """Return the `answers` part of report.json.
 
@@ -33,11 +38,17 @@ def analyze(
         seed: keys the repeated assignments (never the actual one).
         draws: repetitions per comparison; the smallest p-value is 1 / (draws + 1).
         details: False leaves out effects per arm and curves.
+        n_questions: how many questions the run was frozen with; None: as many as were measured.
+            Those without an answer count as p = 1 in Holm's correction, whatever the reason.
     """
     alpha = one_alpha(measured)
-    studies, entries = _estimated(by_experiment(measured), seed, draws, details, alpha)
+    asked = len({m.name for m in measured if m.experiment.role == "question"})
+    over = max(asked, n_questions or 0)
+    studies, entries, failed = _estimated(
+        by_experiment(measured), seed, draws, details, alpha, max(1, over)
+    )
     questions = [e for e in entries if e["role"] == "question"]
-    _correct_primaries(questions)
+    _correct_primaries(questions, over)
     _correct_secondaries(questions)
     controls = {
         "placebo": _placebo(studies, entries, alpha),
@@ -45,9 +56,13 @@ def analyze(
     }
     for control in controls.values():
         _void(control, entries)
-    invalid = " ".join(c["sentence"] for c in controls.values() if c is not None and not c["ok"])
+    unsound = [c["sentence"] for c in controls.values() if c is not None and not c["ok"]]
+    unsound += [
+        f"The control {one['name']} could not be measured." for one in failed if one["control"]
+    ]
+    invalid = " ".join(unsound)
     for study, entry in zip(studies, entries, strict=True):
-        entry["verdict"] = _verdict(study, entry, invalid, len(questions), alpha)
+        entry["verdict"] = _verdict(study, entry, invalid, over, alpha)
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
@@ -56,7 +71,12 @@ def analyze(
         "draws": draws,
         "experiments": questions,
         "controls": controls,
-        "multiplicity": {"primaries": "Holm", "secondaries": "Benjamini-Hochberg"},
+        "unanswered": failed,
+        "multiplicity": {
+            "primaries": "Holm",
+            "secondaries": "Benjamini-Hochberg",
+            "questions": over,
+        },
     }
     return _finite(answers)
 
@@ -69,19 +89,33 @@ def one_alpha(measured: Sequence[Measured]) -> float:
 
 
 def _estimated(
-    experiments: Sequence[ByMember], seed: int, draws: int, details: bool, alpha: float
-) -> tuple[list[Answer], list[dict[str, Any]]]:
-    """Each experiment at its own member, and its entry of report.json with all members in it."""
-    n_questions = max(1, sum(one.judged.experiment.role == "question" for one in experiments))
-    studies = [Answer(one.judged, seed, draws, n_questions, alpha) for one in experiments]
-    entries = [study.entry(details) for study in studies]
-    for one, study, entry in zip(experiments, studies, entries, strict=True):
-        if one.others:
-            others = [
-                Answer(m, seed, draws, n_questions, alpha, study.repeater) for m in one.others
-            ]
-            entry |= {"member": study.member, "members": [other.further() for other in others]}
-    return studies, entries
+    experiments: Sequence[ByMember],
+    seed: int,
+    draws: int,
+    details: bool,
+    alpha: float,
+    n_questions: int,
+) -> tuple[list[Answer], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Each experiment at its own member, its entry of report.json with all members in it, and
+    those that a mistake in the user's own class leaves without an answer: the others have theirs.
+    """
+    studies, entries, failed = [], [], []
+    for one in experiments:
+        try:
+            study = Answer(one.judged, seed, draws, n_questions, alpha)
+            entry = study.entry(details)
+            if one.others:
+                others = [
+                    Answer(m, seed, draws, n_questions, alpha, study.repeater) for m in one.others
+                ]
+                entry |= {"member": study.member, "members": [other.further() for other in others]}
+        except PluginError as error:
+            control = one.judged.experiment.role != "question"
+            failed.append({"name": one.judged.name, "why": str(error), "control": control})
+            continue
+        studies.append(study)
+        entries.append(entry)
+    return studies, entries, failed
 
 
 def _verdict(
@@ -96,16 +130,18 @@ def _verdict(
     return judge(entry["primary"], alpha, study.spec.margin, reasons, over, where)
 
 
-def _correct_primaries(entries: Sequence[dict[str, Any]]) -> None:
+def _correct_primaries(entries: Sequence[dict[str, Any]], over: int = 0) -> None:
     """Holm over the primary outcomes of the questions, each at the member that its answer is for;
-    one without an estimate counts as p = 1.
+    one without an estimate counts as p = 1, and so does every question of `over` without an answer.
     """
     from statsmodels.stats.multitest import multipletests
 
     outcomes = [entry["primary"] for entry in entries]
     if outcomes:
         raw = [1.0 if outcome["p"] is None else outcome["p"] for outcome in outcomes]
-        for outcome, p in zip(outcomes, multipletests(raw, method="holm")[1], strict=True):
+        raw += [1.0] * (over - len(outcomes))
+        corrected = multipletests(raw, method="holm")[1][: len(outcomes)]
+        for outcome, p in zip(outcomes, corrected, strict=True):
             outcome["p_corrected"] = None if outcome["p"] is None else float(p)
 
 

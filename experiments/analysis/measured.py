@@ -59,6 +59,10 @@ class Measured:
     exposure_steps: list[I64]
     loss_tokens_skipped: int = 0
     member: str | None = None
+    run_steps: int | None = None
+    """Length of the run as it was frozen, which fractions in the schedule refer to; None: the last
+    probe.
+    """
 
     @property
     def name(self) -> str:
@@ -73,12 +77,14 @@ def measure(
     steps: Steps,
     audit: Compliance,
     member: str | None = None,
+    run_steps: int | None = None,
 ) -> list[Measured]:
     """Join questions, one member's probes and what the ledger says was consumed.
 
-    Experiments without a probe are left out.
+    Experiments without a probe are left out. Exposures are planned and consumed as far as the last
+    probe can show them.
     """
-    exposures = _Exposures(plan, steps, audit)
+    exposures = _Exposures(plan, steps, audit, run_steps)
     return [
         exposures.measured(question, probed[question.name], member)
         for question in questions
@@ -89,24 +95,26 @@ def measure(
 class _Exposures:
     """The rows of the plan with the step of each, read once for all experiments."""
 
-    def __init__(self, plan: ExposurePlan, steps: Steps, audit: Compliance) -> None:
-        self.plan, self.audit = plan, audit
+    def __init__(
+        self, plan: ExposurePlan, steps: Steps, audit: Compliance, run_steps: int | None
+    ) -> None:
+        self.plan, self.audit, self.run_steps = plan, audit, run_steps
         self.rows = plan.exposures()
         self.step = steps.step_of(self.rows.slot)
         self.placebo = (self.rows.flags & PLACEBO_FLAG) > 0
         self.lengths = plan.row_lengths()
 
     def measured(self, question: Question, probed: Probed, member: str | None) -> Measured:
-        """One experiment: exposures count as consumed when the last probe could see them."""
+        """One experiment: exposures count when the last probe could see them."""
         plan, audit = self.plan, self.audit
         number = plan.experiments.index(question.name)
         n_units = len(question.units)
         # An experiment that never inserts its units' texts (A/A) is told by its placebos.
         placebos = not question.experiment.inserts_units
         mine = (self.rows.experiment == number) & (self.placebo == placebos)
-        seen = np.where(self.step < probed.steps[-1], audit.applied, 0)
+        visible = self.step < probed.steps[-1]
+        seen = np.where(visible, audit.applied, 0)
         lost = mine & audit.due & (audit.applied == 0)
-        everything = np.ones(len(self.rows), dtype=np.int64)
         return Measured(
             experiment=question.experiment,
             units=question.units,
@@ -115,11 +123,12 @@ class _Exposures:
             design=question.design,
             steps=np.array(probed.steps, dtype=np.int64),
             scores=probed.scores,
-            planned=per_unit(plan, number, n_units, everything, placebos),
+            planned=per_unit(plan, number, n_units, visible.astype(np.int64), placebos),
             consumed=per_unit(plan, number, n_units, seen, placebos),
             exposure_steps=self.steps_by_unit(mine & (seen > 0), n_units),
             loss_tokens_skipped=int(self.lengths[lost].sum()),
             member=member,
+            run_steps=self.run_steps,
         )
 
     def steps_by_unit(self, shown: npt.NDArray[np.bool_], n_units: int) -> list[I64]:

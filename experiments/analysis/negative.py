@@ -43,7 +43,7 @@ def last_before_exposure(m: Measured) -> int | None:
     """
     if len(m.steps) == 0:
         return None
-    first = m.experiment.spec.schedule.first_step(int(m.steps[-1]))
+    first = m.experiment.spec.schedule.first_step(m.run_steps or int(m.steps[-1]))
     shown = [int(when[0]) for when in m.exposure_steps if len(when)]
     before = np.flatnonzero(m.steps <= min([first, *shown]))
     return int(before[-1]) if len(before) else None

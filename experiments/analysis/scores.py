@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.experiments.scoring.store import read_probe
+from motet.experiments.scoring.store import probe_files, read_facts, read_probe
 from motet.experiments.stream.ledger import Stretch
 from motet.experiments.types import ItemScores
 
@@ -23,10 +23,7 @@ def read_probes(
     probes: Path, stretches: Sequence[Stretch], member: str | None = None
 ) -> dict[str, Probed]:
     """Return the probes that measured the lineage: those taken by its segments, at steps that they
-    contributed.
-
-    A probe taken between a checkpoint and a crash is taken again by the segment that resumes, and
-    then replaces the first.
+    contributed; of two at one step, that of the later segment.
 
     Args:
         probes: the run's folder of probe files.
@@ -34,13 +31,27 @@ def read_probes(
         member: whose scores; None is the whole model.
     """
     ranges = {part.segment.segment: (part.start_step, part.stop_step) for part in stretches}
+    newest: dict[int, tuple[int, Path]] = {}
+    for path in probe_files(probes):
+        facts = read_facts(path)
+        step, segment = int(facts["step"]), int(facts["segment"])
+        first, last = ranges.get(segment, (1, 0))
+        if first <= step <= last and newest.get(step, (0, path))[0] <= segment:
+            newest[step] = (segment, path)
     found: dict[str, Probed] = {}
-    for path in sorted(probes.glob("step-*.npz")):
-        facts, scores = read_probe(path, member=member)
-        first, last = ranges.get(facts["segment"], (1, 0))
-        if first <= facts["step"] <= last:
-            for name, part in scores.items():
-                entry = found.setdefault(name, Probed([], []))
-                entry.steps.append(facts["step"])
-                entry.scores.append(part)
+    for step in sorted(newest):
+        for name, part in read_probe(newest[step][1], member=member)[1].items():
+            entry = found.setdefault(name, Probed([], []))
+            entry.steps.append(step)
+            entry.scores.append(part)
     return found
+
+
+def first_segment(probes: Path, step: int) -> int | None:
+    """Return the segment that was the first to be measured at a step; None when none was.
+
+    A run that goes on, crashes and is trained again, or is taken back to an earlier checkpoint
+    reaches a step more than once. The frozen run would have ended at the first.
+    """
+    found = [int(read_facts(path)["segment"]) for path in probe_files(probes, step)]
+    return min(found, default=None)

@@ -66,7 +66,7 @@ def judge(
         corrected_over: how many primary outcomes Holm's method corrected for.
         where: the member that the answer is for (` of member NAME`), or "" when there is one only.
     """
-    estimate = _estimate_text(outcome, corrected_over, where)
+    estimate = estimate_text(outcome, corrected_over, where)
     if invalid:
         return {
             "kind": "invalid",
@@ -122,7 +122,7 @@ def _arms(outcome: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: float(row["p"]))
 
 
-def _estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> str:
+def estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> str:
     effect, label = outcome["effect"], outcome["label"] + where
     correction = (
         f" after Holm's correction over {corrected_over} questions" if corrected_over > 1 else ""

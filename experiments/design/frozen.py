@@ -28,6 +28,17 @@ from motet.experiments.stream.exposure_plan import write_plan
 from motet.experiments.stream.placement import Request
 from motet.experiments.types import ProbeItem, Unit
 
+ROOM = Path(__file__).parents[1]
+JUDGING = (
+    "analysis/*.py",
+    "library/*.py",
+    "design/assignment.py",
+    "design/experiment.py",
+    "design/trial.py",
+    "stream/random.py",
+    "types.py",
+)
+
 
 @dataclass(frozen=True)
 class Hashes:
@@ -56,6 +67,7 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
             "primaries": "Holm",
             "secondaries": "Benjamini-Hochberg",
         },
+        "judged_by_sha256": judging_sha256(),
         "plan_sha256": plan_sha256,
         "experiments": [
             _defined(question, request, by_name[question.name], setting)
@@ -72,16 +84,37 @@ def _defined(
         ~request.placebo if question.experiment.inserts_units else np.ones(len(request), bool)
     )
     lengths = request.texts.lengths()[request.text]
+    judged = question.spec.judged_step(setting.steps_total)
     return {
         "spec": question.spec.to_json(),
         "schedule_in_steps": asdict(entry.schedule),
         "outcomes": [asdict(outcome) for outcome in question.experiment.outcomes],
         "units": len(rows),
         "units_sha256": sha256_hex("\n".join(canonical_json(row) for row in rows)),
-        "probe_steps": sorted(question.experiment.probe_steps(setting.steps_total)),
+        "judged_at_step": judged,
+        "probe_steps": sorted(question.experiment.probe_steps(setting.steps_total) | {judged}),
         "exposures": int(treatment.sum()),
         "placebo_exposures": int((~treatment).sum()),
         "tokens": int(lengths.sum()),
+    }
+
+
+def judging_sha256() -> str:
+    """Return the SHA-256 of the sources that turn scores into verdicts: the built-in classes, the
+    repeated assignment and the analysis. A user's own class is hashed with its experiment.
+    """
+    files = (path for part in JUDGING for path in sorted(ROOM.glob(part)))
+    parts = [f"{path.relative_to(ROOM)}\n{sha256_hex(path.read_bytes())}\n" for path in files]
+    return sha256_hex("".join(parts))
+
+
+def judged_steps(content: Mapping[str, Any]) -> dict[str, int]:
+    """Return the step at which each experiment of a definition is judged, by name; definitions
+    of 0.1.0 do not say so, and mean the end of the run.
+    """
+    return {
+        entry["spec"]["name"]: int(entry.get("judged_at_step", content["steps_total"]))
+        for entry in content["experiments"]
     }
 
 

@@ -45,6 +45,7 @@ KEYS = (
     "block_by",
     "cluster_by",
     "probe_at",
+    "judge_at",
     "margin",
     "alpha",
     "options",
@@ -147,6 +148,7 @@ def parse_entry(
         role=kind.role,
         member=_member(reader),
         test=reader.choice("test", TESTS, "") or None,
+        judge_at=_judge_at(reader),
         use_sha256=use_sha256,
     )
     if not problems and isinstance(name, str):
@@ -211,6 +213,11 @@ def _member(reader: _Reader) -> str | None:
     accepts = lambda v: isinstance(v, str) and MEMBER.fullmatch(v)  # noqa: E731
     what = "the name of a member of the family"
     return cast("str | None", reader.checked("member", None, accepts, what))
+
+
+def _judge_at(reader: _Reader) -> float | None:
+    what = "a step >= 1, or a fraction of the run above 0.0 and up to 1.0"
+    return cast("float | None", reader.checked("judge_at", None, _is_period, what))
 
 
 def _items(reader: _Reader, base: Path) -> Path | None:

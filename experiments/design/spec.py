@@ -117,6 +117,10 @@ class ExperimentSpec:
     """The member of a family whose primary outcome answers the question; None is the whole model,
     and left out of the definition, which then reads as it did before there were members.
     """
+    judge_at: float | None = None
+    """When the primary outcome is judged, a fraction of the run or a step; None is the end of the
+    run as it was frozen, and left out of the definition of the experiment.
+    """
     use_sha256: str | None = None
     """Of the source of a user's own class; None, and left out of the definition, for a built-in
     one.
@@ -132,13 +136,17 @@ class ExperimentSpec:
         """Dose of every arm, in the order of the arms."""
         return tuple(arm.dose for arm in self.arms)
 
+    def judged_step(self, steps_total: int) -> int:
+        """The step at which the primary outcome is judged, in a run frozen with `steps_total`."""
+        return steps_total if self.judge_at is None else as_step(self.judge_at, steps_total)
+
     def to_json(self) -> dict[str, Any]:
         """Everything that defines the experiment; a file of items is named by its content's hash.
 
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
-        for name in ("member", "use_sha256", "test"):
+        for name in ("member", "judge_at", "use_sha256", "test"):
             if definition[name] is None:
                 del definition[name]
         if self.items is not None:

@@ -118,6 +118,8 @@ def _asked(
     if wrong := trial_problems(question, setting.steps_total):
         problems += wrong
         return None
+    if said := _judged_too_early_or_late(spec, setting.steps_total):
+        problems.append(Problem(f"{where}.judge_at", said))
     schedule = before.schedule if before else spec.schedule.resolve(setting.steps_total)
     if before and spec.schedule != before.asked:
         problems.append(Problem(f"{where}.schedule", CHANGED))
@@ -127,6 +129,19 @@ def _asked(
     if before and before.placement_sha256 != entry.placement_sha256:
         problems.append(Problem(where, CHANGED))
     return _Asked(question, request, entry)
+
+
+def _judged_too_early_or_late(spec: ExperimentSpec, steps_total: int) -> str | None:
+    """Say why nothing could be judged at the step that an experiment asks for."""
+    judged, first = spec.judged_step(steps_total), spec.schedule.first_step(steps_total)
+    if judged > steps_total:
+        return f"is step {judged:,}, but the run ends after step {steps_total:,}"
+    if spec.judge_at is not None and judged <= first:
+        return (
+            f"is step {judged:,}, before any exposure can be seen: the first may be in step "
+            f"{first + 1:,}; judge later, or move the schedule"
+        )
+    return None
 
 
 def tightness(request: Request) -> int:

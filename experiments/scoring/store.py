@@ -14,10 +14,53 @@ from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.experiments.types import ItemScores
 
+SUPERSEDED = "superseded"
+
 
 def probe_path(probes: Path, step: int) -> Path:
     """Return the file of the probes at one step."""
     return probes / f"step-{step:08d}.npz"
+
+
+def superseded_path(probes: Path, step: int, segment: int) -> Path:
+    """Return where the probes of one step are kept that a later segment has taken again."""
+    return probes / SUPERSEDED / f"step-{step:08d}.segment-{segment:05d}.npz"
+
+
+def probe_files(probes: Path, step: int | None = None) -> list[Path]:
+    """Return every file of probes, also of segments that later ones replaced; of one step, or of
+    all in their order.
+    """
+    name = "step-*" if step is None else f"step-{step:08d}"
+    found = [*probes.glob(f"{name}.npz"), *(probes / SUPERSEDED).glob(f"{name}.segment-*.npz")]
+    return sorted(found, key=lambda path: path.name)
+
+
+def keep_aside(probes: Path, step: int, segment: int) -> None:
+    """Move the probes that an earlier segment took at a step out of the way: a run that is trained
+    again from an earlier step must not erase what it was judged by.
+    """
+    path = probe_path(probes, step)
+    if not path.exists():
+        return
+    earlier = int(read_facts(path)["segment"])
+    if earlier != segment:
+        aside = superseded_path(probes, step, earlier)
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts of one probe file: step, segment and hash of the definition.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(json.loads(arrays["facts"].tobytes()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"probe {path} cannot be read: {error}") from None
 
 
 def write_probe(
@@ -28,7 +71,8 @@ def write_probe(
     scores: Mapping[str, ItemScores],
     members: Mapping[str, Mapping[str, ItemScores]] | None = None,
 ) -> None:
-    """Write the scores of every experiment that was probed at a step; whole or not at all.
+    """Write the scores of every experiment that was probed at a step; whole or not at all. What an
+    earlier segment measured at that step is kept under `superseded/`.
 
     Args:
         scores: the whole model's, by experiment.
@@ -47,6 +91,7 @@ def write_probe(
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    keep_aside(probes, step, segment)
     atomic_write(probe_path(probes, step), buffer.getvalue(), private=False)
 
 

@@ -89,6 +89,11 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
         "mapping",
         "`{every: 0.1}`, `{steps: [...]}`, `{fractions: [...]}` or `{log_grid: 12}`",
     ),
+    "judge_at": (
+        "number",
+        "when the primary outcome is judged, a fraction of the run or a step; the end of the run "
+        "where left out. It is frozen: what later probes show is exploratory",
+    ),
     "margin": (
         "number",
         "smallest effect of interest, in the outcome's unit; allows the verdict 'negligible'",

@@ -103,6 +103,7 @@ class Attempt:
                 "environment": recorded_environment(os.environ, recorded()),
             }
             write_json(self.run.attempt(number) / "environment.json", command)
+            atomic_write(self.run.launch_settings(number), run_yaml.to_yaml(self.settings))
             hashes = (plan.sha256, self.hashes["definition_sha256"])
             size = self.world.size
             segment = open_segment(self.run.ledger, parent, number, self.step, size, hashes)

@@ -9,8 +9,8 @@ from motet.experiments.scoring.store import probe_path, read_probe
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.job import StepDone, TrainingJob
-from motet.launcher.rank.lr_schedule import learning_rate
 from motet.launcher.rank.probing import Interrupted
+from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import stage_of
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all

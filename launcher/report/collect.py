@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.files import read_json
+from motet.launcher.report.standing import first_line, standing
 from motet.launcher.report.words import finite
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
 
@@ -77,7 +78,8 @@ def assemble(sources: Sources) -> dict[str, Any]:
     return plain(
         {
             "version": VERSION,
-            "first_line": deviation_line(study.deviations if study is not None else ()),
+            "first_line": first_line(study),
+            "standing": standing(study),
             "run": run_facts(sources),
             "answers": {**NO_ANSWERS, **(sources.answers or {})},
             "compliance": compliance(study, sources.problems),
@@ -89,13 +91,6 @@ def assemble(sources: Sources) -> dict[str, Any]:
             },
         }
     )
-
-
-def deviation_line(deviations: Sequence[str]) -> str | None:
-    """The first line of a report whose definition is not the one that was frozen; else None."""
-    if not deviations:
-        return None
-    return "Deviation from the definition that was frozen before step 1: " + "; ".join(deviations)
 
 
 def run_facts(sources: Sources) -> dict[str, Any]:
@@ -359,21 +354,20 @@ def has_study(rundir: RunDir) -> bool:
 
 
 def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
-    """Measurements, answers, and why there are none, as far as the run has come."""
+    """Measurements, answers, and why there are none, as far as the run has come. The first
+    judgement is recorded in the run folder.
+    """
     from motet.core.errors import UserError
     from motet.core.plugins import PluginError
-    from motet.experiments.analysis.analyze import analyze
-    from motet.launcher.study.after_training import load_measured
+    from motet.launcher.study.judgement import judged
 
     try:
-        study = load_measured(root)
+        study, answers = judged(root, record=True)
     except PluginError:
         raise  # a class that is missing or changed: no report can be made of it
     except (UserError, FileNotFoundError) as error:
         return None, None, [f"the experiments cannot be read yet: {error}"]
-    if not study.measured:
-        return study, None, []
-    return study, analyze(study.measured, study.seed, study.draws), study.unanswered
+    return study, answers, study.unanswered if answers else []
 
 
 def read_attempts(rundir: RunDir) -> list[dict[str, Any]]:

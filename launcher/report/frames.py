@@ -124,6 +124,9 @@ def answers(found: Mapping[str, Any]) -> pd.DataFrame:
         judged = _outcome(entry, entry.get("member"), entry["primary"], True, entry["verdict"])
         rows.append(judged | _negative(entry["negative_control"]))
         rows += [_outcome(entry, entry.get("member"), o, False, {}) for o in entry["secondary"]]
+        for other in entry.get("exploratory") or []:
+            told = {"kind": "exploratory", "sentence": other["sentence"]}
+            rows.append(_outcome(entry, entry.get("member"), other["primary"], False, told))
         for other in entry.get("members") or []:
             outcomes = [other["primary"], *other["secondary"]]
             rows += [_outcome(entry, other["member"], o, False, {}) for o in outcomes]

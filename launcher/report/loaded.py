@@ -16,6 +16,7 @@ from motet.launcher.runs.rundir import RunDir
 if TYPE_CHECKING:
     import pandas as pd
 
+    from motet.experiments.analysis.measured import Measured
     from motet.launcher.study.after_training import StudyResult
 
 
@@ -152,7 +153,7 @@ class LoadedRun:
         """
         from motet.launcher.report.frames import scores
 
-        return scores(self._study.measured if self._study else [])
+        return scores(self._probed)
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -165,7 +166,7 @@ class LoadedRun:
         """
         from motet.launcher.report.frames import items
 
-        return items(self._study.measured if self._study else [])
+        return items(self._probed)
 
     @cached_property
     def answers(self) -> pd.DataFrame:
@@ -176,6 +177,8 @@ class LoadedRun:
         `smallest_detectable`, `assumption`, and for primary outcomes `verdict`, `sentence`, and
         `negative_control` (passed, failed, or uninformative: it could not have failed) with its
         `negative_control_p`.
+        The verdict is that of the frozen step; `interim` or `exploratory` where there is none.
+        Figures of another step follow as rows that are not primary, with the verdict `exploratory`.
         Effects are in `unit`; docs/statistics.md says how they are estimated.
 
         Raises:
@@ -183,17 +186,25 @@ class LoadedRun:
         """
         from motet.experiments.analysis.analyze import analyze
         from motet.launcher.report.frames import answers
+        from motet.launcher.study.judgement import judged
 
-        study = self._study
-        measured = study.measured if study else []
-        seed, draws = (study.seed, study.draws) if study else (0, 0)
-        return answers(analyze(measured, seed, draws, details=False))
+        found = judged(self.path, details=False)[1] if self._has_study else None
+        return answers(found or analyze([], 0, 0))
 
     @property
     def _has_study(self) -> bool:
         from motet.launcher.report.collect import has_study
 
         return has_study(self._rundir)
+
+    @property
+    def _probed(self) -> list[Measured]:
+        """All probes of the newest weights, also those after the step of judgement."""
+        study = self._study
+        if study is None:
+            return []
+        later = {(one.name, one.member): one for one in study.later}
+        return [later.get((one.name, one.member), one) for one in study.measured]
 
     @cached_property
     def _study(self) -> StudyResult | None:

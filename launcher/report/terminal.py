@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-STYLES = {"found": "bold green", "not_found": "dim", "negligible": "blue", "invalid": "bold red"}
+STYLES = {
+    "found": "bold green",
+    "not_found": "dim",
+    "negligible": "blue",
+    "invalid": "bold red",
+    "interim": "yellow",
+    "exploratory": "yellow",
+}
 
 
 def terminal_summary(report: Mapping[str, Any]) -> Group:
@@ -37,7 +44,7 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     if entries:
         parts += [Text(""), table(entries)]
         for entry in entries:
-            parts += [sentence_line(entry), *negative_lines(entry)]
+            parts += [*sentence_lines(entry), *negative_lines(entry)]
         parts += member_parts(entries, run)
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
@@ -101,12 +108,19 @@ def member_parts(entries: list[Mapping[str, Any]], run: Mapping[str, Any]) -> li
 
 
 def verdict_kind(entry: Mapping[str, Any]) -> str:
-    """`found`, `not_found`, `negligible` or `invalid`."""
+    """`found`, `not_found`, `negligible`, `invalid`, `interim` or `exploratory`."""
     return str((entry.get("verdict") or {}).get("kind"))
 
 
-def sentence_line(entry: Mapping[str, Any]) -> Text:
-    """The verdict of one experiment as a sentence."""
+def sentence_lines(entry: Mapping[str, Any]) -> list[Text]:
+    """The verdict of one experiment as a sentence, and its exploratory figures."""
+    from rich.text import Text
+
+    others = [words.printable(other["sentence"]) for other in entry.get("exploratory") or []]
+    return [_sentence_line(entry), *(Text(f"  {text}", style="yellow") for text in others)]
+
+
+def _sentence_line(entry: Mapping[str, Any]) -> Text:
     from rich.text import Text
 
     line = Text(words.printable(f"{entry.get('name')}: "), style="bold")

@@ -27,8 +27,11 @@ VERDICT_LABELS = {
     "not_found": "Not detected",
     "negligible": "Negligible",
     "invalid": "Not valid",
+    "interim": "Interim",
+    "exploratory": "Exploratory",
 }
 
+LABELS = ("found", "not found", "negligible", "invalid", "interim", "exploratory")
 TERMS = (
     (
         "unit",
@@ -69,6 +72,11 @@ TERMS = (
         "negligible",
         "The whole interval lies within the margin that was declared before training as too "
         "small to matter.",
+    ),
+    (
+        "exploratory",
+        "A figure of another step, or by other means, than were frozen before training: a hint for "
+        "the next run, never a verdict. “Interim” is the same before the step of judgement.",
     ),
 )
 
@@ -164,7 +172,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     """The verdict in words, without the label that is shown beside it."""
     text = str(verdict.get("sentence") or "")
     label, colon, rest = text.partition(": ")
-    if colon and label.lower() in ("found", "not found", "negligible", "invalid"):
+    if colon and label.lower() in LABELS:
         return rest[:1].upper() + rest[1:]
     return text
 
@@ -194,6 +202,8 @@ def tally(experiments: Sequence[Mapping[str, Any]]) -> str:
         ("negligible", "found it negligible"),
         ("not_found", "did not detect one"),
         ("invalid", "gave no valid answer"),
+        ("interim", "not judged yet"),
+        ("exploratory", "only explored"),
     )
     parts = [f"{kinds.count(kind)} {phrase}" for kind, phrase in phrases if kind in kinds]
     asked = f"{plural(len(kinds), 'question')} asked"

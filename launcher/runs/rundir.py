@@ -113,6 +113,11 @@ class RunDir:
         return self.root / "report.json"
 
     @property
+    def judgement(self) -> Path:
+        """The verdicts as they were given first, at the frozen steps; never overwritten."""
+        return self.root / "judgement.json"
+
+    @property
     def done(self) -> Path:
         """Marker of a finished run: the step that it reached."""
         return self.root / "DONE"

@@ -15,17 +15,23 @@ from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, measure
 from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.frozen import check_kinds, read_definition, read_questions
+from motet.experiments.design.frozen import (
+    check_kinds,
+    judging_sha256,
+    read_definition,
+    read_questions,
+)
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import ExposurePlan
-from motet.experiments.stream.ledger import lineage, read_segments
+from motet.experiments.stream.ledger import Stretch, lineage, read_segments
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.before_training import specs_of
+from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,11 @@ class StudyResult:
             does not.
         seed, draws: of the analysis.
         compliance: the audit as JSON (`compliance` of report.json).
-        unanswered: experiments whose own member was not measured although others were, in words.
+        unanswered: experiments that have no answer although they were asked, and why, in words.
+        standing: what the verdicts are worth now.
+        later: the experiments as the newest weights show them, where these are others than those
+            that are judged.
+        definition_sha256: of the definition that the run was frozen with.
     """
 
     measured: list[Measured]
@@ -57,6 +67,15 @@ class StudyResult:
     draws: int
     compliance: dict[str, Any]
     unanswered: list[str] = field(default_factory=list)
+    standing: Standing = field(default_factory=lambda: Standing("judged", 0, {}))
+    later: list[Measured] = field(default_factory=list)
+    definition_sha256: str = ""
+
+    @property
+    def n_questions(self) -> int:
+        """How many questions the run was frozen with, controls not counted."""
+        specs = [entry["spec"] for entry in self.definition["experiments"]]
+        return sum(spec.get("role", "question") == "question" for spec in specs)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[int, int]:
@@ -106,27 +125,91 @@ def load_measured(root: Path) -> StudyResult:
     manifest = read_json(run.manifest)
     definition, sha256 = read_definition(run.plan)
     plan = ExposurePlan(run.plan / "exposures.plan")
-    deviations = definition_deviations(run, sha256, settings, definition)
-    if plan.sha256 != manifest["plan_sha256"]:
-        deviations.append("the plan file is not the one that was frozen")
     questions = read_questions(run.plan, Library(run.plugins))
-    deviations += _outcome_deviations(definition, questions)
+    spoiled = altered(run, sha256) + other_judging(definition, questions)
+    if plan.sha256 != manifest["plan_sha256"]:
+        spoiled.append("the plan file is not the one that was frozen")
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
-    stretches = lineage(read_segments(run.ledger), segment, step)
-    measured: list[Measured] = []
-    for member in members_of(manifest):
-        probed = read_probes(run.probes, stretches, member)
-        measured += measure(questions, probed, plan, settings.batch_steps, compliance, member)
+    newest = lineage(read_segments(run.ledger), segment, step)
+    reader = _Reader(run, settings, plan, questions, members_of(manifest), definition)
+    ends, later = Ends.of(run, definition), []
+    if ends.reached:
+        moved, measured = reader.judged(ends, manifest, (step, segment, compliance))
+        spoiled += moved
+    else:
+        measured = reader.measured(newest, compliance)
+    where = standing(ends, step, newest, spoiled)
+    if where.beyond:
+        later = [
+            one
+            for one in reader.measured(newest, compliance)
+            if where.taken_back or one.steps[-1] > ends.judged_at[one.name]
+        ]
     return StudyResult(
         measured=measured,
         definition=definition,
-        deviations=deviations,
+        deviations=[*spoiled, *changed_settings(run, settings, definition)],
         seed=int(definition["seed"]),
         draws=int(definition["analysis"]["draws"]),
         compliance=compliance_json(compliance, plan, questions),
         unanswered=unanswered(questions, measured),
+        standing=where,
+        later=later,
+        definition_sha256=manifest["definition_sha256"],
     )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a run's probes of any lineage."""
+
+    run: RunDir
+    settings: RunSettings
+    plan: ExposurePlan
+    questions: Sequence[Question]
+    members: Sequence[str | None]
+    definition: Mapping[str, Any]
+
+    def measured(
+        self, stretches: Sequence[Stretch], compliance: Compliance, until: int | None = None
+    ) -> list[Measured]:
+        """Every experiment that was probed in a lineage; `until`: those whose last probe is there,
+        on each member.
+        """
+        found: list[Measured] = []
+        batches, total = self.settings.batch_steps, int(self.definition["steps_total"])
+        for member in self.members:
+            probed = read_probes(self.run.probes, stretches, member)
+            if until is not None:
+                probed = {name: one for name, one in probed.items() if one.steps[-1] == until}
+            found += measure(self.questions, probed, self.plan, batches, compliance, member, total)
+        return found
+
+    def judged(
+        self, ends: Ends, manifest: Mapping[str, Any], newest: tuple[int, int, Compliance]
+    ) -> tuple[list[str], list[Measured]]:
+        """(what spoils the judgement, each experiment up to its step of judgement), from the
+        lineage that was the first to be measured there.
+        """
+        spoiled: list[str] = []
+        found: list[Measured] = []
+        total = int(self.definition["steps_total"])
+        for step, segment in sorted(ends.segments.items()):
+            assert segment is not None
+            stretches = lineage(read_segments(self.run.ledger), segment, step)
+            compliance = newest[2]
+            if (step, segment) != newest[:2]:
+                batches = self.settings.batch_steps
+                compliance = check_ledger(self.run.ledger, self.plan, batches, segment, step)
+            spoiled += changed_training(self.run, manifest, stretches, total)
+            due = {name for name, judged in ends.judged_at.items() if judged == step}
+            there = self.measured(stretches, compliance, until=step)
+            found += [one for one in there if one.name in due]
+        order = {question.name: number for number, question in enumerate(self.questions)}
+        members = {member: number for number, member in enumerate(self.members)}
+        found.sort(key=lambda one: (members[one.member], order[one.name]))
+        return list(dict.fromkeys(spoiled)), found
 
 
 def members_of(manifest: Mapping[str, Any]) -> list[str | None]:
@@ -147,11 +230,8 @@ def unanswered(questions: Sequence[Question], measured: Sequence[Measured]) -> l
     return found
 
 
-def definition_deviations(
-    run: RunDir, sha256: str, settings: RunSettings, definition: dict[str, Any]
-) -> list[str]:
-    """Return every sign that the definition was changed after step 1."""
-    deviations = []
+def altered(run: RunDir, sha256: str) -> list[str]:
+    """Return every sign that the definition is not the one that was frozen before step 1."""
     keepers = {"the run's manifest": read_json(run.manifest)["definition_sha256"]}
     for segment in read_segments(run.ledger):
         keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
@@ -159,10 +239,33 @@ def definition_deviations(
         manifest = read_json(run.checkpoint(step) / "manifest.json")
         keepers[f"the checkpoint after step {step:,}"] = manifest["definition_sha256"]
     differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
-    if differing:
+    if not differing:
+        return []
+    return [
+        f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was "
+        "frozen with"
+    ]
+
+
+def changed_settings(
+    run: RunDir, settings: RunSettings, definition: Mapping[str, Any]
+) -> list[str]:
+    """Return how the settings now ask otherwise than was frozen; what was frozen is used."""
+    deviations = []
+    analysis = definition["analysis"]
+    for name in ("draws", "alpha"):
+        asked = getattr(settings.experiments, name)
+        if analysis.get(name, asked) != asked:
+            deviations.append(
+                f"the settings now say experiments.{name}={asked}; the frozen "
+                f"{analysis[name]} is used"
+            )
+    own = {entry["spec"]["alpha"] for entry in definition["experiments"]}
+    if len(own) > 1:
+        levels = ", ".join(f"{alpha:g}" for alpha in sorted(own))
         deviations.append(
-            f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was "
-            "frozen with"
+            f"experiments were frozen with several alphas ({levels}); all are judged at the "
+            "smallest"
         )
     try:
         specs, problems = specs_of(settings, Library(run.plugins))
@@ -183,11 +286,16 @@ def definition_deviations(
     return deviations
 
 
-def _outcome_deviations(definition: dict[str, Any], questions: Sequence[Question]) -> list[str]:
-    """Return the experiments that this version of the code judges by other outcomes than were
-    frozen.
-    """
-    return [
+def other_judging(definition: Mapping[str, Any], questions: Sequence[Question]) -> list[str]:
+    """Return how this version of the code judges otherwise than the one that froze the run."""
+    frozen = definition.get("judged_by_sha256")
+    found = []
+    if frozen is not None and frozen != judging_sha256():
+        found.append(
+            "this Motet's analysis is not the one that the run was frozen with; that one is kept "
+            "in the run's folder: PYTHONPATH=RUN/code python -m motet.launcher.cli report RUN"
+        )
+    return found + [
         f"this version judges {question.name} by other outcomes than were frozen"
         for entry, question in zip(definition["experiments"], questions, strict=True)
         if canonical_json([asdict(outcome) for outcome in question.experiment.outcomes])

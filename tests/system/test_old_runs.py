@@ -77,6 +77,9 @@ def as_in_0_1_0(path: Path) -> str:
     """A definition without the keys that later versions added."""
     content = json.loads(path.read_text())
     content["analysis"].pop("alpha")
+    content.pop("judged_by_sha256")
+    for entry in content["experiments"]:
+        assert entry.pop("judged_at_step") == content["steps_total"]
     return canonical_json(content)
 
 

@@ -432,7 +432,8 @@ NEGATIVE_FIELDS = (
 
 def test_the_answers_have_exactly_the_agreed_fields(answers: dict[str, Any]) -> None:
     json.dumps(answers, allow_nan=False)
-    assert set(answers) == {"alpha", "draws", "experiments", "controls", "multiplicity"}
+    fields = {"alpha", "draws", "experiments", "controls", "multiplicity", "unanswered"}
+    assert set(answers) == fields
     assert set(answers["controls"]) == {"placebo", "positive"}
     controls = list(answers["controls"].values())
     for entry in answers["experiments"] + controls:

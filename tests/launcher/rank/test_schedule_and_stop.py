@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
-from motet.launcher.rank.lr_schedule import learning_rate
 from motet.launcher.rank.stop import STOP_SIGNALS, SpikeGuard, StopRequest
+from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import TrainingStage
 
 

@@ -38,7 +38,8 @@ def fake_study(**changes: Any) -> SimpleNamespace:
         "compliance": {"planned": 3, "consumed_once": 2, "missing": 1, "ledger_ok": False,
                        "problems": ["gone"]},
     }  # fmt: skip
-    return SimpleNamespace(**(base | changes))
+    standing = SimpleNamespace(kind="judged", step=40, judged_at={"canaries": 40}, told=[])
+    return SimpleNamespace(**(base | {"standing": standing} | changes))
 
 
 MANIFEST: dict[str, Any] = {

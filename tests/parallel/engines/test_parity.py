@@ -17,7 +17,7 @@ from motet.experiments.stream.stream import Batch
 from motet.launcher.config.sections import ScheduleSettings
 from motet.launcher.guest.guest import Guest
 from motet.launcher.guest.model import model_inputs
-from motet.launcher.rank.lr_schedule import learning_rate
+from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initialize
 from motet.models.hf import hf_names, to_hf

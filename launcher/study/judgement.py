@@ -1,0 +1,170 @@
+"""The judgement of a run: made once, at the frozen steps, kept in `judgement.json`, and never
+overwritten.
+
+The first report that can give verdicts records them. A later one that comes to others (by altered
+files, or by other code) says so, and the recorded ones stay on the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import UserError
+from motet.core.files import atomic_write, read_json
+from motet.core.hashing import canonical_json, sha256_hex
+from motet.experiments.analysis.analyze import analyze
+from motet.experiments.analysis.standing import (
+    add_exploratory,
+    differing,
+    entries_of,
+    without_verdicts,
+)
+from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study.after_training import StudyResult, load_measured
+
+Answers = dict[str, Any]
+KEPT = (
+    "name",
+    "use",
+    "role",
+    "member",
+    "primary",
+    "secondary",
+    "negative_control",
+    "verdict",
+    "ok",
+    "sentence",
+)
+
+
+def judged(
+    root: Path, details: bool = True, record: bool = False
+) -> tuple[StudyResult, Answers | None]:
+    """Return what was measured in a run, and its answers with the verdicts that stand; no answers
+    where nothing was measured.
+
+    Args:
+        root: the run folder.
+        details: False leaves out effects per arm and curves.
+        record: keep the judgement in the run folder, when it is the first.
+
+    Raises:
+        UserError: nothing can be reported on yet, or a file is damaged.
+    """
+    study = load_measured(root)
+    if not study.measured:
+        return study, None
+    run = RunDir.open(root)
+    answers = analyze(study.measured, study.seed, study.draws, details, study.n_questions)
+    recorded, told = read_record(run, study)
+    computed = answers
+    if recorded is not None:
+        answers, more = _as_recorded(answers, recorded, study)
+        told += more
+    elif study.standing.kind != "judged":
+        answers = without_verdicts(answers, study.standing.kind, study.standing.why)
+        if study.standing.kind == "exploratory":
+            told.append("No verdict is given: all figures are exploratory.")
+    elif record:
+        write_record(run, study, computed)
+    if study.later:
+        later = analyze(study.later, study.seed, study.draws, False, study.n_questions)
+        answers = add_exploratory(answers, later, study.standing.step, study.standing.beyond)
+    where = replace(study.standing, told=[*study.standing.told, *told])
+    return replace(study, standing=where), answers
+
+
+def _as_recorded(
+    answers: Answers, recorded: Mapping[str, Any], study: StudyResult
+) -> tuple[Answers, list[str]]:
+    """The recorded verdicts with their figures, what was computed now beside them where it
+    differs, and what to say of it.
+    """
+    changed = differing(recorded["answers"], answers)
+    if not changed and study.standing.kind == "judged":
+        return answers, []
+    when = recorded["recorded"]
+    kept = {entry["name"]: entry for entry in entries_of(recorded["answers"])}
+
+    def put_back(entry: dict[str, Any]) -> dict[str, Any]:
+        if entry["name"] in kept:
+            return {**entry, **kept[entry["name"]]}
+        unjudged = without_verdicts(
+            {**answers, "experiments": [entry]}, "exploratory", "it was not judged then"
+        )
+        return dict(unjudged["experiments"][0])
+
+    back = answers | {
+        "experiments": [put_back(entry) for entry in answers["experiments"]],
+        "controls": {
+            name: None if control is None else put_back(control)
+            for name, control in answers["controls"].items()
+        },
+    }
+    if not changed:
+        return back, [f"Judged on {when}; the judgement of then is shown."]
+    why = f"the judgement of {when} stands, and these figures are not its"
+    told = (
+        f"Judged on {when}: what is computed now differs for {', '.join(changed)}; the judgement "
+        "of then stands, and the new figures are exploratory."
+    )
+    return add_exploratory(back, answers, study.standing.step, why), [told]
+
+
+def read_record(run: RunDir, study: StudyResult) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the recorded judgement, None without one, and what is wrong with it in words."""
+    if not run.judgement.exists():
+        return None, []
+    try:
+        content = dict(read_json(run.judgement))
+        sha256 = content.pop("sha256")
+        whole = sha256 == sha256_hex(canonical_json(content))
+    except (UserError, KeyError, TypeError, ValueError):
+        content, whole = {}, False
+    if not whole:
+        return None, [f"{run.judgement.name} was altered, so the judgement of then is unknown."]
+    if content["definition_sha256"] != study.definition_sha256:
+        return None, [f"{run.judgement.name} is of another definition, and is left aside."]
+    return content, []
+
+
+def write_record(run: RunDir, study: StudyResult, answers: Answers) -> None:
+    """Keep the judgement, unless another process has kept one in the meantime."""
+    kept = json.loads(
+        canonical_json(
+            {
+                "version": 1,
+                "recorded": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "definition_sha256": study.definition_sha256,
+                "judged_at": study.standing.judged_at,
+                "alpha": answers["alpha"],
+                "draws": answers["draws"],
+                "answers": {
+                    "experiments": [_kept(entry) for entry in answers["experiments"]],
+                    "controls": {
+                        name: None if control is None else _kept(control)
+                        for name, control in answers["controls"].items()
+                    },
+                },
+            }
+        )
+    )
+    text = json.dumps(kept | {"sha256": sha256_hex(canonical_json(kept))}, indent=1)
+    part = run.judgement.with_name(f".{run.judgement.name}.{os.getpid()}")
+    atomic_write(part, text)
+    try:
+        os.link(part, run.judgement)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+
+
+def _kept(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in KEPT if name in entry}

@@ -1,0 +1,314 @@
+"""The primary outcome is judged at the frozen step and at no other, however the run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import motet
+from motet.core.errors import UserError
+from motet.core.hashing import canonical_json, sha256_hex
+from motet.launcher.report import terminal_summary
+from tests.launcher.guests import make_corpus
+from tests.launcher.invented import STEPS, InventedRun, gain
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def invented(tmp_path: Path, corpus: Path) -> InventedRun:
+    return InventedRun(tmp_path, corpus)
+
+
+def fades(name: str, step: int) -> float:
+    """An effect that is there at the judged step and gone later."""
+    return gain(name, step) if step <= STEPS or name != "canaries" else 0.0
+
+
+def grows(name: str, step: int) -> float:
+    """An effect of which nothing is there at the judged step."""
+    return gain(name, step) if step > STEPS or name != "canaries" else 0.0
+
+
+def canaries(report: dict[str, Any]) -> dict[str, Any]:
+    (entry,) = report["answers"]["experiments"]
+    return dict(entry)
+
+
+def first_words(report: dict[str, Any]) -> str:
+    """The first line that a terminal shows."""
+    from rich.console import Console
+
+    console = Console(width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(terminal_summary(report))
+    return captured.get().splitlines()[0]
+
+
+def assert_told_first(run: InventedRun, report: dict[str, Any], said: str) -> None:
+    """In report.json and the terminal, and on the page where one was made."""
+    assert said in report["first_line"]
+    assert said in first_words(report)
+    if not run.run.report_html.exists():
+        return
+    body = run.page().partition("<body")[2]
+    assert said in re.sub(r"<[^>]+>", " ", body.partition("<h1>")[0]).replace("&#39;", "'")
+
+
+def test_the_definition_holds_the_step_of_judgement(invented: InventedRun) -> None:
+    definition = json.loads((invented.run.plan / "definition.json").read_text())
+    assert {entry["judged_at_step"] for entry in definition["experiments"]} == {STEPS}
+    assert all("judge_at" not in entry["spec"] for entry in definition["experiments"])
+    assert definition["analysis"]["alpha"] == 0.05
+
+
+def test_a_run_that_ends_where_it_was_frozen_to_end_is_judged(invented: InventedRun) -> None:
+    invented.train(STEPS)
+    report = invented.report()
+    assert report["first_line"] is None
+    assert report["standing"]["kind"] == "judged"
+    assert canaries(report)["verdict"]["kind"] == "found"
+    assert "exploratory" not in canaries(report)
+
+
+@pytest.mark.parametrize("later", [fades, grows])
+def test_a_run_that_was_extended_keeps_its_judgement_and_shows_the_rest_as_exploratory(
+    invented: InventedRun, later: Callable[[str, int], float]
+) -> None:
+    """A canary run of 80 steps was "not valid", and another answer after `resume
+    training.steps=160`, without a word.
+    """
+    invented.train(STEPS, gained=later)
+    before = invented.report()
+    invented.train(2 * STEPS, STEPS, ["training.steps=80"], gained=later)
+    after = invented.report(page=True)
+    assert_told_first(invented, after, "Judged at step 40, as frozen; the run went on to step 80")
+    for name in ("primary", "secondary", "verdict"):
+        assert canaries(after)[name] == canaries(before)[name]
+    assert after["answers"]["controls"] == {
+        name: control | {"exploratory": after["answers"]["controls"][name]["exploratory"]}
+        for name, control in before["answers"]["controls"].items()
+    }
+    (more,) = canaries(after)["exploratory"]
+    assert more["step"] == 2 * STEPS
+    assert more["primary"]["effect"] != canaries(after)["primary"]["effect"]
+    assert canaries(after)["verdict"]["kind"] == ("found" if later is fades else "not_found")
+    assert (more["primary"]["p"] < 0.01) == (later is grows)
+    assert invented.page().count('<span class="verdict found">') == (4 if later is fades else 2)
+    assert "Exploratory, step 80" in invented.page()
+
+
+def test_a_run_that_was_extended_twice_is_judged_as_before_without_an_earlier_report(
+    invented: InventedRun,
+) -> None:
+    invented.train(STEPS, gained=fades)
+    invented.train(60, STEPS, ["training.steps=60"], gained=fades)
+    invented.train(80, 60, ["training.steps=80"], gained=fades)
+    report = invented.report()
+    assert canaries(report)["verdict"]["kind"] == "found"
+    assert canaries(report)["exploratory"][0]["step"] == 80
+    frame = motet.load(invented.run.root).answers
+    rows = frame[(frame.experiment == "canaries") & frame.verdict.notna()]
+    assert rows.verdict.tolist() == ["found", "exploratory"]
+    assert motet.load(invented.run.root).scores.step.max() == 80
+
+
+@pytest.mark.parametrize("stop", [10, 30])
+def test_before_its_step_a_run_has_no_verdict(invented: InventedRun, stop: int) -> None:
+    """Stopping at the first p <= .05 of 8 looks finds 13 to 21 % of nothing."""
+    invented.train(stop)
+    report = invented.report(page=stop == 30)
+    said = f"Interim: it is judged at step 40, and the run stands at step {stop}"
+    assert_told_first(invented, report, said)
+    entry = canaries(report)
+    assert entry["verdict"]["kind"] == "interim"
+    assert "No verdict" in entry["verdict"]["sentence"]
+    controls = report["answers"]["controls"].values()
+    assert [control["verdict"]["kind"] for control in controls] == ["interim", "interim"]
+    assert [control["ok"] for control in controls] == [None, None]
+    assert stop != 30 or "verdict found" not in invented.page()
+    assert not invented.run.judgement.exists()
+    frame = motet.load(invented.run.root).answers
+    assert set(frame.verdict.dropna()) == {"interim"}
+
+
+def test_a_run_that_was_extended_before_its_step_is_another_run(invented: InventedRun) -> None:
+    """The learning rate of a schedule that falls to the end is another at the judged step."""
+    invented.train(20)
+    invented.train(2 * STEPS, 20, ["training.steps=80"])
+    report = invented.report(page=True)
+    assert_told_first(invented, report, "made 80 steps long instead of 40 before step 40")
+    assert "No verdict is given" in report["first_line"]
+    assert canaries(report)["verdict"]["kind"] == "exploratory"
+    assert "verdict found" not in invented.page()
+    assert not invented.run.judgement.exists()
+
+
+def test_under_a_constant_learning_rate_extending_early_changes_nothing_before_the_step(
+    tmp_path: Path, corpus: Path
+) -> None:
+    invented = InventedRun(tmp_path, corpus, lambda text: text.replace("cosine", "constant"))
+    invented.train(20)
+    invented.train(2 * STEPS, 20, ["training.steps=80"])
+    report = invented.report()
+    assert canaries(report)["verdict"]["kind"] == "found"
+    assert "Judged at step 40" in report["first_line"]
+
+
+@pytest.mark.parametrize(
+    "override", ["training.bad_steps.spike_sigma=2", "training.schedule.final_lr_fraction=0.5"]
+)
+def test_a_setting_that_moves_the_weights_before_the_step_is_told(
+    invented: InventedRun, override: str
+) -> None:
+    invented.train(20)
+    invented.train(STEPS, 20, [override])
+    report = invented.report()
+    name = override.partition("=")[0]
+    assert_told_first(invented, report, f"{name} was")
+    assert canaries(report)["verdict"]["kind"] == "exploratory"
+
+
+def test_such_a_setting_after_the_step_changes_no_judgement(invented: InventedRun) -> None:
+    invented.train(STEPS)
+    changed = ["training.steps=60", "training.bad_steps.spike_sigma=2"]
+    invented.train(60, STEPS, changed)
+    assert canaries(invented.report())["verdict"]["kind"] == "found"
+
+
+def test_a_run_that_was_taken_back_is_judged_by_the_first_time_it_got_there(
+    invented: InventedRun,
+) -> None:
+    """Not even a report was made: the probes of the first time are kept."""
+    invented.train(20)
+    invented.train(STEPS, 20, gained=fades)
+    invented.train(20)  # from the start again, and nothing is found this time
+    invented.train(STEPS, 20, gained=lambda name, step: 0.0 if name == "canaries" else 3.0)
+    report = invented.report()
+    assert_told_first(invented, report, "taken back behind step 40")
+    assert canaries(report)["verdict"]["kind"] == "found"
+    (more,) = canaries(report)["exploratory"]
+    assert more["primary"]["p"] > 0.05
+
+
+@pytest.mark.parametrize(("name", "value"), [("draws", 200), ("alpha", 0.1)])
+def test_a_judgement_under_an_altered_definition_is_exploratory_and_the_first_one_stays(
+    invented: InventedRun, name: str, value: float
+) -> None:
+    invented.train(STEPS, gained=lambda n, s: 0.0 if n == "canaries" else 3.0)
+    path = invented.run.plan / "definition.json"
+    frozen = path.read_text()
+
+    def alter() -> None:
+        content = json.loads(frozen)
+        content["analysis"][name] = value
+        if name == "alpha":
+            for entry in content["experiments"]:
+                entry["spec"]["alpha"] = value
+        path.write_text(canonical_json(content))
+
+    alter()
+    unjudged = invented.report()
+    assert_told_first(invented, unjudged, "is not the one that")
+    assert canaries(unjudged)["verdict"]["kind"] == "exploratory"
+    assert not invented.run.judgement.exists()
+    path.write_text(frozen)
+    first = invented.report()
+    kept = invented.run.judgement.read_bytes()
+    alter()
+    again = invented.report()
+    assert "is not the one that" in again["first_line"]
+    assert canaries(again)["verdict"] == canaries(first)["verdict"]
+    assert canaries(again)["primary"] == canaries(first)["primary"]
+    assert invented.run.judgement.read_bytes() == kept
+
+
+def test_another_version_of_the_analysis_says_so_and_the_first_judgement_stays(
+    invented: InventedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher.study import after_training, judgement
+
+    invented.train(STEPS)
+    first = invented.report()
+    monkeypatch.setattr(after_training, "judging_sha256", lambda: "0" * 64)
+    same = invented.report()
+    assert "analysis is not the one" in same["first_line"]
+    assert canaries(same) == canaries(first)
+
+    def bolder(*arguments: Any) -> dict[str, Any]:
+        answers = real(*arguments)
+        answers["experiments"][0]["primary"]["effect"] *= 2
+        return answers
+
+    real = judgement.analyze
+    monkeypatch.setattr(judgement, "analyze", bolder)
+    other = invented.report()
+    assert_told_first(invented, other, "what is computed now differs for canaries")
+    assert canaries(other)["primary"] == canaries(first)["primary"]
+    assert canaries(other)["verdict"] == canaries(first)["verdict"]
+    (more,) = canaries(other)["exploratory"]
+    assert more["primary"]["effect"] == 2 * canaries(first)["primary"]["effect"]
+    invented.run.judgement.unlink()
+    alone = invented.report()
+    assert canaries(alone)["verdict"]["kind"] == "exploratory"
+    assert not invented.run.judgement.exists()
+
+
+def test_a_recorded_judgement_that_was_altered_is_left_aside_and_told(
+    invented: InventedRun,
+) -> None:
+    invented.train(STEPS)
+    invented.report()
+    path = invented.run.judgement
+    path.write_text(path.read_text().replace('"found"', '"not_found"'))
+    report = invented.report()
+    assert "judgement.json was altered" in report["first_line"]
+    assert canaries(report)["verdict"]["kind"] == "found"
+
+
+def judged_earlier(text: str) -> str:
+    return text.replace("use: memorization,", "use: memorization, judge_at: 0.5,")
+
+
+def test_an_experiment_may_be_judged_earlier_once_its_controls_are(
+    tmp_path: Path, corpus: Path
+) -> None:
+    invented = InventedRun(tmp_path, corpus, judged_earlier)
+    definition = json.loads((invented.run.plan / "definition.json").read_text())
+    judged = {e["spec"]["name"]: e["judged_at_step"] for e in definition["experiments"]}
+    assert judged == {"canaries": 20, "aa": 40, "strong": 40}
+    invented.train(30)
+    assert canaries(invented.report())["verdict"]["kind"] == "interim"
+    late = lambda name, step: 0.0 if name == "canaries" and step <= 20 else gain(name, step)  # noqa: E731
+    invented.train(STEPS, 30, gained=late)
+    report = invented.report()
+    assert report["first_line"] is None
+    entry = canaries(report)
+    assert entry["verdict"]["kind"] in ("found", "invalid")
+    planned = [arm["planned_exposures"] for arm in entry["arms"]]
+    assert planned[1] == entry["arms"][1]["consumed_exposures"] < 2 * entry["arms"][1]["n_units"]
+    assert entry["exploratory"][0]["step"] == STEPS
+
+
+@pytest.mark.parametrize(("asked", "said"), [("0", "a step >= 1"), ("41", "the run ends after")])
+def test_a_step_of_judgement_outside_the_run_is_refused(
+    tmp_path: Path, corpus: Path, asked: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        InventedRun(tmp_path, corpus, lambda t: judged_earlier(t).replace("0.5,", f"{asked},"))
+
+
+def test_the_hash_of_a_record_is_of_its_content(invented: InventedRun) -> None:
+    invented.train(STEPS)
+    invented.report()
+    content = json.loads(invented.run.judgement.read_text())
+    assert content.pop("sha256") == sha256_hex(canonical_json(content))
+    assert content["judged_at"]["canaries"] == STEPS
