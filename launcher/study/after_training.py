@@ -293,7 +293,7 @@ def other_judging(definition: Mapping[str, Any], questions: Sequence[Question]) 
     if frozen is not None and frozen != judging_sha256():
         found.append(
             "this Motet's analysis is not the one that the run was frozen with; that one is kept "
-            "in the run's folder: PYTHONPATH=RUN/code python -m motet.launcher.cli report RUN"
+            "in the run's folder: PYTHONPATH=RUN/code motet report RUN"
         )
     return found + [
         f"this version judges {question.name} by other outcomes than were frozen"
