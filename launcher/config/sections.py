@@ -194,6 +194,7 @@ class ExperimentSettings:
         "any false 'found', Holm's correction included",
         above=0,
         most=0.1,
+        omit_default=True,
     )
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.design.frozen import freeze
-from motet.launcher.config.run_yaml import load
+from motet.launcher.config.run_yaml import load, public
 from motet.launcher.study.before_training import build
 from tests.kept_runs import unpack
 from tests.system.runs import losses, motet
@@ -121,6 +122,20 @@ def test_it_is_seen_by_status_and_inspected(old: Path) -> None:
     assert shown.keys() == {"finished", "stopped"}
     seen = motet("data", "inspect", str(old / "runs" / "finished"), "--slot", "0")
     assert seen.returncode == 0, seen.stderr
+
+
+def test_settings_that_came_later_are_left_out_of_what_its_own_code_reads(old: Path) -> None:
+    """A run is trained by its snapshot of the code, which refuses a setting it does not know."""
+    path = old / "runs" / "stopped" / "resolved.yaml"
+    known, now = yaml.safe_load(path.read_text(encoding="utf-8")), public(load(path))
+    later = {
+        f"{section}.{key}"
+        for section, inner in now.items()
+        if isinstance(inner, dict)
+        for key in inner.keys() - known.get(section, {}).keys()
+    }
+    assert now.keys() <= known.keys()
+    assert not later
 
 
 def test_it_goes_on_where_it_stopped_and_ends_as_it_would_have(old: Path) -> None:
