@@ -35,6 +35,7 @@ from motet.experiments.analysis.estimates import (
     Comparison,
     Estimate,
 )
+from motet.experiments.analysis.sums import share_as_extreme
 from motet.experiments.analysis.wald import (
     TOLERANCE,
     ClusterSums,
@@ -120,10 +121,6 @@ def _direction(covariate: F64 | None, block_U: I64) -> F64 | None:
     return np.asarray(rest / length)
 
 
-def _p(drawn: F64, reference: float) -> float:
-    return float((1 + (drawn >= reference * (1 - TOLERANCE)).sum()) / (1 + len(drawn)))
-
-
 def _infer(
     sums: ClusterSums,
     actual: I8,
@@ -135,7 +132,10 @@ def _infer(
     fit, residual = fit_by_cluster(sums, actual[None], draws.n_arms)
     observed, squared = float(fit.wald()[0]), fit.squared_t()[0]
     wald, largest = statistics(sums, draws)
-    p, least = _p(wald, observed), _p(wald, max(float(wald.max()), observed))
+    p, least = (
+        share_as_extreme(wald, observed),
+        share_as_extreme(wald, max(float(wald.max()), observed)),
+    )
     variance = np.einsum("kj,jl,lk->k", fit.inverse[0], fit.meat[0], fit.inverse[0])
     errors = np.sqrt(np.where(np.isfinite(squared) & (variance > 0), variance, 0.0))
     reach, detectable, note = math.inf, None, ""
@@ -152,7 +152,9 @@ def _infer(
     for k in range(draws.n_arms):
         effect, half = float(fit.b[0, k]), reach * float(errors[k])
         low, high = (effect - half, effect + half) if math.isfinite(half) else (None, None)
-        arms.append(ArmEffect(k + 1, effect, low, high, _p(largest, float(squared[k]))))
+        arms.append(
+            ArmEffect(k + 1, effect, low, high, share_as_extreme(largest, float(squared[k])))
+        )
     return Estimate(
         None, None, None, p, *facts, None, detectable, sums.adjusted, note, least, tuple(arms)
     )

@@ -14,7 +14,9 @@ Shapes: U units, C clusters, D draws, W the sum of weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import gcd
@@ -25,13 +27,16 @@ import numpy.typing as npt
 from motet.core.plugins import mistakes_of
 from motet.experiments.design.experiment import Experiment, Kinds, make
 from motet.experiments.design.spec import Arm, ExperimentSpec
-from motet.experiments.stream.random import U64, name_key, philox, text_keys
+from motet.experiments.stream.random import U64, name_key, philox_grid, text_keys
 from motet.experiments.types import Unit
 
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
 MOST_ARMS = 100
-CHUNK_WORDS = 1 << 20
+CHUNK_WORDS = 1 << 17
+FEWEST_RUNS_PER_CORE = 8
+MOST_CORES = 4
+LONG_ROW = 1024
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,33 @@ def assign_timing(design: Design, key: int) -> I64:
 
 def assign_many(design: Design, key: int, draws: int) -> I8:
     """Arm index of every unit in `draws` independent assignments, int8 [D, U]."""
-    clusters = design.n_clusters
     out = np.empty((draws, len(design.cluster_of_unit)), dtype=np.int8)
     dealer = _Dealer(design)
-    step = max(1, CHUNK_WORDS // max(clusters, 1))
-    for start in range(0, draws, step):
-        counters = np.arange(start, min(start + step, draws), dtype=np.uint64)
-        out[start : start + step] = dealer.deal(key, counters)[:, design.cluster_of_unit]
+
+    def deal(rows: slice) -> None:
+        counters = np.arange(rows.start, rows.stop, dtype=np.uint64)
+        np.take(dealer.deal(key, counters), design.cluster_of_unit, axis=1, out=out[rows])
+
+    in_pieces(deal, draws, design.n_clusters)
     return out
+
+
+def in_pieces(work: Callable[[slice], None], draws: int, width: int) -> None:
+    """Call `work` on runs of draws whose rows of `width` words fit the cache.
+
+    Large work is shared by the processor's cores (numpy computes outside Python's lock), so `work`
+    must not depend on the order of the runs.
+    """
+    step = max(1, CHUNK_WORDS // max(width, 1))
+    runs = [slice(start, min(start + step, draws)) for start in range(0, draws, step)]
+    cores = min(len(runs) // FEWEST_RUNS_PER_CORE, os.cpu_count() or 1, MOST_CORES)
+    if cores < 2:
+        for run in runs:
+            work(run)
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(work, runs):
+            pass
 
 
 class _Dealer:
@@ -191,33 +215,54 @@ class _Dealer:
     def deal(self, key: int, draws: U64) -> I8:
         """Arm of every cluster, int8 [D, C]."""
         design = self.design
-        bits = _random_words(key, design.cluster_keys, draws)
+        bits = philox_grid(key, design.cluster_keys, draws)
         # The block in the highest bits: one sort orders the clusters by chance within every block.
         ordered = (bits >> self.block_bits) | (
             design.block_of_cluster.astype(np.uint64) << (np.uint64(64) - self.block_bits)
         )
-        cluster_at = np.argsort(ordered, axis=1, kind="stable")
-        arms_at = np.broadcast_to(self.dealt, cluster_at.shape).copy()
+        cluster_at = sorted_places(ordered)
+        arms_at = np.broadcast_to(self.dealt, cluster_at.shape)
         # Left-over places are dealt from shuffled rounds; the last round is cut, so that which arms
         # it lacks is left to chance.
         if self.n_rounds:
-            width = len(self.round)
+            arms_at, width = arms_at.copy(), len(self.round)
             names = np.arange(self.n_rounds * width, dtype=np.uint64)
-            words = _random_words(name_key(key, "left over"), names, draws)
+            words = philox_grid(name_key(key, "left over"), names, draws)
             shuffled = np.argsort(words.reshape(len(draws), self.n_rounds, width), axis=2)
             dealt = self.round[shuffled].reshape(len(draws), -1)
             arms_at[:, self.is_left_over] = dealt[:, : int(self.is_left_over.sum())]
-        arms = np.empty_like(arms_at)
-        np.put_along_axis(arms, cluster_at, arms_at, axis=1)
-        return arms
+        return _unsorted(arms_at, cluster_at)
 
 
-def _random_words(key: int, names: U64, draws: U64) -> U64:
-    """One word per (draw, name), uint64 [D, names]."""
-    shape = (len(draws), len(names))
-    c0 = np.broadcast_to(names, shape).reshape(-1)
-    c1 = np.broadcast_to(draws[:, None], shape).reshape(-1)
-    return philox(key, c0, c1)[0].reshape(shape)
+def sorted_places(keys_DN: U64) -> I64:
+    """`np.argsort(keys_DN, axis=1, kind="stable")`, several times faster for random keys.
+
+    The place replaces the lowest bits of its key, so that sorting values (which numpy does with the
+    processor's vector instructions) sorts places. A row in which two keys agree in all other bits
+    is sorted again by whole keys.
+    """
+    n = keys_DN.shape[1]
+    below = np.uint64((1 << max(n - 1, 0).bit_length()) - 1)
+    packed = keys_DN & ~below
+    packed |= np.arange(n, dtype=np.uint64)
+    packed.sort(axis=1)
+    tied = ((packed[:, 1:] ^ packed[:, :-1]) <= below).any(axis=1)
+    packed &= below
+    places = packed.view(np.int64)
+    if tied.any():
+        places[tied] = np.argsort(keys_DN[tied], axis=1, kind="stable")
+    return places
+
+
+def _unsorted(values_DN: I8, places_DN: I64) -> I8:
+    """Put the value at sorted position j of each row back to its place, int8 [D, N]."""
+    out = np.empty(values_DN.shape, dtype=np.int8)
+    if values_DN.shape[1] >= LONG_ROW:  # a row fits the cache, and pays for its own call
+        for row, values, places in zip(out, values_DN, places_DN, strict=True):
+            row[places] = values
+        return out
+    np.put_along_axis(out, places_DN, values_DN, axis=1)
+    return out
 
 
 def permute_within_blocks(labels: I8, blocks: I64, key: int, draws: int) -> I8:
@@ -227,12 +272,16 @@ def permute_within_blocks(labels: I8, blocks: I64, key: int, draws: int) -> I8:
     many of each a block holds: the null of a comparison between some of the arms only.
     """
     order = np.argsort(blocks, kind="stable")
+    ordered_labels, ordered_blocks = labels[order], blocks[order]
     generator = np.random.Generator(np.random.Philox(key=key))
     out = np.empty((draws, len(labels)), dtype=np.int8)
     step = max(1, CHUNK_WORDS // max(len(labels), 1))
     for start in range(0, draws, step):
         rows = min(step, draws - start)
-        # Numbers of block b lie in [b, b + 1): the sort never moves a label out of its block.
-        shuffled = generator.random((rows, len(labels))) + blocks[order]
-        out[start : start + rows, order] = labels[order][np.argsort(shuffled, axis=1)]
+        # Numbers of block b lie in [b, b + 1): the sort never moves a label out of its block. Bits
+        # of numbers above 0 are ordered as the numbers are.
+        shuffled = generator.random((rows, len(labels)))
+        shuffled += ordered_blocks
+        places = sorted_places(shuffled.view(np.uint64))
+        out[start : start + rows, order] = ordered_labels[places]
     return out

@@ -22,7 +22,7 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
-_CHUNK = 1 << 14
+_CHUNK = 1 << 15
 
 
 def name_key(*parts: str | int) -> int:
@@ -82,26 +82,90 @@ def philox(key: int, c0: U64, c1: U64) -> tuple[U64, U64]:
     """
     # In pieces that stay in the cache: the ten rounds pass over their words again and again.
     out0, out1 = np.empty_like(c0), np.empty_like(c1)
+    keys, space = _round_keys(key), np.empty((6, min(len(c0), _CHUNK)), np.uint64)
     for start in range(0, len(c0), _CHUNK):
         part = slice(start, start + _CHUNK)
-        out0[part], out1[part] = _philox_rounds(key, c0[part], c1[part])
+        words = space[:, : len(c0[part])]
+        words[0], words[1] = c0[part] & _LOW32, c0[part] >> _32
+        words[2], words[3] = c1[part] & _LOW32, c1[part] >> _32
+        _philox_rounds(keys, words)
+        out0[part] = words[0] | (words[1] << _32)
+        out1[part] = words[2] | (words[3] << _32)
     return out0, out1
 
 
-def _philox_rounds(key: int, c0: U64, c1: U64) -> tuple[U64, U64]:
-    """Return the ten rounds on one chunk that fits the processor's cache."""
-    x0, x1 = c0 & _LOW32, c0 >> _32
-    x2, x3 = c1 & _LOW32, c1 >> _32
-    k0, k1 = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    for _ in range(10):
-        product0, product1 = x0 * _PHILOX_M0, x2 * _PHILOX_M1
-        x0, x2 = (
-            (product1 >> _32) ^ x1 ^ np.uint64(k0),
-            (product0 >> _32) ^ x3 ^ np.uint64(k1),
+def philox_grid(key: int, c0_N: U64, c1_D: U64) -> U64:
+    """Return the first word of `philox` for every pair of counters, uint64 [D, N].
+
+    c1_D: below 2^32. Until the third round no word depends on more than its row, its column, or
+    their sum, so the counters are never spread out over the grid.
+    """
+    assert not c1_D.size or int(c1_D.max()) < 1 << 32
+    out = np.empty((len(c1_D), len(c0_N)), dtype=np.uint64)
+    keys = _round_keys(key)
+    pieces = max(1, -(-len(c0_N) // _CHUNK))
+    columns = np.array_split(np.arange(len(c0_N)), pieces)
+    rows = max(1, _CHUNK // max(1, len(columns[0])))
+    space = np.empty((6, rows * len(columns[0])), np.uint64)
+    for column in columns:
+        place = slice(int(column[0]), int(column[-1]) + 1) if len(column) else slice(0, 0)
+        for row in range(0, len(c1_D), rows):
+            target = out[row : row + rows, place]
+            words = space[:, : target.size].reshape(6, *target.shape)
+            _first_rounds(keys, c0_N[place], c1_D[row : row + rows], words)
+            _philox_rounds(keys[2:9], words)
+            # Of the last round only the half that the first word is made of.
+            _, x1, x2, _, _, product = words
+            np.multiply(x2, _PHILOX_M1, out=product)
+            np.right_shift(product, _32, out=x2)
+            np.bitwise_xor(x2, x1, out=x2)
+            np.bitwise_xor(x2, keys[9][0], out=x2)
+            np.left_shift(product, _32, out=product)
+            np.bitwise_or(x2, product, out=target)
+    return out
+
+
+def _round_keys(key: int) -> list[tuple[np.uint64, np.uint64]]:
+    low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
+    return [
+        (
+            np.uint64((low + number * _PHILOX_W0) & 0xFFFFFFFF),
+            np.uint64((high + number * _PHILOX_W1) & 0xFFFFFFFF),
         )
-        x1, x3 = product1 & _LOW32, product0 & _LOW32
-        k0, k1 = (k0 + _PHILOX_W0) & 0xFFFFFFFF, (k1 + _PHILOX_W1) & 0xFFFFFFFF
-    return x0 | (x1 << _32), x2 | (x3 << _32)
+        for number in range(10)
+    ]
+
+
+def _first_rounds(
+    keys: list[tuple[np.uint64, np.uint64]], c0_N: U64, c1_D: U64, words: U64
+) -> None:
+    """Write the four words after two rounds on every pair of counters to words[:4], [D, N] each."""
+    (a0, a1), (b0, b1) = keys[:2]
+    product_N, product_D = (c0_N & _LOW32) * _PHILOX_M0, c1_D * _PHILOX_M1
+    np.bitwise_xor(((product_D >> _32) ^ a0)[:, None], (c0_N >> _32)[None, :], out=words[4])
+    second_N = ((product_N >> _32) ^ a1) * _PHILOX_M1
+    np.multiply(words[4], _PHILOX_M0, out=words[4])
+    np.bitwise_xor(((second_N >> _32) ^ b0)[None, :], (product_D & _LOW32)[:, None], out=words[0])
+    words[1] = second_N & _LOW32
+    np.right_shift(words[4], _32, out=words[2])
+    np.bitwise_xor(words[2], ((product_N & _LOW32) ^ b1)[None, :], out=words[2])
+    np.bitwise_and(words[4], _LOW32, out=words[3])
+
+
+def _philox_rounds(keys: list[tuple[np.uint64, np.uint64]], words: U64) -> None:
+    """Take words[:4] through the rounds, in place; words[4:6] is scratch space."""
+    x0, x1, x2, x3, product0, product1 = words
+    for k0, k1 in keys:
+        np.multiply(x0, _PHILOX_M0, out=product0)
+        np.multiply(x2, _PHILOX_M1, out=product1)
+        np.right_shift(product1, _32, out=x0)
+        np.bitwise_xor(x0, x1, out=x0)
+        np.bitwise_xor(x0, k0, out=x0)
+        np.right_shift(product0, _32, out=x2)
+        np.bitwise_xor(x2, x3, out=x2)
+        np.bitwise_xor(x2, k1, out=x2)
+        np.bitwise_and(product1, _LOW32, out=x1)
+        np.bitwise_and(product0, _LOW32, out=x3)
 
 
 def uniform_int(

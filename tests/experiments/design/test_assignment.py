@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.experiments.design.assignment import (
+    Design,
     assign,
     assign_many,
     assign_timing,
     assignment_key,
     make_design,
     permute_within_blocks,
+    sorted_places,
 )
 from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
 from motet.experiments.design.spec import Arm
 from motet.experiments.types import Unit
 
+DRAWS_OF_0_1_0 = {
+    60: ["c2a67cabc35c0a7d", "93927be3f0cb442d"],
+    3000: ["afa420a088225e39", "a67293af305640c4"],
+}
 ARMS = (Arm("a", 0), Arm("b", 1), Arm("c", 4))
 
 
@@ -211,3 +219,28 @@ def test_quantile_bins_follow_the_order_of_values(values: list[float], n_bins: i
 
 def test_a_value_that_is_not_finite_gets_a_bin_of_its_own() -> None:
     assert quantile_bins(np.array([1.0, np.nan, 2.0, 3.0, 4.0]), 2).tolist() == [0, -1, 0, 1, 1]
+
+
+def test_places_are_those_of_a_stable_sort_also_where_keys_agree() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 64, 1000):
+        keys = rng.integers(0, 2**64, size=(20, n), dtype=np.uint64)
+        keys[5] = keys[5] % np.uint64(7)
+        keys[6:9] >>= np.uint64(60)
+        assert np.array_equal(sorted_places(keys), np.argsort(keys, axis=1, kind="stable"))
+
+
+@pytest.mark.parametrize("size", [60, 3000])
+def test_the_draws_of_a_key_never_change(size: int) -> None:
+    """Hashes of version 0.1.0: a draw that moved would change answers that were given."""
+    design = Design(
+        np.arange(size),
+        np.arange(size) % 7,
+        np.arange(size).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+        (1, 2, 1),
+    )
+    draws = assign_many(design, 12345, 400)
+    labels = (np.arange(size) % 3 == 0).astype(np.int8)
+    shuffled = permute_within_blocks(labels, design.block_of_cluster, 99, 400)
+    found = [hashlib.sha256(x.tobytes()).hexdigest()[:16] for x in (draws, shuffled)]
+    assert found == DRAWS_OF_0_1_0[size]

@@ -12,6 +12,7 @@ from motet.experiments.stream.random import (
     name_key,
     permute,
     philox,
+    philox_grid,
     text_keys,
     uniform_int,
 )
@@ -47,6 +48,15 @@ def test_philox_does_not_depend_on_how_many_counters_are_asked_for() -> None:
     assert np.array_equal(
         whole[70_000:70_010], philox(7, counters[70_000:70_010], counters[70_000:70_010])[0]
     )
+
+
+def test_a_grid_of_counters_has_the_words_of_its_pairs() -> None:
+    rng = np.random.default_rng(0)
+    for n, d in ((0, 3), (1, 1), (7, 5), (40_000, 3), (3, 40_000)):
+        names = rng.integers(0, 2**64, size=n, dtype=np.uint64)
+        draws = rng.integers(0, 2**32, size=d, dtype=np.uint64)
+        pairs = philox(2**63 + 5, np.tile(names, d), np.repeat(draws, n))[0].reshape(d, n)
+        assert np.array_equal(philox_grid(2**63 + 5, names, draws), pairs)
 
 
 @settings(max_examples=60, deadline=None)
