@@ -59,7 +59,7 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Study:
+class Residuals:
     """One outcome of one comparison, ready for the sums.
 
     Units are ordered by cluster. residual, treatment: float64 [U], outcome and actual treatment
@@ -91,7 +91,7 @@ class Cells:
 
     def __init__(
         self,
-        study: Study,
+        study: Residuals,
         draw: I8,
         needed: Sequence[tuple[int, int]],
         columns: F64,

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.cells import Projection, Study
-from motet.experiments.analysis.sums import TOLERANCE, Terms, terms_of
+from motet.experiments.analysis.cells import Projection, Residuals
+from motet.experiments.analysis.sums import TOLERANCE, DrawTerms, terms_of
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -133,7 +133,7 @@ def estimate(
     if float(np.abs(residual).max()) <= TOLERANCE * max(scale, 1e-300):
         return _nothing(0.0, *facts, "the outcome does not vary between units within a block")
     cluster = np.cumsum(np.diff(clusters, prepend=clusters[0]) != 0)
-    study = Study(residual, treatment, projection, cluster, order, comparison.score)
+    study = Residuals(residual, treatment, projection, cluster, order, comparison.score)
     terms = terms_of(study, comparison.draws)
     return _infer(terms, facts, projection.covariate is not None, alpha, detect_alpha or alpha)
 
@@ -163,7 +163,7 @@ def _projection(block: I64, covariate: F64 | None, n_clusters: int) -> Projectio
 
 
 def _infer(
-    terms: Terms, facts: tuple[int, int, int], adjusted: bool, alpha: float, detect_alpha: float
+    terms: DrawTerms, facts: tuple[int, int, int], adjusted: bool, alpha: float, detect_alpha: float
 ) -> Estimate:
     effect, m, pp = terms.observed
     if terms.observed_squared_t(0.0) == 0:
@@ -193,7 +193,7 @@ def _infer(
     return Estimate(effect, low, high, p, *facts, error, detectable, adjusted, note, least)
 
 
-def interval(terms: Terms, alpha: float) -> tuple[float | None, float | None]:
+def interval(terms: DrawTerms, alpha: float) -> tuple[float | None, float | None]:
     """The effects that the test does not reject at alpha; None for an end that is not bounded."""
     effect, m, pp = terms.observed
     width = math.sqrt(pp) / m

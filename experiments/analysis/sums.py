@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.cells import ROUNDING, Cells, Study
+from motet.experiments.analysis.cells import ROUNDING, Cells, Residuals
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ CANCELLED = 1e-3
 
 
 @dataclass(frozen=True)
-class Terms:
+class DrawTerms:
     """Everything the test at any hypothetical effect tau needs, per draw, float64 [D].
 
     Coefficient of a draw at tau: a - tau b. Its squared standard error times m squared:
@@ -98,7 +98,7 @@ def share_as_extreme(squared_D: F64, reference: float) -> float:
     return float((1 + (squared_D >= least**2).sum()) / (1 + len(squared_D)))
 
 
-def terms_of(study: Study, draws: I8) -> Terms:
+def terms_of(study: Residuals, draws: I8) -> DrawTerms:
     """Sums over units for the actual assignment and for every draw, int8 [D, all columns]."""
     actual = _direct_sums(study, study.treatment[None, :])
     if len(draws) * len(study.column) < FEWEST_CELLS_BY_BLOCK or not _nested(study):
@@ -110,10 +110,10 @@ def terms_of(study: Study, draws: I8) -> Terms:
     lengths = (float(np.linalg.norm(study.residual)), float(np.linalg.norm(study.treatment)))
     observed = (float(actual[0][0]), float(actual[2][0]), float(actual[3][0]))
     a, b, m, pp, ps, ss = columns
-    return Terms(a, b, m, pp, ps, ss, observed, lengths)
+    return DrawTerms(a, b, m, pp, ps, ss, observed, lengths)
 
 
-def _nested(study: Study) -> bool:
+def _nested(study: Residuals) -> bool:
     """Whether every cluster lies in one block."""
     return bool(
         np.array_equal(
@@ -122,7 +122,7 @@ def _nested(study: Study) -> bool:
     )
 
 
-def direct(study: Study, draws: I8) -> F64:
+def direct(study: Residuals, draws: I8) -> F64:
     """(a, b, m, pp, ps, ss) of every draw, float64 [6, D], unit by unit."""
     out = np.empty((6, len(draws)))
     step = max(1, CHUNK_CELLS // len(study.column))
@@ -132,7 +132,7 @@ def direct(study: Study, draws: I8) -> F64:
     return out
 
 
-def _direct_sums(study: Study, treated_DU: F64) -> F64:
+def _direct_sums(study: Residuals, treated_DU: F64) -> F64:
     """(a, b, m, pp, ps, ss) of some draws, whose treatments are already residualized, [6, D].
 
     A draw in which the treatment does not vary within blocks has m = 0; it is given an infinite
@@ -181,7 +181,7 @@ class _Features:
     sums: F64
 
     @classmethod
-    def of(cls, study: Study) -> _Features:
+    def of(cls, study: Residuals) -> _Features:
         def over_clusters(weights: F64) -> F64:
             return np.bincount(study.cluster, weights=weights).astype(np.float64)
 
@@ -226,7 +226,7 @@ class _Features:
         return list(zip(self.powers, self.sums, strict=True))
 
 
-def by_block(study: Study, draws: I8) -> F64 | None:
+def by_block(study: Residuals, draws: I8) -> F64 | None:
     """(a, b, m, pp, ps, ss) of every draw, float64 [6, D], from sums per block and value.
 
     None when a draw gives units of one cluster different arms.
@@ -261,7 +261,7 @@ def by_block(study: Study, draws: I8) -> F64 | None:
 
 
 def _moments(
-    study: Study, draws: I8, needed: Sequence[tuple[int, int]], columns: F64
+    study: Residuals, draws: I8, needed: Sequence[tuple[int, int]], columns: F64
 ) -> F64 | None:
     """Sum over clusters of z^power x column for every (power, column), float64 [needed, D]."""
     which = {pair: row for row, pair in enumerate(dict.fromkeys(needed))}
