@@ -5,10 +5,13 @@ instead.
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
 HARDWARE = ("cuda", "gpu", "accelerator")
+# What a search of a corpus found is kept between runs: not in the home of who runs the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="motet-cache-")
 
 
 @pytest.hookimpl(hookwrapper=True)

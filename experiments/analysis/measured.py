@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from motet.experiments.analysis.scores import Probed
 from motet.experiments.design.assignment import Design, Question
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.overlap import Overlap, find_overlaps
+from motet.experiments.design.shares import declared, exposures_of
 from motet.experiments.stream.audit import Compliance, per_unit
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
@@ -37,6 +39,19 @@ PLACEBO_THRESHOLD = 0.01
 EXAMPLE_CHARACTERS = 400
 
 
+@dataclass(frozen=True)
+class ByOther:
+    """What another experiment's exposures told of this one's units.
+
+    shown: int64 [U], consumed exposures of texts that tell of each unit. declared: either entry
+    says that the two share units.
+    """
+
+    name: str
+    declared: bool
+    shown: I64
+
+
 @dataclass
 class Measured:
     """One experiment after training, measured on one member. See `spec` for what a step means.
@@ -44,7 +59,7 @@ class Measured:
     arms, timing: int64 [U] (timing 0 early, 1 late, or None). steps: int64 [S], ascending, one
     ItemScores each. planned, consumed: int64 [U], exposures of the unit's own text (no placebos).
     exposure_steps: per unit, int64, ascending, steps of those consumed. member: whose scores these
-    are; None is the whole model.
+    are; None is the whole model. by_others: other experiments whose texts tell of these units.
     """
 
     experiment: Experiment
@@ -63,6 +78,7 @@ class Measured:
     """Length of the run as it was frozen, which fractions in the schedule refer to; None: the last
     probe.
     """
+    by_others: list[ByOther] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -78,13 +94,16 @@ def measure(
     audit: Compliance,
     member: str | None = None,
     run_steps: int | None = None,
+    overlaps: Sequence[Overlap] | None = None,
 ) -> list[Measured]:
     """Join questions, one member's probes and what the ledger says was consumed.
 
     Experiments without a probe are left out. Exposures are planned and consumed as far as the last
-    probe can show them.
+    probe can show them. `overlaps` are those of all questions, looked for here when they are not
+    given.
     """
-    exposures = _Exposures(plan, steps, audit, run_steps)
+    found = find_overlaps(questions) if overlaps is None else overlaps
+    exposures = _Exposures(questions, plan, steps, audit, run_steps, found)
     return [
         exposures.measured(question, probed[question.name], member)
         for question in questions
@@ -96,8 +115,16 @@ class _Exposures:
     """The rows of the plan with the step of each, read once for all experiments."""
 
     def __init__(
-        self, plan: ExposurePlan, steps: Steps, audit: Compliance, run_steps: int | None
+        self,
+        questions: Sequence[Question],
+        plan: ExposurePlan,
+        steps: Steps,
+        audit: Compliance,
+        run_steps: int | None,
+        overlaps: Sequence[Overlap],
     ) -> None:
+        self.questions = {question.name: question for question in questions}
+        self.overlaps = overlaps
         self.plan, self.audit, self.run_steps = plan, audit, run_steps
         self.rows = plan.exposures()
         self.step = steps.step_of(self.rows.slot)
@@ -129,7 +156,29 @@ class _Exposures:
             loss_tokens_skipped=int(self.lengths[lost].sum()),
             member=member,
             run_steps=self.run_steps,
+            by_others=self.by_others(question, seen),
         )
+
+    def by_others(self, question: Question, seen: I64) -> list[ByOther]:
+        """Other experiments that told of this one's units with exposures that were `seen`."""
+        found = []
+        for overlap in self.overlaps:
+            if overlap.told != question.name:
+                continue
+            teller = self.questions[overlap.teller]
+            number = self.plan.experiments.index(teller.name)
+            rows = (self.rows.experiment == number) & ~self.placebo & (seen > 0)
+            shown = exposures_of(
+                overlap.links,
+                len(question.units),
+                teller,
+                self.rows.unit[rows],
+                self.rows.repetition[rows],
+                seen[rows],
+            )
+            if shown.any():
+                found.append(ByOther(teller.name, declared(question.spec, teller.spec), shown))
+        return found
 
     def steps_by_unit(self, shown: npt.NDArray[np.bool_], n_units: int) -> list[I64]:
         """Steps of the rows that are `shown`, per unit, ascending."""
@@ -142,7 +191,7 @@ class _Exposures:
 def arm_row(m: Measured, number: int) -> dict[str, Any]:
     """How many units an arm has, and how many exposures they were to get and got."""
     members = m.arms == number
-    return {
+    row = {
         "name": m.experiment.spec.arms[number].name,
         "dose": m.experiment.spec.arms[number].dose,
         "n_units": int(members.sum()),
@@ -150,6 +199,10 @@ def arm_row(m: Measured, number: int) -> dict[str, Any]:
         "planned_exposures": int(m.planned[members].sum()),
         "consumed_exposures": int(m.consumed[members].sum()),
     }
+    if m.by_others:
+        shown = sum(int(other.shown[members].sum()) for other in m.by_others)
+        row["exposures_by_others"] = shown
+    return row
 
 
 def notes(m: Measured, repeater: Repeater, detect_alpha: float, primary: OutcomeSpec) -> list[str]:
@@ -177,16 +230,45 @@ def notes(m: Measured, repeater: Repeater, detect_alpha: float, primary: Outcome
         )
     if m.loss_tokens_skipped:
         found.append(f"{m.loss_tokens_skipped:,} exposure tokens were in skipped updates.")
+    found += [
+        f"{told_text(m, other)} This was declared. The two assignments are independent, so the "
+        f"comparison stays a randomized one; the effect is averaged over the arms of {other.name}."
+        for other in m.by_others
+        if other.declared
+    ]
     largest = int(np.bincount(m.design.cluster_of_unit).max(initial=0))
     if largest * 4 > len(m.units) and m.design.n_clusters > 1:
         found.append(f"One cluster of near-duplicates holds {largest} of the units.")
     return found
 
 
+def held_out_units(m: Measured) -> npt.NDArray[np.bool_]:
+    """Which units are in an arm of dose 0, bool [U]."""
+    return np.array([arm.is_control for arm in m.experiment.spec.arms])[m.arms]
+
+
+def told_text(m: Measured, other: ByOther) -> str:
+    """How many held-out units another experiment showed, and how often."""
+    held_out = held_out_units(m)
+    units = int((held_out & (other.shown > 0)).sum())
+    times = int(other.shown[held_out].sum())
+    return (
+        f"{units} of {int(held_out.sum())} held-out units were shown {times} times by "
+        f"{other.name}, whose texts tell of them."
+    )
+
+
 def noncompliance(m: Measured) -> str:
     """Why the exposures that were consumed make the comparison meaningless, or ""."""
     planned, consumed = m.planned, m.consumed
-    held_out = np.array([arm.is_control for arm in m.experiment.spec.arms])[m.arms]
+    held_out = held_out_units(m)
+    undeclared = [
+        told_text(m, other)
+        for other in m.by_others
+        if not other.declared and (other.shown[held_out] > 0).any()
+    ]
+    if undeclared:
+        return " ".join(undeclared)
     leaked = int((consumed[held_out] > 0).sum())
     if leaked and m.experiment.inserts_units:
         return f"{leaked} held-out units were shown in training."

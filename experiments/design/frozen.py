@@ -169,6 +169,8 @@ def spec_of(fields: Mapping[str, Any]) -> ExperimentSpec:
     values["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
     values["schedule"] = schedule_of(fields["schedule"])
     values["block_by"] = tuple(fields["block_by"])
+    if fields.get("shares_units_with") is not None:
+        values["shares_units_with"] = tuple(fields["shares_units_with"])
     return ExperimentSpec(**values)
 
 

@@ -13,6 +13,7 @@ from motet.core.plugins import PluginError, is_plugin, mistakes_of
 from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
 from motet.experiments.design.declared import declared_problems
 from motet.experiments.design.experiment import Experiment, Kinds
+from motet.experiments.design.shares import declaration_problems
 from motet.experiments.design.spec import (
     ALPHA,
     DOSE_UNITS,
@@ -51,6 +52,7 @@ KEYS = (
     "options",
     "member",
     "test",
+    "shares_units_with",
 )
 
 
@@ -99,6 +101,8 @@ def parse_experiments(
             message = "is the name of two experiments; names must be unique"
             problems.append(Problem(f"experiments.{spec.name}.name", message))
         seen.add(spec.name)
+    if len(specs) == len(entries):
+        problems += declaration_problems(specs)
     return specs, problems
 
 
@@ -150,6 +154,7 @@ def parse_entry(
         test=reader.choice("test", TESTS, "") or None,
         judge_at=_judge_at(reader),
         use_sha256=use_sha256,
+        shares_units_with=_shares(reader),
     )
     if not problems and isinstance(name, str):
         try:
@@ -218,6 +223,15 @@ def _member(reader: _Reader) -> str | None:
 def _judge_at(reader: _Reader) -> float | None:
     what = "a step >= 1, or a fraction of the run above 0.0 and up to 1.0"
     return cast("float | None", reader.checked("judge_at", None, _is_period, what))
+
+
+def _shares(reader: _Reader) -> tuple[str, ...] | None:
+    value = reader.values.get("shares_units_with", ())
+    value = [value] if isinstance(value, str) else value
+    if is_sequence(value) and all(isinstance(name, str) for name in value):
+        return tuple(dict.fromkeys(value)) or None
+    reader.refuse("shares_units_with", value, "a list of names of other experiments")
+    return None
 
 
 def _items(reader: _Reader, base: Path) -> Path | None:

@@ -130,6 +130,10 @@ class ExperimentSpec:
     """How the primary outcome is judged (`TESTS`); None is a contrast, and left out of the
     definition.
     """
+    shares_units_with: tuple[str, ...] | None = None
+    """Experiments whose texts tell of the same units, on purpose; None, and left out of the
+    definition, when there are none.
+    """
 
     @property
     def doses(self) -> tuple[float, ...]:
@@ -146,7 +150,7 @@ class ExperimentSpec:
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
-        for name in ("member", "judge_at", "use_sha256", "test"):
+        for name in ("member", "judge_at", "use_sha256", "test", "shares_units_with"):
             if definition[name] is None:
                 del definition[name]
         if self.items is not None:

@@ -21,6 +21,7 @@ from motet.experiments.design.lock import (
     read_lock,
 )
 from motet.experiments.design.requests import Setting, build_request, request_problems
+from motet.experiments.design.shares import sharing_problems
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.stream.claims import Claims
@@ -84,6 +85,9 @@ def build_study(
     found = [_asked(spec, known.get(spec.name), setting, problems) for spec in specs]
     raise_problems(problems)
     asked = {one.entry.name: one for one in found if one is not None}
+    named = [asked[spec.name] for spec in specs]
+    problems += sharing_problems([one.question for one in named], [one.request for one in named])
+    raise_problems(problems)
     # Who registered first claims first. New ones come after, those with little choice before those
     # that can go elsewhere; a name breaks ties, so that the order in the file decides nothing.
     order = [entry.name for entry in registered if entry.name in asked]

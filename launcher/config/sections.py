@@ -197,6 +197,14 @@ class ExperimentSettings:
         omit_default=True,
     )
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
+    scan_tokens: int = setting(
+        1_000_000_000,
+        "the corpora are searched for texts and probes of units if they have at most so many "
+        "tokens in all; 0 = never",
+        unit="tokens",
+        least=0,
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True)

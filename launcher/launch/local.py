@@ -43,7 +43,7 @@ from motet.launcher.runs.families import new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.study import before_training
+from motet.launcher.study import before_training, cautions
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
 
@@ -232,10 +232,12 @@ def prepare_run(
     _plugins(settings)
     model = model_facts(settings) if model is None else model
     built = before_training.build(settings)
+    warned = cautions.study_warnings(built, settings)
     existed = rundir.root.exists()
     try:
         rundir.create()
         hashes = before_training.freeze_study(built, before_training.library_of(settings), rundir)
+        cautions.keep(warned, rundir.plan)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
         frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)

@@ -259,6 +259,16 @@ def summary(run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int) -
     )
 
 
+def told_by_other(row: Mapping[str, Any]) -> str:
+    """Which held-out units another experiment showed: a row of `told_by_others`."""
+    times = row["held_out_exposures"]
+    tail = "as declared" if row["declared"] else "which nobody declared before training"
+    return (
+        f"{row['held_out_units']} of {row['held_out']} held-out units of {row['name']} were shown "
+        f"{times:,} times by {row['by']}, {tail}."
+    )
+
+
 def corpora(data: Sequence[Mapping[str, Any]]) -> str:
     """` of the corpus stdlib`, or of several."""
     names = [str(d.get("path") or "?").rstrip("/").rsplit("/", 1)[-1] for d in data]

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.core.hashing import canonical_json
-from motet.experiments.analysis.measured import Measured, measure
+from motet.experiments.analysis.measured import Measured, held_out_units, measure
 from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import (
@@ -21,6 +22,7 @@ from motet.experiments.design.frozen import (
     read_definition,
     read_questions,
 )
+from motet.experiments.design.overlap import Overlap, find_overlaps
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import ExposurePlan
@@ -30,6 +32,7 @@ from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study import cautions
 from motet.launcher.study.before_training import specs_of
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
 
@@ -152,7 +155,11 @@ def load_measured(root: Path) -> StudyResult:
         deviations=[*spoiled, *changed_settings(run, settings, definition)],
         seed=int(definition["seed"]),
         draws=int(definition["analysis"]["draws"]),
-        compliance=compliance_json(compliance, plan, questions),
+        compliance={
+            **compliance_json(compliance, plan, questions),
+            **told_by_others(measured),
+            **({"warnings": warned} if (warned := cautions.kept(run.plan)) else {}),
+        },
         unanswered=unanswered(questions, measured),
         standing=where,
         later=later,
@@ -183,8 +190,22 @@ class _Reader:
             probed = read_probes(self.run.probes, stretches, member)
             if until is not None:
                 probed = {name: one for name, one in probed.items() if one.steps[-1] == until}
-            found += measure(self.questions, probed, self.plan, batches, compliance, member, total)
+            found += measure(
+                self.questions,
+                probed,
+                self.plan,
+                batches,
+                compliance,
+                member,
+                total,
+                self.overlaps,
+            )
         return found
+
+    @cached_property
+    def overlaps(self) -> list[Overlap]:
+        """Experiments that tell of each other's units, whatever was trained or probed."""
+        return find_overlaps(self.questions)
 
     def judged(
         self, ends: Ends, manifest: Mapping[str, Any], newest: tuple[int, int, Compliance]
@@ -301,6 +322,27 @@ def other_judging(definition: Mapping[str, Any], questions: Sequence[Question]) 
         if canonical_json([asdict(outcome) for outcome in question.experiment.outcomes])
         != canonical_json(entry["outcomes"])
     ]
+
+
+def told_by_others(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return which experiments showed which others' held-out units (`told_by_others` of
+    compliance); empty when none did.
+    """
+    by_name = {m.name: m for m in measured}  # members saw the same exposures
+    rows = [
+        {
+            "name": m.name,
+            "by": other.name,
+            "declared": other.declared,
+            "units": int((other.shown > 0).sum()),
+            "held_out_units": int((held_out_units(m) & (other.shown > 0)).sum()),
+            "held_out": int(held_out_units(m).sum()),
+            "held_out_exposures": int(other.shown[held_out_units(m)].sum()),
+        }
+        for m in by_name.values()
+        for other in m.by_others
+    ]
+    return {"told_by_others": rows} if rows else {}
 
 
 def compliance_json(

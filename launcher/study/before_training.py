@@ -150,17 +150,21 @@ def check(settings: RunSettings) -> list[Problem]:
     """Return every problem of the experiments of a run: definitions, items, room in the stream,
     probes.
     """
+    return checked(settings)[0]
+
+
+def checked(settings: RunSettings) -> tuple[list[Problem], Study | None]:
+    """Return every problem of the experiments of a run, and its study when there is none."""
     library = library_of(settings)
     specs, problems = specs_of(settings, library)
     for spec in specs:
         problems += [found for found in item_problems(spec, library) if found not in problems]
     if problems:
-        return problems
+        return problems, None
     try:
-        build(settings)
+        return [], build(settings)
     except UserError as error:
-        return [Problem("experiments", str(error))]
-    return []
+        return [Problem("experiments", str(error))], None
 
 
 def power_table(settings: RunSettings) -> list[dict[str, Any]]:

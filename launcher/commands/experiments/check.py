@@ -17,26 +17,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Every problem of the settings, the experiments and their items, at once."""
+    """Every problem of the settings, the experiments and their items, at once; then warnings."""
     settings, problems = common.inspect_settings(arguments)
+    warnings: list[Problem] = []
     if settings is not None and not problems:
-        problems = _study_problems(settings)
+        problems, warnings = _study_problems(settings)
     if arguments.json:
-        listed = [problem._asdict() for problem in problems]
-        terminal.print_json({"ok": not problems, "problems": listed})
+        listed = [[problem._asdict() for problem in each] for each in (problems, warnings)]
+        told = {"ok": not problems, "problems": listed[0], "warnings": listed[1]}
+        terminal.print_json(told)
         return 2 if problems else 0
     raise_problems(problems)
     assert settings is not None
     count = len(settings.experiments.list)
     controls = " and the controls" if settings.experiments.controls else ""
     print(f"no problems in {count} experiment{'s' if count != 1 else ''}{controls}")
+    for warning in warnings:
+        print(f"warning: {warning}")
     return 0
 
 
-def _study_problems(settings: RunSettings) -> list[Problem]:
+def _study_problems(settings: RunSettings) -> tuple[list[Problem], list[Problem]]:
+    """(problems, warnings) of the study."""
     from motet.launcher.study import before_training
+    from motet.launcher.study.cautions import study_warnings
 
     try:
-        return list(before_training.check(settings))
+        problems, study = before_training.checked(settings)
+        return problems, [] if study is None else study_warnings(study, settings)
     except UserError as error:
-        return [Problem("experiments", str(error))]
+        return [Problem("experiments", str(error))], []

@@ -437,9 +437,8 @@ def test_check_shows_what_only_the_study_finds(
 ) -> None:
     from motet.launcher.study import before_training
 
-    monkeypatch.setattr(
-        before_training, "check", lambda settings: [Problem("experiments.canaries", "no room")]
-    )
+    found = [Problem("experiments.canaries", "no room")], None
+    monkeypatch.setattr(before_training, "checked", lambda settings: found)
     assert "experiments.canaries: no room" in main("experiments", "check", "run.yaml")[2]
 
 
@@ -610,3 +609,52 @@ def test_exporting_names_the_checkpoints_that_exist(
         f"pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
         f"--tasks arc_easy,piqa --output_path {folder}/runs/first/eval/step-00000020 --limit 5\n"
     )
+
+
+def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
+    main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher.study import cautions
+
+    texts = [f"Sentence {j} of text 7 says {7 * j}.\n" for j in range(10, 110, 10)]
+    rows = [{"id": f"in-{i}", "text": f"{text.strip()}"} for i, text in enumerate(texts)]
+    rows += [
+        {"id": f"out-{i}", "text": f"Nobody wrote {i} letters to the {i}th king."}
+        for i in range(10)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [
+        "experiments.list.0={name: known, use: forgetting, items: items.jsonl, generate: null}"
+    ]
+    code, out, error = main("experiments", "check", "run.yaml", *asked)
+    assert code == 0, error
+    assert "warning: experiments.known: the base text holds 10 of the 20 units (50%" in out
+    told = json.loads(main("experiments", "check", "run.yaml", *asked, "--json")[1])
+    assert told["ok"]
+    assert [warning["setting"] for warning in told["warnings"]] == ["experiments.known"]
+
+    def again(*arguments: Any) -> None:
+        raise AssertionError("searched a second time")
+
+    monkeypatch.setattr(cautions, "hits_in", again)
+    assert main("experiments", "check", "run.yaml", *asked)[1] == out
+    little = main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=10")[1]
+    assert "they were not searched for units" in little
+    assert (
+        "base text"
+        not in main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=0")[1]
+    )
+
+
+def test_a_run_keeps_the_warnings_that_it_was_made_with(tmp_path: Path) -> None:
+    from motet.launcher.report.page import render
+    from motet.launcher.study import cautions
+
+    assert cautions.kept(tmp_path) == []
+    cautions.keep([], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    cautions.keep([Problem("experiments.known", "the base text holds <10> units")], tmp_path)
+    warnings = cautions.kept(tmp_path)
+    assert warnings == ["experiments.known: the base text holds <10> units"]
+    page = render({"compliance": {"warnings": warnings, "ledger_ok": True}})
+    assert "the base text holds &lt;10&gt; units" in page

@@ -1,0 +1,113 @@
+"""What makes an answer weaker and is no mistake: said by `check` and when a run is made, and kept
+for its report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from motet.core.errors import Problem
+from motet.core.files import atomic_write
+from motet.experiments.corpora.corpus import Corpus
+from motet.experiments.design.in_corpus import (
+    CorpusHits,
+    hits_in,
+    hits_json,
+    hits_of,
+    scan_key,
+)
+from motet.experiments.design.overlap import Overlap, find_leaks
+from motet.experiments.design.shares import IN_WORDS, shared_words
+from motet.experiments.design.study import Study
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.manifest import open_corpora
+
+KEPT = "warnings.json"
+Searched = Callable[[int], None]
+
+
+def study_warnings(
+    study: Study, settings: RunSettings, progress: Searched | None = None
+) -> list[Problem]:
+    """Return the warnings of a study: units that its own texts or the base corpora tell of.
+
+    Args:
+        study: of the run.
+        settings: its settings; `experiments.scan_tokens` says how much is searched.
+        progress: is called with the tokens of the corpora searched so far.
+    """
+    leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
+    return [*leaks, *_corpus_warnings(study, settings, progress)]
+
+
+def _leak(study: Study, leak: Overlap) -> Problem:
+    """Units whose probes a text of another cluster of the same experiment holds."""
+    question = next(each for each in study.questions if each.name == leak.told)
+    one = leak.links[0]
+    unit, other = question.units[one.unit], question.units[one.teller]
+    words = " ".join(shared_words(question, question, one))
+    message = (
+        f"{len(leak.units)} of {len(question.units)} units are told of by texts of other units "
+        f"that may be in another arm (the text of {other.id!r} holds of {unit.id!r} "
+        f"{IN_WORDS[one.how]}: {words!r}); give such units one value of an attribute and "
+        "cluster_by it, or the contrast is smaller than the effect"
+    )
+    return Problem(f"experiments.{leak.told}.cluster_by", message)
+
+
+def _corpus_warnings(
+    study: Study, settings: RunSettings, progress: Searched | None
+) -> list[Problem]:
+    corpora = open_corpora(settings)
+    total, most = sum(corpus.n_tokens for corpus in corpora), settings.experiments.scan_tokens
+    if total > most:
+        message = (
+            f"is {most:,} and the corpora have {total:,} tokens, so they were not searched for "
+            f"units; experiments.scan_tokens={total} searches them"
+        )
+        return [Problem("experiments.scan_tokens", message)] if most else []
+    found = _scanned(study, corpora, progress)
+    return [Problem(f"experiments.{hits.name}", str(hits)) for hits in found if hits.units]
+
+
+def _scanned(
+    study: Study, corpora: Sequence[Corpus], progress: Searched | None
+) -> list[CorpusHits]:
+    """Search the corpora, or read what an earlier search of them for these units found."""
+    tokenizer = study.setting.tokenizer
+    path = _cache() / f"{scan_key(study.questions, tokenizer, corpora)}.json"
+    try:
+        return hits_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        pass  # never searched, or by another version
+    found = hits_in(study.questions, tokenizer, corpora, progress)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(hits_json(found)))
+    except OSError:
+        pass  # a home that cannot be written to costs another search
+    return found
+
+
+def _cache() -> Path:
+    """Where results of searches are kept, by the hash of everything they depend on."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "motet" / "scans"
+
+
+def keep(warnings: Sequence[Problem], plan: Path) -> None:
+    """Write the warnings beside the frozen study; nothing when there are none."""
+    if warnings:
+        lines = json.dumps([str(warning) for warning in warnings], indent=1)
+        atomic_write(plan / KEPT, lines, private=False)
+
+
+def kept(plan: Path) -> list[str]:
+    """The warnings that a run was made with, [] for one without or of before there were any."""
+    try:
+        return [str(line) for line in json.loads((plan / KEPT).read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
