@@ -158,7 +158,7 @@ def _what(facts: Mapping[str, Any], first_step: int, instead_of: str) -> str:
     """What was tested, in words."""
     text = str(facts["label"])
     if facts["adjusted"]:
-        text += f", adjusted for step {first_step},"
+        text += f" (adjusted for step {first_step})"
     if instead_of:
         text += f" (in place of {instead_of}, which has no value before exposure)"
     return text
@@ -171,9 +171,9 @@ def _of_tests(facts: Mapping[str, Any]) -> str:
 
 def _passed(facts: Mapping[str, Any], what: str) -> str:
     return (
-        f"Before any exposure (step {facts['step']}) the arms did not differ in {what} "
-        f"({facts['contrast']}; {_of_tests(facts)}), as it should be."
-    ).replace(",,", ",")
+        f"Before any exposure (step {facts['step']}) no difference between the arms was found in "
+        f"{what} ({facts['contrast']}; {_of_tests(facts)}), as it should be."
+    )
 
 
 def _failed(facts: Mapping[str, Any], what: str, outcome: OutcomeSpec) -> str:

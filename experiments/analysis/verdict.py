@@ -151,7 +151,8 @@ def _arm_text(row: dict[str, Any], outcome: dict[str, Any]) -> str:
     """One arm of an omnibus test; its interval holds together with the other arms'."""
     size = amount(abs(row["effect"]), outcome["unit"])
     told = interval_text({**outcome, "low": row["low"], "high": row["high"]})
-    return f"{row['arm']} {size} {_direction(row['effect'])} ({told})"
+    kind = "" if row["low"] is None else "simultaneous "
+    return f"{row['arm']} {size} {_direction(row['effect'])} ({kind}{told})"
 
 
 def placebo_sentence(

@@ -133,7 +133,7 @@ def negative_lines(entry: Mapping[str, Any]) -> list[Text]:
     has none.
     """
     control = entry.get("negative_control")
-    return [control_line({"title": "  Negative control", **control})] if control else []
+    return [control_line({"title": "Negative control", **control})] if control else []
 
 
 def control_line(control: Mapping[str, Any]) -> Text:
