@@ -52,7 +52,8 @@ class OutcomeSpec:
     that are compared; None compares every arm with a dose to every arm without. `baseline` names
     the series whose value before any exposure is adjusted for; None means the outcome's own series,
     "" none. `null_sd` is the standard deviation between units when there is no effect, if it is
-    known.
+    known; `null_values` are equally likely values of a unit then. `low` and `high` are the ends of
+    the possible range (a share's are 0 and 1); None is no end.
     """
 
     name: str
@@ -66,6 +67,14 @@ class OutcomeSpec:
     contrast: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     baseline: str | None = None
     null_sd: float | None = None
+    null_values: tuple[float, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def range(self) -> tuple[float | None, float | None]:
+        """The ends of the possible range."""
+        return (0.0, 1.0) if self.binary else (self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from motet.core.plugins import PluginError
+from motet.experiments.analysis import simulation
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
 from motet.experiments.analysis.negative import fault
+from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
 from motet.experiments.design.spec import ALPHA
 
@@ -27,6 +29,8 @@ def analyze(
     draws: int = 10_000,
     details: bool = True,
     n_questions: int | None = None,
+    assumed: Assumed | None = None,
+    simulations: int | None = None,
 ) -> dict[str, Any]:
     """Return the `answers` part of report.json.
 
@@ -40,13 +44,19 @@ def analyze(
         details: False leaves out effects per arm and curves.
         n_questions: how many questions the run was frozen with; None: as many as were measured.
             Those without an answer count as p = 1 in Holm's correction, whatever the reason.
+        assumed: what smallest detectable effects before training were computed with.
+        simulations: studies that each smallest detectable effect is simulated with; 0 = none is;
+            None = enough of them.
     """
     alpha = one_alpha(measured)
     asked = len({m.name for m in measured if m.experiment.role == "question"})
     over = max(asked, n_questions or 0)
+    simulations = simulation.SIMULATIONS if simulations is None else simulations
     studies, entries, failed = _estimated(
-        by_experiment(measured), seed, draws, details, alpha, max(1, over)
+        by_experiment(measured), seed, draws, details, alpha, max(1, over), simulations
     )
+    for study, entry in zip(studies, entries, strict=True):
+        entry["power"] = study.power(assumed or Assumed(), simulations)
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions, over)
     _correct_secondaries(questions)
@@ -95,6 +105,7 @@ def _estimated(
     details: bool,
     alpha: float,
     n_questions: int,
+    simulations: int,
 ) -> tuple[list[Answer], list[dict[str, Any]], list[dict[str, Any]]]:
     """Each experiment at its own member, its entry of report.json with all members in it, and
     those that a mistake in the user's own class leaves without an answer: the others have theirs.
@@ -102,7 +113,7 @@ def _estimated(
     studies, entries, failed = [], [], []
     for one in experiments:
         try:
-            study = Answer(one.judged, seed, draws, n_questions, alpha)
+            study = Answer(one.judged, seed, draws, n_questions, alpha, None, simulations)
             entry = study.entry(details)
             if one.others:
                 others = [

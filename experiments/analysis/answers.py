@@ -21,10 +21,11 @@ from motet.experiments.analysis.declared import (
     group_scores,
     primary_of,
 )
+from motet.experiments.analysis.detectable import detectable
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
-from motet.experiments.analysis.power import power
+from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.spec import ALPHA
@@ -51,6 +52,7 @@ class Answer:
         alpha: the run's significance level.
         repeater: of the same experiment on another member. All members saw one assignment, so they
             share its repetitions, which also makes their estimates comparable draw by draw.
+        simulations: studies that the smallest detectable effect is simulated with; 0 = it is not.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Answer:
         n_primaries: int,
         alpha: float = ALPHA,
         repeater: Repeater | None = None,
+        simulations: int = 0,
     ) -> None:
         self.m = m
         self.member = m.member
+        self.simulations = simulations
         self.spec = m.experiment.spec
         self.seed = name_key(seed, "analysis", self.spec.name)
         question = m.experiment.role == "question"
@@ -141,11 +145,16 @@ class Answer:
             "secondary": answers,
             "negative_control": self.negative_control(primary),
             "verdict": {},
-            "power": power(m.experiment, m.units, m.design, self.detect_alpha),
+            "power": {},
             "curves": curves,
             "examples": examples(m),
             "notes": self.notes,
         }
+
+    def power(self, assumed: Assumed, simulations: int) -> dict[str, Any]:
+        """The smallest detectable effect as it was before training, `{}` without simulations."""
+        how = (self.detect_alpha, assumed, simulations)
+        return power(self.m.experiment, self.repeater, *how) if simulations else {}
 
     def further(self) -> dict[str, Any]:
         """What the report says about a member that the answer is not for: the same outcomes, all
@@ -186,6 +195,8 @@ class Answer:
         result = self.fields(outcome, contrast, found, values, scores[self.m.arms])
         if test != "contrast":
             result["test"] = test
+        if outcome.primary:
+            result["smallest_detectable"] = self.detectable(outcome, values, covariate, found)
         result["trend"] = self.trend(outcome, values, covariate)
         if details or found.arms:
 
@@ -196,6 +207,16 @@ class Answer:
 
             result["per_arm"] = per_arm(self.m, values, scores, found, pair)
         return result
+
+    def detectable(
+        self, outcome: OutcomeSpec, values: F64, covariate: F64 | None, found: Estimate
+    ) -> float | None:
+        """The smallest effect on the primary outcome that 4 of 5 such runs would have found."""
+        comparison = comparison_of(self.m.experiment, outcome, self.repeater)
+        if comparison is None or found.arms or not self.simulations:
+            return found.smallest_detectable
+        how = (self.detect_alpha, self.seed, self.simulations)
+        return detectable(outcome, values, covariate, comparison, found, *how)
 
     def declared(self, outcome: OutcomeSpec, values: F64, covariate: F64 | None) -> Estimate:
         """The estimate by the test that the experiment declared."""
@@ -271,7 +292,7 @@ class Answer:
             "control_mean": float(control.mean()) if len(control) else None,
             "treated_mean": float(treated.mean()) if len(treated) else None,
             "n": found.n,
-            "smallest_detectable": found.smallest_detectable,
+            "smallest_detectable": None,
             "assumption": self.assumption(found),
             "trend": None,
             "per_arm": [],

@@ -1,134 +1,177 @@
-"""How small an effect a design can find, before any training.
+"""How small an effect a run can find, before any training, from stated assumptions.
 
-The formula treats a cluster as one observation (units of a cluster may agree completely), which is
-exact for clusters of one and cautious otherwise. `simulated_power` asks the real assignment and the
-real test instead.
+The run's own assignment and test are simulated (`simulation`), no formula is asked: blocks, unequal
+clusters, several arms, ties and the ends of the possible range all cost power.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.declared import group_scores, primary_of
-from motet.experiments.analysis.estimates import POWER, Comparison, estimate
-from motet.experiments.design.assignment import Design, assign_many
+from motet.experiments.analysis import simulation
+from motet.experiments.analysis.declared import comparison_of, primary_of
+from motet.experiments.analysis.estimates import POWER, Comparison
+from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.simulation import Marginal, Studies, latent_correlation
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.random import name_key
-from motet.experiments.types import Unit
+from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
-LARGEST_STANDARDIZED = 100.0
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What has to be assumed before anything is measured.
+
+    icc: correlation between the outcomes of two units of a cluster; 1 = they agree completely.
+    baseline_correlation: of the outcome and its value before any exposure, in held-out units; what
+    of the outcome was there before is taken out by the analysis.
+    """
+
+    icc: float = 1.0
+    baseline_correlation: float = 0.0
 
 
 def power(
-    experiment: Experiment, units: list[Unit], design: Design, alpha: float = 0.05
+    experiment: Experiment,
+    repeater: Repeater,
+    alpha: float = 0.05,
+    assumed: Assumed | None = None,
+    simulations: int | None = None,
 ) -> dict[str, Any]:
-    """Smallest effect on the primary outcome that is found with 80 % power, two-sided.
+    """Smallest effect on the primary outcome that this assignment finds with 80 % power, two-sided.
 
-    Returns the `power` fields of the report: `smallest_detectable` in the outcome's unit where that
-    is known beforehand (a share from its chance rate; canary exposure from its null distribution),
-    else None; `standardized` in standard deviations between units (Cohen's h for shares).
+    Args:
+        experiment: with its outcomes.
+        repeater: its actual assignment, and how that is repeated.
+        alpha: level of the test.
+        assumed: what nothing is known of yet.
+        simulations: how many studies; None = enough of them.
+
+    Returns:
+        the `power` fields of the report: `smallest_detectable` in the outcome's unit where that
+        is known beforehand (a share from its chance rate; canary exposure from its null
+        distribution), else None; `standardized` in standard deviations between units (Cohen's h
+        for shares); `possible`, whether any possible effect is found so often; `at_largest`, the
+        power at the largest effect that is possible; `assumption`, in words.
     """
+    assumed = assumed or Assumed()
     outcome = primary_of(experiment)
-    scores = group_scores(experiment, outcome)
-    weights = np.array(design.weights, dtype=np.float64)
-    share = weights / weights.sum()
-    n_control = design.n_clusters * float(share[scores == 0].sum())
-    n_treated = design.n_clusters * float(share[scores == 1].sum())
-    size = smallest_standardized(n_control, n_treated, alpha, outcome.binary)
-    groups = f"{n_treated:.0f} treated and {n_control:.0f} control clusters, two-sided test"
+    comparison = comparison_of(experiment, outcome, repeater)
+    test = declared_test(experiment, outcome)
     result: dict[str, Any] = {
         "smallest_detectable": None,
         "unit": outcome.unit,
-        "standardized": size,
+        "standardized": None,
         "power": POWER,
         "alpha": alpha,
-        "assumption": f"{groups}; a cluster counts as one observation; no covariate",
+        "possible": False,
+        "at_largest": 0.0,
     }
-    if (test := declared_test(experiment, outcome)) != "contrast":
-        result |= {"standardized": None, "assumption": f"unknown for test: {test}"}
-    elif size is None:
-        result["assumption"] = f"{groups}: too few for any effect to be found"
-    elif outcome.binary and outcome.chance is not None:
-        result["smallest_detectable"] = share_difference(outcome.chance, size)
-        result["assumption"] += f"; control group at {outcome.chance:.0%}"
-    elif outcome.null_sd is not None:
-        result["smallest_detectable"] = size * outcome.null_sd
-        result["assumption"] += f"; standard deviation {outcome.null_sd:.2f} as without effect"
+    if comparison is None:
+        return result | {"assumption": "a group has no unit, so no effect can be found"}
+    if test == "omnibus":
+        return result | {"possible": True, "assumption": "unknown for test: omnibus"}
+    marginal = expected(outcome)
+    studies = Studies(
+        comparison,
+        alpha,
+        *_latent(assumed, outcome, marginal),
+        key=name_key(repeater.key, "power"),
+        simulations=simulations or simulation.SIMULATIONS,
+    )
+    size, at_largest = studies.smallest(marginal)
+    result |= {"possible": size is not None, "at_largest": at_largest}
+    result["assumption"] = _said(comparison, outcome, assumed, size, at_largest)
+    if size is not None:
+        result["standardized"] = _standardized(outcome, marginal, size)
+        if outcome.chance is not None or marginal.values is not None:
+            result["smallest_detectable"] = size
     return result
 
 
-def smallest_standardized(
-    n_control: float, n_treated: float, alpha: float, binary: bool = False
-) -> float | None:
-    """Cohen's d (t-test) or h (normal approximation, shares) found with 80 % power, or None."""
-    from scipy.optimize import brentq
-    from statsmodels.stats.power import NormalIndPower, TTestIndPower
-
-    if min(n_control, n_treated) < 1 or n_control + n_treated < 3:
-        return None
-    design = NormalIndPower() if binary else TTestIndPower()
-
-    def lacking(effect: float) -> float:
-        ratio = n_treated / n_control
-        found = float(design.power(effect, n_control, alpha, ratio))
-        if math.isnan(found):  # scipy's far tail of a large effect, which adds nothing to the near
-            found = float(design.power(effect, n_control, alpha / 2, ratio, alternative="larger"))
-        return found - POWER
-
-    upper = 0.05
-    while not lacking(upper) > 0:
-        upper *= 1.5
-        if upper > LARGEST_STANDARDIZED:
-            return None
-    return float(brentq(lacking, 1e-6, upper))
-
-
-def share_difference(chance: float, h: float) -> float | None:
-    """The difference from a share of `chance` that is Cohen's h; None if it would pass 100 %."""
-    angle = math.asin(math.sqrt(chance)) + h / 2
-    return math.sin(angle) ** 2 - chance if angle <= math.pi / 2 else None
-
-
-def simulated_power(
-    experiment: Experiment,
-    design: Design,
-    effect_sd: float,
-    alpha: float = 0.05,
-    simulations: int = 500,
-    draws: int = 999,
-    key: int = 0,
-    within_cluster: float = 1.0,
-) -> float:
-    """Share of simulated studies whose randomization test rejects, with this design's assignment.
-
-    Outcomes are normal with variance 1 between units, of which the share `within_cluster` belongs
-    to the cluster; treatment adds `effect_sd`.
+def expected(outcome: OutcomeSpec) -> Marginal:
+    """What a unit's outcome looks like without an effect, as far as its class says; in standard
+    deviations where that says nothing.
     """
-    scores = group_scores(experiment, primary_of(experiment))
-    everyone = np.arange(len(design.cluster_of_unit))
-    blocks = design.block_of_cluster[design.cluster_of_unit]
-    null = assign_many(design, name_key(key, "null"), draws)
-    actual = assign_many(design, name_key(key, "actual"), simulations)
-    rng = np.random.Generator(np.random.Philox(key=key))
-    rejected = 0
-    for arms in actual:
-        cluster_part = rng.normal(size=design.n_clusters)[design.cluster_of_unit]
-        unit_part = rng.normal(size=len(everyone))
-        noise = math.sqrt(within_cluster) * cluster_part + math.sqrt(1 - within_cluster) * unit_part
-        treated = np.nan_to_num(scores[arms])
-        comparison = Comparison(
-            everyone,
-            np.nan_to_num(scores),
-            arms.astype(np.int64),
-            null,
-            blocks,
-            design.cluster_of_unit,
+    if outcome.binary and outcome.chance is not None:
+        # A chance of nothing at all (extraction) leaves nothing to compare: one in 1,000.
+        return Marginal(share=min(max(outcome.chance, 0.001), 0.999))
+    if outcome.null_values is not None:
+        values = np.sort(np.array(outcome.null_values, dtype=np.float64))
+        low, high = possible_range(outcome)
+        return Marginal(values=values, low=low, high=high)
+    if outcome.null_sd is not None:
+        from scipy.special import ndtri
+
+        grid = ndtri((np.arange(1000) + 0.5) / 1000)
+        return Marginal(values=grid * (outcome.null_sd / grid.std()))
+    return Marginal()
+
+
+def possible_range(outcome: OutcomeSpec) -> tuple[float, float]:
+    """The ends of an outcome's possible range, infinite where there is none."""
+    low, high = outcome.range
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _latent(
+    assumed: Assumed, outcome: OutcomeSpec, marginal: Marginal
+) -> tuple[float, float | None]:
+    """(icc, correlation with the covariate) of the normal values behind the outcome."""
+    icc, correlation = assumed.icc, assumed.baseline_correlation
+    if marginal.share is not None:
+        share = float(np.mean(marginal.share))
+        icc = latent_correlation(icc, share)
+        correlation = math.copysign(latent_correlation(abs(correlation), share), correlation)
+    return icc, None if outcome.baseline == "" else correlation
+
+
+def _standardized(outcome: OutcomeSpec, marginal: Marginal, size: float) -> float:
+    if marginal.share is not None:
+        share = float(np.mean(marginal.share))
+        ends = [2 * math.asin(math.sqrt(min(1.0, x))) for x in (share, share + size)]
+        return ends[1] - ends[0]
+    return size if marginal.values is None else size / float(marginal.values.std())
+
+
+def _said(
+    comparison: Comparison,
+    outcome: OutcomeSpec,
+    assumed: Assumed,
+    size: float | None,
+    at_largest: float,
+) -> str:
+    """The assumptions in words, and that no effect can be found where that is so."""
+    treated = comparison.score[comparison.arms] > 0
+    counts = [len(np.unique(comparison.clusters[side])) for side in (treated, ~treated)]
+    text = f"simulated on this run's own assignment: {counts[0]} treated and {counts[1]} control "
+    text += "clusters"
+    if (blocks := len(np.unique(comparison.blocks))) > 1:
+        text += f" in {blocks} blocks"
+    if len(np.unique(comparison.clusters)) < len(comparison.units):
+        text += f"; correlation within clusters {assumed.icc:g}"
+    if outcome.baseline != "":
+        text += f"; correlation with the value before exposure {assumed.baseline_correlation:g}"
+    if outcome.binary and outcome.chance is not None:
+        text += f"; control group at {outcome.chance:.0%}"
+    elif outcome.null_values is not None:
+        text += "; ranks among references as by chance in the control group"
+    elif outcome.null_sd is not None:
+        text += f"; standard deviation {outcome.null_sd:.2f} as without effect"
+    if len(np.unique(comparison.score[comparison.arms])) > 2:
+        text += "; the effect is per doubling of 1 + dose"
+    if size is None:
+        text += (
+            "; no possible effect is found in 80 % of runs "
+            f"(the largest: {100 * at_largest:.0f} %): more units, clusters or larger blocks, or "
+            "fewer arms, are needed"
         )
-        rejected += estimate(noise + effect_sd * treated, None, comparison, alpha).p <= alpha
-    return rejected / simulations
+    return text

@@ -82,14 +82,14 @@ def judge(
         inside = f"{whole} lies within the margin of {_size(outcome, margin)} set before training"
         return {"kind": "negligible", "sentence": f"Negligible: {inside}; {estimate}."}
     if outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha:
-        return {"kind": "found", "sentence": f"Found: {estimate}."}
+        return {"kind": "found", "sentence": f"Found: {estimate}.{_overestimated(outcome)}"}
     limit = _limit_text(outcome)
     return {"kind": "not_found", "sentence": f"Not found: {estimate}. {limit}."}
 
 
 def _limit_text(outcome: dict[str, Any]) -> str:
     if outcome["smallest_detectable"] is None:
-        return "How small an effect would have been found cannot be said"
+        return "No effect that is possible would have been found in 4 of 5 such runs"
     size = _size(outcome, outcome["smallest_detectable"])
     if _is_omnibus(outcome):
         size += " in any one arm alone"
@@ -104,6 +104,22 @@ def _size(outcome: dict[str, Any], value: float) -> str:
     """An effect of this size in words; that of a trend is per doubling."""
     per = " per doubling of 1 + dose" if outcome.get("test") == "trend" else ""
     return amount(value, outcome["unit"]) + per
+
+
+def _overestimated(outcome: dict[str, Any]) -> str:
+    """Say that a found effect is likely overestimated where it is below what 4 of 5 runs find.
+
+    Of effects that small only those whose estimate came out large are found (type M error; Gelman
+    and Carlin, "Beyond Power Calculations", Perspectives on Psychological Science 2014).
+    """
+    size, effect = outcome["smallest_detectable"], outcome["effect"]
+    if effect is None or (size is not None and abs(effect) >= size):
+        return ""
+    less = f"smaller than {_size(outcome, size)}, which" if size is not None else "what"
+    return (
+        f" Likely overestimated: it is {less} 4 of 5 such runs would have found, and runs that "
+        "find smaller effects are those in which they came out too large."
+    )
 
 
 def _within(outcome: dict[str, Any], margin: float) -> bool:

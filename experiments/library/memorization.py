@@ -136,6 +136,9 @@ class Memorization(Canaries):
                 primary=True,
                 secondary=False,
                 null_sd=float(ranks.std()),
+                null_values=tuple(ranks.tolist()),
+                low=0.0,
+                high=math.log2(n + 1),
             ),
             OutcomeSpec(
                 "extraction",

@@ -166,6 +166,24 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class AssumeSettings:
+    """What `motet experiments power` has to assume, because nothing is measured yet."""
+
+    icc: float = setting(
+        1.0,
+        "correlation between outcomes of units of one cluster; 1 = they agree completely",
+        least=0,
+        most=1,
+    )
+    baseline_correlation: float = setting(
+        0.0,
+        "correlation of the primary outcome with its value before any exposure, held-out units",
+        least=-0.99,
+        most=0.99,
+    )
+
+
+@dataclass(frozen=True)
 class ExperimentSettings:
     """The questions. A bare YAML list under `experiments:` is read as `experiments.list`."""
 
@@ -196,6 +214,7 @@ class ExperimentSettings:
         most=0.1,
         omit_default=True,
     )
+    assume: AssumeSettings = setting(AssumeSettings, "what power is computed with")
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
     scan_tokens: int = setting(
         1_000_000_000,

@@ -14,6 +14,7 @@ from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, held_out_units, measure
+from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.scores import read_probes
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import (
@@ -55,6 +56,7 @@ class StudyResult:
         deviations: how the present definition differs from the frozen one, in words; empty when it
             does not.
         seed, draws: of the analysis.
+        assumed: what the smallest detectable effects before training were computed with.
         compliance: the audit as JSON (`compliance` of report.json).
         unanswered: experiments that have no answer although they were asked, and why, in words.
         standing: what the verdicts are worth now.
@@ -73,6 +75,7 @@ class StudyResult:
     standing: Standing = field(default_factory=lambda: Standing("judged", 0, {}))
     later: list[Measured] = field(default_factory=list)
     definition_sha256: str = ""
+    assumed: Assumed = field(default_factory=Assumed)
 
     @property
     def n_questions(self) -> int:
@@ -164,6 +167,7 @@ def load_measured(root: Path) -> StudyResult:
         standing=where,
         later=later,
         definition_sha256=manifest["definition_sha256"],
+        assumed=Assumed(**asdict(settings.experiments.assume)),
     )
 
 

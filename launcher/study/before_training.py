@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -170,19 +171,23 @@ def checked(settings: RunSettings) -> tuple[list[Problem], Study | None]:
 def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     """Return the smallest detectable effect of each experiment, before any training; needs no
     corpus.
+
+    What was simulated for the same assignment and assumptions is kept in the user's cache.
     """
-    from motet.experiments.analysis.power import power
+    from motet.experiments.analysis.power import Assumed
+    from motet.launcher.study.power_cache import power_of
 
     library = library_of(settings)
     specs, problems = specs_of(settings, library)
     raise_problems(problems)
     rows = []
+    assumed = Assumed(**asdict(settings.experiments.assume))
     n_questions = max(1, sum(spec.role == "question" for spec in specs))
     for spec in specs:
         question = ask(spec, settings.plan_seed, library)
         raise_problems(trial_problems(question, settings.steps))
         alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha
-        found = power(question.experiment, question.units, question.design, alpha)
+        found = power_of(question, settings.plan_seed, settings.experiments.draws, alpha, assumed)
         rows.append({"name": spec.name, "use": spec.use, "units": len(question.units), **found})
     return rows
 

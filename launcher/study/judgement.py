@@ -61,7 +61,9 @@ def judged(
     if not study.measured:
         return study, None
     run = RunDir.open(root)
-    answers = analyze(study.measured, study.seed, study.draws, details, study.n_questions)
+    answers = analyze(
+        study.measured, study.seed, study.draws, details, study.n_questions, study.assumed
+    )
     recorded, told = read_record(run, study)
     computed = answers
     if recorded is not None:
@@ -74,7 +76,9 @@ def judged(
     elif record:
         write_record(run, study, computed)
     if study.later:
-        later = analyze(study.later, study.seed, study.draws, False, study.n_questions)
+        later = analyze(
+            study.later, study.seed, study.draws, False, study.n_questions, simulations=0
+        )
         answers = add_exploratory(answers, later, study.standing.step, study.standing.beyond)
     where = replace(study.standing, told=[*study.standing.told, *told])
     return replace(study, standing=where), answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from motet.launcher.commands import common, options
 from motet.launcher.output import terminal
@@ -33,9 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     elif not rows:
         print("no experiments")
     else:
-        terminal.print_table(rows, POWER_COLUMNS)
+        terminal.print_table([row | _none_possible(row) for row in rows], POWER_COLUMNS)
         print()
         for row in rows:
             alpha, power_ = terminal.cell(row.get("alpha")), terminal.cell(row.get("power"))
             print(f"{row['name']}: power {power_} at alpha {alpha}; {row.get('assumption')}")
     return 0
+
+
+def _none_possible(row: dict[str, Any]) -> dict[str, Any]:
+    """Say where no possible effect is found so often; an empty cell would say nothing."""
+    return {} if row["possible"] else {"smallest_detectable": "none is possible"}

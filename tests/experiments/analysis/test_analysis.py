@@ -459,6 +459,8 @@ def test_the_answers_have_exactly_the_agreed_fields(answers: dict[str, Any]) -> 
             "smallest_detectable",
             "unit",
             "standardized",
+            "possible",
+            "at_largest",
             "power",
             "alpha",
             "assumption",

@@ -1,53 +1,145 @@
-"""Smallest detectable effects before training."""
+"""Smallest detectable effects: simulated with the run's own assignment and test, before training
+and after.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from statsmodels.stats.power import NormalIndPower, TTestIndPower
 
-from motet.experiments.analysis.power import (
-    power,
-    share_difference,
-    simulated_power,
-    smallest_standardized,
-)
-from motet.experiments.design.assignment import make_design
+from motet.experiments.analysis.detectable import detectable, intra_cluster
+from motet.experiments.analysis.estimates import Comparison, estimate
+from motet.experiments.analysis.power import Assumed, power
+from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.simulation import Marginal, Studies, latent_correlation
+from motet.experiments.analysis.verdict import judge
+from motet.experiments.design.assignment import assign, make_design
 from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.spec import Arm
 from motet.experiments.library.kinds import LIBRARY, Library
+from motet.experiments.types import OutcomeSpec, Unit
+
+Label = Callable[[int], str]
 
 
-def power_of(entry: dict[str, Any], alpha: float = 0.05) -> dict[str, Any]:
+def power_of(
+    entry: dict[str, Any], alpha: float = 0.05, assumed: Assumed | None = None
+) -> dict[str, Any]:
     specs, problems = parse_experiments([entry], Path(), Library(Path()))
     assert not problems, problems
     experiment = LIBRARY[specs[0].use](specs[0])
-    units = experiment.units()
-    return power(experiment, units, make_design(units, specs[0].arms), alpha)
+    design = make_design(experiment.units(), specs[0].arms)
+    repeater = Repeater(design, assign(design, 1), 2, 2000)
+    return power(experiment, repeater, alpha, assumed, simulations=600)
 
 
-@pytest.mark.parametrize(("per_arm", "points"), [(200, 13.9), (1000, 6.2), (10_000, 2.0)])
-def test_detectable_accuracy_agrees_with_the_published_figures(per_arm: int, points: float) -> None:
-    h = smallest_standardized(per_arm, per_arm, 0.05, binary=True)
-    assert h is not None
-    difference = share_difference(0.5, h)
-    assert difference is not None
-    assert 100 * difference == pytest.approx(points, abs=0.11)
+def comparison_of(
+    units: int,
+    arms: int = 2,
+    cluster: Label | None = None,
+    block: Label | None = None,
+    draws: int = 999,
+) -> Comparison:
+    """Any dose against none among invented units."""
+    made = [
+        Unit(
+            f"u{number}",
+            ("text",),
+            (),
+            cluster=cluster(number) if cluster else "",
+            block=block(number) if block else "",
+        )
+        for number in range(units)
+    ]
+    design = make_design(made, [Arm(f"arm{number}", number) for number in range(arms)])
+    repeater = Repeater(design, assign(design, 3), 5, draws)
+    found = repeater.groups(np.minimum(np.arange(arms), 1.0))
+    assert found is not None
+    return found
 
 
-@pytest.mark.parametrize(("per_arm", "d"), [(100, 0.40), (1000, 0.125)])
-def test_detectable_log_loss_agrees_with_the_published_figures(per_arm: int, d: float) -> None:
-    assert smallest_standardized(per_arm, per_arm, 0.05) == pytest.approx(d, abs=0.005)
+def unequal(number: int) -> str:
+    """Clusters of 1 to 12: 1, 2, 3, ... units."""
+    return f"c{int((math.sqrt(8 * (number % 78) + 1) - 1) / 2) + 12 * (number // 78)}"
 
 
-def test_groups_too_small_for_any_effect_give_none() -> None:
-    assert smallest_standardized(1, 1, 0.05) is None
-    assert smallest_standardized(0.4, 20, 0.05) is None
-    assert smallest_standardized(2, 2, 0.05) > 3  # type: ignore[operator]
-    assert share_difference(0.95, 1.0) is None
+DESIGNS: dict[str, dict[str, Any]] = {
+    "plain": {"units": 40},
+    "pairs as blocks in 5 arms": {"units": 40, "arms": 5, "block": lambda n: f"b{n // 2}"},
+    "clusters of 1 to 12 in blocks": {
+        "units": 78,
+        "arms": 3,
+        "cluster": unequal,
+        "block": lambda n: f"b{len(unequal(n)) % 2}",
+    },
+}
 
 
-def test_power_speaks_the_unit_of_the_outcome_where_it_is_known() -> None:
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_many_simulated_outcomes_are_tested_as_the_analysis_tests_one(
+    name: str, adjusted: bool
+) -> None:
+    comparison = comparison_of(**DESIGNS[name], draws=199)
+    units = DESIGNS[name]["units"]
+    covariate = np.random.default_rng(1).normal(size=units) if adjusted else None
+    correlation = 0.3 if adjusted else None
+    studies = Studies(comparison, 0.05, 0.5, correlation, 7, covariate, simulations=20)
+    p = studies.p(Marginal(), 0.8)
+    for row, outcome in enumerate(studies.outcomes(Marginal(), 0.8)):
+        values = np.full(units, np.nan)
+        values[studies.comparison.units] = outcome
+        assert p[row] == pytest.approx(estimate(values, covariate, comparison).p), row
+
+
+@pytest.mark.parametrize(("units", "alpha"), [(64, 0.05), (200, 0.01)])
+def test_without_blocks_and_clusters_power_is_that_of_the_t_test(units: int, alpha: float) -> None:
+    studies = Studies(comparison_of(units, draws=1000), alpha)
+    size, _ = studies.smallest(Marginal())
+    textbook = TTestIndPower().solve_power(None, units / 2, alpha, 0.8)
+    assert size == pytest.approx(textbook, rel=0.08)
+
+
+@pytest.mark.parametrize(("units", "points"), [(400, 13.9)])
+def test_detectable_accuracy_agrees_with_the_published_figures(units: int, points: float) -> None:
+    studies = Studies(comparison_of(units, draws=200), 0.05, simulations=400)
+    size, _ = studies.smallest(Marginal(share=0.5))
+    assert size is not None
+    assert 100 * size == pytest.approx(points, rel=0.1)
+    h = NormalIndPower().solve_power(None, units / 2, 0.05, 0.8)
+    assert size == pytest.approx(math.sin(math.asin(math.sqrt(0.5)) + h / 2) ** 2 - 0.5, rel=0.1)
+
+
+def test_unlike_clusters_and_arms_cost_power_that_counting_clusters_does_not_see() -> None:
+    for name in ("pairs as blocks in 5 arms", "clusters of 1 to 12 in blocks"):
+        comparison = comparison_of(**DESIGNS[name])
+        treated = comparison.score[comparison.arms] > 0
+        counts = [len(np.unique(comparison.clusters[side])) for side in (treated, ~treated)]
+        counted = TTestIndPower().solve_power(None, counts[1], 0.05, 0.8, counts[0] / counts[1])
+        size, _ = Studies(comparison, 0.05).smallest(Marginal())
+        assert size is not None
+        assert size > 1.15 * counted, name
+
+
+def test_a_design_that_can_find_nothing_says_so() -> None:
+    alone = comparison_of(12, block=lambda n: f"b{n}")
+    few = comparison_of(6)
+    assert Studies(few, 0.05).smallest(Marginal()) == (None, 0.0)
+    size, at_largest = Studies(alone, 0.05).smallest(Marginal())
+    assert size is None
+    assert at_largest == 0.0
+    high = Studies(comparison_of(40), 0.05).smallest(Marginal(share=0.97))
+    assert high[0] is None
+    assert high[1] < 0.1
+
+
+def test_power_speaks_the_unit_of_the_outcome_and_stays_in_its_range() -> None:
     two = {
         "name": "x",
         "use": "contamination",
@@ -56,36 +148,83 @@ def test_power_speaks_the_unit_of_the_outcome_where_it_is_known() -> None:
     }
     answer = power_of(two)
     assert answer["unit"] == "accuracy"
-    assert 0.12 < answer["smallest_detectable"] < 0.14
+    assert 0.115 < answer["smallest_detectable"] < 0.145
+    assert "control group at 25%" in answer["assumption"]
     assert power_of(two, 0.01)["smallest_detectable"] > answer["smallest_detectable"]
     bits = power_of({"name": "x", "use": "memorization"})
+    assert 0.9 < bits["smallest_detectable"] < 1.5
     assert bits["smallest_detectable"] == pytest.approx(bits["standardized"] * 1.295, abs=0.01)
+    few = power_of({"name": "x", "use": "memorization", "generate": {"count": 8, "seed": 0}}, 0.01)
+    assert few["possible"] is False
+    assert few["smallest_detectable"] is None
+    assert "no possible effect is found in 80 % of runs" in few["assumption"]
     assert power_of({"name": "x", "use": "knowledge"})["smallest_detectable"] is None
 
 
-def test_clusters_count_and_not_units() -> None:
-    from dataclasses import replace
-
-    specs, _ = parse_experiments([{"name": "x", "use": "placebo"}], Path(), Library(Path()))
-    experiment = LIBRARY["placebo"](specs[0])
-    units = [replace(u, cluster=f"c{i // 4}") for i, u in enumerate(experiment.units())]
-    answer = power(experiment, units, make_design(units, specs[0].arms))
-    assert answer["standardized"] == pytest.approx(smallest_standardized(8, 8, 0.05))
-
-
-def test_simulating_the_real_assignment_and_test_confirms_the_formula() -> None:
-    entry = {"name": "x", "use": "placebo", "generate": {"count": 60, "seed": 0}}
-    specs, _ = parse_experiments([entry], Path(), Library(Path()))
-    experiment = LIBRARY["placebo"](specs[0])
-    design = make_design(experiment.units(), specs[0].arms)
-    size = smallest_standardized(30, 30, 0.05)
-    assert size is not None
-    assert 0.72 < simulated_power(experiment, design, size, simulations=300, draws=399) < 0.87
-    assert simulated_power(experiment, design, 0.0, simulations=300, draws=399) < 0.09
+def test_the_stated_assumptions_move_the_figure() -> None:
+    known = Assumed(baseline_correlation=0.9)
+    entry = {"name": "x", "use": "forgetting"}
+    plain, adjusted = power_of(entry), power_of(entry, assumed=known)
+    ratio = adjusted["standardized"] / plain["standardized"]
+    assert ratio == pytest.approx(math.sqrt(1 - 0.9**2), rel=0.12)
+    assert "correlation with the value before exposure 0.9" in adjusted["assumption"]
+    comparison = comparison_of(60, cluster=lambda n: f"c{n // 5}")
+    alike, apart = (Studies(comparison, 0.05, icc).smallest(Marginal())[0] for icc in (1.0, 0.0))
+    assert alike is not None
+    assert apart is not None
+    assert alike > 1.5 * apart
 
 
-@pytest.mark.parametrize("groups", [(1.5, 1.5), (1, 2), (2, 2), (3, 1)])
-def test_a_handful_of_units_has_a_smallest_effect_too(groups: tuple[float, float]) -> None:
-    size = smallest_standardized(*groups, alpha=0.05)
-    assert size is not None
-    assert 5 < size < 25
+def test_shares_agree_less_than_what_lies_behind_them() -> None:
+    rng = np.random.default_rng(0)
+    latent = latent_correlation(0.4, 0.25)
+    both = rng.multivariate_normal([0, 0], [[1, latent], [latent, 1]], size=200_000) > 0.6745
+    assert np.corrcoef(both.T)[0, 1] == pytest.approx(0.4, abs=0.01)
+    assert latent_correlation(1.0, 0.25) == 1.0
+    clusters = np.repeat(np.arange(300), 4)
+    alike = rng.normal(size=300)[clusters] + rng.normal(size=1200)
+    assert intra_cluster(alike, clusters) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("name", ["plain", "pairs as blocks in 5 arms"])
+def test_what_is_said_to_be_found_in_four_of_five_runs_is(name: str) -> None:
+    comparison = comparison_of(**DESIGNS[name], draws=200)
+    units = DESIGNS[name]["units"]
+    outcome = OutcomeSpec("x", "x", "sd", "more")
+    treated = comparison.score[comparison.arms]
+    rng = np.random.default_rng(4)
+    found = []
+    for key in range(40):
+        values = 3.0 * rng.normal(size=units)
+        first = estimate(values, None, comparison)
+        size = detectable(outcome, values, None, comparison, first, 0.05, key, 400)
+        assert size is not None
+        again = 3.0 * rng.normal(size=(10, units)) + size * treated
+        found += [estimate(one, None, comparison).p <= 0.05 for one in again]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.08)
+
+
+def test_a_detectable_share_stays_below_100_percent_or_there_is_none() -> None:
+    outcome = OutcomeSpec("x", "x", "share", "more", binary=True, chance=0.25)
+    comparison = comparison_of(40)
+    for control in (0.25, 0.9, 1.0):
+        values = (np.arange(40) % 20 < 20 * control).astype(np.float64)
+        found = estimate(values, None, comparison)
+        size = detectable(outcome, values, None, comparison, found, 0.05, 1, 400)
+        if control == 0.25:
+            assert size is not None
+            assert 0.3 < size < 0.75
+        else:
+            assert size is None
+
+
+def test_a_found_effect_below_what_would_be_found_is_called_overestimated() -> None:
+    outcome = {
+        "name": "x", "label": "accuracy", "unit": "accuracy", "contrast": "a vs b", "effect": 0.42,
+        "low": 0.1, "high": 0.7, "confidence": 0.95, "p": 0.01, "p_corrected": 0.01,
+        "smallest_detectable": 0.55, "assumption": "",
+    }  # fmt: skip
+    said = judge(outcome, 0.05, None, "", 1)
+    assert said["kind"] == "found"
+    assert "Likely overestimated: it is smaller than 55.0 percentage points" in said["sentence"]
+    assert "overestimated" not in judge(outcome | {"effect": 0.6}, 0.05, None, "", 1)["sentence"]
