@@ -19,6 +19,7 @@ from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, non
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
 from motet.experiments.analysis.negative import fault
 from motet.experiments.analysis.power import Assumed
+from motet.experiments.analysis.two_by_two import add_interactions
 from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
 from motet.experiments.design.spec import ALPHA
 
@@ -59,6 +60,7 @@ def analyze(
         entry["power"] = study.power(assumed or Assumed(), simulations)
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions, over)
+    add_interactions(studies, entries)
     _correct_secondaries(questions)
     controls = {
         "placebo": _placebo(studies, entries, alpha),

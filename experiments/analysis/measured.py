@@ -44,12 +44,14 @@ class ByOther:
     """What another experiment's exposures told of this one's units.
 
     shown: int64 [U], consumed exposures of texts that tell of each unit. declared: either entry
-    says that the two share units.
+    says that the two share units. twin: int64 [U], the one unit of the other experiment that is
+    told of by, or tells of, each unit; -1 where there is none, or several.
     """
 
     name: str
     declared: bool
     shown: I64
+    twin: I64
 
 
 @dataclass
@@ -177,8 +179,26 @@ class _Exposures:
                 seen[rows],
             )
             if shown.any():
-                found.append(ByOther(teller.name, declared(question.spec, teller.spec), shown))
+                said = declared(question.spec, teller.spec)
+                twin = self.twins(question, teller)
+                found.append(ByOther(teller.name, said, shown, twin))
         return found
+
+    def twins(self, question: Question, other: Question) -> I64:
+        """The one unit of another experiment that goes with each unit, see `ByOther`."""
+        pairs: set[tuple[int, int]] = set()
+        for overlap in self.overlaps:
+            if (overlap.told, overlap.teller) == (question.name, other.name):
+                pairs |= {(link.unit, link.teller) for link in overlap.links}
+            elif (overlap.told, overlap.teller) == (other.name, question.name):
+                pairs |= {(link.teller, link.unit) for link in overlap.links}
+        twin = np.full(len(question.units), -1, dtype=np.int64)
+        units, count = np.unique([unit for unit, _ in pairs], return_counts=True)
+        alone = set(units[count == 1].tolist())
+        for unit, its in pairs:
+            if unit in alone:
+                twin[unit] = its
+        return twin
 
     def steps_by_unit(self, shown: npt.NDArray[np.bool_], n_units: int) -> list[I64]:
         """Steps of the rows that are `shown`, per unit, ascending."""

@@ -46,6 +46,7 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
         for entry in entries:
             parts += [*sentence_lines(entry), *negative_lines(entry)]
         parts += member_parts(entries, run)
+        parts += shared_parts(entries)
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
     return Group(*parts)
@@ -105,6 +106,28 @@ def member_parts(entries: list[Mapping[str, Any]], run: Mapping[str, Any]) -> li
             Text(words.p_value(row["outcome"].get("p_corrected"))),
         )
     return [Text("\nEffect by member (*: the one that the answer is for)"), out]
+
+
+def shared_parts(entries: list[Mapping[str, Any]]) -> list[Text | Table]:
+    """The four cells and the interaction of experiments that share units on purpose."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shared = [(e, o) for e in entries for o in e.get("secondary") or [] if o.get("cells")]
+    if not shared:
+        return []
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("question", "shares with", *words.CELLS, "interaction"):
+        out.add_column(name, max_width=20, overflow="fold")
+    for entry, outcome in shared:
+        unit = str(outcome.get("unit") or "")
+        cells = [f"{words.level(r['mean'], unit)} ({r['n']})" for r in outcome["cells"]["rows"]]
+        found = [part for part in words.estimate(outcome) if part]
+        found.append(f"p {words.p_value(outcome.get('p_corrected'))}")
+        texts = [entry.get("name"), outcome["cells"]["with"], *cells, "\n".join(found)]
+        out.add_row(*(Text("\n".join(map(words.printable, str(t).split("\n")))) for t in texts))
+    return [Text("\nUnits that two experiments share: mean (units) by who showed them"), out]
 
 
 def verdict_kind(entry: Mapping[str, Any]) -> str:

@@ -81,6 +81,10 @@ TERMS = (
 )
 
 
+CELLS = ("neither", "this one", "the other", "both")
+"""Who showed a unit that two experiments share, in the order of an OUTCOME's `cells`."""
+
+
 def is_percent(unit: str) -> bool:
     """Whether values of this unit are shares of one, shown in percent."""
     return unit in PERCENT_UNITS
