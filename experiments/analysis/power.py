@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis import simulation
-from motet.experiments.analysis.declared import comparison_of, primary_of
+from motet.experiments.analysis.arm_studies import ArmStudies
+from motet.experiments.analysis.declared import comparison_of, primary_of, unit_effect
 from motet.experiments.analysis.estimates import POWER, Comparison
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.simulation import Marginal, Studies, latent_correlation
@@ -65,7 +66,6 @@ def power(
     assumed = assumed or Assumed()
     outcome = primary_of(experiment)
     comparison = comparison_of(experiment, outcome, repeater)
-    test = declared_test(experiment, outcome)
     result: dict[str, Any] = {
         "smallest_detectable": None,
         "unit": outcome.unit,
@@ -77,19 +77,19 @@ def power(
     }
     if comparison is None:
         return result | {"assumption": "a group has no unit, so no effect can be found"}
-    if test == "omnibus":
-        return result | {"possible": True, "assumption": "unknown for test: omnibus"}
     marginal = expected(outcome)
-    studies = Studies(
-        comparison,
-        alpha,
-        *_latent(assumed, outcome, marginal),
-        key=name_key(repeater.key, "power"),
-        simulations=simulations or simulation.SIMULATIONS,
-    )
+    latent, key = _latent(assumed, outcome, marginal), name_key(repeater.key, "power")
+    if omnibus := declared_test(experiment, outcome) == "omnibus":
+        alone = unit_effect(experiment, outcome)
+        studies: Studies = ArmStudies(comparison, alone, alpha, *latent, key, simulations)
+    else:
+        count = simulations or simulation.SIMULATIONS
+        studies = Studies(comparison, alpha, *latent, key=key, simulations=count)
     size, at_largest = studies.smallest(marginal)
     result |= {"possible": size is not None, "at_largest": at_largest}
     result["assumption"] = _said(comparison, outcome, assumed, size, at_largest)
+    if omnibus:
+        result["assumption"] += "; an effect of one arm alone, the smallest, all arms tested"
     if size is not None:
         result["standardized"] = _standardized(outcome, marginal, size)
         if outcome.chance is not None or marginal.values is not None:

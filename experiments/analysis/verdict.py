@@ -88,6 +88,8 @@ def judge(
 
 
 def _limit_text(outcome: dict[str, Any]) -> str:
+    if outcome["smallest_detectable"] is None and _is_omnibus(outcome):
+        return "How small an effect would have been found cannot be said"
     if outcome["smallest_detectable"] is None:
         return "No effect that is possible would have been found in 4 of 5 such runs"
     size = _size(outcome, outcome["smallest_detectable"])

@@ -214,7 +214,9 @@ class ExperimentSettings:
         most=0.1,
         omit_default=True,
     )
-    assume: AssumeSettings = setting(AssumeSettings, "what power is computed with")
+    assume: AssumeSettings = setting(
+        AssumeSettings, "what power is computed with", omit_default=True
+    )
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
     scan_tokens: int = setting(
         1_000_000_000,
