@@ -16,8 +16,8 @@ from typing import Any
 import motet
 from motet.core.files import atomic_write
 from motet.core.hashing import canonical_json, sha256_hex
+from motet.experiments.analysis import arm_studies, simulation, wald
 from motet.experiments.analysis import power as power_module
-from motet.experiments.analysis import simulation
 from motet.experiments.analysis.declared import primary_of, treatment_values
 from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
@@ -68,7 +68,8 @@ def _asked(
     """Everything that the figures depend on, the code's own text included."""
     design, outcome = question.design, primary_of(question.experiment)
     scores = treatment_values(question.experiment, outcome)
-    sources = [Path(str(module.__file__)).read_bytes() for module in (power_module, simulation)]
+    modules = (power_module, simulation, arm_studies, wald)
+    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
     arrays = (
         design.cluster_of_unit,
         design.block_of_cluster,
