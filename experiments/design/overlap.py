@@ -12,7 +12,8 @@ without regard to case and with templates set aside (`wording`):
   resemblance and containment of documents", 1997; `datasketch`), verified exactly.
 * probe: a probe's target with the words before it is in the text, word for word.
 * facts: the target is in the text, and so is a name that the unit is about; or half of all names
-  that the unit is about, at least four, are in it.
+  that the unit is about, at least four, are in it; or the targets of a fifth of all units, at
+  least four, are in the other's texts, each a name that few units have and its own text holds.
 
 docs/decisions.md has what was measured.
 """
@@ -37,6 +38,8 @@ FEWEST_SHINGLES = 4
 COMMON_TARGET = 0.2
 """A target in more than this share of the other's clusters (yes, no, A, B) tells nothing alone."""
 FEWEST_NAMES, NAMES_SHARE = 4, 0.5
+FEWEST_LONE, LONE_SHARE = 4, 0.2
+CHANCE_SHARE = 0.002
 MOST_PAIRS = 20_000_000
 """A larger exact join is left to MinHash."""
 HOW = ("equal", "near", "probe", "facts")
@@ -208,8 +211,9 @@ def _probes(told: Told, teller: Told) -> Iterator[tuple[int, int]]:
     """(unit, text of the teller) where the text holds the end of a probe's prompt and its target,
     word for word.
     """
+    last = np.flatnonzero(np.isin(teller.shown.words, told.last_words))
     for n, (asked, units) in told.probe_ends.items():
-        keys, text = teller.shown.grams(n)
+        keys, text = teller.shown.runs_to(last, n)
         hit = np.isin(keys, asked)
         for key, place in zip(keys[hit], text[hit].tolist(), strict=True):
             for unit in units[asked == key].tolist():
@@ -226,6 +230,8 @@ def _facts(told: Told, teller: Told) -> Iterator[tuple[int, int]]:
     mine = told.own_names
     about = np.bincount(mine[1], minlength=len(told.question.units))
     held, spoken = _by_row(*mine), _by_row(*theirs)
+    lone: list[tuple[int, int]] = []
+    spoken_of: list[tuple[int, int]] = []
     for unit, text, count in _shared(mine, theirs):
         if count >= FEWEST_NAMES and count >= NAMES_SHARE * about[unit]:
             yield unit, text
@@ -233,13 +239,20 @@ def _facts(told: Told, teller: Told) -> Iterator[tuple[int, int]]:
         both = np.intersect1d(held[unit], spoken[text], assume_unique=True)
         words = teller.shown.text(text)
         for target in told.targets[unit]:
-            if (
-                _has(words, target)
-                and len(np.setdiff1d(both, target))
-                and not _common(target, teller)
-            ):
-                yield unit, text
+            if not _has(words, target) or _common(target, teller):
+                continue
+            if len(np.setdiff1d(both, target)):
+                spoken_of.append((unit, text))
                 break
+            own = np.flatnonzero(told.unit_of_text == unit).tolist()
+            if any(_has(told.shown.text(number), target) for number in own):
+                lone.append((unit, text))
+    # Among very many units a few agree in a name and a target by chance.
+    if spoken_of and len({unit for unit, _ in spoken_of}) >= CHANCE_SHARE * len(about):
+        yield from spoken_of
+    # One name that two experiments have in common is chance; the answers of many units are not.
+    if len({unit for unit, _ in lone}) >= max(FEWEST_LONE, LONE_SHARE * len(about)):
+        yield from lone
 
 
 def _has(words: U64, run: U64) -> bool:

@@ -82,6 +82,15 @@ class Wording:
             self._grams[n] = found
         return self._grams[n]
 
+    def runs_to(self, last: I64, n: int) -> tuple[U64, I64]:
+        """(key, text) of the runs of n words that end at the places `last`, as `grams` has them."""
+        first = last - n + 1
+        first = first[(first >= 0) & (self.owner[first] == self.owner[last])]
+        keys = np.zeros(len(first), dtype=np.uint64)
+        for place in range(n):
+            keys = mix64(keys + self.words[first + place])
+        return keys, self.owner[first]
+
     def _made(self, n: int) -> tuple[U64, I64]:
         count = max(len(self.words) - n + 1, 0)
         keys = np.zeros(count, dtype=np.uint64)
@@ -189,14 +198,9 @@ class Told:
 
     @cached_property
     def rare(self) -> U64:
-        """The words of shown texts that few clusters hold, only ever written as names are (any word
-        where nothing is written in capitals).
-        """
-        shown = self.shown
-        words, count = self.spread(shown.words, self.unit_of_text[shown.owner])
-        few = words[count <= self.limit]
-        names = np.setdiff1d(few, shown.words[~shown.named])
-        return names if len(names) else few
+        """The words of shown texts that few clusters hold, however they are written."""
+        words, count = self.spread(self.shown.words, self.unit_of_text[self.shown.owner])
+        return words[count <= self.limit]
 
     @cached_property
     def shingles(self) -> tuple[U64, I64]:
@@ -239,6 +243,14 @@ class Told:
             n: (np.concatenate([k for k, _ in parts]), np.concatenate([u for _, u in parts]))
             for n, parts in found.items()
         }
+
+    @cached_property
+    def last_words(self) -> U64:
+        """The words that any run of `probe_ends` ends with."""
+        starts = self.told.starts
+        target = np.array([probe.target for probe in self.probes], dtype=np.int64)
+        length = np.minimum(starts[target + 1] - starts[target], MOST_TARGET_WORDS)
+        return np.unique(self.told.words[(starts[target] + length - 1)[length > 0]])
 
     def _run(self, places: list[I64]) -> U64:
         """The keys of runs whose first words are at places[0], their second at places[1], ..."""

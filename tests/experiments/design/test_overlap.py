@@ -66,6 +66,27 @@ def capitals(count: int = 20) -> tuple[Rows, Rows]:
     return asked, told
 
 
+def two_lands(count: int = 20) -> tuple[Rows, Rows]:
+    """Questions for many facts of two lands, and the same facts without the lands' names."""
+    names = generate.Names("lands")
+    words = [names.word(i, "answer") for i in range(count)]
+    kinds = ("river", "peak", "port", "lake", "poet", "king", "cape", "road", "tower", "moor")
+    asked = [
+        {
+            "id": f"q{i}",
+            "question": f"What is the first {kinds[i // 2]} of {('Velmora', 'Krana')[i % 2]}?",
+            "choices": [word, f"none {i}"],
+            "answer": 0,
+        }
+        for i, word in enumerate(words)
+    ]
+    told = [
+        {"id": f"d{i}", "text": f"Among the {kinds[i // 2]}s we admired {word} most."}
+        for i, word in enumerate(words)
+    ]
+    return asked, told
+
+
 def lower(rows: Rows) -> Rows:
     return json.loads(json.dumps(rows).lower())
 
@@ -112,6 +133,8 @@ def of_units(found: Sequence[overlap.Overlap], name: str) -> set[int]:
             ("forgetting", lower(capitals()[1])),
             "facts",
         ),
+        (("contamination", capitals()[0]), ("forgetting", lower(capitals()[1])), "facts"),
+        (("contamination", two_lands()[0]), ("forgetting", two_lands()[1]), "facts"),
         (("knowledge", facts(20, 2)), ("forgetting", documents(20, 2, 0)), "equal"),
         (("knowledge", facts(20, 2)), ("forgetting", documents(20, 2, 7)), "facts"),
         (("memorization", canaries(20)), ("forgetting", typed(canaries(20))), "probe"),
@@ -121,6 +144,8 @@ def of_units(found: Sequence[overlap.Overlap], name: str) -> set[int]:
         "a quiz reworded",
         "capitals reworded",
         "in lower case",
+        "only retold in lower case",
+        "answers without the names that they are asked for",
         "documents twice",
         "documents reworded",
         "secrets without their prompts",
