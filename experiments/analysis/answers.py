@@ -27,6 +27,7 @@ from motet.experiments.analysis.measured import Measured, arm_row, examples, not
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
 from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.shares import share_interval, within_one
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.spec import ALPHA
 from motet.experiments.design.trial import final_of, series_of
@@ -238,32 +239,11 @@ class Answer:
             )
         detect = self.detect_alpha if outcome.primary else self.alpha
         found = estimate_by(test, values, covariate, comparison, OUTSIDE, detect)
-        if (
-            test == "contrast"
-            and outcome.binary
-            and found.low is None
-            and not found.standard_error
-            and found.n_clusters > 1
-        ):
-            return self.share_interval(found, values, comparison)
-        return found
-
-    def share_interval(self, found: Estimate, values: F64, comparison: Comparison) -> Estimate:
-        """Newcombe's interval for a difference of shares where no unit differs within its group."""
-        from statsmodels.stats.proportion import confint_proportions_2indep
-
-        score = comparison.score[comparison.arms]
-        y = values[comparison.units]
-        groups = []
-        for group in (score == score.max(), score == score.min()):
-            kept = group & np.isfinite(y)
-            n = len(np.unique(comparison.clusters[kept]))
-            groups += [float(y[kept].mean()) * n, n] if n else [0.0, 0]
-        if not groups[1] or not groups[3]:
+        if not outcome.binary:
             return found
-        low, high = confint_proportions_2indep(*groups, method="newcomb", alpha=OUTSIDE)
-        note = "interval by Newcombe's method, because units do not differ within their group"
-        return replace(found, low=float(low), high=float(high), note=note)
+        if test == "contrast":
+            return share_interval(found, values, comparison, OUTSIDE)
+        return within_one(found, float(np.ptp(comparison.score)) if test == "trend" else 1.0)
 
     def fields(
         self, outcome: OutcomeSpec, contrast: str, found: Estimate, values: F64, score_U: F64
@@ -317,7 +297,10 @@ class Answer:
         levels = np.array(self.levels())
         if outcome.contrast is not None or len(np.unique(levels[levels > 0])) < 2:
             return None
-        found = estimate(values, covariate, self.repeater.whole(np.log2(1 + levels)), OUTSIDE)
+        score = np.log2(1 + levels)
+        found = estimate(values, covariate, self.repeater.whole(score), OUTSIDE)
+        if outcome.binary:
+            found = within_one(found, float(np.ptp(score)))
         if found.effect is None:
             return None
         return {

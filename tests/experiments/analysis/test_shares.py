@@ -1,0 +1,103 @@
+"""Intervals of shares: inside what is possible, never against their own effect or p-value."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from motet.experiments.analysis.estimates import ArmEffect, Comparison, Estimate, estimate
+from motet.experiments.analysis.randomization import Repeater
+from motet.experiments.analysis.shares import BlockShares, share_interval, within_one
+from motet.experiments.design.assignment import Design, assign
+
+F64 = npt.NDArray[np.float64]
+SCORE = np.array([0.0, 1.0])
+
+
+def compare(blocks: list[int], weights: tuple[int, int] = (1, 1), seed: int = 0) -> Comparison:
+    n = len(blocks)
+    design = Design(np.arange(n), np.array(blocks), np.arange(n).astype(np.uint64), weights)
+    return Repeater(design, assign(design, seed), seed + 1, 499).whole(SCORE)
+
+
+def answer(y: F64, comparison: Comparison) -> Estimate:
+    return share_interval(estimate(y, None, comparison), y, comparison, 0.05)
+
+
+def test_blocks_that_differ_are_not_taken_for_an_effect() -> None:
+    """Pooled, 3 of 4 treated blocks' units against 1 of 4 looked like +38 to +87 points, p = 1."""
+    comparison = compare([0] * 20 + [1] * 20)
+    treated = np.r_[np.tile([1, 1, 1, 1, 0], 4), np.tile([0, 0, 0, 0, 1], 4)]
+    comparison = Comparison(
+        comparison.units, SCORE, treated, comparison.draws, comparison.blocks, comparison.clusters
+    )
+    found = answer(np.repeat([1.0, 0.0], 20), comparison)
+    assert (found.effect, found.p) == (0.0, 1.0)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 0 < found.high
+    assert "over blocks" in found.note
+
+
+def test_no_interval_contradicts_its_effect_its_p_or_what_is_possible() -> None:
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for seed in range(150):
+        n = int(rng.integers(4, 40))
+        weights = (1, int(rng.integers(1, 5)))
+        comparison = compare(rng.integers(0, rng.integers(1, 4), size=n).tolist(), weights, seed)
+        share = rng.choice([0.0, 0.05, 0.5, 0.95, 1.0], size=2)
+        y = (rng.random(n) < share[comparison.arms]).astype(np.float64)
+        found = answer(y, comparison)
+        kinds.add((found.low is None, found.note[:20]))
+        if found.low is None or found.high is None:
+            continue
+        assert found.effect is not None
+        assert -1 <= found.low <= found.effect <= found.high <= 1
+        assert (found.low <= 0 <= found.high) == (found.p > 0.05), found
+    assert len(kinds) >= 4
+
+
+def test_an_interval_that_the_test_would_contradict_is_not_given() -> None:
+    """Three against three, wholly apart: p is .1 at best, and Newcombe's interval excludes 0."""
+    comparison = compare([0] * 6)
+    found = answer(comparison.arms.astype(np.float64), comparison)
+    assert found.effect == pytest.approx(1.0)
+    assert found.p > 0.05
+    assert found.low is None
+    assert "does not reject" in found.note
+
+
+def test_with_one_block_newcombes_interval_is_the_published_one() -> None:
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    comparison = compare([0] * 48, (1, 2))
+    y = (np.random.default_rng(1).random(48) < 0.7).astype(np.float64)
+    strata = BlockShares.of(y, comparison)
+    assert strata is not None
+    groups = [y[comparison.arms == arm] for arm in (1, 0)]
+    counts = [number for group in groups for number in (group.sum(), len(group))]
+    expected = confint_proportions_2indep(*counts, method="newcomb")
+    assert strata.newcombe(0.05) == pytest.approx(expected)
+
+
+def test_what_is_possible_holds_the_mean_effect_whatever_was_not_seen() -> None:
+    rng = np.random.default_rng(2)
+    for seed in range(50):
+        comparison = compare([0] * 12, (1, 3), seed)
+        outcomes = rng.integers(0, 2, size=(2, 12)).astype(np.float64)
+        y = np.where(comparison.arms == 1, outcomes[1], outcomes[0])
+        strata = BlockShares.of(y, comparison)
+        assert strata is not None
+        low, high = strata.possible()
+        assert low - 1e-12 <= (outcomes[1] - outcomes[0]).mean() <= high + 1e-12
+
+
+def test_slopes_and_arms_of_shares_stay_within_one() -> None:
+    arm = ArmEffect(1, 0.9, -0.2, 1.7, 0.1)
+    found = Estimate(0.3, -0.2, 0.9, 0.1, 9, 9, 0, 0.1, None, False, arms=(arm,))
+    slope = within_one(found, 2.0)
+    assert (slope.low, slope.high) == (-0.2, 0.5)
+    assert (slope.arms[0].low, slope.arms[0].high) == (-0.2, 0.9)
+    assert within_one(found, 1.0).arms[0].high == 1.0
