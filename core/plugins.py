@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from motet.core.errors import Problem, UserError, suggest
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
+from motet.core.sealed import sealed
 
 FORMS = "my_file.py:Class (a file next to run.yaml) or package.module:Class (an installed module)"
 INSTALLED = "installed"
@@ -251,7 +252,8 @@ def _executed(reference: Reference, path: Path, content: bytes, setting: str) ->
     module.__file__ = str(path)
     sys.modules[name] = module  # before execution: dataclasses look their module up by its name
     try:
-        exec(code, module.__dict__)
+        with sealed():
+            exec(code, module.__dict__)
     except MISTAKES as error:
         del sys.modules[name]
         raise PluginError(setting, _at(reference, path, error)) from None

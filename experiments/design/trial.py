@@ -17,6 +17,7 @@ import numpy as np
 
 from motet.core.errors import Problem
 from motet.core.plugins import PluginError, fault, is_plugin, mistakes_of
+from motet.core.sealed import sealed
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.types import F64, I64, ItemScores, OutcomeSpec, Unit
@@ -31,7 +32,7 @@ def series_of(experiment: Experiment, units: Sequence[Unit], scores: ItemScores)
     kind, where = type(experiment), _where(experiment)
     if not is_plugin(kind):
         return experiment.measure(units, scores)
-    with mistakes_of(kind, where):
+    with mistakes_of(kind, where), sealed():
         found = experiment.measure(list(units), _read_only(scores))
     return _columns(kind, where, found, len(units), (), "measure")
 
@@ -52,7 +53,7 @@ def final_of(
     kind, where = type(experiment), _where(experiment)
     if not is_plugin(kind):
         return experiment.summarize(units, arms, steps, series, exposure_steps)
-    with mistakes_of(kind, where):
+    with mistakes_of(kind, where), sealed():
         names = [outcome.name for outcome in experiment.outcomes]
         found = experiment.summarize(list(units), arms, steps, series, exposure_steps)
     return _columns(kind, where, found, len(units), names, "summarize")

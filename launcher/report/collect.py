@@ -364,7 +364,8 @@ def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
     try:
         study, answers = judged(root, record=True)
     except PluginError:
-        raise  # a class that is missing or changed: no report can be made of it
+        raise  # a class that is missing or changed: no report can be made of it; one that fails on
+        # true scores is an experiment without an answer
     except (UserError, FileNotFoundError) as error:
         return None, None, [f"the experiments cannot be read yet: {error}"]
     return study, answers, study.unanswered if answers else []

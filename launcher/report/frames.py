@@ -6,11 +6,13 @@ for the whole model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from motet.core.plugins import PluginError
 from motet.experiments.design.trial import series_of
 
 if TYPE_CHECKING:
@@ -77,7 +79,12 @@ def scores(measured: Sequence[Measured]) -> pd.DataFrame:
     for m in measured:
         ids = np.array([unit.id for unit in m.units], dtype=object)
         for step, found in zip(m.steps.tolist(), m.scores, strict=True):
-            for name, values_U in series_of(m.experiment, m.units, found).items():
+            try:
+                series = series_of(m.experiment, m.units, found)
+            except PluginError as error:  # the others have theirs
+                warnings.warn(f"{m.name} has no scores: {error}", stacklevel=2)
+                break
+            for name, values_U in series.items():
                 row = (step, m.name, ids, m.member or WHOLE, name, values_U)
                 parts.append(dict(zip(SCORE_COLUMNS, row, strict=True)))
     return _stacked(parts, SCORE_COLUMNS)

@@ -15,7 +15,7 @@ from motet.core.files import read_json
 from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, held_out_units, measure
 from motet.experiments.analysis.power import Assumed
-from motet.experiments.analysis.scores import read_probes
+from motet.experiments.analysis.scores import Probed, read_probes
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import (
     check_kinds,
@@ -193,7 +193,11 @@ class _Reader:
         for member in self.members:
             probed = read_probes(self.run.probes, stretches, member)
             if until is not None:
-                probed = {name: one for name, one in probed.items() if one.steps[-1] == until}
+                probed = {
+                    name: one
+                    for name, found_there in probed.items()
+                    if (one := self.frozen(name, found_there, until)).steps[-1:] == [until]
+                }
             found += measure(
                 self.questions,
                 probed,
@@ -210,6 +214,19 @@ class _Reader:
     def overlaps(self) -> list[Overlap]:
         """Experiments that tell of each other's units, whatever was trained or probed."""
         return find_overlaps(self.questions)
+
+    def frozen(self, name: str, probed: Probed, until: int) -> Probed:
+        """The probes of an experiment that its definition asks for, up to a step: what a hook
+        measures beside them decides nothing.
+        """
+        entries = self.definition["experiments"]
+        asked = next(set(e["probe_steps"]) for e in entries if e["spec"]["name"] == name) | {until}
+        kept = [
+            (step, scores)
+            for step, scores in zip(probed.steps, probed.scores, strict=True)
+            if step in asked
+        ]
+        return Probed([step for step, _ in kept], [scores for _, scores in kept])
 
     def judged(
         self, ends: Ends, manifest: Mapping[str, Any], newest: tuple[int, int, Compliance]

@@ -4,6 +4,7 @@ training where it shows there, and when it is asked again where it does not.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,20 @@ def test_a_mistake_that_true_scores_bring_out_is_one_error_too(question: Questio
     series = {"logprob": np.stack([ones] * 3)}
     with pytest.raises(UserError, match=rf"slogans\.py:{LINE + 3}: IndexError"):
         final_of(question.experiment, units, question.arms, steps, series, none)
+
+
+def test_a_class_may_import_whatever_reads_files_of_its_own(tmp_path: Path) -> None:
+    """Only what the class itself opens would decide its answer unseen."""
+    package = tmp_path / "site" / "dictionary"
+    package.mkdir(parents=True)
+    (package / "words.txt").write_text("a\n")
+    reads = "from pathlib import Path\nWORDS = Path(__file__).with_name('words.txt').read_text()\n"
+    (package / "__init__.py").write_text(reads)
+    where = f"import sys\nsys.path.append({str(tmp_path / 'site')!r})\nimport dictionary\n"
+    try:
+        assert problems(tmp_path, f"{where}\n{SOURCE}") == []
+    finally:
+        sys.path.remove(str(tmp_path / "site"))
+    opened = changed("return {", f"print(open({str(package / 'words.txt')!r}).read()); return {{")
+    (said,) = problems(tmp_path, opened)
+    assert "which is not frozen with the run" in said
