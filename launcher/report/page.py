@@ -123,9 +123,9 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
         out.append(
             f"Exposures did not all happen as planned: {told} of {compliance.get('planned', 0):,}."
         )
-    told = compliance.get("told_by_others") or []
+    others = compliance.get("told_by_others") or []
     out += [
-        words.told_by_other(row) for row in told if not row["declared"] and row["held_out_units"]
+        words.told_by_other(row) for row in others if not row["declared"] and row["held_out_units"]
     ]
     if not (report.get("run") or {}).get("finished"):
         out.append("This run has not finished: every figure here is provisional.")
