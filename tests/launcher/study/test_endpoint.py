@@ -243,8 +243,8 @@ def test_another_version_of_the_analysis_says_so_and_the_first_judgement_stays(
     assert "analysis is not the one" in same["first_line"]
     assert canaries(same) == canaries(first)
 
-    def bolder(*arguments: Any) -> dict[str, Any]:
-        answers = real(*arguments)
+    def bolder(*arguments: Any, **named: Any) -> dict[str, Any]:
+        answers = real(*arguments, **named)
         answers["experiments"][0]["primary"]["effect"] *= 2
         return answers
 
