@@ -114,6 +114,10 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
         "{TESTS}: any dose against none (where left out), the slope per doubling of 1 + dose, or "
         "all arms against dose 0 at once, in whatever direction they differ",
     ),
+    "shares_units_with": (
+        "list",
+        "names of other experiments whose texts tell of the same units, on purpose",
+    ),
 }
 
 
