@@ -112,9 +112,9 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
     controls = control_sentences(report.get("answers") or {})
     out = [f"{c['title']} failed: {c['sentence']}" for c in controls if c["ok"] is False]
     out += [
-        f"{one['name']} has no answer, and counts as p = 1 in the correction of the others: "
-        f"{one['why']}"
-        for one in (report.get("answers") or {}).get("unanswered") or []
+        f"{unanswered['name']} has no answer, and counts as p = 1 in the correction of the others: "
+        f"{unanswered['why']}"
+        for unanswered in (report.get("answers") or {}).get("unanswered") or []
     ]
     compliance = report.get("compliance") or {}
     bad = {k: compliance.get(k) or 0 for k in ("missing", "duplicated")}
