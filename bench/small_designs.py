@@ -217,10 +217,10 @@ def simulate(name: str, seed: int, effects: bool) -> tuple[Measured, float]:
 def study(seed: int, effects: bool, draws: int) -> dict[str, Any]:
     """What one run that holds all designs says of each."""
     measured, truths = zip(*(simulate(name, seed, effects) for name in DESIGNS), strict=True)
-    answers = analyze(measured, seed, draws, details=False)
+    answers = analyze(measured, seed, draws, details=False, simulations=0)
     rows = {}
     for entry, truth in zip(answers["experiments"], truths, strict=True):
-        kept = ("effect", "low", "high", "p", "p_corrected", "smallest_detectable")
+        kept = ("effect", "low", "high", "p", "p_corrected")
         rows[entry["name"]] = {key: entry["primary"][key] for key in kept} | {"truth": truth}
         rows[entry["name"]]["negative_control"] = entry.get("negative_control", {}).get("ok")
     return rows

@@ -16,7 +16,7 @@ one-sided tests procedure and the power approach", J. Pharmacokinetics and Bioph
     different    it does not, and the 95 % interval excludes 0
     not shown    neither: more seeds are needed, and the line says how many
 
-The margins were declared before the seeds were run (`MARGINS`). Seeds whose verdict differs between
+The margins are declared in `MARGINS`. Seeds whose verdict differs between
 shared and alone, and those whose interval holds 0 in one of the two only, are counted as flips.
 
 With `--results FILE` every training that ends is a line of that file, and is not done again.
@@ -40,12 +40,15 @@ from typing import Any
 import numpy as np
 import validity_null
 
+from motet.experiments.library import generate
+
 MARGINS = {"canaries": 0.3, "questions": 0.10, "facts": 0.1, "one_look": 0.005}
 """How far the mean effect may move, in the outcome's unit (bits, accuracy, nats/token, nats/token).
 
-Fixed before these seeds were trained, from the standard errors of one run (0.38, 0.147, 0.13, 0.006):
-at most 0.85 of them, and less than a third of what such a run finds in 4 of 5 cases. An effect that
-moved by 0.85 standard errors would still be covered by the printed 95 % interval in 86 % of runs.
+Fixed from the standard errors of one pilot run (0.38, 0.147, 0.13, 0.006) before further seeds were
+trained: at most 0.85 of them, and less than a third of what such a run finds in 4 of 5 cases. An
+effect that moved by 0.85 standard errors would still be covered by the printed 95 % interval in
+86 % of runs.
 """
 POWER = 0.8
 MOST_SEEDS = 1000
@@ -54,7 +57,7 @@ EXPERIMENTS = {
         "use": "memorization",
         "doses": [0, 8, 32],
         "generate": {"count": 45},
-        "options": {"n_references": 31},
+        "options": {"n_references": 15},
     },
     "questions": {"use": "contamination", "doses": [0, 8, 32], "generate": {"count": 60}},
     "facts": {
@@ -63,8 +66,10 @@ EXPERIMENTS = {
         "placement": "anywhere",
         "schedule": {"kind": "uniform", "window": [0.0, 0.95]},
     },
-    "one_look": {"use": "forgetting", "generate": {"count": 16}},
+    "one_look": {"use": "forgetting"},
 }
+LOOKS, LOOK_CHARACTERS = 20, 110
+"""Documents that are seen once: so short that all of them fit into the one step."""
 RUN = {
     "model": {
         "preset": "1m",
@@ -75,7 +80,7 @@ RUN = {
         "d_ffn": 192,
     },
     "data": {"sequence_length": 512},
-    "batch": {"sequences": 8},
+    "batch": {"sequences": 6},
     "training": {
         "precision": "fp32",
         "optimizer": {"lr": 4e-3},
@@ -84,7 +89,7 @@ RUN = {
     },
     "checkpoint": {"every_steps": 0},
     "probes": {"every": 0.5},
-    "layout": {"processes": 1, "device": "cpu", "micro_sequences": 8},
+    "layout": {"processes": 1, "device": "cpu", "micro_sequences": 6},
 }
 
 
@@ -100,7 +105,7 @@ def motet(*arguments: str) -> str:
 
 def settings_hash(steps: int) -> str:
     """What a kept training must have been made with to count."""
-    text = json.dumps([EXPERIMENTS, RUN, steps], sort_keys=True)
+    text = json.dumps([EXPERIMENTS, LOOKS, RUN, steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -111,6 +116,9 @@ def train(folder: Path, corpus: Path, seed: int, names: list[str], steps: int) -
     settings["data"]["corpora"] = [{"path": str(corpus)}]
     settings["training"]["steps"] = steps
     entries = [{"name": key, **EXPERIMENTS[key]} for key in names]
+    for entry in entries:
+        if entry["name"] == "one_look":
+            entry["items"] = str(short_documents(folder))
     settings["experiments"] = {"controls": False, "list": entries}
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(settings))
@@ -122,6 +130,16 @@ def train(folder: Path, corpus: Path, seed: int, names: list[str], steps: int) -
         | {"verdict": entry["verdict"]["kind"]}
         for entry in report["answers"]["experiments"]
     }
+
+
+def short_documents(folder: Path) -> Path:
+    """The beginnings of invented documents, as items."""
+    path = folder / "documents.jsonl"
+    rows = generate.documents(("validity",), LOOKS, 1)
+    texts = [row.texts[0][:LOOK_CHARACTERS].rsplit(" ", 1)[0] for row in rows]
+    lines = [json.dumps({"id": f"document-{n}", "text": text}) for n, text in enumerate(texts)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def arm_of(names: list[str]) -> str:
@@ -265,7 +283,8 @@ def plot(pairs: list[dict[str, Any]], found: dict[str, Any], path: str) -> None:
         axis.plot([test["low"], test["high"]], [-1.5, -1.5], color="#b35c00", linewidth=2)
         axis.plot(test["mean"], -1.5, "D", color="#b35c00", markersize=5)
         axis.set(title=f"{name}: {test['verdict']}", xlabel=f"shared - alone, {test['unit']}")
-    axes[0].set(ylabel="seed (below: mean, 90 %)")
+        axis.locator_params(axis="x", nbins=4)
+    axes[0].set(ylabel="seed (below: mean, 90 %)", yticks=sorted({p["seed"] for p in pairs}))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
@@ -296,7 +315,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", default="")
     parser.add_argument("--seeds", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--results", type=Path, help="keep ended trainings here, and go on from it")

@@ -103,7 +103,7 @@ def told(outcome: dict[str, Any]) -> dict[str, Any]:
 
 def kept(measured: list[Measured]) -> dict[str, Any]:
     """The core's numbers of one run, by experiment."""
-    answers = analyze(measured, SEED, DRAWS)
+    answers = analyze(measured, SEED, DRAWS, simulations=0)
     controls = [entry for entry in answers["controls"].values() if entry]
     errors = {m.name: standard_error(m) for m in measured}
     return {

@@ -125,7 +125,7 @@ def test_two_arms_in_blocks_of_two_and_three() -> None:
         np.array([float(p[0] / n[0]) for p, n in items_of(m, step, "rest")])
         for step in (1000, 1001)
     )
-    found = analyze([m], 5, DRAWS)["experiments"][0]["primary"]
+    found = analyze([m], 5, DRAWS, simulations=0)["experiments"][0]["primary"]
     score, dealt = np.array([0.0, 1.0]), np.array([0, 1])
     agree(found, error_of(m, 5), after - before, before, m, score, dealt)
 
@@ -142,7 +142,7 @@ def test_clusters_of_one_to_twelve_questions_in_three_arms() -> None:
         np.array([float(own[0] > others.max()) for own, others in pairs])
         for pairs in (against(m, 0, "right", "wrong"), against(m, 2000, "right", "wrong"))
     )
-    found = analyze([m], 6, DRAWS)["experiments"][0]["primary"]
+    found = analyze([m], 6, DRAWS, simulations=0)["experiments"][0]["primary"]
     score, dealt = np.array([0.0, 1.0, 1.0]), np.arange(3)
     agree(found, error_of(m, 6), after, before, m, score, dealt)
 
@@ -156,7 +156,7 @@ def test_doses_of_unequal_weights_and_their_trend() -> None:
         np.array([5 - math.log2(1 + (others > own).sum()) for own, others in pairs])
         for pairs in (against(m, 0, "secret", "reference"), against(m, 2000, "secret", "reference"))
     )
-    found = analyze([m], 7, DRAWS)["experiments"][0]["primary"]
+    found = analyze([m], 7, DRAWS, simulations=0)["experiments"][0]["primary"]
     dealt = np.repeat(np.arange(4), [3, 1, 2, 1])
     agree(found, error_of(m, 7), after, before, m, np.array([0.0, 1, 1, 1]), dealt)
     trend = found["trend"] | {"effect": found["trend"]["slope_per_doubling"]}
