@@ -224,7 +224,7 @@ def prepare_run(
     model: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the run folder: plan and definition frozen and hashed, code copied, manifest written
-    last.
+    last. Then say what makes its answers weaker.
 
     A failure leaves no folder behind. `model` is what the manifest says of it, where Motet does not
     build it itself.
@@ -247,6 +247,8 @@ def prepare_run(
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)
         raise
+    for warning in warned:
+        print(f"motet: warning: {warning}", file=sys.stderr)
 
 
 def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, Any]:

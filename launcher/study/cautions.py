@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora
 
 KEPT = "warnings.json"
+LONG_TOKENS = 50_000_000
+"""Searching more than this takes seconds, which are announced."""
 Searched = Callable[[int], None]
 
 
@@ -83,6 +86,10 @@ def _scanned(
         return hits_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass  # never searched, or by another version
+    total = sum(corpus.n_tokens for corpus in corpora)
+    if total > LONG_TOKENS:
+        said = f"motet: searching the corpora for units of the experiments: {total:,} tokens, once"
+        print(said, file=sys.stderr)
     found = hits_in(study.questions, tokenizer, corpora, progress)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -612,8 +612,12 @@ def test_exporting_names_the_checkpoints_that_exist(
 
 
 def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
-    main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
+    main: Main,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from motet.launcher.launch.local import prepare_run
     from motet.launcher.study import cautions
 
     texts = [f"Sentence {j} of text 7 says {7 * j}.\n" for j in range(10, 110, 10)]
@@ -638,6 +642,12 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
 
     monkeypatch.setattr(cautions, "hits_in", again)
     assert main("experiments", "check", "run.yaml", *asked)[1] == out
+    settings = run_yaml.load(folder / "run.yaml", asked)
+    made = RunDir(folder / "runs" / "warned")
+    prepare_run(settings, made, "")
+    said = capsys.readouterr().err
+    assert said.startswith("motet: warning: experiments.known: the base text holds 10 of the 20")
+    assert [f"motet: warning: {line}" for line in cautions.kept(made.plan)] == said.splitlines()
     little = main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=10")[1]
     assert "they were not searched for units" in little
     assert (
