@@ -231,7 +231,7 @@ def prepare_run(
     """
     _plugins(settings)
     model = model_facts(settings) if model is None else model
-    built = before_training.build(settings)
+    built = before_training.build(settings, must_answer=True)
     warned = cautions.study_warnings(built, settings)
     existed = rundir.root.exists()
     try:

@@ -26,6 +26,7 @@ from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.study.answerable import answer_problems
 from motet.launcher.study.controls import control_problems
 
 CONTEXT_TOKENS = 24
@@ -94,8 +95,12 @@ def setting_of(settings: RunSettings) -> Setting:
     )
 
 
-def build(settings: RunSettings) -> Study:
+def build(settings: RunSettings, must_answer: bool = False) -> Study:
     """Return the compiled study of a run.
+
+    Args:
+        settings: of the run.
+        must_answer: refuse questions that no outcome could answer, as a new run is to be.
 
     Raises:
         UserError: every problem of definitions, items, schedules and probes.
@@ -105,6 +110,7 @@ def build(settings: RunSettings) -> Study:
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
     few = [found for question in study.questions for found in cluster_problems(question)]
+    few += answer_problems(study) if must_answer else []
     raise_problems([*_probe_problems(study), *control_problems(study), *few])
     return study
 
@@ -163,7 +169,7 @@ def checked(settings: RunSettings) -> tuple[list[Problem], Study | None]:
     if problems:
         return problems, None
     try:
-        return [], build(settings)
+        return [], build(settings, must_answer=True)
     except UserError as error:
         return [Problem("experiments", str(error))], None
 

@@ -25,6 +25,7 @@ from motet.experiments.design.shares import IN_WORDS, shared_words
 from motet.experiments.design.study import Study
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora
+from motet.launcher.study.answerable import answer_warnings
 
 KEPT = "warnings.json"
 LONG_TOKENS = 50_000_000
@@ -35,7 +36,8 @@ Searched = Callable[[int], None]
 def study_warnings(
     study: Study, settings: RunSettings, progress: Searched | None = None
 ) -> list[Problem]:
-    """Return the warnings of a study: units that its own texts or the base corpora tell of.
+    """Return the warnings of a study: few held-out clusters, and units that its
+    own texts or the base corpora tell of.
 
     Args:
         study: of the run.
@@ -43,7 +45,7 @@ def study_warnings(
         progress: is called with the tokens of the corpora searched so far.
     """
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
-    return [*leaks, *_corpus_warnings(study, settings, progress)]
+    return [*answer_warnings(study), *leaks, *_corpus_warnings(study, settings, progress)]
 
 
 def _leak(study: Study, leak: Overlap) -> Problem:

@@ -31,7 +31,7 @@ experiments:
   draws: 200
   list:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 7}}}}
-    - {{name: facts, use: knowledge, generate: {{count: 6}}, placement: anywhere, schedule: {{every: 2, start: 1}}}}
+    - {{name: facts, use: knowledge, placebo: none, generate: {{count: 10}}, placement: anywhere, schedule: {{every: 2, start: 1}}}}
     - {{name: aa, use: placebo, generate: {{count: 10}}}}
     - {{name: strong, use: positive_control, doses: [0, 8], generate: {{count: 8}}}}
 """

@@ -22,6 +22,7 @@ from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.stream.stream import Stream
+from motet.launcher.study.answerable import answer_problems, answer_warnings
 from motet.launcher.study.controls import control_problems
 from tests.experiments.plans import ArrayCorpus
 
@@ -122,6 +123,59 @@ def test_a_control_that_could_not_fail_or_be_found_is_refused_before_training(
 def test_two_a_a_controls_share_the_threshold(tokenizer: Tokenizer, stream: Stream) -> None:
     entries = [{"name": n, "use": "placebo", "generate": {"count": 10}} for n in ("one", "two")]
     assert len(control_problems(study(setting(tokenizer, stream), *entries))) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "needle"),
+    [
+        ({"generate": {"count": 4}, "doses": [0, 1]}, "no result can have a p-value below 0.33"),
+        ({"doses": list(range(45))}, "for 45 arms, so no unit is in"),
+        ({"block_by": ["nr"]}, "30 blocks: no result can have a p-value below"),
+        ({"cluster_by": "same"}, "puts all units in one cluster"),
+        ({}, None),
+    ],
+)
+def test_a_question_that_no_outcome_could_answer_is_refused_before_training(
+    tokenizer: Tokenizer,
+    stream: Stream,
+    tmp_path: Path,
+    more: dict[str, Any],
+    needle: str | None,
+) -> None:
+    entry = {**CANARIES, **more}
+    if "block_by" in more or "cluster_by" in more:
+        rows = [
+            {"id": f"c{n}", "prefix": f"Code of item {n} is", "nr": f"n{n}", "same": "one"}
+            for n in range(30)
+        ]
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / "items.jsonl").write_text(lines)
+        entry = {**entry, "items": str(tmp_path / "items.jsonl")}
+        del entry["generate"]
+    found = [str(problem) for problem in answer_problems(study(setting(tokenizer, stream), entry))]
+    assert len(found) == (needle is not None)
+    assert needle is None or needle in found[0]
+
+
+def test_many_questions_need_more_units_each(tokenizer: Tokenizer, stream: Stream) -> None:
+    few = {"use": "memorization", "generate": {"count": 8}, "doses": [0, 1]}
+    one = study(setting(tokenizer, stream), {"name": "one", **few})
+    assert answer_problems(one) == []
+    many = study(setting(tokenizer, stream), *({"name": name, **few} for name in "abcdef"))
+    assert len(answer_problems(many)) == 6
+    assert "0.0083 is needed after Holm's correction" in str(answer_problems(many)[0])
+
+
+def test_few_held_out_units_are_warned_of(tokenizer: Tokenizer, stream: Stream) -> None:
+    quiz = {"name": "quiz", "use": "contamination", "generate": {"count": 40}}
+    (warning,) = answer_warnings(study(setting(tokenizer, stream), quiz))
+    assert "leaves 8 held-out clusters" in str(warning)
+    enough = {**quiz, "doses": [0, 4], "generate": {"count": 64}}
+    assert answer_warnings(study(setting(tokenizer, stream), enough)) == []
+    alone = {**CANARIES, "arms": [{"name": "a", "dose": 0}, {"name": "b", "dose": 2, "weight": 29}]}
+    del alone["doses"]
+    (single,) = answer_warnings(study(setting(tokenizer, stream), alone))
+    assert "a single held-out cluster" in str(single)
 
 
 def test_extending_the_run_moves_nothing_under_the_lock(
