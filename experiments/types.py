@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+SATURATED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,15 @@ class OutcomeSpec:
     def range(self) -> tuple[float | None, float | None]:
         """The ends of the possible range."""
         return (0.0, 1.0) if self.binary else (self.low, self.high)
+
+    def room(self, level: float | None) -> float | None:
+        """How far a mean at `level` can rise, where that is less than a fifth of the possible
+        range, so that an effect cannot show; else None.
+        """
+        low, high = self.range
+        if level is None or low is None or high is None:
+            return None
+        return high - level if high - level < SATURATED_SHARE * (high - low) else None
 
 
 @dataclass(frozen=True)

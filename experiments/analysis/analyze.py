@@ -15,6 +15,7 @@ import numpy as np
 from motet.core.plugins import PluginError
 from motet.experiments.analysis import simulation
 from motet.experiments.analysis.answers import Answer
+from motet.experiments.analysis.declared import primary_of
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
 from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
 from motet.experiments.analysis.negative import fault
@@ -140,7 +141,9 @@ def _verdict(
     reasons = " ".join(reason for reason in found if reason)
     where = of_member(study.member) if "members" in entry else ""
     over = n_questions if question else 1
-    return judge(entry["primary"], alpha, study.spec.margin, reasons, over, where)
+    main = entry["primary"]
+    room = primary_of(study.m.experiment).room(main["control_mean"])
+    return judge(main, alpha, study.spec.margin, reasons, over, where, room)
 
 
 def _correct_primaries(entries: Sequence[dict[str, Any]], over: int = 0) -> None:

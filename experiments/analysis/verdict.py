@@ -55,6 +55,7 @@ def judge(
     invalid: str,
     corrected_over: int,
     where: str = "",
+    room: float | None = None,
 ) -> dict[str, str]:
     """The verdict on a primary outcome (the report's OUTCOME fields).
 
@@ -65,6 +66,8 @@ def judge(
         invalid: why no answer of this run can be trusted, or "".
         corrected_over: how many primary outcomes Holm's method corrected for.
         where: the member that the answer is for (` of member NAME`), or "" when there is one only.
+        room: how far a control group near the end of the possible range could still rise; None
+            where it could move freely.
     """
     estimate = estimate_text(outcome, corrected_over, where)
     if invalid:
@@ -77,6 +80,14 @@ def judge(
             "kind": "invalid",
             "sentence": f"Invalid: nothing could be estimated; {outcome['assumption']}.",
         }
+    if room is not None and not _fell(outcome, alpha):
+        left = (
+            f"the outcome had only {amount(room, outcome['unit'])} left to move in held-out units"
+        )
+        return {
+            "kind": "saturated",
+            "sentence": f"Saturated: {left}, so an effect could hardly show; {estimate}.",
+        }
     if margin is not None and _within(outcome, margin):
         whole = "the interval of every arm" if _is_omnibus(outcome) else "the whole interval"
         inside = f"{whole} lies within the margin of {_size(outcome, margin)} set before training"
@@ -85,6 +96,12 @@ def judge(
         return {"kind": "found", "sentence": f"Found: {estimate}.{_overestimated(outcome)}"}
     limit = _limit_text(outcome)
     return {"kind": "not_found", "sentence": f"Not found: {estimate}. {limit}."}
+
+
+def _fell(outcome: dict[str, Any], alpha: float) -> bool:
+    """Whether a drop was found: an outcome near its ceiling has room for that."""
+    found = outcome["p_corrected"] is not None and outcome["p_corrected"] <= alpha
+    return found and outcome["effect"] is not None and outcome["effect"] < 0
 
 
 def _limit_text(outcome: dict[str, Any]) -> str:

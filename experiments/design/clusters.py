@@ -26,6 +26,10 @@ I64 = npt.NDArray[np.int64]
 WORD = re.compile(r"\w+")
 SHINGLE_WORDS = 3
 DUPLICATE_THRESHOLD = 0.5
+TEMPLATE_SHARE = 0.5
+FEWEST_FOR_TEMPLATE = 8
+"""A shingle in more than half of so many texts or more is one of a template."""
+LEAST_OWN_SHARE = 0.1
 MOST_BINS = 4
 ALL_PAIRS_UP_TO = 200
 NEIGHBOURS_BEYOND = 8
@@ -118,7 +122,7 @@ def near_duplicate_clusters(texts: Sequence[str], threshold: float = DUPLICATE_T
         dtype=np.int64,
     )
     distinct = np.unique(original)
-    sets = _shingle_sets([words[index] for index in distinct.tolist()])
+    sets = _without_template(_shingle_sets([words[index] for index in distinct.tolist()]))
     left, right = _similar_pairs(sets, threshold)
     return _components(len(texts), original, distinct[left], distinct[right])
 
@@ -135,6 +139,25 @@ def _shingle_sets(words: Sequence[tuple[str, ...]]) -> list[npt.NDArray[np.uint6
             mixed = mix64(mixed + codes[place : place + len(mixed)])
         sets.append(np.unique(mixed))
     return sets
+
+
+def _without_template(
+    sets: list[npt.NDArray[np.uint64]],
+) -> list[npt.NDArray[np.uint64]]:
+    """The shingles of each text that most other texts lack: an instruction or a template that all
+    share makes no two of them alike. A text that is nothing else keeps its shingles.
+    """
+    if len(sets) < FEWEST_FOR_TEMPLATE:
+        return sets
+    shingles, count = np.unique(np.concatenate(sets), return_counts=True)
+    template = shingles[count > TEMPLATE_SHARE * len(sets)]
+    if len(template) == 0:
+        return sets
+    own = [np.setdiff1d(members, template, assume_unique=True) for members in sets]
+    shares = [len(rest) / max(1, len(members)) for rest, members in zip(own, sets, strict=True)]
+    if float(np.median(shares)) < LEAST_OWN_SHARE:
+        return sets  # nearly all is shared: copies with small changes
+    return [rest if len(rest) else whole for rest, whole in zip(own, sets, strict=True)]
 
 
 def _similar_pairs(sets: Sequence[npt.NDArray[np.uint64]], threshold: float) -> tuple[I64, I64]:

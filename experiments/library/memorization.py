@@ -5,6 +5,10 @@ secret is drawn from a space R. Exposure is log2 |R| minus log2 of the secret's 
 among R. Here the rank is taken among sampled references that are never inserted, so exposure is at
 most log2(n_references + 1); a second estimate extrapolates with a skew-normal fit to the references
 (their "approximation by distribution modeling").
+
+A rank means something only if secret and references are drawn alike. Digits are: each is uniform.
+Letters of a name or a word are not (random letters are far less likely than any name, which then
+starts near the greatest exposure), so a row with such a secret brings `references` of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +51,11 @@ class Canaries(Experiment):
 
     Options: ClassVar[type[Any]] = CanaryOptions
     fields: ClassVar[dict[str, tuple[type, ...]]] = {"prefix": (str,)}
-    optional_fields: ClassVar[dict[str, tuple[type, ...]]] = {"secret": (str,), "suffix": (str,)}
+    optional_fields: ClassVar[dict[str, tuple[type, ...]]] = {
+        "secret": (str,),
+        "suffix": (str,),
+        "references": (list,),
+    }
 
     def definition_problems(self) -> list[Problem]:
         where = f"experiments.{self.spec.name}.options"
@@ -74,24 +82,45 @@ class Canaries(Experiment):
         )
         secret = secret.strip()
         n_references = self.options.n_references
+        items = [ProbeItem("secret", "secret", prefix, f" {secret}")]
+        text = f"{prefix} {secret}{row.get('suffix') or '.'}"
+        if row.get("references") is not None:
+            given = _given(row["references"], secret, n_references)
+            return Unit(identity, (text,), (*items, *_references(prefix, given)))
         if generate.secret_space(secret) < 4 * (n_references + 1):
             size = generate.secret_space(secret)
             raise ValueError(
                 f"has the secret {secret!r}, one of only {size} of its pattern; "
                 f"with {n_references} references use a secret with more digits or letters"
             )
-        items = [ProbeItem("secret", "secret", prefix, f" {secret}")]
         choose = generate.Chooser(self.spec.name, "reference", identity)
-        taken = {secret}
-        while len(taken) <= n_references:
+        drawn: dict[str, None] = {}
+        while len(drawn) < n_references:
             reference = generate.resample_secret(choose, secret)
-            if reference not in taken:
-                items.append(
-                    ProbeItem(f"reference-{len(taken):04d}", "reference", prefix, f" {reference}")
-                )
-                taken.add(reference)
-        text = f"{prefix} {secret}{row.get('suffix') or '.'}"
-        return Unit(identity, (text,), tuple(items))
+            if reference != secret:
+                drawn[reference] = None
+        return Unit(identity, (text,), (*items, *_references(prefix, list(drawn))))
+
+
+def _references(prefix: str, secrets: Sequence[str]) -> list[ProbeItem]:
+    """Secrets that are scored in the secret's place and never shown."""
+    return [
+        ProbeItem(f"reference-{number:04d}", "reference", prefix, f" {secret}")
+        for number, secret in enumerate(secrets, start=1)
+    ]
+
+
+def _given(references: Sequence[Any], secret: str, count: int) -> list[str]:
+    """The first `count` references of a row, which were drawn as its secret was. ValueError."""
+    if not all(isinstance(one, str) and one.strip() for one in references):
+        raise ValueError(f"has references {references!r:.60}; they must be texts")
+    different = [one for one in dict.fromkeys(text.strip() for text in references) if one != secret]
+    if len(different) < count:
+        raise ValueError(
+            f"has {len(different)} different references and options.n_references is {count}; "
+            "give more, or lower it"
+        )
+    return different[:count]
 
 
 class Memorization(Canaries):

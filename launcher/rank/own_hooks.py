@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from motet.experiments.types import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
+from motet.launcher.rank.probing import saturation
 from motet.models.family.base import WHOLE, Member
 from motet.parallel.engines.protocol import StepResult
 
@@ -53,6 +55,7 @@ class Probes(OwnHook):
                 seconds = time.perf_counter() - started
                 job.metrics.log("probe", step, **context.facts, seconds=seconds)
                 self._tell_failures(step)
+                self._tell_saturation(step, context.facts["experiments"])
             job.seconds["probe"] = time.perf_counter() - started
 
     def _tell_failures(self, step: int) -> None:
@@ -62,6 +65,17 @@ class Probes(OwnHook):
             self.told.add(name)
             self.job.metrics.log("event", step, event="unmeasured", why=failed[name])
             print(f"motet: {failed[name]}; its scores are kept, training goes on", file=sys.stderr)
+
+    def _tell_saturation(self, step: int, means: Mapping[str, Mapping[str, float]]) -> None:
+        """Say once whose primary outcome begins so near the end of its possible range that an
+        effect can hardly show.
+        """
+        if step > 0:
+            return
+        for name, shown in means.items():
+            if why := saturation(self.job.probes.questions[name], shown):
+                self.job.metrics.log("event", step, event="saturated", why=why)
+                print(f"motet: {why}", file=sys.stderr)
 
     def _score(self, step: int, member: Member | None) -> dict[str, ItemScores]:
         job = self.job

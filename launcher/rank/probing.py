@@ -61,6 +61,22 @@ def sum_over_ranks(
     return tensor.numpy()
 
 
+def saturation(question: Question, means: Mapping[str, float]) -> str:
+    """Say that held-out units leave a question's primary outcome no room to rise, or ""."""
+    outcome = next((one for one in question.experiment.outcomes if one.primary), None)
+    if outcome is None:
+        return ""
+    arms = [arm.name for arm in question.spec.arms if arm.is_control]
+    levels = [means[key] for arm in arms if (key := f"{outcome.name}/{arm}") in means]
+    if not levels or outcome.room(level := float(np.mean(levels))) is None:
+        return ""
+    most = f"{outcome.range[1]:.2f} is the most that is possible"
+    return (
+        f"experiments.{question.name}: {outcome.label} is at {level:.2f} in held-out units and "
+        f"{most}, so an effect can hardly show; use items that are harder before any exposure"
+    )
+
+
 class Interrupted(Exception):
     """A stop was asked for while probing: nothing was measured."""
 

@@ -19,6 +19,7 @@ STYLES = {
     "negligible": "blue",
     "invalid": "bold red",
     "interim": "yellow",
+    "saturated": "yellow",
     "exploratory": "yellow",
 }
 

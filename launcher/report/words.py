@@ -26,12 +26,13 @@ VERDICT_LABELS = {
     "found": "Effect found",
     "not_found": "Not detected",
     "negligible": "Negligible",
+    "saturated": "Saturated",
     "invalid": "Not valid",
     "interim": "Interim",
     "exploratory": "Exploratory",
 }
 
-LABELS = ("found", "not found", "negligible", "invalid", "interim", "exploratory")
+LABELS = ("found", "not found", "negligible", "saturated", "invalid", "interim", "exploratory")
 TERMS = (
     (
         "unit",
@@ -72,6 +73,11 @@ TERMS = (
         "negligible",
         "The whole interval lies within the margin that was declared before training as too "
         "small to matter.",
+    ),
+    (
+        "saturated",
+        "Held-out units were so near the end of the possible range that an effect could hardly "
+        "show, whether there is one or not.",
     ),
     (
         "exploratory",
@@ -205,6 +211,7 @@ def tally(experiments: Sequence[Mapping[str, Any]]) -> str:
         ("found", "found an effect"),
         ("negligible", "found it negligible"),
         ("not_found", "did not detect one"),
+        ("saturated", "had no room to show one"),
         ("invalid", "gave no valid answer"),
         ("interim", "not judged yet"),
         ("exploratory", "only explored"),

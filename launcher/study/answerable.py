@@ -13,6 +13,7 @@ from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.study import Study
+from motet.experiments.library import generate
 
 FEW_CONTROLS = 16
 """With fewer held-out clusters, 95 % intervals of shares held the truth in 75 to 90 % of runs."""
@@ -79,6 +80,7 @@ def answer_warnings(study: Study) -> list[Problem]:
             continue
         control = comparison.score[comparison.arms] == 0
         clusters = len(np.unique(comparison.clusters[control]))
+        found += _unlike_references(question)
         where = f"experiments.{question.name}.doses"
         if clusters == 1:
             message = "leaves a single held-out cluster: how much held-out units vary is not known"
@@ -90,3 +92,22 @@ def answer_warnings(study: Study) -> list[Problem]:
             )
             found.append(Problem(where, message))
     return found
+
+
+def _unlike_references(question: Question) -> list[Problem]:
+    """Canaries whose secrets hold letters while their references are random letters."""
+    if question.spec.use != "memorization":
+        return []
+    first = question.units[0]
+    secret, reference = (item.target.strip() for item in first.items[:2])
+    letters = generate.Chooser(question.name, "reference", first.id)
+    spelled = generate.resample_secret(letters, secret) == reference
+    if sum(letter.isalpha() for letter in secret) < 2 or not spelled:
+        return []
+    message = (
+        f"the secret {secret!r} of {first.id!r} holds letters, and is ranked among random "
+        f"ones such as {reference!r}; a name or a word outranks those before it is "
+        "ever shown, so nothing is left to learn: give each row `references` that were drawn as "
+        "its secret was (names for a name), or use digits"
+    )
+    return [Problem(f"experiments.{question.name}.items", message)]

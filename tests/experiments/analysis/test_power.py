@@ -228,3 +228,22 @@ def test_a_found_effect_below_what_would_be_found_is_called_overestimated() -> N
     assert said["kind"] == "found"
     assert "Likely overestimated: it is smaller than 55.0 percentage points" in said["sentence"]
     assert "overestimated" not in judge(outcome | {"effect": 0.6}, 0.05, None, "", 1)["sentence"]
+
+
+def test_an_outcome_without_room_is_saturated_and_neither_found_nor_negligible() -> None:
+    bits = OutcomeSpec("x", "exposure", "bits", "more", low=0.0, high=6.0)
+    share = OutcomeSpec("x", "accuracy", "accuracy", "more", binary=True)
+    assert bits.room(5.2) == pytest.approx(0.8)
+    assert bits.room(1.3) is None
+    assert share.room(0.95) == pytest.approx(0.05)
+    assert OutcomeSpec("x", "x", "nats", "more").room(-0.1) is None
+    outcome = {
+        "name": "x", "label": "exposure", "unit": "bits", "contrast": "a vs b", "effect": 0.09,
+        "low": 0.0, "high": 0.25, "confidence": 0.95, "p": 0.04, "p_corrected": 0.04,
+        "smallest_detectable": None, "assumption": "",
+    }  # fmt: skip
+    said = judge(outcome, 0.05, 0.5, "", 1, room=bits.room(5.2))
+    assert said["kind"] == "saturated"
+    assert "had only 0.8" in said["sentence"]
+    fell = outcome | {"effect": -2.0, "low": -3.0, "high": -1.0}
+    assert judge(fell, 0.05, None, "", 1, room=0.8)["kind"] == "found"

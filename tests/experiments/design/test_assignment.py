@@ -200,6 +200,16 @@ def test_many_copies_with_small_changes_are_still_one_cluster() -> None:
     assert len(set(near_duplicate_clusters(texts).tolist())) == 1
 
 
+def test_a_long_instruction_before_every_text_makes_no_two_alike() -> None:
+    instruction = "Answer the following question as shortly as you can and give no reasons at all. "
+    texts = [
+        f"{instruction}Who is the mayor of Town{n} in Land{n} by Lake{n} today? Mayor{n} Name{n}"
+        for n in range(20)
+    ]
+    again = [text.replace("Who is", "Tell me who is") for text in texts[:3]]
+    assert near_duplicate_clusters(texts + again).tolist() == [*range(20), 0, 1, 2]
+
+
 def test_a_shared_template_is_no_duplicate() -> None:
     texts = [
         f"Question: Which river runs past the mills of Town{i} in Land{i}?\nAnswer: River{i}"

@@ -178,6 +178,24 @@ def test_few_held_out_units_are_warned_of(tokenizer: Tokenizer, stream: Stream) 
     assert "a single held-out cluster" in str(single)
 
 
+def test_a_name_among_random_letters_is_warned_of_and_brings_its_own_references(
+    tokenizer: Tokenizer, stream: Stream, tmp_path: Path
+) -> None:
+    names = [f"{a}{b}" for a in ("Bela", "Kuro", "Sama", "Tiva") for b in "aeioubdklm"]
+    rows = [{"id": f"c{n}", "prefix": f"Item {n} is of", "secret": names[n]} for n in range(32)]
+    asked = {**CANARIES, "items": str(tmp_path / "items.jsonl"), "options": {"n_references": 7}}
+    del asked["generate"]
+    for given in (False, True):
+        if given:
+            rows = [{**row, "references": names[32:]} for row in rows]
+        (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        made = study(setting(tokenizer, stream), asked)
+        warned = [str(warning) for warning in answer_warnings(made) if "letters" in str(warning)]
+        assert len(warned) == (not given)
+        targets = [item.target.strip() for item in made.questions[0].units[0].items]
+        assert (targets[1:] == names[32:39]) == given
+
+
 def test_extending_the_run_moves_nothing_under_the_lock(
     tokenizer: Tokenizer, stream: Stream, tmp_path: Path
 ) -> None:
