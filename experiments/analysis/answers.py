@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.by_arm import contrast_text, per_arm
+from motet.experiments.analysis.coverage import coverage_note, known_coverage
 from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
 from motet.experiments.analysis.declared import (
     comparison_of,
@@ -239,10 +240,13 @@ class Answer:
             )
         detect = self.detect_alpha if outcome.primary else self.alpha
         found = estimate_by(test, values, covariate, comparison, OUTSIDE, detect)
+        if test == "contrast":
+            if outcome.binary:
+                found = share_interval(found, values, comparison, OUTSIDE)
+            held = known_coverage(found, values, comparison, outcome.binary)
+            return replace(found, coverage=held)
         if not outcome.binary:
             return found
-        if test == "contrast":
-            return share_interval(found, values, comparison, OUTSIDE)
         return within_one(found, float(np.ptp(comparison.score)) if test == "trend" else 1.0)
 
     def fields(
@@ -276,14 +280,19 @@ class Answer:
             "assumption": self.assumption(found),
             "trend": None,
             "per_arm": [],
+            **({} if found.coverage is None else {"coverage_note": coverage_note(found.coverage)}),
         }
 
     def assumption(self, found: Estimate) -> str:
         text = (
             f"randomization of {found.n_clusters} clusters in blocks, repeated "
             f"{self.repeater.draws:,} "
-            "times; the interval assumes one effect for all units, or many units"
+            "times; the interval assumes one effect for all units"
         )
+        if found.coverage is None:
+            text += ", or more units than a handful in each group"
+        else:
+            text += f"; {coverage_note(found.coverage)}"
         if found.arms:
             text += "; intervals and p-values per arm hold for all arms together"
         if found.adjusted:

@@ -71,6 +71,8 @@ class Estimate:
     """The p-value if the actual assignment were the one that parts these values most."""
     arms: tuple[ArmEffect, ...] = ()
     """Of a test of all arms at once, which has no single effect."""
+    coverage: float | None = None
+    """How many of such intervals hold the true effect, where that is known to be too few."""
 
     @property
     def answered(self) -> bool:

@@ -44,7 +44,7 @@ def interval_text(outcome: dict[str, Any]) -> str:
     unit = low.split(" ", 1)[1]
     return (
         f"{outcome['confidence']:.0%} interval {low.split(' ', 1)[0]} to {high.split(' ', 1)[0]} "
-        f"{unit}"
+        f"{unit}" + (f", {outcome['coverage_note']}" if outcome.get("coverage_note") else "")
     )
 
 

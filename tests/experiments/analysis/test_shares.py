@@ -6,9 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from motet.experiments.analysis.coverage import coverage_note, known_coverage
 from motet.experiments.analysis.estimates import ArmEffect, Comparison, Estimate, estimate
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.shares import BlockShares, share_interval, within_one
+from motet.experiments.analysis.verdict import interval_text
 from motet.experiments.design.assignment import Design, assign
 
 F64 = npt.NDArray[np.float64]
@@ -101,3 +103,21 @@ def test_slopes_and_arms_of_shares_stay_within_one() -> None:
     assert (slope.low, slope.high) == (-0.2, 0.5)
     assert (slope.arms[0].low, slope.arms[0].high) == (-0.2, 0.9)
     assert within_one(found, 1.0).arms[0].high == 1.0
+
+
+def test_an_interval_that_is_known_to_miss_says_so_with_its_figure() -> None:
+    many = compare([0] * 80, (1, 4))
+    near_one = np.ones(80)
+    near_one[np.flatnonzero(many.arms == 0)[:2]] = 0.0
+    near_one[np.flatnonzero(many.arms == 1)[:1]] = 0.0
+    found = answer(near_one, many)
+    assert known_coverage(found, near_one, many, binary=True) == 0.85
+    half = np.arange(80) % 2 * 1.0
+    assert known_coverage(answer(half, many), half, many, binary=True) is None
+    few_treated = compare([0] * 20, (4, 1))
+    y = np.random.default_rng(0).normal(size=20)
+    assert known_coverage(estimate(y, None, few_treated), y, few_treated, binary=False) == 0.9
+    assert "85%" in coverage_note(0.85)
+    told = {"low": -0.1, "high": 0.2, "unit": "accuracy", "confidence": 0.95}
+    assert "85%" in interval_text(told | {"coverage_note": coverage_note(0.85)})
+    assert "simulated" not in interval_text(told)
