@@ -7,7 +7,7 @@ Shapes: U units, I probe items (in the order of units, then of each unit's items
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 SATURATED_SHARE = 0.2
+OF_THE_CLASS = ("null_values", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ class OutcomeSpec:
     null_values: tuple[float, ...] | None = None
     low: float | None = None
     high: float | None = None
+
+    def frozen(self) -> dict[str, Any]:
+        """What a frozen definition says of it: how it is judged, not where its values can lie:
+        that is the class's own.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in OF_THE_CLASS}
 
     @property
     def range(self) -> tuple[float | None, float | None]:

@@ -88,7 +88,7 @@ def _defined(
     return {
         "spec": question.spec.to_json(),
         "schedule_in_steps": asdict(entry.schedule),
-        "outcomes": [asdict(outcome) for outcome in question.experiment.outcomes],
+        "outcomes": [outcome.frozen() for outcome in question.experiment.outcomes],
         "units": len(rows),
         "units_sha256": sha256_hex("\n".join(canonical_json(row) for row in rows)),
         "judged_at_step": judged,

@@ -340,7 +340,7 @@ def other_judging(definition: Mapping[str, Any], questions: Sequence[Question]) 
     return found + [
         f"this version judges {question.name} by other outcomes than were frozen"
         for entry, question in zip(definition["experiments"], questions, strict=True)
-        if canonical_json([asdict(outcome) for outcome in question.experiment.outcomes])
+        if canonical_json([outcome.frozen() for outcome in question.experiment.outcomes])
         != canonical_json(entry["outcomes"])
     ]
 

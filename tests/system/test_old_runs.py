@@ -37,6 +37,11 @@ experiments:
 """
 
 
+# How small an effect would have been found was a formula in 0.1.0, and is simulated.
+SIMULATED_NOW = ("smallest_detectable", "power")
+FORMULA = " An effect of "
+
+
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("old"))
@@ -48,7 +53,8 @@ def assert_same(now: Any, then: Any, where: str = "") -> None:
         assert isinstance(now, dict), where
         for key, value in then.items():
             assert key in now, f"{where}.{key} is gone"
-            assert_same(now[key], value, f"{where}.{key}")
+            if key not in SIMULATED_NOW:
+                assert_same(now[key], value, f"{where}.{key}")
     elif isinstance(then, list):
         assert isinstance(now, list), where
         assert len(now) == len(then), where
@@ -56,6 +62,8 @@ def assert_same(now: Any, then: Any, where: str = "") -> None:
             assert_same(a, b, f"{where}[{number}]")
     elif isinstance(then, float):
         assert now == pytest.approx(then, rel=1e-10, abs=1e-12), where
+    elif isinstance(then, str):
+        assert now.split(FORMULA)[0] == then.split(FORMULA)[0], where
     else:
         assert now == then, where
 
