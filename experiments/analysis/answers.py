@@ -280,7 +280,7 @@ class Answer:
             "assumption": self.assumption(found),
             "trend": None,
             "per_arm": [],
-            **({} if found.coverage is None else {"coverage_note": coverage_note(found.coverage)}),
+            "coverage_note": None if found.coverage is None else coverage_note(found.coverage),
         }
 
     def assumption(self, found: Estimate) -> str:
