@@ -8,6 +8,11 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# No test of what is right depends on how busy the machine is.
+settings.register_profile("motet", deadline=None)
+settings.load_profile("motet")
 
 HARDWARE = ("cuda", "gpu", "accelerator")
 # What a search of a corpus found is kept between runs: not in the home of who runs the tests.
