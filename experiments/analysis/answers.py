@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.experiments.analysis import curves as means
 from motet.experiments.analysis.by_arm import contrast_text, per_arm
 from motet.experiments.analysis.coverage import coverage_note, known_coverage
-from motet.experiments.analysis.curves import dose_response, over_time, since_exposure
 from motet.experiments.analysis.declared import (
     comparison_of,
     estimate_by,
@@ -334,7 +334,7 @@ class Answer:
     def curves(self, primary: OutcomeSpec) -> dict[str, Any]:
         m, alpha = self.m, OUTSIDE
         names = [arm.name for arm in self.spec.arms]
-        dose = dose_response(
+        dose = means.dose_response(
             self.values(primary),
             m.arms,
             self.clusters_U,
@@ -342,17 +342,19 @@ class Answer:
             self.levels(),
             alpha,
             primary.binary,
+            primary.range,
         )
         known = {outcome.name: outcome for outcome in m.experiment.outcomes}
         times = []
         for name, values in self.series.items():
             spec = known.get(name)
+            ends = spec.range if spec else means.ENDLESS
             times.append(
                 {
                     "outcome": name,
                     "label": spec.label if spec else name,
                     "unit": spec.unit if spec else primary.unit,
-                    "series": over_time(
+                    "series": means.over_time(
                         values,
                         m.steps,
                         m.arms,
@@ -360,7 +362,9 @@ class Answer:
                         names,
                         alpha,
                         bool(spec and spec.binary),
+                        ends,
                     ),
+                    "range": means.shown_range(ends),
                 }
             )
         return {
@@ -376,7 +380,7 @@ class Answer:
             return None
         most = max(self.spec.doses)
         highest = np.array([arm.dose == most for arm in self.spec.arms])[self.m.arms]
-        curve, sentence = since_exposure(
+        curve, sentence = means.since_exposure(
             self.series[name],
             self.m.steps,
             highest,
@@ -385,6 +389,7 @@ class Answer:
             self.m.exposure_steps,
             OUTSIDE,
             self.seed,
+            primary.range if name == primary.name else means.ENDLESS,
         )
         if sentence:
             self.notes.append(sentence)

@@ -18,14 +18,19 @@ I64 = npt.NDArray[np.int64]
 RESAMPLINGS = 200
 FEWEST_LAGS_TO_FIT = 4
 
+Bounds = tuple[float | None, float | None]
+"""The least and the most that is possible; None is no end."""
+ENDLESS: Bounds = (None, None)
+
 
 def mean_interval(
-    values: F64, clusters: I64, alpha: float, binary: bool = False
+    values: F64, clusters: I64, alpha: float, binary: bool = False, ends: Bounds = ENDLESS
 ) -> tuple[float | None, float | None, float | None, int]:
     """(mean, low, high, n) of the finite values; the interval counts clusters, not units.
 
     A t-interval with a cluster-robust standard error, or for shares Wilson's interval at the number
-    of clusters. No interval for fewer than two clusters.
+    of clusters. No interval for fewer than two clusters. An interval stops at the `ends` of the
+    possible range; that leaves out no mean that could be.
     """
     finite = np.isfinite(values)
     n = int(finite.sum())
@@ -47,7 +52,22 @@ def mean_interval(
     sums = np.bincount(number, weights=kept - mean)
     error = math.sqrt(n_clusters / (n_clusters - 1) * float(sums @ sums)) / n
     reach = float(t.ppf(1 - alpha / 2, n_clusters - 1)) * error
-    return mean, mean - reach, mean + reach, n
+    return mean, _inside(mean - reach, mean, ends), _inside(mean + reach, mean, ends), n
+
+
+def _inside(end: float, mean: float, ends: Bounds) -> float:
+    """An end of the interval of a mean, no further than is possible, never beyond the mean itself:
+    a class of the user's own may be wrong about its range.
+    """
+    least, most = ends
+    low = -math.inf if least is None else min(least, mean)
+    high = math.inf if most is None else max(most, mean)
+    return min(max(end, low), high)
+
+
+def shown_range(ends: Bounds) -> list[float | None] | None:
+    """`range` of a curve in report.json: where its values can lie, null where there is no end."""
+    return None if ends == ENDLESS else list(ends)
 
 
 def dose_response(
@@ -58,18 +78,21 @@ def dose_response(
     doses: Sequence[float],
     alpha: float,
     binary: bool,
+    ends: Bounds = ENDLESS,
 ) -> dict[str, Any]:
     """Mean and interval per arm, by dose; arms without values are left out."""
     curve: dict[str, Any] = {key: [] for key in ("x", "mean", "low", "high", "n", "arms")}
     for arm in np.argsort(np.array(doses), kind="stable").tolist():
         chosen = arms_U == arm
-        mean, low, high, n = mean_interval(values_U[chosen], clusters_U[chosen], alpha, binary)
+        mean, low, high, n = mean_interval(
+            values_U[chosen], clusters_U[chosen], alpha, binary, ends
+        )
         if n == 0:
             continue
         row = (doses[arm], mean, low, high, n, names[arm])
         for key, value in zip(curve, row, strict=True):
             curve[key].append(value)
-    return curve
+    return curve | {"range": shown_range(ends)}
 
 
 def over_time(
@@ -80,6 +103,7 @@ def over_time(
     names: Sequence[str],
     alpha: float,
     binary: bool,
+    ends: Bounds = ENDLESS,
 ) -> list[dict[str, Any]]:
     """One curve per arm: mean and interval at every probe step."""
     series = []
@@ -88,7 +112,7 @@ def over_time(
         if not chosen.any():
             continue
         rows = [
-            mean_interval(values_U[chosen], clusters_U[chosen], alpha, binary)
+            mean_interval(values_U[chosen], clusters_U[chosen], alpha, binary, ends)
             for values_U in values_SU
         ]
         series.append(
@@ -112,12 +136,14 @@ def since_exposure(
     exposure_steps: Sequence[I64],
     alpha: float,
     seed: int,
+    ends: Bounds = ENDLESS,
 ) -> tuple[dict[str, Any] | None, str]:
     """Gain of the treated over the held-out units against steps since their last exposure.
 
     Gain is the change since the last probe before the first exposure, minus the same change in the
-    held-out units; the interval is Welch's. Only where all treated units share their exposure steps
-    (else None). Returns the curve and a sentence on the half-life ("" without one).
+    held-out units; the interval is Welch's, and stops where the outcome's `ends` leave no room from
+    where the groups began. Only where all treated units share their exposure steps (else None).
+    Returns the curve and a sentence on the half-life ("" without one).
     """
     span = _shared_span(exposure_steps, treated_U)
     if span is None or not control_U.any():
@@ -134,12 +160,28 @@ def since_exposure(
     if min(treated.shape[1], control.shape[1]) < 2:
         return None, ""
     mean, reach = _welch(treated, control, alpha)
-    ends = {"low": (mean - reach).tolist(), "high": (mean + reach).tolist()}
-    curve = {"x": [int(lag) for lag in lags], "mean": mean.tolist(), **ends}
+    begun = values_SU[before[-1]]
+    room = _room(float(np.nanmean(begun[treated_U]) - np.nanmean(begun[control_U])), ends)
+    low, high = (
+        [_inside(float(end), float(m), room) for end, m in zip(side, mean, strict=True)]
+        for side in (mean - reach, mean + reach)
+    )
+    curve = {"x": [int(lag) for lag in lags], "mean": mean.tolist(), "low": low, "high": high}
+    curve["range"] = shown_range(room)
     # A gain that is not there at the first lag, or few lags, give no half-life.
     if mean[0] - reach[0] <= 0 or len(lags) < FEWEST_LAGS_TO_FIT:
         return curve, ""
     return curve, half_life_sentence(lags, treated, control, alpha, seed)
+
+
+def _room(ahead: float, ends: Bounds) -> Bounds:
+    """The least and the most gain of the treated over the held-out units, when the treated were
+    `ahead` by so much before: at the end the groups can be one whole range apart.
+    """
+    low, high = ends
+    if low is None or high is None:
+        return ENDLESS
+    return low - high - ahead, high - low - ahead
 
 
 def _shared_span(

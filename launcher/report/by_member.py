@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motet.experiments.analysis.members import effects
-from motet.launcher.report import plots, words
+from motet.launcher.report import bounds, plots, words
 
 Row = dict[str, Any]
 FEWEST_POINTS = 2
@@ -65,6 +65,7 @@ def picture(members: Sequence[Row], key: str) -> str | None:
     if len(shown) < FEWEST_POINTS:
         return None
     unit = str(shown[0]["outcome"].get("unit") or "")
+    ends = bounds.possible({}, unit, [effect(row) or 0.0 for row in shown], gain=True)
     with plots.figure(key, plots.SMALL) as fig:
         axes = fig.subplots()
         for row in shown:
@@ -72,6 +73,7 @@ def picture(members: Sequence[Row], key: str) -> str | None:
             low, high = (words.scaled(row["outcome"].get(end), unit) for end in ("low", "high"))
             shade = plots.ORDERED[3] if row["judged"] else plots.CONTROL
             if low is not None and high is not None:
+                low, high = bounds.inside([low, high], ends)
                 axes.plot([x, x], [low, high], color=shade, linewidth=2.2, solid_capstyle="butt")
             # filled for the member that the answer is for, so that colour is not the only sign
             face = shade if row["judged"] else "none"
@@ -91,6 +93,7 @@ def picture(members: Sequence[Row], key: str) -> str | None:
         axes.margins(x=0.14, y=0.12)
         label = str(shown[0]["outcome"].get("label") or "outcome")
         plots.name_axes(axes, "parameters (log scale)", f"effect: {label}", unit, difference=True)
+        bounds.keep_within(axes, ends)
         return plots.to_svg(fig, key, told(shown, label, unit))
 
 

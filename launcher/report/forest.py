@@ -4,10 +4,11 @@ escape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from motet.launcher.report.bounds import possible_effect
 from motet.launcher.report.words import finite
 
 WIDTH = 230.0
@@ -35,17 +36,22 @@ def axis(values: list[float]) -> Axis:
     return Axis(low - air, high + air)
 
 
-def forest(outcome: Mapping[str, Any], kind: str) -> str:
+def forest(
+    outcome: Mapping[str, Any], kind: str, levels: Sequence[float | None] | None = None
+) -> str:
     """SVG of effect, interval, zero and the band of effects too small to detect; "" without an
-    effect.
+    effect. `levels` is the possible range of a mean: nothing is drawn beyond what is possible.
     """
     effect, low, high = (finite(outcome.get(name)) for name in ("effect", "low", "high"))
     if effect is None:
         return ""
+    least, most = possible_effect(outcome, levels)
+    low, high = (end if end is None else min(max(end, least), most) for end in (low, high))
     band = finite(outcome.get("smallest_detectable"))
+    band = None if band is None else min(abs(band), most)
     known = [v for v in (effect, low, high) if v is not None]
     reach = max(abs(v) for v in known) if any(known) else 1.0
-    shown_band = None if band is None else min(abs(band), 3 * reach)
+    shown_band = None if band is None else min(band, 3 * reach)
     scale = axis([*known, *([] if shown_band is None else [shown_band, -shown_band])])
     middle = HEIGHT / 2
     shapes = []

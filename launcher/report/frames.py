@@ -34,9 +34,12 @@ OUTCOME_COLUMNS = (
     "effect", "low", "high", "confidence", "p", "p_corrected", "control_mean", "treated_mean", "n",
     "smallest_detectable", "assumption",
 )  # fmt: skip
+NOTED = "coverage_note"
+"""Only outcomes whose interval is known to miss more often than it says have one."""
 ANSWER_COLUMNS = (
     "experiment", "use", "role", "member", "primary", "outcome", "label", "unit", "test",
-    "contrast", *OUTCOME_COLUMNS, "verdict", "sentence", "negative_control", "negative_control_p",
+    "contrast", *OUTCOME_COLUMNS, NOTED, "verdict", "sentence", "negative_control",
+    "negative_control_p",
 )  # fmt: skip
 
 
@@ -161,6 +164,7 @@ def _outcome(
         "outcome": outcome["name"],
         "test": outcome.get("test", "contrast"),
         **{name: outcome[name] for name in ("label", "unit", "contrast", *OUTCOME_COLUMNS)},
+        NOTED: outcome.get(NOTED),
         "verdict": verdict.get("kind"),
         "sentence": verdict.get("sentence"),
     }

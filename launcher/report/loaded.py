@@ -171,12 +171,15 @@ class LoadedRun:
     @cached_property
     def answers(self) -> pd.DataFrame:
         """One row per outcome, experiment and member, the primary outcome of each experiment first:
-        `experiment`, `use`, `role`, `member`, `primary`, `outcome`, `label`, `unit`, `contrast`,
-        `effect` with its interval `low` to `high` at `confidence`, `p`, `p_corrected` (Holm over
-        primary outcomes, Benjamini-Hochberg over the others), `control_mean`, `treated_mean`, `n`,
-        `smallest_detectable`, `assumption`, and for primary outcomes `verdict`, `sentence`, and
-        `negative_control` (passed, failed, or uninformative: it could not have failed) with its
-        `negative_control_p`.
+        `experiment`, `use`, `role`, `member`, `primary`, `outcome`, `label`, `unit`, `test`
+        (contrast, trend or omnibus), `contrast`, `effect` with its interval `low` to `high` at
+        `confidence`, `p`, `p_corrected` (Holm over primary outcomes, Benjamini-Hochberg over the
+        others), `control_mean`, `treated_mean`, `n`, `smallest_detectable`, `assumption`,
+        `coverage_note` (how often such intervals hold the true effect, where that is known to be
+        too seldom), and for primary outcomes `verdict` (found, not_found, negligible, saturated or
+        invalid), `sentence`, and `negative_control` (passed, failed, or uninformative: it could not
+        have failed) with its `negative_control_p`.
+        An omnibus test has no single effect: `per_arm` of report.json has those of its arms.
         The verdict is that of the frozen step; `interim` or `exploratory` where there is none.
         Figures of another step follow as rows that are not primary, with the verdict `exploratory`.
         Effects are in `unit`; docs/statistics.md says how they are estimated.

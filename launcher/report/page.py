@@ -154,6 +154,7 @@ class Views:
         primary = entry.get("primary") or {}
         members = by_member.rows(entry, self.run)
         picture = by_member.picture(members, f"{key}-members")
+        levels = ((entry.get("curves") or {}).get("dose_response") or {}).get("range")
         return {
             "entry": {**entry, "dose_in": self.dose_in.get(entry["name"])},
             "key": key,
@@ -161,7 +162,7 @@ class Views:
             "primary": primary,
             "sentence": words.sentence(entry.get("verdict") or {}),
             "arms": arm_rows(entry, primary),
-            "forest": self.markup(forest(primary, kind)),
+            "forest": self.markup(forest(primary, kind, levels)),
             "figures": figures[:CLOSED_AFTER_PANELS],
             "more_figures": figures[CLOSED_AFTER_PANELS:],
             "members": members,

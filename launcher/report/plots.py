@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from motet.launcher.report.bounds import inside, keep_within, possible
 from motet.launcher.report.words import dose as dose_text
 from motet.launcher.report.words import finite, printable, scaled, shown_unit
 
@@ -166,6 +167,8 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
     doses = [finite(x) or 0.0 for x in curve["x"]]
     names, xs = dose_ticks(curve.get("arms") or [], doses)
     mean, low, high = (values(curve.get(name), unit, len(xs)) for name in ("mean", "low", "high"))
+    ends = possible(curve, unit, mean)
+    low, high = inside(low, ends), inside(high, ends)
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
         shades = colours([("", d) for d in doses])
@@ -181,6 +184,7 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         name_axes(
             axes, "dose: exposures per unit (0 = never shown)", str(curve.get("label", "")), unit
         )
+        keep_within(axes, ends)
         points = "; ".join(
             f"dose {dose_text(d)}: {m:.3g}" for d, m in zip(doses, mean, strict=True)
         )
@@ -197,6 +201,7 @@ def over_time(
         return None
     unit = str(panel.get("unit", ""))
     shades = colours([(s["arm"], arms.get(s["arm"])) for s in series])
+    ends = possible(panel, unit, [x for s in series for x in values(s["mean"], unit)])
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
         if len(window):
@@ -207,16 +212,18 @@ def over_time(
             mean, low, high = (
                 values(one.get(n), unit, len(steps)) for n in ("mean", "low", "high")
             )
+            low, high = inside(low, ends), inside(high, ends)
             axes.fill_between(steps, low, high, color=shade, alpha=0.14, linewidth=0)
             mark = MARKERS[i % len(MARKERS)] if len(steps) <= 24 else ""
             axes.plot(steps, mean, color=shade, marker=mark, markersize=3.5, label=clip(one["arm"]))
         name_axes(axes, "training step", str(panel.get("label", "")), unit)
+        keep_within(axes, ends)
         columns = legend_columns([one["arm"] for one in series])
         fig.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
-        ends = "; ".join(
+        finals = "; ".join(
             f"{s['arm']}: {m:.3g}" for s in series if (m := last(s["mean"], unit)) is not None
         )
-        label = f"{panel.get('label', 'outcome')} over training steps per arm. At the end, {ends}."
+        label = f"{panel.get('label', 'outcome')} over training steps per arm. Last, {finals}."
         return to_svg(fig, key, label)
 
 
@@ -228,6 +235,8 @@ def since_exposure(entry: Mapping[str, Any], key: str) -> str | None:
     unit = str(curve.get("unit", ""))
     xs = [float(x) for x in curve["x"]]
     mean, low, high = (values(curve.get(n), unit, len(xs)) for n in ("mean", "low", "high"))
+    ends = possible(curve, unit, mean, gain=True)
+    low, high = inside(low, ends), inside(high, ends)
     with figure(key, SMALL) as fig:
         axes = fig.subplots()
         axes.fill_between(xs, low, high, color=ORDERED[3], alpha=0.16, linewidth=0)
@@ -240,6 +249,7 @@ def since_exposure(entry: Mapping[str, Any], key: str) -> str | None:
         axes.minorticks_off()
         plain_ticks(axes, xs)
         name_axes(axes, "steps since exposure (log scale)", str(curve.get("label", "")), unit)
+        keep_within(axes, ends)
         points = "; ".join(f"{x:g} steps: {m:.3g}" for x, m in zip(xs, mean, strict=True))
         return to_svg(
             fig, key, f"{curve.get('label', 'outcome')} by steps since exposure. {points}."
@@ -266,6 +276,7 @@ def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str |
             top.plot(bad, [1.0] * len(bad), "v", color=DISTINCT[1], markersize=6,
                      transform=top.get_xaxis_transform(), clip_on=False)  # fmt: skip
         name_axes(top, "" if rows else "training step", "training loss", "nats/token")
+        keep_within(top, (0.0, math.inf))
         if rug is not None:
             draw_rug(rug, rows, record["exposure_steps"], (min(steps), max(steps)))
         first, final = next((y for y in ys if y == y), math.nan), smooth(ys)[-1]
@@ -308,10 +319,10 @@ def draw_rug(
     axes.set_xlabel("training step")
 
 
-def values(numbers: Sequence[Any] | None, unit: str, length: int) -> list[float]:
-    """Numbers in the printed unit, NaN where missing, always `length` long."""
+def values(numbers: Sequence[Any] | None, unit: str, length: int | None = None) -> list[float]:
+    """Numbers in the printed unit, NaN where missing, `length` long (None: as many as given)."""
     out = [math.nan if (x := scaled(n, unit)) is None else x for n in numbers or []]
-    return (out + [math.nan] * length)[:length]
+    return out if length is None else (out + [math.nan] * length)[:length]
 
 
 def last(numbers: Sequence[Any], unit: str) -> float | None:

@@ -477,13 +477,29 @@ def test_the_answers_have_exactly_the_agreed_fields(answers: dict[str, Any]) -> 
             "label",
             "unit",
             "arms",
+            "range",
         }
         for curve in curves["over_time"]:
-            assert set(curve) == {"outcome", "label", "unit", "series"}
+            assert set(curve) == {"outcome", "label", "unit", "series", "range"}
             for series in curve["series"]:
                 assert len(series["steps"]) == len(series["mean"]) == len(series["low"])
     assert answers["experiments"][3]["curves"]["since_exposure"]["x"][0] == 1
     assert answers["experiments"][0]["curves"]["since_exposure"] is None
+
+
+def test_curves_of_shares_and_bits_say_their_range_and_stay_inside(answers: dict[str, Any]) -> None:
+    seen = set()
+    for entry in answers["experiments"]:
+        dose = entry["curves"]["dose_response"]
+        panels = [dose, *({**p, **s} for p in entry["curves"]["over_time"] for s in p["series"])]
+        for curve in panels:
+            if curve["range"] is None:
+                continue
+            least, most = curve["range"]
+            seen.add(curve["unit"])
+            for name in ("low", "mean", "high"):
+                assert all(least <= x <= most for x in curve[name] if x is not None)
+    assert seen == {"bits", "accuracy", "share"}
 
 
 def test_real_effects_are_found_and_controls_pass(answers: dict[str, Any]) -> None:

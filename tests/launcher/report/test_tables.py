@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.launcher.report import frames, tables
+from motet.launcher.report import frames, tables, words
 from tests.launcher import sample_report
 
 NASTY = [
@@ -86,6 +86,24 @@ def test_answers_for_reading_are_those_of_the_report() -> None:
     assert "| experiment | member | outcome |" in family
     assert "| canaries | medium | exposure |" in family
     assert tables.markdown(answers(sample_report.bare())).decode().count("\n") == 2
+
+
+def test_a_program_reads_the_note_on_coverage_and_every_kind_of_verdict() -> None:
+    report = sample_report.sample()
+    kinds = list(words.VERDICT_LABELS)
+    entries = report["answers"]["experiments"] = [sample_report.questions()[0] for _ in kinds]
+    for entry, kind in zip(entries, kinds, strict=True):
+        entry["verdict"] = {"kind": kind, "sentence": f"{kind}."}
+    entries[0]["primary"]["coverage_note"] = "85% of such intervals hold the true effect"
+    other = {"step": 900, "why": "later", "primary": entries[1]["primary"], "sentence": "Later."}
+    entries[1]["exploratory"] = [other]
+    read = pd.read_csv(io.BytesIO(tables.csv(answers(report))))
+    main = read[read.primary & (read.role == "question")]
+    assert main.verdict.tolist() == kinds
+    assert main.coverage_note.dropna().tolist() == ["85% of such intervals hold the true effect"]
+    assert read[~read.primary].verdict.dropna().tolist() == ["exploratory"]
+    shown = tables.markdown(answers(report)).decode()
+    assert all(f"| {label} |" in shown for label in words.VERDICT_LABELS.values())
 
 
 def test_special_characters_of_latex_are_escaped() -> None:
