@@ -40,7 +40,7 @@ experiments:
   draws: 200
   list:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 7}}}}
-    - {{name: facts, use: knowledge, generate: {{count: 6}}, placement: anywhere, schedule: {{every: 2, start: 1}}}}
+    - {{name: facts, use: knowledge, generate: {{count: 10}}, placement: anywhere, schedule: {{every: 2, start: 1}}}}
 """
 MOE = [
     "model.n_experts=4",

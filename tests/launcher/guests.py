@@ -25,7 +25,7 @@ experiments:
   draws: 100
   controls: false
   list:
-  - {{name: canaries, use: memorization, doses: [0, 1], generate: {{count: 8}}, options: {{n_references: 3}}}}
+  - {{name: canaries, use: memorization, doses: [0, 1], generate: {{count: 10}}, options: {{n_references: 3}}}}
 """
 WORDS = [
     "the",
