@@ -1,8 +1,11 @@
 """How often do 95 % intervals of small designs hold the true effect? By simulation.
 
 Real assignment and analysis; both potential outcomes of every unit are drawn, so the mean effect of
-a study's own units is known. `experiments/analysis/coverage.py` keeps the figures that reports show.
-Ways that were tried stand beside the way that is used.
+a study's own units is known. "shipped" is the interval that a report prints, made by the code that
+prints it; "noted" counts those of them that say how often they miss
+(`experiments/analysis/coverage.py` keeps the figures). Ways that were tried stand beside it
+(`bench/interval_ways.py`): by the rule that reports use for shares (held within what is possible,
+joined with Newcombe's interval) and "alone", as the test says.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from interval_ways import TRIED, estimate_by
 
-from motet.experiments.analysis.cells import Projection, Residuals
+from motet.experiments.analysis.coverage import known_coverage
+from motet.experiments.analysis.estimates import Estimate, estimate
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.shares import BlockShares
-from motet.experiments.analysis.sums import terms_of
+from motet.experiments.analysis.shares import BlockShares, share_interval
 from motet.experiments.design.assignment import Design, assign
 
 Array = np.ndarray
@@ -61,16 +65,16 @@ KINDS: dict[str, Draw] = {
 }
 SIZES = (4, 6, 8, 12, 16, 24)
 ALPHA = 0.05
-WAYS = ("inverted", "cut at the control group's share", "Newcombe", "the wider of both")
+ROUNDING = 1e-9
+"""An end that lies on the true effect holds it: both are sums of the same shares."""
 
 
 def one(
-    kind: str, smaller: int, ratio: int, seed: int, draws: int, setting: str = "controls"
-) -> dict[str, bool | None]:
-    """Whether each way's interval holds the true effect of one study; None where there is none.
+    kind: str, smaller: int, ratio: int, seed: int, draws: int, setting: str, ways: list[str]
+) -> dict[str, tuple[bool, float]]:
+    """Whether each way's interval holds the true effect of one study, and how wide it is.
 
-    An interval holds the effects that the test does not reject, so the test of the true effect
-    tells without making the interval.
+    A way without an interval is left out.
     """
     size = smaller * (1 + ratio)
     cluster = np.repeat(np.arange(size), np.arange(size) % 12 + 1 if setting == "clusters" else 1)
@@ -81,44 +85,61 @@ def one(
     design = Design(cluster, np.zeros(size, np.int64), keys, weights)
     arms = assign(design, seed)
     without, exposed = (x[cluster] for x in KINDS[kind](rng, size))
-    if setting == "clusters" and not kind.startswith("share"):
+    binary = kind.startswith("share")
+    if setting == "clusters" and not binary:
         noise = 0.5 * rng.normal(size=n)
         without, exposed = without + noise, exposed + noise
     y, truth = np.where(arms == 1, exposed, without), float((exposed - without).mean())
     comparison = Repeater(design, arms, seed + 1_000_000, draws).whole(SCORE)
-    everyone, one_block = np.arange(n), Projection(np.zeros(n, np.int64), None)
-    residual, treatment = one_block.residual(y), one_block.residual(arms.astype(np.float64))
-    if not np.abs(residual).max() > 1e-9:
-        return dict.fromkeys(WAYS)
-    made = Residuals(residual, treatment, one_block, cluster, everyone, SCORE)
-    terms = terms_of(made, comparison.draws)
-    bounded = all(terms.p(terms.observed[0] + end) <= ALPHA for end in (-1e6, 1e6))
-    if terms.observed[2] <= 0 or not bounded:
-        return dict.fromkeys(WAYS)
-    inverted = terms.p(truth) > ALPHA
-    if not kind.startswith("share"):
-        return {"inverted": inverted}
-    control = float(y[arms == 0].mean())
+    made: dict[str, tuple[bool, float]] = {}
+
+    def count(name: str, low: float | None, high: float | None) -> None:
+        if low is not None and high is not None:
+            made[name] = (low - ROUNDING <= truth <= high + ROUNDING, high - low)
+
+    def printed(found: Estimate) -> Estimate:
+        return share_interval(found, y, comparison, ALPHA) if binary else found
+
+    bare = estimate(y, None, comparison, ALPHA)
+    shipped = printed(bare)
+    count("shipped", shipped.low, shipped.high)
+    if known_coverage(shipped, y, comparison, binary) is not None:
+        count("noted", shipped.low, shipped.high)
+    for way in ways:
+        other = estimate_by(way, y, comparison, ALPHA)
+        found = printed(other)
+        count(way, found.low, found.high)
+        if binary:
+            count(f"{way} alone", other.low, other.high)
     strata = BlockShares.of(y, comparison)
-    assert strata is not None
-    low, high = strata.newcombe(ALPHA)
-    newcombe = low <= truth <= high
-    seen_sign = terms.p(0.0) > ALPHA or truth * terms.observed[0] > 0
-    return {
-        "inverted": inverted,
-        "cut at the control group's share": inverted and -control <= truth <= 1 - control,
-        "Newcombe": newcombe,
-        "the wider of both": inverted or (newcombe and seen_sign),
-    }
+    if binary and strata is not None and bare.low is not None and bare.high is not None:
+        control = float(y[arms == 0].mean())
+        count("inverted alone", bare.low, bare.high)
+        count("inverted, cut at the controls' share", bare.low, min(bare.high, 1 - control))
+        count("Newcombe", *strata.newcombe(ALPHA))
+    return made
+
+
+def summary(rows: list[dict[str, tuple[bool, float]]]) -> dict[str, dict[str, float]]:
+    """Coverage with its binomial error, mean width and number of intervals, by way."""
+    out = {}
+    for way in dict.fromkeys(way for row in rows for way in row):
+        held, width = zip(*(row[way] for row in rows if way in row), strict=True)
+        share = float(np.mean(held))
+        error = (share * (1 - share) / len(held)) ** 0.5
+        mean = float(np.mean(width))
+        out[way] = {"covered": share, "error": error, "width": mean, "n": len(held)}
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=400)
-    parser.add_argument("--draws", type=int, default=399)
+    parser.add_argument("--draws", type=int, default=499)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--ratios", type=int, nargs="+", default=(1, 4))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--ways", nargs="*", default=list(TRIED), choices=list(TRIED))
     parser.add_argument(
         "--setting",
         choices=("controls", "treated", "clusters"),
@@ -131,22 +152,15 @@ def main() -> None:
     for kind in options.kinds:
         for ratio in options.ratios:
             for size in options.sizes:
-                rows = [
-                    one(kind, size, ratio, s, options.draws, options.setting)
-                    for s in range(options.studies)
-                ]
+                where = (options.draws, options.setting, options.ways)
+                rows = [one(kind, size, ratio, s, *where) for s in range(options.studies)]
+                ways = summary(rows)
                 row = {"setting": options.setting, "kind": kind, "smaller": size, "ratio": ratio}
-                for way in dict.fromkeys(way for r in rows for way in r):
-                    known = [r[way] is True for r in rows if r.get(way) is not None]
-                    row[way] = {
-                        "covered": float(np.mean(known)) if known else None,
-                        "n": len(known),
-                    }
-                table.append(row)
+                table.append(row | {"ways": ways})
                 if not options.json:
-                    ways = {k: v for k, v in row.items() if isinstance(v, dict)}
                     text = "  ".join(
-                        f"{way} {v['covered']:.3f} ({v['n']})" for way, v in ways.items() if v["n"]
+                        f"{way} {v['covered']:.3f} (width {v['width']:.2f}, {v['n']})"
+                        for way, v in ways.items()
                     )
                     print(f"{kind:22} {size:3} against {size * ratio:3}: {text}", flush=True)
     if options.json:

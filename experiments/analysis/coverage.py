@@ -6,6 +6,8 @@ docs/decisions.md says what else was tried. Designs that are not listed are not 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,11 +17,11 @@ from motet.experiments.analysis.shares import FEWEST_CLUSTERS, BlockShares
 F64 = npt.NDArray[np.float64]
 
 UNEQUAL = 2
-FEWEST_OF_AN_ANSWER = 5
-CLUSTERED_SHARES = 0.77
-SHARES_NEAR_AN_END = ((24, 0.85), (40, 0.92))
-FEW_TREATED = ((8, 0.9), (16, 0.91))
-"""(smaller group below, share of intervals that hold the effect), the first that fits counts."""
+CLUSTERED_SHARES = ((24, 2, 0.79), (32, 2, 0.84))
+SHARES_NEAR_AN_END = ((24, 3, 0.86), (32, 3, 0.92), (40, 3, 0.94))
+FEW_TREATED = ((6, math.inf, 0.91), (12, math.inf, 0.93))
+"""(smaller group below, rarer answer below, share of intervals that hold the effect), in clusters;
+the first row of the group's size counts. The share is that of the worst kind of outcome tried."""
 
 
 def known_coverage(
@@ -43,18 +45,23 @@ def known_coverage(
     if larger < UNEQUAL * smaller:
         return None
     if not binary:
-        return _first_below(FEW_TREATED, smaller) if treated < control else None
-    if groups.fewest() >= FEWEST_OF_AN_ANSWER:
-        return None
+        return _first_below(FEW_TREATED, smaller, 0.0) if treated < control else None
+    rarer = groups.fewest()
     if found.n > found.n_clusters:
-        return CLUSTERED_SHARES if smaller < FEWEST_CLUSTERS * UNEQUAL else None
-    return _first_below(SHARES_NEAR_AN_END, smaller) if smaller >= FEWEST_CLUSTERS else None
+        return _first_below(CLUSTERED_SHARES, smaller, rarer)
+    return _first_below(SHARES_NEAR_AN_END, smaller, rarer) if smaller >= FEWEST_CLUSTERS else None
 
 
-def _first_below(table: tuple[tuple[int, float], ...], smaller: int) -> float | None:
-    return next((share for size, share in table if smaller < size), None)
+def _first_below(
+    table: tuple[tuple[int, float, float], ...], smaller: int, rarer: float
+) -> float | None:
+    fits = next(((fewest, share) for size, fewest, share in table if smaller < size), None)
+    return fits[1] if fits is not None and rarer < fits[0] else None
 
 
 def coverage_note(share: float) -> str:
     """The figure in words."""
-    return f"in simulated designs of this size {share:.0%} of such intervals hold the true effect"
+    return (
+        f"in simulated designs of this size as few as {share:.0%} of such intervals hold the true "
+        "effect"
+    )
