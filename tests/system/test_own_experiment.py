@@ -18,9 +18,15 @@ OWN = Path(__file__).parents[2] / "examples" / "slogans.py"
 
 
 def with_slogans(text: str) -> str:
-    """The run of the other tests on one process, with one more question."""
+    """The run of the other tests on one process, with one more question. Its test is declared, and
+    so is that of the canaries.
+    """
     text = text.replace("processes: 2", "processes: 1")
-    return text + "    - {name: slogans, use: 'slogans.py:Slogans', doses: [0, 4]}\n"
+    one, three = "doses: [0, 2], generate: {count: 12}", "doses: [0, 2, 4], generate: {count: 18}"
+    assert one in text
+    text = text.replace(one, f"test: omnibus, {three}")
+    own = "{name: slogans, use: 'slogans.py:Slogans', doses: [0, 2, 4], test: trend}"
+    return f"{text}    - {own}\n"
 
 
 def with_package(text: str) -> str:
@@ -63,6 +69,33 @@ def test_it_is_trained_audited_reported_and_exported_from_the_snapshot(resumed: 
     specs = {entry["spec"]["name"]: entry["spec"] for entry in definition["experiments"]}
     assert len(specs["slogans"]["use_sha256"]) == 64
     assert "use_sha256" not in specs["canaries"]
+    assert (specs["canaries"]["test"], specs["slogans"]["test"]) == ("omnibus", "trend")
+
+
+def test_declared_tests_are_answered_with_their_arms_and_negative_controls(resumed: Path) -> None:
+    done = motet("report", str(resumed))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((resumed / "report.json").read_text())
+    entries = {entry["name"]: entry for entry in report["answers"]["experiments"]}
+    page = (resumed / "report.html").read_text()
+    for name, test in (("canaries", "omnibus"), ("slogans", "trend")):
+        entry = entries[name]
+        primary, control = entry["primary"], entry["negative_control"]
+        assert primary["test"] == test
+        assert 0 < primary["p"] <= 1
+        assert (primary["effect"] is None) == (test == "omnibus")
+        assert [row["dose"] for row in primary["per_arm"]] == [0, 2, 4]
+        for row in primary["per_arm"][1:]:
+            assert row["low"] < row["effect"] < row["high"]
+        assert entry["verdict"]["kind"] in {"found", "not_found", "saturated", "invalid"}
+        assert control["step"] == 0
+        assert 0 < control["p"] <= 1
+        assert control["contrast"] == primary["contrast"]
+        for told in (entry["verdict"]["sentence"], control["sentence"]):
+            assert told.split(": ", 1)[-1][:40] in page
+    assert "all at once" in entries["canaries"]["primary"]["contrast"]
+    assert "slope over the doses 0, 2, 4" in entries["slogans"]["primary"]["contrast"]
+    assert "per doubling" in done.stdout
 
 
 @pytest.mark.parametrize(
