@@ -154,6 +154,8 @@ class Views:
         primary = entry.get("primary") or {}
         members = by_member.rows(entry, self.run)
         picture = by_member.picture(members, f"{key}-members")
+        moved = words.most_moved(primary) if primary.get("test") == "omnibus" else None
+        drawn = primary if moved is None else {**primary, **moved}
         levels = ((entry.get("curves") or {}).get("dose_response") or {}).get("range")
         return {
             "entry": {**entry, "dose_in": self.dose_in.get(entry["name"])},
@@ -162,7 +164,7 @@ class Views:
             "primary": primary,
             "sentence": words.sentence(entry.get("verdict") or {}),
             "arms": arm_rows(entry, primary),
-            "forest": self.markup(forest(primary, kind, levels)),
+            "forest": self.markup(forest(drawn, kind, levels)),
             "figures": figures[:CLOSED_AFTER_PANELS],
             "more_figures": figures[CLOSED_AFTER_PANELS:],
             "members": members,

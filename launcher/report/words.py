@@ -152,12 +152,22 @@ def estimate(outcome: Any) -> tuple[str, str]:
 
 def _most_moved(outcome: Mapping[str, Any]) -> tuple[str, str]:
     """The arm of an omnibus test that differs most from dose 0, with its simultaneous interval."""
-    rows = [row for row in outcome.get("per_arm") or [] if finite(row.get("effect")) is not None]
-    if not rows:
+    most = most_moved(outcome)
+    if most is None:
         return MISSING, ""
-    most = min(rows, key=lambda row: (finite(row.get("p")) or 0.0, -abs(row["effect"])))
     effect, interval = estimate({**most, "unit": outcome.get("unit")})
     return f"{effect} in {most['arm']}", interval
+
+
+def most_moved(outcome: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row of `per_arm` that differs most from dose 0: the smallest p, then the largest effect;
+    None where no arm has an effect.
+    """
+    rows = [row for row in outcome.get("per_arm") or [] if finite(row.get("effect")) is not None]
+    most = min(
+        rows, key=lambda row: (finite(row.get("p")) or 0.0, -abs(row["effect"])), default=None
+    )
+    return most
 
 
 def p_value(value: Any) -> str:

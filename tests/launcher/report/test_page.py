@@ -304,6 +304,34 @@ def test_a_test_of_all_arms_shows_the_one_that_differs_most() -> None:
     assert words.estimate(outcome) == (words.MISSING, "")
 
 
+def test_the_interval_graphic_of_a_test_of_all_arms_is_that_of_the_same_arm() -> None:
+    report = sample_report.small()
+    primary = report["answers"]["experiments"][0]["primary"]
+    primary |= {"test": "omnibus", "effect": None, "low": None, "high": None}
+    assert '<svg class="forest found"' in render(report)
+    primary["per_arm"] = []
+    assert '<svg class="forest' not in render(report)
+
+
+def test_a_declared_trend_is_told_once_and_another_test_s_trend_beside_it() -> None:
+    report = sample_report.small()
+    assert "Per doubling of the dose" in render(report)
+    report["answers"]["experiments"][0]["primary"]["test"] = "trend"
+    assert "Per doubling of the dose" not in render(report)
+    assert "pp per doubling" in render(report)
+
+
+@pytest.mark.parametrize("kind", ["saturated", "interim", "exploratory", "invalid", "not_found"])
+def test_only_what_was_found_looks_found(kind: str) -> None:
+    report = sample_report.small()
+    entry = report["answers"]["experiments"][0]
+    entry["verdict"] = {"kind": kind, "sentence": "A sentence."}
+    html = render(report)
+    assert f'class="verdict {kind}"' in html
+    assert 'class="verdict found"' not in html
+    assert "forest found" not in html
+
+
 def test_a_trend_is_shown_per_doubling() -> None:
     outcome = {"test": "trend", "unit": "bits", "effect": 1.0, "low": 0.5, "high": 1.5}
     assert words.estimate(outcome) == ("+1.00 bits per doubling", "[+0.50, +1.50]")
