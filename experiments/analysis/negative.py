@@ -194,7 +194,7 @@ def _failed(facts: Mapping[str, Any], what: str, outcome: OutcomeSpec) -> str:
 def _could_not_fail(found: Estimate, what: str, step: int) -> str:
     if found.smallest_p < 1:
         why = f"no p-value below {found.smallest_p:.2g} was possible for {what} at step {step}"
-    elif found.note:
+    elif found.note and found.low is None:  # else the note is on the interval's method
         why = f"for {what} at step {step}, {found.note}"
     else:
         why = f"{what} did not vary at step {step}"
