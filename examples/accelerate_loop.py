@@ -31,9 +31,10 @@ model = LlamaForCausalLM(
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
+        initializer_range=0.1,  # a model so narrow learns in 100 steps with it, not with 0.02
     )
 )
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 model, optimizer = accelerator.prepare(model, optimizer)
 model.train()
 for step, batches in guest.steps(model):  # motet

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import motet  # motet
 
-SEQUENCES, MICRO, STEPS = 8, 2, 40  # batch.sequences and training.steps of the run.yaml
+SEQUENCES, MICRO, STEPS = 8, 2, 120  # batch.sequences and training.steps of the run.yaml
 
 set_seed(0)
 processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -27,7 +27,7 @@ args = TrainingArguments(
     per_device_train_batch_size=MICRO,
     gradient_accumulation_steps=SEQUENCES // MICRO // processes,
     train_sampling_strategy="sequential",  # motet
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     logging_steps=1,
     save_steps=10,
     dataloader_num_workers=2,
@@ -43,6 +43,7 @@ model = LlamaForCausalLM(
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
+        initializer_range=0.1,  # a model so narrow learns in 100 steps with it, not with 0.02
     )
 )
 trainer = Trainer(

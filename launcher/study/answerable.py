@@ -7,26 +7,120 @@ from __future__ import annotations
 import numpy as np
 
 from motet.core.errors import Problem
+from motet.experiments.analysis import simulation
 from motet.experiments.analysis.declared import comparison_of, primary_of, treatment_values
+from motet.experiments.analysis.estimates import POWER
 from motet.experiments.analysis.measured import smallest_p
+from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.study import Study
 from motet.experiments.library import generate
+from motet.experiments.stream.random import name_key
+from motet.launcher.study.controls import too_small
+from motet.launcher.study.power_cache import kept_power
 
 FEW_CONTROLS = 16
 """With fewer held-out clusters, 95 % intervals of shares held the truth in 75 to 90 % of runs."""
 
+STUDIES = 400
+"""Simulated per question: a share of 80 % is known to 2 points (binomial)."""
+MOST_UNITS = 2_000
+"""Simulating more takes seconds, and so many miss the largest effect only where `smallest_p` or
+few controls tell so already."""
 
-def answer_problems(study: Study) -> list[Problem]:
+
+def answer_problems(
+    study: Study, assumed: Assumed | None = None, studies: int = STUDIES
+) -> list[Problem]:
     """Return the questions that no outcome could answer: an empty arm, one cluster only, or a
-    smallest possible p-value above what Holm's correction needs for the first of them.
+    smallest possible p-value above what Holm's correction needs for the first of them. And the
+    positive controls that would be missed in more than 20 % of runs whatever is learned: they
+    would take every answer of the run with them.
+
+    Args:
+        study: of the run.
+        assumed: what the simulation of power takes for granted.
+        studies: simulated for each positive control.
     """
     questions = [one for one in study.questions if one.experiment.role == "question"]
-    needed = study.setting.alpha / max(1, len(questions))
+    needed = _needed(study)
     found = [_unanswerable(question, study.setting.draws, needed) for question in questions]
+    controls = [one for one in study.questions if one.experiment.role == "positive_control"]
+    alpha = study.setting.alpha
+    found += [
+        _powerless(one, study, alpha, assumed or Assumed(), studies)
+        for one in controls
+        if not too_small(one, study.setting.draws, alpha)  # `control_problems` tells
+    ]
     return [problem for problem in found if problem is not None]
+
+
+def _needed(study: Study) -> float:
+    """The p-value that the first question needs after Holm's correction."""
+    questions = sum(one.experiment.role == "question" for one in study.questions)
+    return study.setting.alpha / max(1, questions)
+
+
+def _powerless(
+    question: Question, study: Study, alpha: float, assumed: Assumed, studies: int
+) -> Problem | None:
+    """Say that even the largest possible effect is missed in more than 20 % of runs, and what
+    would help; None where it is not.
+    """
+    found = _at_largest(question, study, alpha, assumed, studies)
+    if found >= POWER:
+        return None
+    corrected = alpha < study.setting.alpha
+    size = f"gives {len(question.units)} units in {len(question.spec.arms)} arms"
+    if question.design.n_blocks > 1:
+        size += f" and {question.design.n_blocks} blocks"
+    message = (
+        f"{size}: even the largest possible effect is found in {100 * found:.0f} % of runs only, "
+        f"not in {100 * POWER:.0f} % (p <= {alpha:.2g}"
+        f"{', what Holm asks of the first question' if corrected else ''}; simulated)"
+    )
+    if question.experiment.role == "positive_control":
+        message += ", so this is a control that cannot be relied on"
+    where = f"experiments.{question.name}.{'items' if question.spec.items else 'generate.count'}"
+    return Problem(where, f"{message}; {_helps(question, corrected)}")
+
+
+def _at_largest(
+    question: Question, study: Study, alpha: float, assumed: Assumed, studies: int
+) -> float:
+    """Power at the largest effect; 1 where nothing is known of it, as simulating it takes long and
+    `motet experiments power` was not asked yet.
+    """
+    seed, draws = study.setting.seed, study.setting.draws
+    omnibus = declared_test(question.experiment, primary_of(question.experiment)) == "omnibus"
+    if omnibus or len(question.units) > MOST_UNITS:
+        kept = kept_power(question, seed, draws, alpha, assumed)
+        return 1.0 if kept is None or kept["possible"] else float(kept["at_largest"])
+    key = name_key(seed, "analysis", question.name)
+    draws = min(draws, simulation.repetitions(alpha))
+    repeater = Repeater(question.design, question.arms, key, draws)
+    return power_at_largest(question.experiment, repeater, alpha, assumed, studies)
+
+
+def _helps(question: Question, corrected: bool) -> str:
+    """What raises the power at the largest effect of this design."""
+    design, outcome = question.design, primary_of(question.experiment)
+    helps = ["more units"]
+    if design.n_clusters < len(question.units):
+        helps.append("smaller clusters")
+    if design.n_blocks > 1:
+        helps.append("larger blocks")
+    if len(question.spec.arms) > 2:
+        helps.append("fewer arms")
+    if corrected:
+        helps.append("fewer questions")
+    if outcome.binary and outcome.chance is not None:
+        helps.append(f"an outcome that chance alone gets right in less than {outcome.chance:.0%}")
+    elif outcome.null_values is not None:
+        helps.append("more references (options.n_references)")
+    return f"what would help: {', '.join(helps)}"
 
 
 def _unanswerable(question: Question, draws: int, needed: float) -> Problem | None:
@@ -66,8 +160,17 @@ def _unanswerable(question: Question, draws: int, needed: float) -> Problem | No
     return Problem(source, message)
 
 
-def answer_warnings(study: Study) -> list[Problem]:
-    """Return the questions whose answer will be weak: few held-out clusters."""
+def answer_warnings(
+    study: Study, assumed: Assumed | None = None, studies: int = STUDIES
+) -> list[Problem]:
+    """Return the questions whose answer will be weak: the largest possible effect is missed in more
+    than 20 % of runs, or few held-out clusters.
+
+    Args:
+        study: of the run.
+        assumed: what the simulation of power takes for granted.
+        studies: simulated for each question.
+    """
     found = []
     for question in study.questions:
         if question.experiment.role != "question":
@@ -78,6 +181,8 @@ def answer_warnings(study: Study) -> list[Problem]:
         )
         if comparison is None:
             continue
+        weak = _powerless(question, study, _needed(study), assumed or Assumed(), studies)
+        found += [weak] if weak else []
         control = comparison.score[comparison.arms] == 0
         clusters = len(np.unique(comparison.clusters[control]))
         found += _unlike_references(question)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
 from motet.experiments.design.declared import cluster_problems
@@ -110,7 +111,8 @@ def build(settings: RunSettings, must_answer: bool = False) -> Study:
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
     few = [found for question in study.questions for found in cluster_problems(question)]
-    few += answer_problems(study) if must_answer else []
+    assumed = Assumed(**asdict(settings.experiments.assume))
+    few += answer_problems(study, assumed) if must_answer else []
     raise_problems([*_probe_problems(study), *control_problems(study), *few])
     return study
 
@@ -180,7 +182,6 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
 
     What was simulated for the same assignment and assumptions is kept in the user's cache.
     """
-    from motet.experiments.analysis.power import Assumed
     from motet.launcher.study.power_cache import power_of
 
     library = library_of(settings)

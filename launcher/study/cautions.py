@@ -8,10 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from motet.core.errors import Problem
 from motet.core.files import atomic_write
+from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.in_corpus import (
     CorpusHits,
@@ -26,6 +28,7 @@ from motet.experiments.design.study import Study
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora
 from motet.launcher.study.answerable import answer_warnings
+from motet.launcher.study.controls import window_warnings
 
 KEPT = "warnings.json"
 LONG_TOKENS = 50_000_000
@@ -36,8 +39,9 @@ Searched = Callable[[int], None]
 def study_warnings(
     study: Study, settings: RunSettings, progress: Searched | None = None
 ) -> list[Problem]:
-    """Return the warnings of a study: few held-out clusters, and units that its
-    own texts or the base corpora tell of.
+    """Return the warnings of a study: questions that hardly any effect could answer, few held-out
+    clusters, units that its own texts or the base corpora tell of, and a positive control that is
+    judged too soon.
 
     Args:
         study: of the run.
@@ -45,7 +49,9 @@ def study_warnings(
         progress: is called with the tokens of the corpora searched so far.
     """
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
-    return [*answer_warnings(study), *leaks, *_corpus_warnings(study, settings, progress)]
+    told = _corpus_warnings(study, settings, progress)
+    weak = answer_warnings(study, Assumed(**asdict(settings.experiments.assume)))
+    return [*weak, *leaks, *told, *window_warnings(study)]
 
 
 def _leak(study: Study, leak: Overlap) -> Problem:

@@ -1,5 +1,5 @@
-"""The size of the controls, before training: one that could not fail, or not be found, vouches for
-nothing.
+"""The size of the controls and the window of the positive one, before training: a control that
+could not fail, or not be found, vouches for nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.study import Study
+from motet.experiments.stream.placement import PLACEBO_FLAG
 
 MOST_UNITS = 1_000
+FEWEST_UPDATES = 100
+"""From the first exposure to the judgement: a rule of thumb (docs/decisions.md, 2026-11-30)."""
 
 
 def control_problems(study: Study) -> list[Problem]:
@@ -28,7 +31,7 @@ def control_problems(study: Study) -> list[Problem]:
             continue
         placebo = question.experiment.role == "placebo"
         needed = PLACEBO_THRESHOLD / placebos if placebo else study.setting.alpha
-        if wrong := _too_small(question, draws, needed):
+        if wrong := too_small(question, draws, needed):
             what = (
                 "an A/A control that cannot fail" if placebo else "a control that cannot be found"
             )
@@ -38,7 +41,7 @@ def control_problems(study: Study) -> list[Problem]:
     return problems
 
 
-def _too_small(question: Question, draws: int, needed: float) -> str | None:
+def too_small(question: Question, draws: int, needed: float) -> str | None:
     """Say why no p-value of a control can fall below `needed`, and what would work."""
     scores = group_scores(question.experiment, primary_of(question.experiment))
     smallest = smallest_p(Repeater(question.design, question.arms, 0, draws), scores)
@@ -58,6 +61,42 @@ def _too_small(question: Question, draws: int, needed: float) -> str | None:
     ]
     least = smallest_size(sum(treated) / sum(question.design.weights), needed)
     return f"{size}: {bound}; {least} clusters in one block would do"
+
+
+def window_warnings(study: Study) -> list[Problem]:
+    """Return the positive controls that are judged too few updates after they were first shown for
+    a model to have learned them, though they must be found.
+    """
+    rows, steps = study.plan.rows, study.setting.steps
+    found = []
+    for question in study.questions:
+        if question.experiment.role != "positive_control":
+            continue
+        judged = question.spec.judged_step(study.setting.steps_total)
+        mine = rows.experiment == study.plan.experiments.index(question.name)
+        shown = steps.step_of(rows.slot[mine & (rows.flags & PLACEBO_FLAG == 0)])
+        # An exposure at step e is in update e + 1: step `judged` is the first that comes too late.
+        first = int(shown.min(initial=judged))
+        if judged - first < FEWEST_UPDATES:
+            seen = int((shown < judged).sum())
+            problem = _too_short(question, judged, first, seen, study.setting.steps_total)
+            found.append(problem)
+    return found
+
+
+def _too_short(question: Question, judged: int, first: int, seen: int, total: int) -> Problem:
+    """Say that a positive control is judged too soon, and which setting would change it."""
+    where = f"experiments.{question.name}"
+    message = (
+        f"is judged at step {judged:,}, {judged - first:,} updates after its first exposure "
+        f"({seen:,} exposures by then): in fewer than {FEWEST_UPDATES} (a rule of thumb) a model "
+        "often learns too little for it to be found, and then no answer of the run is valid"
+    )
+    if total < FEWEST_UPDATES:
+        return Problem("training.steps", f"is {total:,}: {where} {message}; train longer")
+    if judged < FEWEST_UPDATES:
+        return Problem(f"{where}.judge_at", f"{message}; judge later")
+    return Problem(f"{where}.schedule", f"{message}; show it earlier")
 
 
 def smallest_size(treated_share: float, needed: float) -> int:

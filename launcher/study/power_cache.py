@@ -37,15 +37,12 @@ def power_of(
         alpha: level of its test.
         assumed: what nothing is known of yet.
     """
-    key = name_key(seed, "analysis", question.name)
-    draws = min(draws, simulation.repetitions(alpha))
-    asked = _asked(question, key, draws, alpha, assumed)
-    file = cache_folder() / f"{sha256_hex(canonical_json(asked))}.json"
-    try:
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    kept = kept_power(question, seed, draws, alpha, assumed)
+    if kept is not None:
         return kept
-    except (OSError, ValueError):
-        pass
+    key = name_key(seed, "analysis", question.name)
+    file = _file(question, seed, draws, alpha, assumed)
+    draws = min(draws, simulation.repetitions(alpha))
     repeater = Repeater(question.design, question.arms, key, draws)
     found = power(question.experiment, repeater, alpha, assumed)
     try:
@@ -54,6 +51,25 @@ def power_of(
     except OSError:
         pass  # a home that cannot be written
     return found
+
+
+def kept_power(
+    question: Question, seed: int, draws: int, alpha: float, assumed: Assumed
+) -> dict[str, Any] | None:
+    """Return what `power_of` kept for these arguments; None where it was never asked."""
+    try:
+        text = _file(question, seed, draws, alpha, assumed).read_text(encoding="utf-8")
+        kept: dict[str, Any] = json.loads(text)
+        return kept
+    except (OSError, ValueError):
+        return None
+
+
+def _file(question: Question, seed: int, draws: int, alpha: float, assumed: Assumed) -> Path:
+    key = name_key(seed, "analysis", question.name)
+    draws = min(draws, simulation.repetitions(alpha))
+    asked = _asked(question, key, draws, alpha, assumed)
+    return cache_folder() / f"{sha256_hex(canonical_json(asked))}.json"
 
 
 def cache_folder() -> Path:

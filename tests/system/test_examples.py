@@ -1,9 +1,10 @@
-"""The examples of guests run as printed, their runs pass the audit, and Motet takes ten lines of a
-script at most.
+"""The examples of guests run, a third as long as printed; their runs pass the audit, and Motet
+takes ten lines of a script at most. One that runs as printed answers.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -20,20 +21,32 @@ pytest.importorskip("transformers", minversion="5")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = ("trainer.py", "accelerate_loop.py", "deepspeed_loop.py")
 MOST_LINES = 10
+CONTROL = "- {name: control, use: positive_control, generate: {count: 16}, doses: [0, 8]}"
+"""The usual one does not fit into 40 steps."""
 
 
-def command(script: str, processes: int, *arguments: str) -> list[str]:
-    """Return how to start an example; one process needs no torchrun, except for DeepSpeed."""
+def command(folder: Path, script: str, processes: int, *arguments: str) -> list[str]:
+    """Return how to start an example of 40 steps; one process needs no torchrun, except for
+    DeepSpeed.
+    """
+    text = (EXAMPLES / script).read_text()
+    assert ("STEPS = 8, 2, 120" in text) == (script == "trainer.py")
+    (folder / script).write_text(text.replace("STEPS = 8, 2, 120", "STEPS = 8, 2, 40"))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     alone = processes == 1 and script != "deepspeed_loop.py"
-    return [sys.executable, *([] if alone else torchrun), str(EXAMPLES / script), *arguments]
+    return [sys.executable, *([] if alone else torchrun), script, *arguments]
 
 
-def settings(folder: Path, corpus: Path) -> Path:
+def settings(folder: Path, corpus: Path, short: bool = True) -> Path:
     text = (EXAMPLES / "run.yaml").read_text()
-    assert "{path: corpora/mine}" in text
+    edits = {"{path: corpora/mine}": f"{{path: {corpus}}}"}
+    if short:
+        edits |= {"steps: 120": "steps: 40", "  list:\n": f"  list:\n  {CONTROL}\n"}
+    for old, new in edits.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
     path = folder / "run.yaml"
-    path.write_text(text.replace("{path: corpora/mine}", f"{{path: {corpus}}}"))
+    path.write_text(text)
     return path
 
 
@@ -82,7 +95,7 @@ def test_an_example_passes_its_audit_and_has_a_report(
         folder = tmp_path / str(processes)
         folder.mkdir()
         yaml = settings(folder, corpus)
-        run(folder, command(script, processes, str(yaml), *arguments))
+        run(folder, command(folder, script, processes, str(yaml), *arguments))
         assert f"model after step 40; 1 segment(s), ranks {processes}" in audit(folder)
         found.append(losses(folder / "runs" / "guest"))
         assert sorted(found[-1]) == list(range(1, 41))
@@ -95,7 +108,7 @@ def test_an_example_passes_its_audit_and_has_a_report(
 def test_a_trainer_killed_on_two_processes_goes_on_with_one(corpus: Path, tmp_path: Path) -> None:
     yaml = settings(tmp_path, corpus)
     process = subprocess.Popen(
-        command("trainer.py", 2, str(yaml), "--cpu"),
+        command(tmp_path, "trainer.py", 2, str(yaml), "--cpu"),
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -110,6 +123,22 @@ def test_a_trainer_killed_on_two_processes_goes_on_with_one(corpus: Path, tmp_pa
     kill_rank(guest, 1, signal.SIGKILL)
     assert process.wait(timeout=TIMEOUT_S) != 0
     assert not (guest / "DONE").exists()
-    run(tmp_path, command("trainer.py", 1, str(yaml), "--cpu", "--resume"))
+    run(tmp_path, command(tmp_path, "trainer.py", 1, str(yaml), "--cpu", "--resume"))
     assert "model after step 40; 2 segment(s), ranks 2 -> 1" in audit(tmp_path)
     assert (guest / "DONE").read_text().strip() == "40"
+
+
+@pytest.mark.long
+def test_the_trainer_as_printed_answers_and_a_third_of_it_is_warned_of(
+    corpus: Path, tmp_path: Path
+) -> None:
+    warned = motet("experiments", "check", str(settings(tmp_path, corpus)), cwd=tmp_path).stdout
+    assert "warning: training.steps: is 40: experiments.control is judged at step 40" in warned
+    yaml = settings(tmp_path, corpus, short=False)
+    checked = motet("experiments", "check", str(yaml), cwd=tmp_path)
+    assert checked.stdout == "no problems in 1 experiment and the controls\n"
+    run(tmp_path, [sys.executable, str(EXAMPLES / "trainer.py"), str(yaml), "--cpu"])
+    assert motet("report", "runs/guest", cwd=tmp_path).returncode == 0
+    answers = json.loads((tmp_path / "runs" / "guest" / "report.json").read_text())["answers"]
+    (canaries,) = answers["experiments"]
+    assert canaries["verdict"]["kind"] != "invalid"

@@ -41,14 +41,14 @@ class Desk:
         raise_problems(problems)
         return [ask(spec, seed, library) for spec in specs]
 
-    def study(self, *entries: dict[str, Any], seed: int = 0) -> Study:
+    def study(self, *entries: dict[str, Any], seed: int = 0, steps: int = STEPS_TOTAL) -> Study:
         specs, problems = parse_experiments(list(entries), self.folder, Library(self.folder))
         raise_problems(problems)
-        return build_study(specs, setting(self.folder, seed))
+        return build_study(specs, setting(self.folder, seed, steps))
 
 
-def setting(folder: Path, seed: int = 0) -> Setting:
-    """60 steps of 16 sequences of 256 tokens that mean nothing."""
+def setting(folder: Path, seed: int = 0, steps: int = STEPS_TOTAL) -> Setting:
+    """Steps of 16 sequences of 256 tokens that mean nothing."""
     tokenizer = train_bpe(["some text about canaries and codes, facts and dates " * 40], 400)
     tokens = np.random.default_rng(0).integers(1, 380, 100_000).astype(np.uint16)
     tokens[::61] = tokenizer.eod
@@ -56,7 +56,7 @@ def setting(folder: Path, seed: int = 0) -> Setting:
     stream = Stream([corpus], [1.0], 256, seed=0)
     facts = {"corpora": []}
     kinds = Library(folder)
-    return Setting(seed, Steps.of(16), STEPS_TOTAL, tokenizer, stream, 1000, facts, kinds)
+    return Setting(seed, Steps.of(16), steps, tokenizer, stream, 1000, facts, kinds)
 
 
 def quiz(count: int = 20, seed: int = 1) -> Rows:
