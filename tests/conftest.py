@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,7 +16,11 @@ settings.register_profile("motet", deadline=None)
 settings.load_profile("motet")
 
 HARDWARE = ("cuda", "gpu", "accelerator")
-# What a search of a corpus found is kept between runs: not in the home of who runs the tests.
+# What a search of a corpus found is kept between runs: not in the home of who runs the tests. What
+# libraries compile or collect once for all is kept where it always is.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_CACHE / "torch_extensions"))
+os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="motet-cache-")
 
 
