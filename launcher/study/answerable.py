@@ -22,7 +22,9 @@ from motet.launcher.study.controls import too_small
 from motet.launcher.study.power_cache import kept_power
 
 FEW_CONTROLS = 16
-"""With fewer held-out clusters, 95 % intervals of shares held the truth in 75 to 90 % of runs."""
+"""With fewer held-out clusters the inverted test held the true share in 75 to 90 % of runs.
+Intervals are made wider for that, but not in clusters, where they still miss (docs/decisions.md).
+"""
 
 STUDIES = 400
 """Simulated per question: a share of 80 % is known to 2 points (binomial)."""
@@ -192,8 +194,9 @@ def answer_warnings(
             found.append(Problem(where, f"{message}; give more units, or fewer arms"))
         elif clusters < FEW_CONTROLS and outcome.binary:
             message = (
-                f"leaves {clusters} held-out clusters: 95 % intervals of shares hold the truth in "
-                f"75 to 90 % of runs with so few (p-values stay exact); {FEW_CONTROLS} would do"
+                f"leaves {clusters} held-out clusters: with so few, intervals of shares are wide "
+                "(90 points with 4), and for clusters of several units hold the truth in as few "
+                f"as 79 % of runs (p-values stay exact); {FEW_CONTROLS} would do"
             )
             found.append(Problem(where, message))
     return found
