@@ -57,7 +57,8 @@ def test_a_run_is_followed_through_a_restart_to_its_cancelling(
             process.wait()
             following.kill()
     assert "[1.0] " in out
-    assert "Error" in out  # what rank 0 said of the loss of its peer
+    # What rank 0 said of the loss of its peer: it failed in a collective, or was told before it did.
+    assert "Error" in out or "another rank of this machine was gone" in out
     assert err == "motet: r is stopped: as asked, after a checkpoint\n"
     listed = motet("ls", cwd=tmp_path).stdout.splitlines()
     assert listed[1].split()[:2] == ["r", "stopped"]

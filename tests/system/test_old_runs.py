@@ -56,6 +56,15 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("old"))
 
 
+def held(now: float, then: float, where: str) -> bool:
+    """Whether an end of a curve's interval was beyond what is possible, and stops there now: shares
+    at 0 and 1, the exposure of a canary among 7 references at 0 and 3 bits.
+    """
+    if ".curves." not in where:
+        return False
+    return then < now == 0.0 if ".low[" in where else then > now and now in (1.0, 3.0)
+
+
 def assert_same(now: Any, then: Any, where: str = "") -> None:
     """What was there is there still, numbers to ten digits; further keys may have come."""
     if isinstance(then, dict):
@@ -70,7 +79,7 @@ def assert_same(now: Any, then: Any, where: str = "") -> None:
         for number, (a, b) in enumerate(zip(now, then, strict=True)):
             assert_same(a, b, f"{where}[{number}]")
     elif isinstance(then, float):
-        assert now == pytest.approx(then, rel=1e-10, abs=1e-12), where
+        assert now == pytest.approx(then, rel=1e-10, abs=1e-12) or held(now, then, where), where
     elif isinstance(then, str):
         for before, after in WORDS:
             then = then.replace(before, after)
