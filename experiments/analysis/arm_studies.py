@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.estimates import FEWEST_SPARE_CLUSTERS, Comparison
+from motet.experiments.analysis.estimates import Comparison
 from motet.experiments.analysis.simulation import Studies, repetitions
 from motet.experiments.analysis.wald import TOLERANCE, WaldFit
 
@@ -42,12 +42,10 @@ class ArmStudies(Studies):
         key: int = 0,
         simulations: int | None = None,
     ) -> None:
-        clusters = len(np.unique(comparison.clusters))
         n_arms = int(comparison.score.max())
-        spare = clusters - len(np.unique(comparison.blocks)) - 2 - n_arms
-        known = correlation if spare >= FEWEST_SPARE_CLUSTERS else None
         one = replace(comparison, score=alone)
-        super().__init__(one, alpha, icc, known, key, simulations=simulations or SIMULATIONS)
+        count = simulations or SIMULATIONS
+        super().__init__(one, alpha, icc, correlation, key, None, count, n_arms)
         ordered = self.comparison
         draws = ordered.draws[: repetitions(alpha)][:, self.starts]
         arms_DC = np.concatenate([ordered.arms[self.starts][None], draws])

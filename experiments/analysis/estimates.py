@@ -125,7 +125,7 @@ def estimate(
         return _nothing(None, *facts, "one of the groups has no unit with a value")
     _, block = np.unique(comparison.blocks[order], return_inverse=True)
     covariate = None if covariate_U is None else covariate_U[comparison.units][order]
-    projection = _projection(block, covariate, len(starts))
+    projection = projection_of(block, covariate, len(starts))
     # Twice: the first means are rounded at the outcome's size, the second at its spread's.
     residual = projection.residual(projection.residual(y))
     treatment = projection.residual(observed)
@@ -144,14 +144,21 @@ def _nothing(effect: float | None, n: int, n_clusters: int, dropped: int, why: s
     return Estimate(effect, None, None, 1.0, n, n_clusters, dropped, None, None, False, why)
 
 
-def _projection(block: I64, covariate: F64 | None, n_clusters: int) -> Projection:
+def spares_a_covariate(n_clusters: int, n_blocks: int, n_effects: int = 1) -> bool:
+    """Whether a covariate beside blocks and effects leaves clusters enough to judge by."""
+    return n_clusters - n_blocks - 1 - n_effects >= FEWEST_SPARE_CLUSTERS
+
+
+def projection_of(
+    block: I64, covariate: F64 | None, n_clusters: int, n_effects: int = 1
+) -> Projection:
     """What is taken out of outcome and treatment: block means and, where it helps, the covariate.
 
     A covariate that is constant within blocks, or that leaves fewer than four clusters to spare, is
     not used; a missing value of it is replaced by the mean.
     """
     plain = Projection(block, None)
-    if covariate is None or n_clusters - plain.columns - 2 < FEWEST_SPARE_CLUSTERS:
+    if covariate is None or not spares_a_covariate(n_clusters, plain.columns, n_effects):
         return plain
     finite = np.isfinite(covariate)
     if not finite.any():

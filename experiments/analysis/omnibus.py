@@ -29,11 +29,11 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.estimates import (
-    FEWEST_SPARE_CLUSTERS,
     POWER,
     ArmEffect,
     Comparison,
     Estimate,
+    projection_of,
 )
 from motet.experiments.analysis.sums import share_as_extreme
 from motet.experiments.analysis.wald import (
@@ -84,41 +84,20 @@ def omnibus(
         return _nothing(facts, "an arm has no unit with a value")
     _, block = np.unique(comparison.blocks[order], return_inverse=True)
     covariate = None if covariate_U is None else covariate_U[comparison.units][order]
-    spare = len(starts) - int(block.max()) - 2 - n_arms
-    direction = _direction(covariate, block) if spare >= FEWEST_SPARE_CLUSTERS else None
+    projection = projection_of(block, covariate, len(starts), n_arms)
     y = outcome_U[comparison.units][order]
-    residual = _within(_within(y, block), block)
-    if direction is not None:
-        residual = residual - direction * (direction @ residual)
+    residual = projection.residual(projection.residual(y))  # twice, as in `estimate`
     if float(np.abs(residual).max()) <= TOLERANCE * max(float(np.abs(y).max()), 1e-300):
         alike = tuple(ArmEffect(k + 1, 0.0, None, None, 1.0) for k in range(n_arms))
         why = "the outcome does not vary between units within a block"
         return replace(_nothing(facts, why), arms=alike)
-    sums = ClusterSums.of(residual, direction, block, starts)
+    sums = ClusterSums.of(residual, projection.covariate, block, starts)
     draws = DrawnGroups(comparison.draws, order[starts], group, n_arms)
     return _infer(sums, actual, draws, facts, alpha, detect_alpha or alpha)
 
 
 def _nothing(facts: tuple[int, int, int], why: str) -> Estimate:
     return Estimate(None, None, None, 1.0, *facts, None, None, False, why)
-
-
-def _within(values_U: F64, block_U: I64) -> F64:
-    """Values less the mean of their block."""
-    return values_U - (np.bincount(block_U, weights=values_U) / np.bincount(block_U))[block_U]
-
-
-def _direction(covariate: F64 | None, block_U: I64) -> F64 | None:
-    """The covariate less its block's mean, of length 1; None where that leaves nothing."""
-    if covariate is None or not np.isfinite(covariate).any():
-        return None
-    finite = np.isfinite(covariate)
-    filled = np.where(finite, covariate, covariate[finite].mean())
-    rest = _within(filled, block_U)
-    length = float(np.linalg.norm(rest))
-    if length <= 1e-8 * max(float(np.linalg.norm(filled)), 1e-300):
-        return None
-    return np.asarray(rest / length)
 
 
 def _infer(

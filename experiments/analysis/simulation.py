@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.estimates import (
-    FEWEST_SPARE_CLUSTERS,
     POWER,
     TOLERANCE,
     Comparison,
+    spares_a_covariate,
 )
 
 F64 = npt.NDArray[np.float64]
@@ -124,6 +124,7 @@ class Studies:
         key: of the simulation; equal keys give equal outcomes, whatever the effect.
         covariate: float64 [N], the measured one; None = it is simulated too.
         simulations: how many outcomes.
+        n_effects: that the test estimates beside the covariate.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Studies:
         key: int = 0,
         covariate: F64 | None = None,
         simulations: int = SIMULATIONS,
+        n_effects: int = 1,
     ) -> None:
         self.comparison = comparison = _by_cluster(comparison)
         self.alpha = alpha
@@ -148,8 +150,8 @@ class Studies:
         self.latent_SN = self._latent(rng, icc, self.count)
         self.groups: list[tuple[slice, F64 | None]] = [(slice(0, self.count), None)]
         blocks = len(np.unique(comparison.blocks))
-        spare = len(self.starts) - blocks - 3 >= FEWEST_SPARE_CLUSTERS
-        if correlation is not None and spare:
+        spared = spares_a_covariate(len(self.starts), blocks, n_effects)
+        if correlation is not None and spared:
             self.groups = self._adjusted(rng, icc, correlation, covariate)
 
     def _treatments(self, sizes: I64) -> F64:

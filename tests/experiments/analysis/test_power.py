@@ -71,6 +71,8 @@ def unequal(number: int) -> str:
 
 DESIGNS: dict[str, dict[str, Any]] = {
     "plain": {"units": 40},
+    "as few as can spare a covariate": {"units": 7},
+    "one too few to spare it": {"units": 6},
     "pairs as blocks in 5 arms": {"units": 40, "arms": 5, "block": lambda n: f"b{n // 2}"},
     "clusters of 1 to 12 in blocks": {
         "units": 78,
