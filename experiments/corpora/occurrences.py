@@ -8,7 +8,7 @@ whatever the corpus; nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,14 +48,12 @@ class TokenArray:
 def occurrences(
     corpus: TokenReader,
     runs: Sequence[npt.NDArray[np.integer]],
-    progress: Callable[[int], None] | None = None,
 ) -> I64:
     """How often each run occurs in the corpus, int64 [runs]; overlapping places count each.
 
     Args:
         corpus: what is searched.
         runs: of `ANCHOR` tokens or more each.
-        progress: is called with the tokens searched so far.
 
     Raises:
         ValueError: a run is too short.
@@ -71,8 +69,6 @@ def occurrences(
         first = max(0, start - kept)
         stop = min(start + CHUNK, corpus.n_tokens)
         search.count(corpus.read(first, stop - first).astype(np.uint32), start - first, counts)
-        if progress is not None:
-            progress(stop)
     return counts
 
 

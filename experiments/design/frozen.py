@@ -33,8 +33,13 @@ JUDGING = (
     "analysis/*.py",
     "library/*.py",
     "design/assignment.py",
+    "design/declared.py",
     "design/experiment.py",
+    "design/overlap.py",
+    "design/shares.py",
+    "design/spec.py",
     "design/trial.py",
+    "design/wording.py",
     "stream/random.py",
     "types.py",
 )

@@ -6,7 +6,7 @@ corpora hold a unit has nothing to do with its arm. So it is a warning, with cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,10 +116,7 @@ def _pieces(tokens: npt.NDArray[np.integer]) -> list[npt.NDArray[np.integer]]:
 
 
 def hits_in(
-    questions: Sequence[Question],
-    tokenizer: Tokenizer,
-    corpora: Sequence[TokenReader],
-    progress: Callable[[int], None] | None = None,
+    questions: Sequence[Question], tokenizer: Tokenizer, corpora: Sequence[TokenReader]
 ) -> list[CorpusHits]:
     """Return what the corpora hold of each experiment, in one pass over each corpus.
 
@@ -127,16 +124,12 @@ def hits_in(
         questions: with their units assigned.
         tokenizer: of the corpora.
         corpora: searched to their end.
-        progress: is called with the tokens searched so far.
     """
     asked = [wanted(question, tokenizer) for question in questions]
     runs = [run for each in asked for run in each.runs]
     counts = np.zeros(len(runs), dtype=np.int64)
-    before = 0
     for corpus in corpora:
-        tell = None if progress is None else lambda done, first=before: progress(first + done)
-        counts += occurrences(corpus, runs, tell)
-        before += corpus.n_tokens
+        counts += occurrences(corpus, runs)
     ends = np.cumsum([len(each.runs) for each in asked])
     parts = np.split(counts, ends[:-1]) if asked else []
     return [_hits(each, part) for each, part in zip(asked, parts, strict=True)]

@@ -79,9 +79,8 @@ class Lifeline:
             if self.attempt is not None:
                 with contextlib.suppress(OSError):
                     atomic_write(self.attempt / f"crash-{self.rank}.txt", PEER_GONE_TEXT)
-            with contextlib.suppress(
-                OSError
-            ):  # straight to the log: the main thread may hold the stream
+            # Straight to the log: the main thread may hold the stream.
+            with contextlib.suppress(OSError):
                 os.write(2, PEER_GONE_TEXT.encode())
             end_now(PEER_GONE)
         if self.phase == "starting":

@@ -4,15 +4,15 @@ for its report.
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem
-from motet.core.files import atomic_write
+from motet.core.files import read_json, write_json
 from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.in_corpus import (
@@ -33,12 +33,9 @@ from motet.launcher.study.controls import window_warnings
 KEPT = "warnings.json"
 LONG_TOKENS = 50_000_000
 """Searching more than this takes seconds, which are announced."""
-Searched = Callable[[int], None]
 
 
-def study_warnings(
-    study: Study, settings: RunSettings, progress: Searched | None = None
-) -> list[Problem]:
+def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     """Return the warnings of a study: questions that hardly any effect could answer, few held-out
     clusters, units that its own texts or the base corpora tell of, and a positive control that is
     judged too soon.
@@ -46,10 +43,9 @@ def study_warnings(
     Args:
         study: of the run.
         settings: its settings; `experiments.scan_tokens` says how much is searched.
-        progress: is called with the tokens of the corpora searched so far.
     """
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
-    told = _corpus_warnings(study, settings, progress)
+    told = _corpus_warnings(study, settings)
     weak = answer_warnings(study, Assumed(**asdict(settings.experiments.assume)))
     return [*weak, *leaks, *told, *window_warnings(study)]
 
@@ -69,9 +65,7 @@ def _leak(study: Study, leak: Overlap) -> Problem:
     return Problem(f"experiments.{leak.told}.cluster_by", message)
 
 
-def _corpus_warnings(
-    study: Study, settings: RunSettings, progress: Searched | None
-) -> list[Problem]:
+def _corpus_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     corpora = open_corpora(settings)
     total, most = sum(corpus.n_tokens for corpus in corpora), settings.experiments.scan_tokens
     if total > most:
@@ -80,49 +74,37 @@ def _corpus_warnings(
             f"units; experiments.scan_tokens={total} searches them"
         )
         return [Problem("experiments.scan_tokens", message)] if most else []
-    found = _scanned(study, corpora, progress)
+    found = _scanned(study, corpora)
     return [Problem(f"experiments.{hits.name}", str(hits)) for hits in found if hits.units]
 
 
-def _scanned(
-    study: Study, corpora: Sequence[Corpus], progress: Searched | None
-) -> list[CorpusHits]:
+def _scanned(study: Study, corpora: Sequence[Corpus]) -> list[CorpusHits]:
     """Search the corpora, or read what an earlier search of them for these units found."""
     tokenizer = study.setting.tokenizer
-    path = _cache() / f"{scan_key(study.questions, tokenizer, corpora)}.json"
-    try:
-        return hits_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # never searched, or by another version
+    file = cache_file("scans", scan_key(study.questions, tokenizer, corpora))
+    with contextlib.suppress(TypeError, KeyError):  # kept by a version with other fields
+        if (kept_hits := recall(file)) is not None:
+            return hits_of(kept_hits)
     total = sum(corpus.n_tokens for corpus in corpora)
     if total > LONG_TOKENS:
         said = f"motet: searching the corpora for units of the experiments: {total:,} tokens, once"
         print(said, file=sys.stderr)
-    found = hits_in(study.questions, tokenizer, corpora, progress)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(hits_json(found)))
-    except OSError:
-        pass  # a home that cannot be written to costs another search
+    found = hits_in(study.questions, tokenizer, corpora)
+    remember(file, hits_json(found))
     return found
-
-
-def _cache() -> Path:
-    """Where results of searches are kept, by the hash of everything they depend on."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "motet" / "scans"
 
 
 def keep(warnings: Sequence[Problem], plan: Path) -> None:
     """Write the warnings beside the frozen study; nothing when there are none."""
     if warnings:
-        lines = json.dumps([str(warning) for warning in warnings], indent=1)
-        atomic_write(plan / KEPT, lines, private=False)
+        write_json(plan / KEPT, [str(warning) for warning in warnings], private=False)
 
 
 def kept(plan: Path) -> list[str]:
-    """The warnings that a run was made with, [] for one without or of before there were any."""
-    try:
-        return [str(line) for line in json.loads((plan / KEPT).read_text(encoding="utf-8"))]
-    except FileNotFoundError:
-        return []
+    """The warnings that a run was made with, [] for one without or of before there were any.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = plan / KEPT
+    return [str(line) for line in read_json(path)] if path.exists() else []

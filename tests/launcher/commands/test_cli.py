@@ -674,3 +674,6 @@ def test_a_run_keeps_the_warnings_that_it_was_made_with(tmp_path: Path) -> None:
     assert warnings == ["experiments.known: the base text holds <10> units"]
     page = render({"compliance": {"warnings": warnings, "ledger_ok": True}})
     assert "the base text holds &lt;10&gt; units" in page
+    (tmp_path / cautions.KEPT).write_text("[")
+    with pytest.raises(UserError, match=r"warnings.json cannot be read as JSON"):
+        cautions.kept(tmp_path)

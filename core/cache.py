@@ -1,0 +1,41 @@
+"""Results that can be computed again, kept in the user's cache by the hash of what they depend on.
+
+One small JSON file each in `$XDG_CACHE_HOME/motet/KIND` (`~/.cache/motet/KIND`). Any may be deleted
+at any time; a cache that cannot be written, and a damaged file, only cost the computation again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from motet.core.files import atomic_write
+
+
+def cache_file(kind: str, key: str) -> Path:
+    """Return where a result is kept.
+
+    Args:
+        kind: of results, the name of a folder.
+        key: hash of everything that the result depends on.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "motet" / kind / f"{key}.json"
+
+
+def recall(file: Path) -> Any:
+    """Return a kept result; None where there is none that can be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def remember(file: Path, result: Any) -> None:
+    """Keep a result, where the cache can be written."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(result))
