@@ -28,8 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.answers import CONFIDENCE, Answer
+from motet.experiments.analysis.cells import ROUNDING
 from motet.experiments.analysis.measured import ByOther, Measured, held_out_units
 from motet.experiments.analysis.power import primary_of
+from motet.experiments.analysis.sums import TOLERANCE, share_as_extreme
 from motet.experiments.design.assignment import assign_many
 from motet.experiments.stream.random import name_key
 
@@ -38,7 +40,6 @@ I64 = npt.NDArray[np.int64]
 CHUNK_CELLS = 1 << 18
 MOST_BLOCK_CELLS = 4_000_000
 FEWEST_OF_CELL = 2
-TOLERANCE = 1e-9
 CONTRAST = "effect where both were shown, less the effects of either alone"
 
 
@@ -178,7 +179,9 @@ def interaction(values: F64, crossed: Crossed, alpha: float) -> Interaction:
     starts = np.flatnonzero(np.diff(crossed.clusters[order], prepend=-1))
     basis, note = _blocks(tuple(blocks[order] for blocks in crossed.blocks))
     actual = _Regressed(basis, *(each[None, order] for each in crossed.treated))
-    y = actual.without(values[order] - basis @ (basis.T @ values[order]))[0]
+    # Twice: the first means are rounded at the outcome's size, the second at its spread's.
+    rest = values[order] - basis @ (basis.T @ values[order])
+    y = actual.without(rest - basis @ (basis.T @ rest))[0]
     product = actual.product[0]
     if float(np.abs(y).max()) <= TOLERANCE * max(float(np.abs(values[order]).max()), 1e-300):
         return Interaction(0.0, None, None, 1.0, len(kept), "nothing is left but the two effects")
@@ -190,7 +193,10 @@ def interaction(values: F64, crossed: Crossed, alpha: float) -> Interaction:
     for start in range(0, len(crossed.draws[0]), step):
         parts = [each[start : start + step][:, order].astype(float) for each in crossed.draws]
         rows.append(_sums(_Regressed(basis, *parts), y, product, starts))
-    squared = _Squared(np.concatenate(rows, axis=1))
+    lengths = (float(np.linalg.norm(y)), float(np.linalg.norm(product)))
+    squared = _Squared(np.concatenate(rows, axis=1), lengths)
+    if squared.at(0.0)[0] == 0:
+        effect = 0.0
     low, high = (squared.end(effect, side, alpha) for side in (-1.0, 1.0))
     if low is None or high is None:
         note = f"{note}; " if note else ""
@@ -260,14 +266,21 @@ def _sums(draws: _Regressed, y: F64, product: F64, starts: I64) -> F64:
 
 
 class _Squared:
-    """The squared studentized statistic of the actual assignment (column 0) and of every draw."""
+    """The squared studentized statistic of the actual assignment (column 0) and of every draw.
 
-    def __init__(self, sums: F64) -> None:
+    lengths: Euclidean lengths of the outcome and of the actual product, which bound rounding.
+    """
+
+    def __init__(self, sums: F64, lengths: tuple[float, float]) -> None:
         self.a, self.b, self.s, self.pp, self.pq, self.qq, self.defined = sums
+        self.lengths = lengths
 
     def at(self, tau: float) -> F64:
         """When an interaction of tau is removed; a draw without a cell counts as extreme."""
         top = ((self.a - tau * self.b) * self.s) ** 2
+        # As in `sums`: what is smaller than the rounding of a product of two lengths is 0.
+        most = self.lengths[0] + abs(tau) * self.lengths[1]
+        top = np.where(top <= ROUNDING**2 * self.s * most**2, 0.0, top)
         bottom = self.pp - 2 * tau * self.pq + tau**2 * self.qq
         bottom = np.where(bottom > 1e-12 * (self.pp + tau**2 * self.qq), bottom, 0.0)
         value = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), np.inf)
@@ -276,7 +289,7 @@ class _Squared:
     def p(self, tau: float) -> float:
         """Two-sided p-value of the hypothesis that the interaction is tau."""
         squared = self.at(tau)
-        return float((squared >= squared[0] * (1 - TOLERANCE)).sum() / len(squared))
+        return share_as_extreme(squared[1:], float(squared[0]))
 
     def end(self, effect: float, side: float, alpha: float) -> float | None:
         """The farthest interaction on one side that the test does not reject."""

@@ -90,6 +90,21 @@ def test_the_interval_holds_what_the_test_does_not_reject() -> None:
         assert inside.p > 0.05 >= outside.p
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.7, -100.0])
+def test_an_interaction_that_is_0_but_for_rounding_has_p_1(offset: float) -> None:
+    n = 16
+    a, b = np.tile([0.0, 0, 1, 1], n // 4), np.tile([0.0, 1, 0, 1], n // 4)
+    blocks, units = np.arange(n) // 8, np.arange(n)
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        draws = dealt(generator, blocks, 199), dealt(generator, blocks, 199)
+        crossed = Crossed(units, units, (a, b), draws, (blocks, blocks), units)
+        # The same answers in all four cells of a quadruple: nothing is left to interact.
+        values = offset + 0.1 * np.repeat(generator.integers(0, 2, n // 4), 4)
+        found = interaction(values, crossed, 0.05)
+        assert (found.effect, found.p) == (0.0, 1.0), seed
+
+
 def test_it_errs_about_as_often_as_it_says() -> None:
     """Of 300 studies in which two effects of one standard deviation add up; 5 % is 15."""
     p = [interaction(*study(seed, (1.0, 1.0, 0.0), draws=99), 0.05).p for seed in range(300)]
