@@ -24,7 +24,7 @@ from motet.experiments.analysis.declared import (
 )
 from motet.experiments.analysis.detectable import detectable
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
-from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p
+from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p_of
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
 from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
@@ -179,9 +179,8 @@ class Answer:
 
     def smallest_p(self) -> float:
         """The smallest p-value that the primary outcome could have in this design."""
-        return smallest_p(
-            self.repeater, group_scores(self.m.experiment, primary_of(self.m.experiment))
-        )
+        experiment = self.m.experiment
+        return smallest_p_of(experiment, primary_of(experiment), self.repeater)
 
     def values(self, outcome: OutcomeSpec) -> F64:
         """The outcome of every unit, float64 [U], NaN where there is none."""

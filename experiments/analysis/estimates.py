@@ -96,6 +96,11 @@ class Comparison:
     blocks: I64
     clusters: I64
 
+    def measured(self, outcome_U: F64) -> I64:
+        """Places, among those that take part, of units with a value, in the order of clusters."""
+        places = np.flatnonzero(np.isfinite(outcome_U[self.units]))
+        return places[np.argsort(self.clusters[places], kind="stable")]
+
 
 def estimate(
     outcome_U: F64,
@@ -111,16 +116,12 @@ def estimate(
     of the test whose smallest detectable effect is wanted, `alpha` unless multiplicity asks for
     less.
     """
-    values = outcome_U[comparison.units]
-    kept = np.isfinite(values)
-    dropped = int((~kept).sum())
-    order = np.flatnonzero(kept)
-    order = order[np.argsort(comparison.clusters[order], kind="stable")]
-    y = values[order]
+    order = comparison.measured(outcome_U)
+    y = outcome_U[comparison.units][order]
     clusters = comparison.clusters[order]
     starts = np.flatnonzero(np.diff(clusters, prepend=-1))
     observed = comparison.score[comparison.arms[order]]
-    facts = (len(order), len(starts), dropped)
+    facts = (len(order), len(starts), len(comparison.units) - len(order))
     if len(order) < 2 or np.ptp(observed) == 0:
         return _nothing(None, *facts, "one of the groups has no unit with a value")
     _, block = np.unique(comparison.blocks[order], return_inverse=True)

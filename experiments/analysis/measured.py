@@ -235,8 +235,7 @@ def notes(m: Measured, repeater: Repeater, detect_alpha: float, primary: Outcome
     ]
     if empty:
         found.append(f"No unit was assigned to: {', '.join(empty)}.")
-    omnibus = declared_test(m.experiment, primary) == "omnibus"
-    smallest = smallest_p(repeater, treatment_values(m.experiment, primary), omnibus)
+    smallest = smallest_p_of(m.experiment, primary, repeater)
     if smallest > detect_alpha:
         found.append(
             f"The design is so small that no result can have a p-value below {smallest:.2g}; "
@@ -312,6 +311,12 @@ def examples(m: Measured) -> list[dict[str, str]]:
             short = text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…"
             found.append({"unit": unit.id, "arm": arm.name, "text": short})
     return found
+
+
+def smallest_p_of(experiment: Experiment, outcome: OutcomeSpec, repeater: Repeater) -> float:
+    """The smallest p-value that an outcome could have by the test that the experiment declared."""
+    omnibus = declared_test(experiment, outcome) == "omnibus"
+    return smallest_p(repeater, treatment_values(experiment, outcome), omnibus)
 
 
 def smallest_p(repeater: Repeater, treatment: F64, names_only: bool = False) -> float:

@@ -70,12 +70,10 @@ def omnibus(
         An estimate without an effect of its own, with `arms`. Its smallest detectable effect is
         that of any single arm, the others having none: the arm where it is hardest to find counts.
     """
-    kept = np.isfinite(outcome_U[comparison.units])
-    order = np.flatnonzero(kept)
-    order = order[np.argsort(comparison.clusters[order], kind="stable")]
+    order = comparison.measured(outcome_U)
     clusters = comparison.clusters[order]
     starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-    facts = (len(order), len(starts), int((~kept).sum()))
+    facts = (len(order), len(starts), len(comparison.units) - len(order))
     group = comparison.score.astype(np.int8)
     actual = group[comparison.arms[order[starts]]]
     n_arms = int(group.max())

@@ -5,7 +5,7 @@ definition is the frozen one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study import cautions
-from motet.launcher.study.before_training import specs_of
+from motet.launcher.study.before_training import assumed_of, specs_of
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
 
 
@@ -167,7 +167,7 @@ def load_measured(root: Path) -> StudyResult:
         standing=where,
         later=later,
         definition_sha256=manifest["definition_sha256"],
-        assumed=Assumed(**asdict(settings.experiments.assume)),
+        assumed=assumed_of(settings),
     )
 
 

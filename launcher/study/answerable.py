@@ -8,9 +8,9 @@ import numpy as np
 
 from motet.core.errors import Problem
 from motet.experiments.analysis import simulation
-from motet.experiments.analysis.declared import comparison_of, primary_of, treatment_values
+from motet.experiments.analysis.declared import comparison_of, primary_of
 from motet.experiments.analysis.estimates import POWER
-from motet.experiments.analysis.measured import smallest_p
+from motet.experiments.analysis.measured import smallest_p_of
 from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
@@ -18,7 +18,7 @@ from motet.experiments.design.declared import declared_test
 from motet.experiments.design.study import Study
 from motet.experiments.library import generate
 from motet.experiments.stream.random import name_key
-from motet.launcher.study.controls import too_small
+from motet.launcher.study.controls import sized_by, too_small
 from motet.launcher.study.power_cache import kept_power
 
 FEW_CONTROLS = 16
@@ -85,8 +85,7 @@ def _powerless(
     )
     if question.experiment.role == "positive_control":
         message += ", so this is a control that cannot be relied on"
-    where = f"experiments.{question.name}.{'items' if question.spec.items else 'generate.count'}"
-    return Problem(where, f"{message}; {_helps(question, corrected)}")
+    return Problem(sized_by(question), f"{message}; {_helps(question, corrected)}")
 
 
 def _at_largest(
@@ -128,7 +127,7 @@ def _helps(question: Question, corrected: bool) -> str:
 def _unanswerable(question: Question, draws: int, needed: float) -> Problem | None:
     """Say why no outcome could answer a question, and what would help; None where one could."""
     where = f"experiments.{question.name}"
-    source = f"{where}.{'items' if question.spec.items else 'generate.count'}"
+    source = sized_by(question)
     design, arms = question.design, question.spec.arms
     size = f"gives {len(question.units)} units in {design.n_clusters} clusters"
     if design.n_clusters == 1 and len(question.units) > 1:
@@ -146,9 +145,7 @@ def _unanswerable(question: Question, draws: int, needed: float) -> Problem | No
         return Problem(source, f"{message}; {more}")
     outcome = primary_of(question.experiment)
     repeater = Repeater(design, question.arms, 0, draws)
-    omnibus = declared_test(question.experiment, outcome) == "omnibus"
-    values = treatment_values(question.experiment, outcome)
-    smallest = smallest_p(repeater, values, omnibus)
+    smallest = smallest_p_of(question.experiment, outcome, repeater)
     if smallest <= needed:
         return None
     if 1 / (1 + draws) > needed:

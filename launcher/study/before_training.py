@@ -96,6 +96,11 @@ def setting_of(settings: RunSettings) -> Setting:
     )
 
 
+def assumed_of(settings: RunSettings) -> Assumed:
+    """Return what the simulation of power takes for granted."""
+    return Assumed(**asdict(settings.experiments.assume))
+
+
 def build(settings: RunSettings, must_answer: bool = False) -> Study:
     """Return the compiled study of a run.
 
@@ -111,8 +116,7 @@ def build(settings: RunSettings, must_answer: bool = False) -> Study:
     lock = Path(settings.experiments.lock) if settings.experiments.lock else None
     study = build_study(specs, setting_of(settings), lock)
     few = [found for question in study.questions for found in cluster_problems(question)]
-    assumed = Assumed(**asdict(settings.experiments.assume))
-    few += answer_problems(study, assumed) if must_answer else []
+    few += answer_problems(study, assumed_of(settings)) if must_answer else []
     raise_problems([*_probe_problems(study), *control_problems(study), *few])
     return study
 
@@ -188,7 +192,7 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     specs, problems = specs_of(settings, library)
     raise_problems(problems)
     rows = []
-    assumed = Assumed(**asdict(settings.experiments.assume))
+    assumed = assumed_of(settings)
     n_questions = max(1, sum(spec.role == "question" for spec in specs))
     for spec in specs:
         question = ask(spec, settings.plan_seed, library)

@@ -7,13 +7,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem
 from motet.core.files import read_json, write_json
-from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.in_corpus import (
     CorpusHits,
@@ -28,6 +26,7 @@ from motet.experiments.design.study import Study
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora
 from motet.launcher.study.answerable import answer_warnings
+from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.controls import window_warnings
 
 KEPT = "warnings.json"
@@ -46,7 +45,7 @@ def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     """
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
     told = _corpus_warnings(study, settings)
-    weak = answer_warnings(study, Assumed(**asdict(settings.experiments.assume)))
+    weak = answer_warnings(study, assumed_of(settings))
     return [*weak, *leaks, *told, *window_warnings(study)]
 
 

@@ -8,7 +8,7 @@ import math
 
 from motet.core.errors import Problem
 from motet.experiments.analysis.declared import group_scores, primary_of
-from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p
+from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.study import Study
@@ -35,16 +35,21 @@ def control_problems(study: Study) -> list[Problem]:
             what = (
                 "an A/A control that cannot fail" if placebo else "a control that cannot be found"
             )
-            setting = "items" if question.spec.items else "generate.count"
-            where = f"experiments.{question.name}.{setting}"
-            problems.append(Problem(where, f"{wrong}, so this is {what}"))
+            problems.append(Problem(sized_by(question), f"{wrong}, so this is {what}"))
     return problems
+
+
+def sized_by(question: Question) -> str:
+    """The setting that says how many units a question has."""
+    return f"experiments.{question.name}.{'items' if question.spec.items else 'generate.count'}"
 
 
 def too_small(question: Question, draws: int, needed: float) -> str | None:
     """Say why no p-value of a control can fall below `needed`, and what would work."""
-    scores = group_scores(question.experiment, primary_of(question.experiment))
-    smallest = smallest_p(Repeater(question.design, question.arms, 0, draws), scores)
+    outcome = primary_of(question.experiment)
+    scores = group_scores(question.experiment, outcome)
+    repeater = Repeater(question.design, question.arms, 0, draws)
+    smallest = smallest_p_of(question.experiment, outcome, repeater)
     if smallest < needed:
         return None
     bound = f"its p-value cannot fall below {smallest:.2g} and {needed:.2g} is needed"

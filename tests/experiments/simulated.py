@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from motet.experiments.analysis.measured import Measured
-from motet.experiments.design.assignment import assign, assignment_key, make_design
+from motet.experiments.design.assignment import Design, assign, assignment_key, make_design
+from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.kinds import LIBRARY, Library
-from motet.experiments.types import ItemScores, Unit
+from motet.experiments.types import I64, ItemScores, Unit
 
 STEPS_TOTAL = 2000
 
@@ -26,6 +27,24 @@ STEPS_TOTAL = 2000
 def as_it_is(units: list[Unit]) -> list[Unit]:
     """Leave the units alone."""
     return units
+
+
+def dealt(
+    entry: dict[str, Any], seed: int, edit: Callable[[list[Unit]], list[Unit]] = as_it_is
+) -> tuple[Experiment, list[Unit], Design, I64, I64]:
+    """An experiment from its entry in run.yaml, its units, their design and arms, and how often
+    each is to be shown.
+    """
+    specs, problems = parse_experiments([entry], Path(), Library(Path()))
+    assert not problems, problems
+    spec = specs[0]
+    experiment = LIBRARY[spec.use](spec)
+    units = edit(experiment.units())
+    design = make_design(units, spec.arms)
+    arms = assign(design, assignment_key(seed, spec.name))
+    doses = np.array([arm.dose for arm in spec.arms], dtype=np.int64)[arms]
+    planned = doses if experiment.inserts_units else np.zeros_like(doses)
+    return experiment, units, design, arms, planned
 
 
 def simulated(
@@ -43,16 +62,8 @@ def simulated(
         seed: of the run and of the scores.
         edit: gives the units other clusters or blocks.
     """
-    specs, problems = parse_experiments([entry], Path(), Library(Path()))
-    assert not problems, problems
-    spec = specs[0]
-    experiment = LIBRARY[spec.use](spec)
-    units = edit(experiment.units())
-    design = make_design(units, spec.arms)
-    arms = assign(design, assignment_key(seed, spec.name))
-    doses = np.array([arm.dose for arm in spec.arms], dtype=np.int64)[arms]
-    planned = doses if experiment.inserts_units else np.zeros_like(doses)
-    schedule = spec.schedule.resolve(STEPS_TOTAL)
+    experiment, units, design, arms, planned = dealt(entry, seed, edit)
+    schedule = experiment.spec.schedule.resolve(STEPS_TOTAL)
     start = int(schedule.first_step(STEPS_TOTAL))
     gap = int(schedule.every) if schedule.kind == "every" else 10
     shown = [start + gap * np.arange(count, dtype=np.int64) for count in planned]

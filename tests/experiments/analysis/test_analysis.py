@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,11 @@ from motet.experiments.design.assignment import (
     assign,
     assign_many,
     assign_timing,
-    assignment_key,
     make_design,
 )
-from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.spec import Arm
-from motet.experiments.library.kinds import LIBRARY, Library
 from motet.experiments.types import ItemScores, Unit
+from tests.experiments.simulated import dealt
 
 F64 = npt.NDArray[np.float64]
 TWO = (Arm("control", 0), Arm("treated", 1))
@@ -360,16 +357,8 @@ def measured(
     total: int = 1000,
 ) -> Measured:
     """One experiment with simulated scores; right items gain `effect(dose)` nats after exposure."""
-    specs, problems = parse_experiments([entry], Path(), Library(Path()))
-    assert not problems, problems
-    spec = specs[0]
-    experiment = LIBRARY[spec.use](spec)
-    units = edit(experiment.units())
-    design = make_design(units, spec.arms)
-    arms = assign(design, assignment_key(seed, spec.name))
-    doses = np.array([arm.dose for arm in spec.arms], dtype=np.int64)[arms]
-    planned = doses if experiment.inserts_units else np.zeros_like(doses)
-    schedule = spec.schedule.resolve(total)
+    experiment, units, design, arms, planned = dealt(entry, seed, edit)
+    schedule = experiment.spec.schedule.resolve(total)
     steps = np.array(sorted(experiment.probe_steps(total)), dtype=np.int64)
     start = int(schedule.first_step(total))
     gap = int(schedule.every) if schedule.kind == "every" else 1
