@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray
+FIVE = 5
 
 
 def dense(y: Array, arms: Array, blocks: Array, draws: Array) -> float:
@@ -47,6 +49,7 @@ def dense(y: Array, arms: Array, blocks: Array, draws: Array) -> float:
 
 def measure(units: int, blocks: int, draws: int, peer_draws: int) -> dict[str, Any]:
     from motet.experiments.analysis.estimates import estimate
+    from motet.experiments.analysis.omnibus import omnibus
     from motet.experiments.analysis.randomization import Repeater
     from motet.experiments.design.assignment import Design, assign
 
@@ -71,6 +74,9 @@ def measure(units: int, blocks: int, draws: int, peer_draws: int) -> dict[str, A
     timed("outcome, with a covariate", lambda: estimate(y, before, comparison))
     holes = np.where(np.arange(units) % 97 == 0, np.nan, y)
     timed("outcome, with missing values", lambda: estimate(holes, before, comparison))
+    arms = replace(design, weights=(1,) * FIVE)
+    five = Repeater(arms, assign(arms, 3), 7, draws // 5).whole(np.arange(FIVE) * 1.0)
+    timed(f"all {FIVE} arms at once, {draws // 5:,} draws", lambda: omnibus(y, before, five))
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if peer_draws:
         few = Repeater(design, repeater.arms_U, 7, peer_draws).whole(score)
@@ -84,8 +90,6 @@ def measure(units: int, blocks: int, draws: int, peer_draws: int) -> dict[str, A
 
 def _first(design: Any, n: int) -> Any:
     """A design of n units in one block, to load modules with."""
-    from dataclasses import replace
-
     cluster = np.arange(n)
     zeros = np.zeros(n, np.int64)
     return replace(

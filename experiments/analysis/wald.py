@@ -4,7 +4,8 @@ Each arm with a dose has its own coefficient in a regression on what is left of 
 block means and one covariate are taken out; the covariance is cluster-robust (HC0). Clusters share
 their units' arm, so all sums are over clusters. Sums over the clusters of a block and arm, of a few
 columns that no draw changes, are one matrix product for many draws; the rest is arithmetic per
-block and arm. Where that subtracts nearly equal numbers, a draw is done cluster by cluster.
+block and arm. Where that subtracts nearly equal numbers, and where a block and arm holds hardly
+more than a cluster, a draw is done cluster by cluster.
 
 Shapes: C clusters, B blocks, D draws, K arms with a dose, L = K + 1 groups.
 """
@@ -24,6 +25,8 @@ CHUNK_CELLS = 1 << 19
 TOLERANCE = 1e-9
 ROUNDING = 1e-12
 CANCELLED = 1e-3
+CLUSTERS_PER_CELL = 2
+"""With fewer on average in a block and arm, sums over these save nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,10 @@ class ClusterSums:
 
     def columns(self) -> list[F64]:
         """Those that a cluster's residual is made of."""
-        every = [self.n, self.r, self.q, self.qr, self.qq]
-        return every if self.adjusted else every[:2]
+        return self.every() if self.adjusted else self.every()[:2]
+
+    def every(self) -> list[F64]:
+        return [self.n, self.r, self.q, self.qr, self.qq]
 
 
 @dataclass(frozen=True)
@@ -194,22 +199,47 @@ class _Residual:
 
 def fit_by_cluster(sums: ClusterSums, groups_DC: I8, n_arms: int) -> tuple[WaldFit, _Residual]:
     """Effects and their covariance for every row of groups (0 ... K), cluster by cluster."""
-    n_draws, n_groups = len(groups_DC), n_arms + 1
-    n_blocks = int(sums.block.max()) + 1
-    row = np.arange(n_draws)[:, None]
-    places = ((row * n_blocks + sums.block) * n_groups + groups_DC).ravel()
+    from scipy.sparse import csr_array
 
-    def cells(values: F64) -> F64:
-        weights = np.broadcast_to(values, groups_DC.shape).ravel()
-        found = np.bincount(places, weights, n_draws * n_blocks * n_groups)
-        return np.asarray(found, np.float64).reshape(n_draws, n_blocks, n_groups)
+    places = (sums.block, np.arange(len(sums.n)))
+    adding = csr_array((sums.n, places))
+    size = np.bincount(sums.block, sums.n)[:, None]
+    groups_CD = np.ascontiguousarray(groups_DC.T)
+    # The treatment of every arm, and what of it the block's mean leaves, float64 [K, C, D].
+    x = (groups_CD == np.arange(1, n_arms + 1)[:, None, None]).astype(np.float64)
+    z = np.array([adding @ inside / size for inside in x])
+    total, s, g = (
+        np.array([column @ inside for inside in x]) for column in (sums.n, sums.r, sums.q)
+    )
+    xx = total.T[:, :, None] * np.eye(n_arms) - _products(z, size * z) - _outer(g)
+    inverse = np.asarray(np.linalg.pinv(xx, rcond=TOLERANCE, hermitian=True), np.float64)
+    b = np.einsum("dkj,jd->kd", inverse, s)
+    for inside, mean in zip(x, z, strict=True):
+        inside -= mean[sums.block]
+    v, h = np.einsum("kcd,kd->cd", x, b), (g * b).sum(axis=0)
+    n, r, q, qr, qq = (column[:, None] for column in sums.every())
+    residual = _Residual((r - n * v + q * h).T, (qr - q * v + qq * h).T)
+    u, t = residual.u.T, residual.t.T
+    x *= u
+    if sums.adjusted:
+        for score, along in zip(x, g, strict=True):
+            score -= along * t
+    square = np.einsum("cd,cd->d", u, u)
+    return WaldFit(b.T, s.T, _products(x, x), inverse, square, _scale(sums)), residual
 
-    effects = _Effects.of(cells(sums.n), cells(sums.r), cells(sums.q))
-    v, h = effects.level[row, sums.block, groups_DC], effects.along[:, None]
-    residual = _Residual(sums.r - sums.n * v + sums.q * h, sums.qr - sums.q * v + sums.qq * h)
-    u, t = residual.u, residual.t
-    ut = cells(u * t) if sums.adjusted else None
-    return effects.fit(cells(u * u), ut, (t * t).sum(axis=1), _scale(sums)), residual
+
+def _products(one: F64, other: F64) -> F64:
+    """Sums over the middle axis of the products of every two rows, [K, C, D] to [D, K, K]."""
+    found = np.empty((one.shape[2], len(one), len(one)))
+    for k, left in enumerate(one):
+        for j, right in enumerate(other[: k + 1]):
+            found[:, k, j] = found[:, j, k] = np.einsum("cd,cd->d", left, right)
+    return found
+
+
+def _outer(g: F64) -> F64:
+    """Products of every two rows, [K, D] to [D, K, K]."""
+    return np.einsum("kd,jd->dkj", g, g)
 
 
 def _scale(sums: ClusterSums) -> float:
@@ -285,17 +315,26 @@ class _ByCell:
 
 def statistics(sums: ClusterSums, draws: DrawnGroups) -> tuple[F64, F64]:
     """(W, largest squared studentized effect over arms) of every draw, float64 [D]."""
-    by_cell = _ByCell(sums)
-    width = len(sums.n) + by_cell.n_columns * by_cell.n_blocks * (draws.n_arms + 1)
+    cells = (int(sums.block.max()) + 1) * (draws.n_arms + 1)
+    by_cell = _ByCell(sums) if cells * CLUSTERS_PER_CELL <= len(sums.n) else None
+    width = len(sums.n) * (1 + draws.n_arms)
+    if by_cell is not None:
+        width = len(sums.n) + by_cell.n_columns * cells
     step = max(16, CHUNK_CELLS // width)
     wald, largest = np.empty(len(draws)), np.empty(len(draws))
+
+    def put(rows: slice | I64, fit: WaldFit) -> None:
+        wald[rows], largest[rows] = fit.wald(), fit.squared_t().max(axis=1)
+
     least = CANCELLED * float(sums.r @ sums.r)
     for start in range(0, len(draws), step):
         rows = slice(start, start + step)
+        if by_cell is None:
+            put(rows, fit_by_cluster(sums, draws.groups(rows), draws.n_arms)[0])
+            continue
         fit = by_cell.fit(draws.groups(rows), draws.n_arms)
-        wald[rows], largest[rows] = fit.wald(), fit.squared_t().max(axis=1)
+        put(rows, fit)
         doubtful = start + np.flatnonzero(fit.square <= least)
         if len(doubtful):
-            fit, _ = fit_by_cluster(sums, draws.groups(doubtful), draws.n_arms)
-            wald[doubtful], largest[doubtful] = fit.wald(), fit.squared_t().max(axis=1)
+            put(doubtful, fit_by_cluster(sums, draws.groups(doubtful), draws.n_arms)[0])
     return wald, largest

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from motet.core.plugins import mistakes_of
 from motet.experiments.design.experiment import Experiment, Kinds, make
+from motet.experiments.design.places import counted_places, sorted_places
 from motet.experiments.design.spec import Arm, ExperimentSpec
 from motet.experiments.stream.random import U64, name_key, philox_grid, text_keys
 from motet.experiments.types import Unit
@@ -36,7 +37,8 @@ MOST_ARMS = 100
 CHUNK_WORDS = 1 << 17
 FEWEST_RUNS_PER_CORE = 8
 MOST_CORES = 4
-LONG_ROW = 1024
+COUNTED_UP_TO = 12
+"""Clusters of a block: sorting so few costs more than comparing each with each."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def assign_many(design: Design, key: int, draws: int) -> I8:
 
     def deal(rows: slice) -> None:
         counters = np.arange(rows.start, rows.stop, dtype=np.uint64)
-        np.take(dealer.deal(key, counters), design.cluster_of_unit, axis=1, out=out[rows])
+        np.take(dealer.deal(key, counters), dealer.column, axis=1, out=out[rows])
 
     in_pieces(deal, draws, design.n_clusters)
     return out
@@ -202,67 +204,95 @@ class _Dealer:
         self.round = np.repeat(np.arange(len(counts), dtype=np.int8), counts)
         self.design = design
         blocks, width = design.block_of_cluster, len(self.round)
-        sizes = np.bincount(blocks, minlength=design.n_blocks)
-        starts = np.cumsum(sizes) - sizes
-        sorted_block = np.repeat(np.arange(len(sizes)), sizes)
-        place = np.arange(len(blocks)) - starts[sorted_block]
-        full = sizes // width * width
-        self.is_left_over = place >= full[sorted_block]
-        self.dealt = self.round[place % width]
-        self.n_rounds = -(-int(self.is_left_over.sum()) // width)
+        self.sizes = np.bincount(blocks, minlength=design.n_blocks)
+        self.full = self.sizes // width * width
+        left = self.sizes - self.full
+        self.n_left = int(left.sum())
+        self.first_left = np.cumsum(left) - left
+        self.n_rounds = -(-self.n_left // width)
         self.block_bits = np.uint64(max(1, int(design.n_blocks - 1).bit_length()))
+        self.counted = int(self.sizes.max(initial=0)) <= COUNTED_UP_TO
+        if self.counted:
+            self._by_size()
+        else:
+            starts = np.cumsum(self.sizes) - self.sizes
+            sorted_block = np.repeat(np.arange(len(self.sizes)), self.sizes)
+            place = np.arange(len(blocks)) - starts[sorted_block]
+            dealt = np.where(place < self.full[sorted_block], self.round[place % width], 0)
+            self.shown_at = np.flatnonzero(dealt)
+            self.shown_arm = dealt[self.shown_at]
+            self.left_at = np.flatnonzero(place >= self.full[sorted_block])
+            self.column = design.cluster_of_unit
+
+    def _by_size(self) -> None:
+        """Columns for counting: blocks of one size side by side, their first clusters, then their
+        second ones, and so on.
+        """
+        by_block = np.argsort(self.design.block_of_cluster, kind="stable")
+        starts = np.cumsum(self.sizes) - self.sizes
+        self.alike = [(int(s), np.flatnonzero(self.sizes == s)) for s in np.unique(self.sizes)]
+        parts = [by_block[starts[b] + np.arange(s)[:, None]].ravel() for s, b in self.alike]
+        order = np.concatenate(parts) if parts else by_block
+        self.keys = self.design.cluster_keys[order]
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        self.column = place[self.design.cluster_of_unit]
 
     def deal(self, key: int, draws: U64) -> I8:
-        """Arm of every cluster, int8 [D, C]."""
+        """Arm of every cluster, int8 [D, C]; that of a unit is in its `column`."""
+        left = self._left_over(key, draws)
+        if self.counted:
+            return self._deal_counted(philox_grid(key, self.keys, draws), left)
         design = self.design
-        bits = philox_grid(key, design.cluster_keys, draws)
-        # The block in the highest bits: one sort orders the clusters by chance within every block.
-        ordered = (bits >> self.block_bits) | (
-            design.block_of_cluster.astype(np.uint64) << (np.uint64(64) - self.block_bits)
-        )
-        cluster_at = sorted_places(ordered)
-        arms_at = np.broadcast_to(self.dealt, cluster_at.shape)
-        # Left-over places are dealt from shuffled rounds; the last round is cut, so that which arms
-        # it lacks is left to chance.
-        if self.n_rounds:
-            arms_at, width = arms_at.copy(), len(self.round)
-            names = np.arange(self.n_rounds * width, dtype=np.uint64)
-            words = philox_grid(name_key(key, "left over"), names, draws)
-            shuffled = np.argsort(words.reshape(len(draws), self.n_rounds, width), axis=2)
-            dealt = self.round[shuffled].reshape(len(draws), -1)
-            arms_at[:, self.is_left_over] = dealt[:, : int(self.is_left_over.sum())]
-        return _unsorted(arms_at, cluster_at)
-
-
-def sorted_places(keys_DN: U64) -> I64:
-    """`np.argsort(keys_DN, axis=1, kind="stable")`, several times faster for random keys.
-
-    The place replaces the lowest bits of its key, so that sorting values (which numpy does with the
-    processor's vector instructions) sorts places. A row in which two keys agree in all other bits
-    is sorted again by whole keys.
-    """
-    n = keys_DN.shape[1]
-    below = np.uint64((1 << max(n - 1, 0).bit_length()) - 1)
-    packed = keys_DN & ~below
-    packed |= np.arange(n, dtype=np.uint64)
-    packed.sort(axis=1)
-    tied = ((packed[:, 1:] ^ packed[:, :-1]) <= below).any(axis=1)
-    packed &= below
-    places = packed.view(np.int64)
-    if tied.any():
-        places[tied] = np.argsort(keys_DN[tied], axis=1, kind="stable")
-    return places
-
-
-def _unsorted(values_DN: I8, places_DN: I64) -> I8:
-    """Put the value at sorted position j of each row back to its place, int8 [D, N]."""
-    out = np.empty(values_DN.shape, dtype=np.int8)
-    if values_DN.shape[1] >= LONG_ROW:  # a row fits the cache, and pays for its own call
-        for row, values, places in zip(out, values_DN, places_DN, strict=True):
-            row[places] = values
+        ordered = philox_grid(key, design.cluster_keys, draws)
+        if design.n_blocks > 1:
+            # The block in the highest bits: one sort orders the clusters by chance within each.
+            ordered >>= self.block_bits
+            ordered |= design.block_of_cluster.astype(np.uint64) << (
+                np.uint64(64) - self.block_bits
+            )
+        else:
+            ordered &= ~np.uint64(1)
+        cluster_at = sorted_places(ordered, int(self.block_bits) if design.n_blocks > 1 else 0)
+        out = np.zeros(cluster_at.shape, dtype=np.int8)
+        # A row fits the cache: it pays for calls of its own. Arm 0 is there already.
+        for arms, places, rest in zip(out, cluster_at, left, strict=True):
+            arms[places[self.shown_at]] = self.shown_arm
+            arms[places[self.left_at]] = rest
         return out
-    np.put_along_axis(out, places_DN, values_DN, axis=1)
-    return out
+
+    def _left_over(self, key: int, draws: U64) -> I8:
+        """Arms of the places beyond the full rounds of their blocks, in the order of blocks, int8
+        [D, places]: dealt from shuffled rounds, the last of which is cut, so that which arms it
+        lacks is left to chance.
+        """
+        width = len(self.round)
+        names = np.arange(self.n_rounds * width, dtype=np.uint64)
+        words = philox_grid(name_key(key, "left over"), names, draws)
+        shuffled = np.argsort(words.reshape(len(draws), self.n_rounds, width), axis=2)
+        return self.round[shuffled].reshape(len(draws), -1)[:, : self.n_left]
+
+    def _deal_counted(self, bits: U64, left: I8) -> I8:
+        """The same where blocks are small: a cluster's place in the order of its block is the
+        number of clusters before it.
+        """
+        out = np.zeros(bits.shape, dtype=np.int8)
+        bits >>= self.block_bits
+        width, stop = len(self.round), 0
+        for size, blocks in self.alike:
+            part = slice(stop, stop := stop + size * len(blocks))
+            keys = bits[:, part].reshape(len(bits), size, len(blocks))
+            arms = out[:, part].reshape(keys.shape)
+            place = counted_places(keys)
+            full = size // width * width
+            for at in range(size):
+                here = place == at
+                if at < full:
+                    arms += here * self.round[at % width]
+                else:
+                    arms += here * left[:, None, self.first_left[blocks] + at - full]
+            out[:, part] = arms.reshape(len(bits), -1)
+        return out
 
 
 def permute_within_blocks(labels: I8, blocks: I64, key: int, draws: int) -> I8:

@@ -69,7 +69,9 @@ def wald(y: F64, x: F64 | None, design: Design, arms: I64) -> tuple[F64, F64, fl
 
 
 @pytest.mark.parametrize("adjusted", [False, True])
-@pytest.mark.parametrize(("sizes", "blocks"), [([1] * 60, 1), ([1, 2, 5] * 20, 3)])
+@pytest.mark.parametrize(
+    ("sizes", "blocks"), [([1] * 60, 1), ([1, 2, 5] * 20, 3), ([1, 2, 3] * 20, 20)]
+)
 def test_w_and_effects_are_those_of_least_squares_with_clusters_and_blocks(
     sizes: list[int], blocks: int, adjusted: bool
 ) -> None:

@@ -18,10 +18,11 @@ from motet.experiments.design.assignment import (
     assignment_key,
     make_design,
     permute_within_blocks,
-    sorted_places,
 )
 from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
+from motet.experiments.design.places import sorted_places
 from motet.experiments.design.spec import Arm
+from motet.experiments.stream.random import name_key, philox_grid
 from motet.experiments.types import Unit
 
 DRAWS_OF_0_1_0 = {
@@ -237,7 +238,55 @@ def test_places_are_those_of_a_stable_sort_also_where_keys_agree() -> None:
         keys = rng.integers(0, 2**64, size=(20, n), dtype=np.uint64)
         keys[5] = keys[5] % np.uint64(7)
         keys[6:9] >>= np.uint64(60)
-        assert np.array_equal(sorted_places(keys), np.argsort(keys, axis=1, kind="stable"))
+        keys[9:12] &= np.uint64(7 << 40 | 3)
+        for fixed_bits in (None, 0, 9):
+            found = sorted_places(keys, fixed_bits)
+            assert np.array_equal(found, np.argsort(keys, axis=1, kind="stable")), (n, fixed_bits)
+
+
+def dealt_one_by_one(design: Design, key: int, draw: int) -> list[int]:
+    """The algorithm as the module's first lines tell it, for one draw, cluster by cluster."""
+    bits = philox_grid(key, design.cluster_keys, np.array([draw], np.uint64))[0]
+    drop = max(1, (design.n_blocks - 1).bit_length())
+    divisor = int(np.gcd.reduce(design.weights))
+    one_round = [arm for arm, weight in enumerate(design.weights) for _ in range(weight // divisor)]
+    width, left, arms = len(one_round), [], [-1] * design.n_clusters
+    for block in range(design.n_blocks):
+        members = np.flatnonzero(design.block_of_cluster == block).tolist()
+        members.sort(key=lambda cluster: (int(bits[cluster]) >> drop, cluster))
+        full = len(members) // width * width
+        for place, cluster in enumerate(members[:full]):
+            arms[cluster] = one_round[place % width]
+        left += members[full:]
+    names = np.arange(-(-len(left) // width) * width, dtype=np.uint64)
+    words = philox_grid(name_key(key, "left over"), names, np.array([draw], np.uint64))[0]
+    shuffled = [
+        one_round[place]
+        for row in words.reshape(-1, width)
+        for place in np.argsort(row, kind="stable").tolist()
+    ]
+    for cluster, arm in zip(left, shuffled, strict=False):
+        arms[cluster] = arm
+    return [arms[cluster] for cluster in design.cluster_of_unit.tolist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.lists(st.integers(1, 3), min_size=2, max_size=5),
+    st.integers(0, 2**60),
+)
+def test_blocks_of_any_size_are_dealt_as_the_algorithm_is_told(
+    sizes: list[int], weights: list[int], key: int
+) -> None:
+    rng = np.random.default_rng(key)
+    blocks = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    keys = np.sort(rng.integers(0, 2**64, size=len(blocks), dtype=np.uint64))
+    units = rng.permutation(np.repeat(np.arange(len(blocks)), 2))
+    design = Design(units, blocks, keys, tuple(weights))
+    draws = assign_many(design, key, 3)
+    for draw, arms in enumerate(draws.tolist()):
+        assert arms == dealt_one_by_one(design, key, draw)
 
 
 @pytest.mark.parametrize("size", [60, 3000])
