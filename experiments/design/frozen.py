@@ -36,6 +36,7 @@ JUDGING = (
     "design/declared.py",
     "design/experiment.py",
     "design/overlap.py",
+    "design/places.py",
     "design/shares.py",
     "design/spec.py",
     "design/trial.py",
