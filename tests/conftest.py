@@ -24,6 +24,17 @@ os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="motet-cache-")
 
 
+def pytest_runtest_setup(item):  # type: ignore[no-untyped-def]
+    """Versions that let go of groups in silence would give each worker a testbed of its own."""
+    grouping = getattr(item.config.option, "loadgroup", False)
+    if grouping and item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+        pytest.fail(
+            f"pytest {pytest.__version__} and this pytest-xdist do not keep the tests of an "
+            "xdist_group on one worker; pyproject.toml names the versions that do",
+            pytrace=False,
+        )
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):  # type: ignore[no-untyped-def]
     outcome = yield
