@@ -30,7 +30,7 @@ from tests.imports import (
 FOLDERS: dict[str, tuple[str, ...]] = {
     "core": (".",),
     "experiments": (".", "corpora", "stream", "design", "library", "scoring", "analysis"),
-    "models": (".", "family"),
+    "models": (".", "family", "poa"),
     "parallel": (".", "layout", "runtime", "engines", "cluster", "cost", "planner"),
     "slurm": (".", "testbed"),
     "launcher": (
@@ -66,6 +66,7 @@ LIGHT = {
     "motet.models.config": ("torch", "numpy"),
     "motet.models.architecture": ("torch", "numpy"),
     "motet.models.counts": ("torch", "numpy"),
+    "motet.models.family.poa_list": ("torch",),
     "motet.parallel.layout.layout": ("torch",),
     "motet.parallel.layout.rules": ("torch",),
     "motet.parallel.cost.timeline": ("torch",),
