@@ -48,7 +48,7 @@ def crop(
     return CropBatch(
         _views(images_BCSS, global_VBJ, config.global_size, config.global_scale, config),
         _views(images_BCSS, local_VBJ, config.local_size, config.local_scale, config),
-        block_masks(of_masks, side, config),
+        block_masks(of_masks, side, config).to(images_BCSS.device),
     )
 
 

@@ -134,7 +134,7 @@ class SelfDistillation:
         targets = self._targets(batch, step, len(groups), replicas)
         self.optimizer.zero_grad(set_to_none=True)
         sizes = [config.drawn(step, group) for group in groups]
-        total = torch.zeros(())
+        total = torch.zeros((), device=images.device)
         for at, (group, size) in enumerate(zip(groups, sizes, strict=True)):
             loss = self._loss(_part(batch, at, len(groups)), targets[at], size, step, group)
             (loss / config.groups).backward()
@@ -169,9 +169,10 @@ class SelfDistillation:
             return [Targets(list(part), [], torch.zeros(0)) for part in by_group]
         patches = balanced(features.patches_BPW[masks_VBP.flatten(0, 1)])
         # rows stand view by view; a group takes those of its images
-        group_B = torch.arange(masks_VBP.shape[1]) * groups // masks_VBP.shape[1]
+        images = masks_VBP.shape[1]
+        group_B = torch.arange(images, device=masks_VBP.device) * groups // images
         group_N = group_B[None, :, None].expand_as(masks_VBP)[masks_VBP]
-        crops = 2 * masks_VBP.shape[1] // groups
+        crops = 2 * images // groups
         counts_VB1 = masks_VBP.sum(-1, keepdim=True)
         weights_N = (1 / (counts_VB1.clamp(min=1) * crops)).expand_as(masks_VBP)[masks_VBP]
         return [
