@@ -10,12 +10,16 @@ V vocabulary, D model width, F hidden width, E experts, K channels per head.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
 
 from motet.models.config import ModelConfig
+
+TABLE = ("vocabulary", "stream")
+"""The axes of embedding and head."""
 
 
 class Split(Enum):
@@ -51,6 +55,10 @@ class WeightSpec(NamedTuple):
         name: its name in `Decoder`, or within its block.
         shape: of all of it.
         split: how it may be divided.
+        axes: what each dimension counts: "stream", channels of the residual stream; "heads",
+            channels of all heads; "head", of one; "hidden", "expert", "shared", hidden channels of
+            a feed-forward, of each expert, of the shared block; "experts"; "vocabulary"; "one".
+            Slices of a nested family and growth read them.
         product: the product of a token's row with it; those that read the same row are one.
             "" = none: norms, biases and lookups.
     """
@@ -58,6 +66,7 @@ class WeightSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
     split: Split
+    axes: tuple[str, ...]
     product: str = ""
 
     @property
@@ -136,34 +145,33 @@ def mixing(config: ModelConfig, layer: int = 0) -> Mixing:
 
 def block_weights(config: ModelConfig, layer: int = 0) -> tuple[WeightSpec, ...]:
     """Return the weights of block `layer` (from 0), in the order of `Decoder`; names within it."""
-    return _block_weights(config, config.has_experts(layer))
+    return _block_weights(config, *_kind(config, layer))
 
 
 def block_products(config: ModelConfig, layer: int = 0) -> tuple[Product, ...]:
     """Return the products of block `layer`, in the order of its weights."""
-    return _block_products(config, config.has_experts(layer))
+    return _block_products(config, *_kind(config, layer))
 
 
 def block_kinds(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Return (a layer, how many are like it) for every kind of block that there is."""
-    routed = config.n_moe_layers
-    counts = {False: config.n_layers - routed, True: routed}
-    first = {config.has_experts(layer): layer for layer in reversed(range(config.n_layers))}
-    return tuple((first[kind], number) for kind, number in counts.items() if number)
+    counts = Counter(_kind(config, layer) for layer in range(config.n_layers))
+    first = {_kind(config, layer): layer for layer in reversed(range(config.n_layers))}
+    return tuple((first[kind], counts[kind]) for kind in sorted(counts))
 
 
 def first_weights(config: ModelConfig) -> tuple[WeightSpec, ...]:
     """Return the weights before the blocks: the embedding, the head too where it is tied."""
     product = "head" if config.tied_embeddings else ""
-    return (WeightSpec("embedding.weight", _table(config), Split.VOCABULARY, product),)
+    return (WeightSpec("embedding.weight", _table(config), Split.VOCABULARY, TABLE, product),)
 
 
 def last_weights(config: ModelConfig) -> tuple[WeightSpec, ...]:
     """Return the weights after the blocks."""
-    norm = WeightSpec("norm.weight", (config.d_model,), Split.STREAM)
+    norm = WeightSpec("norm.weight", (config.d_model,), Split.STREAM, ("stream",))
     if config.tied_embeddings:
         return (norm,)
-    return norm, WeightSpec("head.weight", _table(config), Split.VOCABULARY, "head")
+    return norm, WeightSpec("head.weight", _table(config), Split.VOCABULARY, TABLE, "head")
 
 
 def head_product(config: ModelConfig) -> Product:
@@ -191,21 +199,27 @@ def _table(config: ModelConfig) -> tuple[int, int]:
     return config.vocabulary_size, config.d_model
 
 
-@lru_cache(maxsize=64)
-def _block_weights(config: ModelConfig, has_experts: bool) -> tuple[WeightSpec, ...]:
-    norm = (config.d_model,)
-    feed = _mixture(config) if has_experts else _swiglu("feed_forward", config, config.d_ffn)
+def _kind(config: ModelConfig, layer: int) -> tuple[bool, int]:
+    """Return what tells blocks apart: whether it has experts, and its hidden width otherwise."""
+    has_experts = config.has_experts(layer)
+    return has_experts, 0 if has_experts else config.ffn_width(layer)
+
+
+@lru_cache(maxsize=256)
+def _block_weights(config: ModelConfig, has_experts: bool, width: int) -> tuple[WeightSpec, ...]:
+    norm = (config.d_model,), Split.STREAM, ("stream",)
+    feed = _mixture(config) if has_experts else _swiglu("feed_forward", config, width)
     return (
         *_attention(config),
-        WeightSpec("attention_norm.weight", norm, Split.STREAM),
+        WeightSpec("attention_norm.weight", *norm),
         *feed,
-        WeightSpec("feed_forward_norm.weight", norm, Split.STREAM),
+        WeightSpec("feed_forward_norm.weight", *norm),
     )
 
 
-@lru_cache(maxsize=64)
-def _block_products(config: ModelConfig, has_experts: bool) -> tuple[Product, ...]:
-    return _products(_block_weights(config, has_experts), config)
+@lru_cache(maxsize=256)
+def _block_products(config: ModelConfig, has_experts: bool, width: int) -> tuple[Product, ...]:
+    return _products(_block_weights(config, has_experts, width), config)
 
 
 def _products(weights: Iterable[WeightSpec], config: ModelConfig) -> tuple[Product, ...]:
@@ -230,18 +244,21 @@ def _attention(config: ModelConfig) -> Iterator[WeightSpec]:
     d_model, queries, keys = config.d_model, config.query_width, config.kv_width
     for name, width in (("q", queries), ("k", keys), ("v", keys)):
         projection = f"attention.{name}_proj"
-        yield WeightSpec(f"{projection}.weight", (width, d_model), Split.COLUMNS, "attention.qkv")
+        shape, product = (width, d_model), "attention.qkv"
+        yield WeightSpec(f"{projection}.weight", shape, Split.COLUMNS, ("heads", "stream"), product)
         if config.qkv_bias:
-            yield WeightSpec(f"{projection}.bias", (width,), Split.COLUMNS)
-    out = "attention.o"
-    yield WeightSpec("attention.o_proj.weight", (d_model, queries), Split.ROWS, out)
+            yield WeightSpec(f"{projection}.bias", (width,), Split.COLUMNS, ("heads",))
+    shape, name = (d_model, queries), "attention.o_proj.weight"
+    yield WeightSpec(name, shape, Split.ROWS, ("stream", "heads"), "attention.o")
     if config.qk_norm == "none":
         return
     for name, width in (("q", queries), ("k", keys)):
         # A norm of each head is one vector for all heads; a norm over all heads follows them.
-        each = config.qk_norm == "head"
-        shape, split = ((config.head_width,), Split.HEADS) if each else ((width,), Split.COLUMNS)
-        yield WeightSpec(f"attention.{name}_norm.weight", shape, split)
+        norm = f"attention.{name}_norm.weight"
+        if config.qk_norm == "head":
+            yield WeightSpec(norm, (config.head_width,), Split.HEADS, ("head",))
+        else:
+            yield WeightSpec(norm, (width,), Split.COLUMNS, ("heads",))
 
 
 def _swiglu(
@@ -251,26 +268,29 @@ def _swiglu(
     their own.
     """
     into, out = (Split.STREAM, Split.STREAM) if whole else (Split.COLUMNS, Split.ROWS)
+    inner, product = "shared" if whole else "hidden", f"{name}.gate_up"
     for projection in ("gate", "up"):
-        shape = width, config.d_model
-        yield WeightSpec(f"{name}.{projection}_proj.weight", shape, into, f"{name}.gate_up")
-    yield WeightSpec(f"{name}.down_proj.weight", (config.d_model, width), out, f"{name}.down")
+        weight, shape = f"{name}.{projection}_proj.weight", (width, config.d_model)
+        yield WeightSpec(weight, shape, into, (inner, "stream"), product)
+    weight, shape = f"{name}.down_proj.weight", (config.d_model, width)
+    yield WeightSpec(weight, shape, out, ("stream", inner), f"{name}.down")
 
 
 def _mixture(config: ModelConfig) -> Iterator[WeightSpec]:
     """Return router, routed experts, shared block and its gate (`moe.MoE`)."""
     d_model, n_experts, width = config.d_model, config.n_experts, config.expert_width
     name = "feed_forward.router"
-    yield WeightSpec(f"{name}.weight", (n_experts, d_model), Split.STREAM, name)
+    axes: tuple[str, ...] = ("experts", "stream")
+    yield WeightSpec(f"{name}.weight", (n_experts, d_model), Split.STREAM, axes, name)
     name = "feed_forward.experts"
     for projection in ("gate", "up"):
-        shape = n_experts, width, d_model
+        shape, axes = (n_experts, width, d_model), ("experts", "expert", "stream")
         product = f"{name}.gate_up"
-        yield WeightSpec(f"{name}.{projection}_proj", shape, Split.EXPERT_COLUMNS, product)
-    shape = n_experts, d_model, width
-    yield WeightSpec(f"{name}.down_proj", shape, Split.EXPERT_ROWS, f"{name}.down")
+        yield WeightSpec(f"{name}.{projection}_proj", shape, Split.EXPERT_COLUMNS, axes, product)
+    shape, axes = (n_experts, d_model, width), ("experts", "stream", "expert")
+    yield WeightSpec(f"{name}.down_proj", shape, Split.EXPERT_ROWS, axes, f"{name}.down")
     if config.shared_width:
         yield from _swiglu("feed_forward.shared", config, config.shared_width, whole=True)
     if config.shared_gate:
         name = "feed_forward.shared_gate"
-        yield WeightSpec(f"{name}.weight", (1, d_model), Split.STREAM, name)
+        yield WeightSpec(f"{name}.weight", (1, d_model), Split.STREAM, ("one", "stream"), name)

@@ -31,6 +31,7 @@ class ModelConfig:
     `qk_norm="head"` normalizes queries and keys per head (Qwen3), `"full"` over all heads (OLMo-2).
     `head_dim=None` means `d_model // n_heads`; read `head_width` for the number.
     `qkv_bias` adds a bias to queries, keys and values alone (Qwen2, arXiv:2407.10671).
+    `layer_ffn` gives every layer a hidden width of its own instead of `d_ffn`; read `ffn_width`.
 
     `n_experts > 0` makes the feed-forward of some layers a mixture of experts (`moe.py`): layer i
     has experts where i >= n_dense_layers and (i + 1) is a multiple of `moe_every`, the rule of
@@ -81,6 +82,12 @@ class ModelConfig:
     bias_rate: float = 0.0
     n_dense_layers: int = 0
     moe_every: int = 1
+    layer_ffn: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Take a list for `layer_ffn`, as JSON gives it back."""
+        if isinstance(self.layer_ffn, list):
+            object.__setattr__(self, "layer_ffn", tuple(self.layer_ffn))
 
     @property
     def head_width(self) -> int:
@@ -96,6 +103,10 @@ class ModelConfig:
     def kv_width(self) -> int:
         """Channels of all key (or value) heads together."""
         return self.n_kv_heads * self.head_width
+
+    def ffn_width(self, layer: int) -> int:
+        """Hidden channels of the SwiGLU of block `layer` (from 0), where it has no experts."""
+        return self.d_ffn if self.layer_ffn is None else self.layer_ffn[layer]
 
     @property
     def expert_width(self) -> int:
@@ -179,6 +190,7 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     sound.
     """
     found = [*_size_problems(config), *_choice_problems(config), *_expert_size_problems(config)]
+    found += _layer_problems(config)
     return found if found else [*_ratio_problems(config), *_expert_problems(config)]
 
 
@@ -205,6 +217,18 @@ def _size_problems(config: ModelConfig) -> list[tuple[str, str]]:
         if not (sound and 0 < value < float("inf")):
             found.append((setting, f"{value!r} is not a finite number above 0"))
     return found
+
+
+def _layer_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    widths = config.layer_ffn
+    if widths is None:
+        return []
+    if not isinstance(widths, tuple) or not all(_is_whole(w) and w >= 1 for w in widths):
+        return [("layer_ffn", f"{widths!r} is not a list of whole numbers of at least 1")]
+    if len(widths) != config.n_layers:
+        why = f"has {len(widths)} widths; it must have one for each of n_layers={config.n_layers}"
+        return [("layer_ffn", why)]
+    return []
 
 
 def _choice_problems(config: ModelConfig) -> list[tuple[str, str]]:
@@ -280,7 +304,7 @@ def _idle_problems(config: ModelConfig) -> list[tuple[str, str]]:
             field.name,
             f"{getattr(config, field.name)!r} needs experts; set n_experts, or leave it out",
         )
-        for field in fields(config)[names.index("n_experts") + 1 :]
+        for field in fields(config)[names.index("n_experts") + 1 : names.index("layer_ffn")]
         if getattr(config, field.name) != field.default
     ]
 

@@ -6,6 +6,7 @@ B batch, T tokens, V vocabulary, D model width. It knows no rank, no environment
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
@@ -17,10 +18,11 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from motet.models.attention import document_places
 from motet.models.config import ModelConfig, check
+from motet.models.distill import Teacher, distilled_sums
 from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
 from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, loss_sums
-from motet.models.member import Member
-from motet.models.precision import own
+from motet.models.member import UNCUT, BlockCuts, Cut, Member, block_cuts
+from motet.models.slices import own_slice, take
 
 MIN_TABLE_POSITIONS = 2048
 MATRIX_PRODUCTS = [
@@ -93,6 +95,9 @@ class Decoder(nn.Module):
         z_loss: float = 0.0,
         places: Places | None = None,
         member: Member | None = None,
+        teacher: Teacher | None = None,
+        weights: tuple[float, float] = (1.0, 0.0),
+        teaches: bool = False,
     ) -> LossSums: ...
     @overload
     def forward(
@@ -115,6 +120,9 @@ class Decoder(nn.Module):
         z_loss: float = 0.0,
         places: Places | None = None,
         member: Member | None = None,
+        teacher: Teacher | None = None,
+        weights: tuple[float, float] = (1.0, 0.0),
+        teaches: bool = False,
     ) -> Tensor | LossSums | Scores:
         """Run the model on int64 [B, T] tokens.
 
@@ -123,7 +131,9 @@ class Decoder(nn.Module):
         restart at each change of id. Modes: "logits" returns [B, T, V]; "loss" `LossSums`, with
         gradient; "score" `Scores`, without. Padding on the right changes no result on its left.
         `places` says where the tokens stand when they are not a whole sequence in order.
-        `member` runs the blocks of a member of the family instead of all.
+        `member` runs a member of the family: its blocks, and of every weight its part. With a
+        `teacher` its loss is weights[0] x cross-entropy + weights[1] x divergence; one that
+        `teaches` hands out what a `Teacher` needs.
         """
         if mode not in ("logits", "loss", "score"):
             raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score'")
@@ -135,31 +145,59 @@ class Decoder(nn.Module):
         hidden_BTD = self._hidden(tokens_BT, places, member)
         if not self.part.last:
             return hidden_BTD
-        head_VD = self._head_weight()
+        head_VD = self._head_weight(self._stream(member))
         if mode == "logits":
-            return F.linear(hidden_BTD, head_VD) if self.head is None else self.head(hidden_BTD)
+            if self.head is None:
+                return F.linear(hidden_BTD, head_VD)
+            return self.head(hidden_BTD, None, self._stream(member))
         assert labels_BT is not None
         if mode == "loss":
-            return loss_sums(
-                hidden_BTD, head_VD, labels_BT, z_loss, self.vocabulary, self.fused_loss
-            )
+            shard = self.vocabulary
+            if teacher is None:
+                sums = loss_sums(hidden_BTD, head_VD, labels_BT, z_loss, shard, self.fused_loss)
+            else:
+                other = teacher.hidden_BTS, self._head_of(teacher)
+                sums = distilled_sums(hidden_BTD, head_VD, labels_BT, other, weights, z_loss, shard)
+            return sums._replace(hidden_BTD=hidden_BTD) if teaches else sums
         return label_scores(hidden_BTD, head_VD, labels_BT, self.vocabulary)
 
-    def _head_weight(self) -> Tensor:
+    def _head_weight(self, stream: Cut | None) -> Tensor:
         module = self.embedding if self.head is None else self.head
         assert module is not None
-        return own(module.weight, module.gradient_placements)
+        return own_slice(module.weight, module.gradient_placements, None, stream)
+
+    def _head_of(self, teacher: Teacher) -> Tensor:
+        if teacher.head_VS is not None:
+            return teacher.head_VS
+        return self._head_weight(self._stream(teacher.member))
+
+    def _stream(self, member: Member | None) -> Cut | None:
+        """Return what a member takes of the residual stream."""
+        return None if member is None else block_cuts(self.config, member)[0].stream
+
+    def _blocks(self, member: Member | None) -> Iterator[tuple[nn.Module, BlockCuts]]:
+        """Yield the blocks here that a member runs, with what it takes of each."""
+        if member is None:
+            yield from ((block, UNCUT) for block in self.blocks.values())
+            return
+        cuts = dict(zip(member.layers, block_cuts(self.config, member), strict=True))
+        for layer, block in self.blocks.items():
+            if int(layer) in cuts:
+                yield block, cuts[int(layer)]
 
     def _hidden(self, x: Tensor, places: Places, member: Member | None) -> Tensor:
-        x_BTD = x if self.embedding is None else self.embedding(x)
+        stream = self._stream(member)
+        # Between stages of a pipeline a member's stream is padded to the whole width.
+        x_BTD = take(x, -1, stream) if self.embedding is None else self.embedding(x, stream)
         recompute = self.recompute != "none" and torch.is_grad_enabled()
-        for layer, block in self.blocks.items():
-            if member is not None and int(layer) not in member.layers:
-                continue
-            x_BTD = (
-                _again(block, x_BTD, places, self.recompute) if recompute else block(x_BTD, places)
-            )
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+        for block, cuts in self._blocks(member):
+            if recompute:
+                x_BTD = _again(block, x_BTD, places, cuts, self.recompute)
+            else:
+                x_BTD = block(x_BTD, places, cuts)
+        if self.norm is not None:
+            return self.norm(x_BTD, stream)
+        return x_BTD if stream is None else F.pad(x_BTD, (0, stream.whole - stream.kept))
 
     def places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Places:
         """Return the places of whole sequences: positions that restart at each document, and the
@@ -191,7 +229,9 @@ class Decoder(nn.Module):
         return self._tables
 
 
-def _again(block: nn.Module, x_BTD: Tensor, places: Places, recompute: str) -> Tensor:
+def _again(
+    block: nn.Module, x_BTD: Tensor, places: Places, cuts: BlockCuts, recompute: str
+) -> Tensor:
     """Run a block that keeps little for the backward pass and runs again there.
 
     "full" keeps the block's input only; "selective" keeps the results of matrix products, the dear
@@ -201,7 +241,7 @@ def _again(block: nn.Module, x_BTD: Tensor, places: Places, recompute: str) -> T
     if recompute == "selective":
         extra["context_fn"] = partial(create_selective_checkpoint_contexts, MATRIX_PRODUCTS)
     y_BTD: Tensor = checkpoint(
-        block, x_BTD, places, use_reentrant=False, preserve_rng_state=False, **extra
+        block, x_BTD, places, cuts, use_reentrant=False, preserve_rng_state=False, **extra
     )
     return y_BTD
 
@@ -215,9 +255,9 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Leave the weight as it is."""
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, stream: Cut | None = None) -> Tensor:
         """[B, T] -> [B, T, D]; zeros where another process holds the row."""
-        weight_VD = own(self.weight, self.gradient_placements)
+        weight_VD = own_slice(self.weight, self.gradient_placements, None, stream)
         if self.first_row is None:
             return F.embedding(tokens_BT, weight_VD)
         rows_BT = tokens_BT - self.first_row

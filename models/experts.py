@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from motet.models.precision import compute_dtype, own, product_dtype
+from motet.models.member import UNCUT, BlockCuts, Cut
+from motet.models.precision import compute_dtype, product_dtype
+from motet.models.slices import own_slice
 
 
 class WideLinear(nn.Module):
@@ -28,11 +30,16 @@ class WideLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """[N, d_in] -> fp32 [N, d_out]; wider types stay as they are."""
+    def forward(
+        self, x_ND: Tensor, outputs: Cut | None = None, inputs: Cut | None = None
+    ) -> Tensor:
+        """[N, d_in] -> fp32 [N, d_out]; wider types stay as they are. `outputs`, `inputs`: what a
+        member takes of both.
+        """
         wide = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            return F.linear(x_ND.to(wide), own(self.weight, self.gradient_placements).to(wide))
+            weight = own_slice(self.weight, self.gradient_placements, outputs, inputs)
+            return F.linear(x_ND.to(wide), weight.to(wide))
 
 
 class Experts(nn.Module):
@@ -48,16 +55,21 @@ class Experts(nn.Module):
         self.up_proj = nn.Parameter(torch.empty(n_experts, width, d_model))
         self.down_proj = nn.Parameter(torch.empty(n_experts, d_model, width))
 
-    def forward(self, rows_MD: Tensor, counts_E: Tensor) -> Tensor:
+    def forward(self, rows_MD: Tensor, counts_E: Tensor, cuts: BlockCuts = UNCUT) -> Tensor:
         """Return down(silu(gate(x)) * up(x)) [M, D] of rows sorted by expert, `counts_E` (int64)
         for each.
 
         An expert without rows gets a gradient of zeros.
         """
         rounded, inner = compute_dtype(rows_MD), product_dtype(rows_MD)
+        into, out = (cuts.expert, cuts.stream), (cuts.stream, cuts.expert)
         weights = [
-            own(weight, self.gradient_placements).to(rounded).to(inner)
-            for weight in (self.gate_proj, self.up_proj, self.down_proj)
+            own_slice(weight, self.gradient_placements, cuts.experts, *sides).to(rounded).to(inner)
+            for weight, sides in (
+                (self.gate_proj, into),
+                (self.up_proj, into),
+                (self.down_proj, out),
+            )
         ]
         with torch.autocast(rows_MD.device.type, enabled=False):
             rows_MD = rows_MD.to(rounded).to(inner)

@@ -21,8 +21,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from motet.models.attention import attend
 from motet.models.config import ModelConfig
+from motet.models.member import UNCUT, BlockCuts, Cut
 from motet.models.moe import MoE
-from motet.models.precision import compute_dtype, own, product_dtype
+from motet.models.precision import compute_dtype, product_dtype
+from motet.models.slices import own_slice
 
 Across = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 """(queries [B, T, H, K], keys, values [B, T, G, K], `Places.segments`) -> [B, T, H, K]."""
@@ -82,10 +84,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalized `x`, same shape, in the type that matrix products want."""
+    def forward(self, x: Tensor, cut: Cut | None = None) -> Tensor:
+        """Return the normalized `x`, same shape, in the type that matrix products want.
+
+        `cut`: what a member takes of the axis; `x` is that part already.
+        """
         out_dtype = compute_dtype(x)
-        wide, weight = x.float(), own(self.weight, self.gradient_placements).float()
+        wide, weight = x.float(), own_slice(self.weight, self.gradient_placements, cut).float()
         if self.mean_of_all is not None:
             square = self.mean_of_all(wide.square().mean(-1, keepdim=True))
             return (wide * torch.rsqrt(square + self.eps) * weight).to(out_dtype)
@@ -111,11 +116,15 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Leave the values as they are: `initialize` fills them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d_in] -> [..., d_out]."""
+    def forward(self, x: Tensor, outputs: Cut | None = None, inputs: Cut | None = None) -> Tensor:
+        """[..., d_in] -> [..., d_out]; of a member the parts of both that `outputs` and `inputs`
+        say.
+        """
         dtype, inner = compute_dtype(x), product_dtype(x)
-        weight = own(self.weight, self.gradient_placements)
-        bias = None if self.bias is None else own(self.bias, self.gradient_placements)
+        weight = own_slice(self.weight, self.gradient_placements, outputs, inputs)
+        bias = None
+        if self.bias is not None:
+            bias = own_slice(self.bias, self.gradient_placements, outputs)
         if dtype != inner:
             with torch.autocast(x.device.type, enabled=False):
                 bias = None if bias is None else bias.to(dtype).to(inner)
@@ -183,23 +192,24 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(q_width, config.norm_eps) if normed else None
         self.k_norm = RMSNorm(k_width, config.norm_eps) if normed else None
 
-    def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
+    def forward(self, x_BTD: Tensor, places: Places, cuts: BlockCuts = UNCUT) -> Tensor:
         """[B, T, D] -> [B, T, D]; head counts come from the weights, so that a shard of them works
         too.
         """
-        q_BTHK = self._heads(self.q_proj(x_BTD), self.q_norm)
-        k_BTGK = self._heads(self.k_proj(x_BTD), self.k_norm)
-        v_BTGK = self._heads(self.v_proj(x_BTD), None)
+        heads, stream = cuts.heads, cuts.stream
+        q_BTHK = self._heads(self.q_proj(x_BTD, heads, stream), self.q_norm, heads)
+        k_BTGK = self._heads(self.k_proj(x_BTD, heads, stream), self.k_norm, heads)
+        v_BTGK = self._heads(self.v_proj(x_BTD, heads, stream), None, heads)
         q_BTHK, k_BTGK = rotate(q_BTHK, places), rotate(k_BTGK, places)
         if places.across is not None:
             mixed_BTHK = places.across(q_BTHK, k_BTGK, v_BTGK, places.segments)
         else:
             mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, places.mask)
-        return self.o_proj(mixed_BTHK.flatten(2))
+        return self.o_proj(mixed_BTHK.flatten(2), stream, heads)
 
-    def _heads(self, x_BTC: Tensor, norm: RMSNorm | None) -> Tensor:
+    def _heads(self, x_BTC: Tensor, norm: RMSNorm | None, heads: Cut | None) -> Tensor:
         if norm is not None and not self.norm_each_head:
-            x_BTC = norm(x_BTC)
+            x_BTC = norm(x_BTC, heads)
         x_BTHK = x_BTC.unflatten(-1, (-1, self.head_width))
         return norm(x_BTHK) if norm is not None and self.norm_each_head else x_BTHK
 
@@ -213,15 +223,17 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(d_model, width)
         self.down_proj = Linear(width, d_model)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cuts: BlockCuts = UNCUT) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        hidden, stream = cuts.hidden, cuts.stream
+        gate_BTF = F.silu(self.gate_proj(x_BTD, hidden, stream))
+        return self.down_proj(gate_BTF * self.up_proj(x_BTD, hidden, stream), stream, hidden)
 
 
 def feed_forward(config: ModelConfig, layer: int) -> FeedForward | MoE:
     """Return the feed-forward of block `layer`, from 0."""
     if not config.has_experts(layer):
-        return FeedForward(config.d_model, config.d_ffn)
+        return FeedForward(config.d_model, config.ffn_width(layer))
     width = config.shared_width
     return MoE(config, FeedForward(config.d_model, width) if width else None)
 
@@ -248,10 +260,11 @@ class Block(nn.Module):
             self.feed_forward.stay_eager()
         super().compile(*args, **kwargs)
 
-    def forward(self, x_BTD: Tensor, places: Places) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def forward(self, x_BTD: Tensor, places: Places, cuts: BlockCuts = UNCUT) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `cuts`: what a member of a family takes of it."""
+        attention_norm, feed_forward_norm = self.attention_norm, self.feed_forward_norm
         if self.post_norm:
-            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, places))
-            return x_BTD + self.feed_forward_norm(self.feed_forward(x_BTD))
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), places)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+            x_BTD = x_BTD + attention_norm(self.attention(x_BTD, places, cuts), cuts.stream)
+            return x_BTD + feed_forward_norm(self.feed_forward(x_BTD, cuts), cuts.stream)
+        x_BTD = x_BTD + self.attention(attention_norm(x_BTD, cuts.stream), places, cuts)
+        return x_BTD + self.feed_forward(feed_forward_norm(x_BTD, cuts.stream), cuts)

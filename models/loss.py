@@ -25,13 +25,22 @@ DEVICE_CHUNK_BYTES = 1 << 29
 class LossSums(NamedTuple):
     """Sums over the labels of one batch, 0-d fp32 tensors; divide by `n_labels` of the whole step.
 
-    `z_loss` is already times its coefficient. Backward through `cross_entropy` carries the gradient
-    of cross_entropy + z_loss: both enter a loss with the same weight, so one gradient is kept.
+    `z_loss` is already times its coefficient. Backward through `objective` carries the gradient of
+    cross_entropy + z_loss: both enter a loss with the same weight, so one gradient is kept. Of a
+    member that follows a teacher it carries that of its whole loss (`distill.py`).
+
+    Attributes:
+        objective: what to go backward through; without a teacher `cross_entropy` itself.
+        divergence: from a teacher, without its weight; 0 without one.
+        hidden_BTD: the states before the head, for a member that follows this one.
     """
 
     cross_entropy: Tensor
     z_loss: Tensor
     n_labels: Tensor
+    objective: Tensor
+    divergence: Tensor
+    hidden_BTD: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Scores(NamedTuple):
     greedy: Tensor
 
 
-def _round(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
+def round_to(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
     return x.to(rounded).to(dtype)
 
 
@@ -81,7 +90,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            h_ND, w_VD = _round(hidden_ND, rounded, dtype), _round(head_VD, rounded, dtype)
+            h_ND, w_VD = round_to(hidden_ND, rounded, dtype), round_to(head_VD, rounded, dtype)
             chunks = _fused_chunks if fused and train and shard is None else _loss_chunks
             sums, h_gradient, w_gradient = chunks(h_ND, w_VD, labels_N, z_loss, train, shard)
         if train:
@@ -96,7 +105,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return h_gradient * weight, w_gradient * weight, None, None, None, None, None
 
 
-def _rows_at_once(w_VD: Tensor, shard: VocabularyShard | None) -> int:
+def rows_at_once(w_VD: Tensor, shard: VocabularyShard | None) -> int:
     """Return the rows of one chunk: few on a CPU, for its cache; elsewhere as many, a power of two,
     as `DEVICE_CHUNK_BYTES` of fp32 logits.
 
@@ -119,13 +128,13 @@ def _loss_chunks(
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND) if train else h_ND
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32) if train else w_VD
-    step = _rows_at_once(w_VD, shard)
+    step = rows_at_once(w_VD, shard)
     for start in range(0, len(h_ND), step):
         rows = slice(start, start + step)
         valid_C1 = labels_N[rows, None] != IGNORED
-        columns_C1, held_C1 = _held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
+        columns_C1, held_C1 = held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
         work_CV = (h_ND[rows] @ w_VD.t()).float()
-        chosen_C1, total_C1, log_sum_C1 = _exponentials(work_CV, columns_C1, held_C1, shard)
+        chosen_C1, total_C1, log_sum_C1 = exponentials(work_CV, columns_C1, held_C1, shard)
         cross_entropy += (log_sum_C1 - chosen_C1).masked_fill_(~valid_C1, 0.0).sum()
         z_sum += log_sum_C1.square().masked_fill_(~valid_C1, 0.0).sum() * z_loss
         if not train:
@@ -138,11 +147,11 @@ def _loss_chunks(
         work_CV.scatter_(1, columns_C1, work_CV.gather(1, columns_C1) - ones_C1)
         slope_CV = work_CV.to(h_ND.dtype)
         torch.mm(slope_CV, w_VD, out=h_gradient[rows])
-        _add_product(w_gradient, slope_CV, h_ND[rows])
+        add_product(w_gradient, slope_CV, h_ND[rows])
     return (cross_entropy, z_sum), h_gradient, w_gradient
 
 
-def _add_product(w_gradient: Tensor, slope_CV: Tensor, h_CD: Tensor) -> None:
+def add_product(w_gradient: Tensor, slope_CV: Tensor, h_CD: Tensor) -> None:
     if slope_CV.dtype == torch.float32:
         w_gradient.addmm_(slope_CV.t(), h_CD)
     else:
@@ -163,7 +172,7 @@ def _fused_chunks(
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND)
     w_gradient = torch.zeros_like(w_VD, dtype=torch.float32)
-    step = _rows_at_once(w_VD, shard)
+    step = rows_at_once(w_VD, shard)
     for start in range(0, len(h_ND), step):
         rows = slice(start, start + step)
         entropy, squares, slope_CV = _compiled_slopes()(
@@ -172,7 +181,7 @@ def _fused_chunks(
         cross_entropy += entropy
         z_sum += squares
         torch.mm(slope_CV, w_VD, out=h_gradient[rows])
-        _add_product(w_gradient, slope_CV, h_ND[rows])
+        add_product(w_gradient, slope_CV, h_ND[rows])
     return (cross_entropy, z_sum), h_gradient, w_gradient
 
 
@@ -201,7 +210,7 @@ def _slopes(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor,
     return entropy, squares, slope_CV.to(logits_CV.dtype)
 
 
-def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
+def held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
     """Return the column of each label among the `width` held here, and whether it is here."""
     if shard is None:
         return labels_C1, torch.ones_like(labels_C1, dtype=torch.bool)
@@ -210,7 +219,7 @@ def _held(labels_C1: Tensor, width: int, shard: VocabularyShard | None) -> tuple
     return columns_C1.where(held_C1, 0), held_C1
 
 
-def _exponentials(
+def exponentials(
     logits_CV: Tensor, columns_C1: Tensor, held_C1: Tensor, shard: VocabularyShard | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Replace logits by exp(logit - largest); return the labels' logits, the sums of exponentials
@@ -249,7 +258,8 @@ def loss_sums(
     cross_entropy, z_sum = _ChunkedLoss.apply(
         hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard, fused
     )
-    return LossSums(cross_entropy, z_sum, (labels_N != IGNORED).sum().float())
+    n_labels = (labels_N != IGNORED).sum().float()
+    return LossSums(cross_entropy, z_sum, n_labels, cross_entropy, torch.zeros_like(z_sum))
 
 
 @torch.no_grad()
@@ -266,15 +276,15 @@ def label_scores(
     rounded, dtype = compute_dtype(hidden_BTD), product_dtype(hidden_BTD)
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         h_ND, labels_N1 = hidden_BTD[wanted_BT], labels_BT[wanted_BT][:, None]
-        h_ND, w_VD = _round(h_ND, rounded, dtype), _round(head_VD, rounded, dtype)
+        h_ND, w_VD = round_to(h_ND, rounded, dtype), round_to(head_VD, rounded, dtype)
         logprobs, greedys = [], []
         for h_CD, labels_C1 in zip(
             h_ND.split(CHUNK_ROWS), labels_N1.split(CHUNK_ROWS), strict=True
         ):
             logits_CV = (h_CD @ w_VD.t()).float()
-            columns_C1, held_C1 = _held(labels_C1, len(w_VD), shard)
+            columns_C1, held_C1 = held(labels_C1, len(w_VD), shard)
             greedys.append(_likeliest(logits_CV, shard) == labels_C1[:, 0])
-            chosen_C1, _, log_sum_C1 = _exponentials(logits_CV, columns_C1, held_C1, shard)
+            chosen_C1, _, log_sum_C1 = exponentials(logits_CV, columns_C1, held_C1, shard)
             logprobs.append((chosen_C1 - log_sum_C1)[:, 0])
     logprob_BT[wanted_BT] = torch.cat(logprobs)
     greedy_BT[wanted_BT] = torch.cat(greedys)

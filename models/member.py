@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from motet.models.config import ModelConfig
 
@@ -11,16 +13,130 @@ from motet.models.config import ModelConfig
 class Member:
     """A model inside the whole one.
 
+    Its weights are parts of the whole model's: some blocks, and of every axis the first channels,
+    heads or experts, or with `groups` the first of each of so many equal groups. Grouped, a rank
+    of tensor or expert parallelism that holds whole groups holds the same share of every member.
+
     Attributes:
         name: letters, digits, `.`, `_` and `-`, as in `half`.
         config: of the plain model that it is by itself, once exported.
         layers: numbers of the whole model's blocks that it runs, in order.
+        groups: of the axes that ranks may divide: heads, hidden channels and experts. The residual
+            stream is never divided, and has one.
     """
 
     name: str
     config: ModelConfig
     layers: tuple[int, ...]
+    groups: int = 1
 
 
-Choice = tuple[Member | None, ...]
-"""The members that train on one micro-batch; None is the whole model."""
+class Cut(NamedTuple):
+    """What a member takes of one axis: the first `kept / groups` of each of `groups` equal groups.
+
+    Attributes:
+        whole, kept: channels, heads or experts of the whole model, and of the member.
+    """
+
+    whole: int
+    kept: int
+    groups: int = 1
+
+    def of(self, size: int, parts: int = 1) -> tuple[int, int]:
+        """Return (kept, groups) of one of `parts` equal parts of the axis.
+
+        Args:
+            size: of that part, counted in channels where the axis may count heads.
+
+        Raises:
+            ValueError: parts that cut a group.
+        """
+        kept, rest = divmod(self.kept * size, self.whole)
+        groups, left = divmod(self.groups, parts)
+        if rest or left or kept % groups or size % groups:
+            raise ValueError(f"{parts} parts of {size} each cut a group of {self}")
+        return kept, groups
+
+
+class BlockCuts(NamedTuple):
+    """What a member takes of one block; None = all of an axis.
+
+    Attributes:
+        stream: channels of the residual stream.
+        heads: key-value heads, each with its queries.
+        hidden: hidden channels of the feed-forward without experts.
+        experts, expert: routed experts, and hidden channels of each.
+        shared: hidden channels of the block that every token visits.
+    """
+
+    stream: Cut | None = None
+    heads: Cut | None = None
+    hidden: Cut | None = None
+    experts: Cut | None = None
+    expert: Cut | None = None
+    shared: Cut | None = None
+
+
+UNCUT = BlockCuts()
+
+
+@lru_cache(maxsize=1024)
+def block_cuts(whole: ModelConfig, member: Member) -> tuple[BlockCuts, ...]:
+    """Return what a member takes of each of its blocks, in the order of `member.layers`."""
+    config, groups = member.config, member.groups
+
+    def cut(of: int, kept: int, groups: int = groups) -> Cut | None:
+        return None if of == kept else Cut(of, kept, groups)
+
+    return tuple(
+        BlockCuts(
+            stream=cut(whole.d_model, config.d_model, 1),
+            heads=cut(whole.n_kv_heads, config.n_kv_heads),
+            hidden=cut(whole.ffn_width(layer), config.ffn_width(at)),
+            experts=cut(whole.n_experts, config.n_experts),
+            expert=cut(whole.expert_width, config.expert_width),
+            shared=cut(whole.shared_width, config.shared_width, 1),
+        )
+        for at, layer in enumerate(member.layers)
+    )
+
+
+class Term(NamedTuple):
+    """One member's pass over a micro-batch, and what its loss is.
+
+    The loss is `labels` x cross-entropy with the labels + `distill` x KL(teacher || member), over
+    the same tokens (arXiv:1503.02531, at temperature 1).
+
+    Attributes:
+        member: None is the whole model.
+        labels: weight of the cross-entropy.
+        distill: weight of the divergence from the teacher.
+        teacher: whose distribution is followed: a member that stands before it in the same choice
+            (None: the whole model), without gradient.
+    """
+
+    member: Member | None
+    labels: float = 1.0
+    distill: float = 0.0
+    teacher: Member | None = None
+
+
+Choice = tuple[Term, ...]
+"""The passes over one micro-batch; their losses are added up."""
+
+
+class StepChoices(NamedTuple):
+    """Who trains in one step, on one rank.
+
+    Attributes:
+        mine: for each micro-batch of this rank.
+        names: of all who train anywhere in the step, in one order on all ranks.
+    """
+
+    mine: tuple[Choice, ...]
+    names: tuple[str | None, ...]
+
+
+def name_of(member: Member | None) -> str | None:
+    """Return a member's name; None for the whole model."""
+    return None if member is None else member.name

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from motet.models.config import ModelConfig
 from motet.models.experts import Experts, WideLinear
+from motet.models.member import UNCUT, BlockCuts, Cut
 from motet.models.routing import (
     GatherRows,
     Routing,
@@ -25,6 +26,7 @@ from motet.models.routing import (
     choose,
     count_choices,
 )
+from motet.models.slices import take
 
 
 class Exchange(Protocol):
@@ -58,15 +60,15 @@ class _Auxiliary(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NE: Tensor, counts_E: Tensor, moe: MoE) -> Tensor:
+    def forward(ctx: Any, logits_NE: Tensor, counts_E: Tensor, moe: MoE, cut: Cut | None) -> Tensor:
         ctx.save_for_backward(logits_NE, counts_E)
-        ctx.moe = moe
+        ctx.moe, ctx.cut = moe, cut
         return logits_NE.view_as(logits_NE)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits_NE, counts_E = ctx.saved_tensors
-        return gradients[0] + ctx.moe._note(logits_NE, counts_E), None, None
+        return gradients[0] + ctx.moe._note(logits_NE, counts_E, ctx.cut), None, None, None
 
 
 class MoE(nn.Module):
@@ -93,8 +95,12 @@ class MoE(nn.Module):
     With "micro", f is that of this rank's micro-batch (arXiv:2101.03961), which pushes every
     micro-batch to be balanced by itself: arXiv:2501.11873 shows why that costs quality.
 
+    A member of a family may have fewer experts: its tokens choose among those, with the
+    frequencies that they had among themselves, and even use of the whole layer is what its members'
+    tokens would give, each spread evenly over the experts that it has.
+
     The engine drives a step: `begin_step`, forward and backward passes, an all-reduce of
-    `counts()`, `end_step`.
+    `counts()` (and `expected()`), `end_step`.
 
     Attributes:
         exchange: how rows reach experts on other ranks; None when all are here.
@@ -111,26 +117,28 @@ class MoE(nn.Module):
         self.exchange: Exchange | None = None
         self._state: dict[str, Tensor] | None = None
         self._counts_E: Tensor | None = None
+        self._expected_E: Tensor | None = None
         self._sums: Tensor | None = None
         self._n_tokens, self._gradient_scale = 0, 1.0
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cuts: BlockCuts = UNCUT) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x_ND = x_BTD.flatten(0, -2)
-        routing = self.route(x_ND)
+        routing = self.route(x_ND, cuts)
         rows_MD: Tensor = GatherRows.apply(x_ND, routing.token_M, routing.row_NK)
         if self.exchange is None:
-            rows_MD = self.experts(rows_MD, routing.kept_E)
+            rows_MD = self.experts(rows_MD, routing.kept_E, cuts)
         else:
             there_MD, local_counts, ticket = self.exchange.dispatch(rows_MD, routing.kept_E)
-            rows_MD = self.exchange.combine(self.experts(there_MD, local_counts), ticket)
+            rows_MD = self.exchange.combine(self.experts(there_MD, local_counts, cuts), ticket)
         y_ND: Tensor = WeighRows.apply(
             rows_MD, routing.weights_NK, routing.token_M, routing.choice_M, routing.row_NK
         )
         if self.shared is not None:
-            shared_ND = self.shared(x_ND)
+            shared_ND = self.shared(x_ND, cuts._replace(hidden=cuts.shared))
             if self.shared_gate is not None:
-                shared_ND = (shared_ND * self.shared_gate(x_ND).sigmoid()).to(shared_ND.dtype)
+                gate_N1 = self.shared_gate(x_ND, None, cuts.stream).sigmoid()
+                shared_ND = (shared_ND * gate_N1).to(shared_ND.dtype)
             y_ND = y_ND + shared_ND
         return y_ND.view_as(x_BTD)
 
@@ -140,26 +148,27 @@ class MoE(nn.Module):
         """
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
 
-    def route(self, x_ND: Tensor) -> Routing:
+    def route(self, x_ND: Tensor, cuts: BlockCuts = UNCUT) -> Routing:
         """Choose experts for every token, and arrange the rows."""
         config = self.config
-        logits_NE = self.router(x_ND)
+        logits_NE = self.router(x_ND, cuts.experts, cuts.stream)
+        n_experts = logits_NE.shape[1]
         with torch.no_grad():
             scores_NE = self._scores(logits_NE)
             if config.bias_rate > 0:
-                scores_NE = scores_NE + self._at(x_ND.device)["bias"]
+                scores_NE = scores_NE + take(self._at(x_ND.device)["bias"], 0, cuts.experts)
             chosen_NK = choose(scores_NE, config.experts_per_token)
-            counts_E = count_choices(chosen_NK, config.n_experts)
+            counts_E = count_choices(chosen_NK, n_experts)
         training = torch.is_grad_enabled()
         if training and self._n_tokens:
-            logits_NE = _Auxiliary.apply(logits_NE, counts_E, self)
+            logits_NE = _Auxiliary.apply(logits_NE, counts_E, self, cuts.experts)
         weights_NK = self._scores(logits_NE).gather(1, chosen_NK)
         if config.normalize_top_k:
             weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
         most_rows = 0
         if training and config.capacity_factor > 0:
-            k, n_experts = chosen_NK.shape[1], config.n_experts
-            most_rows = capacity(len(x_ND), k, n_experts, config.capacity_factor)
+            k, factor = chosen_NK.shape[1], config.capacity_factor
+            most_rows = capacity(len(x_ND), k, n_experts, factor)
         return arrange(chosen_NK, weights_NK, counts_E, most_rows)
 
     def _scores(self, logits_NE: Tensor) -> Tensor:
@@ -180,7 +189,9 @@ class MoE(nn.Module):
         """
         device = self.router.weight.device
         self._n_tokens, self._gradient_scale = n_tokens, gradient_scale
-        self._counts_E = torch.zeros(self.config.n_experts, dtype=torch.int64, device=device)
+        n_experts = self.config.n_experts
+        self._counts_E = torch.zeros(n_experts, dtype=torch.int64, device=device)
+        self._expected_E = torch.zeros(n_experts, dtype=torch.float64, device=device)
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._at(device)
 
@@ -191,6 +202,13 @@ class MoE(nn.Module):
         assert self._counts_E is not None, "begin_step comes first"
         return self._counts_E
 
+    def expected(self) -> Tensor:
+        """Return float64 [E]: `counts` as they would be if every member's tokens were spread evenly
+        over its experts.
+        """
+        assert self._expected_E is not None, "begin_step comes first"
+        return self._expected_E
+
     def sums(self) -> Tensor:
         """Return float64 [balance loss, router z-loss] of this rank's tokens: their sum over ranks
         is the layer's loss.
@@ -199,16 +217,21 @@ class MoE(nn.Module):
         return self._sums
 
     @torch.no_grad()
-    def end_step(self, counts_E: Tensor) -> None:
+    def end_step(self, counts_E: Tensor, expected_E: Tensor | None = None) -> None:
         """End the step: take the frequencies, and move the bias, by the counts of the global batch.
 
-        The bias of an expert rises by `bias_rate` where it was chosen less than the mean, and falls
+        The bias of an expert rises by `bias_rate` where it was chosen less than expected, and falls
         where more (arXiv:2408.15664, algorithm 1).
+
+        Args:
+            counts_E: summed over all ranks.
+            expected_E: likewise; None = the mean of the counts, where the whole model trained.
         """
         state = self._at(self.router.weight.device)
         counts_E = counts_E.to(state["bias"].device, torch.float64)
+        even_E = counts_E.mean() if expected_E is None else expected_E.to(counts_E)
         if self.config.bias_rate > 0:
-            state["bias"] += self.config.bias_rate * (counts_E.mean() - counts_E).sign().float()
+            state["bias"] += self.config.bias_rate * (even_E - counts_E).sign().float()
         if counts_E.sum() > 0:
             state["frequencies"].copy_(counts_E / counts_E.sum())
         self._n_tokens = 0
@@ -237,10 +260,16 @@ class MoE(nn.Module):
             self._state = {name: value.to(device) for name, value in self._state.items()}
         return self._state
 
-    def _note(self, logits_NE: Tensor, counts_E: Tensor) -> Tensor:
+    def _note(self, logits_NE: Tensor, counts_E: Tensor, cut: Cut | None) -> Tensor:
         """Count the tokens of one backward pass; return the auxiliary gradient of their logits."""
-        self.counts().add_(counts_E)
         frequencies_E = self._at(logits_NE.device)["frequencies"]
+        which_E = take(torch.arange(len(frequencies_E), device=logits_NE.device), 0, cut)
+        self.counts().index_add_(0, which_E, counts_E)
+        even_E = (counts_E.sum() / len(which_E)).double().expand(len(which_E))
+        self.expected().index_add_(0, which_E, even_E)
+        if cut is not None:
+            frequencies_E = frequencies_E[which_E]
+            frequencies_E = frequencies_E / frequencies_E.sum().clamp(min=1e-30)
         if self.config.balance_scope == "micro":
             frequencies_E = (counts_E / counts_E.sum().clamp(min=1)).to(frequencies_E.dtype)
         sums, gradient_NE = auxiliary(logits_NE, frequencies_E, self.config)

@@ -143,7 +143,7 @@ def auxiliary(
     See `MoE` for the losses; both are zero where their coefficient is.
     """
     softmax_NE, log_sum_N1 = logits_NE.softmax(-1), logits_NE.logsumexp(-1, keepdim=True)
-    slope_E = config.balance_loss * config.n_experts * frequencies_E
+    slope_E = config.balance_loss * len(frequencies_E) * frequencies_E
     if config.router_score == "softmax":
         probability_NE = softmax_NE
         spread_NE = softmax_NE

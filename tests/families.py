@@ -12,7 +12,7 @@ from motet.models.family.base import Family, Member, TrainingStage
 
 
 class FirstLayers(Family):
-    """Members `first-N`, N of `options.layers`; micro-batches take them and the whole in turn."""
+    """Members `first-N`, N of `options.layers`; shares take them and the whole in turn."""
 
     def members(self):
         return [
@@ -20,14 +20,14 @@ class FirstLayers(Family):
             for n in self.options["layers"]
         ]
 
-    def choose(self, step, micro_batches):
+    def choose(self, step, draws):
         names = [None, *(f"first-{n}" for n in self.options["layers"])]
         kind = self.options.get("choose", "turns")
         if kind == "steps":  # one member a step
-            return [(names[(step + self.seed) % len(names)],)] * micro_batches
-        if kind == "sandwich":  # all of them on each micro-batch
-            return [tuple(names)] * micro_batches
-        return [(names[(step + micro) % len(names)],) for micro in range(micro_batches)]
+            return [(names[(step + self.seed) % len(names)],)] * draws
+        if kind == "sandwich":  # all of them on each share
+            return [tuple(names)] * draws
+        return [(names[(step + draw) % len(names)],) for draw in range(draws)]
 
     def stage(self, step):
         if "stage_steps" not in self.options:

@@ -12,7 +12,7 @@ from motet.core.files import read_json
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
-from motet.models.family.base import Member, member_weights, members_of
+from motet.models.family.base import Member, members_of
 
 if TYPE_CHECKING:
     import torch
@@ -88,12 +88,14 @@ def export(
 
     from motet.experiments.corpora.corpus import Corpus
     from motet.models.hf import to_hf
+    from motet.models.slices import member_weights
 
     settings = run_yaml.load(rundir.resolved_yaml)
     model_config, state = read_model(rundir, step)
     tokenizer = Corpus.open(Path(settings.data.corpora[0].path)).tokenizer_path
     if member is not None:
-        model_config, state = member.config, member_weights(member, state)
+        state = member_weights(member, model_config, state)
+        model_config = member.config
     to_hf(state, model_config, tokenizer, folder, getattr(torch, dtype))
 
 

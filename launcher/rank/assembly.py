@@ -21,7 +21,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.choices import refuse_chance
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
-from motet.launcher.rank.feed import Feed
+from motet.launcher.rank.feed import Draws, Feed
 from motet.launcher.rank.hooks import Hooks
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.loop import load
@@ -32,12 +32,12 @@ from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Heartbeat
-from motet.launcher.runs.families import open_family
+from motet.launcher.runs.families import draws_of, open_family
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
-from motet.models.family.base import chosen
+from motet.models.family.base import choices
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, tell_all
@@ -81,14 +81,9 @@ def build_job(
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
     steps = settings.batch_steps
-    shares = layout.dp_sequences(steps.sequences(start.step), layout.dp_rank(world.rank))
-    refuse_chance(
-        family,
-        members,
-        range(start.step, settings.steps),
-        shares[1] // layout.micro_sequences,
-        world,
-    )
+    number = draws_of(family, settings, layout, (start.facts or {}).get("draws"))
+    draws = Draws(number, partial(choices, family, members, draws=number), family.by_replica)
+    refuse_chance(family, members, range(start.step, settings.steps), number, world)
     segment = _open_segment(run, start, attempt, world, hashes)
     job = TrainingJob(
         settings=settings,
@@ -102,7 +97,7 @@ def build_job(
             steps,
             layout,
             world.rank,
-            partial(chosen, family, members),
+            draws,
         ),
         probes=ProbeSet.of_run(run, settings),
         checkpoints=checkpoints,
@@ -121,11 +116,10 @@ def build_job(
             "model": manifest["model"],
             "motet_version": motet.__version__,
             "precision": precision,
-            **({"members": manifest["members"]} if members else {}),
+            **({"members": manifest["members"], "draws": number} if members else {}),
         },
         peak_lr=training.optimizer.learning_rate(manifest["parameters_non_embedding"]),
         flops_per_token=manifest["flops_per_token"],
-        member_flops={m["name"]: m["flops_per_token"] for m in manifest.get("members", ())},
         family=family,
         members=members,
         peak_flops=peak_flops(world.device),

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from motet.core.errors import UserError
 from motet.core.hashing import canonical_json, sha256_hex
-from motet.models.family.base import Family, Member, chosen
+from motet.models.family.base import Choice, Family, Member, choices
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
 STEPS_COMPARED = 64
 
 
 def refuse_chance(
-    family: Family, members: Mapping[str, Member], steps: range, micro_batches: int, world: World
+    family: Family, members: Mapping[str, Member], steps: range, draws: int, world: World
 ) -> None:
     """Compare the choices of the first of `steps` between ranks, and between two calls on each.
 
@@ -27,9 +27,7 @@ def refuse_chance(
         return
     complaint = mine = ""
     try:
-        mine, again = (
-            _digest(family, members, steps[:STEPS_COMPARED], micro_batches) for _ in range(2)
-        )
+        mine, again = (digest(family, members, steps[:STEPS_COMPARED], draws) for _ in range(2))
         if mine != again:
             complaint = "two calls of choose() with the same step gave different members"
     except UserError as error:
@@ -43,7 +41,15 @@ def refuse_chance(
         )
 
 
-def _digest(family: Family, members: Mapping[str, Member], steps: range, micro_batches: int) -> str:
-    choices = [chosen(family, members, step, micro_batches) for step in steps]
-    names = [[[m and m.name for m in choice] for choice in step or ()] for step in choices]
-    return sha256_hex(canonical_json(names))
+def digest(family: Family, members: Mapping[str, Member], steps: range, draws: int) -> str:
+    """Return a hash of who trains on what in some steps."""
+    asked = [choices(family, members, step, draws) for step in steps]
+    return sha256_hex(canonical_json([[_told(choice) for choice in step or ()] for step in asked]))
+
+
+def _told(choice: Choice) -> list[object]:
+    return [[_spec(t.member), t.labels, t.distill, _spec(t.teacher)] for t in choice]
+
+
+def _spec(member: Member | None) -> object:
+    return None if member is None else [member.name, vars(member.config), member.layers]

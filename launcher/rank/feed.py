@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import Record
 from motet.experiments.stream.stream import Batch, Stream
-from motet.models.family.base import Choice
+from motet.models.family.base import Choice, StepChoices
+from motet.models.member import name_of
 from motet.parallel.layout.layout import Layout
 
 
@@ -20,14 +22,30 @@ class Share:
     """What one rank trains on in one step.
 
     Attributes:
-        batches: micro-batches of consecutive slots.
-        record: the ledger's record of it, as if applied.
-        members: who trains on each batch; None: the whole model alone.
+        batches: micro-batches, each of consecutive slots.
+        records: the ledger's records of them, as if applied: one for each run of consecutive slots.
+        members: who trains on each; None: the whole model alone.
+        draws: who trains on each equal share of the whole step; None likewise.
     """
 
     batches: list[Batch]
-    record: Record
-    members: list[Choice] | None = None
+    records: list[Record]
+    members: StepChoices | None = None
+    draws: list[Choice] | None = None
+
+
+class Draws(NamedTuple):
+    """How a family says who trains (`models.family.base.Family`).
+
+    Attributes:
+        choose: step -> who trains on each of `number` equal shares of its sequences, in order; None
+            for the whole model alone.
+        by_replica: replicas work on different shares at the same time, instead of all on each.
+    """
+
+    number: int = 1
+    choose: Callable[[int], list[Choice] | None] = lambda step: None
+    by_replica: bool = False
 
 
 class Feed:
@@ -36,15 +54,10 @@ class Feed:
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        steps: Steps,
-        layout: Layout,
-        rank: int,
-        choose: Callable[[int, int], list[Choice] | None] = lambda step, micro_batches: None,
+        self, stream: Stream, steps: Steps, layout: Layout, rank: int, draws: Draws | None = None
     ) -> None:
-        self.choose = choose
         self.stream, self.steps, self.layout = stream, steps, layout
+        self.draws = draws or Draws()
         self.dp_rank = layout.dp_rank(rank)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[Share]] | None = None
@@ -58,18 +71,59 @@ class Feed:
 
     def read(self, step: int) -> Share:
         """Read this rank's share of a step."""
-        offset, count = self.layout.dp_sequences(self.steps.sequences(step), self.dp_rank)
-        first, micro = self.steps.slots_before(step) + offset, self.layout.micro_sequences
-        batches = [self.stream.batch(start, micro) for start in range(first, first + count, micro)]
-        digest = sum(batch.digest() for batch in batches) & 0xFFFFFFFFFFFFFFFF
-        ids = [batch.exposure_ids for batch in batches]
-        joined = np.concatenate(ids) if ids else np.empty(0, dtype=np.uint64)
-        members = self.choose(step, len(batches))
-        names = tuple(
-            tuple(None if m is None else m.name for m in choice) for choice in members or ()
-        )
-        return Share(batches, Record(step, first, count, digest, True, joined, names), members)
+        chosen = self.draws.choose(step)
+        first, micro = self.steps.slots_before(step), self.layout.micro_sequences
+        starts = micro_batches(self.layout, self.dp_rank, self.steps.sequences(step), self.draws)
+        batches = [self.stream.batch(first + start, micro) for start, _ in starts]
+        mine = None if chosen is None else [chosen[draw] for _, draw in starts]
+        members = None if mine is None else StepChoices(tuple(mine), names_of(chosen or ()))
+        return Share(batches, _records(step, batches, mine), members, chosen)
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def micro_batches(
+    layout: Layout, dp_rank: int, sequences: int, draws: Draws
+) -> list[tuple[int, int]]:
+    """Return (first sequence of the step, share of the family's) of each micro-batch of a
+    data-parallel rank, in order.
+
+    Which share a sequence lies in does not depend on the layout: of `sequences` in `draws.number`
+    equal shares each has the next. All ranks work on a share together, or each on its own.
+    """
+    number = 1 if draws.by_replica else draws.number
+    size, found = sequences // number, []
+    for share in range(number):
+        offset, count = layout.dp_sequences(size, dp_rank)
+        first = share * size + offset
+        starts = range(first, first + count, layout.micro_sequences)
+        found += [(start, start * draws.number // sequences) for start in starts]
+    return found
+
+
+def names_of(choices: list[Choice] | tuple[Choice, ...]) -> tuple[str | None, ...]:
+    """Return the names of all who train in a step, each once, in the order of the shares."""
+    return tuple(dict.fromkeys(name_of(term.member) for choice in choices for term in choice))
+
+
+def _records(step: int, batches: list[Batch], choices: list[Choice] | None) -> list[Record]:
+    """Return one record for each run of micro-batches that follow each other."""
+    runs: list[list[int]] = []
+    for number, batch in enumerate(batches):
+        before = batches[number - 1] if number else None
+        if before is None or before.first_slot + len(before.tokens_BT) != batch.first_slot:
+            runs.append([])
+        runs[-1].append(number)
+    found = []
+    for run in runs:
+        own = [batches[number] for number in run]
+        count = sum(len(batch.tokens_BT) for batch in own)
+        digest = sum(batch.digest() for batch in own) & 0xFFFFFFFFFFFFFFFF
+        ids = np.concatenate([batch.exposure_ids for batch in own])
+        names = tuple(
+            tuple(name_of(term.member) for term in choices[number]) for number in run if choices
+        )
+        found.append(Record(step, own[0].first_slot, count, digest, True, ids, names))
+    return found

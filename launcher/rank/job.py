@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import LedgerWriter, Record, Segment
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
-from motet.launcher.rank.feed import Feed
+from motet.launcher.rank.feed import Feed, Share
 from motet.launcher.rank.hooks import HookContext, Hooks
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
@@ -18,17 +19,20 @@ from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
-from motet.models.family.base import Family, Member
+from motet.models.counts import training_flops_per_token
+from motet.models.family.base import Choice, Family, Member
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
+
+flops = lru_cache(maxsize=4096)(training_flops_per_token)
 
 
 @dataclass(frozen=True)
 class StepDone:
     """The step that was trained last: what it consumed, gave and took."""
 
-    record: Record
+    share: Share
     result: StepResult
     lr: float
 
@@ -57,7 +61,6 @@ class TrainingJob:
     facts: dict[str, Any]
     peak_lr: float
     flops_per_token: float
-    member_flops: dict[str, float]
     peak_flops: float | None
     memory_mib: Callable[[], float]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,16 +78,20 @@ class TrainingJob:
         assert self.last is not None
         return self.last
 
-    def flops_of(self, record: Record) -> float:
+    def flops_of(self, draws: Sequence[Choice] | None) -> float:
         """Return the floating-point operations per token of a step: of who trained on it."""
-        if not record.members:
+        if draws is None:
             return self.flops_per_token
-        by_name = self.member_flops
-        each = [
-            sum(self.flops_per_token if name is None else by_name[name] for name in names)
-            for names in record.members
-        ]
-        return sum(each) / len(each)
+        length = self.settings.data.sequence_length
+        return sum(map(partial(self._flops, length), draws)) / len(draws)
+
+    def _flops(self, length: int, choice: Choice) -> float:
+        """Return those of one choice; a pass without gradient is a third of one with it."""
+        return sum(
+            (self.flops_per_token if term.member is None else flops(term.member.config, length))
+            * (1.0 if term.labels + term.distill > 0 else 1 / 3)
+            for term in choice
+        )
 
     def at(self, moment: str, step: int, **facts: Any) -> None:
         """Call the hooks of a moment; `step` updates are done.
@@ -112,7 +119,8 @@ class TrainingJob:
         """Return whether a user's hook asked for a stop (a collective where there are any)."""
         return bool(self.hooks.users) and agree_any(self.stop.requested(), self.world)
 
-    def note(self, record: Record, applied: bool) -> None:
+    def note(self, records: Sequence[Record], applied: bool) -> None:
         """Write what a data-parallel rank consumed to the ledger, once."""
         if self.layout.is_dp_leader(self.world.rank):
-            self.ledger.append(replace(record, applied=applied))
+            for record in records:
+                self.ledger.append(replace(record, applied=applied))

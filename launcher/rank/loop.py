@@ -46,7 +46,7 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     waited = time.perf_counter() - started
     result = job.engine.step(share.batches, lr, job.guard, job.stop.requested, share.members)
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
-    job.last = StepDone(share.record, result, lr)
+    job.last = StepDone(share, result, lr)
     return result
 
 
@@ -144,7 +144,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
     for left_out in range(saved_steps[-1], step + 1):
-        job.note(job.feed.read(left_out).record, applied=False)
+        job.note(job.feed.read(left_out).records, applied=False)
     job.metrics.log("event", step + 1, event="rollback", to_step=saved_steps[-1])
 
 

@@ -88,7 +88,7 @@ class Ledger(OwnHook):
 
     def after_step(self, context: HookContext) -> None:
         done = self.job.done
-        self.job.note(done.record, done.result.applied)
+        self.job.note(done.share.records, done.result.applied)
 
 
 class LifeSign(OwnHook):
@@ -106,7 +106,7 @@ class Rows(OwnHook):
         step, length = context.step - 1, job.settings.data.sequence_length
         seconds, job.seconds = job.seconds, {}
         rate = job.steps.sequences(step) * length / (seconds["data"] + seconds["train"])
-        flops = rate * job.flops_of(job.done.record) / job.world.size
+        flops = rate * job.flops_of(job.done.share.draws) / job.world.size
         job.metrics.log(
             "step",
             context.step,

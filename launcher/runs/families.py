@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,37 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
 def refuse_layout(members: Sequence[Any], layout: Layout, whole: ModelConfig) -> None:
     """Raise `UserError` where a layout cannot train the members of a family."""
     if members:
-        raise_problems([Problem("family.kind", why) for why in refusals(layout, whole)])
+        found = refusals(layout, whole, members_of({"members": members}))
+        raise_problems([Problem("family.kind", why) for why in found])
+
+
+def draws_of(
+    family: Family, settings: RunSettings, layout: Layout, begun: int | None = None
+) -> int:
+    """Return in how many equal shares of a step's sequences a family says who trains.
+
+    Args:
+        begun: the number that the run began with, so that another layout keeps who trains on what.
+
+    Raises:
+        UserError: a step cannot be shared so on this layout.
+    """
+    sizes = {size for _, size in settings.batch_steps.changes}
+    ranks = layout.dp_size * layout.micro_sequences
+    number = begun or family.draws or math.gcd(*(size // ranks for size in sizes))
+    # Replicas that work on different shares need whole micro-batches in each, not one for all.
+    unit = layout.micro_sequences if family.by_replica else ranks
+    for size in sorted(sizes):
+        if size % (number * unit):
+            whole = [n for n in range(1, size // unit + 1) if size % (n * unit) == 0]
+            fits = ", ".join(str(n) for n in whole if n <= number) or "none"
+            raise UserError(
+                f"family.kind: {number} shares of a step of {size} sequences are no whole "
+                f"micro-batches of {layout.micro_sequences} on {layout.dp_size} data-parallel "
+                f"ranks; shares that would fit: {fits}, or another batch, layout or "
+                "layout.micro_sequences"
+            )
+    return number
 
 
 def open_family(

@@ -12,21 +12,29 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.plugins import MISTAKES, place
 from motet.models import counts
-from motet.models.config import ModelConfig
+from motet.models.config import ModelConfig, problems
 from motet.models.member import Choice as Choice
 from motet.models.member import Member as Member
+from motet.models.member import StepChoices as StepChoices
+from motet.models.member import Term as Term
+from motet.models.member import block_cuts
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 WHOLE = "whole"
-MemberNames = tuple[str | None, ...]
-"""The members that train on one micro-batch, by name; None is the whole model."""
-_Value = TypeVar("_Value")
+WhoTrains = str | None | Member | Term
+"""Who trains: a member by name or as a value, None for the whole model; or with its loss."""
+AXES = (
+    *("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "layer_ffn"),
+    *("n_experts", "d_expert", "d_shared", "n_dense_layers", "moe_every"),
+)
+"""What a member's config may have other than the whole model's."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,17 @@ class Family(ABC):
         whole: the model that holds all weights.
         options: `family.options` of run.yaml.
         seed: of the run.
+
+    Attributes:
+        draws: equal, consecutive shares of a step's sequences, for each of which `choose` says who
+            trains on it; None: as many as a rank has micro-batches when the run begins. Ranks share
+            each of them, so that who trains on a sequence depends on no layout.
+        by_replica: ranks may train different members at the same time: a rank's micro-batch lies in
+            one share, and replicas work on different ones. Members must have all layers then.
     """
+
+    draws: int | None = None
+    by_replica: bool = False
 
     def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
         self.whole, self.options, self.seed = whole, options, seed
@@ -64,12 +82,13 @@ class Family(ABC):
     def members(self) -> Sequence[Member]:
         """Return every member but the whole model, the same ones for the whole run."""
 
-    def choose(self, step: int, micro_batches: int) -> Sequence[MemberNames]:
-        """Return who trains on each micro-batch of a step; the loss is the mean over them.
+    def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
+        """Return who trains on each of `draws` equal shares of a step's sequences.
 
-        Micro-batch i of every rank trains the same members: they gather the same weights.
+        The loss of a share is the mean over its members, or the sum of what its `Term`s say. A
+        member need not be one of `members()`: any part of the whole model can train.
         """
-        return [(None,)] * micro_batches
+        return [(None,)] * draws
 
     def stage(self, step: int) -> TrainingStage | None:
         """Return the stage that a step belongs to; None where the whole run has one schedule."""
@@ -92,10 +111,10 @@ def member_problems(whole: ModelConfig, members: Sequence[Member]) -> list[str]:
         return strange
     names = [member.name for member in members]
     twice = sorted({name for name in names if names.count(name) > 1})
-    problems = [f"member {name!r} is there twice" for name in twice]
+    found = [f"member {name!r} is there twice" for name in twice]
     for member in members:
-        problems += [f"member {member.name!r}: {why}" for why in _faults(whole, member)]
-    return problems
+        found += [f"member {member.name!r}: {why}" for why in _faults(whole, member)]
+    return found
 
 
 def _strange(member: Any) -> str | None:
@@ -108,7 +127,9 @@ def _strange(member: Any) -> str | None:
         return f"member {member.name!r:.60}: its name must be text"
     if not isinstance(member.config, ModelConfig):
         return f"member {member.name!r}: config is {member.config!r:.60}; it must be a ModelConfig"
-    layers = member.layers
+    layers, groups = member.layers, member.groups
+    if type(groups) is not int or groups < 1:
+        return f"member {member.name!r}: groups are {groups!r:.60}; at least 1"
     if not isinstance(layers, tuple) or any(type(layer) is not int for layer in layers):
         return f"member {member.name!r}: layers are {layers!r:.60}; they must be a tuple of numbers"
     return None
@@ -120,57 +141,133 @@ def _faults(whole: ModelConfig, member: Member) -> Iterator[str]:
     layers, depth = member.layers, whole.n_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
         yield f"layers {list(layers)} are not a rising choice of 0 to {depth - 1}"
-    wanted = replace(whole, n_layers=len(layers))
-    different = [key for key, value in vars(wanted).items() if vars(member.config)[key] != value]
+        return
+    config = member.config
+    if faults := [f"{setting} {why}" for setting, why in problems(config)]:
+        yield from faults
+        return
+    if config.n_layers != len(layers):
+        yield f"n_layers={config.n_layers} is not the number of its layers, {len(layers)}"
+        return
+    different = [
+        key for key, value in vars(whole).items() if key not in AXES and vars(config)[key] != value
+    ]
     if different:
         yield (
-            f"its config differs from the whole model's in {', '.join(different)}; members are "
-            "chosen by their layers, every other size is the whole model's"
+            f"its config differs from the whole model's in {', '.join(different)}; a member is a "
+            f"part of the whole model: {', '.join(AXES)} alone may differ"
         )
+    yield from _slice_faults(whole, member)
 
 
-def member_weights(member: Member | None, whole: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Return a member's weights under the names of its own plain model, from those of the whole
-    model.
+def _slice_faults(whole: ModelConfig, member: Member) -> Iterator[str]:
+    """Say where a member is no slice of the whole model."""
+    config, layers = member.config, member.layers
+    if config.head_width != whole.head_width:
+        yield (
+            f"its heads have {config.head_width} channels, the whole model's {whole.head_width}; "
+            f"set head_dim={whole.head_width}"
+        )
+    ratio = whole.n_heads // whole.n_kv_heads
+    if config.n_heads != ratio * config.n_kv_heads:
+        yield (
+            f"n_heads={config.n_heads} with n_kv_heads={config.n_kv_heads}: a key-value head takes "
+            f"its {ratio} queries with it; use n_heads={ratio * config.n_kv_heads}"
+        )
+    routed = [whole.has_experts(layer) for layer in layers]
+    if routed != [config.has_experts(at) for at in range(len(layers))]:
+        yield "its layers with experts are not those of the layers that it takes"
+        return
+    if config.n_experts and config.experts_per_token > config.n_experts:
+        yield f"n_experts={config.n_experts} are fewer than experts_per_token"
+    names = ("d_model", "n_kv_heads", "a layer's d_ffn", "n_experts", "d_expert", "d_shared")
+    told = set()
+    for cuts in block_cuts(whole, member):
+        for name, cut in zip(names, cuts, strict=True):
+            if cut is None:
+                continue
+            if cut.kept > cut.whole:
+                told.add(f"{name}={cut.kept} is more than the whole model's {cut.whole}")
+            elif cut.kept % cut.groups or cut.whole % cut.groups:
+                told.add(
+                    f"{name}={cut.kept} of {cut.whole} cannot be cut in {cut.groups} groups; use "
+                    f"groups={math.gcd(cut.kept, cut.whole)}, or a multiple of {cut.groups}"
+                )
+    yield from sorted(told)
 
-    Values are handed on as they are: tensors, shapes or anything else by weight.
-    """
-    if member is None:
-        return dict(whole)
-    number = {layer: at for at, layer in enumerate(member.layers)}
-    found = {}
-    for name, value in whole.items():
-        if not name.startswith("blocks."):
-            found[name] = value
-            continue
-        layer, _, rest = name.removeprefix("blocks.").partition(".")
-        if int(layer) in number:
-            found[f"blocks.{number[int(layer)]}.{rest}"] = value
-    return found
 
-
-def chosen(
-    family: Family, members: Mapping[str, Member], step: int, micro_batches: int
+def choices(
+    family: Family, members: Mapping[str, Member], step: int, draws: int
 ) -> list[Choice] | None:
-    """Return who trains on each micro-batch of a step; None where it is the whole model alone.
+    """Return who trains on each share of a step; None where it is the whole model alone.
 
     Raises:
-        UserError: the family chooses for another number of micro-batches, nobody for one of them,
-            or a member that it does not have.
+        UserError: the family chooses for another number of shares, nobody for one of them, or
+            something that is no part of the whole model.
     """
-    with _mistakes(family, f"choose({step}, {micro_batches})"):
-        names = [tuple(choice) for choice in family.choose(step, micro_batches)]
-        known = {None, *members}
-        good = all(choice and known >= set(choice) for choice in names)
-    if len(names) != micro_batches or not good:
+    call = f"choose({step}, {draws})"
+    with _mistakes(family, call):
+        given = [tuple(choice) for choice in family.choose(step, draws)]
+        found = [_choice(family, members, choice) for choice in given]
+    if len(found) != draws or not all(found):
         raise UserError(
-            f"family.kind: {type(family).__name__}.choose({step}, {micro_batches}) gave {names}; "
-            "it "
-            f"must give {micro_batches} tuples of {', '.join(members)} or None (the whole model)"
+            f"family.kind: {type(family).__name__}.{call} gave {given}; it must give {draws} "
+            f"tuples of {', '.join(members)}, None (the whole model), a Member or a Term"
         )
-    if all(choice == (None,) for choice in names):
-        return None
-    return [tuple(None if name is None else members[name] for name in choice) for choice in names]
+    chosen = [choice for choice in found if choice]
+    if family.by_replica and (why := _uneven(family.whole, chosen)):
+        raise UserError(f"family.kind: {type(family).__name__}.{call} {why}")
+    return None if all(choice == (Term(None),) for choice in chosen) else chosen
+
+
+def _uneven(whole: ModelConfig, chosen: Sequence[Choice]) -> str:
+    """Say why replicas cannot work on different shares of a step; "" where they can.
+
+    FSDP2 gathers a block on all ranks or on none: another number of layers on one rank hangs.
+    """
+    for term in (term for choice in chosen for term in choice):
+        if term.member is not None and len(term.member.layers) < whole.n_layers:
+            return (
+                f"trains {term.member.name!r}, which leaves out layers, on some replicas alone; "
+                "members must have all layers, or set by_replica = False"
+            )
+    kinds = {tuple(term.labels + term.distill > 0 for term in choice) for choice in chosen}
+    if len(kinds) > 1:
+        return "gives shares with other numbers of passes, which replicas would wait for"
+    return ""
+
+
+def _choice(
+    family: Family, members: Mapping[str, Member], asked: Sequence[WhoTrains]
+) -> Choice | None:
+    """Return the passes that one tuple asks for; None where it cannot be."""
+    terms: list[Term] = []
+    for one in asked:
+        term = one if isinstance(one, Term) else Term(one, 1.0 / len(asked))  # type: ignore[arg-type]
+        known, member = _known(family, members, term.member)
+        also, teacher = _known(family, members, term.teacher)
+        sound = min(term.labels, term.distill) >= 0 and term.labels + term.distill < math.inf
+        follows = not term.distill or teacher in [earlier.member for earlier in terms]
+        if not (known and also and sound and follows):
+            return None
+        terms.append(term._replace(member=member, teacher=teacher))
+    return tuple(terms) or None
+
+
+def _known(
+    family: Family, members: Mapping[str, Member], who: object
+) -> tuple[bool, Member | None]:
+    """Return whether somebody can train, and as which member."""
+    if isinstance(who, str):
+        return who in members, members.get(who)
+    if isinstance(who, Member):
+        return not _faults_of(family.whole, who), who
+    return who is None, None
+
+
+@lru_cache(maxsize=4096)
+def _faults_of(whole: ModelConfig, member: Member) -> tuple[str, ...]:
+    return (*filter(None, [_strange(member)]),) or tuple(_faults(whole, member))
 
 
 def stage_of(family: Family, step: int) -> TrainingStage | None:
@@ -213,6 +310,7 @@ def member_facts(members: Iterable[Member], sequence_length: int) -> list[dict[s
             "name": member.name,
             "model": vars(member.config),
             "layers": list(member.layers),
+            "groups": member.groups,
             "parameters": counts.parameters(member.config),
             "parameters_non_embedding": counts.parameters_non_embedding(member.config),
             "flops_per_token": counts.training_flops_per_token(member.config, sequence_length),
@@ -224,6 +322,11 @@ def member_facts(members: Iterable[Member], sequence_length: int) -> list[dict[s
 def members_of(manifest: Mapping[str, Any]) -> list[Member]:
     """Return the members that a manifest names; none where it was written without."""
     return [
-        Member(entry["name"], ModelConfig(**entry["model"]), tuple(entry["layers"]))
+        Member(
+            entry["name"],
+            ModelConfig(**entry["model"]),
+            tuple(entry["layers"]),
+            entry.get("groups", 1),
+        )
         for entry in manifest.get("members", ())
     ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
-from motet.models.family.base import Choice, Member
+from motet.models.family.base import Member, StepChoices
 from motet.models.moe import MoE
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.layout.layout import Layout
@@ -107,7 +107,7 @@ class DataParallelEngine(ABC):
         lr: float,
         guard: Guard,
         stop: Callable[[], bool],
-        members: Sequence[Choice] | None = None,
+        members: StepChoices | None = None,
     ) -> StepResult:
         """See `Engine.step`; members are refused before an engine is built (`members.refusals`)."""
         assert members is None

@@ -1,43 +1,77 @@
-"""Members of a family in one step: the loss of each."""
+"""Members of a family in one step: their passes, and the loss of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from motet.models.family.base import Choice, Member
+from motet.models.family.base import StepChoices, Term
+from motet.models.member import name_of
 from motet.parallel.runtime.mesh import World
 
 if TYPE_CHECKING:
     from motet.parallel.engines.protocol import MicroBatch
 
 
+class Pass(NamedTuple):
+    """One pass of a member over a micro-batch.
+
+    Attributes:
+        share: of the reported loss of its micro-batch; shares sum to 1.
+        trains: it has a gradient: some weight of its loss is not 0.
+        teaches: a later member of the same micro-batch follows it.
+        last: no pass of the step with a gradient comes after it.
+    """
+
+    term: Term
+    share: float
+    trains: bool
+    teaches: bool
+    last: bool
+
+
 class MemberTally:
     """Sums of the cross-entropy of each member over one step.
 
     Args:
-        choices: who trains on each of `batches`, the same on every rank.
+        step: who trains on each of `batches`, and who does anywhere.
+        n_layers: of the whole model.
     """
 
-    def __init__(self, choices: Sequence[Choice], batches: Sequence[MicroBatch]) -> None:
-        self.choices = choices
-        self.names = list(dict.fromkeys(_name(m) for choice in choices for m in choice))
+    def __init__(self, step: StepChoices, batches: Sequence[MicroBatch], n_layers: int) -> None:
+        self.choices, self.names = step.mine, step.names
         self.labels = [int((batch.labels_BT >= 0).sum()) for batch in batches]
         self._sums = torch.zeros(2, len(self.names), dtype=torch.float64)
+        trained = [
+            (number, place)
+            for number, choice in enumerate(self.choices)
+            for place, term in enumerate(choice)
+            if term.labels + term.distill > 0
+        ]
+        self._last = max(trained, default=(-1, -1))
+        members = [self.choices[number][place].member for number, place in trained]
+        layers = {tuple(range(n_layers)) if m is None else m.layers for m in members}
+        self.same_layers = len(layers) < 2
+        """Whether every pass with a gradient runs the same blocks."""
 
-    def shares(self, number: int) -> Iterator[tuple[Member | None, float, bool]]:
-        """Yield (member, its share of the loss, whether it is the last) of a micro-batch."""
+    def passes(self, number: int) -> Iterator[Pass]:
+        """Yield the passes over a micro-batch, in order."""
         choice = self.choices[number]
-        for place, member in enumerate(choice):
-            yield member, 1.0 / len(choice), place == len(choice) - 1
+        weights = [term.labels + term.distill for term in choice]
+        total = sum(weights)
+        for place, (term, weight) in enumerate(zip(choice, weights, strict=True)):
+            later = choice[place + 1 :]
+            teaches = any(t.distill > 0 and t.teacher == term.member for t in later)
+            share = weight / total if total else 1.0 / len(choice)
+            yield Pass(term, share, weight > 0, teaches, (number, place) == self._last)
 
-    def add(self, number: int, member: Member | None, sums: Tensor) -> None:
+    def add(self, number: int, term: Term, sums: Tensor) -> None:
         """Take the [cross-entropy, z-loss] of a member on a micro-batch."""
-        place = self.names.index(_name(member))
+        place = self.names.index(name_of(term.member))
         self._sums[0, place] += sums[0].item()
         self._sums[1, place] += self.labels[number]
 
@@ -57,7 +91,3 @@ class MemberTally:
             name: cross_entropy[place] / max(labels[place], 1.0)
             for place, name in enumerate(self.names)
         }
-
-
-def _name(member: Member | None) -> str | None:
-    return None if member is None else member.name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule
 from motet.models.attention import document_positions
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
-from motet.models.family.base import Choice, Member
+from motet.models.distill import Teacher
+from motet.models.family.base import Member, StepChoices
 from motet.models.layers import Places
+from motet.models.loss import LossSums
 from motet.models.moe import MoE
-from motet.parallel.engines.members import MemberTally
+from motet.parallel.engines.members import MemberTally, Pass
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.engines.tensor_state import TensorState
 from motet.parallel.layout.layout import Layout
@@ -39,6 +43,7 @@ from motet.parallel.runtime.step_totals import (
     settle,
 )
 
+NOBODY: Mapping[Member | None, Tensor] = MappingProxyType({})
 _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
@@ -117,10 +122,10 @@ class NativeEngine(TensorState):
         lr: float,
         guard: Guard,
         stop: Callable[[], bool],
-        members: Sequence[Choice] | None = None,
+        members: StepChoices | None = None,
     ) -> StepResult:
         """See `Engine.step`."""
-        tally = None if members is None else MemberTally(members, batches)
+        tally = None if members is None else MemberTally(members, batches, self.config.n_layers)
         inputs = [self._to_device(batch) for batch in batches]
         counted = self.layout.is_dp_leader(self.world.rank)
         n_labels, n_tokens = count_step(batches, counted, self.world)
@@ -128,7 +133,8 @@ class NativeEngine(TensorState):
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1), tally)
         squares = norm_squared(self.parameters.values())
-        totals = torch.cat([sums, squares, asked(stop), balance(self.config, self.experts)])
+        chosen = balance(self.config, self.experts, members is not None)
+        totals = torch.cat([sums, squares, asked(stop), chosen])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, square, stops, balance_loss = totals[:5].tolist()
@@ -164,31 +170,64 @@ class NativeEngine(TensorState):
                 last = number == len(inputs) - 1
                 if tally is None:
                     self._synchronise(last)
-                    sums += self._one_micro_batch(micro_batch, scale, None)
-                    continue
-                for member, share, final in tally.shares(number):
-                    # Blocks that only an earlier member uses are not in the last pass.
-                    self._synchronise(last and final, mixed=True)
-                    mine = self._one_micro_batch(micro_batch, scale * share, member)
-                    tally.add(number, member, mine)
-                    sums += mine * share
+                    sums += self._one_micro_batch(micro_batch, scale)
+                else:
+                    sums += self._members(number, micro_batch, scale, tally)
         # Under tensor parallelism every rank has the sums of the same tokens.
         return sums.cpu() / self.layout.tp
 
-    def _one_micro_batch(self, micro_batch: _Inputs, scale: float, member: Member | None) -> Tensor:
+    def _one_micro_batch(self, micro_batch: _Inputs, scale: float) -> Tensor:
+        sums = self._loss(micro_batch)
+        (sums.objective * scale).backward()
+        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
+
+    def _members(
+        self, number: int, micro_batch: _Inputs, scale: float, tally: MemberTally
+    ) -> Tensor:
+        """Run every pass over a micro-batch; return [cross-entropy, z-loss], their mean."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        taught: dict[Member | None, Tensor] = {}
+        for one in tally.passes(number):
+            # Blocks that only an earlier member uses are not in the last pass.
+            self._synchronise(one.last, mixed=not tally.same_layers)
+            with torch.set_grad_enabled(one.trains):
+                sums = self._loss(micro_batch, one, taught)
+            if one.trains:
+                weight = 1.0 if one.term.distill else one.term.labels
+                (sums.objective * (scale * weight)).backward()
+            if sums.hidden_BTD is not None:
+                taught[one.term.member] = sums.hidden_BTD.detach()
+            mine = torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
+            tally.add(number, one.term, mine)
+            total += mine * one.share
+        return total
+
+    def _loss(
+        self,
+        micro_batch: _Inputs,
+        one: Pass | None = None,
+        taught: Mapping[Member | None, Tensor] = NOBODY,
+    ) -> LossSums:
+        """Run one pass forward; `taught`: the states of those that teach."""
         decoder = self.decoders[0]
         tokens_BT, labels_BT, places = self._local(decoder, *micro_batch)
+        extra: dict[str, Any] = {}
+        if one is not None:
+            term = one.term
+            extra = {"member": term.member, "teaches": one.teaches}
+            if term.distill:
+                extra["teacher"] = Teacher(taught[term.teacher], term.teacher)
+                extra["weights"] = term.labels, term.distill
         with self._autocast():
-            sums = decoder(
+            sums: LossSums = decoder(
                 tokens_BT,
                 labels_BT,
                 mode="loss",
                 z_loss=self.options.z_loss,
                 places=places,
-                member=member,
+                **extra,
             )
-        (sums.cross_entropy * scale).backward()  # its gradient holds the z-loss's (see LossSums)
-        return torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
+        return sums
 
     def _local(
         self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None

@@ -16,7 +16,7 @@ from motet.parallel.runtime.options import MicroBatch as MicroBatch
 
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
-    from motet.models.family.base import Choice, Member
+    from motet.models.family.base import Member, StepChoices
     from motet.parallel.layout.layout import Layout
     from motet.parallel.runtime.mesh import World
 
@@ -70,7 +70,7 @@ class Engine(Protocol):
         lr: float,
         guard: Guard,
         stop: Callable[[], bool],
-        members: Sequence[Choice] | None = None,
+        members: StepChoices | None = None,
     ) -> StepResult:
         """Train on one global batch; the loss is the mean over all its labels, however they are
         spread over ranks.
@@ -82,8 +82,8 @@ class Engine(Protocol):
             guard: decides whether the update is applied.
             stop: whether this rank was asked to stop; called once, after the passes, so that a
                 signal is heard within the step that it comes in.
-            members: who trains on each micro-batch, the same on every rank; the loss of a
-                micro-batch is the mean over them. None: the whole model alone.
+            members: who trains on each micro-batch, and with which losses; ranks may differ in
+                widths, never in layers. None: the whole model alone.
         """
 
     def score(

@@ -52,17 +52,20 @@ def mixtures(decoders: Iterable[Decoder]) -> dict[int, MoE]:
     }
 
 
-def balance(config: ModelConfig, experts: Mapping[int, MoE]) -> Tensor:
+def balance(config: ModelConfig, experts: Mapping[int, MoE], members: bool = False) -> Tensor:
     """Return this rank's share of the balance and router losses, then how often its tokens chose
     each expert.
 
-    Float64 [1 + layers x experts], to be summed over ranks; zeros for layers held elsewhere.
+    Float64 [1 + layers x experts], to be summed over ranks; zeros for layers held elsewhere. Where
+    `members` of a family trained, as many again: what even use would have been.
     """
     loss = torch.zeros(1, dtype=torch.float64)
-    choices = torch.zeros(config.n_layers, config.n_experts, dtype=torch.float64)
+    choices = torch.zeros(1 + members, config.n_layers, config.n_experts, dtype=torch.float64)
     for layer, moe in experts.items():
         loss += moe.sums().double().cpu().sum()
-        choices[layer] = moe.counts().double().cpu()
+        choices[0, layer] = moe.counts().double().cpu()
+        if members:
+            choices[1, layer] = moe.expected().cpu()
     return torch.cat([loss, choices.flatten()])
 
 
@@ -70,9 +73,11 @@ def settle(config: ModelConfig, experts: Mapping[int, MoE], choices: Tensor) -> 
     """Tell every mixture how often the global batch chose each of its experts; `choices` as
     `balance` has them.
     """
-    counts = choices.view(config.n_layers, config.n_experts)
+    if not experts:
+        return
+    counts, *expected = choices.view(-1, config.n_layers, config.n_experts)
     for layer, moe in experts.items():
-        moe.end_step(counts[layer])
+        moe.end_step(counts[layer], *(even[layer] for even in expected))
 
 
 def expert_state(experts: Mapping[int, MoE]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from motet.models.family.base import (
     Family,
     Member,
     TrainingStage,
-    chosen,
+    choices,
     member_problems,
     stage_of,
 )
@@ -50,7 +50,7 @@ class Strange(Family):
     def members(self) -> list[Member]:
         return [Member("half", HALF, (0,))]
 
-    def choose(self, step: int, micro_batches: int) -> Any:
+    def choose(self, step: int, draws: int) -> Any:
         return eval(self.options["choose"])
 
     def stage(self, step: int) -> Any:
@@ -63,7 +63,7 @@ class Strange(Family):
 def test_a_mistake_in_a_choice_is_one_error(text: str) -> None:
     family = Strange(WHOLE, {"choose": text}, 0)
     with pytest.raises(UserError, match=r"family\.kind: Strange\.choose\(0, 1\) (gave|failed)"):
-        chosen(family, {"half": family.members()[0]}, 0, 1)
+        choices(family, {"half": family.members()[0]}, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,41 @@ def test_a_stage_that_holds_the_step_is_given() -> None:
     text = "TrainingStage(0, 8, 0.5)"
     assert stage_of(Strange(WHOLE, {"stage": text}, 0), 3) == TrainingStage(0, 8, 0.5)
     assert stage_of(Strange(WHOLE, {"stage": "None"}, 0), 3) is None
+
+
+class Apart(Strange):
+    by_replica = True
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[('half',), (None,)]", "leaves out layers, on some replicas alone"),
+        ("[(None, None), (None,)]", "other numbers of passes"),
+    ],
+)
+def test_replicas_that_would_wait_for_each_other_are_refused(text: str, said: str) -> None:
+    family = Apart(WHOLE, {"choose": text}, 0)
+    with pytest.raises(UserError, match=said):
+        choices(family, {"half": family.members()[0]}, 0, 2)
+
+
+NARROW = replace(WHOLE, d_model=16, head_dim=8, n_heads=2, n_kv_heads=1, d_ffn=24)
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        (Member("a", replace(NARROW, head_dim=None), (0, 1)), None),
+        (Member("a", replace(NARROW, head_dim=4), (0, 1)), "set head_dim=8"),
+        (Member("a", replace(NARROW, n_heads=1), (0, 1)), "use n_heads=2"),
+        (Member("a", replace(NARROW, d_ffn=64), (0, 1)), "d_ffn=64 is more than the whole model's"),
+        (Member("a", NARROW, (0, 1), 2), "n_kv_heads=1 of 2 cannot be cut in 2 groups; use"),
+        (Member("a", replace(NARROW, rope_theta=9.0), (0, 1)), "differs from the whole model's"),
+        (Member("a", NARROW, (0,)), "n_layers=2 is not the number of its layers, 1"),
+        (Member("a", replace(NARROW, layer_ffn=(24,)), (0, 1)), "must have one for each of"),
+    ],
+)
+def test_a_member_is_a_slice_or_its_fault_is_told(member: Member, said: str | None) -> None:
+    found = "; ".join(member_problems(WHOLE, [member]))
+    assert said in found if said else not found

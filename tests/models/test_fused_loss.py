@@ -45,7 +45,7 @@ def test_fused_and_plain_loss_have_the_same_sums_and_gradients(
 
 def test_a_device_takes_as_many_rows_at_once_as_its_share_of_memory_holds() -> None:
     def rows(vocabulary: int, device: str, shard: VocabularyShard | None = None) -> int:
-        return loss_module._rows_at_once(torch.empty(vocabulary, 1, device=device), shard)
+        return loss_module.rows_at_once(torch.empty(vocabulary, 1, device=device), shard)
 
     assert rows(50_304, "cpu") == loss_module.CHUNK_ROWS
     assert rows(50_304, "meta") == 2048
@@ -56,4 +56,4 @@ def test_a_device_takes_as_many_rows_at_once_as_its_share_of_memory_holds() -> N
 def test_processes_with_unequal_shards_take_equally_many_rows_at_once() -> None:
     shard = VocabularyShard(0, lambda x: x, lambda x: x)
     unequal = (torch.empty(n, 1, device="meta") for n in (65_537, 65_536))
-    assert {loss_module._rows_at_once(w, shard) for w in unequal} == {loss_module.CHUNK_ROWS}
+    assert {loss_module.rows_at_once(w, shard) for w in unequal} == {loss_module.CHUNK_ROWS}

@@ -32,7 +32,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def attention(config: ModelConfig) -> Iterator[WeightSpec]:
         shape = config.query_width, config.d_model
         yield from plain(config)
-        yield WeightSpec(GATE, shape, Split.COLUMNS, "attention.gate")
+        yield WeightSpec(GATE, shape, Split.COLUMNS, ("heads", "stream"), "attention.gate")
 
     caches = architecture._block_weights, architecture._block_products
     monkeypatch.setattr(architecture, "_attention", attention)

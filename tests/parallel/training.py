@@ -58,15 +58,14 @@ def share(layout: Layout, rank: int, step: int, masked: bool) -> tuple[list[Micr
     whole = global_batch(step, masked)
     first, count = layout.dp_sequences(BATCH, layout.dp_rank(rank))
     micro = layout.micro_sequences
-    batches = [
-        Micro(
-            whole.tokens_BT[row : row + micro],
-            whole.labels_BT[row : row + micro],
-            None if whole.document_ids_BT is None else whole.document_ids_BT[row : row + micro],
-        )
-        for row in range(first, first + count, micro)
-    ]
+    batches = [part(whole, row, micro) for row in range(first, first + count, micro)]
     return batches, list(range(first, first + count))
+
+
+def part(batch: Micro, first: int, count: int) -> Micro:
+    """Return some rows of a batch."""
+    rows, ids = slice(first, first + count), batch.document_ids_BT
+    return Micro(batch.tokens_BT[rows], batch.labels_BT[rows], None if ids is None else ids[rows])
 
 
 def one_step(engine: Engine, layout: Layout, rank: int, step: int, masked: bool = False) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.launcher.rank.choices import refuse_chance
 from motet.models.config import ModelConfig
-from motet.models.family.base import Family, Member, MemberNames
+from motet.models.family.base import Family, Member, WhoTrains
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
 
@@ -22,8 +22,8 @@ class Turns(Family):
     def members(self) -> list[Member]:
         return []
 
-    def choose(self, step: int, micro_batches: int) -> list[MemberNames]:
-        return [(("half",) if self.odd(step) else (None,))] * micro_batches
+    def choose(self, step: int, draws: int) -> list[tuple[WhoTrains, ...]]:
+        return [(("half",) if self.odd(step) else (None,))] * draws
 
     def odd(self, step: int) -> bool:
         return step % 2 == 1

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from motet.models.family.base import Choice, Member, member_weights
+from motet.models.family.base import Choice, Member, StepChoices, Term
+from motet.models.slices import member_weights
 from motet.parallel.engines.protocol import EngineOptions, build_engine
 from motet.parallel.engines.refusals import refusals
 from motet.parallel.layout.layout import Layout
@@ -20,6 +21,11 @@ from tests.parallel.training import DENSE, LENGTH, Curve, assert_same, global_ba
 
 HALF = Member("half", replace(DENSE, n_layers=2), (0, 1))
 ENDS = Member("ends", replace(DENSE, n_layers=3), (0, 2, 3))
+NARROW = Member(
+    "narrow",
+    replace(DENSE, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, d_ffn=32, n_layers=3),
+    (0, 1, 3),
+)
 TURNS = "turns"
 SANDWICH = "sandwich"
 KINDS = [TURNS, SANDWICH, "steps", "late"]
@@ -30,12 +36,12 @@ def choices(kind: str, step: int, n: int) -> list[Choice]:
     pass.
     """
     if kind == SANDWICH:
-        return [(None, ENDS, HALF)] * n
+        return [(Term(None, 1 / 3), Term(ENDS, 1 / 3), Term(HALF, 1 / 3))] * n
     if kind == "steps":
-        return [((None, HALF, ENDS)[step % 3],)] * n
+        return [(Term((None, HALF, ENDS)[step % 3]),)] * n
     if kind == "late":
-        return [((None, ENDS)[i == n - 1],) for i in range(n)]
-    return [((None, ENDS, HALF)[(i + step) % 3],) for i in range(n)]
+        return [(Term((None, ENDS)[i == n - 1]),) for i in range(n)]
+    return [(Term((None, ENDS, HALF)[(i + step) % 3]),) for i in range(n)]
 
 
 def train(world: World, layout: Layout, kind: str, readers: int) -> tuple[Curve, Any, Any]:
@@ -45,7 +51,8 @@ def train(world: World, layout: Layout, kind: str, readers: int) -> tuple[Curve,
         batches, _ = share(layout, world.rank, step, True)
         per_reader = len(batches) if world.size > 1 else len(batches) // readers
         who = choices(kind, step, per_reader) * (len(batches) // per_reader)
-        result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, who)
+        members = StepChoices(tuple(who), (None, "ends", "half"))
+        result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, members)
         curve.steps.append((result.loss, result.grad_norm, result.n_labels))
         losses.append({str(name): loss for name, loss in result.losses.items()})
     batch = global_batch(9, False)
@@ -89,17 +96,18 @@ def member_alone(world: World) -> tuple[Any, Any, Any, Any]:
     layout = Layout(micro_sequences=4)
     whole = build_engine(DENSE, EngineOptions(), layout, world)
     plain = build_engine(HALF.config, EngineOptions(), layout, world)
-    plain.load_model(member_weights(HALF, whole.full_model()))
+    plain.load_model(member_weights(HALF, DENSE, whole.full_model()))
     losses = []
     for step in range(3):
         batches, _ = share(layout, 0, step, False)
-        one = whole.step(batches, 1e-3, lambda *all: True, lambda: False, [(HALF,)] * len(batches))
+        members = StepChoices(((Term(HALF),),) * len(batches), ("half",))
+        one = whole.step(batches, 1e-3, lambda *all: True, lambda: False, members)
         other = plain.step(batches, 1e-3, lambda *all: True, lambda: False)
         losses.append((one.loss, other.loss))
     batch = global_batch(7, False)
     tokens, labels = batch.tokens_BT.astype(np.int64), batch.labels_BT
     scores = whole.score(tokens, labels, HALF)[0], plain.score(tokens, labels)[0]
-    taken = {n: v.numpy() for n, v in member_weights(HALF, whole.full_model()).items()}
+    taken = {n: v.numpy() for n, v in member_weights(HALF, DENSE, whole.full_model()).items()}
     own = {n: v.numpy() for n, v in plain.full_model().items()}
     assert tokens.shape[1] == LENGTH
     return losses, scores, taken, own
@@ -115,8 +123,10 @@ def test_a_member_trains_as_the_plain_model_that_it_is() -> None:
 
 
 def test_layouts_that_cannot_train_members_say_why() -> None:
-    assert not refusals(Layout(dp_shard=2, tp=2, cp=2), DENSE)
+    assert not refusals(Layout(dp_shard=2, tp=2, cp=2), DENSE, [HALF])
     assert "layout.pp=2" in refusals(Layout(pp=2), DENSE)[0]
     assert "layout.engine=deepspeed" in refusals(Layout(engine="deepspeed", dp_shard=2), DENSE)[0]
     assert "layout.shares" in refusals(Layout(dp_replicate=2, shares=(1, 2)), DENSE)[0]
-    assert "n_experts" in refusals(Layout(), replace(DENSE, n_experts=4, d_expert=16))[0]
+    (why,) = refusals(Layout(tp=2), DENSE, [NARROW])
+    assert "layout.tp=2 cuts a group of member 'narrow'" in why
+    assert "use tp=1, or groups=2" in why
