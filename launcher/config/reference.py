@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from motet.launcher.config.model import ModelSettings
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import fields_of, options_of
 
@@ -192,7 +193,7 @@ def preset_lines() -> list[str]:
     defaults = [
         (f"`model.{field.name}`", str(field.default))
         for field in dataclasses.fields(models.ModelConfig)
-        if field.default is not dataclasses.MISSING
+        if field.default is not dataclasses.MISSING and hasattr(ModelSettings, field.name)
     ]
     return [
         "",
