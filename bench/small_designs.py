@@ -1,12 +1,15 @@
 """Studies of designs that are small, uneven or at the edge of what they can tell, for
 `validity_null.py --designs`.
 
-A study is one run that holds all of these experiments: real classes, units, assignment and analysis
-(Holm over all of them); only the scores are simulated. Every experiment's outcome is drawn twice
+A study is one run that holds all of these experiments and the smallest A/A control that a run may
+have: real classes, units, assignment and analysis (Holm over all questions); only the scores are
+simulated. Every experiment's outcome is drawn twice
 for every unit, as it would be without exposure and with it, so the true effect is known:
 
     nothing   both are the same. Counted: how often the primary is rejected at .05, and how often
-              the question's negative control fails at .01, of those that could fail.
+              the question's negative control fails at .01, of those that could fail; of the whole
+              run, how often any question is found after Holm's correction, how often any negative
+              control fails, and how often the A/A control does (.01 too).
     effects   they differ. Counted: how often the 95 % interval holds the true mean difference of
               these units, and that of units that were drawn anew ("another draw of units").
 
@@ -30,7 +33,7 @@ from motet.experiments.design.assignment import assign, assignment_key, make_des
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.kinds import LIBRARY, Library
-from motet.experiments.types import ItemScores, Unit
+from motet.experiments.types import ItemScores, OutcomeSpec, Unit
 
 Array = np.ndarray
 Edit = Callable[[list[Unit]], list[Unit]]
@@ -39,7 +42,12 @@ REFERENCES = 14
 CLUSTER_SHARE = 0.5
 BASELINE_SHARE = 0.5
 UNITS_DRAWN_ANEW = 400_000
-KINDS = {"shares": "contamination", "bits": "memorization", "nats": "forgetting"}
+KINDS = {
+    "shares": "contamination",
+    "bits": "memorization",
+    "nats": "forgetting",
+    "control": "placebo",
+}
 
 
 def alone(units: list[Unit]) -> list[Unit]:
@@ -67,7 +75,8 @@ class Small:
     """One design.
 
     Attributes:
-        outcome: "shares" (accuracy), "bits" (exposure, skewed) or "nats" (gain, skewed).
+        outcome: "shares" (accuracy), "bits" (exposure, skewed), "nats" (gain, skewed) or "control"
+            (A/A, log-probability, normal, and no effect in any study).
         units: how many; weights: how many clusters go to each arm, the first is held out.
         without, exposed: shares: probability of a right answer. Others: in standard deviations; an
             exposed unit also responds differently from the next one (sd 1).
@@ -118,6 +127,7 @@ DESIGNS: dict[str, Small] = {
     "shares_omnibus_4_per_arm": Small(
         "shares", 20, FIVE, without=0.3, exposed=0.6, further={"test": "omnibus"}
     ),
+    "aa_5_and_5": Small("control", 10),
 }
 Prepared = dict[str, tuple[Experiment, list[Unit]]]
 
@@ -128,8 +138,21 @@ def prepared() -> Prepared:
     entries = [design.entry(name) for name, design in DESIGNS.items()]
     specs, problems = parse_experiments(entries, Path(), Library(Path()))
     assert not problems, problems
-    experiments = {spec.name: LIBRARY[spec.use](spec) for spec in specs}
+    experiments = {spec.name: with_primary_only(LIBRARY[spec.use])(spec) for spec in specs}
     return {name: (e, DESIGNS[name].edit(e.units())) for name, e in experiments.items()}
+
+
+def with_primary_only(kind: type[Experiment]) -> type[Experiment]:
+    """A built-in class without its secondary outcomes: nothing is counted of them here, and p of
+    the primary does not depend on them; a study takes half the time.
+    """
+
+    class PrimaryOnly(kind):  # type: ignore[misc, valid-type]
+        @property
+        def outcomes(self) -> tuple[OutcomeSpec, ...]:
+            return tuple(outcome for outcome in super().outcomes if outcome.primary)
+
+    return PrimaryOnly
 
 
 def potential(
@@ -154,6 +177,8 @@ def potential(
         high = norm.ppf(design.exposed) if effects else low
         return tuple(1.0 * (z < edge) for z, edge in ((before, low), (after, low), (after, high)))
     response = (design.exposed + rng.normal(size=n)) if effects else 0.0
+    if design.outcome == "control":
+        return before, after, after
     if design.outcome == "bits":
         found = (in_bits(norm.cdf(z)) for z in (before, after, after + response))
         return tuple(found)
@@ -177,13 +202,13 @@ def effect_anew(name: str) -> float:
 
 def item_scores(design: Small, units: list[Unit], values_U: Array) -> ItemScores:
     """Scores from which the experiment's own class measures these values."""
-    own = {"shares": "right", "bits": "secret", "nats": "rest"}[design.outcome]
+    own = {"shares": "right", "bits": "secret", "nats": "rest", "control": "secret"}[design.outcome]
     logprob = []
     for unit, value in zip(units, values_U, strict=True):
         rank = 0.0
         if design.outcome == "bits":  # references lie at 1, 2, ...; the secret just above its rank
             rank = REFERENCES + 1 - round((REFERENCES + 1) / 2**value) + 0.5
-        target = {"shares": 2 * value - 1, "bits": rank, "nats": value}[design.outcome]
+        target = {"shares": 2 * value - 1, "bits": rank}.get(design.outcome, value)
         others = iter(range(1, len(unit.items)))
         for item in unit.items:
             other = next(others) if item.kind == "reference" else 0.0
@@ -201,7 +226,8 @@ def simulate(name: str, seed: int, effects: bool) -> tuple[Measured, float]:
     arms = assign(made, assignment_key(seed, name))
     doses = np.array([arm.dose for arm in spec.arms], dtype=np.int64)[arms]
     first = spec.schedule.first_step(STEPS_TOTAL)
-    shown = [first + np.arange(dose, dtype=np.int64) for dose in doses]
+    planned = doses if experiment.inserts_units else np.zeros_like(doses)
+    shown = [first + np.arange(count, dtype=np.int64) for count in planned]
     before, without, exposed = potential(design, made.cluster_of_unit, effects, rng)
     values = np.where(doses > 0, exposed, without)
     if design.outcome == "nats":  # a gain is the difference of two probes
@@ -209,7 +235,7 @@ def simulate(name: str, seed: int, effects: bool) -> tuple[Measured, float]:
     probes = [item_scores(design, units, v) for v in (before, values, values)]
     steps = np.array([first, first + 1, STEPS_TOTAL], dtype=np.int64)
     measured = Measured(
-        experiment, units, arms, None, made, steps, probes, doses, doses.copy(), shown
+        experiment, units, arms, None, made, steps, probes, planned, planned.copy(), shown
     )
     return measured, float((exposed - without).mean())
 
@@ -218,11 +244,15 @@ def study(seed: int, effects: bool, draws: int) -> dict[str, Any]:
     """What one run that holds all designs says of each."""
     measured, truths = zip(*(simulate(name, seed, effects) for name in DESIGNS), strict=True)
     answers = analyze(measured, seed, draws, details=False, simulations=0)
+    true = dict(zip(DESIGNS, truths, strict=True))
+    placebo = answers["controls"]["placebo"]
     rows = {}
-    for entry, truth in zip(answers["experiments"], truths, strict=True):
+    for entry in (*answers["experiments"], placebo):
         kept = ("effect", "low", "high", "p", "p_corrected")
-        rows[entry["name"]] = {key: entry["primary"][key] for key in kept} | {"truth": truth}
-        rows[entry["name"]]["negative_control"] = entry.get("negative_control", {}).get("ok")
+        row = {key: entry["primary"][key] for key in kept} | {"truth": true[entry["name"]]}
+        row["negative_control"] = entry.get("negative_control", {}).get("ok")
+        rows[entry["name"]] = row
+    rows[placebo["name"]]["control_ok"] = placebo["ok"]
     return rows
 
 
@@ -242,7 +272,9 @@ def covers(row: dict[str, Any], effect: float) -> bool:
 
 
 def summarize(studies: list[dict[str, Any]], effects: bool) -> dict[str, Any]:
-    """Per design: rejections without an effect, or coverage of the interval with one."""
+    """Per design: rejections without an effect, or coverage of the interval with one; without an
+    effect also what is said of whole runs.
+    """
     found: dict[str, Any] = {}
     for name in studies[0]:
         rows = [study[name] for study in studies]
@@ -252,18 +284,34 @@ def summarize(studies: list[dict[str, Any]], effects: bool) -> dict[str, Any]:
         found[name]["rejected"] = share_of([row["p"] <= 0.05 for row in answered])
         controls = [row["negative_control"] for row in rows]
         found[name]["invalid"] = share_of([not ok for ok in controls if ok is not None])
-        if effects and "test" not in DESIGNS[name].further:
+        if effects and _has_effect(DESIGNS[name]):
             true = {"covered": None, "covered_anew": effect_anew(name)}
             for label, anew in true.items():
                 inside = [covers(row, row["truth"] if anew is None else anew) for row in bounded]
                 found[name][label] = share_of(inside)
-    if not effects:
-        smallest = [
-            min(row["p_corrected"] for row in study.values() if row["p_corrected"] is not None)
-            for study in studies
-        ]
-        found["any primary, after Holm"] = {"rejected": share_of([p <= 0.05 for p in smallest])}
-    return found
+    return found if effects else found | whole_runs(studies)
+
+
+def _has_effect(design: Small) -> bool:
+    """Whether an effect is made in it that is a mean difference."""
+    return "test" not in design.further and design.outcome != "control"
+
+
+def whole_runs(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Runs without an effect: how often any question is found, and any control fails."""
+    questions = [[row for row in s.values() if "control_ok" not in row] for s in studies]
+    smallest = [min(_p(row["p_corrected"]) for row in rows) for rows in questions]
+    unsound = [any(row["negative_control"] is False for row in s.values()) for s in studies]
+    placebo = [row["control_ok"] for s in studies for row in s.values() if "control_ok" in row]
+    return {
+        "any primary, after Holm": {"rejected": share_of([p <= 0.05 for p in smallest])},
+        "the A/A control fails": {"invalid": share_of([not ok for ok in placebo])},
+        "any negative control fails": {"some_invalid": share_of(unsound)},
+    }
+
+
+def _p(value: float | None) -> float:
+    return 1.0 if value is None else value
 
 
 def show(found: dict[str, Any], effects: bool) -> None:
@@ -276,10 +324,13 @@ def show(found: dict[str, Any], effects: bool) -> None:
 
     names = ("covered", "covered_anew", "rejected") if effects else ("rejected", "invalid")
     heads = {"covered": "covers these units'", "covered_anew": "covers another draw's"}
-    heads["invalid"] = "negative control fails"
+    heads["invalid"] = "control fails at .01"
     print(f"{'':28}{'no interval':>12}  " + "  ".join(f"{heads.get(n, n):22}" for n in names))
     for name, row in found.items():
         lacking = (
             f"{row['studies'] - row['bounded']} of {row['studies']}" if "bounded" in row else ""
         )
-        print(f"{name:28}{lacking:>12}  " + "  ".join(text(row.get(n)) for n in names))
+        cells = "  ".join(text(row.get(n)) for n in names)
+        if some := row.get("some_invalid"):  # of many, so not held to the level of one
+            cells = text(some)
+        print(f"{name:28}{lacking:>12}  {cells}".rstrip())

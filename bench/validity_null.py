@@ -10,13 +10,12 @@ holds those of `small_designs.py`, once without an effect and, for the coverage 
 with effects that are known. `--designs all`: both. With `--results FILE` every study that ends is a
 line of that file, and is not done again unless the analysis has changed since.
 
-What must hold: the A/A control's p-values are uniform (its outcome is continuous;
-Kolmogorov-Smirnov p > .01), each question's test rejects at most 5 % of the time, and any of the
-four primaries survives Holm's correction in at most 5 % of studies. Outcomes with ties (accuracy,
-rank) can only make p larger, so their rates may lie below 5 %; uniformity is not claimed for them.
-Of the small designs, none may reject more than 5 % of the time, nor may a question's negative
-control fail more than 1 % of the time. "At most" is judged by exact
-binomial tests, one for every rate, together at 5 % (Bonferroni).
+What must hold, of default and of small designs alike: each question's test and the A/A control's
+rejects at most 5 % of the time, any primary survives Holm's correction in at most 5 % of studies,
+and neither the A/A control nor a question's negative control fails more than 1 % of the time.
+Outcomes with ties (accuracy, rank) can only make p larger, so their rates may lie below 5 %. The
+default A/A control, whose outcome is continuous, has uniform p-values (Kolmogorov-Smirnov p > .01).
+"At most" is judged by exact binomial tests, one for every rate, together at 5 % (Bonferroni).
 For contrast, the t-test that ignores clusters and blocks is applied to the same scores.
 """
 
@@ -24,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import multiprocessing
 import sys
@@ -38,18 +36,20 @@ from typing import Any
 import numpy as np
 import small_designs
 
-from motet.experiments import analysis
+from motet.core.hashing import sha256_hex
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.measured import Measured
 from motet.experiments.analysis.negative import NEGATIVE_THRESHOLD
 from motet.experiments.design.assignment import assign, assignment_key, make_design
 from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.frozen import judging_sha256
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.kinds import LIBRARY, Library
 from motet.experiments.types import ItemScores, Unit
 
 ALPHA = 0.05
 DRAWS = 999
+NOT_UNIFORM = 0.01
 STEPS_TOTAL = 1000
 CLUSTER_SIZE = 3
 ENTRIES: list[dict[str, Any]] = [
@@ -173,6 +173,7 @@ def study(seed: int, draws: int = DRAWS) -> dict[str, Any]:
         ],
         "negative": [e["negative_control"]["ok"] is not False for e in answers["experiments"]],
         "aa": answers["controls"]["placebo"]["primary"]["p"],
+        "aa_ok": answers["controls"]["placebo"]["ok"],
         "naive": naive_p(measured[1]),
     }
 
@@ -204,11 +205,7 @@ def none_above(rates: list[dict[str, float]], level: float = ALPHA) -> bool:
 
 def summarize(studies: list[dict[str, Any]], draws: int = DRAWS) -> dict[str, Any]:
     """Every rate that the claim is about."""
-    from scipy.stats import kstest
-
     aa = [s["aa"] for s in studies]
-    # p lies on the grid 1/(n+1) ... 1; half a step down makes it comparable to a continuous law.
-    centred = np.array(aa) - 0.5 / (draws + 1)
     names = list(studies[0]["primary"])
     secondary: dict[str, list[float]] = {}
     for s in studies:
@@ -218,8 +215,9 @@ def summarize(studies: list[dict[str, Any]], draws: int = DRAWS) -> dict[str, An
     result: dict[str, Any] = {
         "studies": len(studies),
         "draws": draws,
-        "aa_ks_p": float(kstest(centred, "uniform").pvalue),
+        "aa_ks_p": uniformity(aa, draws),
         "aa_rate": rate(aa),
+        "aa_fails": small_designs.share_of([not s["aa_ok"] for s in studies]),
         "primary_rates": {name: rate([s["primary"][name] for s in studies]) for name in names},
         "secondary_rates": {name: rate(values) for name, values in secondary.items()},
         "family_wise_rate": rate([min(s["corrected"]) for s in studies]),
@@ -231,9 +229,24 @@ def summarize(studies: list[dict[str, Any]], draws: int = DRAWS) -> dict[str, An
         ),
         "naive_t_test_rate": rate([s["naive"] for s in studies]),
     }
-    nominal = [result["family_wise_rate"], *result["primary_rates"].values()]
-    result["ok"] = result["aa_ks_p"] > 0.01 and none_above(nominal)
+    nominal = [result["family_wise_rate"], result["aa_rate"], *result["primary_rates"].values()]
+    unsound = [result["aa_fails"], result["negative_control_rate"]]
+    result["ok"] = (
+        result["aa_ks_p"] > NOT_UNIFORM
+        and none_above(nominal)
+        and none_above(unsound, NEGATIVE_THRESHOLD)
+    )
     return result
+
+
+def uniformity(p_values: list[float], draws: int) -> float:
+    """Kolmogorov-Smirnov p of p-values that lie on the grid 1/(n+1) ... 1; half a step down makes
+    them comparable to a continuous law.
+    """
+    from scipy.stats import kstest
+
+    centred = np.array(p_values) - 0.5 / (draws + 1)
+    return float(kstest(centred, "uniform").pvalue)
 
 
 def plot(studies: list[dict[str, Any]], path: str) -> None:
@@ -279,11 +292,12 @@ def one(job: Job, draws: int) -> tuple[Job, dict[str, Any]]:
 
 
 def made_with(draws: int) -> str:
-    """What a kept study must have been made with to count: this code, and that of the analysis."""
-    folder = Path(analysis.__file__).parent
-    files = [*sorted(folder.glob("*.py")), Path(__file__), Path(small_designs.__file__)]
-    text = b"".join(path.read_bytes() for path in files) + str(draws).encode()
-    return hashlib.sha256(text).hexdigest()[:12]
+    """What a kept study must have been made with to count: these studies, and the analysis with all
+    that it rests on.
+    """
+    files = (Path(__file__), Path(small_designs.__file__))
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    return sha256_hex(f"{text}{judging_sha256()}{draws}")[:12]
 
 
 def run(
@@ -331,7 +345,8 @@ def show(result: dict[str, Any]) -> None:
     rows = {"A/A control": result["aa_rate"]} | result["primary_rates"]
     rows |= {"any primary, after Holm": result["family_wise_rate"]}
     rows |= {"any secondary, after BH": result["any_secondary_after_bh"]}
-    rows |= {"negative control fails at .01": result["negative_control_rate"]}
+    rows |= {"A/A control fails (.01)": result["aa_fails"]}
+    rows |= {"negative control fails (.01)": result["negative_control_rate"]}
     rows |= {"t-test that ignores clusters": result["naive_t_test_rate"]}
     for name, share in rows.items():
         print(f"{name:32} {share['rate']:6.1%}  (95 % {share['low']:.1%} to {share['high']:.1%})")

@@ -13,7 +13,12 @@ class UserError(ValueError):
     """A mistake of the user's: the command line prints it, without a traceback, and exits 2.
 
     The root of every room's own error of this kind, so that one `except` catches them all.
+
+    Attributes:
+        problems: what it lists, each apart; empty for one that is a message only.
     """
+
+    problems: tuple[Problem, ...] = ()
 
 
 class Problem(NamedTuple):
@@ -32,10 +37,18 @@ def raise_problems(problems: Sequence[Problem]) -> None:
     """Raise one `UserError` that lists every problem; do nothing when there is none."""
     if not problems:
         return
-    if len(problems) == 1:
-        raise UserError(str(problems[0]))
-    lines = "\n".join(f"  - {problem}" for problem in problems)
-    raise UserError(f"{len(problems)} problems:\n{lines}")
+    told = str(problems[0])
+    if len(problems) > 1:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        told = f"{len(problems)} problems:\n{lines}"
+    error = UserError(told)
+    error.problems = tuple(problems)
+    raise error
+
+
+def problems_in(error: UserError, setting: str) -> list[Problem]:
+    """Return what an error lists; all of its message under `setting` where it lists nothing."""
+    return list(error.problems) or [Problem(setting, str(error))]
 
 
 def suggest(word: str, options: Iterable[str]) -> str:

@@ -42,6 +42,7 @@ class PluginError(UserError):
 
     def __init__(self, setting: str, message: str) -> None:
         self.problem = Problem(setting, message)
+        self.problems = (self.problem,)
         super().__init__(str(self.problem))
 
 

@@ -21,7 +21,8 @@ from motet.experiments.analysis.scores import Probed
 from motet.experiments.design.assignment import Design, Question
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
-from motet.experiments.design.overlap import Overlap, find_overlaps
+from motet.experiments.design.known_overlaps import known_overlaps
+from motet.experiments.design.overlap import Overlap
 from motet.experiments.design.shares import declared, exposures_of
 from motet.experiments.stream.audit import Compliance, per_unit
 from motet.experiments.stream.batch_sizes import Steps
@@ -104,7 +105,7 @@ def measure(
     probe can show them. `overlaps` are those of all questions, looked for here when they are not
     given.
     """
-    found = find_overlaps(questions) if overlaps is None else overlaps
+    found = known_overlaps(questions) if overlaps is None else overlaps
     exposures = _Exposures(questions, plan, steps, audit, run_steps, found)
     return [
         exposures.measured(question, probed[question.name], member)

@@ -35,6 +35,7 @@ JUDGING = (
     "design/assignment.py",
     "design/declared.py",
     "design/experiment.py",
+    "design/known_overlaps.py",
     "design/overlap.py",
     "design/places.py",
     "design/shares.py",

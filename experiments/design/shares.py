@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from motet.core.errors import Problem, suggest
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.overlap import Overlap, Telling, find_overlaps
+from motet.experiments.design.known_overlaps import known_overlaps
+from motet.experiments.design.overlap import Overlap, Telling
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.wording import WORD, is_name
 from motet.experiments.stream.placement import Request
@@ -72,7 +73,7 @@ def sharing_problems(questions: Sequence[Question], requests: Sequence[Request])
     by_name = {question.name: question for question in questions}
     asked = {request.experiment: request for request in requests}
     pairs: dict[frozenset[str], list[Overlap]] = {}
-    for overlap in find_overlaps(questions):
+    for overlap in known_overlaps(questions):
         if not declared(by_name[overlap.told].spec, by_name[overlap.teller].spec):
             pairs.setdefault(frozenset((overlap.told, overlap.teller)), []).append(overlap)
     return [_undeclared(overlaps, by_name, asked) for overlaps in pairs.values()]

@@ -7,10 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from motet.core.errors import Problem, UserError, raise_problems
-from motet.core.plugins import PluginError
+from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.design.assignment import Question, ask
 from motet.experiments.design.lock import (
     CHANGED,
@@ -53,13 +52,103 @@ def with_controls(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [*entries, *(control for control in CONTROLS if control["use"] not in used)]
 
 
+class Asked(Protocol):
+    """The questions of a run and where they are asked; a `Study` and a `Draft` are such."""
+
+    @property
+    def setting(self) -> Setting: ...
+
+    @property
+    def questions(self) -> tuple[Question, ...]: ...
+
+
 @dataclass(frozen=True)
-class _Asked:
+class _One:
     """One experiment with everything that is known before places are drawn."""
 
     question: Question
     request: Request
     entry: Registered
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Every question of a run and the exposures that it asks for, before places are drawn.
+
+    Attributes:
+        setting: the run.
+        asked: in the order in which they were given; those whose items cannot be read are left out.
+        registered, tombstones: of the earlier run whose placements must not move.
+        problems: of items, schedules and undeclared sharing.
+        placeable: no experiment asks for exposures that cannot be.
+    """
+
+    setting: Setting
+    asked: tuple[_One, ...]
+    registered: tuple[Registered, ...]
+    tombstones: Mapping[str, Claims]
+    problems: tuple[Problem, ...]
+    placeable: bool
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return tuple(one.question for one in self.asked)
+
+
+def draft_study(
+    specs: Sequence[ExperimentSpec], setting: Setting, lock_folder: Path | None = None
+) -> Draft:
+    """Assign units and list the exposures that every experiment asks for, with every problem.
+
+    Args:
+        specs: in any order.
+        setting: the run.
+        lock_folder: `plan/` of an earlier run, whose placements must not move.
+
+    Raises:
+        UserError: that plan cannot be gone on from.
+    """
+    registered: tuple[Registered, ...] = ()
+    tombstones: dict[str, Claims] = {}
+    if lock_folder:
+        registered, tombstones = read_lock(lock_folder, setting.seed, setting.sequence_length)
+    known = {entry.name: entry for entry in registered}
+    problems: list[Problem] = []
+    found = [_asked(spec, known.get(spec.name), setting, problems) for spec in specs]
+    asked = tuple(one for one in found if one is not None)
+    impossible = [wrong for one in asked for wrong in request_problems(one.request, setting)]
+    problems += impossible
+    problems += sharing_problems([one.question for one in asked], [one.request for one in asked])
+    return Draft(setting, asked, registered, tombstones, tuple(problems), not impossible)
+
+
+def place_study(draft: Draft) -> Study:
+    """Place every exposure of a placeable draft.
+
+    Precedence is the lock's; new experiments follow, narrow windows first, then by name.
+
+    Raises:
+        UserError: every experiment for which there is no room.
+    """
+    setting, registered = draft.setting, draft.registered
+    known = {entry.name for entry in registered}
+    asked = {one.entry.name: one for one in draft.asked}
+    # Who registered first claims first. New ones come after, those with little choice before those
+    # that can go elsewhere; a name breaks ties, so that the order in the file decides nothing.
+    order = [entry.name for entry in registered if entry.name in asked]
+    new = asked.keys() - known
+    order += sorted(new, key=lambda name: (tightness(asked[name].request), name))
+    requests = tuple(asked[name].request for name in order)
+    lock = next_lock(registered, {name: one.entry for name, one in asked.items()}, order)
+    plan = compile_plan(
+        requests,
+        setting.seed,
+        setting.sequence_length,
+        placed_tombstones(lock, draft.tombstones),
+        setting.stream.boundaries,
+    )
+    questions = tuple(asked[name].question for name in order)
+    return Study(setting, questions, requests, lock, draft.tombstones, plan)
 
 
 def build_study(
@@ -74,54 +163,27 @@ def build_study(
         lock_folder: `plan/` of an earlier run, whose placements must not move.
 
     Raises:
-        UserError: every problem of items, schedules and room, at once.
+        UserError: every problem of items, schedules and shared units at once; where there is none,
+            every experiment without room.
     """
-    registered: tuple[Registered, ...] = ()
-    tombstones: dict[str, Claims] = {}
-    if lock_folder:
-        registered, tombstones = read_lock(lock_folder, setting.seed, setting.sequence_length)
-    known = {entry.name: entry for entry in registered}
-    problems: list[Problem] = []
-    found = [_asked(spec, known.get(spec.name), setting, problems) for spec in specs]
-    raise_problems(problems)
-    asked = {one.entry.name: one for one in found if one is not None}
-    named = [asked[spec.name] for spec in specs]
-    problems += sharing_problems([one.question for one in named], [one.request for one in named])
-    raise_problems(problems)
-    # Who registered first claims first. New ones come after, those with little choice before those
-    # that can go elsewhere; a name breaks ties, so that the order in the file decides nothing.
-    order = [entry.name for entry in registered if entry.name in asked]
-    new = asked.keys() - known.keys()
-    order += sorted(new, key=lambda name: (tightness(asked[name].request), name))
-    requests = tuple(asked[name].request for name in order)
-    lock = next_lock(registered, {name: one.entry for name, one in asked.items()}, order)
-    plan = compile_plan(
-        requests,
-        setting.seed,
-        setting.sequence_length,
-        placed_tombstones(lock, tombstones),
-        setting.stream.boundaries,
-    )
-    questions = tuple(asked[name].question for name in order)
-    return Study(setting, questions, requests, lock, tombstones, plan)
+    draft = draft_study(specs, setting, lock_folder)
+    raise_problems(draft.problems)
+    return place_study(draft)
 
 
 def _asked(
     spec: ExperimentSpec, before: Registered | None, setting: Setting, problems: list[Problem]
-) -> _Asked | None:
-    """Assign one experiment's units and list the exposures that it asks for."""
+) -> _One | None:
+    """Assign one experiment's units and list the exposures that it asks for; None where its units
+    cannot be read.
+    """
     where = f"experiments.{spec.name}"
     try:
         question = ask(spec, setting.seed, setting.kinds)
-    except PluginError as error:
-        problems.append(error.problem)
-        return None
     except UserError as error:
-        problems.append(Problem(where, str(error)))
+        problems += problems_in(error, where)
         return None
-    if wrong := trial_problems(question, setting.steps_total):
-        problems += wrong
-        return None
+    problems += trial_problems(question, setting.steps_total)
     if said := _judged_too_early_or_late(spec, setting.steps_total):
         problems.append(Problem(f"{where}.judge_at", said))
     schedule = before.schedule if before else spec.schedule.resolve(setting.steps_total)
@@ -129,10 +191,9 @@ def _asked(
         problems.append(Problem(f"{where}.schedule", CHANGED))
     request = build_request(question, schedule, setting)
     entry = Registered(spec.name, spec.schedule, schedule, placement_hash(request))
-    problems += request_problems(request, setting)
     if before and before.placement_sha256 != entry.placement_sha256:
         problems.append(Problem(where, CHANGED))
-    return _Asked(question, request, entry)
+    return _One(question, request, entry)
 
 
 def _judged_too_early_or_late(spec: ExperimentSpec, steps_total: int) -> str | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.errors import UserError
+from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.stream.claims import Claims, disjoint
 from motet.experiments.stream.random import U64, mix64, name_key, philox, uniform_int
 
@@ -137,7 +137,7 @@ def place(
         slot[pending[won.row]], offset[pending[won.row]] = won.slot, won.offset
         pending = np.delete(pending, won.row)
     if len(pending):
-        raise UserError(_too_full(request, pending, sequence_length))
+        raise_problems([_too_full(request, pending, sequence_length)])
     return Placed(slot, offset, taken)
 
 
@@ -229,19 +229,19 @@ def _check_request(request: Request, sequence_length: int, boundaries: Boundarie
         )
 
 
-def _too_full(request: Request, pending: I64, sequence_length: int) -> str:
-    """Return the message for a window with no room left."""
+def _too_full(request: Request, pending: I64, sequence_length: int) -> Problem:
+    """Return what to say of a window with no room left."""
     slots = int(request.last_slot.max() - request.first_slot.min())
     asked = int(request.texts.lengths()[request.text].sum())
-    return (
-        f"experiments.{request.experiment}: {len(pending):,} of {len(request):,} exposures found "
-        "no free place in "
+    message = (
+        f"{len(pending):,} of {len(request):,} exposures found no free place in "
         f"their windows after {MOST_ATTEMPTS} draws; the experiment asks for {asked:,} of the "
         f"{slots * sequence_length:,} "
         "tokens there, next to what other experiments hold (random places without overlap fill "
         "about three quarters at most, "
         "Renyi 1958). Widen schedule.window, lower the doses, or lengthen the run"
     )
+    return Problem(f"experiments.{request.experiment}", message)
 
 
 @dataclass(frozen=True)
@@ -296,18 +296,27 @@ def compile_plan(
         tombstones: (precedence, claims) of removed experiments: claims that come before request
             number `precedence` keep being respected, so that removing an experiment moves no other.
         boundaries: document starts of the base stream, for placement "boundary".
+
+    Raises:
+        UserError: every request for which there is no room.
     """
     taken = Claims.none()
+    problems: list[Problem] = []
     parts: list[Exposures] = []
     text_base = 0
     for number, request in enumerate(requests):
         for precedence, claims in tombstones:
             if precedence == number:
                 taken = taken.add(claims.start, claims.stop)
-        placed = place(request, seed, sequence_length, taken, boundaries)
+        try:
+            placed = place(request, seed, sequence_length, taken, boundaries)
+        except UserError as error:
+            problems += problems_in(error, f"experiments.{request.experiment}")
+            continue
         taken = placed.claims
         parts.append(_rows_of(request, placed, number, text_base))
         text_base += len(request.texts.offsets) - 1
+    raise_problems(problems)
     rows = _sorted_rows(parts, sequence_length)
     texts = _join_texts([request.texts for request in requests])
     names = tuple(request.experiment for request in requests)

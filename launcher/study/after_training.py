@@ -23,7 +23,8 @@ from motet.experiments.design.frozen import (
     read_definition,
     read_questions,
 )
-from motet.experiments.design.overlap import Overlap, find_overlaps
+from motet.experiments.design.known_overlaps import known_overlaps
+from motet.experiments.design.overlap import Overlap
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import ExposurePlan
@@ -213,7 +214,7 @@ class _Reader:
     @cached_property
     def overlaps(self) -> list[Overlap]:
         """Experiments that tell of each other's units, whatever was trained or probed."""
-        return find_overlaps(self.questions)
+        return known_overlaps(self.questions)
 
     def frozen(self, name: str, probed: Probed, until: int) -> Probed:
         """The probes of an experiment that its definition asks for, up to a step: what a hook

@@ -15,7 +15,7 @@ from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.declared import declared_test
-from motet.experiments.design.study import Study
+from motet.experiments.design.study import Asked
 from motet.experiments.library import generate
 from motet.experiments.stream.random import name_key
 from motet.launcher.study.controls import sized_by, too_small
@@ -34,7 +34,7 @@ few controls tell so already."""
 
 
 def answer_problems(
-    study: Study, assumed: Assumed | None = None, studies: int = STUDIES
+    study: Asked, assumed: Assumed | None = None, studies: int = STUDIES
 ) -> list[Problem]:
     """Return the questions that no outcome could answer: an empty arm, one cluster only, or a
     smallest possible p-value above what Holm's correction needs for the first of them. And the
@@ -59,14 +59,14 @@ def answer_problems(
     return [problem for problem in found if problem is not None]
 
 
-def _needed(study: Study) -> float:
+def _needed(study: Asked) -> float:
     """The p-value that the first question needs after Holm's correction."""
     questions = sum(one.experiment.role == "question" for one in study.questions)
     return study.setting.alpha / max(1, questions)
 
 
 def _powerless(
-    question: Question, study: Study, alpha: float, assumed: Assumed, studies: int
+    question: Question, study: Asked, alpha: float, assumed: Assumed, studies: int
 ) -> Problem | None:
     """Say that even the largest possible effect is missed in more than 20 % of runs, and what
     would help; None where it is not.
@@ -89,7 +89,7 @@ def _powerless(
 
 
 def _at_largest(
-    question: Question, study: Study, alpha: float, assumed: Assumed, studies: int
+    question: Question, study: Asked, alpha: float, assumed: Assumed, studies: int
 ) -> float:
     """Power at the largest effect; 1 where nothing is known of it, as simulating it takes long and
     `motet experiments power` was not asked yet.
@@ -160,7 +160,7 @@ def _unanswerable(question: Question, draws: int, needed: float) -> Problem | No
 
 
 def answer_warnings(
-    study: Study, assumed: Assumed | None = None, studies: int = STUDIES
+    study: Asked, assumed: Assumed | None = None, studies: int = STUDIES
 ) -> list[Problem]:
     """Return the questions whose answer will be weak: the largest possible effect is missed in more
     than 20 % of runs, or few held-out clusters.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
@@ -19,7 +19,13 @@ from motet.experiments.design.frozen import Hashes, check_kinds, freeze
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.spec import ExperimentSpec
-from motet.experiments.design.study import Study, build_study, with_controls
+from motet.experiments.design.study import (
+    Draft,
+    Study,
+    draft_study,
+    place_study,
+    with_controls,
+)
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
@@ -109,16 +115,58 @@ def build(settings: RunSettings, must_answer: bool = False) -> Study:
         must_answer: refuse questions that no outcome could answer, as a new run is to be.
 
     Raises:
-        UserError: every problem of definitions, items, schedules and probes.
+        UserError: every problem of definitions, items, schedules, probes, controls and room.
     """
-    specs, problems = specs_of(settings, library_of(settings))
+    problems, study = checked(settings, must_answer)
     raise_problems(problems)
-    lock = Path(settings.experiments.lock) if settings.experiments.lock else None
-    study = build_study(specs, setting_of(settings), lock)
-    few = [found for question in study.questions for found in cluster_problems(question)]
-    few += answer_problems(study, assumed_of(settings)) if must_answer else []
-    raise_problems([*_probe_problems(study), *control_problems(study), *few])
+    assert study is not None
     return study
+
+
+def check(settings: RunSettings) -> list[Problem]:
+    """Return every problem of the experiments of a run: definitions, items, room in the stream,
+    probes.
+    """
+    return checked(settings)[0]
+
+
+def checked(settings: RunSettings, must_answer: bool = True) -> tuple[list[Problem], Study | None]:
+    """Return every problem of the experiments of a run, and its study when there is none.
+
+    No problem hides another: experiments that are sound by themselves are held against each other
+    and against the corpus whatever is wrong with the rest.
+    """
+    library = library_of(settings)
+    specs, problems = specs_of(settings, library)
+    wrong = [problem.setting for problem in problems]
+    unsound = {spec.name for spec in specs if any(_is_of(spec.name, one) for one in wrong)}
+    sound = [spec for spec in specs if spec.name not in unsound]
+    study = None
+    try:
+        lock = Path(settings.experiments.lock) if settings.experiments.lock else None
+        draft = draft_study(sound, setting_of(settings), lock)
+        problems += draft.problems
+        problems += _design_problems(draft, settings, must_answer)
+        if draft.placeable:
+            study = place_study(draft)
+    except UserError as error:
+        unsound = {spec.name for spec in specs}
+        problems += problems_in(error, "experiments")
+    for spec in specs:
+        problems += item_problems(spec, library) if spec.name in unsound else []
+    return list(dict.fromkeys(problems)), None if problems else study
+
+
+def _is_of(name: str, setting: str) -> bool:
+    """Whether a setting is one of an experiment's."""
+    return f"{setting}.".startswith(f"experiments.{name}.")
+
+
+def _design_problems(draft: Draft, settings: RunSettings, must_answer: bool) -> list[Problem]:
+    """Return what is wrong with the questions of a draft as designs, and with their probes."""
+    found = [one for question in draft.questions for one in cluster_problems(question)]
+    found += answer_problems(draft, assumed_of(settings)) if must_answer else []
+    return [*_probe_problems(draft), *control_problems(draft), *found]
 
 
 def check_classes(run: RunDir) -> None:
@@ -146,7 +194,7 @@ def freeze_study(study: Study, library: Library, run: RunDir) -> Hashes:
     return hashes
 
 
-def _probe_problems(study: Study) -> list[Problem]:
+def _probe_problems(study: Draft) -> list[Problem]:
     """Return the probes that are longer than a sequence."""
     problems = []
     for question in study.questions:
@@ -155,29 +203,8 @@ def _probe_problems(study: Study) -> list[Problem]:
         try:
             encode_items(items, study.setting.tokenizer, study.setting.sequence_length, where)
         except UserError as error:
-            problems.append(Problem(where, str(error)))
+            problems += problems_in(error, where)
     return problems
-
-
-def check(settings: RunSettings) -> list[Problem]:
-    """Return every problem of the experiments of a run: definitions, items, room in the stream,
-    probes.
-    """
-    return checked(settings)[0]
-
-
-def checked(settings: RunSettings) -> tuple[list[Problem], Study | None]:
-    """Return every problem of the experiments of a run, and its study when there is none."""
-    library = library_of(settings)
-    specs, problems = specs_of(settings, library)
-    for spec in specs:
-        problems += [found for found in item_problems(spec, library) if found not in problems]
-    if problems:
-        return problems, None
-    try:
-        return [], build(settings, must_answer=True)
-    except UserError as error:
-        return [Problem("experiments", str(error))], None
 
 
 def power_table(settings: RunSettings) -> list[dict[str, Any]]:

@@ -20,8 +20,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Every problem of the settings, the experiments and their items, at once; then warnings."""
     settings, problems = common.inspect_settings(arguments)
     warnings: list[Problem] = []
-    if settings is not None and not problems:
-        problems, warnings = _study_problems(settings)
+    if settings is not None and all(one.setting.startswith("experiments") for one in problems):
+        # Of other settings that are wrong the study would be one of their defaults.
+        found, warnings = _study_problems(settings)
+        problems = list(dict.fromkeys([*problems, *found]))
     if arguments.json:
         listed = [[problem._asdict() for problem in each] for each in (problems, warnings)]
         told = {"ok": not problems, "problems": listed[0], "warnings": listed[1]}

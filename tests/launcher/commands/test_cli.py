@@ -438,6 +438,44 @@ def test_lists_power_and_previews_can_be_read(main: Main, folder: Path) -> None:
     assert main("experiments", "preview", "run.yaml", "--count", "0")[0] == 2
 
 
+def test_no_kind_of_problem_hides_another(main: Main, folder: Path) -> None:
+    """A definition, a bad row, an overlap, a design without an answer, a control, a full window."""
+    questions = "".join(
+        json.dumps(
+            {
+                "id": f"q{i}",
+                "question": f"Which town has Mayor Number{i} Jones{i}?",
+                "choices": [f"Town{i}", f"Burg{i}", f"Dorf{i}"],
+                "answer": 0,
+            }
+        )
+        + "\n"
+        for i in range(12)
+    )
+    (folder / "quiz.jsonl").write_text(questions)
+    (folder / "bad.jsonl").write_text('{"id": 1}\n')
+    entries = [
+        "{name: wrong, use: memorization, doses: [1]}",
+        "{name: rows, use: memorization, items: bad.jsonl}",
+        "{name: quiz, use: contamination, items: quiz.jsonl, doses: [0, 4]}",
+        "{name: again, use: contamination, items: quiz.jsonl, doses: [0, 4]}",
+        "{name: four, use: memorization, generate: {count: 4}, doses: [0, 2]}",
+        "{name: aa, use: placebo, generate: {count: 6}}",
+        "{name: full, use: memorization, generate: {count: 20}, doses: [0, 900]}",
+    ]
+    setting = f"experiments.list=[{', '.join(entries)}]"
+    code, out, _ = main("experiments", "check", "run.yaml", setting, "--json")
+    told = {problem["setting"]: problem["message"] for problem in json.loads(out)["problems"]}
+    assert code == 2
+    assert "wrong" in str([name for name in told if "doses" in name])
+    assert any("bad.jsonl:1" in name for name in told), told
+    assert "again tells of 12 of the 12 units of quiz" in told["experiments.again.shares_units_with"]
+    assert "no result can have a p-value below" in told["experiments.four.generate.count"]
+    assert "an A/A control that cannot fail" in told["experiments.aa.generate.count"]
+    assert "exposures found no free place" in told["experiments.full"]
+    assert len(told) == 6
+
+
 def test_check_shows_what_only_the_study_finds(
     main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
