@@ -6,6 +6,7 @@ Shapes: U units, I probe items (in the order of units, then of each unit's items
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -83,6 +84,12 @@ class OutcomeSpec:
     def range(self) -> tuple[float | None, float | None]:
         """The ends of the possible range."""
         return (0.0, 1.0) if self.binary else (self.low, self.high)
+
+    @property
+    def reach(self) -> float:
+        """The largest difference that two values can have; infinite without an end."""
+        low, high = self.range
+        return math.inf if low is None or high is None else high - low
 
     def room(self, level: float | None) -> float | None:
         """How far a mean at `level` can rise, where that is less than a fifth of the possible

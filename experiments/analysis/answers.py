@@ -28,7 +28,7 @@ from motet.experiments.analysis.measured import Measured, arm_row, examples, not
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
 from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.shares import share_interval, within_one
+from motet.experiments.analysis.shares import share_interval, within, within_range
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.spec import ALPHA
 from motet.experiments.design.trial import final_of, series_of
@@ -242,11 +242,12 @@ class Answer:
         if test == "contrast":
             if outcome.binary:
                 found = share_interval(found, values, comparison, OUTSIDE)
+            else:
+                found = within_range(found, values, comparison, outcome.range)
             held = known_coverage(found, values, comparison, outcome.binary)
             return replace(found, coverage=held)
-        if not outcome.binary:
-            return found
-        return within_one(found, float(np.ptp(comparison.score)) if test == "trend" else 1.0)
+        span = float(np.ptp(comparison.score)) if test == "trend" else 1.0
+        return within(found, outcome.reach / span)
 
     def fields(
         self, outcome: OutcomeSpec, contrast: str, found: Estimate, values: F64, score_U: F64
@@ -307,8 +308,7 @@ class Answer:
             return None
         score = np.log2(1 + levels)
         found = estimate(values, covariate, self.repeater.whole(score), OUTSIDE)
-        if outcome.binary:
-            found = within_one(found, float(np.ptp(score)))
+        found = within(found, outcome.reach / float(np.ptp(score)))
         if found.effect is None:
             return None
         return {

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.format import percent
 from motet.experiments.analysis.estimates import Comparison, Estimate
 from motet.experiments.analysis.shares import FEWEST_CLUSTERS, BlockShares
 
@@ -62,6 +63,6 @@ def _first_below(
 def coverage_note(share: float) -> str:
     """The figure in words."""
     return (
-        f"in simulated designs of this size as few as {share:.0%} of such intervals hold the true "
-        "effect"
+        f"in simulated designs of this size as few as {percent(share)} of such intervals hold the "
+        "true effect"
     )

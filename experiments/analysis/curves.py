@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.format import percent
+
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
@@ -239,7 +241,7 @@ def half_life_sentence(lags: F64, treated: F64, control: F64, alpha: float, seed
     upper = f"{high:.0f}" if high <= lags[-1] else f"beyond {lags[-1]:.0f}"
     return (
         f"Half of the gain is lost about {estimate:.0f} steps after the exposure (power-law fit, "
-        f"{1 - alpha:.0%} interval {low:.0f} to {upper} steps, units resampled)."
+        f"{percent(1 - alpha)} interval {low:.0f} to {upper} steps, units resampled)."
     )
 
 

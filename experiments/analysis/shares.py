@@ -1,5 +1,5 @@
-"""Intervals for differences of shares: kept inside what is possible, and where no unit differs
-within its group.
+"""Intervals inside what is possible, of shares and of other outcomes whose range is known; and
+intervals of shares where no unit differs within its group.
 
 Shapes: U units that take part.
 """
@@ -139,10 +139,43 @@ def share_interval(
     single = found.n == found.n_clusters  # a cluster is more than one observation
     if not alone and single and strata.smaller_group() < FEWEST_CLUSTERS:
         low, high = _wider((low, high), strata.newcombe(alpha), found.p <= alpha)
-    least, most = strata.possible()
     effect = min(max(found.effect, -1.0), 1.0)
-    low, high = min(max(low, least), effect), max(min(high, most), effect)
+    low, high = _held((low, high), effect, strata.possible())
     return replace(found, effect=effect, low=max(low, -1.0), high=min(high, 1.0), note=note)
+
+
+def within_range(
+    found: Estimate, values_U: F64, comparison: Comparison, ends: tuple[float | None, float | None]
+) -> Estimate:
+    """An estimate of a difference of means whose interval stays inside what the outcomes seen leave
+    possible: each one that was not seen lies in the same range.
+
+    Args:
+        found: the estimate, whose interval inverts the test and knows no bounds.
+        values_U: the outcome of all units.
+        comparison: what was compared; other scores than 0 and 1 leave the estimate as it is.
+        ends: of the range; None is no end, and leaves it too. So do values beyond an end: a class
+            of the user's own may be wrong about its range.
+    """
+    if found.effect is None or found.low is None or found.high is None or None in ends:
+        return found
+    if not set(np.unique(comparison.score).tolist()) <= {0.0, 1.0}:
+        return found
+    bottom, top = (float(end) for end in ends if end is not None)
+    places = (values_U - bottom) / (top - bottom)
+    strata = BlockShares.of(places, comparison)
+    if strata is None or np.any((places < -AGREE) | (places > 1 + AGREE)):
+        return found
+    least, most = ((top - bottom) * end for end in strata.possible())
+    low, high = _held((found.low, found.high), found.effect, (least, most))
+    return replace(found, low=low, high=high)
+
+
+def _held(
+    ends: tuple[float, float], effect: float, possible: tuple[float, float]
+) -> tuple[float, float]:
+    """An interval no further than what is possible, and never without its own effect."""
+    return min(max(ends[0], possible[0]), effect), max(min(ends[1], possible[1]), effect)
 
 
 def _wider(
@@ -155,20 +188,21 @@ def _wider(
     return low, high
 
 
-def within_one(found: Estimate, span: float) -> Estimate:
-    """An estimate whose intervals stay where a share can go: `span` times the effect lies between
-    -1 and 1 (the effect is a slope, and span the range of doses), as do effects per arm.
+def within(found: Estimate, most: float) -> Estimate:
+    """An estimate whose intervals, and those of its arms, hold no effect larger than `most`, in
+    either direction, unless it was seen.
     """
-
-    def cut(end: float | None, effect: float | None) -> float | None:
-        if end is None or effect is None:
-            return end
-        most = max(1.0 / span, abs(effect))
-        return min(max(end, -most), most)
-
     arms = tuple(
-        replace(one, low=cut(one.low, one.effect), high=cut(one.high, one.effect))
+        replace(one, low=cut(one.low, one.effect, most), high=cut(one.high, one.effect, most))
         for one in found.arms
     )
-    ends = (cut(found.low, found.effect), cut(found.high, found.effect))
+    ends = (cut(found.low, found.effect, most), cut(found.high, found.effect, most))
     return replace(found, low=ends[0], high=ends[1], arms=arms)
+
+
+def cut(end: float | None, effect: float | None, most: float) -> float | None:
+    """An end of an interval no further from 0 than `most`, or than the effect itself."""
+    if end is None or effect is None:
+        return end
+    furthest = max(most, abs(effect))
+    return min(max(end, -furthest), furthest)

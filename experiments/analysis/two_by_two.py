@@ -31,6 +31,7 @@ from motet.experiments.analysis.answers import CONFIDENCE, Answer
 from motet.experiments.analysis.cells import ROUNDING
 from motet.experiments.analysis.measured import ByOther, Measured, held_out_units
 from motet.experiments.analysis.power import primary_of
+from motet.experiments.analysis.shares import cut
 from motet.experiments.analysis.sums import TOLERANCE, share_as_extreme
 from motet.experiments.design.assignment import assign_many
 from motet.experiments.stream.random import name_key
@@ -107,8 +108,8 @@ def interaction_outcome(study: Answer, other: Answer, told: ByOther) -> dict[str
         "unit": primary.unit,
         "contrast": CONTRAST,
         "effect": found.effect,
-        "low": found.low,
-        "high": found.high,
+        "low": cut(found.low, found.effect, 2 * primary.reach),
+        "high": cut(found.high, found.effect, 2 * primary.reach),
         "confidence": CONFIDENCE,
         "p": found.p if found.effect is not None else None,
         "p_corrected": found.p if found.effect is not None else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from motet.core.format import decimals
+from motet.core.format import decimals, percent, sign_of
 
 MOST_ARMS_TOLD = 4
 POINTS = ("accuracy", "share", "share of peak gain")
@@ -26,7 +26,7 @@ def number(value: float, signed: bool = False) -> str:
     """Three significant digits, never in scientific notation above a millionth."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    return f"{value:{'+' if signed else ''}.{decimals(value)}f}"
+    return f"{sign_of(value, signed)}{abs(value):.{decimals(value)}f}"
 
 
 def p_text(p: float | None) -> str:
@@ -41,10 +41,9 @@ def interval_text(outcome: dict[str, Any]) -> str:
     if outcome["low"] is None or outcome["high"] is None:
         return "no interval can be given"
     low, high = (amount(outcome[end], outcome["unit"], signed=True) for end in ("low", "high"))
-    unit = low.split(" ", 1)[1]
-    return (
-        f"{outcome['confidence']:.0%} interval {low.split(' ', 1)[0]} to {high.split(' ', 1)[0]} "
-        f"{unit}" + (f", {outcome['coverage_note']}" if outcome.get("coverage_note") else "")
+    (least, unit), (most, _) = (end.split(" ", 1) for end in (low, high))
+    return f"{percent(outcome['confidence'])} interval {least} to {most} {unit}" + (
+        f", {outcome['coverage_note']}" if outcome.get("coverage_note") else ""
     )
 
 

@@ -8,7 +8,7 @@ whatever the corpus; nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,12 +48,14 @@ class TokenArray:
 def occurrences(
     corpus: TokenReader,
     runs: Sequence[npt.NDArray[np.integer]],
+    advance: Callable[[int], None] | None = None,
 ) -> I64:
     """How often each run occurs in the corpus, int64 [runs]; overlapping places count each.
 
     Args:
         corpus: what is searched.
         runs: of `ANCHOR` tokens or more each.
+        advance: called with the number of tokens of every chunk that was searched.
 
     Raises:
         ValueError: a run is too short.
@@ -69,6 +71,8 @@ def occurrences(
         first = max(0, start - kept)
         stop = min(start + CHUNK, corpus.n_tokens)
         search.count(corpus.read(first, stop - first).astype(np.uint32), start - first, counts)
+        if advance is not None:
+            advance(stop - start)
     return counts
 
 

@@ -1,11 +1,16 @@
-"""How far a preparation is, and the bar that shows it (rich is imported when it is drawn)."""
+"""How far a preparation or a search is, and the bar that shows it (rich is imported when it is
+drawn).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class Progress(NamedTuple):
@@ -22,18 +27,8 @@ class Progress(NamedTuple):
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Draw a bar on standard error; yields what to call with each `Progress`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description:<15}"),
-        BarColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeRemainingColumn(),
-    )
     started_s: dict[str, float] = {}
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with _bar() as bar:
         task = bar.add_task("read", total=None, facts="")
 
         def show(progress: Progress) -> None:
@@ -47,6 +42,38 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def search_bar(n_tokens: int) -> Iterator[Callable[[int], None]]:
+    """Draw a bar of a search through corpora on standard error; yields what to call with the number
+    of tokens that were searched since the last call.
+    """
+    started_s, done = time.monotonic(), 0
+    with _bar() as bar:
+        task = bar.add_task("search corpora", total=n_tokens, facts="")
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            speed = done / 1e6 / max(time.monotonic() - started_s, 1e-3)
+            shown = f"{done:,} tokens  {speed:.1f} million/s"
+            bar.update(task, completed=done, facts=shown)
+
+        yield advance
+
+
+def _bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:<15}"),
+        BarColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
 
 
 def facts(progress: Progress, elapsed_s: float) -> str:

@@ -6,13 +6,14 @@ corpora hold a unit has nothing to do with its arm. So it is a warning, with cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.format import percent
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.corpora.occurrences import ANCHOR, TokenReader, occurrences
 from motet.experiments.corpora.tokenizer import Tokenizer
@@ -51,10 +52,10 @@ class CorpusHits:
     named: tuple[str, ...]
 
     def __str__(self) -> str:
-        share = self.units / max(self.n_units, 1)
+        share = percent(self.units / max(self.n_units, 1))
         held = f"{self.held_out} of {self.n_held_out} held out"
         return (
-            f"the base text holds {self.units} of the {self.n_units} units ({share:.0%}; {held}): "
+            f"the base text holds {self.units} of the {self.n_units} units ({share}; {held}): "
             f"{self.texts} by their text, {self.probes} by a probe with its answer (first: "
             f"{', '.join(map(repr, self.named))}); the effect of showing them again can be smaller"
         )
@@ -116,7 +117,10 @@ def _pieces(tokens: npt.NDArray[np.integer]) -> list[npt.NDArray[np.integer]]:
 
 
 def hits_in(
-    questions: Sequence[Question], tokenizer: Tokenizer, corpora: Sequence[TokenReader]
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    corpora: Sequence[TokenReader],
+    advance: Callable[[int], None] | None = None,
 ) -> list[CorpusHits]:
     """Return what the corpora hold of each experiment, in one pass over each corpus.
 
@@ -124,12 +128,13 @@ def hits_in(
         questions: with their units assigned.
         tokenizer: of the corpora.
         corpora: searched to their end.
+        advance: called with the number of tokens of every chunk that was searched.
     """
     asked = [wanted(question, tokenizer) for question in questions]
     runs = [run for each in asked for run in each.runs]
     counts = np.zeros(len(runs), dtype=np.int64)
     for corpus in corpora:
-        counts += occurrences(corpus, runs)
+        counts += occurrences(corpus, runs, advance)
     ends = np.cumsum([len(each.runs) for each in asked])
     parts = np.split(counts, ends[:-1]) if asked else []
     return [_hits(each, part) for each, part in zip(asked, parts, strict=True)]

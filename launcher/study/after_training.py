@@ -12,14 +12,12 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
-from motet.core.hashing import canonical_json
 from motet.experiments.analysis.measured import Measured, held_out_units, measure
 from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.scores import Probed, read_probes
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import (
     check_kinds,
-    judging_sha256,
     read_definition,
     read_questions,
 )
@@ -35,7 +33,8 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study import cautions
-from motet.launcher.study.before_training import assumed_of, specs_of
+from motet.launcher.study.before_training import assumed_of
+from motet.launcher.study.deviations import altered, changed_settings, other_judging
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
 
 
@@ -133,7 +132,7 @@ def load_measured(root: Path) -> StudyResult:
     definition, sha256 = read_definition(run.plan)
     plan = ExposurePlan(run.plan / "exposures.plan")
     questions = read_questions(run.plan, Library(run.plugins))
-    spoiled = altered(run, sha256) + other_judging(definition, questions)
+    spoiled = altered(run, sha256) + other_judging(run, definition, questions)
     if plan.sha256 != manifest["plan_sha256"]:
         spoiled.append("the plan file is not the one that was frozen")
     compliance = audit(run, settings, plan, replay=False)
@@ -271,79 +270,6 @@ def unanswered(questions: Sequence[Question], measured: Sequence[Measured]) -> l
                 f"{question.name} is to be answered at {where}, which no probe has measured"
             )
     return found
-
-
-def altered(run: RunDir, sha256: str) -> list[str]:
-    """Return every sign that the definition is not the one that was frozen before step 1."""
-    keepers = {"the run's manifest": read_json(run.manifest)["definition_sha256"]}
-    for segment in read_segments(run.ledger):
-        keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
-    for step in run.checkpoint_steps():
-        manifest = read_json(run.checkpoint(step) / "manifest.json")
-        keepers[f"the checkpoint after step {step:,}"] = manifest["definition_sha256"]
-    differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
-    if not differing:
-        return []
-    return [
-        f"the definition ({sha256[:12]}...) is not the one that {', '.join(differing[:3])} was "
-        "frozen with"
-    ]
-
-
-def changed_settings(
-    run: RunDir, settings: RunSettings, definition: Mapping[str, Any]
-) -> list[str]:
-    """Return how the settings now ask otherwise than was frozen; what was frozen is used."""
-    deviations = []
-    analysis = definition["analysis"]
-    for name in ("draws", "alpha"):
-        asked = getattr(settings.experiments, name)
-        if analysis.get(name, asked) != asked:
-            deviations.append(
-                f"the settings now say experiments.{name}={asked}; the frozen "
-                f"{analysis[name]} is used"
-            )
-    own = {entry["spec"]["alpha"] for entry in definition["experiments"]}
-    if len(own) > 1:
-        levels = ", ".join(f"{alpha:g}" for alpha in sorted(own))
-        deviations.append(
-            f"experiments were frozen with several alphas ({levels}); all are judged at the "
-            "smallest"
-        )
-    try:
-        specs, problems = specs_of(settings, Library(run.plugins))
-        now = {spec.name: canonical_json(spec.to_json()) for spec in specs}
-    except OSError as error:
-        return [*deviations, f"a file of items cannot be read any more ({error.filename})"]
-    frozen = {
-        entry["spec"]["name"]: canonical_json(entry["spec"]) for entry in definition["experiments"]
-    }
-    changed = sorted(
-        name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name)
-    )
-    if changed or problems:
-        what = ", ".join(changed) or "; ".join(str(problem) for problem in problems)
-        deviations.append(
-            f"the settings now define {what} differently; the frozen definition is used"
-        )
-    return deviations
-
-
-def other_judging(definition: Mapping[str, Any], questions: Sequence[Question]) -> list[str]:
-    """Return how this version of the code judges otherwise than the one that froze the run."""
-    frozen = definition.get("judged_by_sha256")
-    found = []
-    if frozen is not None and frozen != judging_sha256():
-        found.append(
-            "this Motet's analysis is not the one that the run was frozen with; that one is kept "
-            "in the run's folder: PYTHONPATH=RUN/code motet report RUN"
-        )
-    return found + [
-        f"this version judges {question.name} by other outcomes than were frozen"
-        for entry, question in zip(definition["experiments"], questions, strict=True)
-        if canonical_json([outcome.frozen() for outcome in question.experiment.outcomes])
-        != canonical_json(entry["outcomes"])
-    ]
 
 
 def told_by_others(measured: Sequence[Measured]) -> dict[str, Any]:

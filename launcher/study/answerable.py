@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from motet.core.errors import Problem
+from motet.core.format import percent
 from motet.experiments.analysis import simulation
 from motet.experiments.analysis.declared import comparison_of, primary_of
 from motet.experiments.analysis.estimates import POWER
@@ -118,7 +119,8 @@ def _helps(question: Question, corrected: bool) -> str:
     if corrected:
         helps.append("fewer questions")
     if outcome.binary and outcome.chance is not None:
-        helps.append(f"an outcome that chance alone gets right in less than {outcome.chance:.0%}")
+        chance = percent(outcome.chance)
+        helps.append(f"an outcome that chance alone gets right in less than {chance}")
     elif outcome.null_values is not None:
         helps.append("more references (options.n_references)")
     return f"what would help: {', '.join(helps)}"

@@ -13,6 +13,7 @@ from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem
 from motet.core.files import read_json, write_json
 from motet.experiments.corpora.corpus import Corpus
+from motet.experiments.corpora.progress import search_bar
 from motet.experiments.design.in_corpus import (
     CorpusHits,
     hits_in,
@@ -31,7 +32,7 @@ from motet.launcher.study.controls import window_warnings
 
 KEPT = "warnings.json"
 LONG_TOKENS = 50_000_000
-"""Searching more than this takes seconds, which are announced."""
+"""Searching more than this takes seconds; a bar shows how far it is."""
 
 
 def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
@@ -88,7 +89,10 @@ def _scanned(study: Study, corpora: Sequence[Corpus]) -> list[CorpusHits]:
     if total > LONG_TOKENS:
         said = f"motet: searching the corpora for units of the experiments: {total:,} tokens, once"
         print(said, file=sys.stderr)
-    found = hits_in(study.questions, tokenizer, corpora)
+        with search_bar(total) as advance:
+            found = hits_in(study.questions, tokenizer, corpora, advance)
+    else:
+        found = hits_in(study.questions, tokenizer, corpora)
     remember(file, hits_json(found))
     return found
 

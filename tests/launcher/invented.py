@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,17 @@ def gain(name: str, step: int) -> float:
 
 
 class InventedRun:
-    """One run folder, and its training in as many launches as a test wants."""
+    """One run folder, and its training in as many launches as a test wants. `facts` of the model
+    may name members, who score as the whole model does.
+    """
 
     def __init__(
-        self, folder: Path, corpus: Path, edit: Callable[[str], str] = str, own: Path | None = None
+        self,
+        folder: Path,
+        corpus: Path,
+        edit: Callable[[str], str] = str,
+        own: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         yaml = folder / "run.yaml"
         yaml.write_text(edit(RUN_YAML.format(corpus=corpus)))
@@ -68,7 +75,8 @@ class InventedRun:
         settings = run_yaml.load(yaml)
         self.run = RunDir(Path(settings.runs) / settings.name)
         model = {"model": {}, "parameters": 1_000, "parameters_non_embedding": 500}
-        prepare_run(settings, self.run, yaml.read_text(), model)
+        prepare_run(settings, self.run, yaml.read_text(), {**model, **(facts or {})})
+        self.members = [one["name"] for one in (facts or {}).get("members", [])]
         self.questions = read_questions(self.run.plan, Library(self.run.plugins))
         self.plan = ExposurePlan(self.run.plan / "exposures.plan")
 
@@ -104,7 +112,11 @@ class InventedRun:
             names = [name for name, steps in due.items() if step in steps]
             if names and (step > start or not parent):
                 scores = {name: self.scores(name, step, gained) for name in names}
-                write_probe(self.run.probes, step, segment.segment, sha256, scores)
+                others = {
+                    member: {name: self.scores(name, step, gained) for name in names}
+                    for member in self.members
+                }
+                write_probe(self.run.probes, step, segment.segment, sha256, scores, others)
             if step < until:
                 first, count = batches.slots_before(step), batches.sequences(step)
                 batch = stream.batch(first, count)

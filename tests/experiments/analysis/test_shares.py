@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from motet.experiments.analysis.coverage import coverage_note, known_coverage
 from motet.experiments.analysis.estimates import ArmEffect, Comparison, Estimate, estimate
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.shares import BlockShares, share_interval, within_one
+from motet.experiments.analysis.shares import BlockShares, share_interval, within, within_range
 from motet.experiments.analysis.verdict import interval_text
 from motet.experiments.design.assignment import Design, assign
 
@@ -99,10 +101,37 @@ def test_what_is_possible_holds_the_mean_effect_whatever_was_not_seen() -> None:
 def test_slopes_and_arms_of_shares_stay_within_one() -> None:
     arm = ArmEffect(1, 0.9, -0.2, 1.7, 0.1)
     found = Estimate(0.3, -0.2, 0.9, 0.1, 9, 9, 0, 0.1, None, False, arms=(arm,))
-    slope = within_one(found, 2.0)
+    slope = within(found, 1 / 2.0)
     assert (slope.low, slope.high) == (-0.2, 0.5)
     assert (slope.arms[0].low, slope.arms[0].high) == (-0.2, 0.9)
-    assert within_one(found, 1.0).arms[0].high == 1.0
+    assert within(found, 1.0).arms[0].high == 1.0
+    assert within(found, math.inf) == found
+
+
+@pytest.mark.parametrize("blocks", [[0] * 12, [0, 1] * 6])
+def test_intervals_of_bits_stay_where_bits_can_go(blocks: list[int]) -> None:
+    """12 units of 0 to 3 bits: what the other half would have had is 0 to 3 bits as well."""
+    rng = np.random.default_rng(3)
+    shorter = 0
+    for seed in range(20):
+        comparison = compare(blocks, (1, 2), seed)
+        outcomes = rng.choice([0.0, 1.0, 3.0], size=(2, 12))
+        y = np.where(comparison.arms == 1, outcomes[1], outcomes[0])
+        free = estimate(y, None, comparison)
+        held = within_range(free, y, comparison, (0.0, 3.0))
+        if free.low is None or free.high is None or free.effect is None:
+            assert held == free
+            continue
+        assert held.low is not None
+        assert held.high is not None
+        assert free.low <= held.low <= held.effect <= held.high <= free.high
+        assert held.low >= -3.0
+        assert held.high <= 3.0
+        shorter += held != free
+        # The ends stay where a class is wrong about its range, or does not tell it.
+        assert within_range(free, y, comparison, (0.0, 2.0)) == free or y.max() <= 2.0
+        assert within_range(free, y, comparison, (0.0, None)) == free
+    assert shorter > 5
 
 
 def test_an_interval_that_is_known_to_miss_says_so_with_its_figure() -> None:
@@ -119,9 +148,9 @@ def test_an_interval_that_is_known_to_miss_says_so_with_its_figure() -> None:
         y = np.random.default_rng(0).normal(size=n)
         found = estimate(y, None, few_treated)
         assert known_coverage(found, y, few_treated, binary=False) == figure
-    assert "85%" in coverage_note(0.85)
+    assert "85 %" in coverage_note(0.85)
     told = {"low": -0.1, "high": 0.2, "unit": "accuracy", "confidence": 0.95}
-    assert "85%" in interval_text(told | {"coverage_note": coverage_note(0.85)})
+    assert "85 %" in interval_text(told | {"coverage_note": coverage_note(0.85)})
     assert "simulated" not in interval_text(told)
 
 

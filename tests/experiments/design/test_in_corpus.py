@@ -51,7 +51,7 @@ def test_planted_questions_are_counted_by_arm(tmp_path: Path, tokenizer: Tokeniz
     assert found.named == tuple(rows[i]["id"] for i in planted)
     assert (found.units, found.probes, found.texts, found.places) == (3, 3, 3, 6)
     assert found.held_out == int((~question.treated()[planted]).sum())
-    assert "holds 3 of the 20 units (15%" in str(found)
+    assert "holds 3 of the 20 units (15 %" in str(found)
 
 
 def test_nothing_is_found_where_nothing_was_planted(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -469,7 +469,9 @@ def test_no_kind_of_problem_hides_another(main: Main, folder: Path) -> None:
     assert code == 2
     assert "wrong" in str([name for name in told if "doses" in name])
     assert any("bad.jsonl:1" in name for name in told), told
-    assert "again tells of 12 of the 12 units of quiz" in told["experiments.again.shares_units_with"]
+    assert (
+        "again tells of 12 of the 12 units of quiz" in told["experiments.again.shares_units_with"]
+    )
     assert "no result can have a p-value below" in told["experiments.four.generate.count"]
     assert "an A/A control that cannot fail" in told["experiments.aa.generate.count"]
     assert "exposures found no free place" in told["experiments.full"]
@@ -676,7 +678,7 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
     ]
     code, out, error = main("experiments", "check", "run.yaml", *asked)
     assert code == 0, error
-    assert "warning: experiments.known: the base text holds 10 of the 20 units (50%" in out
+    assert "warning: experiments.known: the base text holds 10 of the 20 units (50 %" in out
     told = json.loads(main("experiments", "check", "run.yaml", *asked, "--json")[1])
     assert told["ok"]
     assert [warning["setting"] for warning in told["warnings"]] == ["experiments.known"]
@@ -698,6 +700,29 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
         "base text"
         not in main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=0")[1]
     )
+
+
+def test_a_long_search_of_the_corpus_shows_how_far_it_is(
+    main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.experiments.corpora.occurrences import occurrences
+    from motet.experiments.design import in_corpus
+    from motet.launcher.study import cautions
+
+    told: list[int] = []
+
+    def listened(corpus: Any, runs: Any, advance: Callable[[int], None]) -> Any:
+        return occurrences(corpus, runs, lambda done: (told.append(done), advance(done))[1])
+
+    monkeypatch.setattr(in_corpus, "occurrences", listened)
+    monkeypatch.setattr(cautions, "LONG_TOKENS", 10)
+    code, out, error = main("experiments", "check", "run.yaml")
+    assert code == 0
+    assert "15,979 tokens, once" in error
+    assert re.search(r"search corpora\s.*15,979 tokens", error)
+    assert sum(told) == 15_979
+    assert "search" not in out
+    assert main("experiments", "check", "run.yaml")[2] == ""  # kept: nothing is searched
 
 
 def test_a_run_keeps_the_warnings_that_it_was_made_with(tmp_path: Path) -> None:

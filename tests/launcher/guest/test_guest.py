@@ -23,6 +23,7 @@ from motet.experiments.stream.stream import Batch
 from motet.launcher import report
 from motet.launcher.guest.guest import Guest
 from motet.launcher.guest.model import Scorer, model_facts, model_inputs, positions, untouched
+from motet.launcher.report.collect import assemble, collect
 from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.study.after_training import audit_run
 from motet.models.hf import from_hf
@@ -277,6 +278,32 @@ def test_a_run_goes_on_only_from_what_was_recorded_with_the_same_model_and_setti
         again(8)
     again(4)
     assert Guest(yaml, resume=True).saved_steps().keys() == {4}, "later ones were set aside"
+
+
+def test_an_extended_guest_is_judged_as_frozen_and_one_extended_too_early_is_not(
+    corpus: Path, tmp_path: Path
+) -> None:
+    def go_on(yaml: Path, guest: Guest, step: int) -> None:
+        model = llama().from_pretrained(guest.saved_steps()[step]).train()
+        longer = Guest(yaml, ("training.steps=16",), resume=True)
+        train(longer, model, adamw(model), start_step=step, until=16)
+
+    found = {}
+    for name, stop in (("whole", STEPS), ("cut", 8)):
+        yaml = write_yaml(tmp_path, corpus, name)
+        guest, model = Guest(yaml), llama()
+        optimizer = adamw(model)
+        folder = tmp_path / name
+        train(guest, model, optimizer, until=stop, after=save(guest, model, optimizer, folder))
+        go_on(yaml, guest, stop)
+        found[name] = assemble(collect(guest.run))
+    whole, cut = found["whole"], found["cut"]
+    assert "Judged at step 12, as frozen; the run went on to step 16" in whole["first_line"]
+    (entry,) = whole["answers"]["experiments"]
+    assert entry["verdict"]["kind"] in ("found", "not_found")
+    assert [one["step"] for one in entry["exploratory"]] == [16]
+    assert "16 steps long instead of 12 before step 12 of its judgement" in cut["first_line"]
+    assert cut["answers"]["experiments"][0]["verdict"]["kind"] == "exploratory"
 
 
 def test_saving_under_a_wrong_step_is_refused(corpus: Path, tmp_path: Path) -> None:

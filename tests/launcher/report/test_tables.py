@@ -94,13 +94,13 @@ def test_a_program_reads_the_note_on_coverage_and_every_kind_of_verdict() -> Non
     entries = report["answers"]["experiments"] = [sample_report.questions()[0] for _ in kinds]
     for entry, kind in zip(entries, kinds, strict=True):
         entry["verdict"] = {"kind": kind, "sentence": f"{kind}."}
-    entries[0]["primary"]["coverage_note"] = "85% of such intervals hold the true effect"
+    entries[0]["primary"]["coverage_note"] = "85 % of such intervals hold the true effect"
     other = {"step": 900, "why": "later", "primary": entries[1]["primary"], "sentence": "Later."}
     entries[1]["exploratory"] = [other]
     read = pd.read_csv(io.BytesIO(tables.csv(answers(report))))
     main = read[read.primary & (read.role == "question")]
     assert main.verdict.tolist() == kinds
-    assert main.coverage_note.dropna().tolist() == ["85% of such intervals hold the true effect"]
+    assert main.coverage_note.dropna().tolist() == ["85 % of such intervals hold the true effect"]
     assert read[~read.primary].verdict.dropna().tolist() == ["exploratory"]
     shown = tables.markdown(answers(report)).decode()
     assert all(f"| {label} |" in shown for label in words.VERDICT_LABELS.values())

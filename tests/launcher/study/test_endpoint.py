@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,11 +238,11 @@ def test_a_judgement_under_an_altered_definition_is_exploratory_and_the_first_on
 def test_another_version_of_the_analysis_says_so_and_the_first_judgement_stays(
     invented: InventedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.study import after_training, judgement
+    from motet.launcher.study import deviations, judgement
 
     invented.train(STEPS)
     first = invented.report()
-    monkeypatch.setattr(after_training, "judging_sha256", lambda: "0" * 64)
+    monkeypatch.setattr(deviations, "judging_sha256", lambda: "0" * 64)
     same = invented.report()
     assert "analysis is not the one" in same["first_line"]
     assert canaries(same) == canaries(first)
@@ -304,6 +308,95 @@ def test_a_step_of_judgement_outside_the_run_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         InventedRun(tmp_path, corpus, lambda t: judged_earlier(t).replace("0.5,", f"{asked},"))
+
+
+MEMBERS = [{"name": "small", "parameters": 400, "parameters_non_embedding": 100}]
+
+
+def at_small(text: str) -> str:
+    return text.replace("use: memorization,", "use: memorization, member: small,")
+
+
+@pytest.mark.parametrize("asked", [str, at_small], ids=["whole", "small"])
+def test_the_answer_at_a_member_is_judged_as_frozen_when_the_run_is_extended(
+    tmp_path: Path, corpus: Path, asked: Callable[[str], str]
+) -> None:
+    invented = InventedRun(tmp_path, corpus, asked, facts={"members": MEMBERS})
+    invented.train(STEPS, gained=fades)
+    before = invented.report()
+    assert canaries(before)["verdict"]["kind"] == "found"
+    assert before["first_line"] is None
+    invented.train(2 * STEPS, STEPS, ["training.steps=80"], gained=fades)
+    after = invented.report()
+    assert_told_first(invented, after, "Judged at step 40, as frozen; the run went on to step 80")
+    for name in ("member", "primary", "secondary", "verdict", "members"):
+        assert canaries(after)[name] == canaries(before)[name], name
+    (more,) = canaries(after)["exploratory"]
+    assert (more["step"], more["primary"]["p"] > 0.05) == (2 * STEPS, True)
+    where = " of member small" if asked is at_small else ""
+    assert ("of member small" in more["sentence"]) == bool(where)
+
+
+@pytest.mark.parametrize("facts", [{"members": MEMBERS}, {"guest": True}], ids=["family", "guest"])
+def test_a_family_or_a_guest_that_was_extended_before_its_step_is_another_run(
+    tmp_path: Path, corpus: Path, facts: dict[str, Any]
+) -> None:
+    """Even under a constant learning rate: stages of a family, and what somebody else's loop does
+    with its length, are not known here.
+    """
+    constant = lambda text: text.replace("kind: cosine", "kind: constant")  # noqa: E731
+    invented = InventedRun(tmp_path, corpus, constant, facts=facts)
+    invented.train(30)
+    invented.train(2 * STEPS, 30, ["training.steps=80"])
+    report = invented.report()
+    said = "the run was made 80 steps long instead of 40 before step 40 of its judgement"
+    assert_told_first(invented, report, said)
+    assert canaries(report)["verdict"]["kind"] == "exploratory"
+    assert not invented.run.judgement.exists()
+
+
+def test_the_first_line_names_a_command_that_judges_by_the_runs_own_code(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any later edit of the analysis would else leave a run that was never reported on without a
+    verdict. The folder has a space in its name, as folders may.
+    """
+    from motet.launcher.study import deviations
+
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    invented = InventedRun(folder, corpus)
+    invented.train(STEPS)
+    monkeypatch.setattr(deviations, "judging_sha256", lambda: "0" * 64)
+    report = invented.report()
+    assert canaries(report)["verdict"]["kind"] == "exploratory"
+    typed = re.search(r"PYTHONPATH=.* motet report .*?(?= \(once)", report["first_line"])
+    assert typed is not None
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": ""}
+    words = ["sh", "-c", f"{typed[0]} --json"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    own = json.loads(done.stdout)
+    assert own["first_line"] is None
+    assert canaries(own)["verdict"]["kind"] == "found"
+    again = invented.report()  # by the other code, the verdict of then stays
+    assert canaries(again)["verdict"] == canaries(own)["verdict"]
+    shutil.rmtree(invented.run.code)
+    assert "its own is no longer in the run's folder" in invented.report()["first_line"]
+
+
+def test_minus_and_percent_are_written_in_one_way_on_a_page(tmp_path: Path, corpus: Path) -> None:
+    """A drop, among controls, curves and settings."""
+    falls = lambda name, step: -gain(name, step) if name == "canaries" else gain(name, step)  # noqa: E731
+    invented = InventedRun(tmp_path, corpus)
+    invented.train(STEPS, gained=falls)
+    report = invented.report(page=True)
+    told = canaries(report)["verdict"]["sentence"]
+    assert re.search(r"95 % interval \u2212[0-9.]+ to", told), told
+    text = re.sub(r"<(style|script|pre)\b.*?</\1>|<[^>]+>", " ", invented.page(), flags=re.S)
+    assert re.findall(r".{20}[0-9]%.{20}", text) == []
+    assert re.findall(r".{20}(?<![\w.:/-])-[0-9][0-9.]*(?![-\w]).{20}", text) == []
 
 
 def test_the_hash_of_a_record_is_of_its_content(invented: InventedRun) -> None:
