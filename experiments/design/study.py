@@ -52,7 +52,7 @@ def with_controls(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [*entries, *(control for control in CONTROLS if control["use"] not in used)]
 
 
-class Asked(Protocol):
+class Asking(Protocol):
     """The questions of a run and where they are asked; a `Study` and a `Draft` are such."""
 
     @property

@@ -16,7 +16,7 @@ from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.declared import declared_test
-from motet.experiments.design.study import Asked
+from motet.experiments.design.study import Asking
 from motet.experiments.library import generate
 from motet.experiments.stream.random import name_key
 from motet.launcher.study.controls import sized_by, too_small
@@ -35,7 +35,7 @@ few controls tell so already."""
 
 
 def answer_problems(
-    study: Asked, assumed: Assumed | None = None, studies: int = STUDIES
+    study: Asking, assumed: Assumed | None = None, studies: int = STUDIES
 ) -> list[Problem]:
     """Return the questions that no outcome could answer: an empty arm, one cluster only, or a
     smallest possible p-value above what Holm's correction needs for the first of them. And the
@@ -60,14 +60,14 @@ def answer_problems(
     return [problem for problem in found if problem is not None]
 
 
-def _needed(study: Asked) -> float:
+def _needed(study: Asking) -> float:
     """The p-value that the first question needs after Holm's correction."""
     questions = sum(one.experiment.role == "question" for one in study.questions)
     return study.setting.alpha / max(1, questions)
 
 
 def _powerless(
-    question: Question, study: Asked, alpha: float, assumed: Assumed, studies: int
+    question: Question, study: Asking, alpha: float, assumed: Assumed, studies: int
 ) -> Problem | None:
     """Say that even the largest possible effect is missed in more than 20 % of runs, and what
     would help; None where it is not.
@@ -90,7 +90,7 @@ def _powerless(
 
 
 def _at_largest(
-    question: Question, study: Asked, alpha: float, assumed: Assumed, studies: int
+    question: Question, study: Asking, alpha: float, assumed: Assumed, studies: int
 ) -> float:
     """Power at the largest effect; 1 where nothing is known of it, as simulating it takes long and
     `motet experiments power` was not asked yet.
@@ -162,7 +162,7 @@ def _unanswerable(question: Question, draws: int, needed: float) -> Problem | No
 
 
 def answer_warnings(
-    study: Asked, assumed: Assumed | None = None, studies: int = STUDIES
+    study: Asking, assumed: Assumed | None = None, studies: int = STUDIES
 ) -> list[Problem]:
     """Return the questions whose answer will be weak: the largest possible effect is missed in more
     than 20 % of runs, or few held-out clusters.

@@ -11,7 +11,7 @@ from motet.experiments.analysis.declared import group_scores, primary_of
 from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.study import Asked, Study
+from motet.experiments.design.study import Asking, Study
 from motet.experiments.stream.placement import PLACEBO_FLAG
 
 MOST_UNITS = 1_000
@@ -19,7 +19,7 @@ FEWEST_UPDATES = 100
 """From the first exposure to the judgement: a rule of thumb (docs/decisions.md, 2026-11-30)."""
 
 
-def control_problems(study: Asked) -> list[Problem]:
+def control_problems(study: Asking) -> list[Problem]:
     """Return the controls whose smallest possible p-value does not reach their threshold: .01 for
     the A/A (over their number, if there are several), alpha for a positive control.
     """
