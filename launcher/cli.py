@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "experiments audit": ("experiments.audit", "prove what the final weights consumed"),
     "layout": ("", "how a run is split over ranks"),
     "layout show": ("layout.show", "draw the rank grid and the pipeline's timeline"),
+    "family": ("", "the models that one run delivers"),
+    "family show": ("family.show", "draw the members: sizes, FLOPs, memory, what they share"),
     "cluster": ("", "what the machines and their links really are"),
     "cluster probe": ("cluster.probe", "measure, and write it down"),
     "cluster show": ("cluster.show", "draw a cluster: groups and links"),

@@ -92,10 +92,15 @@ def block_cuts(whole: ModelConfig, member: Member) -> tuple[BlockCuts, ...]:
         BlockCuts(
             stream=cut(whole.d_model, config.d_model, 1),
             heads=cut(whole.n_kv_heads, config.n_kv_heads),
-            hidden=cut(whole.ffn_width(layer), config.ffn_width(at)),
-            experts=cut(whole.n_experts, config.n_experts),
-            expert=cut(whole.expert_width, config.expert_width),
-            shared=cut(whole.shared_width, config.shared_width, 1),
+            **(
+                {
+                    "experts": cut(whole.n_experts, config.n_experts),
+                    "expert": cut(whole.expert_width, config.expert_width),
+                    "shared": cut(whole.shared_width, config.shared_width, 1),
+                }
+                if whole.has_experts(layer)
+                else {"hidden": cut(whole.ffn_width(layer), config.ffn_width(at))}
+            ),
         )
         for at, layer in enumerate(member.layers)
     )

@@ -21,6 +21,7 @@ from motet.launcher import cli
 from motet.launcher.commands import options
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import fields_of
+from motet.models.family.nested import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -90,7 +91,8 @@ def known_setting(path: str) -> bool:
             hint = typing.get_args(hint)[0]
         elif typing.get_origin(hint) is Mapping:
             own = ("layout.deepspeed.", "scheduler_options.")  # keys of others
-            return key in KEYS or path.startswith(own)
+            nested = path.startswith("family.options.") and key in OPTIONS
+            return key in KEYS or path.startswith(own) or nested
         else:
             return False
     return True

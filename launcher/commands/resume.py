@@ -67,14 +67,18 @@ def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[
     model.
     """
     from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
-    from motet.launcher.runs.families import refuse_layout
+    from motet.launcher.runs.families import draws_begun, draws_of, open_family, refuse_layout
     from motet.models.config import ModelConfig
 
     manifest = read_json(rundir.manifest)
     model = ModelConfig(**manifest["model"])
     if found := layout_problems(settings, ranks, model):
         return found
-    refuse_layout(manifest.get("members", ()), settings.layout_for(ranks), model)
+    if members := manifest.get("members"):
+        layout = settings.layout_for(ranks)
+        refuse_layout(members, layout, model)
+        family, _ = open_family(rundir, settings, manifest)
+        draws_of(family, settings, layout, draws_begun(rundir))
     return deepspeed_library_problems(settings)
 
 

@@ -39,7 +39,7 @@ from motet.launcher.planning.run_facts import imported_model
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
-from motet.launcher.runs.families import new_members, refuse_layout
+from motet.launcher.runs.families import draws_of, new_family, new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
@@ -182,8 +182,10 @@ def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
     processes = settings.layout.processes if ranks is None else ranks
     model = model_of(settings)[0]
     raise_problems(layout_problems(settings, processes, model))
-    members = new_members(settings, model).get("members", [])
-    refuse_layout(members, settings.layout_for(processes), model)
+    if members := new_members(settings, model).get("members", []):
+        layout = settings.layout_for(processes)
+        refuse_layout(members, layout, model)
+        draws_of(new_family(settings, model), settings, layout)
     raise_problems(deepspeed_library_problems(settings))
 
 

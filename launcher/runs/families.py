@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems, suggest
+from motet.core.files import read_json
 from motet.core.plugins import (
     MISTAKES,
     PluginError,
@@ -20,7 +21,6 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.family.base import (
-    FAMILIES,
     WHOLE,
     Family,
     Member,
@@ -28,6 +28,7 @@ from motet.models.family.base import (
     member_problems,
     members_of,
 )
+from motet.models.family.registry import FAMILIES
 from motet.parallel.engines.refusals import refusals
 from motet.parallel.layout.layout import Layout
 
@@ -52,9 +53,22 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: no such kind of family, a mistake in it, or members that cannot be.
     """
-    kind = settings.family.kind
-    if kind == WHOLE:
+    if settings.family.kind == WHOLE:
         return {}
+    family = new_family(settings, whole)
+    members = made_members(family)
+    problems = member_problems(whole, members) or family.problems(settings.steps)
+    raise_problems([Problem("family.kind", why) for why in problems])
+    return {"members": member_facts(members, settings.data.sequence_length)} if members else {}
+
+
+def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
+    """Return the family that settings describe, before a run is frozen.
+
+    Raises:
+        UserError: no such kind of family, or a mistake in its class or options.
+    """
+    kind = settings.family.kind
     if is_reference(kind):
         reference = parse_reference(kind, "family.kind")
         made = load_class(reference, Path(settings.base), Family, "family.kind")
@@ -67,10 +81,7 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
             f"family.kind: is {kind!r}; it must be one of {known}, or a class of your own as "
             f"my_family.py:Class{hint}"
         )
-    members = made_members(_made(made, settings, whole))
-    problems = member_problems(whole, members)
-    raise_problems([Problem("family.kind", why) for why in problems])
-    return {"members": member_facts(members, settings.data.sequence_length)} if members else {}
+    return _made(made, settings, whole)
 
 
 def refuse_layout(members: Sequence[Any], layout: Layout, whole: ModelConfig) -> None:
@@ -107,6 +118,15 @@ def draws_of(
                 "layout.micro_sequences"
             )
     return number
+
+
+def draws_begun(run: RunDir) -> int | None:
+    """Return in how many shares of a step a begun run draws; None before its first checkpoint."""
+    steps = run.checkpoint_steps()
+    if not steps:
+        return None
+    found = read_json(run.checkpoint(steps[-1]) / "manifest.json").get("draws")
+    return None if found is None else int(found)
 
 
 def open_family(

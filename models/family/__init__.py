@@ -1,5 +1,5 @@
 """Families: the models that one run delivers, and how they share its weights.
 
-Others use `base` (Member, Term, Family, TrainingStage, FAMILIES, members_of) and
+Others use `base` (Member, Term, Family, TrainingStage, members_of), `registry` (FAMILIES) and
 `poa_list` (poa_weights, draw).
 """

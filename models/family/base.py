@@ -82,6 +82,10 @@ class Family(ABC):
     def members(self) -> Sequence[Member]:
         """Return every member but the whole model, the same ones for the whole run."""
 
+    def problems(self, steps: int) -> list[str]:
+        """Return why this family cannot train for so many steps, in words."""
+        return []
+
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """Return who trains on each of `draws` equal shares of a step's sequences.
 
@@ -100,9 +104,6 @@ class WholeModel(Family):
 
     def members(self) -> Sequence[Member]:
         return ()
-
-
-FAMILIES: dict[str, type[Family]] = {WHOLE: WholeModel}
 
 
 def member_problems(whole: ModelConfig, members: Sequence[Member]) -> list[str]:
@@ -190,8 +191,8 @@ def _slice_faults(whole: ModelConfig, member: Member) -> Iterator[str]:
                 told.add(f"{name}={cut.kept} is more than the whole model's {cut.whole}")
             elif cut.kept % cut.groups or cut.whole % cut.groups:
                 told.add(
-                    f"{name}={cut.kept} of {cut.whole} cannot be cut in {cut.groups} groups; use "
-                    f"groups={math.gcd(cut.kept, cut.whole)}, or a multiple of {cut.groups}"
+                    f"{name}={cut.kept} of {cut.whole} cannot be cut in {cut.groups} equal "
+                    f"groups; groups={math.gcd(cut.kept, cut.whole)} would fit it"
                 )
     yield from sorted(told)
 

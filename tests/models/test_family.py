@@ -114,7 +114,7 @@ NARROW = replace(WHOLE, d_model=16, head_dim=8, n_heads=2, n_kv_heads=1, d_ffn=2
         (Member("a", replace(NARROW, head_dim=4), (0, 1)), "set head_dim=8"),
         (Member("a", replace(NARROW, n_heads=1), (0, 1)), "use n_heads=2"),
         (Member("a", replace(NARROW, d_ffn=64), (0, 1)), "d_ffn=64 is more than the whole model's"),
-        (Member("a", NARROW, (0, 1), 2), "n_kv_heads=1 of 2 cannot be cut in 2 groups; use"),
+        (Member("a", NARROW, (0, 1), 2), "n_kv_heads=1 of 2 cannot be cut in 2 equal groups"),
         (Member("a", replace(NARROW, rope_theta=9.0), (0, 1)), "differs from the whole model's"),
         (Member("a", NARROW, (0,)), "n_layers=2 is not the number of its layers, 1"),
         (Member("a", replace(NARROW, layer_ffn=(24,)), (0, 1)), "must have one for each of"),

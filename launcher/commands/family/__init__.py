@@ -1,0 +1,1 @@
+"""`motet family show`: the members of a family."""

@@ -1,0 +1,212 @@
+"""`family: {kind: nested}`: one set of weights whose slices are models of their own. Torch-free."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from motet.core.errors import Problem, raise_problems
+from motet.core.schema import MappingReader, is_sequence
+from motet.models.config import ModelConfig
+from motet.models.counts import parameters_non_embedding
+from motet.models.family.base import Family, Member, WhoTrains, member_problems
+from motet.models.family.samplers import SAMPLERS, DrawKey, phase_at
+from motet.models.family.space import (
+    KEYS,
+    SliceError,
+    member_of,
+    members_by_size,
+    unnested,
+    whole_of,
+)
+from motet.models.member import Term
+
+WHERE = "family.options"
+LOSSES = ("labels", "distill", "poa")
+OPTIONS = (
+    *("members", "axes", "groups", "monotone", "sampler", "draws", "by_replica", "phases"),
+    *("loss", "distill_weight", "distill_from_step", "poa_weight"),
+)
+POA_WEIGHT = 0.8
+"""lambda of POA (its `vit_ssl_default_config.yaml`)."""
+
+
+class NestedFamily(Family):
+    """Members that are slices of the whole model, and a rule who trains on what.
+
+    Options:
+        members: name -> {axis: size or share} (`space.member_of`), or sizes as `[125m, 250m]`.
+        axes: that members by size may shrink.
+        groups: equal groups of heads, hidden channels and experts of which a member takes the
+            first each; tensor- and expert-parallel degrees must divide it.
+        monotone: refuse members of which the smaller is no part of the larger.
+        sampler: one of `samplers.SAMPLERS`.
+        draws, by_replica: see `Family`.
+        phases: of `shrinking` (Once-for-All, arXiv:1908.09791): {until_step, smallest} each.
+        loss: "labels"; "distill": members beside the largest follow it, from
+            `distill_from_step` on with the weight `distill_weight`; "poa": as POA adapted to
+            language models, `poa_weight` for the largest.
+    """
+
+    def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
+        super().__init__(whole, options, seed)
+        problems: list[Problem] = []
+        read = MappingReader(options, WHERE, problems, OPTIONS)
+        self.groups = read.whole("groups", 1, 1)
+        self.draws = read.whole("draws", None, 1)
+        self.by_replica = read.checked("by_replica", False, _is_bool, "true or false")
+        self.sampler = read.choice("sampler", list(SAMPLERS), "uniform")
+        self.loss = read.choice("loss", LOSSES, "poa" if self.sampler == "poa" else "labels")
+        self.distill_weight = read.number("distill_weight", 0.5, 0.0, 1.0)
+        self.distill_from_step = read.whole("distill_from_step", None, 0)
+        self.poa_weight = read.number("poa_weight", POA_WEIGHT, 0.0, 1.0)
+        monotone = read.checked("monotone", True, _is_bool, "true or false")
+        sliced = _members(whole, read, self.groups)
+        raise_problems(problems)
+        self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
+        self._refuse(monotone, read)
+        self.phases = self._phases(read)
+        raise_problems(problems)
+
+    def members(self) -> Sequence[Member]:
+        """See `Family.members`: the smallest first."""
+        return self._members
+
+    def _refuse(self, monotone: bool, read: MappingReader) -> None:
+        """Gather what is wrong with members and rules together."""
+        for why in member_problems(self.whole, self._members):
+            read.problem("members", why)
+        if read.problems:
+            return
+        for member in self._members:
+            if _size(member) >= _size(None, self.whole):
+                read.problem("members", f"member {member.name!r} is the whole model; leave it out")
+        for one, other in itertools.combinations(self._members, 2):
+            if (one.config, one.layers) == (other.config, other.layers):
+                why = f"members {one.name!r} and {other.name!r} are the same slice; leave one out"
+                read.problem("members", why)
+        for why in unnested(self.whole, self._members) if monotone else ():
+            read.problem("members", why)
+        if self.loss == "distill" and self.distill_from_step is None:
+            read.problem(
+                "distill_from_step",
+                "must say when distillation begins: from step 0 a teacher that knows nothing yet "
+                "costs quality; the end of the warm-up is a good choice",
+            )
+        if self.loss == "poa" and self.sampler not in ("poa", "sandwich", "joint"):
+            why = f"poa trains the largest on every share; sampler {self.sampler} does not"
+            read.problem("loss", f"{why}; use poa, sandwich or joint")
+        if self.sampler == "balanced" and (self.draws is None or self.draws % 2):
+            read.problem("draws", f"{self.draws!r} is not even; sampler balanced draws in pairs")
+
+    def _phases(self, read: MappingReader) -> list[tuple[int | None, int]]:
+        """Return (end, smallest member) of every phase; the space only grows."""
+        asked = read.sequence("phases")
+        if self.sampler != "shrinking":
+            if asked:
+                read.problem("phases", f"belong to sampler shrinking, not to {self.sampler}")
+            return []
+        numbers = {member.name: at for at, member in enumerate(self._members)}
+        numbers["whole"] = len(self._members)
+        found: list[tuple[int | None, int]] = []
+        for number, values in enumerate(asked):
+            where = f"phases[{number}]"
+            one = MappingReader(
+                values, f"{WHERE}.{where}", read.problems, ("until_step", "smallest")
+            )
+            until = one.whole("until_step", None, 1)
+            smallest = one.choice("smallest", list(numbers), "whole")
+            found.append((until, numbers[smallest]))
+        ends = [until for until, _ in found[:-1] if until is not None]
+        if not found or len(ends) < len(found) - 1 or found[-1][0] is not None:
+            why = "do not cover the run: every phase but the last needs until_step, the last none"
+            read.problem("phases", why)
+        elif ends != sorted(set(ends)):
+            read.problem("phases", f"end at {ends}; each must end after the one before")
+        smallest_of = [smallest for _, smallest in found]
+        if smallest_of != sorted(smallest_of, reverse=True):
+            read.problem("phases", "take members away again; each may only add smaller ones")
+        return found
+
+    def problems(self, steps: int) -> list[str]:
+        """See `Family.problems`."""
+        ends = [until for until, _ in self.phases if until is not None]
+        if ends and ends[-1] >= steps:
+            return [f"phases: the last begins at step {ends[-1]}, but the run has {steps} steps"]
+        if self.loss == "distill" and (self.distill_from_step or 0) >= steps:
+            return [f"distill_from_step={self.distill_from_step}: the run has {steps} steps"]
+        return []
+
+    def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
+        """See `Family.choose`."""
+        first = phase_at(self.phases, step) if self.phases else 0
+        known: list[Member | None] = [*self._members, None][first:]
+        sampler, found = SAMPLERS[self.sampler], []
+        for share in range(draws):
+            drawn = sampler(DrawKey(self.seed, step, share, draws, len(known)))
+            found.append(self._terms([known[number] for number in drawn], step))
+        return found
+
+    def _terms(self, drawn: Sequence[Member | None], step: int) -> list[Term]:
+        """Return the passes of a draw, with their losses."""
+        each = 1.0 / len(drawn)
+        if self.loss == "poa" and len(drawn) > 1:
+            rest = (1.0 - self.poa_weight) / (len(drawn) - 1)
+            return [
+                Term(member, self.poa_weight) if member is None else Term(member, rest, rest)
+                for member in drawn
+            ]
+        follows = self.loss == "distill" and step >= (self.distill_from_step or 0)
+        if not follows or drawn == [None]:
+            return [Term(member, each) for member in drawn]
+        weight = self.distill_weight
+        terms = [
+            Term(None, each)
+            if member is None
+            else Term(member, each * (1.0 - weight), each * weight)
+            for member in drawn
+        ]
+        # A teacher that does not train on this share runs forward alone.
+        return terms if drawn[0] is None else [Term(None, 0.0), *terms]
+
+
+def _members(whole: ModelConfig, read: MappingReader, groups: int) -> list[Member]:
+    """Return the members that the options ask for, by name or by size."""
+    asked = read.values.get("members")
+    axes = read.sequence("axes") or [
+        a for a in whole_of(whole) if a not in ("d_expert", "d_shared")
+    ]
+    if unknown := [axis for axis in axes if axis not in whole_of(whole)]:
+        read.problem(
+            "axes", f"{unknown[0]!r} is no axis of this model: {', '.join(whole_of(whole))}"
+        )
+        return []
+    if is_sequence(asked) and asked:
+        try:
+            return members_by_size(whole, asked, axes, groups)
+        except ValueError as error:
+            read.problem("members", str(error))
+            return []
+    if not isinstance(asked, Mapping) or not asked:
+        what = "name: {axis: size}, or a list of sizes as [125m, 250m]"
+        read.problem("members", f"{asked!r} names no member; write {what}")
+        return []
+    found = []
+    for name, values in asked.items():
+        one = MappingReader(values, f"{WHERE}.members.{name}", read.problems, KEYS)
+        try:
+            found.append(member_of(whole, str(name), one.values, groups))
+        except SliceError as error:
+            one.problem(error.key, str(error))
+    return found
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _size(member: Member | None, whole: ModelConfig | None = None) -> float:
+    config = whole if member is None else member.config
+    return math.inf if config is None else parameters_non_embedding(config)
