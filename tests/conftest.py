@@ -15,6 +15,9 @@ from hypothesis import settings
 settings.register_profile("motet", deadline=None)
 settings.load_profile("motet")
 
+# Workers share the cores, and threads that wait for each other there do so spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HARDWARE = ("cuda", "gpu", "accelerator")
 # What a search of a corpus found is kept between runs: not in the home of who runs the tests. What
 # libraries compile or collect once for all is kept where it always is.

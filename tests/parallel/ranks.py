@@ -58,9 +58,7 @@ def run_ranks(
     picklable.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torch.distributed.fsdp", "motet.parallel.engines.native"]
-    )
+    context.set_forkserver_preload(["tests.parallel.preloaded"])
     out = context.Queue()
     port = free_port()
     ranks = [

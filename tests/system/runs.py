@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from motet.launcher import cli
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
 TIMEOUT_S = 240
@@ -62,6 +66,26 @@ def motet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     )
 
 
+def motet_here(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """As `motet`, in this process, which has loaded torch already: for commands that start no
+    other and refusals that come before they would. `test_readme.py` types each at a shell.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    umask = os.umask(0o022)
+    try:
+        with (
+            contextlib.chdir(cwd or Path.cwd()),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = cli.main(list(arguments))
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os.umask(umask)
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+
+
 def write_yaml(
     folder: Path, corpus: Path, name: str = "r", edit: Callable[[str], str] = str
 ) -> Path:
@@ -82,12 +106,17 @@ def train_until(yaml: Path, step: int, *arguments: str) -> tuple[subprocess.Pope
         cwd=yaml.parent,
         env=environment(),
     )
+    wait_for_step(process, run, step)
+    return process, run
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Return once `step` is in the metrics; the process must live until then."""
     deadline = time.monotonic() + TIMEOUT_S
     while not any(row["step"] >= step for row in rows(run, "step")):
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return process, run
 
 
 def kill_rank(run: Path, rank: int, number: signal.Signals) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.system.runs import TIMEOUT_S, environment, kill_rank, losses, motet
+from tests.system.runs import TIMEOUT_S, environment, kill_rank, losses, motet, motet_here
 
 pytest.importorskip("transformers", minversion="5")
 
@@ -59,7 +59,7 @@ def run(folder: Path, words: list[str]) -> None:
 
 
 def audit(folder: Path) -> str:
-    done = motet("experiments", "audit", "runs/guest", "--replay", cwd=folder)
+    done = motet_here("experiments", "audit", "runs/guest", "--replay", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing 0, repeated 0, unplanned 0" in done.stdout
     return done.stdout
@@ -100,7 +100,7 @@ def test_an_example_passes_its_audit_and_has_a_report(
         found.append(losses(folder / "runs" / "guest"))
         assert sorted(found[-1]) == list(range(1, 41))
     np.testing.assert_allclose(list(found[0].values()), list(found[-1].values()), rtol=1e-5)
-    done = motet("report", "runs/guest", cwd=folder)
+    done = motet_here("report", "runs/guest", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "canaries" in (folder / "runs" / "guest" / "report.html").read_text()
 

@@ -13,7 +13,7 @@ from motet.launcher.rank.attempt import _verified
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
-from tests.system.runs import motet, write_yaml
+from tests.system.runs import motet_here, write_yaml
 
 
 def verdict(world: World, roots: list[Path]) -> str:
@@ -67,7 +67,7 @@ def test_a_damaged_shard_is_named_before_anything_starts(
     else:
         shard.write_bytes(bytes(content) if damage == "altered" else bytes(content[:-10]))
     yaml = write_yaml(tmp_path, broken, "r")
-    done = motet("train", str(yaml), cwd=tmp_path)
+    done = motet_here("train", str(yaml), cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert shard.name in done.stderr
     assert "Traceback" not in done.stderr
@@ -79,13 +79,13 @@ def test_a_report_under_a_changed_definition_says_so_in_its_first_line(
 ) -> None:
     run = tmp_path / "whole"
     shutil.copytree(whole_run, run)
-    assert motet("report", str(run)).returncode == 0
+    assert motet_here("report", str(run)).returncode == 0
     assert "differently" not in (run / "report.html").read_text()[:4000]
     resolved = run / "resolved.yaml"
     text = resolved.read_text()
     assert "use: memorization" in text
     resolved.write_text(text.replace("use: memorization", "use: memorization\n    margin: 0.3", 1))
-    done = motet("report", str(run))
+    done = motet_here("report", str(run))
     assert done.returncode == 0, done.stderr
     page = (run / "report.html").read_text()
     body = page[page.index("<body") :]

@@ -17,8 +17,9 @@ from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from tests.families import SOURCE
-from tests.system.runs import motet, write_yaml
+from tests.system.runs import motet, motet_here, write_yaml
 
+pytestmark = pytest.mark.xdist_group("family")  # one run for all
 FAMILY = "family: {kind: my_family.py:FirstLayers, options: {layers: [1]}}\ntraining:"
 
 
@@ -65,7 +66,7 @@ def test_the_ledger_says_who_trained_on_each_exposure(run: Path) -> None:
             assert (place, record.count) == (2 * rank, 2)
             assert record.members == (turns[(record.step + share) % 2],)
             assert record.members_at(record.first_slot) == record.members[0]
-    assert motet("experiments", "audit", str(run)).returncode == 0
+    assert motet_here("experiments", "audit", str(run)).returncode == 0
 
 
 def test_rows_show_the_loss_of_each_member_and_probes_measure_each(run: Path) -> None:
@@ -84,7 +85,7 @@ def test_rows_show_the_loss_of_each_member_and_probes_measure_each(run: Path) ->
 
 def test_a_member_is_exported_as_the_plain_model_that_it_is(run: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    done = motet("export", str(run), "--member", "first-1", "--output", str(tmp_path / "hf"))
+    done = motet_here("export", str(run), "--member", "first-1", "--output", str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert exported.config.num_hidden_layers == 1
@@ -99,7 +100,7 @@ def test_a_member_is_exported_as_the_plain_model_that_it_is(run: Path, tmp_path:
         expected = whole(tokens, member=member)
         torch.testing.assert_close(exported(tokens).logits, expected, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(whole(tokens), expected, atol=1e-3)
-    unknown = motet("export", str(run), "--member", "last-1")
+    unknown = motet_here("export", str(run), "--member", "last-1")
     assert unknown.returncode == 2
     assert "there are first-1" in unknown.stderr
 
@@ -108,11 +109,11 @@ def test_a_layout_that_cannot_train_members_is_refused_before_anything_starts(
     run: Path, tmp_path: Path, corpus: Path
 ) -> None:
     before = sorted(path.name for path in (run / "attempts").iterdir())
-    again = motet("resume", str(run), "training.steps=26", "layout.pp=2")
+    again = motet_here("resume", str(run), "training.steps=26", "layout.pp=2")
     yaml = write(tmp_path, corpus, "r")
     slurm = ("slurm.time=00:10:00", "slurm.cpus_per_node=2", "layout.pp=2")
-    new = motet("train", str(yaml), "layout.pp=2")
-    submitted = motet("submit", str(yaml), *slurm, "--dry-run")
+    new = motet_here("train", str(yaml), "layout.pp=2")
+    submitted = motet_here("submit", str(yaml), *slurm, "--dry-run")
     for done in (again, new, submitted):
         assert done.returncode == 2, done.stdout
         assert "family.kind" in done.stderr
@@ -123,11 +124,11 @@ def test_a_layout_that_cannot_train_members_is_refused_before_anything_starts(
 
 def test_benchmarks_are_run_on_a_member(run: Path) -> None:
     asked = ("eval", str(run), "--tasks", "arc_easy", "--dry-run")
-    whole, member = motet(*asked), motet(*asked, "--member", "first-1")
+    whole, member = motet_here(*asked), motet_here(*asked, "--member", "first-1")
     assert f"pretrained={run}/members/step-00000024," in whole.stdout
     assert f"pretrained={run}/members/step-00000024@first-1," in member.stdout
     assert f"--output_path {run}/eval/step-00000024@first-1" in member.stdout
-    unknown = motet(*asked, "--member", "last-1")
+    unknown = motet_here(*asked, "--member", "last-1")
     assert unknown.returncode == 2
     assert "there are first-1" in unknown.stderr
 
@@ -158,7 +159,7 @@ def test_a_family_that_stops_in_the_middle_goes_on_as_one_that_did_not(
 
 
 def test_the_report_shows_the_member(run: Path) -> None:
-    done = motet("report", str(run))
+    done = motet_here("report", str(run))
     assert done.returncode == 0, done.stderr
     assert "first-1" in (run / "report.html").read_text()
 
@@ -181,7 +182,7 @@ def test_a_family_that_cannot_be_is_refused_before_the_run_exists(
     tmp_path: Path, corpus: Path, family: str, overrides: list[str], message: str
 ) -> None:
     yaml = write(tmp_path, corpus, "r", f"family: {family}\ntraining:")
-    done = motet("train", str(yaml), *overrides)
+    done = motet_here("train", str(yaml), *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "family.kind" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.runs import RUN_YAML, motet, write_yaml
+from tests.system.runs import RUN_YAML, motet, motet_here, write_yaml
 
 BOTH = ("before_step", "after_step")
 HOOKS = '''
@@ -93,22 +93,22 @@ def test_a_users_hook_sees_every_moment_on_every_rank_logs_and_stops_the_run(
     assert hooks == {step: {"twice_the_loss": 2 * loss} for step, loss in losses.items()}
 
     (run / "code/plugins/my_hooks.py").write_text(HOOKS + "\n# changed\n")
-    changed = motet("resume", str(run))
+    changed = motet_here("resume", str(run))
     assert changed.returncode == 2
     assert "is not the source that the run was frozen with" in changed.stderr
     assert "Traceback" not in changed.stderr
     (run / "code/plugins/my_hooks.py").unlink()
-    missing = motet("resume", str(run))
+    missing = motet_here("resume", str(run))
     assert missing.returncode == 2
     assert "training.hooks.0" in missing.stderr
     assert "there is no file" in missing.stderr
-    new = motet("resume", str(run), "training.hooks=[my_hooks.py:Breaks]")
+    new = motet_here("resume", str(run), "training.hooks=[my_hooks.py:Breaks]")
     assert new.returncode == 2
     assert "the run was frozen without it" in new.stderr
     without = motet("resume", str(run), "training.hooks=[]")
     assert without.returncode == 0, without.stderr
     assert (run / "DONE").exists()
-    audit = motet("experiments", "audit", str(run))
+    audit = motet_here("experiments", "audit", str(run))
     assert audit.returncode == 0, audit.stdout
 
 
@@ -140,7 +140,7 @@ def test_a_hook_that_cannot_be_loaded_is_refused_before_the_run_exists(
     tmp_path: Path, corpus: Path, hook: str, message: str
 ) -> None:
     yaml = write(tmp_path, corpus, "r", "Diary")
-    done = motet("train", str(yaml), f"training.hooks=[{hook!r}]")
+    done = motet_here("train", str(yaml), f"training.hooks=[{hook!r}]")
     assert done.returncode == 2
     assert message in done.stderr
     assert "training.hooks.0" in done.stderr
@@ -148,12 +148,8 @@ def test_a_hook_that_cannot_be_loaded_is_refused_before_the_run_exists(
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_without_hooks_writes_no_word_of_them(tmp_path: Path, corpus: Path) -> None:
+def test_a_run_without_hooks_writes_no_word_of_them(whole_run: Path) -> None:
     assert "hooks" not in RUN_YAML
-    yaml = write_yaml(tmp_path, corpus)
-    done = motet("train", str(yaml), "training.steps=5", "experiments.list=[]")
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs/r"
-    assert "hooks:" not in (run / "resolved.yaml").read_text()
-    assert "plugins" not in json.loads((run / "manifest.json").read_text())
-    assert not (run / "code/plugins").exists()
+    assert "hooks:" not in (whole_run / "resolved.yaml").read_text()
+    assert "plugins" not in json.loads((whole_run / "manifest.json").read_text())
+    assert not (whole_run / "code/plugins").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.system.runs import kill_rank, losses, motet, train_until, write_yaml
+from tests.system.runs import kill_rank, losses, motet, motet_here, train_until, write_yaml
 
 
 def test_a_grid_of_ranks_trains_the_same_run_and_resumes_as_another_grid(
@@ -31,7 +31,7 @@ def test_a_grid_of_ranks_trains_the_same_run_and_resumes_as_another_grid(
     np.testing.assert_allclose(
         [found[step] for step in expected], list(expected.values()), rtol=1e-5
     )
-    text = motet("experiments", "audit", str(run), "--replay")
+    text = motet_here("experiments", "audit", str(run), "--replay")
     assert text.returncode == 0, text.stdout
     assert "ranks 4 -> 2" in text.stdout
     assert "missing 0, repeated 0, unplanned 0" in text.stdout
@@ -79,7 +79,7 @@ def test_a_layout_that_cannot_be_is_told_before_anything_starts(
         if torch.cuda.is_available():
             settings = ["layout.device=cuda", f"layout.processes={torch.cuda.device_count() + 1}"]
     yaml = write_yaml(tmp_path, corpus, "r")
-    done = motet("train", str(yaml), *settings)
+    done = motet_here("train", str(yaml), *settings)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert any(word in done.stderr for word in told), done.stderr

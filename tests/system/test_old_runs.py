@@ -15,7 +15,7 @@ from motet.experiments.design.frozen import freeze
 from motet.launcher.config.run_yaml import load, public
 from motet.launcher.study.before_training import build
 from tests.kept_runs import unpack
-from tests.system.runs import losses, motet
+from tests.system.runs import losses, motet, motet_here
 
 EVERY_KIND = """
 name: every
@@ -91,14 +91,14 @@ def assert_same(now: Any, then: Any, where: str = "") -> None:
 
 def test_its_report_says_what_it_said(old: Path) -> None:
     run = old / "runs" / "finished"
-    done = motet("report", str(run))
+    done = motet_here("report", str(run))
     assert done.returncode == 0, done.stderr
     now = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert_same(now, json.loads((old / "report.json").read_text(encoding="utf-8")))
 
 
 def test_its_audit_passes(old: Path) -> None:
-    done = motet("experiments", "audit", str(old / "runs" / "finished"), "--replay")
+    done = motet_here("experiments", "audit", str(old / "runs" / "finished"), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "audit passed" in done.stdout
 
@@ -137,7 +137,7 @@ def test_every_built_in_experiment_is_frozen_with_the_hashes_of_0_1_0(
 
 
 def test_its_model_is_exported_to_the_byte(old: Path, tmp_path: Path) -> None:
-    done = motet("export", str(old / "runs" / "finished"), "--output", str(tmp_path / "hf"))
+    done = motet_here("export", str(old / "runs" / "finished"), "--output", str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     weights = (tmp_path / "hf" / "model.safetensors").read_bytes()
     expected = json.loads((old / "expected.json").read_text(encoding="utf-8"))
@@ -145,11 +145,11 @@ def test_its_model_is_exported_to_the_byte(old: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_seen_by_status_and_inspected(old: Path) -> None:
-    status = motet("status", "--runs", str(old / "runs"), "--json")
+    status = motet_here("status", "--runs", str(old / "runs"), "--json")
     assert status.returncode == 0, status.stderr
     shown = {row["name"]: row for row in json.loads(status.stdout)["runs"]}
     assert shown.keys() == {"finished", "stopped"}
-    seen = motet("data", "inspect", str(old / "runs" / "finished"), "--slot", "0")
+    seen = motet_here("data", "inspect", str(old / "runs" / "finished"), "--slot", "0")
     assert seen.returncode == 0, seen.stderr
 
 
@@ -176,7 +176,7 @@ def test_it_goes_on_where_it_stopped_and_ends_as_it_would_have(old: Path) -> Non
     found = losses(run)
     assert list(found) == list(range(1, 121))
     assert list(found.values()) == pytest.approx(expected, rel=1e-5)
-    audit = motet("experiments", "audit", str(run), "--replay")
+    audit = motet_here("experiments", "audit", str(run), "--replay")
     assert audit.returncode == 0, audit.stdout + audit.stderr
-    report = motet("report", str(run))
+    report = motet_here("report", str(run))
     assert report.returncode == 0, report.stderr

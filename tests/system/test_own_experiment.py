@@ -14,6 +14,7 @@ import pytest
 from motet.core.hashing import sha256_hex
 from tests.system.runs import kill_rank, motet, train_until, write_yaml
 
+pytestmark = pytest.mark.xdist_group("own_experiment")  # one run for most
 OWN = Path(__file__).parents[2] / "examples" / "slogans.py"
 
 

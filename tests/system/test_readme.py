@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("readme")  # the tutorial runs once
 README = Path(__file__).parents[2] / "README.md"
 BLOCK_TIMEOUT_S = 240
 RUN_BLOCK = re.compile(r"^<!-- run -->\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +19,18 @@ import pytest
 from motet.core.processes import children, command_line
 from motet.launcher.runs.metrics import read_metrics
 from motet.launcher.runs.ranks import ranks_of
-from tests.system.runs import kill_rank, losses, motet, rows, train_until, write_yaml
+from tests.system.runs import (
+    MOTET,
+    environment,
+    kill_rank,
+    losses,
+    motet,
+    motet_here,
+    rows,
+    train_until,
+    wait_for_step,
+    write_yaml,
+)
 
 
 def attempts(run: Path) -> list[dict[str, Any]]:
@@ -33,40 +46,40 @@ def leftovers(run: Path) -> list[int]:
 
 
 def audit(run: Path) -> None:
-    done = motet("experiments", "audit", str(run), "--replay")
+    done = motet_here("experiments", "audit", str(run), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing 0, repeated 0, unplanned 0" in done.stdout
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_started_anew_and_the_run_ends_as_if_nothing_had_happened(
-    corpus: Path, whole_run: Path, tmp_path: Path, rank: int
+    corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:
+    """The first rank, and then another."""
     yaml = write_yaml(tmp_path, corpus, "whole")
-    process, run = train_until(yaml, 15)
-    kill_rank(run, rank, signal.SIGKILL)
+    process, run = train_until(yaml, 9)
+    kill_rank(run, 0, signal.SIGKILL)
+    wait_for_step(process, run, 15)
+    kill_rank(run, 1, signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    first, second = attempts(run)
-    assert (first["reason"], second["reason"]) == ("crashed", "finished")
-    assert f"rank {rank} " in first["culprit"]
-    assert second["start_step"] == 12, "one checkpoint interval was lost at most"
+    found = attempts(run)
+    assert [attempt["reason"] for attempt in found] == ["crashed", "crashed", "finished"]
+    assert "rank 0 " in found[0]["culprit"]
+    assert "rank 1 " in found[1]["culprit"]
+    assert [attempt["start_step"] for attempt in found] == [0, 6, 12], "an interval at most is lost"
     assert losses(run) == losses(whole_run), "bit-exact"
     audit(run)
     assert not leftovers(run)
 
 
 @pytest.fixture
-def poisoned(corpus: Path, tmp_path: Path) -> Path:
-    """A run that was stopped, and whose code crashes rank 1 in step 9 from now on."""
-    yaml = write_yaml(tmp_path, corpus, "r")
-    process, run = train_until(yaml, 6)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    (stopped,) = attempts(run)
+def poisoned(whole_run: Path, tmp_path: Path) -> Path:
+    """A run whose code crashes rank 1 in the second of all further steps."""
+    run = tmp_path / "whole"
+    shutil.copytree(whole_run, run)
+    (finished,) = attempts(run)
     loop = run / "code" / "motet" / "launcher" / "rank" / "loop.py"
-    text, step = loop.read_text(), stopped["end_step"] + 1
+    text, step = loop.read_text(), finished["end_step"] + 1
     anchor = "    started = time.perf_counter()\n    share ="
     assert text.count(anchor) == 1
     poison = (
@@ -79,12 +92,13 @@ def poisoned(corpus: Path, tmp_path: Path) -> Path:
 
 def test_a_crash_loop_is_stopped_with_its_reason(poisoned: Path) -> None:
     step = attempts(poisoned)[0]["end_step"]
-    done = motet("resume", str(poisoned), "checkpoint.every_steps=100")
+    longer = ("training.steps=30", "checkpoint.every_steps=100")
+    done = motet("resume", str(poisoned), *longer)
     assert done.returncode == 1
     assert f"attempts 2 and 3 both started from step {step} and crashed" in done.stderr
     assert "rank 1 failed: RuntimeError: poison (crash-1.txt)" in done.stderr
     assert [found["reason"] for found in attempts(poisoned)] == [
-        "stopped",
+        "finished",
         "crashed",
         "crashed",
         "crash_loop",
@@ -99,8 +113,6 @@ def test_a_crash_loop_is_stopped_with_its_reason(poisoned: Path) -> None:
 def test_a_mistake_is_told_once_and_nothing_is_started_anew(
     whole_run: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     run = tmp_path / "whole"
     shutil.copytree(whole_run, run)
     for step in run.glob("checkpoints/step-*"):
@@ -154,20 +166,15 @@ def test_a_resumed_run_measures_no_step_twice(corpus: Path, tmp_path: Path) -> N
     assert set(probed) >= {0, 24}
 
 
-@pytest.mark.parametrize("machine", [0, 1])
 def test_two_machines_train_one_run_and_a_stop_of_either_stops_both(
-    corpus: Path, whole_run: Path, tmp_path: Path, machine: int
+    corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     """Both are this one: processes find each other at the endpoint, and number themselves by
     --node-rank.
     """
-    import subprocess
-
-    from tests.system.runs import MOTET, environment
-
     yaml = write_yaml(tmp_path, corpus, "whole")
     run = tmp_path / "runs" / "whole"
-    port = 29500 + os.getpid() % 1000 + machine
+    port = 29500 + os.getpid() % 1000
 
     def begin(*command: str) -> list[subprocess.Popen[str]]:
         together = ["layout.processes=1", "--nnodes", "2", "--endpoint", f"127.0.0.1:{port}"]
@@ -183,17 +190,15 @@ def test_two_machines_train_one_run_and_a_stop_of_either_stops_both(
             for rank in (1, 0)
         ][::-1]
 
-    both = begin("train", str(yaml))
-    deadline = time.monotonic() + 120
-    while not any(row["step"] >= 8 for row in rows(run, "step")):
-        assert all(process.poll() is None for process in both), [p.communicate() for p in both]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    both[machine].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert attempts(run)[0]["reason"] == "stopped"
-    assert attempts(run)[0]["world_size"] == 2
+    for machine, command in enumerate((["train", str(yaml)], ["resume", str(run)])):
+        both = begin(*command)
+        for process in both:
+            wait_for_step(process, run, 4 + len(losses(run)))
+        both[machine].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
+        assert attempts(run)[-1]["reason"] == "stopped"
+        assert attempts(run)[-1]["world_size"] == 2
     both = begin("resume", str(run))
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs

@@ -18,7 +18,7 @@ import pytest
 from motet.core.processes import catches, children, command_line
 from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
 from motet.launcher.runs.ranks import ranks_of
-from tests.system.runs import MOTET, environment, motet, rows, write_yaml
+from tests.system.runs import MOTET, environment, motet_here, rows, write_yaml
 
 WAIT_S = 120.0
 SETTINGS = ["training.steps=400", "probes.every=0.05", "probes.batch_tokens=320"]
@@ -49,12 +49,12 @@ class Stopped:
     def fresh(self, kind: str) -> list[dict[str, Any]]:
         return [row for row in self.all_rows()[self.known :] if row["kind"] == kind]
 
-    def wait(self, ready: Callable[[], Any]) -> Any:
+    def wait(self, ready: Callable[[], Any], poll_s: float = 0.01) -> Any:
         deadline = time.monotonic() + WAIT_S
         while not (found := ready()):
             assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < deadline
-            time.sleep(0.002)
+            time.sleep(poll_s)
         return found
 
     def ranks(self) -> list[int]:
@@ -67,7 +67,7 @@ class Stopped:
         if moment == "the first imports":
             return
         if moment == "a save":
-            self.wait(lambda: list((self.run / "checkpoints").glob(".*.part")))
+            self.wait(lambda: list((self.run / "checkpoints").glob(".*.part")), poll_s=0.002)
         elif moment == "a probe":
             self.wait(lambda: any(row["step"] % 20 == 0 for row in self.fresh("step")))
         else:
@@ -99,16 +99,19 @@ def test_a_stop_at_any_moment_saves_once_at_one_step_and_ends(
         saves = [row["step"] for row in start.fresh("checkpoint")]
         attempt = max((run / "attempts").iterdir(), key=lambda path: int(path.name))
         facts = json.loads((attempt / "attempt.json").read_text()) if steps else {"reason": ""}
+        assert "motet resume runs/r" in output, moment
+        assert not (run / "DONE").exists()
         if moment == "the first imports":
             assert (steps, saves) == ([], [])
         else:
             assert facts["reason"] == "stopped", moment
             assert last_steps(run) == {steps[-1]}, moment
             assert saves.count(steps[-1]) == 1, moment
-            assert (run / "checkpoints" / f"step-{steps[-1]:08d}" / "manifest.json").exists()
+            saved = run / "checkpoints" / f"step-{steps[-1]:08d}" / "manifest.json"
+            assert json.loads(saved.read_text())["step"] == steps[-1]
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
         assert not [pid for pid in pids if str(run) in command_line(pid)], moment
     probed = [row["step"] for row in rows(run, "probe")]
     assert len(probed) == len(set(probed))
-    done = motet("experiments", "audit", str(run), "--replay")
+    done = motet_here("experiments", "audit", str(run), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.system.runs import kill_rank, losses, motet, rows, train_until, write_yaml
+from tests.system.runs import kill_rank, losses, motet, motet_here, rows, train_until, write_yaml
 
 
 def audit(run: Path) -> str:
-    done = motet("experiments", "audit", str(run), "--replay")
+    done = motet_here("experiments", "audit", str(run), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,6 +40,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return run
 
 
+@pytest.mark.xdist_group("killed")  # one run for all
 @pytest.mark.parametrize("processes", [2, 1, 4])
 def test_after_kill_9_a_run_resumes_on_any_number_of_ranks(
     killed: Path, whole_run: Path, tmp_path: Path, processes: int
@@ -59,25 +59,6 @@ def test_after_kill_9_a_run_resumes_on_any_number_of_ranks(
     np.testing.assert_allclose(
         [found[step] for step in range(1, 25)], [expected[step] for step in range(1, 25)], rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_any_one_rank_saves_on_all_and_exits_0(
-    corpus: Path, tmp_path: Path, rank: int
-) -> None:
-    yaml = write_yaml(tmp_path, corpus, "r")
-    process, run = train_until(
-        yaml, 8, "training.steps=2000", "training.schedule.warmup_steps=4", "probes.every=1.0"
-    )
-    kill_rank(run, rank, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert f"motet resume {run.relative_to(tmp_path)}" in output
-    last = rows(run, "step")[-1]["step"]
-    manifest = json.loads((run / "checkpoints" / f"step-{last:08d}" / "manifest.json").read_text())
-    assert manifest["step"] == last
-    assert not (run / "DONE").exists()
-    audit(run)
 
 
 def test_ctrl_c_saves_and_a_longer_run_goes_on_without_moving_an_exposure(
@@ -144,10 +125,10 @@ def test_a_run_whose_plan_or_corpus_was_altered_stops_with_the_reason(
     content = bytearray(path.read_bytes())
     content[-10] ^= 1
     path.write_bytes(bytes(content))
-    done = motet("resume", str(run), "training.steps=26")
+    done = motet_here("resume", str(run), "training.steps=26")
     assert done.returncode == 2
     assert "was altered since the plan was frozen" in done.stderr
     path.unlink()
-    done = motet("resume", str(run), "training.steps=26")
+    done = motet_here("resume", str(run), "training.steps=26")
     assert done.returncode == 2
     assert "cannot be opened" in done.stderr
