@@ -81,7 +81,9 @@ def build_job(
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
     steps = settings.batch_steps
-    number = draws_of(family, settings, layout, (start.facts or {}).get("draws"))
+    begun = (start.facts or {}).get("draws")
+    # The whole model alone trains on all of a step: each rank reads, and proves, it in one piece.
+    number = draws_of(family, settings, layout, begun) if members else 1
     draws = Draws(number, partial(choices, family, members, draws=number), family.by_replica)
     refuse_chance(family, members, range(start.step, settings.steps), number, world)
     segment = _open_segment(run, start, attempt, world, hashes)
