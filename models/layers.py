@@ -26,6 +26,8 @@ from motet.models.moe import MoE
 from motet.models.precision import compute_dtype, product_dtype
 from motet.models.slices import own_slice
 
+MOST_GRAPHS = 256
+"""Graphs of one block: slices of a family, times shapes of a batch, with and without gradient."""
 Across = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 """(queries [B, T, H, K], keys, values [B, T, G, K], `Places.segments`) -> [B, T, H, K]."""
 
@@ -254,8 +256,18 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the block as `nn.Module.compile` does, but for a mixture of experts."""
+        """Compile the block as `nn.Module.compile` does, but for a mixture of experts.
+
+        One graph for each slice of a family that runs it; beyond `MOST_GRAPHS` it fails. Left to
+        itself the compiler makes one graph for all sizes, whose kernels are slower, and goes on
+        uncompiled after eight, without a word.
+        """
         # Here and not as a decorator: that would import the compiler, a second, in every process.
+        settings = torch._dynamo.config  # type: ignore[attr-defined]
+        settings.specialize_int = settings.fail_on_recompile_limit_hit = True
+        settings.recompile_limit = max(settings.recompile_limit, MOST_GRAPHS)
+        most = max(settings.accumulated_recompile_limit, MOST_GRAPHS)
+        settings.accumulated_recompile_limit = most
         if isinstance(self.feed_forward, MoE):
             self.feed_forward.stay_eager()
         super().compile(*args, **kwargs)

@@ -51,9 +51,10 @@ class Cut(NamedTuple):
         Raises:
             ValueError: parts that cut a group.
         """
-        kept, rest = divmod(self.kept * size, self.whole)
-        groups, left = divmod(self.groups, parts)
-        if rest or left or kept % groups or size % groups:
+        # Not divmod: the compiler does not trace it.
+        kept, groups = self.kept * size // self.whole, self.groups // parts
+        uneven = self.kept * size % self.whole or self.groups % parts
+        if uneven or kept % groups or size % groups:
             raise ValueError(f"{parts} parts of {size} each cut a group of {self}")
         return kept, groups
 

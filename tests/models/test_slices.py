@@ -193,3 +193,23 @@ def test_a_member_with_fewer_experts_counts_for_those_alone() -> None:
     moe.end_step(counts, expected)  # type: ignore[operator, union-attr]
     moved = (moe.state()["bias"] - before).numpy()  # type: ignore[operator, union-attr]
     np.testing.assert_allclose(moved, 0.01 * np.sign(expected.numpy() - counts.numpy()), atol=1e-7)
+
+
+def test_a_compiled_block_has_one_graph_for_each_slice() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    whole = whole_model("llama", {"n_layers": 1})
+    members = [
+        Member(f"m{f}", replace(whole, d_ffn=f, d_model=d), (0,), 1)
+        for f, d in zip(range(4, 48, 4), [24, 32] * 6, strict=False)
+    ]
+    model, tokens = made(whole), some_tokens(whole, 2, 12)
+    expected = [model(tokens, member=member) for member in members]
+    counter = CompileCounter()
+    for block in model.blocks.values():
+        block.compile(backend=counter)
+    for _ in range(2):
+        for member, logits in zip(members, expected, strict=True):
+            torch.testing.assert_close(model(tokens, member=member), logits)
+    # More than the eight after which the compiler would give up; no graph is broken in two.
+    assert len(members) == counter.frame_count == 11
