@@ -1,6 +1,6 @@
 """Is p of the A/A control uniform where a model is really trained?
 
-    python bench/placebo_trained.py [--seeds 10] [--further 9] [--results FILE] [--json]
+    python bench/placebo_trained.py [--seeds 12] [--further 9] [--results FILE] [--json]
 
 Every seed is the example of `examples/trainer.py` as printed (transformers' Trainer, 120 steps),
 with `seed` of its run.yaml and nothing else changed, but for `--further` A/A experiments beside the
@@ -8,6 +8,7 @@ control, whose texts are never shown either. Their assignments are drawn apart f
 all p-values of all seeds are independent draws of one distribution, which must be uniform:
 Kolmogorov-Smirnov p > .01, for the controls alone and for all. `validity_null.py` asks the same of
 scores that are simulated; here scores come from a model that saw everything else in the run.
+Trainings that ended are kept in `bench/results/placebo_trained.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from motet.experiments.analysis.answers import Answer
 from motet.launcher.study.after_training import load_measured
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+KEPT = Path(__file__).parent / "results" / "placebo_trained.jsonl"
 CONTROL = "aa-placebo"
 DRAWS = 10_000
 
@@ -116,9 +118,11 @@ def trainings(seeds: int, further: int, results: Path | None) -> list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--further", type=int, default=9, help="A/A experiments beside the control")
-    parser.add_argument("--results", type=Path, help="keep ended trainings here, and go on from it")
+    parser.add_argument(
+        "--results", type=Path, default=KEPT, help="keep ended trainings here, and go on from it"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result = judged(trainings(options.seeds, options.further, options.results))

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import norm
 
 from motet.experiments.analysis.analyze import analyze
-from motet.experiments.analysis.measured import Measured
+from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured
 from motet.experiments.design.assignment import assign, assignment_key, make_design
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.parser import parse_experiments
@@ -302,10 +302,12 @@ def whole_runs(studies: list[dict[str, Any]]) -> dict[str, Any]:
     questions = [[row for row in s.values() if "control_ok" not in row] for s in studies]
     smallest = [min(_p(row["p_corrected"]) for row in rows) for rows in questions]
     unsound = [any(row["negative_control"] is False for row in s.values()) for s in studies]
-    placebo = [row["control_ok"] for s in studies for row in s.values() if "control_ok" in row]
+    placebo = [row for s in studies for row in s.values() if "control_ok" in row]
+    failed = [_p(row["p"]) < PLACEBO_THRESHOLD for row in placebo]
     return {
         "any primary, after Holm": {"rejected": share_of([p <= 0.05 for p in smallest])},
-        "the A/A control fails": {"invalid": share_of([not ok for ok in placebo])},
+        "the A/A control fails": {"invalid": share_of(failed)},
+        "... or its negative control": {"void": share_of([not r["control_ok"] for r in placebo])},
         "any negative control fails": {"some_invalid": share_of(unsound)},
     }
 
@@ -331,6 +333,6 @@ def show(found: dict[str, Any], effects: bool) -> None:
             f"{row['studies'] - row['bounded']} of {row['studies']}" if "bounded" in row else ""
         )
         cells = "  ".join(text(row.get(n)) for n in names)
-        if some := row.get("some_invalid"):  # of many, so not held to the level of one
+        if some := row.get("void") or row.get("some_invalid"):  # of several: other levels
             cells = text(some)
         print(f"{name:28}{lacking:>12}  {cells}".rstrip())

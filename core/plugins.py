@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from motet.core.errors import Problem, UserError, suggest
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
+from motet.core.package_modules import imported_names, needed_modules, origin_of
 from motet.core.sealed import sealed
 
 FORMS = "my_file.py:Class (a file next to run.yaml) or package.module:Class (an installed module)"
@@ -113,7 +114,7 @@ def load_class(
     """
     path = _source(reference, folder, setting)
     content = _read(reference, path, setting)
-    if sha256 is not None and _digest(content) != sha256:
+    if sha256 is not None and _frozen(reference, content) != sha256:
         raise PluginError(setting, _changed(reference, path, folder))
     if reference.file is not None:
         module = _executed(reference, path, content, setting)
@@ -123,13 +124,14 @@ def load_class(
 
 
 def source_sha256(reference: Reference, folder: Path, setting: str = "") -> str:
-    """Return the SHA-256 of the file, or of the installed module's own source file.
+    """Return the SHA-256 of the file, or of the installed module's source with those of its own
+    package that it needs.
 
     Raises:
         PluginError: it cannot be found or read.
     """
     setting = setting or reference.text
-    return _digest(_read(reference, _source(reference, folder, setting), setting))
+    return _frozen(reference, _read(reference, _source(reference, folder, setting), setting))
 
 
 def is_plugin(kind: type) -> bool:
@@ -164,20 +166,33 @@ def mistakes_of(kind: type, setting: str) -> Iterator[None]:
 
 def keep_source(reference: Reference, folder: Path, plugins: Path) -> None:
     """Copy the source into a run's snapshot: a file is loaded from there ever after; an installed
-    module's source is kept for the record under `installed/`.
+    module's source, and those of its package that it needs, are kept for the record under
+    `installed/`.
 
     Raises:
         PluginError: the source cannot be found or read.
     """
     content = _read(reference, _source(reference, folder, reference.text), reference.text)
-    target = plugins / reference.file if reference.file else _record(reference, plugins)
-    if target.is_file() and target.read_bytes() == content:
-        return
-    atomic_write(target, content, private=False)
+    kept = {plugins / reference.file: content} if reference.file else {}
+    if reference.module is not None:
+        sources = {reference.module: content, **needed_modules(reference.module)}
+        kept = {_record(name, plugins): source for name, source in sources.items()}
+    for target, source in kept.items():
+        if not target.is_file() or target.read_bytes() != source:
+            atomic_write(target, source, private=False)
 
 
-def _record(reference: Reference, plugins: Path) -> Path:
-    return plugins / INSTALLED / f"{reference.module}.py"
+def _record(module: str, plugins: Path) -> Path:
+    return plugins / INSTALLED / f"{module}.py"
+
+
+def _frozen(reference: Reference, content: bytes) -> str:
+    """The hash of a source; of an installed module, also of those of its package that it needs."""
+    needed = {} if reference.module is None else needed_modules(reference.module)
+    if not needed:
+        return _digest(content)
+    parts = [f"{name}\n{_digest(source)}\n" for name, source in needed.items()]
+    return sha256_hex("".join([_digest(content), "\n", *parts]))
 
 
 def _digest(content: bytes) -> str:
@@ -188,8 +203,17 @@ def _changed(reference: Reference, path: Path, folder: Path) -> str:
     message = f"is {reference.text!r}; {path} is not the source that the run was frozen with"
     if reference.file is not None:
         return f"{message}; restore it, or start a new run"
-    kept = _record(reference, folder)
-    where = f" (the frozen source is {kept})" if kept.is_file() else ""
+    assert reference.module is not None
+    own = {reference.module: path.read_bytes() if path.is_file() else b""}
+    changed = [
+        kept
+        for name, source in {**own, **needed_modules(reference.module)}.items()
+        if not (kept := _record(name, folder)).is_file() or kept.read_bytes() != source
+    ]
+    there = [kept for kept in changed if kept.is_file()] or [_record(reference.module, folder)]
+    where = f" (the frozen source is {there[0]})" if there[0].is_file() else ""
+    if changed and changed[0] != _record(reference.module, folder):
+        message = f"{message}: what it needs of its package is another ({changed[0].stem})"
     return f"{message}{where}; install the version of then, or start a new run"
 
 
@@ -266,9 +290,9 @@ def _refuse_siblings(reference: Reference, path: Path, tree: ast.AST, setting: s
     directory) here, and never in the run's snapshot.
     """
     folder = path.parent
-    for name, line in _imported_names(tree):
+    for name, line in imported_names(tree):
         if (folder / f"{name}.py").is_file() or (folder / name).is_dir():
-            origin = _origin(name)
+            origin = origin_of(name)
             if origin is None or origin.parent.resolve() == folder.resolve():
                 message = (
                     f"is {reference.text!r}; {path}:{line}: imports {name!r}, which lies next to "
@@ -276,31 +300,6 @@ def _refuse_siblings(reference: Reference, path: Path, tree: ast.AST, setting: s
                     "them as a package and write package.module:Class"
                 )
                 raise PluginError(setting, message)
-
-
-def _imported_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield (top-level module, line) of every import; a relative one by its first name."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            yield from ((name.partition(".")[0], node.lineno) for name in names)
-
-
-def _origin(name: str) -> Path | None:
-    """Return the file or folder that a top-level module is imported from; None when built in or
-    nowhere.
-    """
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(spec.origin) if spec.has_location and spec.origin else Path(sys.prefix)
 
 
 def _imported(reference: Reference, path: Path, setting: str) -> ModuleType:

@@ -169,3 +169,62 @@ def test_rates_above_the_level_are_told_from_chance() -> None:
     assert none_above([rate(64), *[rate(40)] * 19])  # .064 happens by chance among 20
     assert not none_above([rate(80), *[rate(40)] * 19])
     assert none_above([])
+    json.dumps(none_above([rate(50)]))  # `--json` prints it
+
+
+def test_studies_of_small_designs_judge_whole_runs_and_their_control() -> None:
+    import small_designs
+
+    row = {"p": 0.5, "p_corrected": 0.5, "negative_control": True, "effect": 0.0}
+    sound = {"one": row, "two": row | {"p_corrected": None}, "aa": row | {"control_ok": True}}
+    found = small_designs.whole_runs(
+        [
+            sound,
+            sound | {"two": row | {"p_corrected": 0.04}},
+            sound | {"one": row | {"negative_control": False}},
+            # An A/A of which something is found is no question.
+            sound | {"aa": row | {"p": 0.001, "p_corrected": 0.001, "control_ok": False}},
+        ]
+    )
+    assert found["any primary, after Holm"]["rejected"]["rate"] == 0.25
+    assert found["any negative control fails"]["some_invalid"]["rate"] == 0.25
+    assert found["the A/A control fails"]["invalid"]["rate"] == 0.25
+    assert found["... or its negative control"]["void"]["rate"] == 0.25
+    study = small_designs.study(0, effects=True, draws=99)
+    assert set(study) == set(small_designs.DESIGNS)
+    assert study["aa_5_and_5"]["truth"] == 0.0
+    assert study["bits_4_controls"]["truth"] > 0.2
+
+
+def test_p_values_of_trained_controls_are_kept_and_held_against_uniformity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import placebo_trained
+
+    trained: list[int] = []
+
+    def train(seed: int, further: int, corpus: Path) -> dict[str, float]:
+        trained.append(seed)
+        return {placebo_trained.CONTROL: (seed + 0.5) / 20, "aa-1": 0.01}
+
+    monkeypatch.setattr(placebo_trained, "train", train)
+    monkeypatch.setattr(placebo_trained, "motet", lambda *words: "")
+    results = tmp_path / "results.jsonl"
+    found = placebo_trained.trainings(20, 1, results)
+    assert placebo_trained.trainings(20, 1, results) == found
+    assert trained == list(range(20))
+    judged = placebo_trained.judged(found)
+    assert judged["controls"]["ks_p"] > 0.9
+    assert judged["all"]["ks_p"] < 0.01
+    assert not judged["ok"]
+    text = placebo_trained.settings(7, 2, Path("/corpora/x"))
+    assert "seed: 7\n" in text
+    assert "{name: aa-2, use: placebo, doses: [0, 1]}" in text
+
+
+def test_the_published_trainings_are_those_of_the_settings_that_the_bench_has() -> None:
+    import validity
+
+    rows = [json.loads(line) for line in validity.KEPT.read_text().splitlines()]
+    assert {row["settings"] for row in rows} == {validity.settings_hash(80)}
+    assert len(rows) == 8 * 5

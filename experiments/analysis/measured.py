@@ -38,6 +38,8 @@ TOLERATED_MISSING_SHARE = 0.02
 PLACEBO_THRESHOLD = 0.01
 """An A/A p-value below this makes the run invalid: at .05 one sound run in 20 would be lost."""
 EXAMPLE_CHARACTERS = 400
+MOST_COUNTED = 1e9
+"""Assignments up to this number are counted as a whole number."""
 
 
 @dataclass(frozen=True)
@@ -353,4 +355,6 @@ def smallest_p(repeater: Repeater, treatment: F64, names_only: bool = False) -> 
         _, sizes = np.unique(counts, axis=1, return_counts=True)
         alike = float(math.prod(math.factorial(size) for size in sizes.tolist()))
     ways = math.exp(min(log_count, 50.0))
+    if ways < MOST_COUNTED:  # a whole number: 1 of 20 is not a little more than .05
+        ways = round(ways)
     return min(1.0, max(alike / ways, 1.0 / (1 + repeater.draws)))

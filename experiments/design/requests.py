@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.errors import Problem, UserError
+from motet.core.errors import Problem, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Kinds
@@ -152,11 +152,11 @@ def _spread(
         tokens = dose if spec.dose_in == "tokens" else dose * tokens_in_window
         total = round(tokens / float(lengths[members].mean()))
     if total == 0:
-        raise UserError(
-            f"experiments.{spec.name}.doses: {dose:g} (dose_in: {spec.dose_in}) is less than one "
-            "exposure of "
+        message = (
+            f"has {dose:g} (dose_in: {spec.dose_in}), less than one exposure of "
             f"{lengths[members].mean():.0f} tokens; raise it, or widen the window"
         )
+        raise_problems([Problem(f"experiments.{spec.name}.doses", message)])
     base, extra = divmod(total, len(members))
     counts = np.full(len(members), base, dtype=np.int64)
     counts[np.argsort(order[members])[:extra]] += 1

@@ -175,7 +175,7 @@ def _asked(
     spec: ExperimentSpec, before: Registered | None, setting: Setting, problems: list[Problem]
 ) -> _One | None:
     """Assign one experiment's units and list the exposures that it asks for; None where its units
-    cannot be read.
+    cannot be read, or a dose is no exposure.
     """
     where = f"experiments.{spec.name}"
     try:
@@ -189,7 +189,11 @@ def _asked(
     schedule = before.schedule if before else spec.schedule.resolve(setting.steps_total)
     if before and spec.schedule != before.asked:
         problems.append(Problem(f"{where}.schedule", CHANGED))
-    request = build_request(question, schedule, setting)
+    try:
+        request = build_request(question, schedule, setting)
+    except UserError as error:
+        problems += problems_in(error, where)
+        return None
     entry = Registered(spec.name, spec.schedule, schedule, placement_hash(request))
     if before and before.placement_sha256 != entry.placement_sha256:
         problems.append(Problem(where, CHANGED))

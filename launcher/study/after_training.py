@@ -145,7 +145,7 @@ def load_measured(root: Path) -> StudyResult:
         spoiled += moved
     else:
         measured = reader.measured(newest, compliance)
-    where = standing(ends, step, newest, spoiled)
+    where = standing(ends, step, newest, spoiled, settings.steps)
     if where.beyond:
         later = [
             one

@@ -77,8 +77,7 @@ def _powerless(
         return None
     corrected = alpha < study.setting.alpha
     size = f"gives {len(question.units)} units in {len(question.spec.arms)} arms"
-    if question.design.n_blocks > 1:
-        size += f" and {question.design.n_blocks} blocks"
+    size += _in_blocks(question.design.n_blocks)
     message = (
         f"{size}: even the largest possible effect is found in {100 * found:.0f} % of runs only, "
         f"not in {100 * POWER:.0f} % (p <= {alpha:.2g}"
@@ -154,11 +153,15 @@ def _unanswerable(question: Question, draws: int, needed: float) -> Problem | No
         message = f"is {draws:,}, so no p-value is below {smallest:.2g} and {needed:.2g} is needed"
         return Problem("experiments.draws", f"{message}; raise it")
     message = (
-        f"{size} and {design.n_blocks} blocks: no result can have a p-value below {smallest:.2g}, "
+        f"{size}{_in_blocks(design.n_blocks)}: no result can have a p-value below {smallest:.2g}, "
         f"and {needed:.2g} is needed after Holm's correction; give more units or clusters, larger "
         "blocks or fewer arms"
     )
     return Problem(source, message)
+
+
+def _in_blocks(n_blocks: int) -> str:
+    return f" and {n_blocks} blocks" if n_blocks > 1 else ""
 
 
 def answer_warnings(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem
 from motet.core.files import read_json, write_json
@@ -24,6 +26,7 @@ from motet.experiments.design.in_corpus import (
 from motet.experiments.design.overlap import Overlap, find_leaks
 from motet.experiments.design.shares import IN_WORDS, shared_words
 from motet.experiments.design.study import Study
+from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_corpora
 from motet.launcher.study.answerable import answer_warnings
@@ -37,8 +40,8 @@ LONG_TOKENS = 50_000_000
 
 def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     """Return the warnings of a study: questions that hardly any effect could answer, few held-out
-    clusters, units that its own texts or the base corpora tell of, and a positive control that is
-    judged too soon.
+    clusters, units that a dose does not reach in time, or that its own texts or the base corpora
+    tell of, and a positive control that is judged too soon.
 
     Args:
         study: of the run.
@@ -47,7 +50,35 @@ def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
     told = _corpus_warnings(study, settings)
     weak = answer_warnings(study, assumed_of(settings))
-    return [*weak, *leaks, *told, *window_warnings(study)]
+    return [*weak, *_unshown(study), *leaks, *told, *window_warnings(study)]
+
+
+def _unshown(study: Study) -> list[Problem]:
+    """Units of arms with a dose that are not shown before their question is judged, because the
+    dose is a total that does not reach all of them, or the judgement comes early. They count as
+    shown, and the contrast is smaller than the effect.
+    """
+    rows, setting = study.plan.rows, study.setting
+    found = []
+    for number, question in enumerate(study.questions):
+        if not question.experiment.inserts_units:
+            continue
+        judged = question.spec.judged_step(setting.steps_total)
+        mine = (rows.experiment == number) & (rows.flags & PLACEBO_FLAG == 0)
+        early = mine & (setting.steps.step_of(rows.slot) < judged)
+        treated, shown = question.treated(), np.zeros(len(question.units), dtype=bool)
+        shown[rows.unit[early]] = True
+        if lacking := int((treated & ~shown).sum()):
+            ever = len(np.unique(rows.unit[mine])) == int(treated.sum())
+            name = "judge_at" if ever else "doses"
+            message = (
+                f"leaves {lacking} of the {int(treated.sum())} units of arms with a dose without "
+                f"any exposure before step {judged:,}, where it is judged: they count as shown, "
+                "which makes the contrast smaller than the effect; "
+                + ("judge later" if ever else "give more, or take fewer units")
+            )
+            found.append(Problem(f"experiments.{question.name}.{name}", message))
+    return found
 
 
 def _leak(study: Study, leak: Overlap) -> Problem:

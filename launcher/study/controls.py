@@ -60,7 +60,8 @@ def too_small(question: Question, draws: int, needed: float) -> str | None:
         question.design.n_clusters,
         question.design.n_blocks,
     )
-    size = f"gives {units} units in {clusters} clusters and {blocks} blocks"
+    size = f"gives {units} units in {clusters} clusters"
+    size += f" and {blocks} blocks" if blocks > 1 else ""
     treated = [
         weight for weight, score in zip(question.design.weights, scores, strict=True) if score
     ]

@@ -81,7 +81,11 @@ class Ends:
 
 
 def standing(
-    ends: Ends, step: int, stretches: Sequence[Stretch], spoiled: Sequence[str]
+    ends: Ends,
+    step: int,
+    stretches: Sequence[Stretch],
+    spoiled: Sequence[str],
+    run_steps: int | None = None,
 ) -> Standing:
     """Say what the verdicts of a run are worth.
 
@@ -89,6 +93,7 @@ def standing(
         ends: its steps of judgement.
         step, stretches: of the newest checkpoint, and the lineage that leads there.
         spoiled: why this is not the judgement that was frozen, in words.
+        run_steps: how long the run is now meant to be; None is not known.
     """
     shown = ends.shown()
     if not ends.reached:
@@ -97,6 +102,8 @@ def standing(
             why = f"the model was not measured at step {missing:,}, at which it is judged"
             return Standing("exploratory", step, ends.judged_at, [f"Exploratory: {why}."], why)
         why = f"it is judged at {shown}, and the run stands at step {step:,}"
+        if run_steps is not None and run_steps < missing:
+            why += f", shortened to {run_steps:,} steps: it ends before it can be judged"
         line = f"Interim: {why}. Until then all figures are exploratory, and none is a verdict."
         return Standing("interim", step, ends.judged_at, [line], why)
     taken_back = _taken_back(ends, step, stretches)

@@ -29,6 +29,7 @@ from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.after_training import StudyResult, load_measured
 
 Answers = dict[str, Any]
+VERSION = 1
 KEPT = (
     "name",
     "use",
@@ -133,9 +134,24 @@ def read_record(run: RunDir, study: StudyResult) -> tuple[dict[str, Any] | None,
         content, whole = {}, False
     if not whole:
         return None, [f"{run.judgement.name} was altered, so the judgement of then is unknown."]
+    if not _is_record(content):
+        return None, [
+            f"{run.judgement.name} is none that this Motet wrote (version {VERSION}), so the "
+            "judgement of then is unknown."
+        ]
     if content["definition_sha256"] != study.definition_sha256:
         return None, [f"{run.judgement.name} is of another definition, and is left aside."]
     return content, []
+
+
+def _is_record(content: Mapping[str, Any]) -> bool:
+    """Whether a record has what is read of it; a whole one may be another version's."""
+    try:
+        entries = entries_of(content["answers"])
+        named = all({"name", "primary", "verdict"} <= entry.keys() for entry in entries)
+        return named and content["version"] == VERSION and bool(content["definition_sha256"])
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def write_record(run: RunDir, study: StudyResult, answers: Answers) -> None:
@@ -143,7 +159,7 @@ def write_record(run: RunDir, study: StudyResult, answers: Answers) -> None:
     kept = json.loads(
         canonical_json(
             {
-                "version": 1,
+                "version": VERSION,
                 "recorded": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
                 "definition_sha256": study.definition_sha256,
                 "judged_at": study.standing.judged_at,

@@ -236,6 +236,45 @@ def test_an_installed_module_is_imported_hashed_and_kept_for_the_record(
         load(plugins, "choirbook.songs:Psalm", sha256=frozen)
 
 
+def test_what_a_class_needs_of_its_own_package_is_frozen_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper, the helper's helper in a package below, and a base class; nothing else."""
+    root = tmp_path / "site" / "scriptorium"
+    sources = {
+        "__init__.py": "",
+        "songs.py": "from .notes import pitch\nfrom scriptorium import base\n" + GOOD,
+        "base.py": "WORDS = 1\n",
+        "notes.py": "def pitch():\n    from scriptorium.deep.scale import STEP\n    return STEP\n",
+        "deep/__init__.py": "LEVEL = 2\n",
+        "deep/scale.py": "from ..notes import pitch\nimport json\nSTEP = 7\n",
+        "unrelated.py": "COLOUR = 'red'\n",
+    }
+    for name, text in sources.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    reference, plugins = parse_reference("scriptorium.songs:Psalm", "song.use"), tmp_path / "kept"
+    keep_source(reference, tmp_path, plugins)
+    kept = sorted(path.name for path in (plugins / "installed").iterdir())
+    needed = ["base", "deep", "deep.scale", "notes", "songs"]
+    assert kept == [f"scriptorium.{name}.py" for name in needed]
+    frozen = source_sha256(reference, plugins)
+    assert load(plugins, "scriptorium.songs:Psalm", sha256=frozen)
+    (root / "unrelated.py").write_text("COLOUR = 'blue'\n")
+    assert source_sha256(reference, plugins) == frozen
+    for name in ("base.py", "notes.py", "deep/__init__.py", "deep/scale.py"):
+        (root / name).write_text(sources[name] + "# another\n")
+        module = "scriptorium." + name.removesuffix(".py").replace("/", ".")
+        module = module.removesuffix(".__init__")
+        with pytest.raises(UserError, match=rf"of its package is another \({module}\)"):
+            load(plugins, "scriptorium.songs:Psalm", sha256=frozen)
+        (root / name).write_text(sources[name])
+    (root / "notes.py").unlink()
+    with pytest.raises(UserError, match="not the source that the run was frozen with"):
+        load(plugins, "scriptorium.songs:Psalm", sha256=frozen)
+
+
 def test_a_module_that_is_not_there_or_fails_is_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -702,6 +702,28 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
     )
 
 
+def test_check_warns_of_treated_units_that_are_not_shown_before_they_are_judged(
+    main: Main, folder: Path
+) -> None:
+    def warnings(entry: str) -> dict[str, str]:
+        told = main("experiments", "check", "run.yaml", f"experiments.list=[{entry}]", "--json")[1]
+        return {one["setting"]: one["message"] for one in json.loads(told)["warnings"]}
+
+    few = "{name: few, use: memorization, generate: {count: 20}, doses: [0, 3], dose_in: documents}"
+    assert "leaves 7 of the 10 units" in warnings(few)["experiments.few.doses"]
+    soon = "{name: soon, use: memorization, generate: {count: 20}, doses: [0, 1], judge_at: 0.1}"
+    assert "judge later" in warnings(soon)["experiments.soon.judge_at"]
+    enough = (
+        "{name: all, use: memorization, generate: {count: 20}, doses: [0, 10], dose_in: documents}"
+    )
+    assert not {"experiments.all.doses", "experiments.all.judge_at"} & set(warnings(enough))
+    short = (
+        "{name: short, use: memorization, generate: {count: 20}, doses: [0, 0.5], dose_in: tokens}"
+    )
+    told = main("experiments", "check", "run.yaml", f"experiments.list=[{short}]")[2]
+    assert "experiments.short.doses" in told
+
+
 def test_a_long_search_of_the_corpus_shows_how_far_it_is(
     main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -714,6 +736,7 @@ def test_a_long_search_of_the_corpus_shows_how_far_it_is(
     def listened(corpus: Any, runs: Any, advance: Callable[[int], None]) -> Any:
         return occurrences(corpus, runs, lambda done: (told.append(done), advance(done))[1])
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(in_corpus, "occurrences", listened)
     monkeypatch.setattr(cautions, "LONG_TOKENS", 10)
     code, out, error = main("experiments", "check", "run.yaml")

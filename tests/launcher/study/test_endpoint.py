@@ -278,6 +278,43 @@ def test_a_recorded_judgement_that_was_altered_is_left_aside_and_told(
     assert canaries(report)["verdict"]["kind"] == "found"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"answers": None},
+        {"answers": {}},
+        {"answers": {"experiments": [{}], "controls": {}}},
+        {"definition_sha256": None},
+    ],
+    ids=str,
+)
+def test_a_whole_record_of_another_shape_is_left_aside_and_told(
+    invented: InventedRun, change: dict[str, Any]
+) -> None:
+    """Another version of Motet may have written it; its hash holds."""
+    invented.train(STEPS)
+    invented.report()
+    content = json.loads(invented.run.judgement.read_text()) | change
+    content.pop("sha256")
+    content = {name: value for name, value in content.items() if value is not None}
+    whole = content | {"sha256": sha256_hex(canonical_json(content))}
+    invented.run.judgement.write_text(json.dumps(whole))
+    report = invented.report()
+    assert "judgement.json is none that this Motet wrote" in report["first_line"]
+    assert canaries(report)["verdict"]["kind"] == "found"
+
+
+def test_a_run_that_was_shortened_says_so_and_has_no_verdict(invented: InventedRun) -> None:
+    invented.train(20, overrides=["training.steps=20"])
+    report = invented.report()
+    said = "the run stands at step 20, shortened to 20 steps: it ends before it can be judged"
+    assert_told_first(invented, report, said)
+    assert canaries(report)["verdict"]["kind"] == "interim"
+    invented.train(STEPS, 20, ["training.steps=40"])
+    assert_told_first(invented, invented.report(), "was made 20 steps long instead of 40")
+
+
 def judged_earlier(text: str) -> str:
     return text.replace("use: memorization,", "use: memorization, judge_at: 0.5,")
 
