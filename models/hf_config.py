@@ -44,6 +44,12 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> 
     """Return the config.json of `config`; `ModelError` if no transformers class has this shape."""
     check(config)
     kind, name = family(config)
+    widths = {config.ffn_width(layer) for layer in range(config.n_layers)}
+    if len(widths) > 1 and not config.n_experts:
+        raise ModelError(
+            f"model.layer_ffn={list(config.layer_ffn or ())} differs by layer, and {name} has one "
+            "hidden width for all; export a member with the same width everywhere"
+        )
     if kind == "llama" and config.d_model % config.n_heads:
         raise ModelError(
             f"model.d_model={config.d_model} is not a multiple of n_heads={config.n_heads}, "
@@ -54,7 +60,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> 
         "model_type": kind,
         "vocab_size": config.vocabulary_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.d_ffn,
+        "intermediate_size": config.d_ffn if config.n_experts else max(widths),
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,

@@ -191,3 +191,11 @@ def test_an_export_refuses_incomplete_states_and_used_folders(tmp_path: Path) ->
     to_hf(state, config, None, tmp_path)
     with pytest.raises(ModelError, match="already holds weights"):
         to_hf(state, config, None, tmp_path)
+
+
+def test_widths_that_differ_by_layer_are_refused_and_equal_ones_are_one_width() -> None:
+    config = tiny(layer_ffn=(16, 48))
+    with pytest.raises(ModelError, match=r"model.layer_ffn=\[16, 48\] differs by layer"):
+        hf_config(config, torch.float32, 128)
+    same = tiny(layer_ffn=(16, 16))
+    assert hf_config(same, torch.float32, 128)["intermediate_size"] == 16
