@@ -19,7 +19,10 @@ SLOW = (
     "torch._inductor.compile_fx",  # which deepspeed.initialize imports
 )
 
-with mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}):
+# Each rank that compiles would start a pool of processes that import torch once more.
+READ_BY_IMPORTS = {"DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+with mock.patch.dict(os.environ, READ_BY_IMPORTS):
     for _name in SLOW:
         if util.find_spec(_name.partition(".")[0]):
             import_module(_name)

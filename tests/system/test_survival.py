@@ -99,7 +99,9 @@ def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(
             "training.optimizer.lr=1e-6",
             "training.steps=24",
         ]
+        ranks = 2 if policy == "rollback" else 1
         extra = [*settings, *constant, f"training.bad_steps.policy={policy}"]
+        extra += [f"layout.processes={ranks}"]
         done = motet("train", str(yaml), *extra, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         run = tmp_path / "runs" / policy
@@ -108,9 +110,8 @@ def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(
         assert ("rollback" in events) == (policy == "rollback")
         assert "steps left their update out" in audit(run)
     stopping = write_yaml(tmp_path, corpus, "stopping")
-    done = motet(
-        "train", str(stopping), *settings, *constant, "training.bad_steps.policy=stop", cwd=tmp_path
-    )
+    stop = ["training.bad_steps.policy=stop", "layout.processes=1"]
+    done = motet("train", str(stopping), *settings, *constant, *stop, cwd=tmp_path)
     assert done.returncode != 0
     assert "gives up here" in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]

@@ -18,7 +18,7 @@ from motet.parallel.runtime.mesh import World, build_meshes
 from tests.parallel.ranks import run_ranks
 from tests.parallel.training import BATCH, DENSE, Curve, assert_same, one_step, train
 
-STEPS = 4
+STEPS = 3
 MOE = ModelConfig(
     vocabulary_size=96,
     d_model=32,

@@ -112,7 +112,14 @@ def test_resuming_under_the_same_layout_is_bit_exact(layout: Layout, tmp_path: P
     assert run_ranks(layout.world_size, resumed, layout, tmp_path)[0] == losses[3:]
 
 
-@pytest.mark.parametrize("layout", [ONE, GRID], ids=["one", "grid"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(ONE, id="one"),
+        pytest.param(Layout(tp=2, micro_sequences=8), id="tp"),
+        pytest.param(GRID, id="grid", marks=pytest.mark.long),
+    ],
+)
 def test_compiled_blocks_train_the_same_model(layout: Layout) -> None:
     plain = run_ranks(1, train, ONE, 2)[0]
     options = EngineOptions(compile=True, z_loss=1e-3)

@@ -22,7 +22,7 @@ from motet.parallel.planner.question import PlanQuestion
 from motet.parallel.planner.space import GroupAssignment
 from tests.parallel.planner.questions import questions
 
-EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("MOTET_PLANNER_EXAMPLES", "6"))
 MANY_EXAMPLES = 200  # about four minutes on one core: `make test-long`
 
 
