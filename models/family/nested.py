@@ -191,7 +191,8 @@ def _members(whole: ModelConfig, read: MappingReader, groups: int) -> list[Membe
             return []
     if not isinstance(asked, Mapping) or not asked:
         what = "name: {axis: size}, or a list of sizes as [125m, 250m]"
-        read.problem("members", f"{asked!r} names no member; write {what}")
+        said = "is not set" if asked is None else f"{asked!r} names no member"
+        read.problem("members", f"{said}; write {what}")
         return []
     found = []
     for name, values in asked.items():

@@ -19,6 +19,7 @@ from motet.launcher.runs.rundir import RunDir
 from tests.launcher.conftest import Main
 from tests.launcher.followed import (
     DEAD_PID,
+    NOW,
     FakeClient,
     add_attempt,
     add_jobs,
@@ -175,7 +176,7 @@ def test_a_running_job_is_asked_to_save_and_the_rest_of_its_chain_ends_first(
 ) -> None:
     client = submitted(
         run,
-        job("7", "RUNNING", start=iso(time.time() - 900)),
+        job("7", "RUNNING", start=iso(NOW - 900)),
         job("8", "PENDING", reason="Dependency"),
         job("9_3", "PENDING", reason="Dependency"),
     )
