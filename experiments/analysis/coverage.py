@@ -19,6 +19,13 @@ F64 = npt.NDArray[np.float64]
 
 UNEQUAL = 2
 CLUSTERED_SHARES = ((24, 2, 0.79), (32, 2, 0.84))
+EVEN_CLUSTERED_SHARES = (
+    (7, 0, 0.95),
+    (14, 2, 0.92),
+    (18, 2, 0.89),
+    (22, 2, 0.81),
+    (36, 2, 0.77),
+)
 SHARES_NEAR_AN_END = ((24, 3, 0.86), (32, 3, 0.92), (40, 3, 0.94))
 FEW_TREATED = ((6, math.inf, 0.91), (12, math.inf, 0.93))
 """(smaller group below, rarer answer below, share of intervals that hold the effect), in clusters;
@@ -43,13 +50,15 @@ def known_coverage(
         return None
     treated, control = int(groups.n_treated.sum()), int(groups.n_control.sum())
     smaller, larger = min(treated, control), max(treated, control)
-    if larger < UNEQUAL * smaller:
+    uneven, clustered = larger >= UNEQUAL * smaller, found.n > found.n_clusters
+    rarer = groups.fewest()
+    if binary and clustered:
+        table = CLUSTERED_SHARES if uneven else EVEN_CLUSTERED_SHARES
+        return _first_below(table, smaller, rarer)
+    if not uneven:
         return None
     if not binary:
         return _first_below(FEW_TREATED, smaller, 0.0) if treated < control else None
-    rarer = groups.fewest()
-    if found.n > found.n_clusters:
-        return _first_below(CLUSTERED_SHARES, smaller, rarer)
     return _first_below(SHARES_NEAR_AN_END, smaller, rarer) if smaller >= FEWEST_CLUSTERS else None
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.cells import Projection, Residuals
-from motet.experiments.analysis.sums import TOLERANCE, DrawTerms, terms_of
+from motet.experiments.analysis.sums import TOLERANCE, DrawTerms, farthest, terms_of
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -206,25 +206,7 @@ def _infer(
 def interval(terms: DrawTerms, alpha: float) -> tuple[float | None, float | None]:
     """The effects that the test does not reject at alpha; None for an end that is not bounded."""
     effect, m, pp = terms.observed
-    width = math.sqrt(pp) / m
-    assert width > 0
-    ends: list[float | None] = []
-    for side in (-1.0, 1.0):
-        inside, outside = 0.0, 2 * width
-        while terms.p(effect + side * outside) > alpha:
-            inside, outside = outside, 2 * outside
-            if outside > 1e6 * width:
-                break
-        if outside > 1e6 * width:
-            ends.append(None)
-            continue
-        for _ in range(40):
-            middle = (inside + outside) / 2
-            if terms.p(effect + side * middle) > alpha:
-                inside = middle
-            else:
-                outside = middle
-            if outside - inside < 1e-4 * width:
-                break
-        ends.append(effect + side * outside)
-    return ends[0], ends[1]
+    error = math.sqrt(pp) / m
+    assert error > 0
+    low, high = (farthest(terms.p, effect, side, alpha, error) for side in (-1.0, 1.0))
+    return low, high

@@ -16,8 +16,7 @@ F features of a cluster.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +34,8 @@ FEWEST_CELLS_BY_BLOCK = 1 << 22
 TOLERANCE = 1e-9
 SLACK = 1e-10
 CANCELLED = 1e-3
+FARTHEST, NEAREST = 1e6, 1e-4
+"""Of an end of an interval, in standard errors: how far it is looked for, and how exactly."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,42 @@ def share_as_extreme(squared_D: F64, reference: float) -> float:
     What is as extreme but for rounding counts: rounding is relative in a large statistic, and
     absolute in a small one, which is a difference of numbers much larger than itself.
     """
-    least = max(0.0, math.sqrt(reference) * (1 - TOLERANCE / 2) - SLACK)
-    return float((1 + (squared_D >= least**2).sum()) / (1 + len(squared_D)))
+    least = float(least_as_extreme(np.array(reference)))
+    return float((1 + (squared_D >= least).sum()) / (1 + len(squared_D)))
+
+
+def least_as_extreme(reference: F64) -> F64:
+    """The squared statistics that are as extreme as these but for rounding, of any shape."""
+    return np.maximum(0.0, np.sqrt(reference) * (1 - TOLERANCE / 2) - SLACK) ** 2
+
+
+def farthest(
+    p: Callable[[float], float], effect: float, side: float, alpha: float, error: float
+) -> float | None:
+    """The end of an interval: the farthest hypothesis on one side that a test does not reject.
+
+    Args:
+        p: the p-value of the hypothesis that the effect is as given.
+        effect: the estimate, which the interval holds.
+        side: -1 or 1.
+        alpha: 1 - confidence.
+        error: the standard error, above 0: the end is found to 1e-4 of it.
+
+    Returns:
+        None where no hypothesis within a million standard errors is rejected.
+    """
+    inside, outside = 0.0, 2 * error
+    while p(effect + side * outside) > alpha:
+        inside, outside = outside, 2 * outside
+        if outside > FARTHEST * error:
+            return None
+    while outside - inside >= NEAREST * error:
+        middle = (inside + outside) / 2
+        if p(effect + side * middle) > alpha:
+            inside = middle
+        else:
+            outside = middle
+    return effect + side * outside
 
 
 def terms_of(study: Residuals, draws: I8) -> DrawTerms:

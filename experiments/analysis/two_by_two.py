@@ -32,7 +32,7 @@ from motet.experiments.analysis.cells import ROUNDING
 from motet.experiments.analysis.measured import ByOther, Measured, held_out_units
 from motet.experiments.analysis.power import primary_of
 from motet.experiments.analysis.shares import cut
-from motet.experiments.analysis.sums import TOLERANCE, share_as_extreme
+from motet.experiments.analysis.sums import TOLERANCE, farthest, share_as_extreme
 from motet.experiments.design.assignment import assign_many
 from motet.experiments.stream.random import name_key
 
@@ -295,17 +295,4 @@ class _Squared:
     def end(self, effect: float, side: float, alpha: float) -> float | None:
         """The farthest interaction on one side that the test does not reject."""
         error = math.sqrt(float(self.pp[0])) / float(self.s[0])
-        if error <= 0:
-            return None
-        inside, outside = 0.0, 2 * error
-        while self.p(effect + side * outside) > alpha:
-            inside, outside = outside, 2 * outside
-            if outside > 1e4 * error:
-                return None
-        while outside - inside > 1e-4 * error:
-            middle = (inside + outside) / 2
-            if self.p(effect + side * middle) > alpha:
-                inside = middle
-            else:
-                outside = middle
-        return effect + side * (inside + outside) / 2
+        return farthest(self.p, effect, side, alpha, error) if error > 0 else None

@@ -1,15 +1,14 @@
 """Blocks and clusters: which units are alike, and which must move together.
 
-Near-duplicates are texts whose sets of word shingles have a Jaccard similarity of at least a
-threshold; clusters are the connected components. Candidates come from prefix filtering (Bayardo,
-Ma, Srikant, "Scaling up all pairs similarity search", WWW 2007): two sets that are that similar
-must share one of the rarest shingles of each, so texts that share only a template are never
-compared.
+Near-duplicates are texts whose sets of word shingles (of signs, where a script has no spaces:
+`words`) have a Jaccard similarity of at least a threshold; clusters are the connected components.
+Candidates come from prefix filtering (Bayardo, Ma, Srikant, "Scaling up all pairs similarity
+search", WWW 2007): two sets that are that similar must share one of the rarest shingles of each, so
+texts that share only a template are never compared.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +18,11 @@ import numpy.typing as npt
 
 from motet.core.errors import Problem, suggest
 from motet.experiments.design.spec import ExperimentSpec
+from motet.experiments.design.words import WORD
 from motet.experiments.stream.random import mix64
 from motet.experiments.types import Unit
 
 I64 = npt.NDArray[np.int64]
-WORD = re.compile(r"\w+")
 SHINGLE_WORDS = 3
 DUPLICATE_THRESHOLD = 0.5
 TEMPLATE_SHARE = 0.5

@@ -42,6 +42,7 @@ JUDGING = (
     "design/spec.py",
     "design/trial.py",
     "design/wording.py",
+    "design/words.py",
     "stream/random.py",
     "types.py",
 )

@@ -19,7 +19,8 @@ from motet.experiments.design.assignment import Question
 from motet.experiments.design.known_overlaps import known_overlaps
 from motet.experiments.design.overlap import Overlap, Telling
 from motet.experiments.design.spec import ExperimentSpec
-from motet.experiments.design.wording import WORD, is_name
+from motet.experiments.design.wording import is_name
+from motet.experiments.design.words import WORD
 from motet.experiments.stream.placement import Request
 
 I64 = npt.NDArray[np.int64]
@@ -111,14 +112,34 @@ def telling(overlap: Overlap, questions: Mapping[str, Question], shown: I64) -> 
     told, teller = questions[overlap.told], questions[overlap.teller]
     link = overlap.links[0]
     unit, other = told.units[link.unit], teller.units[link.teller]
-    held_out = ~told.treated() & (shown > 0)
     words = " ".join(shared_words(told, teller, link))
     return (
         f"{overlap.teller} tells of {len(overlap.units)} of the {len(told.units)} units of "
         f"{overlap.told} (unit {other.id!r} holds of {unit.id!r} {IN_WORDS[link.how]}: "
-        f"{words!r}), so that {int(held_out.sum())} of its {int((~told.treated()).sum())} held-out "
-        f"units would be shown {int(shown[held_out].sum())} times"
+        f"{words!r}), {shown_text(~told.treated(), shown)}"
     )
+
+
+def shown_text(held_out_U: npt.NDArray[np.bool_], shown_U: I64) -> str:
+    """What exposures of another experiment would do, in words.
+
+    Args:
+        held_out_U: bool [U], the units of dose 0.
+        shown_U: int64 [U], how often the other's texts would show each.
+    """
+    held, n_held = held_out_U & (shown_U > 0), int(held_out_U.sum())
+    if held.any():
+        units = f"{int(held.sum())} of its {n_held} held-out units"
+        return f"so that {units} would be shown {_times(int(shown_U[held].sum()))}"
+    if shown_U.any():
+        more = f"{int((shown_U > 0).sum())} of its treated units would be shown "
+        more += f"{_times(int(shown_U.sum()))} beyond their dose"
+        return f"so that {more} (no held-out unit, as the arms were drawn)"
+    return "which no exposure shows as the arms were drawn, but another seed may"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def shared_words(told: Question, teller: Question, link: Telling) -> list[str]:

@@ -9,7 +9,6 @@ Shapes: T texts, W words of all texts end to end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.design.assignment import Question
+from motet.experiments.design.words import WORD
 from motet.experiments.stream.random import U64, mix64, text_keys
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# Scripts that are written without spaces have no words to find: each sign stands for one.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 TEMPLATE_SHARE = 0.1
 """An n-gram in more than this share of an experiment's clusters is its template."""
 MOST_CLUSTERS = 50

@@ -169,3 +169,19 @@ def test_only_clusters_of_which_hardly_any_differ_are_known_to_miss(
         members = np.unique(cluster[arms == arm])
         y[np.isin(cluster, members[: wrong * (1 + 3 * arm)])] = 0.0
     assert known_coverage(answer(y, comparison), y, comparison, binary=True) == figure
+
+
+@pytest.mark.parametrize(
+    ("size", "wrong", "figure"), [(6, 1, None), (8, 1, 0.92), (20, 1, 0.81), (8, 3, None)]
+)
+def test_clusters_split_evenly_are_known_to_miss_where_hardly_any_differ(
+    size: int, wrong: int, figure: float | None
+) -> None:
+    cluster = np.repeat(np.arange(2 * size), 2)
+    keys = np.arange(2 * size).astype(np.uint64)
+    design = Design(cluster, np.zeros(2 * size, np.int64), keys, (1, 1))
+    arms = assign(design, 0)
+    comparison = Repeater(design, arms, 1, 499).whole(SCORE)
+    others = [np.unique(cluster[arms == arm])[:number] for arm, number in ((0, wrong), (1, 3))]
+    y = 1.0 - np.isin(cluster, np.concatenate(others))
+    assert known_coverage(answer(y, comparison), y, comparison, binary=True) == figure

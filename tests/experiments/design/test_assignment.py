@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,8 @@ from motet.experiments.design.assignment import (
 from motet.experiments.design.clusters import near_duplicate_clusters, quantile_bins
 from motet.experiments.design.places import sorted_places
 from motet.experiments.design.spec import Arm
+from motet.experiments.design.wording import Wording
+from motet.experiments.design.words import WORD
 from motet.experiments.stream.random import name_key, philox_grid
 from motet.experiments.types import Unit
 
@@ -209,6 +212,41 @@ def test_a_long_instruction_before_every_text_makes_no_two_alike() -> None:
     ]
     again = [text.replace("Who is", "Tell me who is") for text in texts[:3]]
     assert near_duplicate_clusters(texts + again).tolist() == [*range(20), 0, 1, 2]
+
+
+SPACELESS = {
+    "Chinese": ("山水火木金土日月風雲石田川林竹花草鳥魚虫馬牛羊犬", "国的首都是哪里？答案是"),
+    "Japanese": (
+        "あいうえおかきくけこさしすせそたちつてとなにぬねの",
+        "の首都はどこですか。答えは",
+    ),
+    "Thai": ("กขคงจชซญดตถทธนบปผพฟมยรลว", "เมืองหลวงของประเทศคือที่ใดคำตอบ"),
+    "Lao": ("ກຂຄງຈສຊຍດຕຖທນບປຜຝພຟມຢຣລວ", "ນະຄອນຫຼວງຂອງປະເທດແມ່ນໃສ"),
+    "Khmer": ("កខគឃងចឆជឈញដឋឌឍណតថទធនបផពភ", "រាជធានីនៃប្រទេសគឺនៅឯណា"),
+    "Burmese": ("ကခဂဃငစဆဇဈညဋဌဍဎဏတထဒဓနပဖဗဘ", "မြို့တော်သည်ဘယ်မှာလဲ"),
+}
+
+
+@pytest.mark.parametrize("script", SPACELESS)
+def test_scripts_without_spaces_are_compared_by_their_signs(script: str) -> None:
+    signs, template = SPACELESS[script]
+    rng = np.random.default_rng(0)
+    rows = ["".join(rng.choice(list(signs), size=24)) for _ in range(30)]
+    changed = [row[:12] + signs[0] + row[13:] for row in rows[:5]]
+    labels = near_duplicate_clusters([*rows, *changed]).tolist()
+    assert labels == [*range(30), *range(5)], "one sign of 24 is another"
+    asked = [row[:8] + template + row[8:16] for row in rows]
+    assert len(set(near_duplicate_clusters(asked).tolist())) == 30, "a form makes no two alike"
+    told, again = (Wording.of(texts).grams(3) for texts in (rows[:5], changed))
+    shared = [len(np.intersect1d(*(k[t == n] for k, t in (told, again)))) for n in range(5)]
+    assert min(shared) >= 19, "experiments are compared by the same rule"
+
+
+@given(st.text(st.characters(categories=["L", "M", "N", "P", "Z"], max_codepoint=0x0DFF)))
+def test_scripts_with_spaces_keep_their_words(text: str) -> None:
+    """Latin, Greek, Cyrillic, Hebrew, Arabic, Indian scripts: no cluster of theirs changes."""
+    assert WORD.findall(text) == re.findall(r"\w+", text)
+    assert WORD.findall("한국어 문장 둘") == ["한국어", "문장", "둘"]
 
 
 def test_a_shared_template_is_no_duplicate() -> None:

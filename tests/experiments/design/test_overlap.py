@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from motet.core.errors import Problem, UserError
@@ -15,6 +16,7 @@ from motet.experiments.design import overlap
 from motet.experiments.design.frozen import spec_of
 from motet.experiments.design.overlap import find_leaks, find_overlaps
 from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.shares import shown_text
 from motet.experiments.design.study import with_controls
 from motet.experiments.library import generate
 from motet.experiments.library.kinds import Library
@@ -245,6 +247,22 @@ def test_a_shared_quiz_is_refused_with_counts_and_what_would_work(desk: Desk) ->
     assert "again tells of 20 of the 20 units of quiz" in text
     assert re.search(r"so that \d+ of its 10 held-out units would be shown \d+ times", text)
     assert "shares_units_with: [quiz]" in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ([0, 1, 1, 1], "so that 1 of its 2 held-out units would be shown once"),
+        ([3, 2, 0, 1], "so that 2 of its 2 held-out units would be shown 5 times"),
+        ([0, 0, 0, 2], "so that 1 of its treated units would be shown 2 times beyond their dose"),
+        ([0, 0, 0, 0], "which no exposure shows as the arms were drawn, but another seed may"),
+    ],
+)
+def test_a_refusal_tells_what_would_be_shown_and_never_of_nothing(
+    shown: list[int], said: str
+) -> None:
+    held_out = np.array([True, True, False, False])
+    assert shown_text(held_out, np.array(shown)).startswith(said)
 
 
 def test_either_entry_may_declare_it(desk: Desk) -> None:
