@@ -146,3 +146,10 @@ class StepChoices(NamedTuple):
 def name_of(member: Member | None) -> str | None:
     """Return a member's name; None for the whole model."""
     return None if member is None else member.name
+
+
+def trained_by(choice: Choice) -> tuple[str | None, ...]:
+    """Return the names of those whose pass over a micro-batch has a gradient: a teacher that is
+    only followed does not train.
+    """
+    return tuple(name_of(term.member) for term in choice if term.labels + term.distill > 0)

@@ -2,8 +2,9 @@
 
 For the weights of one checkpoint it walks the lineage and shows that every step consumed exactly
 its slots, that every planned exposure was laid over them exactly once and none that was not
-planned, under one plan; with `replay`, it also recomputes the digest of every consumed token from
-the corpora and the plan.
+planned, under one plan, and that those members of a family trained on every slot who were drawn
+for it; with `replay`, it also recomputes the digest of every consumed token from the corpora and
+the plan.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.ledger import Record, Stretch, lineage, read_segments, stretch_records
 from motet.experiments.stream.placement import PLACEBO_FLAG
+from motet.experiments.stream.who_trained import NOBODY, Drawn, MembersTrained, trained_lines
 
 I64 = npt.NDArray[np.int64]
 MOST_SHOWN = 5
@@ -39,6 +41,9 @@ class Compliance:
         skipped_steps: steps whose update was left out.
         problems: what speaks against the run, in words; empty when all is well.
         replayed: digests that were recomputed.
+        trained: who trained, in all steps of the lineage.
+        choice: int64 [rows], number in `trained.choices` of those who trained on each exposure in
+            an applied step; `NOBODY` where there is none.
     """
 
     step: int
@@ -50,6 +55,8 @@ class Compliance:
     problems: list[str]
     replayed: int = 0
     worlds: list[int] = field(default_factory=list)
+    trained: MembersTrained = field(default_factory=MembersTrained)
+    choice: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def planned(self) -> int:
@@ -83,6 +90,7 @@ def check_ledger(
     segment: int,
     step: int,
     digest: Digest | None = None,
+    drawn: Drawn | None = None,
 ) -> Compliance:
     """Audit the lineage of the checkpoint at (segment, step).
 
@@ -91,6 +99,7 @@ def check_ledger(
         plan: the frozen plan.
         steps: batch sizes.
         digest: recomputes what was consumed; None skips the replay.
+        drawn: draws again who trained; None skips that.
     """
     rows = plan.exposures()
     audit = Compliance(
@@ -101,6 +110,7 @@ def check_ledger(
         unplanned=0,
         skipped_steps=[],
         problems=[],
+        choice=np.full(len(rows), NOBODY, dtype=np.int64),
     )
     order = np.argsort(rows.id)
     sorted_ids = rows.id[order]
@@ -111,6 +121,9 @@ def check_ledger(
         records = [record for _, record in stretch_records(ledger, stretch)]
         _check_slots(records, stretch, steps, audit)
         _count(records, order, sorted_ids, audit)
+        _note_members(records, order, sorted_ids, rows.slot, audit)
+        if drawn is not None:
+            audit.trained.compare(records, steps, drawn, stretch.segment.draws)
         if digest is not None:
             _replay(records, digest, audit)
     _judge(audit)
@@ -171,6 +184,23 @@ def _count(
             np.add.at(audit.applied, order[place[known]], 1)
 
 
+def _note_members(
+    records: list[Record],
+    order: I64,
+    sorted_ids: npt.NDArray[np.uint64],
+    slots: I64,
+    audit: Compliance,
+) -> None:
+    """Note who trained on each planned exposure of an applied step."""
+    audit.trained.add(records)
+    for record in records:
+        if not record.applied or not len(record.exposure_ids) or not len(sorted_ids):
+            continue
+        place = np.minimum(np.searchsorted(sorted_ids, record.exposure_ids), len(sorted_ids) - 1)
+        rows = order[place[sorted_ids[place] == record.exposure_ids]]
+        audit.choice[rows] = audit.trained.choices_at(record, slots[rows])
+
+
 def _replay(records: list[Record], digest: Digest, audit: Compliance) -> None:
     """Recompute what every record says was consumed."""
     bad = []
@@ -196,6 +226,11 @@ def _judge(audit: Compliance) -> None:
     ):
         if count:
             audit.problems.append(f"{count:,} {what}")
+    if wrong := audit.trained.wrong_records:
+        audit.problems.append(
+            f"{wrong:,} records name other members than the family draws (first at "
+            f"{audit.trained.first_wrong})"
+        )
 
 
 def per_unit(plan: ExposurePlan, number: int, n_units: int, counts: I64, placebos: bool) -> I64:
@@ -230,6 +265,7 @@ def audit_lines(audit: Compliance) -> list[str]:
         )
     if audit.replayed:
         lines.append(f"recomputed the tokens of {audit.replayed:,} records from corpora and plan")
+    lines += trained_lines(audit.trained)
     lines += [f"PROBLEM: {problem}" for problem in audit.problems]
     lines.append("audit passed" if audit.ok else "AUDIT FAILED")
     return lines

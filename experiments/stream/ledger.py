@@ -80,7 +80,8 @@ class Record:
 @dataclass(frozen=True)
 class Segment:
     """One stretch of training; `parent` is the segment whose checkpoint at `start_step` it grew
-    from, 0 for none.
+    from, 0 for none. `draws`: in how many equal shares of a step's slots a family says who trains;
+    None where the whole model trains alone.
     """
 
     segment: int
@@ -90,6 +91,7 @@ class Segment:
     world_size: int
     plan_sha256: str
     definition_sha256: str
+    draws: int | None = None
 
 
 def segment_folder(ledger: Path, segment: int) -> Path:
@@ -104,14 +106,16 @@ def open_segment(
     start_step: int,
     world_size: int,
     hashes: tuple[str, str],
+    draws: int | None = None,
 ) -> Segment:
     """Create the next segment (one process does, then tells the others its number).
 
     Args:
         hashes: (plan SHA-256, definition SHA-256) under which it trains.
+        draws: see `Segment`.
     """
     number = 1 + max((segment.segment for segment in read_segments(ledger)), default=0)
-    segment = Segment(number, parent, attempt, start_step, world_size, *hashes)
+    segment = Segment(number, parent, attempt, start_step, world_size, *hashes, draws)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(segment), indent=1)

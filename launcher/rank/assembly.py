@@ -86,7 +86,7 @@ def build_job(
     number = draws_of(family, settings, layout, begun) if members else 1
     draws = Draws(number, partial(choices, family, members, draws=number), family.by_replica)
     refuse_chance(family, members, range(start.step, settings.steps), number, world)
-    segment = _open_segment(run, start, attempt, world, hashes)
+    segment = _open_segment(run, start, attempt, world, hashes, number if members else None)
     job = TrainingJob(
         settings=settings,
         run=run,
@@ -139,13 +139,19 @@ def _checkpoints(run: RunDir, settings: RunSettings, world: World) -> Checkpoint
 
 
 def _open_segment(
-    run: RunDir, start: Start, attempt: int, world: World, hashes: dict[str, str]
+    run: RunDir,
+    start: Start,
+    attempt: int,
+    world: World,
+    hashes: dict[str, str],
+    draws: int | None,
 ) -> Segment:
     """Open a segment of the ledger: rank 0 does, and tells the others."""
     opened = None
     if world.rank == 0:
         under = (hashes["plan_sha256"], hashes["definition_sha256"])
-        opened = open_segment(run.ledger, start.segment, attempt, start.step, world.size, under)
+        parent, step = start.segment, start.step
+        opened = open_segment(run.ledger, parent, attempt, step, world.size, under, draws)
     segment = tell_all(opened, world)
     assert segment is not None
     return segment

@@ -13,7 +13,7 @@ from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import Record
 from motet.experiments.stream.stream import Batch, Stream
 from motet.models.family.base import Choice, StepChoices
-from motet.models.member import name_of
+from motet.models.member import name_of, trained_by
 from motet.parallel.layout.layout import Layout
 
 
@@ -122,8 +122,6 @@ def _records(step: int, batches: list[Batch], choices: list[Choice] | None) -> l
         count = sum(len(batch.tokens_BT) for batch in own)
         digest = sum(batch.digest() for batch in own) & 0xFFFFFFFFFFFFFFFF
         ids = np.concatenate([batch.exposure_ids for batch in own])
-        names = tuple(
-            tuple(name_of(term.member) for term in choices[number]) for number in run if choices
-        )
+        names = tuple(trained_by(choices[number]) for number in run if choices)
         found.append(Record(step, own[0].first_slot, count, digest, True, ids, names))
     return found

@@ -140,6 +140,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
             saved_steps[-1],
             job.world.size,
             hashes,
+            job.segment.draws,
         )
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)

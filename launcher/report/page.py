@@ -57,6 +57,11 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "run": report.get("run") or {},
         "cost": report.get("cost") or {},
         "compliance": report.get("compliance") or {},
+        "doses": [
+            row
+            for row in (report.get("compliance") or {}).get("per_experiment") or []
+            if any(arm["consumed"] for arm in row.get("doses") or [])
+        ],
         "answers": answers,
         "questions": [views.of(e, f"q{i}") for i, e in enumerate(questions)],
         "controls": [views.of(e, f"c{i}") for i, e in enumerate(controls)],

@@ -188,6 +188,11 @@ def dose(value: Any) -> str:
     return MISSING if x is None else f"{x:g}"
 
 
+def per_unit(amount: int, units: int) -> str:
+    """A count as so many per unit: `5.3`."""
+    return f"{amount / units:,.1f}" if units else MISSING
+
+
 def sentence(verdict: Mapping[str, Any]) -> str:
     """The verdict in words, without the label that is shown beside it."""
     text = str(verdict.get("sentence") or "")

@@ -36,6 +36,7 @@ from motet.launcher.study import cautions
 from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.deviations import altered, changed_settings, other_judging
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
+from motet.launcher.study.who_trained import add_doses, drawn_again
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def newest_checkpoint(run: RunDir) -> tuple[int, int]:
 
 
 def audit(run: RunDir, settings: RunSettings, plan: ExposurePlan, replay: bool) -> Compliance:
-    """Audit the newest checkpoint; `replay` recomputes what was consumed from corpora and plan."""
+    """Audit the newest checkpoint, who trained included; `replay` recomputes what was consumed
+    from corpora and plan.
+    """
     step, segment = newest_checkpoint(run)
     stream = open_stream(settings, plan) if replay else None
     return check_ledger(
@@ -108,6 +111,7 @@ def audit(run: RunDir, settings: RunSettings, plan: ExposurePlan, replay: bool) 
         segment,
         step,
         None if stream is None else lambda first, count: stream.batch(first, count).digest(),
+        drawn_again(run, settings, read_json(run.manifest), step),
     )
 
 
@@ -159,7 +163,7 @@ def load_measured(root: Path) -> StudyResult:
         seed=int(definition["seed"]),
         draws=int(definition["analysis"]["draws"]),
         compliance={
-            **compliance_json(compliance, plan, questions),
+            **compliance_json(compliance, plan, questions, manifest),
             **told_by_others(measured),
             **({"warnings": warned} if (warned := cautions.kept(run.plan)) else {}),
         },
@@ -294,7 +298,10 @@ def told_by_others(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def compliance_json(
-    audit: Compliance, plan: ExposurePlan, questions: Sequence[Question]
+    audit: Compliance,
+    plan: ExposurePlan,
+    questions: Sequence[Question],
+    manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the audit as the `compliance` part of report.json."""
     rows = plan.exposures()
@@ -314,6 +321,7 @@ def compliance_json(
                 "not_applied": int((mine & (audit.consumed > 0) & (audit.applied == 0)).sum()),
             }
         )
+    add_doses(per_experiment, questions, plan, audit, manifest)
     return {
         "planned": audit.planned,
         "consumed_once": audit.consumed_once,

@@ -298,6 +298,11 @@ def unnested(whole: ModelConfig, members: Sequence[Member]) -> list[str]:
     return found
 
 
+def lies_in(whole: ModelConfig, small: Member, large: Member) -> bool:
+    """Return whether all weights of a member are weights of another one."""
+    return not _outside(whole, small, large)
+
+
 def _outside(whole: ModelConfig, small: Member, large: Member) -> list[str]:
     wrong = []
     if not set(small.layers) <= set(large.layers):

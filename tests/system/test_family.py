@@ -5,6 +5,7 @@ report; the step loop knows nothing of it.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,25 @@ def test_the_ledger_says_who_trained_on_each_exposure(run: Path) -> None:
             assert (place, record.count) == (2 * rank, 2)
             assert record.members == (turns[(record.step + share) % 2],)
             assert record.members_at(record.first_slot) == record.members[0]
-    assert motet_here("experiments", "audit", str(run)).returncode == 0
+
+
+def test_the_audit_draws_again_who_trained_and_finds_a_ledger_that_says_otherwise(
+    run: Path,
+) -> None:
+    sound = motet_here("experiments", "audit", str(run), "--replay")
+    assert sound.returncode == 0, sound.stdout
+    assert "drew again who trained in 96 records" in sound.stdout
+    path = sorted(run.glob("ledger/segment-*/rank-*.bin"))[1]
+    kept, records = path.read_bytes(), list(read_records(path))
+    other = (None,) if records[7].members == (("first-1",),) else ("first-1",)
+    records[7] = replace(records[7], members=(other,))
+    try:
+        path.write_bytes(b"".join(record.encode() for record in records))
+        shown = motet_here("experiments", "audit", str(run))
+        assert shown.returncode == 1
+        assert "1 records name other members than the family draws" in shown.stdout
+    finally:
+        path.write_bytes(kept)
 
 
 def test_rows_show_the_loss_of_each_member_and_probes_measure_each(run: Path) -> None:
@@ -162,6 +181,15 @@ def test_the_report_shows_the_member(run: Path) -> None:
     done = motet_here("report", str(run))
     assert done.returncode == 0, done.stderr
     assert "first-1" in (run / "report.html").read_text()
+    compliance = json.loads((run / "report.json").read_text())["compliance"]
+    assert compliance["ledger_ok"]
+    for row in compliance["per_experiment"]:
+        shown = {arm["arm"]: arm for arm in row["doses"] if arm["consumed"]}
+        assert shown
+        for arm in shown.values():
+            whole, first = arm["members"]
+            assert whole["own"] + whole["part"] == first["own"] + first["within"] == arm["consumed"]
+            assert (whole["own"], whole["within"]) == (first["within"], 0)
 
 
 @pytest.mark.parametrize(

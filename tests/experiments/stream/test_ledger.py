@@ -24,6 +24,7 @@ from motet.experiments.stream.ledger import (
 )
 from motet.experiments.stream.placement import compile_plan
 from motet.experiments.stream.stream import Stream
+from motet.experiments.stream.who_trained import MembersTrained, doses
 from tests.experiments.plans import corpus, request
 
 LENGTH, BATCH, TOTAL = 40, 6, 20
@@ -217,3 +218,114 @@ def test_a_record_with_members_is_read_back_and_one_without_has_the_bytes_of_bef
     for cut in range(len(plain.encode()), len(data) - 1):
         (tmp_path / "r.bin").write_bytes(data[:cut])
         assert len(list(read_records(tmp_path / "r.bin"))) in (1, 2), "a torn tail ends it"
+
+
+MEMBERS = (None, "half")
+
+
+def drawn(step: int, draws: int | None) -> list[tuple[str | None, ...]]:
+    """Who trains on each of so many shares of a step: one of two, or both."""
+    number = draws or 1
+    found = []
+    for share in range(number):
+        kind = (step * 7 + share * 5) % 3
+        found.append(MEMBERS if kind == 2 else (MEMBERS[kind],))
+    return found
+
+
+def with_members(made: Record, draws: int = 3) -> Record:
+    """A record of one rank with the members that were drawn for each of its slots."""
+    before = STEPS.slots_before(made.step)
+    names = tuple(
+        drawn(made.step, draws)[(slot - before) * draws // BATCH]
+        for slot in range(made.first_slot, made.first_slot + made.count)
+    )
+    return replace(made, members=names)
+
+
+def train_family(folder: Path, stream: Stream, world: int, alter=lambda made: made) -> int:
+    assert stream.plan is not None
+    segment = open_segment(folder, 0, 1, 0, world, (stream.plan.sha256, "d"), draws=3)
+    for rank in range(world):
+        writer = LedgerWriter(folder, segment.segment, rank)
+        for step in range(TOTAL):
+            writer.append(alter(with_members(record(stream, step, rank, world))))
+        writer.close()
+    return segment.segment
+
+
+@pytest.mark.parametrize("world", [1, 2, 6])
+def test_the_audit_draws_again_who_trained_on_each_exposure(
+    tmp_path: Path, stream: Stream, world: int
+) -> None:
+    assert stream.plan is not None
+    segment = train_family(tmp_path, stream, world)
+    found = check_ledger(tmp_path, stream.plan, STEPS, segment, TOTAL, drawn=drawn)
+    assert found.ok, found.problems
+    assert found.trained.compared == world * TOTAL
+    assert any("drew again who trained" in line for line in audit_lines(found))
+    rows = stream.plan.exposures()
+    for slot, choice in zip(rows.slot.tolist(), found.choice.tolist(), strict=True):
+        step = slot // BATCH
+        expected = drawn(step, 3)[(slot - step * BATCH) * 3 // BATCH]
+        assert found.trained.choices[choice] == expected
+    slots = [names for step in range(TOTAL) for names in drawn(step, 3) for _ in range(BATCH // 3)]
+    for name in MEMBERS:
+        assert found.trained.sequences[name] == sum(name in names for names in slots)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda made: replace(made, members=(("half",), *made.members[1:])),
+        lambda made: replace(made, members=(*made.members[:-1], ("other",))),
+        lambda made: replace(made, members=made.members[:1]),
+        lambda made: replace(made, members=()),
+        lambda made: replace(made, members=made.members[:4]),
+        lambda made: replace(made, members=made.members[1:] + made.members[:1]),
+    ],
+)
+def test_a_record_that_names_others_than_were_drawn_fails_the_audit(
+    tmp_path: Path, stream: Stream, wrong
+) -> None:
+    assert stream.plan is not None
+    segment = train_family(
+        tmp_path, stream, 1, lambda made: wrong(made) if made.step == 5 else made
+    )
+    found = check_ledger(tmp_path, stream.plan, STEPS, segment, TOTAL, drawn=drawn)
+    (problem,) = found.problems
+    assert "1 records name other members than the family draws (first at step 5, slot" in problem
+    assert check_ledger(tmp_path, stream.plan, STEPS, segment, TOTAL).ok, "nothing else is wrong"
+
+
+def test_a_run_of_one_model_whose_ledger_names_a_member_fails_the_audit(
+    tmp_path: Path, stream: Stream
+) -> None:
+    assert stream.plan is not None
+    segment = train_family(tmp_path, stream, 1)
+    found = check_ledger(
+        tmp_path, stream.plan, STEPS, segment, TOTAL, drawn=lambda step, draws: [(None,)]
+    )
+    assert found.trained.wrong_records > 0
+    assert not found.ok
+
+
+def test_every_consumed_exposure_counts_once_for_each_member_by_who_trained_on_it() -> None:
+    trained = MembersTrained([(None,), ("small",), ("large",), ("small", "large"), ("unlisted",)])
+    inside = {("large", "small"), (None, "small"), (None, "large")}
+    rows = doses(
+        np.array([0, 0, 0, 0, 1, 1]),
+        np.array([0, 1, 2, 3, 4, 1]),
+        [2, 1],
+        ["shown", "held_out"],
+        trained,
+        [None, "large", "small"],
+        lambda large, small: (large, small) in inside,
+    )
+    assert [(row["arm"], row["units"], row["consumed"]) for row in rows] == [
+        ("shown", 2, 4),
+        ("held_out", 1, 2),
+    ]
+    counted = [[(one["own"], one["within"], one["part"]) for one in row["members"]] for row in rows]
+    assert counted[0] == [(1, 0, 3), (2, 1, 1), (2, 2, 0)]
+    assert counted[1] == [(0, 0, 2), (0, 0, 2), (1, 0, 1)]
