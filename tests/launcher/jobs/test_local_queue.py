@@ -77,12 +77,12 @@ class Bench:
             assert time.monotonic() < deadline, f"{what}\n{output}"
             time.sleep(0.05)
 
-    def hold_at(self, step: int) -> None:
+    def hold_at(self, step: int, held_s: float = HELD_S) -> None:
         """Let it train up to a step, or one more, and wait there."""
         self.pace(FAST_S)
         there = lambda: any(row["step"] >= step for row in rows(self.run.root, "step"))  # noqa: E731
         self.until(there, f"step {step}")
-        self.pace(HELD_S)
+        self.pace(held_s)
 
     def tell(self, job_id: str, name: str) -> None:
         """Send the job a signal; ranks hear it once their step is done."""
@@ -174,7 +174,7 @@ def test_a_run_of_ones_own_scheduler_is_cancelled_after_a_checkpoint(bench: Benc
 
 def test_a_job_that_is_killed_at_once_is_not_requeued(bench: Bench) -> None:
     job_id = bench.motet("submit", str(bench.yaml)).splitlines()[0]
-    bench.hold_at(1)
+    bench.hold_at(1, held_s=10.0)  # ranks end with their step once the launcher is gone
     bench.motet("cancel", "r", "--now", "--wait", str(WAIT_S))
     bench.until(lambda: bench.state(job_id) == "cancelled", "the job ends")
     assert bench.queue.query([job_id])[job_id].restarts == 0
