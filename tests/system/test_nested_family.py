@@ -16,6 +16,8 @@ from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
 from tests.system.runs import motet, write_yaml
 
+pytestmark = pytest.mark.xdist_group("nested_family")  # its runs are made once
+
 FAMILY = """family:
   kind: nested
   options:
