@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,3 +77,35 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def whole_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield an empty folder for each target; they become the targets when the block ends without an
+    error, and vanish otherwise.
+
+    A target may exist while it is empty. A reader sees each of them whole or not at all.
+
+    Raises:
+        UserError: a target is no folder, or holds files.
+    """
+    for target in targets:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} holds files already; give another folder")
+    asides = [t.with_name(f".{t.name}.{secrets.token_hex(6)}.tmp") for t in targets]
+    try:
+        for aside in asides:
+            aside.mkdir(parents=True)
+        yield asides
+        for aside, target in zip(asides, targets, strict=True):
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            fsync_folder(aside)
+            aside.replace(target)
+            fsync_folder(target.parent)
+    except BaseException:
+        for aside in asides:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise

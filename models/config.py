@@ -185,6 +185,26 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
     return ModelConfig(**{"vocabulary_size": vocabulary_size, **PRESETS[name], **overrides})
 
 
+def llama_heads(config: ModelConfig) -> str:
+    """Say why `LlamaForCausalLM` cannot hold the heads of a config, and what would fit; "" where it
+    can, or where another class would hold it.
+
+    That class demands that heads divide the stream also where `head_dim` is set.
+    """
+    llama = (config.norm_position, config.qk_norm, config.qkv_bias) == ("pre", "none", False)
+    width, heads = config.d_model, config.n_heads
+    if not llama or config.n_experts or width % heads == 0:
+        return ""
+    ratio = heads // config.n_kv_heads
+    near = [n for n in (width // heads * heads, (width // heads + 1) * heads) if n]
+    kept = [str(n) for n in range(1, config.n_kv_heads) if width % (ratio * n) == 0]
+    instead = f", or n_kv_heads={' or '.join(kept)}" if kept else ""
+    return (
+        f"d_model={width} is not a multiple of n_heads={heads}, which LlamaForCausalLM requires "
+        f"even with head_dim set; use d_model={' or '.join(map(str, near))}{instead}"
+    )
+
+
 def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Return every (setting, message) that makes `config` unusable; an empty list means it is
     sound.

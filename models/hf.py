@@ -22,7 +22,7 @@ from torch import Tensor
 from motet.models import hf_moe
 from motet.models.architecture import named_weights
 from motet.models.config import ModelConfig, ModelError
-from motet.models.hf_config import config_from_hf, family, hf_config
+from motet.models.hf_config import config_from_hf, family, hf_config, one_width
 
 MAX_SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
@@ -69,13 +69,16 @@ def to_hf(
     *,
     sequence_length: int = 2048,
     end_token: str = "<|endofdoc|>",
+    end_id: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write `folder` so that `AutoModelForCausalLM` and `AutoTokenizer` load it.
 
     `decoder_state` holds full (unsharded) tensors. `tokenizer_path` is a tokenizer.json or a folder
-    that has one; `end_token`, if it is in there, becomes the end-of-sequence token.
+    that has one. `end_id`, which ended documents in training, becomes the end-of-sequence token;
+    where it is not known, `end_token`, if it is in there. `generation_config.json` pads with it.
     `sequence_length` is recorded as the longest trained context, in tokens.
+    Where hidden widths differ by layer, zeros fill the narrow layers up (see `one_width`).
     Raises `ModelError` where transformers has no such model, a tensor is missing or misshapen, or
     the folder already holds weights.
     """
@@ -86,12 +89,46 @@ def to_hf(
         raise ModelError(f"{folder} already holds weights; export to a new or empty folder")
     tokenizer = None if tokenizer_path is None else _tokenizer_file(Path(tokenizer_path))
     folder.mkdir(parents=True, exist_ok=True)
+    text["eos_token_id"] = end_id
     if tokenizer is not None:
-        text["eos_token_id"] = _copy_tokenizer(tokenizer, folder, end_token, sequence_length)
-    names = hf_names(config)
-    tensors = {names[name]: hf_moe.part_of(decoder_state, name) for name in names}
+        text["eos_token_id"] = _copy_tokenizer(
+            tokenizer, folder, end_token, end_id, sequence_length
+        )
+    names, state = hf_names(config), widened(decoder_state, config)
+    tensors = {names[name]: hf_moe.part_of(state, name) for name in names}
     _write_shards(tensors, folder, dtype, max_shard_bytes)
     _write_json(folder / "config.json", text)
+    _write_json(folder / "generation_config.json", _generation(text["eos_token_id"]))
+
+
+def _generation(end: int | None) -> dict[str, Any]:
+    """Return generation_config.json: when to stop, and what fills shorter rows of a batch.
+
+    The padding is named here alone. In config.json it would make the embedding of that token get no
+    gradient when the model is trained further, and here it is the end of a document.
+    """
+    return {"do_sample": False, "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+
+
+def widened(state: Mapping[str, Tensor], config: ModelConfig) -> Mapping[str, Tensor]:
+    """Return a state with as many hidden channels in every dense layer as in the widest: added ones
+    have zero weights, so that they are silu(0) x 0 = 0 and nothing reads them.
+    """
+    return state if config.layer_ffn is None else _at_width(state, one_width(config))
+
+
+def _at_width(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Return a state with tensors of the shapes of a config: cut, or filled up with zeros."""
+    found = {}
+    for name, shape in _shapes(config).items():
+        value = state[name]
+        for dimension, size in enumerate(shape):
+            value = value.narrow(dimension, 0, min(size, value.shape[dimension]))
+        if value.shape != shape:
+            value, part = value.new_zeros(shape), value
+            value[tuple(slice(0, n) for n in part.shape)] = part
+        found[name] = value
+    return found
 
 
 def from_hf(
@@ -106,6 +143,7 @@ def from_hf(
     folder = Path(folder)
     text = _read_json(folder / "config.json")
     config, kind = config_from_hf(text), text["model_type"]
+    stored_as = one_width(config)
     ours = {theirs: name for name, theirs in hf_names(config).items()}
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
@@ -119,9 +157,9 @@ def from_hf(
                         unknown.append(name)
     if unknown:
         raise ModelError(f"{folder} has tensors that this model lacks: {_some(unknown)}")
-    state = hf_moe.stacked(state, _shapes(config))
-    _check_state(state, config)
-    return config, state
+    state = hf_moe.stacked(state, _shapes(stored_as))
+    _check_state(state, stored_as)
+    return config, state if stored_as == config else _at_width(state, config)
 
 
 def _is_redundant(name: str, config: ModelConfig) -> bool:
@@ -214,7 +252,9 @@ def _tokenizer_file(path: Path) -> Path:
     return file
 
 
-def _copy_tokenizer(file: Path, folder: Path, end_token: str, sequence_length: int) -> int | None:
+def _copy_tokenizer(
+    file: Path, folder: Path, end_token: str, end_id: int | None, sequence_length: int
+) -> int | None:
     """Copy the tokenizer's files; return the id of its end token, None if it has none."""
     tokenizer = _read_json(file)
     shutil.copyfile(file, folder / "tokenizer.json")
@@ -233,10 +273,15 @@ def _copy_tokenizer(file: Path, folder: Path, end_token: str, sequence_length: i
     ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
     chosen = settings.get("eos_token")
     name = chosen["content"] if isinstance(chosen, dict) else chosen or end_token
+    if end_id is not None:  # what the model was taught, whatever the tokenizer was made for
+        name = next((text for text, number in ids.items() if number == end_id), name)
     if name in ids:
-        settings.setdefault("eos_token", name)
+        settings["eos_token"] = (
+            chosen if isinstance(chosen, dict) and chosen["content"] == name else name
+        )
+        settings.setdefault("pad_token", name)
     _write_json(folder / "tokenizer_config.json", settings)
-    return ids.get(name)
+    return ids.get(name) if end_id is None else end_id
 
 
 def _read_json(path: Path) -> dict[str, Any]:

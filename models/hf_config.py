@@ -7,12 +7,13 @@ biases. `hf_moe.py` has what experts add.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from motet.models import hf_moe
-from motet.models.config import ModelConfig, ModelError, check
+from motet.models.config import ModelConfig, ModelError, check, llama_heads
 
 # (norm_position, qk_norm, qkv_bias) -> (model_type, class) of decoders without experts
 DENSE_CLASSES = {
@@ -27,6 +28,9 @@ KINDS = {kind: key for key, (kind, _) in DENSE_CLASSES.items()} | {
     "qwen2_moe": ("pre", "none", True),
     "qwen3_moe": ("pre", "head", False),
 }
+LAYER_WIDTHS = "layer_intermediate_sizes"
+"""Key of config.json: the hidden width of every layer where they differ and zeros fill the rest.
+transformers keeps it and does not read it; Motet reads the narrow layers back."""
 # What an imported config.json may not ask for: key -> the values that mean "off".
 MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
     "attention_bias": (None, False),
@@ -44,23 +48,16 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> 
     """Return the config.json of `config`; `ModelError` if no transformers class has this shape."""
     check(config)
     kind, name = family(config)
-    widths = {config.ffn_width(layer) for layer in range(config.n_layers)}
-    if len(widths) > 1 and not config.n_experts:
-        raise ModelError(
-            f"model.layer_ffn={list(config.layer_ffn or ())} differs by layer, and {name} has one "
-            "hidden width for all; export a member with the same width everywhere"
-        )
-    if kind == "llama" and config.d_model % config.n_heads:
-        raise ModelError(
-            f"model.d_model={config.d_model} is not a multiple of n_heads={config.n_heads}, "
-            "which LlamaForCausalLM requires even with head_dim set"
-        )
+    if why := llama_heads(config):
+        raise ModelError(f"model.{why}")
+    widths = config.layer_ffn
+    config = one_width(config)
     text = {
         "architectures": [name],
         "model_type": kind,
         "vocab_size": config.vocabulary_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.d_ffn if config.n_experts else max(widths),
+        "intermediate_size": config.d_ffn,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
@@ -80,7 +77,21 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, sequence_length: int) -> 
         "pad_token_id": None,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    if widths is not None:
+        text[LAYER_WIDTHS] = list(widths)
     return text | (hf_moe.config_text(config, kind) if config.n_experts else {})
+
+
+def one_width(config: ModelConfig) -> ModelConfig:
+    """Return a config whose dense layers all have the width of the widest: transformers' decoders
+    have one. Channels of zero weights fill the others, and add nothing.
+    """
+    if config.layer_ffn is None:
+        return config
+    dense = [n for layer, n in enumerate(config.layer_ffn) if not config.has_experts(layer)]
+    expert = config.expert_width if config.n_experts else None
+    widest = max(dense, default=config.d_ffn)
+    return replace(config, d_ffn=widest, d_expert=expert, layer_ffn=None)
 
 
 def family(config: ModelConfig) -> tuple[str, str]:
@@ -123,6 +134,7 @@ def config_from_hf(text: Mapping[str, Any]) -> ModelConfig:
         n_heads=heads,
         n_kv_heads=text.get("num_key_value_heads") or heads,
         d_ffn=text["intermediate_size"],
+        layer_ffn=text.get(LAYER_WIDTHS),
         head_dim=_head_dim(text, kind),
         rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or _THETA.get(kind, 1e4)),
         norm_eps=float(text.get("rms_norm_eps", _EPS.get(kind, 1e-6))),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.launcher.commands import common, options
-from motet.launcher.commands.export import chosen_member, chosen_step, export, member_folder
+from motet.launcher.commands.export import chosen_model, chosen_step, export, member_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.dry_run(parser)
     options.run_folder(parser)
     parser.add_argument("--tasks", required=True, help="names, with commas between them")
-    options.model_of_run(parser)
+    options.step_of_run(parser)
+    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
     parser.add_argument("--limit", type=int, help="documents per task")
 
 
@@ -35,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Export the model if need be and run lm-evaluation-harness on it."""
     rundir = common.open_run(arguments.run)
     step = chosen_step(rundir, arguments.step)
-    member = chosen_member(rundir, arguments.member)
-    model = member_folder(rundir, step, arguments.member)
-    output = rundir.root / "eval" / model.name
+    chosen = chosen_model(rundir, arguments.member)
+    model = member_folder(rundir, step, chosen)
+    output = rundir.evaluations / model.name
     command = harness_command(model, arguments.tasks, output, arguments.limit)
     if arguments.dry_run:
         print(shlex.join(command))
@@ -45,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
     if not (model / "config.json").exists():
-        export(rundir, step, model, "float32", member)
+        export(rundir, step, {model: chosen}, "float32")
     return subprocess.call(command)

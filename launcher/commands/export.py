@@ -1,18 +1,21 @@
-"""`motet export`: the trained model as a Hugging Face folder, or what was found as a table."""
+"""`motet export`: trained models as Hugging Face folders, or what was found as a table."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from motet.core.errors import UserError
-from motet.core.files import read_json
+from motet.core.files import read_json, whole_folders
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
-from motet.models.family.base import Member, members_of
+from motet.models.family.base import WHOLE, Member, members_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,53 +23,185 @@ if TYPE_CHECKING:
     from motet.models.config import ModelConfig
 
 
+class ChosenModel(NamedTuple):
+    """One model of a run.
+
+    Attributes:
+        name: of its folder and in tables.
+        member: None is the whole model.
+        found: how it was chosen, as a sentence.
+    """
+
+    name: str
+    member: Member | None
+    found: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A run, its checkpoint and the folder to write; or which table."""
+    """A run, its checkpoint, which of its models, and the folder to write; or which table."""
     options.dry_run(parser)
     options.run_folder(parser)
-    options.model_of_run(parser)
-    output = "folder of the model (default: RUN/members/step-N), or file of the table"
-    parser.add_argument("--output", metavar="PATH", help=output)
+    options.step_of_run(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    params = "the slice, trained or not, that is nearest to so many parameters, as 200m"
+    which.add_argument("--params", metavar="SIZE", help=params)
+    spec = "any slice, as '{n_layers: 4, d_ffn: 0.5}': axes as in family.options.members"
+    which.add_argument("--spec", metavar="YAML", help=spec)
+    every = "every member and the whole model, each in a folder of its own"
+    which.add_argument("--all", action="store_true", help=every)
+    output = "folder of the model (with --all: of their folders; default: RUN/members/step-N), or "
+    parser.add_argument("--output", metavar="PATH", help=output + "file of the table")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     export_table.table_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the model of one checkpoint as a Hugging Face folder, or one table."""
+    """Write models of one checkpoint as Hugging Face folders, or one table."""
     rundir = common.open_run(arguments.run)
     if arguments.table or arguments.what:
         return export_table.run_table(rundir, arguments)
     step = chosen_step(rundir, arguments.step)
-    folder = (
-        Path(arguments.output)
-        if arguments.output
-        else member_folder(rundir, step, arguments.member)
-    )
-    member = chosen_member(rundir, arguments.member)
+    targets = _targets(rundir, step, arguments)
+    _refuse(rundir, targets)
     if arguments.dry_run:
-        print(f"# reads  {rundir.checkpoint(step)}\n# writes {folder} ({arguments.dtype})")
+        print(f"# reads  {rundir.checkpoint(step)}")
+        for folder, model in targets.items():
+            print(f"# writes {folder} ({arguments.dtype}): {model.found}")
         return 0
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output: {folder} holds files already; give another folder")
-    export(rundir, step, folder, arguments.dtype, member)
-    print(f"wrote {folder}")
+    export(rundir, step, targets, arguments.dtype)
+    for folder, model in targets.items():
+        print(f"wrote {folder}: {model.found}")
     return 0
 
 
-def member_folder(rundir: RunDir, step: int, member: str | None = None) -> Path:
-    """Where the model of one step is exported to, or a member of its family."""
-    return rundir.members / (f"step-{step:08d}" + (f"@{member}" if member else ""))
+def _targets(rundir: RunDir, step: int, arguments: argparse.Namespace) -> dict[Path, ChosenModel]:
+    output = None if arguments.output is None else Path(arguments.output)
+    if arguments.all:
+        models = all_models(rundir)
+        if output is not None:
+            return {output / model.name: model for model in models}
+        return {member_folder(rundir, step, model): model for model in models}
+    if arguments.params is not None:
+        model = model_by_size(rundir, arguments.params)
+    elif arguments.spec is not None:
+        model = model_by_spec(rundir, arguments.spec)
+    else:
+        model = chosen_model(rundir, arguments.member)
+    return {output or member_folder(rundir, step, model): model}
 
 
-def chosen_member(rundir: RunDir, name: str | None) -> Member | None:
-    """The asked member, None for the whole model; `UserError` lists those that exist."""
-    if name is None:
-        return None
+def _refuse(rundir: RunDir, targets: Mapping[Path, ChosenModel]) -> None:
+    """Say what cannot be written before a checkpoint is read."""
+    import torch
+
+    from motet.models.hf_config import hf_config
+
+    for folder in targets:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output: {folder} holds files already; give another folder")
+    for model in targets.values():
+        hf_config(config_of(rundir, model.member), torch.float32, 1)
+
+
+def config_of(rundir: RunDir, member: Member | None) -> ModelConfig:
+    """The sizes of a model of a run; None is the whole one."""
+    from motet.models.config import ModelConfig
+
+    if member is not None:
+        return member.config
+    _refuse_guest(rundir)
+    return ModelConfig(**_model_facts(rundir, {}))
+
+
+def _refuse_guest(rundir: RunDir) -> None:
+    if read_json(rundir.manifest).get("guest"):
+        raise UserError(
+            f"{rundir.root} was trained by your own loop; its checkpoints are where that loop "
+            "saved them"
+        )
+
+
+def member_folder(rundir: RunDir, step: int, model: ChosenModel) -> Path:
+    """Where a model of one step is exported to."""
+    suffix = "" if model.member is None else f"@{model.name}"
+    return rundir.members / f"step-{step:08d}{suffix}"
+
+
+def all_models(rundir: RunDir) -> list[ChosenModel]:
+    """The members of a run's family, the smallest first, and the whole model."""
+    members = members_of(read_json(rundir.manifest))
+    names = [None, *(member.name for member in members)]
+    models = [chosen_model(rundir, name) for name in names]
+    return sorted(models, key=lambda model: _parameters(rundir, model.member))
+
+
+def chosen_model(rundir: RunDir, name: str | None) -> ChosenModel:
+    """The asked member, or the whole model; `UserError` lists those that exist."""
+    if name is None or name == WHOLE:
+        return ChosenModel(WHOLE, None, _told(rundir, None, "The whole model"))
     members = {member.name: member for member in members_of(read_json(rundir.manifest))}
     if name not in members:
         known = ", ".join(members) or "none: it trained one model"
         raise UserError(f"--member {name}: is no member of this run's family; there are {known}")
-    return members[name]
+    return ChosenModel(name, members[name], _told(rundir, members[name], f"Member {name}"))
+
+
+def model_by_size(rundir: RunDir, size: str) -> ChosenModel:
+    """The model, trained or not, that is nearest to a number of parameters."""
+    from motet.models.family.pick import nearest_slice
+
+    whole, members = config_of(rundir, None), members_of(read_json(rundir.manifest))
+    try:
+        found = nearest_slice(whole, members, size, f"params-{size.strip().lower()}")
+    except ValueError as error:
+        raise UserError(f"--params: {error}{_what_else(members)}") from None
+    near = f"{found.parameters:,} parameters outside embedding and head, {found.gap:+.1%} of {size}"
+    if found.member is None:
+        return ChosenModel(WHOLE, None, f"The whole model: {near}.")
+    if found.member in members:
+        return ChosenModel(found.member.name, found.member, f"Member {found.member.name}: {near}.")
+    return ChosenModel(
+        found.member.name, found.member, f"A slice that no step trained as such: {near}."
+    )
+
+
+def _what_else(members: Sequence[Member]) -> str:
+    return "" if members else " (this run trained one model; --spec cuts any slice of it)"
+
+
+def model_by_spec(rundir: RunDir, text: str) -> ChosenModel:
+    """The slice that axes and sizes describe; a member's own name where it is one."""
+    import yaml
+
+    from motet.models.family.pick import slice_by_spec
+
+    members = members_of(read_json(rundir.manifest))
+    try:
+        asked = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--spec: {text!r} is not like '{{n_layers: 4, d_ffn: 0.5}}'") from None
+    groups = {member.groups for member in members}
+    member = slice_by_spec(
+        config_of(rundir, None), "spec", asked, groups.pop() if len(groups) == 1 else 1
+    )
+    for known in members:
+        if (known.config, known.layers) == (member.config, member.layers):
+            return chosen_model(rundir, known.name)
+    facts = json.dumps([vars(member.config), member.layers, member.groups])
+    name = f"spec-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+    told = _told(rundir, member, "A slice that no step trained as such")
+    return ChosenModel(name, Member(name, member.config, member.layers, member.groups), told)
+
+
+def _told(rundir: RunDir, member: Member | None, what: str) -> str:
+    return f"{what}: {_parameters(rundir, member):,} parameters outside embedding and head."
+
+
+def _parameters(rundir: RunDir, member: Member | None) -> int:
+    from motet.models.counts import parameters_non_embedding
+
+    return parameters_non_embedding(config_of(rundir, member))
 
 
 def chosen_step(rundir: RunDir, step: int | None) -> int:
@@ -80,23 +215,33 @@ def chosen_step(rundir: RunDir, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def export(
-    rundir: RunDir, step: int, folder: Path, dtype: str, member: Member | None = None
-) -> None:
-    """Read, verify and convert one checkpoint."""
+def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype: str) -> None:
+    """Read and verify one checkpoint, and write models of it: all of them, or none."""
     import torch
 
     from motet.experiments.corpora.corpus import Corpus
+    from motet.launcher.report.model_card import RunFacts, benchmarks, card
     from motet.models.hf import to_hf
     from motet.models.slices import member_weights
 
     settings = run_yaml.load(rundir.resolved_yaml)
-    model_config, state = read_model(rundir, step)
-    tokenizer = Corpus.open(Path(settings.data.corpora[0].path)).tokenizer_path
-    if member is not None:
-        state = member_weights(member, model_config, state)
-        model_config = member.config
-    to_hf(state, model_config, tokenizer, folder, getattr(torch, dtype))
+    whole, state = read_model(rundir, step)
+    corpus = Corpus.open(Path(settings.data.corpora[0].path))
+    facts = RunFacts(rundir, step, settings)
+    with whole_folders(list(targets)) as folders:
+        for folder, (target, model) in zip(folders, targets.items(), strict=True):
+            to_hf(
+                member_weights(model.member, whole, state),
+                whole if model.member is None else model.member.config,
+                corpus.tokenizer_path,
+                folder,
+                getattr(torch, dtype),
+                sequence_length=settings.data.sequence_length,
+                end_id=corpus.eod,
+            )
+            scores = benchmarks(rundir.evaluations / target.name)
+            text = card(facts, model.member, model.found, scores)
+            (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -111,11 +256,7 @@ def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.
     from motet.models.config import ModelConfig
     from motet.models.decoder import Decoder
 
-    if read_json(rundir.manifest).get("guest"):
-        raise UserError(
-            f"{rundir.root} was trained by your own loop; its checkpoints are where that loop "
-            "saved them"
-        )
+    _refuse_guest(rundir)
     folder = rundir.checkpoint(step)
     manifest = read_json(folder / "manifest.json")
     complaint = damage(folder, manifest["files"])

@@ -33,8 +33,10 @@ def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
         raise UserError(f"--what={arguments.what} needs a format: --table {', '.join(FORMATS)}")
     if arguments.step is not None:
         raise UserError(f"--step={arguments.step} names a model; a table is of the whole run")
-    if arguments.member is not None:
-        raise UserError(f"--member={arguments.member} names a model; a table holds all members")
+    for name in ("member", "params", "spec", "all"):
+        if value := getattr(arguments, name):
+            said = f"--{name}" if value is True else f"--{name}={value}"
+            raise UserError(f"{said} names a model; a table holds all members")
     part = arguments.what or PARTS[0]
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.is_dir():

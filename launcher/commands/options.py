@@ -70,7 +70,6 @@ def nodes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_of_run(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint of a run, and the member of its family."""
+def step_of_run(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint of a run."""
     parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
-    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")

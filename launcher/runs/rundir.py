@@ -103,6 +103,11 @@ class RunDir:
         return self.root / "members"
 
     @property
+    def evaluations(self) -> Path:
+        """Folder of the results of benchmarks, by model."""
+        return self.root / "eval"
+
+    @property
     def report_html(self) -> Path:
         """The report as a page."""
         return self.root / "report.html"

@@ -19,7 +19,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.plugins import MISTAKES, place
 from motet.models import counts
-from motet.models.config import ModelConfig, problems
+from motet.models.config import ModelConfig, llama_heads, problems
 from motet.models.member import Choice as Choice
 from motet.models.member import Member as Member
 from motet.models.member import StepChoices as StepChoices
@@ -175,6 +175,8 @@ def _slice_faults(whole: ModelConfig, member: Member) -> Iterator[str]:
             f"n_heads={config.n_heads} with n_kv_heads={config.n_kv_heads}: a key-value head takes "
             f"its {ratio} queries with it; use n_heads={ratio * config.n_kv_heads}"
         )
+    if (why := llama_heads(config)) and not llama_heads(whole):
+        yield f"{why}; it could not be exported"
     routed = [whole.has_experts(layer) for layer in layers]
     if routed != [config.has_experts(at) for at in range(len(layers))]:
         yield "its layers with experts are not those of the layers that it takes"

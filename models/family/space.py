@@ -17,7 +17,7 @@ from typing import Any
 
 from motet.core import format
 from motet.core.schema import is_number, is_whole
-from motet.models.config import ModelConfig
+from motet.models.config import ModelConfig, llama_heads
 from motet.models.counts import parameters_non_embedding
 from motet.models.member import Member, block_cuts
 
@@ -234,7 +234,7 @@ def _nearest(
     axes: tuple[str, ...],
     groups: int,
 ) -> Member:
-    rows = [(size, sizes) for size, sizes in _grid(whole, axes, groups) if _within(sizes, inside)]
+    rows = [(size, sizes) for size, sizes in grid(whole, axes, groups) if _within(sizes, inside)]
     gap = min((abs(size - target) / target for size, _ in rows), default=math.inf)
     if gap > NEAR:
         known = sorted({size for size, _ in rows}, key=lambda size: abs(size - target))[:3]
@@ -257,7 +257,7 @@ def _within(sizes: Mapping[str, int], inside: Mapping[str, int]) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _grid(
+def grid(
     whole: ModelConfig, axes: tuple[str, ...], groups: int
 ) -> list[tuple[int, dict[str, int]]]:
     """Return (parameters, sizes) of every slice that a search by size tries."""
@@ -265,7 +265,9 @@ def _grid(
     for values in itertools.product(*(list(_steps(whole, axis, groups)) for axis in axes)):
         sizes = dict(zip(axes, values, strict=True))
         with contextlib.suppress(SliceError):  # depths whose layers with experts fit no rule
-            rows.append((parameters_non_embedding(member_of(whole, "x", sizes).config), sizes))
+            config = member_of(whole, "x", sizes).config
+            if not llama_heads(config) or llama_heads(whole):
+                rows.append((parameters_non_embedding(config), sizes))
     return rows
 
 

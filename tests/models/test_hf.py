@@ -193,9 +193,36 @@ def test_an_export_refuses_incomplete_states_and_used_folders(tmp_path: Path) ->
         to_hf(state, config, None, tmp_path)
 
 
-def test_widths_that_differ_by_layer_are_refused_and_equal_ones_are_one_width() -> None:
-    config = tiny(layer_ffn=(16, 48))
-    with pytest.raises(ModelError, match=r"model.layer_ffn=\[16, 48\] differs by layer"):
-        hf_config(config, torch.float32, 128)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_widths_that_differ_by_layer_are_filled_up_with_zeros_that_change_nothing(
+    family: str, tmp_path: Path
+) -> None:
+    config = tiny(family, layer_ffn=(16, 48), tied_embeddings=True)
+    decoder, model = twin(config, tmp_path)
+    assert model.config.intermediate_size == 48
+    tokens = some_tokens(config, 2, 23)
+    torch.testing.assert_close(decoder(tokens), model(tokens).logits, rtol=0, atol=1e-5)
+    found, state = from_hf(tmp_path)
+    assert found.layer_ffn == (16, 48)
+    assert state.keys() == decoder.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in decoder.state_dict().items())
     same = tiny(layer_ffn=(16, 16))
     assert hf_config(same, torch.float32, 128)["intermediate_size"] == 16
+
+
+def test_the_end_of_documents_in_training_is_the_end_of_generation(tmp_path: Path) -> None:
+    """Whatever the tokenizer was made for: a model never writes an end that it was not taught."""
+    vocabulary = {"<|endofdoc|>": 0, "</s>": 1, "one": 2}
+    text = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "one"}}
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **text}))
+    theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(theirs))
+    config = tiny()
+    to_hf(made(config).state_dict(), config, source, tmp_path / "out", end_id=0)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (loaded.eos_token, loaded.pad_token) == ("<|endofdoc|>", "<|endofdoc|>")
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.eos_token_id, generation.pad_token_id) == (0, 0)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
-from tests.system.runs import motet, write_yaml
+from motet.models.family.pick import slice_by_spec
+from motet.models.member import Member
+from tests.system.runs import motet, motet_here, write_yaml
 
 pytestmark = pytest.mark.xdist_group("nested_family")  # its runs are made once
 
@@ -95,24 +98,97 @@ def test_steps_cost_what_their_passes_cost(runs: dict[str, Path]) -> None:
     assert all(set(row["losses"]) == {"whole", "thin", "small"} for row in steps)
 
 
-def test_every_member_is_exported_as_the_model_that_it_is(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def equal_in_transformers(run: Path, folder: Path, member: Member | None) -> Any:
+    """Return the exported model, after its logits were found to be those of the member."""
     transformers = pytest.importorskip("transformers")
-    run = runs["plain"]
     config, state = read_model(RunDir(run), STEPS)
     whole = Decoder(config)
     whole.load_state_dict(state)
     tokens = torch.arange(40)[None]
-    for member in members_of(json.loads((run / "manifest.json").read_text())):
-        folder = tmp_path / member.name
-        done = motet("export", str(run), "--member", member.name, "--output", str(folder))
-        assert done.returncode == 0, done.stderr
-        exported = transformers.AutoModelForCausalLM.from_pretrained(folder)
-        with torch.no_grad():
-            expected = whole(tokens, member=member)
-            torch.testing.assert_close(exported(tokens).logits, expected, atol=1e-5, rtol=1e-5)
-            assert exported.generate(tokens, max_new_tokens=3, do_sample=False).shape == (1, 43)
+    exported = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        expected = whole(tokens, member=member)
+        torch.testing.assert_close(exported(tokens).logits, expected, atol=1e-5, rtol=0)
+        assert exported.generate(tokens, max_new_tokens=3, min_new_tokens=3).shape == (1, 43)
+    return exported
+
+
+def test_all_members_are_exported_at_once_as_the_models_that_they_are(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    run, output = runs["resumed"], tmp_path / "hf"
+    done = motet_here("export", str(run), "--all", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    members = members_of(json.loads((run / "manifest.json").read_text()))
+    assert sorted(path.name for path in output.iterdir()) == ["small", "thin", "whole"]
+    for member in (*members, None):
+        folder = output / ("whole" if member is None else member.name)
+        assert f"wrote {folder}: " in done.stdout
+        exported = equal_in_transformers(run, folder, member)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+        assert exported.generation_config.eos_token_id == 0
+        assert exported.generation_config.pad_token_id == 0
+        assert exported.config.pad_token_id is None  # else its embedding would not train on
+        assert exported.config.max_position_embeddings == 320
+        # Sandwich: everyone trains on every token, before the stop and after it.
+        card = (folder / "README.md").read_text()
+        assert f"| tokens it trained on | {8 * STEPS * 320:,} |" in card
+        assert "| seed | 3 |" in card
+    again = motet_here("export", str(run), "--all", "--output", str(output))
+    assert again.returncode == 2
+    assert "holds files already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "said"),
+    [
+        (["--params", "3.1k"], "small", "Member small: 3,120 parameters outside"),
+        (["--params", "9k"], "untrained", "-2.9% of 9k"),
+        (["--spec", "{d_ffn: [32, 64]}"], "mixed", "no step trained as such"),
+        (["--spec", "{d_ffn: 32}"], "thin", "Member thin"),
+    ],
+)
+def test_any_slice_is_exported_by_size_or_by_what_it_keeps(
+    runs: dict[str, Path], tmp_path: Path, asked: list[str], kept: str, said: str
+) -> None:
+    run, folder = runs["plain"], tmp_path / "hf"
+    done = motet_here("export", str(run), *asked, "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    card = (folder / "README.md").read_text()
+    spec = json.loads(card.split("| part of the parent | `")[1].split("`")[0])
+    config, _ = read_model(RunDir(run), STEPS)
+    equal_in_transformers(run, folder, slice_by_spec(config, "again", spec, 1))
+    assert (f"| {8 * STEPS * 320:,} |" in card) == (kept in ("small", "thin"))
+    assert ("| 0: no step trained it as such |" in card) == (kept in ("untrained", "mixed"))
+    assert ("zeros fill each layer" in card) == (kept == "mixed")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--params", "90m"], "--params: 90m: no slice is near; the nearest have"),
+        (["--params", "many"], "--params: 'many' is no size; write 125m, 1.3b or 300k"),
+        (["--spec", "{d_ff: 32}"], "--spec.d_ff: is no setting (did you mean 'd_ffn'?)"),
+        (["--spec", "{d_ffn: [32]}"], "--spec.d_ffn: has 1 widths for 2 layers"),
+        (["--spec", "{d_model: 99}"], "--spec.d_model: 99 is not a number from 1 to the whole"),
+        (["--spec", "{d_model: 15}"], "d_model=15 is not a multiple of n_heads=2"),
+        (["--spec", "[1"], "--spec: '[1' is not like"),
+        (["--member", "big"], "--member big: is no member of this run's family; there are"),
+        (["--member", "thin", "--all"], "not allowed with argument"),
+        (["--step", "7"], "--step 7 has no checkpoint"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_error_before_anything_is_read(
+    runs: dict[str, Path], tmp_path: Path, asked: list[str], said: str
+) -> None:
+    done = motet_here("export", str(runs["plain"]), *asked, "--output", str(tmp_path / "hf"))
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "hf").exists()
 
 
 def test_the_report_and_family_show_tell_of_every_member(runs: dict[str, Path]) -> None:

@@ -1,0 +1,207 @@
+"""README.md of an exported model: what it was cut from, what trained it, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from motet.core import format
+from motet.core.errors import UserError
+from motet.core.files import read_json
+from motet.experiments.stream.ledger import lineage, read_segments, stretch_records
+from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.metrics import read_metrics, rows_of
+from motet.launcher.runs.rundir import RunDir
+from motet.models import counts
+from motet.models.config import ModelConfig
+from motet.models.member import Member, name_of
+
+LAST_ROWS = 20
+"""Steps at the end whose training losses are averaged."""
+
+
+class RunFacts:
+    """What the cards of all models of one checkpoint share; the ledger is read once.
+
+    Args:
+        settings: of the run, resolved.
+    """
+
+    def __init__(self, run: RunDir, step: int, settings: RunSettings) -> None:
+        self.run, self.step, self.settings = run, step, settings
+        self.length = settings.data.sequence_length
+        self.manifest: Mapping[str, Any] = read_json(run.manifest)
+        self.rows = [r for r in rows_of(read_metrics(run.metrics), "step") if r["step"] <= step]
+        self.sequences = _sequences(run, step)
+
+    def tokens(self, member: Member | None) -> int | None:
+        """Return the tokens that a model trained on itself; None where no ledger says."""
+        if self.sequences is None:
+            return None
+        return self.sequences[name_of(member)] * self.length
+
+    def run_flops(self) -> float | None:
+        """Return the operations of all passes with a gradient up to the step."""
+        if self.sequences is None:
+            return None
+        each = {member["name"]: member["flops_per_token"] for member in self._members()}
+        each[None] = self.manifest["flops_per_token"]
+        known = sum(each.get(name, 0.0) * number for name, number in self.sequences.items())
+        return known * self.length
+
+    def loss(self, member: Member | None) -> float | None:
+        """Return the mean training loss of a model over the last steps in which it trained."""
+        name = name_of(member) or "whole"
+        found = [row.get("losses", {}).get(name) for row in self.rows]
+        if member is None and not any(x is not None for x in found):
+            found = [row.get("loss") for row in self.rows]
+        last = [x for x in found if isinstance(x, int | float) and math.isfinite(x)][-LAST_ROWS:]
+        return sum(last) / len(last) if last else None
+
+    def _members(self) -> list[dict[str, Any]]:
+        return list(self.manifest.get("members", []))
+
+
+def _sequences(run: RunDir, step: int) -> Counter[str | None] | None:
+    """Return how many sequences each model trained on in the lineage of a checkpoint."""
+    found: Counter[str | None] = Counter()
+    try:
+        segment = int(read_json(run.checkpoint(step) / "manifest.json")["segment"])
+        for stretch in lineage(read_segments(run.ledger), segment, step):
+            for _, record in stretch_records(run.ledger, stretch):
+                shares = record.members or ((None,),)
+                for names in shares if record.applied else ():
+                    for name in names:
+                        found[name] += record.count // len(shares)
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    return found
+
+
+def benchmarks(folder: Path) -> dict[str, dict[str, float]]:
+    """Return {task: {metric: value}} of the newest results of lm-evaluation-harness in a folder."""
+    files = sorted(folder.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return {}
+    return {
+        task: {key: value for key, value in values.items() if isinstance(value, int | float)}
+        for task, values in read_json(files[-1]).get("results", {}).items()
+    }
+
+
+def card(facts: RunFacts, member: Member | None, found: str, scores: Mapping[str, Any]) -> str:
+    """Return the text of the card.
+
+    Args:
+        member: None is the whole model.
+        found: how the model was chosen, in words.
+        scores: `benchmarks` of it.
+    """
+    name = name_of(member) or "whole model"
+    manifest = facts.manifest
+    config = ModelConfig(**manifest["model"]) if member is None else member.config
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [motet]",
+        "---",
+        "",
+        f"# {facts.settings.name}: {name}",
+        "",
+        f"{found} Written by `motet export` from step {facts.step:,} of the run "
+        f"`{facts.run.name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in _facts(facts, member, config)),
+        "",
+        *_scores(scores),
+        *_use(config),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[tuple[str, str]]:
+    total, matmul = counts.parameters(config), counts.parameters_non_embedding(config)
+    tokens, run_flops, loss = facts.tokens(member), facts.run_flops(), facts.loss(member)
+    each = counts.training_flops_per_token(config, facts.length)
+    flops = None if tokens is None else tokens * each
+    tail = f"nats per token, mean of the last {LAST_ROWS} logged steps in which it trained"
+    part = "all of it" if member is None else f"`{json.dumps(spec(member, config))}`"
+    return [
+        ("parameters", f"{total:,}; {matmul:,} outside embedding and head"),
+        ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
+        ("part of the parent", part),
+        ("tokens it trained on", _or_unknown(tokens, "no step trained it as such")),
+        ("FLOPs of its own training", _flops(flops)),
+        ("FLOPs of the whole run", _flops(run_flops)),
+        ("training loss", "not known" if loss is None else f"{loss:.4f} {tail}"),
+        ("sequence length", f"{facts.length:,} tokens"),
+        ("seed", str(facts.settings.seed)),
+        ("licence", "not set; that of the tokenizer and the text is not known to Motet"),
+    ]
+
+
+def spec(member: Member, config: ModelConfig) -> dict[str, Any]:
+    """Return what a model is of its parent, as `motet export --spec` takes it."""
+    found: dict[str, Any] = {
+        "layers": list(member.layers),
+        "d_model": config.d_model,
+        "n_kv_heads": config.n_kv_heads,
+    }
+    if config.n_moe_layers < config.n_layers:
+        found["d_ffn"] = list(config.layer_ffn) if config.layer_ffn else config.d_ffn
+    if config.n_experts:
+        found |= {"n_experts": config.n_experts, "d_expert": config.expert_width}
+    if config.shared_width:
+        found["d_shared"] = config.shared_width
+    return found
+
+
+def _or_unknown(tokens: int | None, none: str) -> str:
+    if tokens is None:
+        return "not known: the run has no whole ledger"
+    return f"{tokens:,}" if tokens else f"0: {none}"
+
+
+def _flops(value: float | None) -> str:
+    return "not known" if value is None else format.power_of_ten(value) if value else "0"
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not scores:
+        return []
+    rows = [
+        f"| {task} | {metric} | {value:.4f} |"
+        for task, values in scores.items()
+        for metric, value in values.items()
+        if "stderr" not in metric
+    ]
+    return ["| task | metric | value |", "|---|---|---|", *rows, ""]
+
+
+def _use(config: ModelConfig) -> list[str]:
+    lines = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
+        'tokens = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))",
+        "```",
+    ]
+    if config.layer_ffn is not None and len(set(config.layer_ffn)) > 1:
+        widths = list(config.layer_ffn)
+        lines += [
+            "",
+            f"Its layers are {widths} hidden channels wide. A plain decoder has one width for all: "
+            f"zeros fill each layer up to {max(widths):,}, which changes no output. "
+            "`layer_intermediate_sizes` in config.json keeps the true widths.",
+        ]
+    return lines
