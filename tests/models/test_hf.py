@@ -216,7 +216,9 @@ def test_the_end_of_documents_in_training_is_the_end_of_generation(tmp_path: Pat
     text = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "one"}}
     source = tmp_path / "source"
     source.mkdir()
-    (source / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **text}))
+    (source / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], **text})
+    )
     theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (source / "tokenizer_config.json").write_text(json.dumps(theirs))
     config = tiny()
