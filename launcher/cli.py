@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from motet.core.errors import UserError
@@ -58,6 +59,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ls": ("listing", "list runs, in short"),
     "logs": ("logs", "what the ranks of a run printed"),
     "cancel": ("cancel", "save and stop a run; end its jobs"),
+    "completion": ("completion", "completion of commands and options for a shell"),
+    "schema": ("schema", "JSON Schema of run.yaml or cluster.yaml, for editors"),
     "slurm": ("", "a private Slurm of four nodes on this machine"),
     "slurm testbed": ("slurm.testbed", "start it, break it, mend it, stop it (as root)"),
 }
@@ -75,15 +78,20 @@ class _Command(Parser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
+        self.fill()
+        return super().parse_known_args(args, namespace)
+
+    def fill(self) -> None:
+        """Import the module and take its arguments."""
         if self._module:
             module = importlib.import_module(f"motet.launcher.commands.{self._module}")
             self.set_defaults(command=module.run)
             module.arguments(self)
-        return super().parse_known_args(args, namespace)
+            self._module = ""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands."""
+def build_parser(*, fill: bool = False) -> argparse.ArgumentParser:
+    """All commands; with `fill`, the arguments of all of them."""
     from motet import __version__
 
     parser = Parser(
@@ -91,15 +99,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a language model once and answer many questions with that one run.",
         epilog=(
             "Any setting of a run.yaml can be given after it, as a.b.c=value. See "
-            "docs/reference.md."
+            "docs/reference.md. `motet help COMMAND` tells of one command."
         ),
     )
-    parser.add_argument("--version", action="version", version=f"motet {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"motet {__version__}")
+    parser.set_defaults(whole_parser=partial(build_parser, fill=True))
     groups = {"": parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Command)}
     for words, (module, help_text) in COMMANDS.items():
         head, _, name = words.rpartition(" ")
         if module:
-            groups[head].add_parser(name, module=module, help=help_text, description=help_text)
+            command = groups[head].add_parser(
+                name, module=module, help=help_text, description=help_text
+            )
+            if fill:
+                command.fill()
         else:
             group = groups[head].add_parser(name, help=help_text)
             groups[words] = group.add_subparsers(metavar="COMMAND", required=True)
@@ -107,9 +120,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Settings may stand before and after options: argparse alone takes only one group of them."""
+    """Settings may stand before and after options: argparse alone takes only one group of them.
+
+    Words that ask for nothing yet, `motet` or `motet data`, are answered with help.
+    """
     parser = build_parser()
-    parsed, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    elif not words or not COMMANDS.get(" ".join(words), ("a module",))[0]:
+        words = [*words, "--help"]
+    parsed, rest = parser.parse_known_args(words)
     if rest and not (hasattr(parsed, "settings") and all(re.match(r"[^-=]+=", r) for r in rest)):
         parser.error(f"unknown argument: {' '.join(rest)}; see --help")
     if rest:

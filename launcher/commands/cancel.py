@@ -16,8 +16,7 @@ from typing import Any
 from motet.core import format
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
-from motet.launcher.commands import options
-from motet.launcher.commands.status import open_run
+from motet.launcher.commands import common, options
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.overview import View, look
 from motet.launcher.follow.records import Records
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Cancel a run; the exit code is 1 when it has not ended within --wait."""
     if not arguments.wait >= 0:
         raise UserError(f"--wait={arguments.wait:g} is below 0; give seconds, 0 for not waiting")
-    rundir, schedulers = open_run(arguments.run, arguments.runs), Schedulers()
+    rundir, schedulers = common.open_run(arguments.run, arguments.runs), Schedulers()
     view, records = _look(rundir, schedulers)
     todo = actions(view, records, arguments.now, time.time())
     if not arguments.json:

@@ -1,4 +1,4 @@
-"""What an argument names: the settings of a RUN.yaml, the folder of a run."""
+"""What an argument names: the settings of a RUN.yaml, a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from motet.core.errors import Problem, UserError
 from motet.launcher.config.run_yaml import inspect, load
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.follow.facts import find_runs
 from motet.launcher.runs.rundir import RunDir
 
 
@@ -36,6 +37,49 @@ def run_yaml(arguments: argparse.Namespace) -> Path:
     return path
 
 
-def open_run(path: str) -> RunDir:
-    """The run folder that an argument names."""
-    return RunDir.open(Path(path))
+def open_run(name: str, runs: str = "runs") -> RunDir:
+    """The run that an argument names: its folder, its name inside the folder of runs, or the
+    run.yaml that it was made of.
+
+    Raises:
+        UserError: there is none, or a run.yaml has several.
+    """
+    path, inside = Path(name), Path(runs) / name
+    if path.is_file():
+        return _run_of(path)
+    if not path.exists() and (inside / "resolved.yaml").exists():
+        return RunDir.open(inside)
+    return RunDir.open(path)
+
+
+def _run_of(file: Path) -> RunDir:
+    if (file.parent / "resolved.yaml").exists():  # a file of the run itself
+        return RunDir.open(file.parent)
+    if file.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{file} is no run; give its folder, such as runs/NAME, or its run.yaml")
+    # What is wrong with the file by now does not matter: where its runs lie is asked, no more.
+    settings, _ = inspect(file, begun=lambda settings: True)
+    runs = Path(settings.runs)
+    if settings.name and (runs / settings.name / "resolved.yaml").exists():
+        return RunDir.open(runs / settings.name)
+    found = _made_of(file, settings) if runs.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(str(run.root) for run in found)
+        raise UserError(f"{file} has {len(found)} runs; give one of {listed}")
+    raise UserError(
+        f"{file} has no run yet: there is no {runs / (settings.name or 'NAME')}; "
+        f"`motet train {file}` starts it"
+    )
+
+
+def _made_of(file: Path, settings: RunSettings) -> list[RunDir]:
+    """Runs that were given another name on the command line, and those of an array of seeds."""
+    text, seeds = file.read_text(encoding="utf-8").rstrip(), f"{settings.name}-seed"
+    return [
+        run
+        for run in find_runs(Path(settings.runs))
+        if (settings.name and run.name.startswith(seeds) and run.name[len(seeds) :].isdigit())
+        or (run.run_yaml.exists() and run.run_yaml.read_text(encoding="utf-8").startswith(text))
+    ]

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError
-from motet.launcher.commands import options
-from motet.launcher.commands.status import open_run
+from motet.launcher.commands import common, options
 from motet.launcher.follow.logs import JOB, LogChoice, LogLine, Merged
 from motet.launcher.follow.overview import look
 from motet.launcher.follow.state import State
@@ -44,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the last lines of every rank; with --follow go on."""
-    rundir = open_run(arguments.run, arguments.runs)
+    rundir = common.open_run(arguments.run, arguments.runs)
     lines = DEFAULT_LINES if arguments.lines is None else arguments.lines
     if lines < 0:
         raise UserError(f"--lines={lines} is below 0; give how many of the last lines to show")

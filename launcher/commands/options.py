@@ -11,6 +11,7 @@ from typing import NoReturn
 from motet.core.errors import suggest
 
 EXIT_USER_ERROR = 2
+RUN_HELP = "a run: its folder, its name in the folder of runs, or the run.yaml it was made of"
 SETTINGS_HELP = "any setting of docs/reference.md, such as training.steps=100"
 
 
@@ -46,12 +47,13 @@ def run_yaml(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 def settings(parser: argparse.ArgumentParser, help_text: str = SETTINGS_HELP) -> None:
     """Add settings, as a.b.c=value."""
-    parser.add_argument("settings", metavar="a.b.c=value", nargs="*", help=help_text)
+    # With a default argparse does not call them required.
+    parser.add_argument("settings", metavar="a.b.c=value", nargs="*", default=[], help=help_text)
 
 
 def run_folder(parser: argparse.ArgumentParser) -> None:
     """Add RUN."""
-    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
 
 
 def runs_folder(parser: argparse.ArgumentParser) -> None:

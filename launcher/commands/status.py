@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core import format
 from motet.core.errors import UserError
-from motet.launcher.commands import options
+from motet.launcher.commands import common, options
 from motet.launcher.follow.facts import find_runs
 from motet.launcher.follow.overview import View, detail, document, look
 from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
 from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
-from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +38,7 @@ Fields = dict[str, Any]
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A run, or a folder of runs."""
     options.as_json(parser)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="folder of a run (default: all)")
+    parser.add_argument("run", metavar="RUN", nargs="?", help=f"{options.RUN_HELP} (default: all)")
     options.runs_folder(parser)
     parser.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
 
@@ -62,22 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _look(arguments: argparse.Namespace, schedulers: Schedulers) -> tuple[list[View], Records]:
     if arguments.run:
-        runs = [open_run(arguments.run, arguments.runs)]
+        runs = [common.open_run(arguments.run, arguments.runs)]
     else:
         runs = find_runs(Path(arguments.runs))
     return look(runs, schedulers, time.time())
-
-
-def open_run(name: str, runs: str) -> RunDir:
-    """Return the run that an argument names: its folder, or its name inside the folder of runs.
-
-    Raises:
-        UserError: neither is a run.
-    """
-    inside = Path(runs) / name
-    if not Path(name).exists() and (inside / "resolved.yaml").exists():
-        return RunDir.open(inside)
-    return RunDir.open(Path(name))
 
 
 def _watch(

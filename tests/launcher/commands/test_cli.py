@@ -162,7 +162,6 @@ def test_every_command_is_a_file_with_its_arguments_and_what_it_does() -> None:
         (["experiments", "chek"], "(did you mean 'check'?)"),
         (["train", "run.yaml", "--steps", "3"], "unknown argument: --steps 3"),
         (["report", "x", "y"], "unknown argument: y"),
-        ([], "required"),
         (["train"], "RUN.yaml"),
         (["train", "nope.yaml"], "nope.yaml does not exist"),
         (["train", "training.steps=3"], "the run.yaml comes first"),
