@@ -86,8 +86,9 @@ def index_tokens(
         if tokenizer is None:
             raise UserError("eod is unknown: give the end-of-document id, or a tokenizer")
         eod = tokenizer.eod
-    if vocabulary_size is None and tokenizer is not None:
-        vocabulary_size = tokenizer.vocabulary_size
+    if tokenizer is not None:
+        tokenizer = tokenizer.ending_with(eod)
+        vocabulary_size = _at_least(tokenizer, vocabulary_size)
     raw_dtype = dtype or token_dtype(vocabulary_size or 0).name
     if raw_dtype not in READABLE_DTYPES.values():
         raise UserError(f"dtype={raw_dtype!r} cannot be read; uint16 or uint32 can")
@@ -97,6 +98,16 @@ def index_tokens(
     _check_parts(parts)
     scan = _scan(parts, eod, vocabulary_size, files_end_documents=format != "nanogpt")
     return _write(parts, scan, tokenizer, eod, out, progress)
+
+
+def _at_least(tokenizer: Tokenizer, vocabulary_size: int | None) -> int:
+    """Return the size of the vocabulary: the tokenizer's, or the larger one that is given."""
+    if vocabulary_size is not None and vocabulary_size < tokenizer.vocabulary_size:
+        raise UserError(
+            f"vocabulary_size={vocabulary_size:,} is smaller than the tokenizer's "
+            f"{tokenizer.vocabulary_size:,}; leave it out, or raise it"
+        )
+    return vocabulary_size or tokenizer.vocabulary_size
 
 
 def read_megatron(path: Path, _: str) -> TokenFile:
@@ -246,7 +257,7 @@ def _write(
         "name": parts[0].path.stem,
         "dtype": parts[0].dtype,
         "eod": eod,
-        "eod_token": tokenizer.decode([eod]) if tokenizer else "",
+        "eod_token": tokenizer.eod_token if tokenizer else "",
         "eod_terminated": scan.eod_terminated,
         "vocabulary_size": scan.vocabulary_size,
         "n_tokens": sum(part.n_tokens for part in parts),

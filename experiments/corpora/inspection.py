@@ -46,10 +46,13 @@ def inspect_corpus(corpus: Corpus, documents: int = 3, first: int = 0) -> Inspec
 
 
 def load_tokenizer(corpus: Corpus) -> Tokenizer | None:
-    """Return the corpus's own tokenizer, or None if it was indexed without one."""
+    """Return the corpus's own tokenizer, or None if it was indexed without one.
+
+    It ends documents as the corpus does, whatever files beside the tokenizer say.
+    """
     if corpus.tokenizer_path is None:
         return None
-    return Tokenizer.load(corpus.tokenizer_path, corpus.eod_token)
+    return Tokenizer.load(corpus.tokenizer_path, eod=corpus.eod)
 
 
 def _facts(corpus: Corpus) -> list[tuple[str, str]]:

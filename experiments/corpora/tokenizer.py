@@ -1,7 +1,8 @@
 """Tokenizers: train a byte-level BPE, or load any `tokenizer.json` or Hugging Face folder.
 
 Text is always encoded as text: a document that contains the characters `<|endofdoc|>` does not
-end there, and nothing (no begin-of-text token, no padding, no truncation) is added.
+end there, whatever kind of model the tokenizer is, and nothing (no begin-of-text token, no padding,
+no truncation) is added.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from motet.core.errors import UserError, suggest
 from motet.core.hashing import sha256_hex
+from motet.experiments.corpora.eos import configured_eos, configured_eos_id
+from motet.experiments.corpora.unspellable import without_control_tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,45 +34,61 @@ class Tokenizer:
     bytes.
     """
 
-    def __init__(self, json_bytes: bytes, eod_token: str | None = None, origin: str = "tokenizer"):
+    def __init__(
+        self,
+        json_bytes: bytes,
+        eod_token: str | None = None,
+        origin: str = "tokenizer",
+        *,
+        eod: int | None = None,
+    ):
         """Make a tokenizer from the bytes of a `tokenizer.json`.
 
-        `eod_token` is the end-of-document token (default: the first of `COMMON_EOD_TOKENS` in the
-        vocabulary); `origin` names the file in errors. Raises `UserError` if either is unusable.
+        The end-of-document token is the one with the id `eod`, or called `eod_token` (default: the
+        first of `COMMON_EOD_TOKENS` in the vocabulary); `origin` names the file in errors. Raises
+        `UserError` if the file or the token is unusable.
         """
-        import tokenizers
-
-        try:
-            self._inner: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(json_bytes)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{origin} is not a tokenizer.json: {error}") from error
-        self._inner.no_truncation()
-        self._inner.no_padding()
-        self._inner.encode_special_tokens = True
+        self._inner = _made(json_bytes, origin)
+        self._origin = origin
         self.json_bytes = json_bytes
         self.sha256 = sha256_hex(json_bytes)
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
         self.vocabulary_size: int = max(vocabulary.values()) + 1
+        if eod is not None:
+            eod_token = _token_of(eod, vocabulary, origin)
         self.eod_token: str = _find_eod_token(vocabulary, eod_token, origin)
         self.eod: int = vocabulary[self.eod_token]
+        self._encoder = _made(without_control_tokens(json_bytes, self.eod_token), origin)
+
+    def ending_with(self, eod: int) -> Tokenizer:
+        """Return this tokenizer with the id `eod` as its end-of-document token.
+
+        Raises `UserError` if no token has that id.
+        """
+        if eod == self.eod:
+            return self
+        return Tokenizer(self.json_bytes, origin=self._origin, eod=eod)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without an end-of-document token."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoded([text])[0].ids
+        self._check_end(text, self.eod in ids)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
         """Return each text's ids as a uint16 array (uint32 when the vocabulary needs it).
 
         Runs on the `tokenizers` library's own threads; skips its character offsets, which cost
-        time and are not needed.
+        time and are not needed. Raises `UserError` if the tokenizer cannot encode a text.
         """
-        encode = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
         dtype = token_dtype(self.vocabulary_size)
-        return [
+        batch = [
             np.fromiter(encoding.ids, dtype, count=len(encoding))
-            for encoding in encode(list(texts), add_special_tokens=False)
+            for encoding in self._encoded(texts)
         ]
+        for text, ids in zip(texts, batch, strict=True):
+            self._check_end(text, bool((ids == self.eod).any()))
+        return batch
 
     def encode_with_ends(
         self, texts: Sequence[str]
@@ -77,14 +96,34 @@ class Tokenizer:
         """Return each text's ids and, for every token, the character at which it ends
         (exclusive).
         """
-        encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
-        return [
+        batch = [
             (
                 np.asarray(encoding.ids, dtype=np.int64),
                 np.asarray([end for _, end in encoding.offsets], dtype=np.int64),
             )
-            for encoding in encodings
+            for encoding in self._encoded(texts, offsets=True)
         ]
+        for text, (ids, _) in zip(texts, batch, strict=True):
+            self._check_end(text, bool((ids == self.eod).any()))
+        return batch
+
+    def _encoded(self, texts: Sequence[str], offsets: bool = False) -> list[Any]:
+        """Return the library's encodings of `texts`, or raise `UserError`."""
+        encode = self._encoder.encode_batch
+        if not offsets:
+            encode = getattr(self._encoder, "encode_batch_fast", encode)
+        try:
+            return list(encode(list(texts), add_special_tokens=False))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{self._origin} cannot encode a text: {error}") from error
+
+    def _check_end(self, text: str, ends: bool) -> None:
+        """Refuse a tokenizer that uses the end-of-document token for text."""
+        if ends:
+            raise UserError(
+                f"{self._origin} uses its end-of-document token {self.eod_token!r} for text that "
+                f"it does not know, as in {text[:40]!r}; name another with eod_token"
+            )
 
     def decode(self, ids: Iterable[int] | npt.NDArray[Any]) -> str:
         """Return the text of `ids`; special tokens are written out, broken UTF-8 becomes U+FFFD."""
@@ -107,18 +146,25 @@ class Tokenizer:
         return path
 
     @classmethod
-    def load(cls, path: str | Path, eod_token: str | None = None) -> Tokenizer:
+    def load(
+        cls, path: str | Path, eod_token: str | None = None, *, eod: int | None = None
+    ) -> Tokenizer:
         """Load a `tokenizer.json`, or a Hugging Face folder that holds one (or can be made one).
 
-        `eod_token` defaults to the `eos_token` in the folder's `tokenizer_config.json`, then to
-        the first of `COMMON_EOD_TOKENS`. Raises `UserError` naming the path.
+        The end-of-document token is `eod` (an id) or `eod_token`, else the `eos_token` of the
+        folder's `tokenizer_config.json`, else of its `special_tokens_map.json`, else the
+        `eos_token_id` of its `generation_config.json` or `config.json`, else the first of
+        `COMMON_EOD_TOKENS`. Raises `UserError` naming the path.
         """
         path = Path(path)
         if not path.exists():
             raise UserError(f"tokenizer {path} does not exist; give a tokenizer.json or its folder")
         file = path / "tokenizer.json" if path.is_dir() else path
         json_bytes = file.read_bytes() if file.exists() else _convert_slow_tokenizer(path)
-        return cls(json_bytes, eod_token or _configured_eos(file.parent), origin=str(file))
+        if eod is None and eod_token is None:
+            eod_token = configured_eos(file.parent)
+            eod = configured_eos_id(file.parent) if eod_token is None else None
+        return cls(json_bytes, eod_token, str(file), eod=eod)
 
 
 def train_bpe(
@@ -163,6 +209,31 @@ def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
 
 
+def _made(json_bytes: bytes, origin: str) -> tokenizers.Tokenizer:
+    """Return the library's tokenizer, which adds, cuts and fills nothing."""
+    import tokenizers
+
+    try:
+        inner = tokenizers.Tokenizer.from_buffer(json_bytes)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{origin} is not a tokenizer.json: {error}") from error
+    inner.no_truncation()
+    inner.no_padding()
+    inner.encode_special_tokens = True
+    return inner
+
+
+def _token_of(eod: int, vocabulary: dict[str, int], origin: str) -> str:
+    """Return the token with an id, or raise `UserError`."""
+    for token, number in vocabulary.items():
+        if number == eod:
+            return token
+    raise UserError(
+        f"eod={eod} is no token of {origin}, which has {len(vocabulary):,} with ids up to "
+        f"{max(vocabulary.values())}"
+    )
+
+
 def _find_eod_token(vocabulary: dict[str, int], wanted: str | None, origin: str) -> str:
     """Return the end-of-document token, or raise `UserError` saying how to name one."""
     if wanted is not None:
@@ -177,16 +248,6 @@ def _find_eod_token(vocabulary: dict[str, int], wanted: str | None, origin: str)
         f"{origin} has none of the usual end-of-document tokens ({', '.join(COMMON_EOD_TOKENS)}); "
         "name one of its tokens with eod_token"
     )
-
-
-def _configured_eos(folder: Path) -> str | None:
-    """Return `eos_token` of a Hugging Face `tokenizer_config.json`, which may be wrapped."""
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    eos = config.get("eos_token") if isinstance(config, dict) else None
-    return eos.get("content") if isinstance(eos, dict) else eos
 
 
 def _convert_slow_tokenizer(folder: Path) -> bytes:

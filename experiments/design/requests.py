@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.errors import Problem, raise_problems
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Kinds
@@ -41,6 +41,9 @@ class Setting:
         alpha: significance level of the run.
         facts: further JSON that identifies the data (corpora and weights).
         kinds: the classes that `use` may name.
+
+    Raises:
+        UserError: the tokenizer ends documents with another id than the stream.
     """
 
     seed: int
@@ -52,6 +55,14 @@ class Setting:
     facts: Mapping[str, Any]
     kinds: Kinds
     alpha: float = ALPHA
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.eod != self.stream.eod:
+            raise UserError(
+                f"the tokenizer ends documents with {self.tokenizer.eod}, the corpora with "
+                f"{self.stream.eod}; exposures need one end of document: load it with "
+                f"eod={self.stream.eod}"
+            )
 
     @property
     def sequence_length(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.analysis.power import Assumed
+from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
 from motet.experiments.design.declared import cluster_problems
@@ -72,19 +73,20 @@ def library_of(settings: RunSettings) -> Library:
 
 
 def tokenizer_of(settings: RunSettings) -> Tokenizer:
-    """Return the tokenizer that the first corpus was made with.
+    """Return the tokenizer that the first corpus was made with; it ends documents as that does.
 
     Raises:
         UserError: the corpus has none (token files of others may lack it).
     """
     corpus = open_corpora(settings)[0]
-    if corpus.tokenizer_path is None:
+    tokenizer = load_tokenizer(corpus)
+    if tokenizer is None:
         raise UserError(
             f"data.corpora[0].path={corpus.path}: it has no tokenizer, so experiments cannot be "
             "written into it; "
             "index its token files again with a tokenizer"
         )
-    return Tokenizer.load(corpus.tokenizer_path)
+    return tokenizer
 
 
 def setting_of(settings: RunSettings) -> Setting:

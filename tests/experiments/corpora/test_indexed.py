@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.corpora.indexed import index_tokens
+from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import train_bpe
 
 EOD = 0
@@ -150,6 +152,27 @@ def test_the_tokenizer_goes_along_and_bounds_the_ids(tmp_path: Path) -> None:
     file.write_bytes(np.array([5, EOD, 300], "<u2").tobytes())
     with pytest.raises(UserError, match=r"part.npy holds id 300 at token 2, outside .* of 257"):
         index_tokens([file], "dolma", tokenizer, None, tmp_path / "d")
+
+
+def test_the_corpus_says_which_token_ends_documents_whatever_the_tokenizer_says(
+    tmp_path: Path,
+) -> None:
+    tokenizer = train_bpe(["text"], 259, reserved_tokens=["</s>", "<|doc_end|>"])
+    folder = tmp_path / "hf"
+    tokenizer.ending_with(1).save(folder)
+    file = tmp_path / "part.npy"
+    file.write_bytes(np.array([5, 6, 2, 7, 2], "<u2").tobytes())
+    corpus = index_tokens([file], "dolma", folder, 2, tmp_path / "c")
+    assert (corpus.eod, corpus.eod_token, corpus.n_documents) == (2, "<|doc_end|>", 2)
+    ours = load_tokenizer(corpus)
+    assert ours is not None
+    assert (ours.eod, 2 in ours.encode("a<|doc_end|>")) == (2, False)
+    named = json.loads((corpus.path / "tokenizer_config.json").read_text())
+    assert named["eos_token"] == "<|doc_end|>"  # what an export reads
+    with pytest.raises(UserError, match="eod=300 is no token of .*hf/tokenizer.json"):
+        index_tokens([file], "dolma", folder, 300, tmp_path / "d")
+    with pytest.raises(UserError, match="vocabulary_size=100 is smaller than the tokenizer's 259"):
+        index_tokens([file], "dolma", folder, 2, tmp_path / "d", vocabulary_size=100)
 
 
 def test_malformed_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def setting(tokenizer: Tokenizer, stream: Stream, steps: int = 60, seed: int = 4
     return Setting(seed, Steps.of(16), steps, tokenizer, stream, 1000, {"corpora": []}, KINDS)
 
 
+def test_exposures_and_corpora_have_one_end_of_document(
+    tokenizer: Tokenizer, stream: Stream
+) -> None:
+    with pytest.raises(UserError, match=r"ends documents with 7, the corpora with 0; .*eod=0"):
+        setting(tokenizer.ending_with(7), stream)
+
+
 def study(where: Setting, *entries: dict[str, Any], lock: Path | None = None) -> Study:
     specs, problems = parse_experiments(list(entries), Path("."), Library(Path(".")))
     assert problems == []
