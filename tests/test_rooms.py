@@ -30,7 +30,7 @@ from tests.imports import (
 FOLDERS: dict[str, tuple[str, ...]] = {
     "core": (".",),
     "experiments": (".", "corpora", "stream", "design", "library", "scoring", "analysis"),
-    "models": (".", "family", "poa"),
+    "models": (".", "growth", "family", "poa"),
     "parallel": (".", "layout", "runtime", "engines", "cluster", "cost", "planner"),
     "slurm": (".", "testbed"),
     "launcher": (
