@@ -26,7 +26,17 @@ from motet.models.member import Term
 WHERE = "family.options"
 LOSSES = ("labels", "distill", "poa")
 OPTIONS = (
-    *("members", "axes", "groups", "monotone", "sampler", "draws", "by_replica", "phases"),
+    *(
+        "members",
+        "axes",
+        "groups",
+        "layer_groups",
+        "monotone",
+        "sampler",
+        "draws",
+        "by_replica",
+        "phases",
+    ),
     *("loss", "distill_weight", "distill_from_step", "poa_weight"),
 )
 POA_WEIGHT = 0.8
@@ -41,6 +51,8 @@ class NestedFamily(Family):
         axes: that members by size may shrink.
         groups: equal groups of heads, hidden channels and experts of which a member takes the
             first each; tensor- and expert-parallel degrees must divide it.
+        layer_groups: equal groups of consecutive layers of which a member keeps equally many each,
+            so that the stages of a pipeline, whole groups, keep in step.
         monotone: refuse members of which the smaller is no part of the larger.
         sampler: one of `samplers.SAMPLERS`.
         draws, by_replica: see `Family`.
@@ -55,6 +67,12 @@ class NestedFamily(Family):
         problems: list[Problem] = []
         read = MappingReader(options, WHERE, problems, OPTIONS)
         self.groups = read.whole("groups", 1, 1)
+        self.layer_groups = read.whole("layer_groups", 1, 1)
+        if whole.n_layers % self.layer_groups:
+            near = math.gcd(whole.n_layers, self.layer_groups)
+            why = f"{self.layer_groups} does not divide {whole.n_layers} layers; {near} would"
+            read.problem("layer_groups", why)
+            self.layer_groups = near
         self.draws = read.whole("draws", None, 1)
         self.by_replica = read.checked("by_replica", False, _is_bool, "true or false")
         self.sampler = read.choice("sampler", list(SAMPLERS), "uniform")
@@ -63,7 +81,7 @@ class NestedFamily(Family):
         self.distill_from_step = read.whole("distill_from_step", None, 0)
         self.poa_weight = read.number("poa_weight", POA_WEIGHT, 0.0, 1.0)
         monotone = read.checked("monotone", True, _is_bool, "true or false")
-        sliced = _members(whole, read, self.groups)
+        sliced = _members(whole, read, (self.groups, self.layer_groups))
         raise_problems(problems)
         self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
         self._refuse(monotone, read)
@@ -172,7 +190,7 @@ class NestedFamily(Family):
         return terms if drawn[0] is None else [Term(None, 0.0), *terms]
 
 
-def _members(whole: ModelConfig, read: MappingReader, groups: int) -> list[Member]:
+def _members(whole: ModelConfig, read: MappingReader, groups: tuple[int, int]) -> list[Member]:
     """Return the members that the options ask for, by name or by size."""
     asked = read.values.get("members")
     axes = read.sequence("axes") or [
@@ -185,7 +203,7 @@ def _members(whole: ModelConfig, read: MappingReader, groups: int) -> list[Membe
         return []
     if is_sequence(asked) and asked:
         try:
-            return members_by_size(whole, asked, axes, groups)
+            return members_by_size(whole, asked, axes, *groups)
         except ValueError as error:
             read.problem("members", str(error))
             return []
@@ -198,7 +216,7 @@ def _members(whole: ModelConfig, read: MappingReader, groups: int) -> list[Membe
     for name, values in asked.items():
         one = MappingReader(values, f"{WHERE}.members.{name}", read.problems, KEYS)
         try:
-            found.append(member_of(whole, str(name), one.values, groups))
+            found.append(member_of(whole, str(name), one.values, *groups))
         except SliceError as error:
             one.problem(error.key, str(error))
     return found

@@ -110,13 +110,27 @@ def _candidates(
     if not members:
         return
     groups = math.gcd(*(member.groups for member in members))
-    for sizes in _between(whole, members, groups):
-        yield 1, member_of(whole, name, sizes, groups)
+    layer_groups = _layer_groups(whole, members)
+    for sizes in _between(whole, members, groups, layer_groups):
+        yield 1, member_of(whole, name, sizes, groups, layer_groups or 1)
     yield from ((2, member) for member in _mixtures(whole, members, name))
 
 
+def _layer_groups(whole: ModelConfig, members: Sequence[Member]) -> int | None:
+    """Return the fewest groups of layers from which the members' layers are what `depth_layers`
+    takes; None where they were chosen otherwise.
+    """
+    n = whole.n_layers
+    for groups in (g for g in range(1, n + 1) if n % g == 0):
+        depths = [len(member.layers) for member in members]
+        taken = [depth_layers(n, d, groups) for d in depths if d % groups == 0]
+        if taken == [member.layers for member in members]:
+            return groups
+    return None
+
+
 def _between(
-    whole: ModelConfig, members: Sequence[Member], groups: int
+    whole: ModelConfig, members: Sequence[Member], groups: int, layer_groups: int | None
 ) -> Iterator[Mapping[str, int]]:
     """Yield sizes on the axes on which members are smaller, from the smallest member's up."""
     full = whole_of(whole)
@@ -125,10 +139,9 @@ def _between(
         for axis, size in full.items()
     }
     axes = tuple(axis for axis, size in full.items() if least[axis] < size)
-    spread = all(m.layers == depth_layers(whole.n_layers, len(m.layers)) for m in members)
-    if not spread:  # other depths would take layers that no member left out
+    if layer_groups is None:  # other depths would take layers that no member left out
         axes = tuple(axis for axis in axes if axis != "n_layers")
-    for _, sizes in grid(whole, axes, groups) if axes else ():
+    for _, sizes in grid(whole, axes, (groups, layer_groups or 1)) if axes else ():
         if all(sizes[axis] >= least[axis] for axis in axes):
             yield sizes
 

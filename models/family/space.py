@@ -54,9 +54,24 @@ def layer_order(n_layers: int) -> list[int]:
     return order
 
 
-def depth_layers(n_layers: int, depth: int) -> tuple[int, ...]:
-    """Return the layers of a member of some depth, in order."""
-    return tuple(sorted(layer_order(n_layers)[:depth]))
+def part_order(part: range, n_layers: int) -> list[int]:
+    """Return the layers of a part of the model by how long they stay as it shrinks, so that parts
+    next to each other keep layers that are spread evenly over both.
+    """
+    before, after = int(part.start > 0), int(part.stop < n_layers)
+    order = layer_order(before + len(part) + after)  # as if the layers beside it stayed
+    if after and not before:
+        order = [len(part) - at for at in order]  # the first stays longest
+    return [part[at - before] for at in order if 0 <= at - before < len(part)]
+
+
+def depth_layers(n_layers: int, depth: int, layer_groups: int = 1) -> tuple[int, ...]:
+    """Return the layers of a member of some depth, in order; of each of so many equal groups of
+    consecutive layers equally many.
+    """
+    size, each = n_layers // layer_groups, depth // layer_groups
+    parts = [range(at, at + size) for at in range(0, size * layer_groups, size)]
+    return tuple(sorted(n for part in parts for n in part_order(part, n_layers)[:each]))
 
 
 def whole_of(whole: ModelConfig) -> dict[str, int]:
@@ -75,10 +90,13 @@ def whole_of(whole: ModelConfig) -> dict[str, int]:
     return found
 
 
-def member_of(whole: ModelConfig, name: str, asked: Mapping[str, Any], groups: int = 1) -> Member:
+def member_of(
+    whole: ModelConfig, name: str, asked: Mapping[str, Any], groups: int = 1, layer_groups: int = 1
+) -> Member:
     """Return the slice that a mapping of axes asks for: numbers, or shares below 1 of the whole.
 
     Args:
+        layer_groups: see `depth_layers`; where the mapping names no layers.
         asked: `KEYS` -> size; `d_ffn` may be a list with one width for each layer kept; `layers`
             names layers instead of `n_layers`.
 
@@ -91,7 +109,7 @@ def member_of(whole: ModelConfig, name: str, asked: Mapping[str, Any], groups: i
             raise SliceError(key, f"is no axis of this model; it has {', '.join(sizes)}, layers")
     if "layers" in asked and "n_layers" in asked:
         raise SliceError("layers", "says what n_layers says; leave one out")
-    layers = _layers(whole, asked, sizes)
+    layers = _layers(whole, asked, sizes, layer_groups)
     chosen = {key: _size(key, asked.get(key, size), size) for key, size in sizes.items()}
     widths = asked.get("d_ffn")
     if isinstance(widths, Sequence) and not isinstance(widths, str):
@@ -137,11 +155,20 @@ def _with_experts_where(
 
 
 def _layers(
-    whole: ModelConfig, asked: Mapping[str, Any], sizes: Mapping[str, int]
+    whole: ModelConfig, asked: Mapping[str, Any], sizes: Mapping[str, int], layer_groups: int
 ) -> tuple[int, ...]:
     if "layers" not in asked:
         size = sizes["n_layers"]
-        return depth_layers(size, _size("n_layers", asked.get("n_layers", size), size))
+        depth = _size("n_layers", asked.get("n_layers", size), size)
+        if depth % layer_groups:
+            near = [n for n in (depth // layer_groups * layer_groups,) if n]
+            fits = " or ".join(str(n) for n in (*near, (depth // layer_groups + 1) * layer_groups))
+            raise SliceError(
+                "n_layers",
+                f"{depth} cannot be taken equally from layer_groups={layer_groups}; "
+                f"use {fits}, or name layers",
+            )
+        return depth_layers(size, depth, layer_groups)
     layers = asked["layers"]
     good = isinstance(layers, list | tuple) and layers and all(is_whole(n) for n in layers)
     if (
@@ -203,7 +230,11 @@ def size_of(text: Any) -> int:
 
 
 def members_by_size(
-    whole: ModelConfig, sizes: Sequence[Any], axes: Sequence[str], groups: int = 1
+    whole: ModelConfig,
+    sizes: Sequence[Any],
+    axes: Sequence[str],
+    groups: int = 1,
+    layer_groups: int = 1,
 ) -> list[Member]:
     """Return the slice nearest to each number of parameters outside embedding and head, each inside
     the next larger one.
@@ -220,7 +251,7 @@ def members_by_size(
     wanted = sorted(((size_of(size), str(size).strip().lower()) for size in sizes), reverse=True)
     inside, found = whole_of(whole), []
     for target, name in wanted:
-        member = _nearest(whole, name, target, inside, tuple(axes), groups)
+        member = _nearest(whole, name, target, inside, tuple(axes), (groups, layer_groups))
         found.append(member)
         inside = {key: getattr(member.config, key) for key in inside}
     return found[::-1]
@@ -232,7 +263,7 @@ def _nearest(
     target: int,
     inside: Mapping[str, int],
     axes: tuple[str, ...],
-    groups: int,
+    groups: tuple[int, int],
 ) -> Member:
     rows = [(size, sizes) for size, sizes in grid(whole, axes, groups) if _within(sizes, inside)]
     gap = min((abs(size - target) / target for size, _ in rows), default=math.inf)
@@ -249,7 +280,7 @@ def _nearest(
         shares = [math.log(row[1][axis] / sizes[axis]) for axis in axes]
         return round(max(shares) - min(shares), 9), abs(row[0] - target)
 
-    return member_of(whole, name, min(close, key=uneven)[1], groups)
+    return member_of(whole, name, min(close, key=uneven)[1], *groups)
 
 
 def _within(sizes: Mapping[str, int], inside: Mapping[str, int]) -> bool:
@@ -258,25 +289,29 @@ def _within(sizes: Mapping[str, int], inside: Mapping[str, int]) -> bool:
 
 @lru_cache(maxsize=8)
 def grid(
-    whole: ModelConfig, axes: tuple[str, ...], groups: int
+    whole: ModelConfig, axes: tuple[str, ...], groups: tuple[int, int]
 ) -> list[tuple[int, dict[str, int]]]:
-    """Return (parameters, sizes) of every slice that a search by size tries."""
+    """Return (parameters, sizes) of every slice that a search by size tries.
+
+    Args:
+        groups: of channels and the like, and of layers.
+    """
     rows = []
     for values in itertools.product(*(list(_steps(whole, axis, groups)) for axis in axes)):
         sizes = dict(zip(axes, values, strict=True))
         with contextlib.suppress(SliceError):  # depths whose layers with experts fit no rule
-            config = member_of(whole, "x", sizes).config
+            config = member_of(whole, "x", sizes, *groups).config
             if not llama_heads(config) or llama_heads(whole):
                 rows.append((parameters_non_embedding(config), sizes))
     return rows
 
 
-def _steps(whole: ModelConfig, axis: str, groups: int) -> Iterator[int]:
+def _steps(whole: ModelConfig, axis: str, both: tuple[int, int]) -> Iterator[int]:
     """Yield the sizes of an axis that are tried."""
-    size = whole_of(whole)[axis]
+    size, (groups, layer_groups) = whole_of(whole)[axis], both
     if axis in ("n_layers", "n_kv_heads", "n_experts"):
         least = whole.experts_per_token if axis == "n_experts" else 1
-        unit = 1 if axis == "n_layers" else groups
+        unit = layer_groups if axis == "n_layers" else groups
         yield from (n for n in range(unit, size + 1, unit) if n >= least)
         return
     unit = math.lcm(1 if axis in ("d_model", "d_shared") else groups, 2)

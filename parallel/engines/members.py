@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,26 +12,10 @@ from torch import Tensor
 from motet.models.family.base import StepChoices, Term
 from motet.models.member import name_of
 from motet.parallel.runtime.mesh import World
+from motet.parallel.runtime.passes import Pass
 
 if TYPE_CHECKING:
     from motet.parallel.engines.protocol import MicroBatch
-
-
-class Pass(NamedTuple):
-    """One pass of a member over a micro-batch.
-
-    Attributes:
-        share: of the reported loss of its micro-batch; shares sum to 1.
-        trains: it has a gradient: some weight of its loss is not 0.
-        teaches: a later member of the same micro-batch follows it.
-        last: no pass of the step with a gradient comes after it.
-    """
-
-    term: Term
-    share: float
-    trains: bool
-    teaches: bool
-    last: bool
 
 
 class MemberTally:

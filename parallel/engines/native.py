@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from motet.models.attention import document_positions
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
-from motet.models.distill import Teacher
 from motet.models.family.base import Member, StepChoices
 from motet.models.layers import Places
 from motet.models.loss import LossSums
 from motet.models.moe import MoE
-from motet.parallel.engines.members import MemberTally, Pass
+from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.engines.tensor_state import TensorState
 from motet.parallel.layout.layout import Layout
@@ -33,6 +30,7 @@ from motet.parallel.runtime.context_parallel import RingAttention
 from motet.parallel.runtime.context_pieces import context_slice
 from motet.parallel.runtime.dtensors import adamw, clip, fill, norm_squared, reshard, whole
 from motet.parallel.runtime.mesh import World, build_meshes
+from motet.parallel.runtime.passes import NOBODY, Pass, Taught
 from motet.parallel.runtime.pipeline import Pipeline, Stage
 from motet.parallel.runtime.shard import split
 from motet.parallel.runtime.step_totals import (
@@ -43,7 +41,6 @@ from motet.parallel.runtime.step_totals import (
     settle,
 )
 
-NOBODY: Mapping[Member | None, Tensor] = MappingProxyType({})
 _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
@@ -162,8 +159,7 @@ class NativeEngine(TensorState):
         float64, to be summed over ranks.
         """
         if self.pipeline is not None:
-            with self._autocast():
-                sums = self.pipeline.run(inputs, scale)
+            sums = self._piped(self.pipeline, inputs, scale, tally)
         else:
             sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
             for number, micro_batch in enumerate(inputs):
@@ -175,6 +171,30 @@ class NativeEngine(TensorState):
                     sums += self._members(number, micro_batch, scale, tally)
         # Under tensor parallelism every rank has the sums of the same tokens.
         return sums.cpu() / self.layout.tp
+
+    def _piped(
+        self,
+        pipeline: Pipeline,
+        inputs: Sequence[_Inputs],
+        scale: float,
+        tally: MemberTally | None,
+    ) -> Tensor:
+        """Run a step through the pipeline; every pass of a member is a micro-batch of the
+        schedule.
+        """
+        if tally is None:
+            with self._autocast():
+                return pipeline.run(inputs, scale).sum(0)
+        passes = [(number, one) for number in range(len(inputs)) for one in tally.passes(number)]
+        with self._autocast():
+            found = pipeline.run(
+                [inputs[number] for number, _ in passes], scale, [one for _, one in passes]
+            )
+        total = torch.zeros(2, dtype=torch.float64)
+        for (number, one), sums in zip(passes, found, strict=True):
+            tally.add(number, one.term, sums)
+            total += sums * one.share
+        return total
 
     def _one_micro_batch(self, micro_batch: _Inputs, scale: float) -> Tensor:
         sums = self._loss(micro_batch)
@@ -193,8 +213,7 @@ class NativeEngine(TensorState):
             with torch.set_grad_enabled(one.trains):
                 sums = self._loss(micro_batch, one, taught)
             if one.trains:
-                weight = 1.0 if one.term.distill else one.term.labels
-                (sums.objective * (scale * weight)).backward()
+                (sums.objective * (scale * one.weight)).backward()
             if sums.hidden_BTD is not None:
                 taught[one.term.member] = sums.hidden_BTD.detach()
             mine = torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
@@ -206,18 +225,11 @@ class NativeEngine(TensorState):
         self,
         micro_batch: _Inputs,
         one: Pass | None = None,
-        taught: Mapping[Member | None, Tensor] = NOBODY,
+        taught: Taught = NOBODY,
     ) -> LossSums:
         """Run one pass forward; `taught`: the states of those that teach."""
         decoder = self.decoders[0]
         tokens_BT, labels_BT, places = self._local(decoder, *micro_batch)
-        extra: dict[str, Any] = {}
-        if one is not None:
-            term = one.term
-            extra = {"member": term.member, "teaches": one.teaches}
-            if term.distill:
-                extra["teacher"] = Teacher(taught[term.teacher], term.teacher)
-                extra["weights"] = term.labels, term.distill
         with self._autocast():
             sums: LossSums = decoder(
                 tokens_BT,
@@ -225,7 +237,7 @@ class NativeEngine(TensorState):
                 mode="loss",
                 z_loss=self.options.z_loss,
                 places=places,
-                **extra,
+                **({} if one is None else one.keywords(taught)),
             )
         return sums
 
@@ -320,7 +332,7 @@ class NativeEngine(TensorState):
     def _score(self, tokens_BT: Tensor, labels_BT: Tensor, member: Member | None) -> Tensor:
         """Return log-probability and greediness, [2, B, T]."""
         if self.pipeline is not None:
-            return self.pipeline.score(tokens_BT, labels_BT)
+            return self.pipeline.score(tokens_BT, labels_BT, member)
         scores = self.decoders[0](tokens_BT, labels_BT, mode="score", member=member)
         return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
 

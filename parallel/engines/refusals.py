@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 from motet.models.config import ModelConfig
+from motet.models.family.space import part_order
 from motet.models.member import Member, block_cuts
 from motet.parallel.layout.layout import Layout
 
@@ -15,14 +17,46 @@ def refusals(layout: Layout, config: ModelConfig, members: Sequence[Member] = ()
     reasons = []
     if layout.engine != "native":
         reasons.append(f"layout.engine={layout.engine} trains whole models only; use native")
-    if layout.pp > 1:
-        reasons.append(
-            f"layout.pp={layout.pp}: a member leaves out layers, and stages of a pipeline would "
-            "wait for each other; use pp=1"
-        )
     if len(set(layout.shares)) > 1:
         reasons.append("layout.shares: replicas must take equally many micro-batches")
+    reasons += _out_of_step(layout, config, members)
     return reasons + list(dict.fromkeys(_cut_groups(layout, config, members)))
+
+
+def _out_of_step(layout: Layout, config: ModelConfig, members: Sequence[Member]) -> Iterator[str]:
+    """Say where a member leaves out more layers of one pipeline stage than of another."""
+    if layout.pp == 1:
+        return
+    stages = layout.layers_of_stages(config)
+    for member in members:
+        left_out = _left_out(stages, member)
+        if len(set(left_out)) > 1:
+            yield (
+                f"layout.pp={layout.pp}: member {member.name!r} leaves out "
+                f"{', '.join(map(str, left_out))} layers of the {len(stages)} stages in order, "
+                "and they would wait for each other; it must be equally many: "
+                f"{_in_step(stages, config, member)}"
+            )
+
+
+def _left_out(stages: Sequence[range], member: Member) -> list[int]:
+    return [len(stage) - len(set(stage) & set(member.layers)) for stage in stages]
+
+
+def _in_step(stages: Sequence[range], config: ModelConfig, member: Member) -> str:
+    """Say which layers would fit, of as many as there are or the nearest number, and whether equal
+    stages would.
+    """
+    whole, n, ways = config.n_layers, len(stages), []
+    fits = [out for out in range(1, min(len(stage) for stage in stages) + 1) if out * n < whole]
+    if fits:
+        out = min(fits, key=lambda out: abs(whole - out * n - len(member.layers)))
+        kept = [part_order(stage, whole)[: len(stage) - out] for stage in stages]
+        ways.append(f"layers {sorted(itertools.chain(*kept))}")
+    equal = [range(at, at + whole // n) for at in range(0, whole // n * n, whole // n or 1)]
+    if whole % n == 0 and len(set(_left_out(equal, member))) == 1:
+        ways.append(f"layout.stage_layers={[whole // n] * n}")
+    return f"{' or '.join(ways or ['pp=1'])} would fit"
 
 
 def _cut_groups(layout: Layout, config: ModelConfig, members: Sequence[Member]) -> Iterator[str]:

@@ -56,6 +56,30 @@ def test_layers_of_a_smaller_depth_are_among_those_of_a_larger_one(n_layers: int
         assert depth_layers(n_layers, 2) == (0, n_layers - 1)
 
 
+@given(st.integers(1, 8), st.integers(1, 6))
+def test_groups_of_layers_keep_equally_many_and_a_smaller_depth_lies_in_a_larger_one(
+    groups: int, size: int
+) -> None:
+    n_layers, held = groups * size, set[int]()
+    for depth in range(groups, n_layers + 1, groups):
+        layers = depth_layers(n_layers, depth, groups)
+        assert held < set(layers)
+        assert set(Counter(layer // size for layer in layers).values()) == {depth // groups}
+        held = set(layers)
+    assert depth_layers(n_layers, n_layers, groups) == tuple(range(n_layers))
+
+
+def test_members_keep_layers_of_every_group_or_say_which_depth_would() -> None:
+    made = family(layer_groups=2)
+    assert [member.layers for member in made.members()] == [(0, 7), (0, 2, 5, 7)]
+    (small,) = NestedFamily(WHOLE, {"members": ["1m"], "layer_groups": 4}, 0).members()
+    assert len(small.layers) % 4 == 0
+    with pytest.raises(UserError, match="3 cannot be taken equally from layer_groups=2; use 2 or"):
+        family(members={"odd": {"n_layers": 3}}, layer_groups=2)
+    with pytest.raises(UserError, match="layer_groups: 3 does not divide 8 layers; 1 would"):
+        family(layer_groups=3)
+
+
 @given(
     st.lists(st.floats(0.08, 0.95), min_size=1, max_size=3, unique=True),
     st.sampled_from([1, 2, 4]),

@@ -80,3 +80,12 @@ def test_heads_that_no_class_of_transformers_holds_are_refused_before_training()
 def both(whole, member):  # type: ignore[no-untyped-def]
     config = replace(member.config, qk_norm=whole.qk_norm)
     return whole, [replace(member, config=config)]
+
+
+def test_a_depth_between_members_of_groups_of_layers_keeps_equally_many_of_each() -> None:
+    deep = replace(WHOLE, n_layers=8)
+    short = member_of(deep, "short", {"n_layers": 4}, 1, 2)
+    more = replace(short.config, n_layers=6)
+    found = nearest_slice(deep, [short], parameters_non_embedding(more), "x").member
+    assert found is not None
+    assert found.layers == (0, 2, 3, 4, 5, 7)

@@ -124,7 +124,17 @@ def test_a_member_trains_as_the_plain_model_that_it_is() -> None:
 
 def test_layouts_that_cannot_train_members_say_why() -> None:
     assert not refusals(Layout(dp_shard=2, tp=2, cp=2), DENSE, [HALF])
-    assert "layout.pp=2" in refusals(Layout(pp=2), DENSE)[0]
+    assert not refusals(Layout(pp=2), DENSE, [replace(HALF, layers=(0, 3))])
+    (why,) = refusals(Layout(pp=2), DENSE, [HALF])
+    assert "layout.pp=2: member 'half' leaves out 0, 2 layers of the 2 stages" in why
+    assert "layers [0, 3] would fit" in why
+    (why,) = refusals(Layout(pp=2, stage_layers=(1, 3)), replace(DENSE, n_layers=4), [ENDS])
+    assert "leaves out 0, 1 layers" in why
+    assert "layers [1, 3] would fit" in why
+    (why,) = refusals(Layout(pp=4), DENSE, [HALF])
+    assert "equally many: pp=1 would fit" in why
+    (why,) = refusals(Layout(pp=2, stage_layers=(4, 0)), DENSE, [replace(HALF, layers=(0, 3))])
+    assert "equally many: layout.stage_layers=[2, 2] would fit" in why
     assert "layout.engine=deepspeed" in refusals(Layout(engine="deepspeed", dp_shard=2), DENSE)[0]
     assert "layout.shares" in refusals(Layout(dp_replicate=2, shares=(1, 2)), DENSE)[0]
     (why,) = refusals(Layout(tp=2), DENSE, [NARROW])
