@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "layout show": ("layout.show", "draw the rank grid and the pipeline's timeline"),
     "family": ("", "the models that one run delivers"),
     "family show": ("family.show", "draw the members: sizes, FLOPs, memory, what they share"),
+    "family draft": ("family.draft", "how often the largest accepts what smaller members draft"),
     "cluster": ("", "what the machines and their links really are"),
     "cluster probe": ("cluster.probe", "measure, and write it down"),
     "cluster show": ("cluster.show", "draw a cluster: groups and links"),

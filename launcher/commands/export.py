@@ -136,14 +136,14 @@ def all_models(rundir: RunDir) -> list[ChosenModel]:
     return sorted(models, key=lambda model: _parameters(rundir, model.member))
 
 
-def chosen_model(rundir: RunDir, name: str | None) -> ChosenModel:
+def chosen_model(rundir: RunDir, name: str | None, option: str = "--member") -> ChosenModel:
     """The asked member, or the whole model; `UserError` lists those that exist."""
     if name is None or name == WHOLE:
         return ChosenModel(WHOLE, None, _told(rundir, None, "The whole model"))
     members = {member.name: member for member in members_of(read_json(rundir.manifest))}
     if name not in members:
         known = ", ".join(members) or "none: it trained one model"
-        raise UserError(f"--member {name}: is no member of this run's family; there are {known}")
+        raise UserError(f"{option} {name}: is no member of this run's family; there are {known}")
     return ChosenModel(name, members[name], _told(rundir, members[name], f"Member {name}"))
 
 

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from motet.core.errors import UserError
 from motet.experiments.stream.ledger import read_records
 from motet.launcher.commands.export import read_model
+from motet.launcher.config import run_yaml
+from motet.launcher.measure.draft_rate import unread_text
+from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
@@ -189,6 +193,77 @@ def test_a_model_that_is_not_there_is_one_error_before_anything_is_read(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "hf").exists()
+
+
+def test_members_draft_for_larger_ones_at_a_rate_that_is_told(runs: dict[str, Path]) -> None:
+    run = runs["plain"]
+    asked = ["family", "draft", str(run), "--sequences", "3", "--json"]
+    done = motet_here(*asked)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["target"], facts["tokens"]) == ("whole", 3 * 319)
+    config, state = read_model(RunDir(run), STEPS)
+    whole = Decoder(config)
+    whole.load_state_dict(state)
+    members = {m.name: m for m in members_of(json.loads((run / "manifest.json").read_text()))}
+    settings = run_yaml.load(run / "resolved.yaml")
+    texts = list(unread_text(settings, STEPS, 3))
+    tokens = torch.from_numpy(np.stack([one.tokens for one in texts]))
+    with torch.no_grad():
+        p = whole(tokens)[:, :-1].softmax(-1)
+        for row in facts["drafts"]:
+            q = whole(tokens, member=members[row["member"]])[:, :-1].softmax(-1)
+            rate = torch.minimum(p, q).sum(-1).mean().item()
+            agrees = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
+            assert row["acceptance"] == pytest.approx(rate, abs=1e-5)
+            assert row["greedy_agreement"] == pytest.approx(agrees, abs=1e-5)
+            assert 0 < row["cost"] < 1
+    assert [row["member"] for row in facts["drafts"]] == ["small", "thin"]
+    told = motet_here(*asked[:-1], "--target", "thin", "--ahead", "4")
+    assert "Drafts for thin at step 24" in told.stdout
+
+
+def test_drafts_are_measured_on_text_that_the_run_never_read(runs: dict[str, Path]) -> None:
+    settings = run_yaml.load(runs["plain"] / "resolved.yaml")
+    read = open_stream(settings).base_tokens(np.arange(8 * STEPS, dtype=np.int64))
+    seen = {row.tobytes() for row in read.astype(np.int64)}
+    found = {one.tokens.tobytes() for one in unread_text(settings, STEPS, 9)}
+    assert len(found) == 9
+    assert not seen & found
+    with pytest.raises(UserError, match=r"read its corpora to the end(.|\n)*--text FILE"):
+        next(unread_text(settings, 10**7, 9))
+
+
+def test_a_smaller_member_assists_generation_in_transformers(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """An exported pair decodes as the target alone does."""
+    transformers = pytest.importorskip("transformers")
+    done = motet_here("export", str(runs["plain"]), "--all", "--output", str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    target, draft = load(tmp_path / "hf" / "whole"), load(tmp_path / "hf" / "small")
+    tokens, extra = torch.arange(9)[None], {"max_new_tokens": 8, "do_sample": False}
+    alone = target.generate(tokens, **extra)
+    assert torch.equal(target.generate(tokens, assistant_model=draft, **extra), alone)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--target", "small"], "--target small: no member is smaller"),
+        (["--target", "big"], "--target big: is no member of this run's family; there are"),
+        (["--target", "thin", "--member", "thin"], "--member thin: is not smaller than thin"),
+        (["--sequences", "0"], "--sequences: 0 is not at least 1"),
+        (["--text", "none.txt"], "--text: none.txt cannot be read as UTF-8"),
+    ],
+)
+def test_a_draft_that_cannot_be_is_one_error(
+    runs: dict[str, Path], asked: list[str], said: str
+) -> None:
+    done = motet_here("family", "draft", str(runs["plain"]), *asked)
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
 
 
 def test_the_report_and_family_show_tell_of_every_member(runs: dict[str, Path]) -> None:

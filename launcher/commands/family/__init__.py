@@ -1,1 +1,1 @@
-"""`motet family show`: the members of a family."""
+"""`motet family`: the members of a run.yaml's family, and how they draft for each other."""
