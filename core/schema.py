@@ -27,6 +27,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_flag(value: Any) -> bool:
+    """True or false."""
+    return isinstance(value, bool)
+
+
 def is_whole(value: Any) -> bool:
     """An int that is not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ sentence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,22 @@ import numpy as np
 from motet.core.plugins import PluginError
 from motet.experiments.analysis import simulation
 from motet.experiments.analysis.answers import Answer
+from motet.experiments.analysis.by_size import size_slope
+from motet.experiments.analysis.controls import controls_of, unsound_at
 from motet.experiments.analysis.declared import primary_of
-from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, Measured, noncompliance
-from motet.experiments.analysis.members import ByMember, by_experiment, of_member, secondaries
+from motet.experiments.analysis.measured import Measured, noncompliance
+from motet.experiments.analysis.members import (
+    ByMember,
+    by_experiment,
+    name_of_member,
+    of_member,
+    secondaries,
+)
 from motet.experiments.analysis.negative import fault
 from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.two_by_two import add_interactions
-from motet.experiments.analysis.verdict import judge, placebo_sentence, positive_sentence
-from motet.experiments.design.spec import ALPHA
+from motet.experiments.analysis.verdict import estimate_text, judge
+from motet.experiments.design.spec import ALPHA, n_tests
 
 
 def analyze(
@@ -44,15 +52,16 @@ def analyze(
         seed: keys the repeated assignments (never the actual one).
         draws: repetitions per comparison; the smallest p-value is 1 / (draws + 1).
         details: False leaves out effects per arm and curves.
-        n_questions: how many questions the run was frozen with; None: as many as were measured.
-            Those without an answer count as p = 1 in Holm's correction, whatever the reason.
+        n_questions: how many questions the run was frozen with, a declared slope over sizes
+            counted as one more; None: as many as were measured. Those without an answer count as
+            p = 1 in Holm's correction, whatever the reason.
         assumed: what smallest detectable effects before training were computed with.
         simulations: studies that each smallest detectable effect is simulated with; 0 = none is;
             None = enough of them.
     """
     alpha = one_alpha(measured)
-    asked = len({m.name for m in measured if m.experiment.role == "question"})
-    over = max(asked, n_questions or 0)
+    asked = {m.name: m.experiment.spec for m in measured if m.experiment.role == "question"}
+    over = max(n_tests(asked.values()), n_questions or 0)
     simulations = simulation.SIMULATIONS if simulations is None else simulations
     studies, entries, failed = _estimated(
         by_experiment(measured), seed, draws, details, alpha, max(1, over), simulations
@@ -63,19 +72,18 @@ def analyze(
     _correct_primaries(questions, over)
     add_interactions(studies, entries)
     _correct_secondaries(questions)
-    controls = {
-        "placebo": _placebo(studies, entries, alpha),
-        "positive": _positive(entries, alpha),
-    }
-    for control in controls.values():
-        _void(control, entries)
-    unsound = [c["sentence"] for c in controls.values() if c is not None and not c["ok"]]
-    unsound += [
+    smallest = {s.spec.name: s.smallest_p() for s in studies if s.spec.role == "placebo"}
+    controls = controls_of(entries, smallest, alpha)
+    unmeasured = [
         f"The control {one['name']} could not be measured." for one in failed if one["control"]
     ]
-    invalid = " ".join(unsound)
     for study, entry in zip(studies, entries, strict=True):
+        for other in entry.get("members") or []:
+            other["invalid"] = _invalid(study, other, other["member"], controls, unmeasured)
+        invalid = _invalid(study, entry, study.member, controls, unmeasured)
         entry["verdict"] = _verdict(study, entry, invalid, over, alpha)
+        if "size_slope" in entry:
+            entry["size_slope"]["verdict"] = _slope_verdict(entry, invalid, over, alpha)
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
@@ -123,6 +131,10 @@ def _estimated(
                     Answer(m, seed, draws, n_questions, alpha, study.repeater) for m in one.others
                 ]
                 entry |= {"member": study.member, "members": [other.further() for other in others]}
+                declared = bool(study.spec.size_slope)
+                level = study.detect_alpha if declared else alpha
+                if slope := size_slope([study, *others], declared, level):
+                    entry["size_slope"] = slope
         except PluginError as error:
             control = one.judged.experiment.role != "question"
             failed.append({"name": one.judged.name, "why": str(error), "control": control})
@@ -132,27 +144,65 @@ def _estimated(
     return studies, entries, failed
 
 
+def _invalid(
+    study: Answer,
+    at: Mapping[str, Any],
+    member: str | None,
+    controls: Mapping[str, dict[str, Any] | None],
+    unmeasured: Sequence[str],
+) -> str:
+    """Why what an experiment says at a member cannot be relied on, or ""; failed controls void
+    questions only.
+    """
+    question = study.m.experiment.role == "question"
+    unsound = [*unsound_at(controls, member), *unmeasured] if question else []
+    found = (*unsound, noncompliance(study.m), fault(at))
+    return " ".join(reason for reason in found if reason)
+
+
 def _verdict(
-    study: Answer, entry: dict[str, Any], failed_controls: str, n_questions: int, alpha: float
+    study: Answer, entry: dict[str, Any], invalid: str, n_questions: int, alpha: float
 ) -> dict[str, str]:
-    """The verdict on one corrected primary outcome; failed controls void questions only."""
-    question = entry["role"] == "question"
-    found = (failed_controls if question else "", noncompliance(study.m), fault(entry))
-    reasons = " ".join(reason for reason in found if reason)
+    """The verdict on one corrected primary outcome."""
     where = of_member(study.member) if "members" in entry else ""
-    over = n_questions if question else 1
+    over = n_questions if entry["role"] == "question" else 1
     main = entry["primary"]
     room = primary_of(study.m.experiment).room(main["control_mean"])
-    return judge(main, alpha, study.spec.margin, reasons, over, where, room)
+    return judge(main, alpha, study.spec.margin, invalid, over, where, room)
+
+
+def _slope_verdict(
+    entry: dict[str, Any], invalid: str, n_questions: int, alpha: float
+) -> dict[str, str]:
+    """The verdict on the slope over sizes: it is made of all members, so a failure at one of them
+    takes it with it. One that was not declared has none.
+
+    Args:
+        invalid: of the member that is judged.
+    """
+    slope = entry["size_slope"]
+    faults = [(entry["member"], invalid)]
+    faults += [(other["member"], other["invalid"]) for other in entry["members"]]
+    why = " ".join(f"At {name_of_member(member)}: {reason}" for member, reason in faults if reason)
+    if slope["declared"]:
+        return judge(slope, alpha, None, why, n_questions)
+    told = f"Exploratory, it was not declared: {estimate_text(slope, 1, '')}."
+    return {
+        "kind": "exploratory",
+        "sentence": f"{told} Not to be relied on. {why}" if why else told,
+    }
 
 
 def _correct_primaries(entries: Sequence[dict[str, Any]], over: int = 0) -> None:
-    """Holm over the primary outcomes of the questions, each at the member that its answer is for;
-    one without an estimate counts as p = 1, and so does every question of `over` without an answer.
+    """Holm over the primary outcomes of the questions, each at the member that its answer is for,
+    and their declared slopes over sizes; one without an estimate counts as p = 1, and so does every
+    question of `over` without an answer.
     """
     from statsmodels.stats.multitest import multipletests
 
     outcomes = [entry["primary"] for entry in entries]
+    slopes = [entry["size_slope"] for entry in entries if "size_slope" in entry]
+    outcomes += [slope for slope in slopes if slope["declared"]]
     if outcomes:
         raw = [1.0 if outcome["p"] is None else outcome["p"] for outcome in outcomes]
         raw += [1.0] * (over - len(outcomes))
@@ -172,45 +222,6 @@ def _correct_secondaries(entries: Sequence[dict[str, Any]]) -> None:
         corrected = multipletests([outcome["p"] for outcome in outcomes], method="fdr_bh")[1]
         for outcome, p in zip(outcomes, corrected, strict=True):
             outcome["p_corrected"] = float(p)
-
-
-def _placebo(
-    studies: Sequence[Answer], entries: Sequence[dict[str, Any]], alpha: float
-) -> dict[str, Any] | None:
-    """The A/A control; of several, the one with the smallest p, which is multiplied by their
-    number.
-    """
-    found = [entry for entry in entries if entry["role"] == "placebo"]
-    if not found:
-        return None
-    worst = min(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
-    p = worst["primary"]["p"]
-    corrected = None if p is None else min(1.0, p * len(found))
-    worst["primary"]["p_corrected"] = corrected
-    able = [study.smallest_p() * len(found) for study in studies if study.spec.role == "placebo"]
-    ok, sentence = placebo_sentence(corrected, PLACEBO_THRESHOLD, alpha, max(able))
-    return worst | {"ok": ok, "sentence": sentence}
-
-
-def _positive(entries: Sequence[dict[str, Any]], alpha: float) -> dict[str, Any] | None:
-    """The positive control; of several, the one with the largest p: all must be found."""
-    found = [entry for entry in entries if entry["role"] == "positive_control"]
-    if not found:
-        return None
-    worst = max(found, key=lambda e: 2.0 if e["primary"]["p"] is None else e["primary"]["p"])
-    ok, sentence = positive_sentence(worst["primary"], alpha)
-    return worst | {"ok": ok, "sentence": sentence}
-
-
-def _void(control: dict[str, Any] | None, entries: Sequence[dict[str, Any]]) -> None:
-    """A control whose own units differed before any exposure vouches for nothing."""
-    if control is None:
-        return
-    faults = [fault(entry) for entry in entries if entry["role"] == control["role"]]
-    if found := " ".join(text for text in faults if text):
-        title = "A/A" if control["role"] == "placebo" else "positive"
-        told = f"The {title} control cannot be relied on. {found}"
-        control |= {"ok": False, "sentence": told}
 
 
 def _finite(value: Any) -> Any:

@@ -160,11 +160,12 @@ class Answer:
 
     def further(self) -> dict[str, Any]:
         """What the report says about a member that the answer is not for: the same outcomes, all
-        of them secondary, without curves.
+        of them exploratory, without curves; and its own negative control.
         """
         primary = replace(primary_of(self.m.experiment), primary=False)
         main, answers = self.estimates(primary, details=False)
-        return {"member": self.member, "primary": main, "secondary": answers}
+        found = {"member": self.member, "primary": main, "secondary": answers}
+        return {**found, "negative_control": self.negative_control(primary)}
 
     def estimates(
         self, primary: OutcomeSpec, details: bool

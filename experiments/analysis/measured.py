@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,8 @@ class Measured:
     probe.
     """
     by_others: list[ByOther] = field(default_factory=list)
+    parameters: int | None = None
+    """Of the member; None where sizes are not known."""
 
     @property
     def name(self) -> str:
@@ -100,17 +102,18 @@ def measure(
     member: str | None = None,
     run_steps: int | None = None,
     overlaps: Sequence[Overlap] | None = None,
+    parameters: int | None = None,
 ) -> list[Measured]:
     """Join questions, one member's probes and what the ledger says was consumed.
 
     Experiments without a probe are left out. Exposures are planned and consumed as far as the last
     probe can show them. `overlaps` are those of all questions, looked for here when they are not
-    given.
+    given. `parameters` are those of the member.
     """
     found = known_overlaps(questions) if overlaps is None else overlaps
     exposures = _Exposures(questions, plan, steps, audit, run_steps, found)
     return [
-        exposures.measured(question, probed[question.name], member)
+        replace(exposures.measured(question, probed[question.name], member), parameters=parameters)
         for question in questions
         if question.name in probed
     ]

@@ -42,9 +42,26 @@ def of_member(member: str | None) -> str:
     return " of the whole model" if member is None else f" of member {member}"
 
 
+def name_of_member(member: str | None) -> str:
+    """`the whole model` or `member NAME`."""
+    return "the whole model" if member is None else f"member {member}"
+
+
+def at_member(entry: Mapping[str, Any], member: str | None) -> dict[str, Any] | None:
+    """What an entry says at one member: its own fields, or those of `members`; None without."""
+    if entry.get("member") == member:
+        return dict(entry)
+    return next((one for one in entry.get("members") or [] if one["member"] == member), None)
+
+
 def secondaries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The OUTCOMEs of an entry of report.json that are not its primary one, on all members."""
+    """The OUTCOMEs of an entry of report.json that are exploratory: neither its primary one nor a
+    declared slope over sizes, on all members.
+    """
     found = list(entry["secondary"])
+    slope = entry.get("size_slope")
+    if slope and not slope["declared"]:
+        found.append(slope)
     for other in entry.get("members") or []:
         found += [other["primary"], *other["secondary"]]
     return found

@@ -42,6 +42,8 @@ def without_verdicts(answers: Answers, kind: str, why: str) -> Answers:
     for control in controls.values():
         if control is not None:
             control |= {"ok": None, "sentence": control["verdict"]["sentence"]}
+            if "by_member" in control:
+                control["by_member"] = [row | {"ok": None} for row in control["by_member"]]
     return answers | {"experiments": questions, "controls": controls}
 
 
@@ -49,7 +51,11 @@ def _unjudged(entry: Mapping[str, Any], kind: str, why: str, over: int) -> dict[
     where = of_member(entry.get("member")) if "members" in entry else ""
     found = estimate_text(entry["primary"], over, where)
     sentence = f"{LABELS[kind]}: {found}. No verdict: {why}."
-    return {**entry, "verdict": {"kind": kind, "sentence": sentence}}
+    unjudged = {**entry, "verdict": {"kind": kind, "sentence": sentence}}
+    if slope := entry.get("size_slope"):
+        told = f"{LABELS[kind]}: {estimate_text(slope, over, '')}. No verdict: {why}."
+        unjudged["size_slope"] = {**slope, "verdict": {"kind": kind, "sentence": told}}
+    return unjudged
 
 
 def add_exploratory(answers: Answers, other: Answers, step: int | None, why: str) -> Answers:
@@ -96,7 +102,19 @@ def differing(recorded: Mapping[str, Any], computed: Mapping[str, Any]) -> list[
 def _same(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if then["verdict"]["kind"] != now["verdict"]["kind"]:
         return False
-    return all(_close(then["primary"][name], now["primary"][name]) for name in COMPARED)
+    slopes = [entry.get("size_slope") for entry in (then, now)]
+    declared = [slope for slope in slopes if slope and slope["declared"]]
+    if len(declared) == 1 or (len(declared) == 2 and not _alike(*declared)):
+        return False
+    return _close_all(then["primary"], now["primary"])
+
+
+def _alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return then["verdict"]["kind"] == now["verdict"]["kind"] and _close_all(then, now)
+
+
+def _close_all(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return all(_close(then[name], now[name]) for name in COMPARED)
 
 
 def _close(one: float | None, other: float | None) -> bool:

@@ -119,8 +119,11 @@ def _is_omnibus(outcome: dict[str, Any]) -> bool:
 
 
 def _size(outcome: dict[str, Any], value: float) -> str:
-    """An effect of this size in words; that of a trend is per doubling."""
+    """An effect of this size in words; that of a trend, or of a slope over sizes, is per
+    doubling.
+    """
     per = " per doubling of 1 + dose" if outcome.get("test") == "trend" else ""
+    per += " per doubling of parameters" if outcome.get("over") == "parameters" else ""
     return amount(value, outcome["unit"]) + per
 
 
@@ -171,6 +174,9 @@ def estimate_text(outcome: dict[str, Any], corrected_over: int, where: str) -> s
         return f"{label}, {outcome['contrast']}: no estimate"
     size = _size(outcome, abs(effect))
     compared = f"{outcome['contrast']}; {interval_text(outcome)}; {p}"
+    if outcome.get("over") == "parameters":
+        verb = "grows" if effect > 0 else "shrinks" if effect < 0 else "changes"
+        return f"{label} {verb} by {size} ({compared})"
     if outcome.get("test") != "trend":
         return f"{label} is {size} {_direction(effect)} ({compared})"
     verb = "rises" if effect > 0 else "falls" if effect < 0 else "changes"

@@ -7,7 +7,9 @@ dose is blind to effects that change sign with the dose.
 
 from __future__ import annotations
 
-from motet.core.errors import Problem
+from collections.abc import Mapping, Sequence
+
+from motet.core.errors import Problem, suggest
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.types import OutcomeSpec
@@ -42,6 +44,35 @@ def declared_problems(experiment: Experiment) -> list[Problem]:
         found.append(f"{message}; use dose_in: exposures, or test: omnibus")
     where = f"experiments.{spec.name}.test"
     return [Problem(where, f"is {spec.test!r}, but {why}") for why in found]
+
+
+def member_problems(questions: Sequence[Question], sizes: Mapping[str, int]) -> list[Problem]:
+    """Return the experiments that name a member which the run does not have, or declare a slope
+    over sizes that it cannot have.
+
+    Args:
+        sizes: parameters by member, the whole model as "whole"; empty for a run of one model.
+    """
+    found = []
+    known = ", ".join(sizes)
+    for spec in (question.spec for question in questions):
+        where = f"experiments.{spec.name}"
+        if spec.member is not None and spec.member not in sizes:
+            hint = suggest(spec.member, sizes)
+            why = f"there are {known}{hint}" if sizes else "this run trains one model; leave it out"
+            found.append(Problem(f"{where}.member", f"is {spec.member!r}; {why}"))
+        if not spec.size_slope:
+            continue
+        wrong = ""
+        if spec.role != "question":
+            wrong = "a control is judged at every member instead; leave it out"
+        elif len(set(sizes.values())) < 2:
+            wrong = "it needs a family with members of different sizes; set family.kind: nested"
+        elif spec.test == "omnibus":
+            wrong = "test: omnibus has no single effect; use test: contrast or trend"
+        if wrong:
+            found.append(Problem(f"{where}.size_slope", f"is true, but {wrong}"))
+    return found
 
 
 def cluster_problems(question: Question) -> list[Problem]:

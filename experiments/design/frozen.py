@@ -68,6 +68,7 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
         "sequence_length": setting.sequence_length,
         "tokenizer_sha256": setting.tokenizer.sha256,
         "data": dict(setting.facts),
+        **({"members": dict(setting.sizes)} if setting.sizes else {}),
         "analysis": {
             "draws": setting.draws,
             "alpha": setting.alpha,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from motet.core.errors import Problem
 from motet.core.plugins import PluginError, is_plugin, mistakes_of
-from motet.core.schema import MappingReader, is_number, is_sequence, is_whole
+from motet.core.schema import MappingReader, is_flag, is_number, is_sequence, is_whole
 from motet.experiments.design.declared import declared_problems
 from motet.experiments.design.experiment import Experiment, Kinds
 from motet.experiments.design.shares import declaration_problems
@@ -53,6 +53,7 @@ KEYS = (
     "member",
     "test",
     "shares_units_with",
+    "size_slope",
 )
 
 
@@ -155,6 +156,7 @@ def parse_entry(
         judge_at=_judge_at(reader),
         use_sha256=use_sha256,
         shares_units_with=_shares(reader),
+        size_slope=reader.checked("size_slope", None, is_flag, "true or false") or None,
     )
     if not problems and isinstance(name, str):
         try:
@@ -216,8 +218,9 @@ def _scheduled(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 def _member(reader: _Reader) -> str | None:
     accepts = lambda v: isinstance(v, str) and MEMBER.fullmatch(v)  # noqa: E731
-    what = "the name of a member of the family"
-    return cast("str | None", reader.checked("member", None, accepts, what))
+    what = "the name of a member of the family, or whole"
+    name = cast("str | None", reader.checked("member", None, accepts, what))
+    return None if name == "whole" else name
 
 
 def _judge_at(reader: _Reader) -> float | None:

@@ -5,7 +5,7 @@ window of slots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Setting:
         alpha: significance level of the run.
         facts: further JSON that identifies the data (corpora and weights).
         kinds: the classes that `use` may name.
+        sizes: parameters of every member of a family by name, the whole model as "whole"; empty
+            for a run of one model.
 
     Raises:
         UserError: the tokenizer ends documents with another id than the stream.
@@ -55,6 +57,7 @@ class Setting:
     facts: Mapping[str, Any]
     kinds: Kinds
     alpha: float = ALPHA
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tokenizer.eod != self.stream.eod:

@@ -10,6 +10,7 @@ No torch, no scipy, no numpy: the front door reads definitions before anything h
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,11 @@ class ExperimentSpec:
     definition, when there are none.
     """
 
+    size_slope: bool | None = None
+    """Whether the slope of the effect over the members' sizes is a further outcome, corrected with
+    the primary ones; None, and left out of the definition, where it was not declared.
+    """
+
     @property
     def doses(self) -> tuple[float, ...]:
         """Dose of every arm, in the order of the arms."""
@@ -150,9 +156,16 @@ class ExperimentSpec:
         Raises OSError when the file of items cannot be read.
         """
         definition = asdict(self)
-        for name in ("member", "judge_at", "use_sha256", "test", "shares_units_with"):
+        for name in ("member", "judge_at", "use_sha256", "test", "shares_units_with", "size_slope"):
             if definition[name] is None:
                 del definition[name]
         if self.items is not None:
             definition["items"] = {"sha256": sha256_hex(self.items.read_bytes())}
         return json.loads(canonical_json(definition))
+
+
+def n_tests(specs: Iterable[ExperimentSpec]) -> int:
+    """Return how many tests Holm's method corrects for: one for each question, and one more for
+    each declared slope over sizes.
+    """
+    return sum(1 + bool(spec.size_slope) for spec in specs if spec.role == "question")

@@ -107,8 +107,8 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     "options": ("mapping", "settings of the class, listed under 'Experiments'"),
     "member": (
         "text",
-        "the member of a family that the primary outcome is judged at; the whole model where left "
-        "out",
+        "the member of a family that the primary outcome is judged at, `whole` for the whole "
+        "model; `experiments.member` where left out",
     ),
     "test": (
         "text",
@@ -118,6 +118,11 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     "shares_units_with": (
         "list",
         "names of other experiments whose texts tell of the same units, on purpose",
+    ),
+    "size_slope": (
+        "true/false",
+        "of a family: declares the slope of the effect over log2(parameters) as a further outcome "
+        "with a verdict; Holm's correction counts it as one more question",
     ),
 }
 

@@ -218,6 +218,12 @@ class ExperimentSettings:
         AssumeSettings, "what power is computed with", omit_default=True
     )
     seed: int | None = setting(None, "seed of randomization; null = the run's seed", least=0)
+    member: str | None = setting(
+        None,
+        "the member of a family at which questions and controls are answered, unless an experiment "
+        "says otherwise; null = the whole model, which is the largest",
+        omit_default=True,
+    )
     scan_tokens: int = setting(
         1_000_000_000,
         "the corpora are searched for texts and probes of units if they have at most so many "

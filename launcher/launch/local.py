@@ -35,10 +35,10 @@ from motet.launcher.launch.command import (
     recorded_environment,
 )
 from motet.launcher.launch.joining import ask_to_join, gather
-from motet.launcher.planning.run_facts import imported_model
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
+from motet.launcher.runs.described_model import imported_model
 from motet.launcher.runs.families import draws_of, new_family, new_members, refuse_layout
 from motet.launcher.runs.manifest import data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work

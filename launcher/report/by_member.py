@@ -17,8 +17,8 @@ FEWEST_POINTS = 2
 
 
 def rows(entry: Mapping[str, Any], run: Mapping[str, Any]) -> list[Row]:
-    """One row a member, in the order of parameters: its name, size and OUTCOME, and whether it is
-    the one that the answer is for.
+    """One row a member, in the order of parameters: its name, size and OUTCOME, whether it is the
+    one that the answer is for, and why its figures are not valid ("" where they are).
 
     Args:
         entry: an experiment of report.json.
@@ -26,6 +26,10 @@ def rows(entry: Mapping[str, Any], run: Mapping[str, Any]) -> list[Row]:
     """
     sizes = parameters(run)
     judged = entry.get("member")
+    invalid = {one["member"]: one.get("invalid") or "" for one in entry.get("members") or []}
+    verdict = entry.get("verdict") or {}
+    if verdict.get("kind") == "invalid":
+        invalid[judged] = words.sentence(verdict)
     found = [
         {
             "member": member,
@@ -33,6 +37,7 @@ def rows(entry: Mapping[str, Any], run: Mapping[str, Any]) -> list[Row]:
             "parameters": sizes.get(member),
             "outcome": outcome,
             "judged": member == judged,
+            "invalid": invalid.get(member, ""),
         }
         for member, outcome in effects(entry)
     ]
@@ -77,7 +82,8 @@ def picture(members: Sequence[Row], key: str) -> str | None:
                 axes.plot([x, x], [low, high], color=shade, linewidth=2.2, solid_capstyle="butt")
             # filled for the member that the answer is for, so that colour is not the only sign
             face = shade if row["judged"] else "none"
-            axes.plot([x], [y], "o", color=shade, markerfacecolor=face, markersize=6.5)
+            mark = "x" if row.get("invalid") else "o"
+            axes.plot([x], [y], mark, color=shade, markerfacecolor=face, markersize=6.5)
             axes.annotate(
                 plots.clip(row["label"], 16),
                 (x, y),
@@ -95,6 +101,17 @@ def picture(members: Sequence[Row], key: str) -> str | None:
         plots.name_axes(axes, "parameters (log scale)", f"effect: {label}", unit, difference=True)
         bounds.keep_within(axes, ends)
         return plots.to_svg(fig, key, told(shown, label, unit))
+
+
+def slope(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The slope of the effect over sizes, with the kind and the words of its verdict."""
+    outcome = entry.get("size_slope")
+    if not outcome:
+        return None
+    verdict = outcome.get("verdict") or {}
+    kind = verdict.get("kind")
+    kind = kind if kind in words.VERDICT_LABELS else "exploratory"
+    return {"outcome": outcome, "kind": kind, "sentence": words.sentence(verdict)}
 
 
 def effect(row: Row) -> float | None:

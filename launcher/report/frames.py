@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from motet.launcher.runs.metrics import Row
 
 WHOLE = "whole"
+ALL = "all"
+"""`member` of what is made of all members."""
 PASSED = {True: "passed", False: "failed", None: "uninformative"}
 TIMES = {0: "early", 1: "late"}
 UNIT_COLUMNS = ("experiment", "role", "unit", "arm", "dose", "timing", "cluster", "block")
@@ -134,6 +136,8 @@ def answers(found: Mapping[str, Any]) -> pd.DataFrame:
         judged = _outcome(entry, entry.get("member"), entry["primary"], True, entry["verdict"])
         rows.append(judged | _negative(entry["negative_control"]))
         rows += [_outcome(entry, entry.get("member"), o, False, {}) for o in entry["secondary"]]
+        if slope := entry.get("size_slope"):
+            rows.append(_outcome(entry, None, slope, False, slope["verdict"]) | {"member": ALL})
         for other in entry.get("exploratory") or []:
             told = {"kind": "exploratory", "sentence": other["sentence"]}
             rows.append(_outcome(entry, entry.get("member"), other["primary"], False, told))

@@ -108,7 +108,8 @@ def control_sentences(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
         control = held.get(kind)
         ok = bool(control.get("ok")) if control else None
         sentence = (control.get("sentence") or "") if control else absent[kind]
-        out.append({"title": title, "ok": ok, "sentence": sentence})
+        rows = (control or {}).get("by_member") or []
+        out.append({"title": title, "ok": ok, "sentence": sentence, "by_member": rows})
     return out
 
 
@@ -116,6 +117,13 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before reading any answer."""
     controls = control_sentences(report.get("answers") or {})
     out = [f"{c['title']} failed: {c['sentence']}" for c in controls if c["ok"] is False]
+    out += [
+        f"{c['title']} failed at {words.member(row['member'])}, so no figure of this member is "
+        f"valid: {row['sentence']}"
+        for c in controls
+        for row in c["by_member"]
+        if row["ok"] is False and row["sentence"] != c["sentence"]
+    ]
     out += [
         f"{unanswered['name']} has no answer, and counts as p = 1 in the correction of the others: "
         f"{unanswered['why']}"
@@ -175,6 +183,7 @@ class Views:
             "members": members,
             "member_figure": self.markup(picture) if picture else None,
             "further": by_member.further(entry),
+            "slope": by_member.slope(entry),
         }
 
     def figures(self, entry: Entry, key: str) -> list[tuple[str, Any]]:

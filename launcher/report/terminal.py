@@ -87,7 +87,7 @@ def member_parts(entries: list[Mapping[str, Any]], run: Mapping[str, Any]) -> li
     from rich.table import Table
     from rich.text import Text
 
-    rows = [(entry, row) for entry in entries for row in by_member.rows(entry, run)]
+    rows = [(entry, row) for entry in entries for row in member_rows(entry, run)]
     if not rows:
         return []
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -107,6 +107,16 @@ def member_parts(entries: list[Mapping[str, Any]], run: Mapping[str, Any]) -> li
             Text(words.p_value(row["outcome"].get("p_corrected"))),
         )
     return [Text("\nEffect by member (*: the one that the answer is for)"), out]
+
+
+def member_rows(entry: Mapping[str, Any], run: Mapping[str, Any]) -> list[by_member.Row]:
+    """The rows of one experiment: its members, then the slope over their sizes."""
+    rows = by_member.rows(entry, run)
+    if slope := by_member.slope(entry):
+        kind = words.VERDICT_LABELS[slope["kind"]].lower()
+        told = {"label": f"slope ({kind})", "parameters": None, "judged": False}
+        rows.append({**told, "outcome": slope["outcome"]})
+    return rows
 
 
 def shared_parts(entries: list[Mapping[str, Any]]) -> list[Text | Table]:

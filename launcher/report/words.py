@@ -147,6 +147,7 @@ def estimate(outcome: Any) -> tuple[str, str]:
     places = min(8, max(0, 1 - math.floor(math.log10((high - low) / 2))))
     texts = [sign_of(round(x, places), True) + f"{abs(x):,.{places}f}" for x in (effect, low, high)]
     per = " per doubling" if test == "trend" else ""
+    per += " per doubling of parameters" if outcome.get("over") == "parameters" else ""
     return f"{texts[0]} {shown_unit(unit, True)}".rstrip() + per, f"[{texts[1]}, {texts[2]}]"
 
 

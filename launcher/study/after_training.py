@@ -37,6 +37,7 @@ from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.deviations import altered, changed_settings, other_judging
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
 from motet.launcher.study.who_trained import add_doses, drawn_again
+from motet.models.family.base import WHOLE
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,12 @@ class StudyResult:
 
     @property
     def n_questions(self) -> int:
-        """How many questions the run was frozen with, controls not counted."""
+        """How many questions the run was frozen with, controls not counted; a declared slope over
+        sizes is one more.
+        """
         specs = [entry["spec"] for entry in self.definition["experiments"]]
-        return sum(spec.get("role", "question") == "question" for spec in specs)
+        asked = [spec for spec in specs if spec.get("role", "question") == "question"]
+        return sum(1 + bool(spec.get("size_slope")) for spec in asked)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[int, int]:
@@ -142,7 +146,9 @@ def load_measured(root: Path) -> StudyResult:
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
     newest = lineage(read_segments(run.ledger), segment, step)
-    reader = _Reader(run, settings, plan, questions, members_of(manifest), definition)
+    members = members_of(manifest)
+    sizes = sizes_of(manifest, definition)
+    reader = _Reader(run, settings, plan, questions, members, definition, sizes)
     ends, later = Ends.of(run, definition), []
     if ends.reached:
         moved, measured = reader.judged(ends, manifest, (step, segment, compliance))
@@ -185,6 +191,8 @@ class _Reader:
     questions: Sequence[Question]
     members: Sequence[str | None]
     definition: Mapping[str, Any]
+    sizes: Mapping[str, int | None]
+    """Parameters by member, the whole model as "whole"."""
 
     def measured(
         self, stretches: Sequence[Stretch], compliance: Compliance, until: int | None = None
@@ -211,6 +219,7 @@ class _Reader:
                 member,
                 total,
                 self.overlaps,
+                self.sizes.get(member or WHOLE),
             )
         return found
 
@@ -261,6 +270,18 @@ class _Reader:
 def members_of(manifest: Mapping[str, Any]) -> list[str | None]:
     """The members of a run: the whole model (None), then those that the manifest names."""
     return [None, *(member["name"] for member in manifest.get("members") or [])]
+
+
+def sizes_of(
+    manifest: Mapping[str, Any], definition: Mapping[str, Any]
+) -> Mapping[str, int | None]:
+    """Parameters by member, as the definition was frozen with; the manifest's where it is older."""
+    known = {member["name"]: member.get("parameters") for member in manifest.get("members") or []}
+    found: Mapping[str, int | None] = definition.get("members") or {
+        WHOLE: manifest.get("parameters"),
+        **known,
+    }
+    return found
 
 
 def unanswered(questions: Sequence[Question], measured: Sequence[Measured]) -> list[str]:

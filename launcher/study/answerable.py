@@ -16,6 +16,7 @@ from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.declared import declared_test
+from motet.experiments.design.spec import n_tests
 from motet.experiments.design.study import Asking
 from motet.experiments.library import generate
 from motet.experiments.stream.random import name_key
@@ -62,8 +63,7 @@ def answer_problems(
 
 def _needed(study: Asking) -> float:
     """The p-value that the first question needs after Holm's correction."""
-    questions = sum(one.experiment.role == "question" for one in study.questions)
-    return study.setting.alpha / max(1, questions)
+    return study.setting.alpha / max(1, n_tests(one.spec for one in study.questions))
 
 
 def _powerless(

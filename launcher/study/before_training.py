@@ -14,12 +14,12 @@ from motet.experiments.analysis.power import Assumed
 from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import ask
-from motet.experiments.design.declared import cluster_problems
+from motet.experiments.design.declared import cluster_problems, member_problems
 from motet.experiments.design.experiment import item_problems, make
 from motet.experiments.design.frozen import Hashes, check_kinds, freeze
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
-from motet.experiments.design.spec import ExperimentSpec
+from motet.experiments.design.spec import ExperimentSpec, n_tests
 from motet.experiments.design.study import (
     Draft,
     Study,
@@ -32,10 +32,14 @@ from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.described_model import model_of
+from motet.launcher.runs.families import new_members
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.answerable import answer_problems
 from motet.launcher.study.controls import control_problems
+from motet.models import counts
+from motet.models.family.base import WHOLE
 
 CONTEXT_TOKENS = 24
 
@@ -53,9 +57,13 @@ def specs_of(settings: RunSettings, library: Library) -> tuple[list[ExperimentSp
 
 def _timed(entry: Mapping[str, Any], settings: RunSettings, library: Library) -> Mapping[str, Any]:
     """Return an entry probed at `probes.every`, unless it or its class asks for particular
-    steps.
+    steps; answered at `experiments.member`, unless it says where.
     """
-    if not isinstance(entry, Mapping) or "probe_at" in entry:
+    if not isinstance(entry, Mapping):
+        return entry
+    if settings.experiments.member is not None:
+        entry = {"member": settings.experiments.member, **entry}
+    if "probe_at" in entry:
         return entry
     try:
         kind = library.kind(str(entry.get("use")), "use")
@@ -101,7 +109,23 @@ def setting_of(settings: RunSettings) -> Setting:
         alpha=settings.experiments.alpha,
         facts=data_facts(settings),
         kinds=library_of(settings),
+        sizes=sizes_of(settings),
     )
+
+
+def sizes_of(settings: RunSettings) -> dict[str, int]:
+    """Return the parameters of every member of a run's family, the whole model as "whole"; {} for a
+    run of one model.
+
+    Raises:
+        UserError: the family or its members cannot be.
+    """
+    if settings.family.kind == WHOLE:
+        return {}
+    whole, _ = model_of(settings)
+    members = new_members(settings, whole).get("members") or []
+    found = {WHOLE: counts.parameters(whole)}
+    return found | {member["name"]: member["parameters"] for member in members}
 
 
 def assumed_of(settings: RunSettings) -> Assumed:
@@ -168,6 +192,7 @@ def _design_problems(draft: Draft, settings: RunSettings, must_answer: bool) -> 
     """Return what is wrong with the questions of a draft as designs, and with their probes."""
     found = [one for question in draft.questions for one in cluster_problems(question)]
     found += answer_problems(draft, assumed_of(settings)) if must_answer else []
+    found += member_problems(draft.questions, draft.setting.sizes)
     return [*_probe_problems(draft), *control_problems(draft), *found]
 
 
@@ -222,7 +247,7 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     raise_problems(problems)
     rows = []
     assumed = assumed_of(settings)
-    n_questions = max(1, sum(spec.role == "question" for spec in specs))
+    n_questions = max(1, n_tests(specs))
     for spec in specs:
         question = ask(spec, settings.plan_seed, library)
         raise_problems(trial_problems(question, settings.steps))

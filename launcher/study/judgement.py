@@ -37,10 +37,12 @@ KEPT = (
     "member",
     "primary",
     "secondary",
+    "size_slope",
     "negative_control",
     "verdict",
     "ok",
     "sentence",
+    "by_member",
 )
 
 

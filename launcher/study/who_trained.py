@@ -72,16 +72,17 @@ def drawn_again(
 
 def containment(manifest: Mapping[str, Any]) -> Contains:
     """Return which members of a run are parts of which."""
-    whole = ModelConfig(**manifest["model"])
-    known = {member.name: member for member in members_of(manifest)}
+
+    @lru_cache(None)
+    def known() -> dict[str, Member]:
+        return {member.name: member for member in members_of(manifest)}
 
     @lru_cache(None)
     def contains(large: str | None, small: str | None) -> bool:
-        if large is None:
-            return True
-        if small is None or large not in known:
-            return False
-        return lies_in(whole, known[small], known[large])
+        if large is None or small is None:
+            return large is None
+        whole = ModelConfig(**manifest["model"])
+        return large in known() and lies_in(whole, known()[small], known()[large])
 
     return contains
 

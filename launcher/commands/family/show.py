@@ -8,7 +8,7 @@ from motet.core.errors import Problem, raise_problems
 from motet.launcher.commands import common, options
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
-from motet.launcher.planning.run_facts import model_of
+from motet.launcher.runs.described_model import model_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

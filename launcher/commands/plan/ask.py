@@ -144,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _question(arguments: argparse.Namespace, settings: RunSettings) -> PlanQuestion:
     from motet.launcher.planning.prediction import expected_training
-    from motet.launcher.planning.run_facts import model_of
+    from motet.launcher.runs.described_model import model_of
     from motet.parallel.planner.question import FIXABLE, PlanQuestion
     from motet.parallel.planner.space import Limits
 

@@ -73,6 +73,15 @@ def test_the_report_goes_from_probe_files_to_the_effect_by_member(
     page = family.report_html.read_text(encoding="utf-8")
     assert 'id="q0-members-' in page
     assert "This answer is for the whole model" in page
+    slope = entry["size_slope"]
+    sizes = {one["member"]: one["parameters"] for one in slope["sizes"]}
+    assert sizes == {None: report["run"]["parameters"], "small": 4_000, "medium": 9_000}
+    assert slope["verdict"]["kind"] == "exploratory", "nobody declared it"
+    assert "It was not declared before training." in page
+    assert "slope (exploratory)" in out
+    rows = report["answers"]["controls"]["placebo"]["by_member"]
+    assert {row["member"] for row in rows} == {None, "small", "medium"}
+    assert "A/A placebo at every member" in page
 
 
 def test_what_was_said_of_the_whole_model_stays(family: RunDir, main: Main) -> None:
@@ -91,4 +100,4 @@ def test_frames_hold_every_member(family: RunDir) -> None:
     }  # fmt: skip
     primary = run.answers[run.answers.primary]
     assert set(primary.member) == {"whole"}
-    assert set(run.answers.member) == {"whole", "small", "medium"}
+    assert set(run.answers.member) == {"whole", "small", "medium", "all"}

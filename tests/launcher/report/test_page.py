@@ -108,7 +108,10 @@ def test_a_run_of_several_members_shows_the_effect_by_member(html: str) -> None:
     assert "This answer is for member small, as declared before training." in page.text
     assert "This answer is for the whole model, as declared" in page.text
     table = page.text[page.text.index("Effect by member: exposure Member Parameters") :]
-    places = [table.index(name) for name in ("small", "medium 520,000", "whole model 1,212,416")]
+    places = [
+        table.index(name)
+        for name in ("small", "medium exploratory 520,000", "whole model exploratory 1,212,416")
+    ]
     assert places == sorted(places), "in the order of parameters"
     assert "small the answer is for this one 210,000 +4.31 bits" in table
     assert "Effect on exposure by parameters, in bits. small: 4.31; medium: 4.8" in whole
