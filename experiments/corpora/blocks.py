@@ -6,18 +6,29 @@ file and line. `sources.py` cuts inputs into blocks.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib
 import json
+import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from motet.core.errors import UserError
 
 PIECE_BYTES = 1 << 19
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".gzip": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".lzma": lzma.open,
+}
+ZST_SUFFIXES = frozenset({".zst", ".zstd"})
+COMPRESSED_SUFFIXES = ZST_SUFFIXES | OPENERS.keys()
 INSTALL_HINT = "pip install 'motet[data]'"
 
 
@@ -39,14 +50,15 @@ class ReadOptions:
     hub_split: str = "train"  # data sets: split
     streaming: bool = False  # data sets: read while downloading, keep nothing on disk
     skip_bad: bool = False  # leave out unreadable documents and count them, instead of stopping
+    split: str | None = None  # text files: where they are cut into documents (see splitting.py)
 
 
 @dataclass
 class Parsed:
-    """The documents of one block, and how many were left out as unreadable."""
+    """The documents of one block, and those left out as unreadable: where, and why."""
 
     documents: list[Document] = field(default_factory=list)
-    n_bad: int = 0
+    bad: list[str] = field(default_factory=list)
 
 
 class SourceBlock(Protocol):
@@ -113,7 +125,7 @@ class RowsBlock:
     """Rows of a table or data set."""
 
     name: str
-    first_row: int  # counted from 0
+    first_row: int  # number of rows[0]
     rows: list[Any]
     n_bytes: int
 
@@ -149,10 +161,10 @@ def _add_record(
 
 
 def _bad(parsed: Parsed, options: ReadOptions, where: str, reason: str) -> None:
-    """Count a document that cannot be read, or stop at it."""
+    """Note a document that cannot be read, or stop at it."""
     if not options.skip_bad:
         raise UserError(f"{where}: {reason} (skip_bad leaves such documents out)")
-    parsed.n_bad += 1
+    parsed.bad.append(f"{where}: {reason}")
 
 
 def missing_field(where: str, name: str, fields: Iterable[str]) -> str:
@@ -160,19 +172,26 @@ def missing_field(where: str, name: str, fields: Iterable[str]) -> str:
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
-    """Yield the content of a plain, `.gz` or `.zst` file, decompressed.
+    """Yield the content of a file, decompressed if its suffix is in `COMPRESSED_SUFFIXES`.
 
     Raises `UserError` naming the file if it cannot be opened, is damaged, or was cut short.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".zst":
+        if suffix in COMPRESSED_SUFFIXES and not path.stat().st_size:
+            raise EOFError("it is empty, which no compressed file is")
+        if suffix in ZST_SUFFIXES:
             yield from _zst_pieces(path)
         else:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            with OPENERS.get(suffix, _open_plain)(path) as file:
                 while piece := file.read(PIECE_BYTES):
                     yield piece
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _zst_pieces(path: Path) -> Iterator[bytes]:

@@ -11,7 +11,9 @@ A corpus is a folder with a manifest, `corpus.json`, that lists
 - the size in bytes and the SHA-256 of all of these.
 
 Positions count tokens from the beginning of the first shard. Every document's tokens are followed
-by the end-of-document token `eod`, which belongs to the document, when `eod_terminated`.
+by the end-of-document token `eod`, which belongs to the document, when `eod_terminated`;
+`eod_marks` says where it stands ("end", "start", "both"; see `eod_marks.py`). `cautions` is what
+seemed odd when the corpus was made.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import Problem, UserError
+from motet.experiments.corpora.eod_marks import END
 from motet.experiments.corpora.storage import (
     ByteProgress,
     CorpusFile,
@@ -64,6 +67,8 @@ class Corpus:
         self.eod: int = manifest["eod"]
         self.eod_token: str = manifest["eod_token"]
         self.eod_terminated: bool = manifest["eod_terminated"]
+        self.eod_marks: str = manifest.get("eod_marks", END)
+        self.cautions: tuple[str, ...] = tuple(manifest.get("cautions", ()))
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.dtype: np.dtype[Any] = np.dtype(manifest["dtype"]).newbyteorder("<")
         tokenizer = manifest["tokenizer"]

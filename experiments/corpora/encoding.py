@@ -40,7 +40,7 @@ class EncodedBlock(NamedTuple):
     document_ids: list[str]  # [N]
     n_input_bytes: int
     n_text_bytes: int  # UTF-8
-    n_bad: int  # documents left out because they cannot be read
+    bad: list[str]  # documents left out because they cannot be read: where, and why
 
     def first(self, n_documents: int) -> EncodedBlock:
         """Return the block with only its first documents; bytes still count all of it."""
@@ -64,7 +64,7 @@ def encode_block(block: SourceBlock, tokenizer: Tokenizer, options: ReadOptions)
         stop += len(document) + 1
     n_text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
     document_ids = [document.id for document in parsed.documents]
-    return EncodedBlock(tokens, lengths, document_ids, block.n_bytes, n_text_bytes, parsed.n_bad)
+    return EncodedBlock(tokens, lengths, document_ids, block.n_bytes, n_text_bytes, parsed.bad)
 
 
 def encode_blocks(
@@ -92,8 +92,8 @@ def encode_blocks(
         yield from _in_order(pool, encode, blocks, BLOCKS_AHEAD_PER_WORKER * workers)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process died, perhaps for lack of memory; repeat the command to go on where "
-            f"it stopped, with fewer workers than {workers} if it happens again"
+            f"one of {workers} worker processes died, perhaps for lack of memory; repeat the "
+            "command to go on where it stopped, with workers=1 if it happens again"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,23 +1,14 @@
 """Corpora over token files that other programs wrote, read where they lie.
 
-`index_tokens` writes a corpus folder that holds only a manifest and the document index. It reads
-
-- `megatron`: Megatron-LM `NAME.bin` + `NAME.idx`. The index is magic `MMIDIDX\\0\\0`, u64 version
-  1, u8 dtype code, u64 sequences, u64 entries of the document list; then i32 tokens per sequence,
-  i64 byte offset per sequence, i64 document list (first sequence of each document, and the end).
-  Source: megatron/core/datasets/indexed_dataset.py.
-- `dolma`: Dolma/OLMo `.npy`, raw tokens without a header in spite of the name, or a true NumPy
-  file (versions 1 to 3, one dimension). Documents end with `eod`. Source: the OLMo-core guide on
-  data loading.
-- `nanogpt`: `.bin` of raw tokens (nanoGPT), or with llm.c's header of 256 int32: magic 20240520,
-  version 1 (uint16; modded-nanoGPT) or 20240801, version 7 (uint32), token count. Documents end
-  with `eod`, and may go on in the next file.
+`index_tokens` writes a corpus folder that holds only a manifest and the document index. The formats
+are those of `token_files.py`. Documents of `megatron` are those of its index; those of `dolma` are
+marked by `eod` and end with their file; those of `nanogpt` are marked by `eod` and may go on in the
+next file.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +17,14 @@ import numpy.typing as npt
 
 from motet.core.errors import UserError, suggest
 from motet.experiments.corpora.corpus import Corpus
+from motet.experiments.corpora.eod_marks import (
+    END,
+    Segment,
+    check_marks,
+    marks_of,
+    marks_of_documents,
+)
+from motet.experiments.corpora.raw_dtype import raw_dtype
 from motet.experiments.corpora.storage import (
     ByteProgress,
     HashedFile,
@@ -36,26 +35,11 @@ from motet.experiments.corpora.storage import (
     partial_folder,
     publish,
 )
-from motet.experiments.corpora.tokenizer import Tokenizer, token_dtype
+from motet.experiments.corpora.token_files import FORMATS, TokenFile
+from motet.experiments.corpora.tokenizer import COMMON_EOD_TOKENS, Tokenizer
 
+I64 = npt.NDArray[np.int64]
 SCAN_TOKENS = 1 << 24
-MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
-MEGATRON_HEADER = struct.Struct("<9sQBQQ")
-MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-# Ids are never negative, so a signed file has the same bits as an unsigned one.
-READABLE_DTYPES = {"uint16": "uint16", "int16": "uint16", "uint32": "uint32", "int32": "uint32"}
-LLMC_HEADER_BYTES = 256 * 4
-LLMC_DTYPES = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
-
-
-class TokenFile(NamedTuple):
-    """Where the tokens lie in one foreign file."""
-
-    path: Path
-    dtype: str  # uint16 or uint32
-    offset_bytes: int
-    n_tokens: int
-    document_starts: npt.NDArray[np.int64] | None  # None: found by looking for eod
 
 
 def index_tokens(
@@ -67,37 +51,51 @@ def index_tokens(
     *,
     dtype: str | None = None,
     vocabulary_size: int | None = None,
+    eod_marks: str | None = None,
     progress: ByteProgress | None = None,
 ) -> Corpus:
     """Make the corpus folder `out` over token files, in the given order, without copying them.
 
     `format` is a key of `FORMATS`. `eod` defaults to the tokenizer's; one of the two must be
-    given. `dtype` ("uint16", "uint32") of files without a header defaults to the smallest that
-    holds the vocabulary. Every file is read once, to hash it and to find documents. Files in the
-    same parent folder as `out`, or below, are referred to by relative path.
+    given. `dtype` ("uint16", "uint32") of files without a header is found as `raw_dtype.py` says.
+    `eod_marks` says where `eod` stands in each document: "end", "start" or "both"; None looks.
+    Every file is read once, to hash it and to find documents. Files in the same parent folder as
+    `out`, or below, are referred to by relative path. What seems odd is in the corpus's `cautions`.
     Raises `UserError` naming the file that is malformed or holds ids outside the vocabulary.
     """
     if format not in FORMATS:
         known = ", ".join(FORMATS)
         raise UserError(f"format={format!r} is unknown{suggest(format, FORMATS)}; one of: {known}")
+    check_marks(eod_marks, [])
     if isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
     if eod is None:
         if tokenizer is None:
-            raise UserError("eod is unknown: give the end-of-document id, or a tokenizer")
+            raise UserError(
+                "the end-of-document id is unknown: give it as eod=ID, or give a tokenizer"
+            )
         eod = tokenizer.eod
+    usual = _usual_ends(tokenizer)
     if tokenizer is not None:
         tokenizer = tokenizer.ending_with(eod)
         vocabulary_size = _at_least(tokenizer, vocabulary_size)
-    raw_dtype = dtype or token_dtype(vocabulary_size or 0).name
-    if raw_dtype not in READABLE_DTYPES.values():
-        raise UserError(f"dtype={raw_dtype!r} cannot be read; uint16 or uint32 can")
+    if eod < 0 or (vocabulary_size is not None and eod >= vocabulary_size):
+        raise UserError(
+            f"eod={eod} is outside the vocabulary of {vocabulary_size or 'any tokenizer'}"
+        )
     out = Path(out).resolve()
     check_output(out)
-    parts = [FORMATS[format](Path(file).resolve(), raw_dtype) for file in files]
-    _check_parts(parts)
-    scan = _scan(parts, eod, vocabulary_size, files_end_documents=format != "nanogpt")
-    return _write(parts, scan, tokenizer, eod, out, progress)
+    parts = [FORMATS[format](Path(file).resolve()) for file in files]
+    headless, cautions = [part.path for part in parts if not part.dtype], []
+    if headless:
+        raw, cautions = raw_dtype(headless, eod, vocabulary_size, dtype)
+        parts = [part.of_dtype(raw) for part in parts]
+    _check_parts(parts, eod)
+    ends, largest = _scan_files(parts, eod, vocabulary_size)
+    scan = _documents(parts, ends, eod, eod_marks, joined=format == "nanogpt")
+    cautions += _cautions(parts, scan, eod, usual, format)
+    found = _Found(scan, vocabulary_size or max(largest, eod) + 1, cautions)
+    return _write(parts, found, tokenizer, eod, out, progress)
 
 
 def _at_least(tokenizer: Tokenizer, vocabulary_size: int | None) -> int:
@@ -110,118 +108,135 @@ def _at_least(tokenizer: Tokenizer, vocabulary_size: int | None) -> int:
     return vocabulary_size or tokenizer.vocabulary_size
 
 
-def read_megatron(path: Path, _: str) -> TokenFile:
-    """Read `NAME.idx`, given that, `NAME.bin` or `NAME`."""
-    base = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    idx, tokens = Path(f"{base}.idx"), Path(f"{base}.bin")
-    content = _existing(idx).read_bytes()
-    if len(content) < MEGATRON_HEADER.size or not content.startswith(MEGATRON_MAGIC):
-        raise UserError(f"{idx} is not a Megatron index: it does not begin with MMIDIDX")
-    _, version, code, n_sequences, n_entries = MEGATRON_HEADER.unpack_from(content)
-    dtype = MEGATRON_DTYPES.get(code, f"code {code}")
-    if version != 1 or dtype not in READABLE_DTYPES:
-        raise UserError(f"{idx} has version {version}, dtype {dtype}; can read 1, uint16 or int32")
-    itemsize = np.dtype(dtype).itemsize
-    at = MEGATRON_HEADER.size
-    if len(content) < at + 12 * n_sequences + 8 * n_entries:
-        raise UserError(f"{idx} is truncated: {len(content)} bytes for {n_sequences} sequences")
-    lengths = np.frombuffer(content, "<i4", n_sequences, at).astype(np.int64)
-    pointers = np.frombuffer(content, "<i8", n_sequences, at + 4 * n_sequences)
-    documents = np.frombuffer(content, "<i8", n_entries, at + 12 * n_sequences)
-    borders = np.concatenate([[0], np.cumsum(lengths)])
-    if (pointers != borders[:-1] * itemsize).any():
-        raise UserError(f"{idx} leaves gaps between sequences; cannot read that without copying")
-    if (documents < 0).any() or (documents > n_sequences).any():
-        raise UserError(f"{idx} is damaged: its document list points outside its sequences")
-    n_tokens = int(borders[-1])
-    _check_size(tokens, n_tokens * itemsize)
-    starts = np.unique([0, *borders[documents]])  # an empty document has no position
-    return TokenFile(tokens, READABLE_DTYPES[dtype], 0, n_tokens, starts[starts < n_tokens])
-
-
-def read_dolma(path: Path, raw_dtype: str) -> TokenFile:
-    """Read a `.npy` that is a true NumPy file, or raw tokens of `raw_dtype`."""
-    with _existing(path).open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            return _raw_file(path, raw_dtype)
-        file.seek(0)
-        try:
-            major, _ = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0
-            if major > 1:
-                read = np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-        except ValueError as error:
-            raise UserError(f"{path} is a damaged NumPy file: {error}") from error
-        offset_bytes = file.tell()
-    if len(shape) != 1 or dtype.name not in READABLE_DTYPES or dtype.byteorder == ">":
-        raise UserError(f"{path} holds {dtype} of shape {shape}; needs uint16 or uint32 [N]")
-    _check_size(path, offset_bytes + shape[0] * dtype.itemsize)
-    return TokenFile(path, READABLE_DTYPES[dtype.name], offset_bytes, int(shape[0]), None)
-
-
-def read_nanogpt(path: Path, raw_dtype: str) -> TokenFile:
-    """Read a `.bin` with llm.c's header, or raw tokens of `raw_dtype`."""
-    with _existing(path).open("rb") as file:
-        head = file.read(LLMC_HEADER_BYTES)
-    if len(head) < LLMC_HEADER_BYTES:
-        return _raw_file(path, raw_dtype)
-    magic, version, n_tokens = struct.unpack_from("<3i", head)
-    if magic not in {known for known, _ in LLMC_DTYPES}:
-        return _raw_file(path, raw_dtype)
-    if (magic, version) not in LLMC_DTYPES:
-        raise UserError(f"{path} has header version {version}, which is unknown for {magic}")
-    dtype = LLMC_DTYPES[magic, version]
-    _check_size(path, LLMC_HEADER_BYTES + n_tokens * np.dtype(dtype).itemsize)
-    return TokenFile(path, dtype, LLMC_HEADER_BYTES, n_tokens, None)
-
-
-FORMATS: dict[str, Callable[[Path, str], TokenFile]] = {
-    "megatron": read_megatron,
-    "dolma": read_dolma,
-    "nanogpt": read_nanogpt,
-}
+def _usual_ends(tokenizer: Tokenizer | None) -> dict[int, str]:
+    """Return the tokens that usually end documents, by id, the tokenizer's own first."""
+    if tokenizer is None:
+        return {}
+    usual = {tokenizer.eod: tokenizer.eod_token}
+    for token in COMMON_EOD_TOKENS:
+        number = tokenizer.id_of(token)
+        if number is not None:
+            usual[number] = token
+    return usual
 
 
 class Scan(NamedTuple):
+    """The documents of a corpus."""
+
+    starts: I64
+    eod_terminated: bool  # every one ends with eod
+    eod_marks: str
+    n_ends: int  # times that eod occurs
+    last_ends: bool  # whether it is the last token
+    guessed: bool  # whether eod_marks is what is usual, for want of a sign
+
+
+class _Found(NamedTuple):
     """What one pass over the tokens found."""
 
-    document_starts: npt.NDArray[np.int64]
-    eod_terminated: bool
+    scan: Scan
     vocabulary_size: int
+    cautions: list[str]
 
 
-def _scan(
-    parts: Sequence[TokenFile], eod: int, vocabulary_size: int | None, files_end_documents: bool
+def _documents(
+    parts: Sequence[TokenFile], ends: Sequence[I64], eod: int, eod_marks: str | None, joined: bool
 ) -> Scan:
-    """Find documents, check ids against the vocabulary, see whether eod ends every document.
+    """Find where documents begin, and where their marks stand.
 
     The last document of a corpus may lack its eod: it is still separated from the others.
+
+    Args:
+        parts: the files.
+        ends: positions of `eod` in each.
+        eod: the end-of-document token.
+        eod_marks: where it stands; None looks.
+        joined: whether documents go on in the next file.
     """
-    starts, ends, largest, first = [], [], 0, 0
-    after_eod = True
+    sizes = [part.n_tokens for part in parts]
+    firsts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    placed = np.concatenate([own + first for own, first in zip(ends, firsts, strict=False)])
+    if parts[0].document_starts is not None:
+        own = [part.document_starts for part in parts if part.document_starts is not None]
+        starts = np.concatenate([a + b for a, b in zip(own, firsts, strict=False)])
+        found = _marks_at(starts, placed, int(firsts[-1]))
+    else:
+        segments = [Segment(0, int(firsts[-1]), placed)]
+        if not joined:
+            segments = [
+                Segment(int(first), size, own)
+                for first, size, own in zip(firsts, sizes, ends, strict=False)
+            ]
+        check_marks(eod_marks, segments)
+        found = eod_marks or marks_of(segments)
+        starts = np.concatenate([segment.starts(found) for segment in segments])
+    last = np.append(starts[1:], firsts[-1]) - 1
+    marked = np.isin(last, placed)
+    terminated = bool(marked[:-1].all()) and (len(starts) > 1 or bool(marked[-1]))
+    guessed = eod_marks is None and found == END and parts[0].document_starts is None
+    return Scan(starts, terminated, eod_marks or found, len(placed), bool(marked[-1]), guessed)
+
+
+def _marks_at(starts: I64, placed: I64, n_tokens: int) -> str:
+    """Return where the marks at positions `placed` stand in documents that are known."""
+    stops = np.append(starts[1:], n_tokens)
+    long = stops - starts > 1
+    return marks_of_documents(np.isin(starts[long], placed), np.isin(stops[long] - 1, placed))
+
+
+def _cautions(
+    parts: Sequence[TokenFile], scan: Scan, eod: int, usual: dict[int, str], format: str
+) -> list[str]:
+    """Return what seems odd; raise `UserError` where another id ends the documents."""
+    told = []
+    if not scan.n_ends:
+        for number, token in usual.items():
+            count = sum(_count(part, number) for part in parts)
+            if number != eod and count:
+                raise UserError(
+                    f"eod={eod} occurs nowhere in the files, but {number} ({token}), which usually "
+                    f"ends documents, does so {count:,} times; give eod={number}"
+                )
+        among = (
+            "its documents are not marked"
+            if format == "megatron"
+            else ("each file is one document" if format == "dolma" else "all is one document")
+        )
+        told.append(f"the end-of-document id {eod} occurs nowhere in the files: {among}")
+    elif scan.guessed and not scan.last_ends:
+        told.append(
+            f"the last token is not the end-of-document id {eod}, which is taken to stand at the "
+            "end of each document; else say so with eod_marks"
+        )
+    empty = sum(part.n_empty for part in parts)
+    if empty:
+        told.append(f"{empty:,} documents of the list hold no token and are left out")
+    return told
+
+
+def _count(part: TokenFile, token: int) -> int:
+    """Return how often an id occurs in a file."""
+    tokens = map_array(part.path, np.dtype(part.dtype), part.n_tokens, part.offset_bytes)
+    pieces = range(0, len(tokens), SCAN_TOKENS)
+    return sum(int((tokens[at : at + SCAN_TOKENS] == token).sum()) for at in pieces)
+
+
+def _scan_files(
+    parts: Sequence[TokenFile], eod: int, vocabulary_size: int | None
+) -> tuple[list[I64], int]:
+    """Return the positions of `eod` in each file and the largest id of all."""
+    ends, largest = [], 0
     for part in parts:
         tokens = map_array(part.path, np.dtype(part.dtype), part.n_tokens, part.offset_bytes)
         found, part_largest = _scan_file(tokens, eod, part, vocabulary_size)
+        ends.append(found)
         largest = max(largest, part_largest)
-        own = part.document_starts
-        if own is None:
-            begins = after_eod or files_end_documents
-            own = np.concatenate([[0] if begins else [], found + 1]).astype(np.int64)
-            own = own[own < part.n_tokens]
-        starts.append(own + first)
-        ends.append(found + first)
-        first += part.n_tokens
-        after_eod = bool(tokens[-1] == eod)
-    document_starts = np.concatenate(starts)
-    separated = bool(np.isin(document_starts[1:] - 1, np.concatenate(ends)).all())
-    terminated = separated and (len(document_starts) > 1 or after_eod)
-    return Scan(document_starts, terminated, vocabulary_size or max(largest, eod) + 1)
+    return ends, largest
 
 
 def _scan_file(
     tokens: npt.NDArray[Any], eod: int, part: TokenFile, vocabulary_size: int | None
-) -> tuple[npt.NDArray[np.int64], int]:
+) -> tuple[I64, int]:
     """Return the positions of `eod` and the largest id, reading in pieces."""
     ends, largest = [], 0
     for start in range(0, len(tokens), SCAN_TOKENS):
@@ -239,7 +254,7 @@ def _scan_file(
 
 def _write(
     parts: Sequence[TokenFile],
-    scan: Scan,
+    found: _Found,
     tokenizer: Tokenizer | None,
     eod: int,
     out: Path,
@@ -251,17 +266,20 @@ def _write(
     partial.mkdir(parents=True, exist_ok=True)
     if any(partial.glob("tokens-*")):
         raise UserError(f"{partial} holds an unfinished preparation; delete it or name another out")
+    scan = found.scan
     starts = HashedFile(partial / "documents.starts")
-    starts.write(scan.document_starts.astype("<u8").tobytes())
+    starts.write(scan.starts.astype("<u8").tobytes())
     content: dict[str, Any] = {
         "name": parts[0].path.stem,
         "dtype": parts[0].dtype,
         "eod": eod,
         "eod_token": tokenizer.eod_token if tokenizer else "",
         "eod_terminated": scan.eod_terminated,
-        "vocabulary_size": scan.vocabulary_size,
+        "eod_marks": scan.eod_marks,
+        "vocabulary_size": found.vocabulary_size,
+        "cautions": found.cautions,
         "n_tokens": sum(part.n_tokens for part in parts),
-        "n_documents": len(scan.document_starts),
+        "n_documents": len(scan.starts),
         "shards": [_shard(part, sha, out) for part, sha in zip(parts, digests, strict=True)],
         "documents": {"starts": starts.close(), "ids": None, "id_offsets": None},
         "tokenizer": None,
@@ -285,8 +303,10 @@ def _shard(part: TokenFile, sha256: str, out: Path) -> dict[str, Any]:
     }
 
 
-def _check_parts(parts: Sequence[TokenFile]) -> None:
-    """Raise `UserError` unless there are files, none is empty and all have one dtype."""
+def _check_parts(parts: Sequence[TokenFile], eod: int) -> None:
+    """Raise `UserError` unless there are files, none is empty, all have one dtype, and it holds
+    `eod`.
+    """
     if not parts:
         raise UserError("no token files are given")
     for part in parts:
@@ -297,26 +317,12 @@ def _check_parts(parts: Sequence[TokenFile]) -> None:
                 f"{part.path} holds {part.dtype}, {parts[0].path} {parts[0].dtype}; "
                 "make one corpus of each and mix them by weight"
             )
-
-
-def _raw_file(path: Path, dtype: str) -> TokenFile:
-    """Return a file that is nothing but tokens."""
-    n_bytes, itemsize = path.stat().st_size, np.dtype(dtype).itemsize
-    if n_bytes % itemsize:
-        raise UserError(f"{path} has {n_bytes} bytes, not a multiple of {itemsize} ({dtype})")
-    return TokenFile(path, dtype, 0, n_bytes // itemsize, None)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    return path
-
-
-def _check_size(path: Path, n_bytes: int) -> None:
-    size = _existing(path).stat().st_size
-    if size < n_bytes:
-        raise UserError(f"{path} is truncated: {size} bytes, its header promises {n_bytes}")
+    most = int(np.iinfo(parts[0].dtype).max)
+    if eod > most:
+        raise UserError(
+            f"eod={eod} is more than {most}, the largest id that {parts[0].dtype} of "
+            f"{parts[0].path} holds"
+        )
 
 
 def _reference(path: Path, out: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from motet.experiments.corpora.corpus import Corpus
+from motet.experiments.corpora.eod_marks import END, TOLD
 from motet.experiments.corpora.tokenizer import Tokenizer
 
 TOKENS_SHOWN = 60
@@ -59,6 +60,8 @@ def _facts(corpus: Corpus) -> list[tuple[str, str]]:
     shards = corpus.manifest["shards"]
     n_bytes = sum(shard["n_bytes"] for shard in shards)
     ends = "every document ends with it" if corpus.eod_terminated else "not after every document"
+    if corpus.eod_marks != END:
+        ends = TOLD[corpus.eod_marks]
     return [
         ("corpus", str(corpus.path)),
         ("fingerprint", corpus.fingerprint),
@@ -69,6 +72,7 @@ def _facts(corpus: Corpus) -> list[tuple[str, str]]:
         ("vocabulary", f"{corpus.vocabulary_size:,} tokens"),
         ("end of document", f"{corpus.eod} {corpus.eod_token} ({ends})"),
         ("tokenizer", str(corpus.tokenizer_path or "not known")),
+        *(("caution", caution) for caution in corpus.cautions),
     ]
 
 

@@ -17,9 +17,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write
@@ -34,17 +34,20 @@ from motet.experiments.corpora.sources import (
     HUB_PREFIX,
     STDLIB_INPUT,
     Source,
-    open_sources,
+    open_inputs,
     stdlib_sources,
 )
+from motet.experiments.corpora.splitting import split_problem
 from motet.experiments.corpora.storage import check_output, partial_folder
 from motet.experiments.corpora.tokenizer import Tokenizer, smallest_vocabulary, train_bpe
 
 __all__ = [
+    "LeftOut",
     "PrepareRequest",
     "Progress",
     "index_tokens",
     "inspect_corpus",
+    "left_out_of",
     "prepare",
     "prepare_request_problems",
     "stdlib_sources",
@@ -53,6 +56,7 @@ __all__ = [
 CHECKPOINT_S = 2.0
 STATE = "prepare.json"
 MIB = 1 << 20
+MOST_BAD = 100  # documents that cannot be read are named up to so many, and all counted
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class PrepareRequest:
     hub_config: str | None = None  # configuration of a data set
     hub_split: str = "train"  # split of a data set
     streaming: bool = False  # read a data set while downloading it
+    split: str | None = None  # text files: cut at a pattern, or every N characters (splitting.py)
     skip_bad: bool = False  # leave out documents that cannot be read, and count them
     max_documents: int | None = None  # stop after so many
     shard_tokens: int = SHARD_TOKENS  # tokens per shard file
@@ -88,6 +93,7 @@ class PrepareRequest:
             hub_split=self.hub_split,
             streaming=self.streaming,
             skip_bad=self.skip_bad,
+            split=self.split,
         )
 
 
@@ -102,7 +108,7 @@ def prepare(request: PrepareRequest, progress: Callable[[Progress], None] | bool
         with progress_bar() as show:
             return prepare(request, show)
     raise_problems(prepare_request_problems(request))
-    sources = open_sources(request.inputs, request.read_options)
+    sources, left_out = open_inputs(request.inputs, request.read_options)
     tokenizer = request.tokenizer and Tokenizer.load(request.tokenizer, request.eod_token)
     settings = _settings(request, sources, tokenizer or None)
     finished = _load_state(request.output)
@@ -114,6 +120,7 @@ def prepare(request: PrepareRequest, progress: Callable[[Progress], None] | bool
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         state = _begin(partial, settings, request)
+        state.left_out = [str(problem) for problem in left_out]
         show = progress or (lambda _: None)
         return _run(request, sources, state, tokenizer or _trained(request, sources, show), show)
 
@@ -130,6 +137,8 @@ def prepare_request_problems(request: PrepareRequest) -> list[Problem]:
     if request.tokenizer is not None and not Path(request.tokenizer).exists():
         message = f"{request.tokenizer} does not exist; give a tokenizer.json or its folder"
         problems.append(Problem("tokenizer", message))
+    if request.split is not None and (problem := split_problem(request.split)):
+        problems.append(Problem("split", problem))
     fewest = smallest_vocabulary(len(request.reserved_tokens))
     if request.tokenizer is None and request.vocabulary_size < fewest:
         message = f"{request.vocabulary_size} is too few tokens; at least {fewest}"
@@ -142,6 +151,23 @@ def prepare_request_problems(request: PrepareRequest) -> list[Problem]:
     return problems
 
 
+class LeftOut(NamedTuple):
+    """What a preparation did not take into its corpus."""
+
+    n_bad: int  # documents that cannot be read
+    bad: list[str]  # the first of them: where, and why
+    files: list[str]  # files in folders that were not read, and why
+
+
+def left_out_of(folder: Path) -> LeftOut:
+    """Return what was left out of a corpus that `prepare` made.
+
+    Raises `UserError` if its `prepare.json` is damaged.
+    """
+    state = _load_state(folder) or _State({})
+    return LeftOut(state.n_bad, state.bad, state.left_out)
+
+
 @dataclass
 class _State:
     """What `prepare.json` records; everything in it follows from settings and input."""
@@ -149,6 +175,8 @@ class _State:
     settings: dict[str, Any]
     n_blocks: int = 0  # that the files hold
     n_bad: int = 0  # documents left out
+    bad: list[str] = field(default_factory=list)  # the first of them: where, and why
+    left_out: list[str] = field(default_factory=list)  # files in folders that were not read
     writer: dict[str, Any] | None = None  # CorpusWriter.checkpoint()
 
     def save(self, folder: Path) -> None:
@@ -195,7 +223,8 @@ def _write_blocks(
                 block = block.first(most - writer.n_documents)
             writer.append_many(block.tokens, block.lengths, block.document_ids)
             state.n_blocks += 1
-            state.n_bad += block.n_bad
+            state.n_bad += len(block.bad)
+            state.bad += block.bad[: MOST_BAD - len(state.bad)]
             input_bytes += block.n_input_bytes
             text_bytes += block.n_text_bytes
             read = (input_bytes, total_bytes, text_bytes)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.experiments.corpora import json_files
 from motet.experiments.corpora.blocks import (
+    COMPRESSED_SUFFIXES,
     FilesBlock,
     LinesBlock,
     ReadOptions,
@@ -24,6 +26,7 @@ from motet.experiments.corpora.blocks import (
     needed,
     read_pieces,
 )
+from motet.experiments.corpora.splitting import split_text
 
 BLOCK_BYTES = 1 << 19
 ROWS_AT_ONCE = 512
@@ -33,7 +36,8 @@ CODE_SUFFIXES = frozenset(
 )
 LINES_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 KNOWN_SUFFIXES = PROSE_SUFFIXES | CODE_SUFFIXES | LINES_SUFFIXES | {".parquet"}
-COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
+# Given by name, such a file would be read as one text, which nobody wants.
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather"})
 HUB_PREFIX = "hf:"
 STDLIB_INPUT = "stdlib:"
 STDLIB_LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
@@ -51,7 +55,14 @@ class Source(Protocol):
         """Return names, sizes and times (JSON) that change when the input changes."""
 
 
-def open_sources(inputs: Sequence[str], options: ReadOptions) -> list[Source]:
+class Inputs(NamedTuple):
+    """What is read of the inputs, and every file in their folders that is not, with the reason."""
+
+    sources: list[Source]
+    left_out: list[Problem]
+
+
+def open_inputs(inputs: Sequence[str], options: ReadOptions) -> Inputs:
     """Return the sources of `inputs`, in order; adjacent text files become one source.
 
     An input is a file, a folder, `hf:NAME` (a data set on the hub, or a local folder of data
@@ -60,13 +71,25 @@ def open_sources(inputs: Sequence[str], options: ReadOptions) -> list[Source]:
     """
     problems: list[Problem] = []
     sources: list[Source] = []
+    left_out: list[Problem] = []
     for name in inputs:
         try:
-            sources.extend(_open_input(name, options))
+            opened = _open_input(name, options)
+            sources.extend(opened.sources)
+            left_out.extend(opened.left_out)
         except UserError as error:
             problems.append(Problem(name, str(error)))
     raise_problems(problems)
-    return _merge_text(sources)
+    if options.split and not any(isinstance(source, SplitSource) for source in sources):
+        raise UserError(
+            f"split={options.split!r} cuts text files, and no input is one; leave it out"
+        )
+    return Inputs(_merge_text(sources), left_out)
+
+
+def open_sources(inputs: Sequence[str], options: ReadOptions) -> list[Source]:
+    """Return the sources of `inputs`, as `open_inputs` does."""
+    return open_inputs(inputs, options).sources
 
 
 def read_documents(
@@ -111,13 +134,44 @@ class TextSource:
         return [_file_state(file.path) for file in self.files]
 
 
+class SplitSource:
+    """A text file that is cut into documents, called `NAME:1`, `NAME:2`, ..."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+        self.n_bytes: int | None = None if _compressed(path) else _size(path)
+
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
+        assert options.split is not None
+        texts = split_text(read_pieces(self.path), options.split)
+        rows = ({options.text_field: text} for text in texts)
+        yield from _row_blocks(self.name, rows, options, first=1)
+
+    def state(self) -> list[Any]:
+        return [_file_state(self.path)]
+
+
+class JsonSource:
+    """A `.json` file that is not one object a line; it is read whole."""
+
+    n_bytes: int | None = None
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+
+    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
+        yield from _row_blocks(self.name, json_files.records_of(self.path), options)
+
+    def state(self) -> list[Any]:
+        return [_file_state(self.path)]
+
+
 class LinesSource:
     """A file of JSON lines, plain or compressed; its lines are cut apart but not parsed."""
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
-        compressed = path.suffix in COMPRESSED_SUFFIXES
-        self.n_bytes: int | None = None if compressed else _size(path)
+        self.n_bytes: int | None = None if _compressed(path) else _size(path)
 
     def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
         line = 1
@@ -205,47 +259,73 @@ def is_saved_dataset(path: Path) -> bool:
     )
 
 
-def _open_input(name: str, options: ReadOptions) -> list[Source]:
+def is_dataset(name: str) -> bool:
+    """Return whether an input is a data set: of the hub, or saved by the `datasets` library."""
+    return name.startswith(HUB_PREFIX) or is_saved_dataset(Path(name))
+
+
+def _open_input(name: str, options: ReadOptions) -> Inputs:
     """Return the sources of one input."""
     if name == STDLIB_INPUT:
         root = Path(sysconfig.get_path("stdlib"))
-        return [TextSource([TextFile(_id(path, root), path) for path in stdlib_sources()])]
-    if name.startswith(HUB_PREFIX):
-        return [HubSource(name.removeprefix(HUB_PREFIX))]
+        files = [TextFile(_id(path, root), path) for path in stdlib_sources()]
+        return Inputs([TextSource(files)], [])
+    if is_dataset(name):
+        return Inputs([HubSource(name.removeprefix(HUB_PREFIX))], [])
     path = Path(name)
-    if is_saved_dataset(path):
-        return [HubSource(name)]
     if path.is_dir():
         return _open_folder(path, options)
     if not path.is_file():
         raise UserError("no such file or folder (a data set on the hub is written hf:NAME)")
-    return [_open_file(path, name)]
+    if _kind(path) in TABLE_SUFFIXES:
+        raise UserError("is a table, not text; save it as JSON lines or parquet")
+    return Inputs([_open_file(path, name, options)], [])
 
 
-def _open_folder(folder: Path, options: ReadOptions) -> list[Source]:
-    """Return the sources of a folder's files, sorted by path; hidden files are left out."""
-    files = sorted(
-        path
-        for path in folder.glob(options.glob or "**/*")
-        if path.is_file() and not _hidden(path.relative_to(folder))
-    )
-    if options.glob is None:
-        # A bare .json in a folder is more often one object (a setting) than lines of text.
-        files = [p for p in files if _kind(p) in KNOWN_SUFFIXES and p.suffix != ".json"]
-    if not files:
+def _open_folder(folder: Path, options: ReadOptions) -> Inputs:
+    """Return the sources of a folder's files, sorted by path, and which files are left out."""
+    chosen, left_out, hidden = [], [], set()
+    for path in sorted(path for path in folder.glob(options.glob or "**/*") if path.is_file()):
+        place = _hidden(path.relative_to(folder))
+        if place is not None:
+            hidden.add(place)
+            continue
+        reason = "" if options.glob else _why_left_out(path, options)
+        if reason:
+            left_out.append(Problem(str(path), reason))
+        else:
+            chosen.append(path)
+    left_out += [Problem(str(folder / place), "it is hidden") for place in sorted(hidden)]
+    if not chosen:
         looked_for = options.glob or "files with a known suffix (.txt, .md, .py, .jsonl, ...)"
-        raise UserError(f"the folder holds no {looked_for}; choose files with glob")
+        told = f"; {left_out[0]}" if left_out else ""
+        raise UserError(f"the folder holds no {looked_for}{told}; choose files with glob")
     root = folder.resolve().parent
-    return [_open_file(path, _id(path.resolve(), root)) for path in files]
+    sources = [_open_file(path, _id(path.resolve(), root), options) for path in chosen]
+    return Inputs(sources, left_out)
 
 
-def _open_file(path: Path, name: str) -> Source:
+def _why_left_out(path: Path, options: ReadOptions) -> str:
+    """Return why a file of a folder is not read, "" if it is."""
+    kind = _kind(path)
+    if kind == ".json":
+        return json_files.why_no_documents(path, options.text_field)
+    if kind in KNOWN_SUFFIXES:
+        return ""
+    return f"its suffix {kind} is not known" if kind else "it has no suffix"
+
+
+def _open_file(path: Path, name: str, options: ReadOptions) -> Source:
     """Return the source of one file; a suffix that is not known means text."""
     kind = _kind(path)
+    if kind == ".json" and not json_files.is_lines(path):
+        return JsonSource(path, name)
     if kind in LINES_SUFFIXES:
         return LinesSource(path, name)
     if kind == ".parquet":
         return ParquetSource(path, name)
+    if options.split:
+        return SplitSource(path, name)
     return TextSource([TextFile(name, path)])
 
 
@@ -262,12 +342,14 @@ def _merge_text(sources: Iterable[Source]) -> list[Source]:
     return merged
 
 
-def _row_blocks(name: str, rows: Iterable[Any], options: ReadOptions) -> Iterator[SourceBlock]:
-    """Group rows into blocks by the length of their text."""
-    block = RowsBlock(name, 0, [], 0)
+def _row_blocks(
+    name: str, rows: Iterable[Any], options: ReadOptions, first: int = 0
+) -> Iterator[SourceBlock]:
+    """Group rows, counted from `first`, into blocks by the length of their text."""
+    block = RowsBlock(name, first, [], 0)
     for row in rows:
         block.rows.append(row)
-        text = row.get(options.text_field)
+        text = row.get(options.text_field) if isinstance(row, dict) else None
         block.n_bytes += len(text) if isinstance(text, str) else 0
         if block.n_bytes >= BLOCK_BYTES:
             yield block
@@ -293,11 +375,19 @@ def _cut_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _kind(path: Path) -> str:
     """Return the suffix that says what a file holds, without that of its compression."""
-    return (path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path).suffix.lower()
+    return (path.with_suffix("") if _compressed(path) else path).suffix.lower()
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+def _compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED_SUFFIXES
+
+
+def _hidden(relative: Path) -> str | None:
+    """Return the hidden file or folder that a path is or lies in."""
+    for number, part in enumerate(relative.parts, start=1):
+        if part.startswith(".") or part == "__pycache__":
+            return str(Path(*relative.parts[:number]))
+    return None
 
 
 def _id(path: Path, root: Path) -> str:

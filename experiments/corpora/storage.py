@@ -22,6 +22,7 @@ import numpy.typing as npt
 from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, fsync_folder, remove_leftovers
 from motet.core.hashing import canonical_json, sha256_file, sha256_hex
+from motet.experiments.corpora.eod_marks import END
 
 MANIFEST = "corpus.json"
 FORMAT = "motet-corpus"
@@ -141,6 +142,8 @@ def fingerprint(manifest: dict[str, Any]) -> str:
         ],
         "document_starts": manifest["documents"]["starts"]["sha256"],
     }
+    if manifest.get("eod_marks", END) != END:
+        defining["eod_marks"] = manifest["eod_marks"]
     return sha256_hex(canonical_json(defining))
 
 

@@ -69,6 +69,11 @@ class Tokenizer:
             return self
         return Tokenizer(self.json_bytes, origin=self._origin, eod=eod)
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token, None if the vocabulary lacks it."""
+        number: int | None = self._inner.token_to_id(token)
+        return number
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without an end-of-document token."""
         ids: list[int] = self._encoded([text])[0].ids

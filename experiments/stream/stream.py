@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
+from motet.experiments.corpora.eod_marks import BOTH, END, START
 from motet.experiments.stream.exposure_plan import ExposurePlan, Span
 from motet.experiments.stream.random import U64, name_key, permute
 
@@ -32,6 +33,7 @@ class TokenSource(Protocol):
     n_tokens: int
     eod: int
     eod_terminated: bool
+    eod_marks: str  # where eod stands in each document: "end", "start", "both"
 
     def read_many(self, starts: I64, length: int, out: npt.NDArray[np.int32]) -> None:
         """Fill out[i] with the `length` tokens from position starts[i]."""
@@ -185,16 +187,18 @@ class Stream:
         tokens_BT = self.base_tokens(slots)
         starts_BT = self._indexed_starts(slots) if self.document_masks else None
         exposure_ids = np.empty(0, dtype=np.uint64)
+        spans: Sequence[Span] = []
         if self.plan is not None:
             exposure_ids = self.plan.overlay(first_slot, tokens_BT)
             if starts_BT is not None and len(exposure_ids):
-                _move_starts(starts_BT, self.plan.spans(first_slot, count))
+                spans = self.plan.spans(first_slot, count)
+                _move_starts(starts_BT, spans)
         labels_BT = np.empty(tokens_BT.shape, dtype=np.int64)
         labels_BT[:, :-1] = tokens_BT[:, 1:]
         labels_BT[:, -1] = IGNORED_LABEL
         document_ids_BT = None
         if starts_BT is not None:
-            starts_BT[:, 1:] |= tokens_BT[:, :-1] == self.eod
+            self._mark_starts(starts_BT, tokens_BT, slots, spans)
             document_ids_BT = np.cumsum(starts_BT, axis=1, dtype=np.int32)
             labels_BT[:, :-1][starts_BT[:, 1:]] = IGNORED_LABEL
         return Batch(first_slot, tokens_BT, labels_BT, document_ids_BT, exposure_ids)
@@ -208,8 +212,42 @@ class Stream:
         """Return the offsets in (0, sequence_length) at which a base document of a slot begins."""
         slots = np.array([slot], dtype=np.int64)
         starts_BT = self._indexed_starts(slots)
-        starts_BT[:, 1:] |= self.base_tokens(slots)[:, :-1] == self.eod
+        self._mark_starts(starts_BT, self.base_tokens(slots), slots, [])
         return np.flatnonzero(starts_BT[0, 1:]) + 1
+
+    def _mark_starts(
+        self,
+        starts_BT: npt.NDArray[np.bool_],
+        tokens_BT: npt.NDArray[np.int32],
+        slots: I64,
+        spans: Sequence[Span],
+    ) -> None:
+        """Add the starts that end-of-document tokens make, each row's as its corpus has them.
+
+        Args:
+            starts_BT: changed.
+            tokens_BT: after the overlay.
+            slots: of the rows.
+            spans: of exposures, which have a mark at both ends.
+        """
+        ends_BT = tokens_BT == self.eod
+        marks = {corpus.eod_marks for corpus in self.corpora}
+        if marks == {END}:
+            starts_BT[:, 1:] |= ends_BT[:, :-1]
+            return
+        numbers, _, _ = self.locate(slots)
+        of_row = np.array([corpus.eod_marks for corpus in self.corpora])[numbers]
+        starts_BT[:, 1:] |= ends_BT[:, :-1] & (of_row == END)[:, None]
+        starts_BT |= ends_BT & (of_row == START)[:, None]
+        for span in spans:
+            if of_row[span.row] != BOTH:
+                continue
+            first, stop = span.offset, span.offset + span.length
+            # Inside, a mark that follows a mark begins a document; a placebo may hold several.
+            inside = ends_BT[span.row, first : stop - 1] & ends_BT[span.row, first + 1 : stop]
+            starts_BT[span.row, first + 1 : stop] |= inside
+            starts_BT[span.row, first] = True
+            starts_BT[span.row, stop : stop + 1] = True
 
     def _indexed_starts(self, slots: I64) -> npt.NDArray[np.bool_]:
         """Return which base tokens begin a document by a corpus's index, bool [slots,
@@ -218,17 +256,22 @@ class Stream:
         Corpora that end documents with a token need no look-up: the token itself marks them.
         """
         starts_BT = np.zeros((len(slots), self.sequence_length), dtype=bool)
-        if all(corpus.eod_terminated for corpus in self.corpora):
+        if all(_marked_by_token(corpus) for corpus in self.corpora):
             return starts_BT
         corpus, _, sequence = self.locate(slots)
         for row in range(len(slots)):
             source = self.corpora[corpus[row]]
-            if not source.eod_terminated:
+            if not _marked_by_token(source):
                 first = int(sequence[row]) * self.sequence_length
                 starts_BT[
                     row, source.document_starts(first, first + self.sequence_length) - first
                 ] = True
         return starts_BT
+
+
+def _marked_by_token(corpus: TokenSource) -> bool:
+    """Return whether the token after each end-of-document token begins a document, and no other."""
+    return corpus.eod_terminated and corpus.eod_marks == END
 
 
 def _move_starts(starts_BT: npt.NDArray[np.bool_], spans: Sequence[Span]) -> None:

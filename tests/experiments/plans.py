@@ -48,6 +48,7 @@ class ArrayCorpus:
     starts: npt.NDArray[np.int64]
     eod: int = EOD
     eod_terminated: bool = True
+    eod_marks: str = "end"
     fingerprint: str = "array"
     n_tokens: int = field(init=False)
 

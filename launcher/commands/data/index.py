@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.launcher.commands import options
 from motet.launcher.commands.data.prepare import print_made
-from motet.launcher.output import terminal
+from motet.launcher.output import flags, terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or Hugging Face folder")
     parser.add_argument("--dtype", choices=("uint16", "uint32"), help="of files without a header")
     parser.add_argument("--eod", type=int, metavar="ID", help="end-of-document token")
+    parser.add_argument(
+        "--eod-marks",
+        default="auto",
+        choices=("auto", "end", "start", "both"),
+        help="where it stands in each document (default: found)",
+    )
     parser.add_argument("--vocabulary-size", type=int, metavar="N", help="without a tokenizer")
 
 
@@ -43,15 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from motet.experiments.corpora.prepare import index_tokens
 
-    corpus = index_tokens(
-        arguments.files,
-        layout,
-        arguments.tokenizer,
-        arguments.eod,
-        arguments.output,
-        dtype=arguments.dtype,
-        vocabulary_size=arguments.vocabulary_size,
-    )
+    with flags.named_as_typed():
+        corpus = index_tokens(
+            arguments.files,
+            layout,
+            arguments.tokenizer,
+            arguments.eod,
+            arguments.output,
+            dtype=arguments.dtype,
+            vocabulary_size=arguments.vocabulary_size,
+            eod_marks=None if arguments.eod_marks == "auto" else arguments.eod_marks,
+        )
+    for caution in corpus.cautions:
+        print(f"motet: warning: {flags.as_typed(caution)}", file=sys.stderr)
     print_made(corpus)
     return 0
 
@@ -60,4 +71,5 @@ def layout_of(path: Path) -> str:
     """The format that a token file's name tells."""
     if path.suffix == ".npy":
         return "dolma"
-    return "megatron" if path.with_suffix(".idx").exists() else "nanogpt"
+    index = Path(f"{path.with_suffix('') if path.suffix in ('.bin', '.idx') else path}.idx")
+    return "megatron" if index.exists() else "nanogpt"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.experiments.corpora import sources
+from motet.experiments.corpora import sources, splitting
 from motet.experiments.corpora.blocks import ReadOptions
-from motet.experiments.corpora.sources import open_sources, read_documents, stdlib_sources
+from motet.experiments.corpora.sources import (
+    open_inputs,
+    open_sources,
+    read_documents,
+    stdlib_sources,
+)
+from motet.experiments.corpora.splitting import split_text
 
 RECORDS: list[dict[str, Any]] = [
     {"id": "first", "text": "Hello"},
@@ -58,6 +67,89 @@ def test_a_folder_gives_known_files_sorted_and_called_from_its_name_on(tmp_path:
     assert read(tmp_path / "books", glob="*.bin") == [("books/skip.bin", "skip.bin")]
     with pytest.raises(UserError, match=r"holds no \*.xyz"):
         read(tmp_path / "books", glob="*.xyz")
+
+
+def test_every_file_of_a_folder_is_read_or_named_with_the_reason(tmp_path: Path) -> None:
+    def line(text: str, **more: str) -> bytes:
+        return json_lines([{"text": text, **more}])
+
+    files = {
+        "a.jsonl": line("a1") + line("a2"),
+        "b.json": json.dumps([{"text": "b1"}, {"id": "two", "text": "b2"}], indent=1).encode(),
+        "b2.json": json.dumps({"text": "pretty"}, indent=1).encode(),
+        "b3.json": line("b3") + line("b4"),
+        "c.jsonl.bz2": bz2.compress(line("c")),
+        "c2.json.XZ": lzma.compress(json.dumps([{"text": "c2"}]).encode()),
+        "c3.txt.bz2": bz2.compress(b"c3"),
+        "d.csv": b"text\nd\n",
+        "e.jsonl.lz4": b"?",
+        "f": b"?",
+        "package.json": b'{"name": "x"}',
+        "settings.json": b"not json",
+        "list.json": b"[1, 2]",
+        "empty.json": b"",
+        ".git/config": b"?",
+        ".hidden.txt": b"?",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    sources, left_out = open_inputs([str(tmp_path)], ReadOptions())
+    assert len(sources) == 7
+    texts = dict(read(tmp_path))
+    assert list(texts.values()) == ["a1", "a2", "b1", "b2", "pretty", "b3", "b4", "c", "c2", "c3"]
+    assert texts[f"{tmp_path.name}/b.json:0"] == "b1"
+    assert texts["two"] == "b2"
+    assert {Path(p.setting).relative_to(tmp_path).as_posix(): p.message for p in left_out} == {
+        "d.csv": "its suffix .csv is not known",
+        "e.jsonl.lz4": "its suffix .lz4 is not known",
+        "f": "it has no suffix",
+        "package.json": "its first record has no field 'text' (set text_field)",
+        "settings.json": "it is not JSON (Expecting value: line 1 column 1 (char 0))",
+        "list.json": "its first record is int, not an object",
+        "empty.json": "it is empty",
+        ".git": "it is hidden",
+        ".hidden.txt": "it is hidden",
+    }
+    with pytest.raises(UserError, match=r"d.csv: is a table, not text; save it as JSON lines"):
+        read(tmp_path / "d.csv")
+    with pytest.raises(UserError, match=r"settings.json:1: not JSON"):
+        read(tmp_path / "settings.json")
+
+
+def cut(text: str, split: str, piece_bytes: int = 7) -> list[str]:
+    content = text.encode()
+    pieces = [content[i : i + piece_bytes] for i in range(0, len(content), piece_bytes)]
+    return list(split_text(pieces, split))
+
+
+def test_a_long_text_is_cut_at_a_pattern_or_by_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitting, "MARGIN", 16)
+    stories = [f"Story {number}: Grüße.\n" for number in range(40)]
+    assert cut("<|endoftext|>".join(stories), r"<\|endoftext\|>") == stories
+    chapters = [f"CHAPTER {number}\nOf CHAPTER ends.\n" for number in range(40)]
+    assert cut("".join(chapters), r"(?=^CHAPTER )") == chapters  # the heading stays
+    assert cut("one\n\n\n\n\ntwo\n\nthree\n", r"\n{2,}") == ["one", "two", "three\n"]
+    text = "".join(stories)
+    pieces = cut(text, "50")
+    assert "".join(pieces) == text
+    assert all(len(piece) <= 50 and piece.endswith("\n") for piece in pieces)
+    assert cut("a" * 7, "3") == ["aaa", "aaa", "a"]
+    assert cut("ab cd ef", "4") == ["ab ", "cd ", "ef"]
+    file = tmp_path / "book.txt"
+    file.write_bytes("\ufeff".encode() + b"one\n---\nt\xffwo\n---\nthree\n")
+    named = [(f"{file}:1", "one\n"), (f"{file}:3", "three\n")]
+    assert read(file, split="^---\n", skip_bad=True) == named
+    with pytest.raises(UserError, match=r"book.txt:2: the text is not valid Unicode"):
+        read(file, split="^---\n")
+    for split, why in (("0", "0 characters"), ("(", "no regular"), ("x*", "matches nothing at all")):
+        with pytest.raises(UserError, match=why):
+            read(file, split=split)
+    (tmp_path / "x.jsonl").write_bytes(json_lines(RECORDS))
+    with pytest.raises(UserError, match="split='9' cuts text files, and no input is one"):
+        read(tmp_path / "x.jsonl", split="9")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".json.gz"])
@@ -168,7 +260,8 @@ def test_a_bad_line_is_named_or_left_out_and_counted(
     (block,) = open_sources([str(file)], options)[0].blocks(options)
     parsed = block.parse(options)
     assert [document.text for document in parsed.documents] == ["good", "good too"]
-    assert parsed.n_bad == 1
+    (bad,) = parsed.bad
+    assert "data.jsonl:3: " in bad
 
 
 def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
@@ -179,13 +272,24 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
     assert read(file, skip_bad=True) == []
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", list(PACK))
 def test_a_compressed_file_that_was_cut_short_is_named(tmp_path: Path, suffix: str) -> None:
-    pack = gzip.compress if suffix == ".gz" else zstandard.compress
+    pack = PACK[suffix]
     file = tmp_path / f"data.jsonl{suffix}"
     content = pack(json_lines([{"text": f"{i * i}"} for i in range(3000)]))
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=rf"data.jsonl{suffix} cannot be read"):
+        read(file)
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"it is empty"):
         read(file)
     file.write_bytes(b"not compressed at all")
     with pytest.raises(UserError, match=rf"data.jsonl{suffix} cannot be read"):

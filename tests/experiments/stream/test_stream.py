@@ -181,3 +181,36 @@ def test_document_ids_and_labels_follow_the_overlay(
             batch.labels_BT[row, :-1][~crossing], batch.tokens_BT[row, 1:][~crossing]
         )
         assert batch.labels_BT[row, -1] == IGNORED_LABEL
+
+
+@pytest.mark.parametrize("placement", ["anywhere", "boundary"])
+@pytest.mark.parametrize("marks", ["start", "both"])
+def test_a_mark_stays_with_its_text_where_it_begins_documents(
+    tmp_path: Path, marks: str, placement: str
+) -> None:
+    source = corpus(eod_terminated=False, eod_marks=marks)
+    source.tokens[source.starts] = EOD
+    if marks == "both":
+        source.tokens[source.starts[1:] - 1] = EOD
+    starts = set(source.starts.tolist())
+    clean = Stream([source, corpus(seed=1)], [1.0, 1.0], LENGTH, seed=3, document_masks=True)
+    numbers, _, sequence = clean.locate(np.arange(90))
+    found = clean.batch(0, 90).document_ids_BT
+    assert found is not None
+    for row in np.flatnonzero(numbers == 0):
+        first = int(sequence[row]) * LENGTH
+        expected = [place for place in range(1, LENGTH) if first + place in starts]
+        assert (np.flatnonzero(np.diff(found[row])) + 1).tolist() == expected
+        assert clean.boundaries(int(row)).tolist() == expected
+    stream = overlaid(tmp_path, source, placement)
+    batch, plan = stream.batch(0, 90), stream.plan
+    assert plan is not None
+    assert batch.document_ids_BT is not None
+    for span in plan.spans(0, 90):
+        tokens, ids = batch.tokens_BT[span.row], batch.document_ids_BT[span.row]
+        begins = np.flatnonzero(np.diff(ids)) + 1
+        stop = span.offset + span.length
+        if marks == "both":  # the exposure is a document, and so is what follows it
+            assert {span.offset, stop} <= {0, LENGTH, *begins.tolist()}
+        else:
+            assert (tokens[begins[begins > stop]] == EOD).all()

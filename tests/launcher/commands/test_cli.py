@@ -563,6 +563,50 @@ def test_token_files_become_a_corpus(main: Main, folder: Path) -> None:
     assert "199 tokens" in out
 
 
+def test_what_is_left_out_of_a_corpus_is_said_and_flags_are_named_as_typed(
+    main: Main, folder: Path
+) -> None:
+    (folder / "mixed").mkdir()
+    lines = '{"text": "one"}\n{"text": 2}\n'
+    for name, content in {"a.jsonl": lines, "b.json": '[{"text": "b"}]', "d.csv": "x"}.items():
+        (folder / "mixed" / name).write_text(content)
+    prepare = ["data", "prepare", "mixed", "--output", "corpora/m"]
+    prepare += ["--tokenizer", "corpora/x/tokenizer.json", "--quiet"]
+    left_out = "motet: 1 files left out:\n  mixed/d.csv: its suffix .csv is not known\n"
+    assert main(*prepare, "--dry-run")[2] == left_out
+    code, _, err = main(*prepare)
+    assert code == 2
+    assert "mixed/a.jsonl:2: field 'text' is int, not a string (--skip-bad leaves such" in err
+    code, out, err = main(*prepare, "--skip-bad")
+    assert code == 0
+    assert "2 documents" in out
+    assert "end of document 0 <|endofdoc|>" in out
+    assert err.startswith(left_out)
+    assert "1 unreadable documents left out (--skip-bad):\n  mixed/a.jsonl:2: field" in err
+    assert main(*prepare, "--skip-bad")[2] == err  # said again of a finished one
+    (folder / "mixed" / "a.jsonl").write_text('{"body": "one"}\n')
+    err = main("data", "prepare", "mixed/a.jsonl", "--output", "corpora/n")[2]
+    assert "has no field 'text'; it has body (set --text-field)" in err
+    err = main(*prepare, "--eod-token", "<|nope|>")[2]
+    assert "--eod-token='<|nope|>' is not in the vocabulary" in err
+    assert "--split: '(' is no regular" in main(*prepare, "--split", "(")[2]
+    assert "--vocabulary-size: 9 is too few" in main(*prepare[:5], "--vocabulary-size", "9")[2]
+    assert "--processes: -1 is too small" in main(*prepare, "--processes", "-1")[2]
+
+
+def test_odd_token_files_are_told_of_with_the_flag_that_helps(main: Main, folder: Path) -> None:
+    import numpy as np
+
+    np.array([5, 0, 6, 0], np.uint16).tofile(folder / "odd.npy")
+    index = ["data", "index", "odd.npy", "--output", "corpora/o"]
+    assert "give it as --eod=ID, or give a tokenizer" in main(*index)[2]
+    assert "with --dtype=uint16 or --dtype=uint32" in main(*index, "--eod", "0")[2]
+    code, _, err = main(*index, "--eod", "3", "--dtype", "uint16", "--eod-marks", "start")
+    assert code == 0
+    assert "motet: warning: every second id is 0" in err
+    assert "motet: warning: the end-of-document id 3 occurs nowhere" in err
+
+
 def test_the_new_folder_passes_its_own_check(main: Main, folder: Path) -> None:
     assert main("init", "mine", "--dry-run")[1].startswith("# A run of Motet")
     assert not (folder / "mine").exists()
