@@ -86,7 +86,8 @@ def index_tokens(
     out = Path(out).resolve()
     check_output(out)
     parts = [FORMATS[format](Path(file).resolve()) for file in files]
-    headless, cautions = [part.path for part in parts if not part.dtype], []
+    headless = [part.path for part in parts if not part.dtype]
+    cautions: list[str] = []
     if headless:
         raw, cautions = raw_dtype(headless, eod, vocabulary_size, dtype)
         parts = [part.of_dtype(raw) for part in parts]
