@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from motet.core.errors import UserError
 
 PIECE_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 19
 OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".gzip": gzip.open,

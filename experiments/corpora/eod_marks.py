@@ -25,7 +25,7 @@ TOLD = {
 }
 
 
-class Segment(NamedTuple):
+class MarkedTokens(NamedTuple):
     """Tokens in a row whose documents are found by their marks."""
 
     first: int  # position of the first token
@@ -81,7 +81,7 @@ class Segment(NamedTuple):
         return self.first + begins[begins < self.n_tokens].astype(np.int64)
 
 
-def marks_of(segments: Sequence[Segment]) -> str:
+def marks_of(segments: Sequence[MarkedTokens]) -> str:
     """Return where the marks stand in all of `segments`; at the end where that is not certain."""
     if all(segment.is_both() for segment in segments):
         return BOTH
@@ -103,7 +103,7 @@ def marks_of_documents(first: npt.NDArray[np.bool_], last: npt.NDArray[np.bool_]
     return END
 
 
-def check_marks(marks: str | None, segments: Sequence[Segment]) -> None:
+def check_marks(marks: str | None, segments: Sequence[MarkedTokens]) -> None:
     """Raise `UserError` for marks that do not exist, or that the tokens do not have."""
     if marks is None:
         return

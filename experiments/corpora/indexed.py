@@ -19,7 +19,7 @@ from motet.core.errors import UserError, suggest
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.corpora.eod_marks import (
     END,
-    Segment,
+    MarkedTokens,
     check_marks,
     marks_of,
     marks_of_documents,
@@ -162,10 +162,10 @@ def _documents(
         starts = np.concatenate([a + b for a, b in zip(own, firsts, strict=False)])
         found = _marks_at(starts, placed, int(firsts[-1]))
     else:
-        segments = [Segment(0, int(firsts[-1]), placed)]
+        segments = [MarkedTokens(0, int(firsts[-1]), placed)]
         if not joined:
             segments = [
-                Segment(int(first), size, own)
+                MarkedTokens(int(first), size, own)
                 for first, size, own in zip(firsts, sizes, ends, strict=False)
             ]
         check_marks(eod_marks, segments)

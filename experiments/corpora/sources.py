@@ -15,21 +15,24 @@ from typing import Any, NamedTuple, Protocol
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.experiments.corpora import json_files
 from motet.experiments.corpora.blocks import (
+    BLOCK_BYTES,
     COMPRESSED_SUFFIXES,
     FilesBlock,
     LinesBlock,
     ReadOptions,
-    RowsBlock,
     SourceBlock,
     TextFile,
-    missing_field,
-    needed,
     read_pieces,
 )
 from motet.experiments.corpora.splitting import split_text
+from motet.experiments.corpora.tables import (
+    HubSource,
+    ParquetSource,
+    file_state,
+    is_saved_dataset,
+    row_blocks,
+)
 
-BLOCK_BYTES = 1 << 19
-ROWS_AT_ONCE = 512
 PROSE_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm"})
 CODE_SUFFIXES = frozenset(
     {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh"}
@@ -131,7 +134,7 @@ class TextSource:
             yield block
 
     def state(self) -> list[Any]:
-        return [_file_state(file.path) for file in self.files]
+        return [file_state(file.path) for file in self.files]
 
 
 class SplitSource:
@@ -145,10 +148,10 @@ class SplitSource:
         assert options.split is not None
         texts = split_text(read_pieces(self.path), options.split)
         rows = ({options.text_field: text} for text in texts)
-        yield from _row_blocks(self.name, rows, options, first=1)
+        yield from row_blocks(self.name, rows, options, first=1)
 
     def state(self) -> list[Any]:
-        return [_file_state(self.path)]
+        return [file_state(self.path)]
 
 
 class JsonSource:
@@ -160,10 +163,10 @@ class JsonSource:
         self.path, self.name = path, name
 
     def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
-        yield from _row_blocks(self.name, json_files.records_of(self.path), options)
+        yield from row_blocks(self.name, json_files.records_of(self.path), options)
 
     def state(self) -> list[Any]:
-        return [_file_state(self.path)]
+        return [file_state(self.path)]
 
 
 class LinesSource:
@@ -183,80 +186,7 @@ class LinesSource:
             line += content.count(b"\n")
 
     def state(self) -> list[Any]:
-        return [_file_state(self.path)]
-
-
-class ParquetSource:
-    """A parquet file; only the columns of text and id are read."""
-
-    def __init__(self, path: Path, name: str):
-        self.path, self.name = path, name
-        self.n_bytes: int | None = None
-        self._parquet = needed("pyarrow.parquet", path)
-
-    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
-        try:
-            with self._parquet.ParquetFile(self.path) as file:
-                names = set(file.schema_arrow.names)
-                if options.text_field not in names:
-                    raise UserError(missing_field(str(self.path), options.text_field, names))
-                wanted = [name for name in (options.text_field, options.id_field) if name in names]
-                batches = file.iter_batches(ROWS_AT_ONCE, columns=wanted)
-                yield from _row_blocks(
-                    self.name, (row for batch in batches for row in batch.to_pylist()), options
-                )
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise UserError(f"{self.path} is not readable as parquet: {error}") from error
-
-    def state(self) -> list[Any]:
-        return [_file_state(self.path)]
-
-
-class HubSource:
-    """A Hugging Face data set: a hub name, a folder of data files, or one saved to disk."""
-
-    n_bytes: int | None = None
-
-    def __init__(self, name: str):
-        self.name = name
-        self._datasets = needed("datasets", name)
-
-    def blocks(self, options: ReadOptions) -> Iterator[SourceBlock]:
-        data = self._load(options)
-        names = data.column_names
-        if names is not None:
-            if options.text_field not in names:
-                raise UserError(missing_field(self.name, options.text_field, names))
-            wanted = [name for name in (options.text_field, options.id_field) if name in names]
-            data = data.select_columns(wanted)
-        yield from _row_blocks(f"{self.name}/{options.hub_split}", data, options)
-
-    def state(self) -> list[Any]:
-        return [[self.name]]
-
-    def _load(self, options: ReadOptions) -> Any:
-        try:
-            if is_saved_dataset(Path(self.name)):
-                data = self._datasets.load_from_disk(self.name)
-                return data[options.hub_split] if isinstance(data, dict) else data
-            return self._datasets.load_dataset(
-                self.name,
-                options.hub_config,
-                split=options.hub_split,
-                streaming=options.streaming,
-            )
-        except Exception as error:  # network, names, splits: the library raises many kinds
-            where = f"config={options.hub_config!r} split={options.hub_split!r}"
-            raise UserError(f"data set {self.name} ({where}) cannot be loaded: {error}") from error
-
-
-def is_saved_dataset(path: Path) -> bool:
-    """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
-    return (path / "dataset_dict.json").exists() or (
-        (path / "state.json").exists() and (path / "dataset_info.json").exists()
-    )
+        return [file_state(self.path)]
 
 
 def is_dataset(name: str) -> bool:
@@ -342,22 +272,6 @@ def _merge_text(sources: Iterable[Source]) -> list[Source]:
     return merged
 
 
-def _row_blocks(
-    name: str, rows: Iterable[Any], options: ReadOptions, first: int = 0
-) -> Iterator[SourceBlock]:
-    """Group rows, counted from `first`, into blocks by the length of their text."""
-    block = RowsBlock(name, first, [], 0)
-    for row in rows:
-        block.rows.append(row)
-        text = row.get(options.text_field) if isinstance(row, dict) else None
-        block.n_bytes += len(text) if isinstance(text, str) else 0
-        if block.n_bytes >= BLOCK_BYTES:
-            yield block
-            block = RowsBlock(name, block.first_row + len(block.rows), [], 0)
-    if block.rows:
-        yield block
-
-
 def _cut_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Join pieces of any size into runs of whole lines, each just over `BLOCK_BYTES`."""
     waiting = bytearray()
@@ -396,8 +310,3 @@ def _id(path: Path, root: Path) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _file_state(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
