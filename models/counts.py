@@ -79,9 +79,24 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     counts the full T x T square although the causal half is never needed, and recomputation is not
     counted, so that model FLOPs utilization compares across implementations.
     """
-    kinds = block_kinds(config)
-    scores = sum(number * mixing(config, i).operations(sequence_length) for i, number in kinds)
-    return float(6 * matmul_parameters(config) + 3 * scores)
+    blocks = sum(
+        number * block_training_flops_per_token(config, sequence_length, layer)
+        for layer, number in block_kinds(config)
+    )
+    return blocks + head_training_flops_per_token(config)
+
+
+def block_training_flops_per_token(
+    config: ModelConfig, sequence_length: int, layer: int = 0
+) -> float:
+    """Return those of block `layer` alone."""
+    scores = mixing(config, layer).operations(sequence_length)
+    return float(6 * matmul_parameters_per_layer(config, layer) + 3 * scores)
+
+
+def head_training_flops_per_token(config: ModelConfig) -> float:
+    """Return those of the head alone."""
+    return float(6 * head_product(config).multiplies)
 
 
 def activation_bytes_per_layer(

@@ -6,9 +6,10 @@ B batch, T tokens, V vocabulary, D model width. It knows no rank, no environment
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 import torch
@@ -25,6 +26,7 @@ from motet.models.member import UNCUT, BlockCuts, Cut, Member, block_cuts
 from motet.models.slices import own_slice, take
 
 MIN_TABLE_POSITIONS = 2048
+NO_EXITS: Mapping[int, float] = MappingProxyType({})
 MATRIX_PRODUCTS = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -95,10 +97,22 @@ class Decoder(nn.Module):
         z_loss: float = 0.0,
         places: Places | None = None,
         member: Member | None = None,
-        teacher: Teacher | None = None,
-        weights: tuple[float, float] = (1.0, 0.0),
+        teachers: Sequence[Teacher] = (),
+        weights: Sequence[float] = (1.0,),
         teaches: bool = False,
+        skips: Collection[int] = (),
+        exits: Mapping[int, float] = NO_EXITS,
     ) -> LossSums: ...
+    @overload
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        *,
+        mode: Literal["states"],
+        places: Places | None = None,
+    ) -> Teacher: ...
     @overload
     def forward(
         self,
@@ -116,14 +130,16 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         labels_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
-        mode: Literal["logits", "loss", "score"] = "logits",
+        mode: Literal["logits", "loss", "score", "states"] = "logits",
         z_loss: float = 0.0,
         places: Places | None = None,
         member: Member | None = None,
-        teacher: Teacher | None = None,
-        weights: tuple[float, float] = (1.0, 0.0),
+        teachers: Sequence[Teacher] = (),
+        weights: Sequence[float] = (1.0,),
         teaches: bool = False,
-    ) -> Tensor | LossSums | Scores:
+        skips: Collection[int] = (),
+        exits: Mapping[int, float] = NO_EXITS,
+    ) -> Tensor | LossSums | Scores | Teacher:
         """Run the model on int64 [B, T] tokens.
 
         `labels_BT[b, t]` is the token to predict after `tokens_BT[b, t]`, -100 for none.
@@ -131,21 +147,26 @@ class Decoder(nn.Module):
         restart at each change of id. Modes: "logits" returns [B, T, V]; "loss" `LossSums`, with
         gradient; "score" `Scores`, without. Padding on the right changes no result on its left.
         `places` says where the tokens stand when they are not a whole sequence in order.
-        `member` runs a member of the family: its blocks, and of every weight its part. With a
-        `teacher` its loss is weights[0] x cross-entropy + weights[1] x divergence; one that
-        `teaches` hands out what a `Teacher` needs.
+        `member` runs a member of the family: its blocks, and of every weight its part. With
+        `teachers` its loss is weights[0] x cross-entropy + weights[1], .. x divergence from each;
+        one that `teaches` hands out what a `Teacher` needs, as mode "states" does. Blocks in
+        `skips` are left out. With `exits` (block -> weight) the states after those blocks meet norm
+        and head too, and the objective is that of all.
         """
-        if mode not in ("logits", "loss", "score"):
-            raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score'")
-        if mode != "logits" and labels_BT is None:
+        if mode not in ("logits", "loss", "score", "states"):
+            raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score', 'states'")
+        if mode in ("loss", "score") and labels_BT is None:
             raise ValueError(
                 f"mode={mode!r} needs labels_BT: the token to predict at each position"
             )
         places = places or self.places(tokens_BT, document_ids_BT)
-        hidden_BTD = self._hidden(tokens_BT, places, member)
+        ways: list[Tensor] = []
+        hidden_BTD = self._hidden(tokens_BT, places, member, skips, exits, ways)
         if not self.part.last:
             return hidden_BTD
         head_VD = self._head_weight(self._stream(member))
+        if mode == "states":
+            return Teacher(hidden_BTD, member, head_VD)
         if mode == "logits":
             if self.head is None:
                 return F.linear(hidden_BTD, head_VD)
@@ -153,12 +174,20 @@ class Decoder(nn.Module):
         assert labels_BT is not None
         if mode == "loss":
             shard = self.vocabulary
-            if teacher is None:
+            if not teachers:
                 sums = loss_sums(hidden_BTD, head_VD, labels_BT, z_loss, shard, self.fused_loss)
             else:
-                other = teacher.hidden_BTS, self._head_of(teacher)
-                sums = distilled_sums(hidden_BTD, head_VD, labels_BT, other, weights, z_loss, shard)
-            return sums._replace(hidden_BTD=hidden_BTD) if teaches else sums
+                followed = [(teacher.hidden_BTS, self._head_of(teacher)) for teacher in teachers]
+                sums = distilled_sums(
+                    hidden_BTD, head_VD, labels_BT, followed, weights, z_loss, shard
+                )
+            sums = sums._replace(hidden_BTD=hidden_BTD) if teaches else sums
+            if not exits:
+                return sums
+            others = [
+                loss_sums(x, head_VD, labels_BT, z_loss, shard, self.fused_loss) for x in ways
+            ]
+            return _with_exits(sums, 1.0 if teachers else weights[0], others, exits)
         return label_scores(hidden_BTD, head_VD, labels_BT, self.vocabulary)
 
     def _head_weight(self, stream: Cut | None) -> Tensor:
@@ -175,26 +204,38 @@ class Decoder(nn.Module):
         """Return what a member takes of the residual stream."""
         return None if member is None else block_cuts(self.config, member)[0].stream
 
-    def _blocks(self, member: Member | None) -> Iterator[tuple[nn.Module, BlockCuts]]:
+    def _blocks(self, member: Member | None) -> Iterator[tuple[int, nn.Module, BlockCuts]]:
         """Yield the blocks here that a member runs, with what it takes of each."""
-        if member is None:
-            yield from ((block, UNCUT) for block in self.blocks.values())
-            return
-        cuts = dict(zip(member.layers, block_cuts(self.config, member), strict=True))
+        cuts = None
+        if member is not None:
+            cuts = dict(zip(member.layers, block_cuts(self.config, member), strict=True))
         for layer, block in self.blocks.items():
-            if int(layer) in cuts:
-                yield block, cuts[int(layer)]
+            if cuts is None or int(layer) in cuts:
+                yield int(layer), block, UNCUT if cuts is None else cuts[int(layer)]
 
-    def _hidden(self, x: Tensor, places: Places, member: Member | None) -> Tensor:
+    def _hidden(
+        self,
+        x: Tensor,
+        places: Places,
+        member: Member | None,
+        skips: Collection[int],
+        exits: Collection[int],
+        ways: list[Tensor],
+    ) -> Tensor:
+        """Return the states before the head; those of exits are added to `ways`."""
         stream = self._stream(member)
         # Between stages of a pipeline a member's stream is padded to the whole width.
         x_BTD = take(x, -1, stream) if self.embedding is None else self.embedding(x, stream)
         recompute = self.recompute != "none" and torch.is_grad_enabled()
-        for block, cuts in self._blocks(member):
-            if recompute:
+        for layer, block, cuts in self._blocks(member):
+            if layer in skips:
+                pass
+            elif recompute:
                 x_BTD = _again(block, x_BTD, places, cuts, self.recompute)
             else:
                 x_BTD = block(x_BTD, places, cuts)
+            if layer in exits and self.norm is not None:
+                ways.append(self.norm(x_BTD, stream))
         if self.norm is not None:
             return self.norm(x_BTD, stream)
         return x_BTD if stream is None else F.pad(x_BTD, (0, stream.whole - stream.kept))
@@ -227,6 +268,17 @@ class Decoder(nn.Module):
             config = self.config
             self._tables = rotary_tables(rows, config.head_width, config.rope_theta, device)
         return self._tables
+
+
+def _with_exits(
+    sums: LossSums, weight: float, others: Sequence[LossSums], exits: Mapping[int, float]
+) -> LossSums:
+    """Return the sums of a pass with those of its exits in the objective."""
+    objective = sums.objective * weight
+    for other, part in zip(others, exits.values(), strict=True):
+        objective = objective + other.objective * part
+    apart = tuple(torch.stack([s.cross_entropy, s.z_loss]).detach() for s in others)
+    return sums._replace(objective=objective, exits=apart)
 
 
 def _again(

@@ -31,8 +31,9 @@ class LossSums(NamedTuple):
 
     Attributes:
         objective: what to go backward through; without a teacher `cross_entropy` itself.
-        divergence: from a teacher, without its weight; 0 without one.
+        divergence: from its teachers, without their weights; 0 without one.
         hidden_BTD: the states before the head, for a member that follows this one.
+        exits: [cross-entropy, z-loss] of every exit on the way, without its weight.
     """
 
     cross_entropy: Tensor
@@ -41,6 +42,7 @@ class LossSums(NamedTuple):
     objective: Tensor
     divergence: Tensor
     hidden_BTD: Tensor | None = None
+    exits: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

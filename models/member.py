@@ -107,11 +107,23 @@ def block_cuts(whole: ModelConfig, member: Member) -> tuple[BlockCuts, ...]:
     )
 
 
+class Exit(NamedTuple):
+    """A member whose loss is taken on the way of a larger one's pass.
+
+    Attributes:
+        member: has the first of that one's blocks, at the same widths.
+        labels: weight of its cross-entropy.
+    """
+
+    member: Member
+    labels: float
+
+
 class Term(NamedTuple):
     """One member's pass over a micro-batch, and what its loss is.
 
     The loss is `labels` x cross-entropy with the labels + `distill` x KL(teacher || member), over
-    the same tokens (arXiv:1503.02531, at temperature 1).
+    the same tokens (arXiv:1503.02531, at temperature 1), and that of its exits.
 
     Attributes:
         member: None is the whole model.
@@ -119,16 +131,56 @@ class Term(NamedTuple):
         distill: weight of the divergence from the teacher.
         teacher: whose distribution is followed: a member that stands before it in the same choice
             (None: the whole model), without gradient.
+        kept: weight of the divergence from the kept teacher, a second set of weights
+            (`Family.teacher_update`).
+        skips: blocks that this pass leaves out, of those that the member has (layer dropout).
+        exits: members whose losses are taken on the way; each meets norm and head after its last
+            block, or where that would have been.
     """
 
     member: Member | None
     labels: float = 1.0
     distill: float = 0.0
     teacher: Member | None = None
+    kept: float = 0.0
+    skips: tuple[int, ...] = ()
+    exits: tuple[Exit, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """Weights of its loss without its exits; of the reported loss it has this share."""
+        return self.labels + self.distill + self.kept
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a gradient."""
+        return self.weight + sum(out.labels for out in self.exits) > 0
+
+    @property
+    def members(self) -> tuple[Member | None, ...]:
+        """Who has a loss in it: the member, then its exits."""
+        return self.member, *(out.member for out in self.exits)
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """Return the blocks that it runs, of a whole model of `n_layers`."""
+        held = range(n_layers) if self.member is None else self.member.layers
+        return tuple(layer for layer in held if layer not in self.skips)
 
 
 Choice = tuple[Term, ...]
 """The passes over one micro-batch; their losses are added up."""
+
+
+class TeacherUpdate(NamedTuple):
+    """What happens to the kept teacher before a step: keep x teacher + (1 - keep) x the weights.
+
+    Attributes:
+        at: its number; an update is made once, and the first of all is a copy.
+        keep: 0 copies.
+    """
+
+    at: int
+    keep: float = 0.0
 
 
 class StepChoices(NamedTuple):
@@ -137,10 +189,19 @@ class StepChoices(NamedTuple):
     Attributes:
         mine: for each micro-batch of this rank.
         names: of all who train anywhere in the step, in one order on all ranks.
+        shares: who trains on each equal share of the whole step, the same on all ranks.
+        teacher: what happens to the kept teacher before the step; None: nothing.
     """
 
     mine: tuple[Choice, ...]
     names: tuple[str | None, ...]
+    shares: tuple[Choice, ...] = ()
+    teacher: TeacherUpdate | None = None
+
+
+def names_in(choice: Choice) -> tuple[str | None, ...]:
+    """Return who trains in a choice, each once, in order."""
+    return tuple(dict.fromkeys(name_of(member) for term in choice for member in term.members))
 
 
 def name_of(member: Member | None) -> str | None:
@@ -152,4 +213,12 @@ def trained_by(choice: Choice) -> tuple[str | None, ...]:
     """Return the names of those whose pass over a micro-batch has a gradient: a teacher that is
     only followed does not train.
     """
-    return tuple(name_of(term.member) for term in choice if term.labels + term.distill > 0)
+    trained = [
+        member
+        for term in choice
+        for member, weight in zip(
+            term.members, (term.weight, *(out.labels for out in term.exits)), strict=True
+        )
+        if weight > 0
+    ]
+    return tuple(name_of(member) for member in trained)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from motet.models.architecture import WeightSpec, named_weights
@@ -48,6 +49,18 @@ def take(x: Tensor, dimension: int, cut: Cut | None, parts: int = 1) -> Tensor:
     dimension %= x.ndim
     grouped = x.unflatten(dimension, (groups, size // groups))
     return grouped.narrow(dimension + 1, 0, kept // groups).flatten(dimension, dimension + 1)
+
+
+def inside(index_N: Tensor, size: int, cut: Cut | None) -> Tensor:
+    """Return which of some indices of a dimension a member takes, bool [N].
+
+    Args:
+        size: of the whole dimension, counted in channels where the axis may count heads.
+    """
+    if cut is None:
+        return torch.ones_like(index_N, dtype=torch.bool)
+    kept, groups = cut.of(size)
+    return index_N % (size // groups) < kept // groups
 
 
 def weight_cuts(weight: WeightSpec, cuts: BlockCuts) -> tuple[Cut | None, ...]:

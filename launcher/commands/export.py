@@ -244,9 +244,14 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+def read_model(
+    rundir: RunDir, step: int, source: str = ""
+) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """The model's configuration and unsharded weights, after the checkpoint's files were
     verified.
+
+    Args:
+        source: "model", or "teacher" of a run that keeps one; "" = what the run deploys.
     """
     import torch
     import torch.distributed.checkpoint as dcp
@@ -265,11 +270,18 @@ def read_model(rundir: RunDir, step: int) -> tuple[ModelConfig, dict[str, torch.
     model_config = ModelConfig(**_model_facts(rundir, manifest))
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Decoder(model_config).named_parameters()}
-    tensors = {f"model.{name}": torch.empty(shape) for name, shape in shapes.items()}
+    source = f"{source or _deployed(rundir)}."
+    tensors = {f"{source}{name}": torch.empty(shape) for name, shape in shapes.items()}
     with warnings.catch_warnings():  # that no process group is there is what we want
         warnings.simplefilter("ignore")
         dcp.load(dict(tensors), storage_reader=SafeReader(folder), no_dist=True)
-    return model_config, {name.removeprefix("model."): t for name, t in tensors.items()}
+    return model_config, {name.removeprefix(source): t for name, t in tensors.items()}
+
+
+def _deployed(rundir: RunDir) -> str:
+    """Which weights of a checkpoint are the run's models: those that trained, or their average."""
+    options = run_yaml.load(rundir.resolved_yaml).family.options
+    return "teacher" if options.get("deploy") == "ema" else "model"
 
 
 def _model_facts(rundir: RunDir, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[
     model = ModelConfig(**manifest["model"])
     if found := layout_problems(settings, ranks, model):
         return found
-    if members := manifest.get("members"):
+    if manifest.get("members"):
         layout = settings.layout_for(ranks)
-        refuse_layout(members, layout, model)
+        refuse_layout(manifest, layout, model)
         family, _ = open_family(rundir, settings, manifest)
         draws_of(family, settings, layout, draws_begun(rundir))
     return deepspeed_library_problems(settings)

@@ -182,9 +182,9 @@ def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
     processes = settings.layout.processes if ranks is None else ranks
     model = model_of(settings)[0]
     raise_problems(layout_problems(settings, processes, model))
-    if members := new_members(settings, model).get("members", []):
+    if facts := new_members(settings, model):
         layout = settings.layout_for(processes)
-        refuse_layout(members, layout, model)
+        refuse_layout(facts, layout, model)
         draws_of(new_family(settings, model), settings, layout)
     raise_problems(deepspeed_library_problems(settings))
 

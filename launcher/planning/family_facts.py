@@ -11,7 +11,9 @@ from motet.launcher.output import terminal
 from motet.models import counts
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Family, Member, Term, choices
+from motet.models.family.costs import choice_flops
 from motet.models.family.space import size_of
+from motet.models.member import names_in
 
 STEPS_COUNTED = 256
 """Steps, spread over the run, of which the draws are counted."""
@@ -40,6 +42,7 @@ def family_facts(
         "members": rows,
         "draws": draws,
         "by_replica": family.by_replica,
+        "teacher_gib": 4 * counts.parameters(whole) / GIB if family.has_teacher else 0.0,
         "flops_per_token": flops,
         "flops_per_token_of_all_alone": sum(each),
         "flops_per_token_of_the_whole": max(each),
@@ -58,12 +61,9 @@ def _drawn(
     for step in range(0, settings.steps, stride):
         n_steps += 1
         for choice in choices(family, by_name, step, draws) or [(Term(None),)] * draws:
-            for term in choice:
-                name = WHOLE if term.member is None else term.member.name
+            flops += choice_flops(choice, whole, length) / draws
+            for name in (name or WHOLE for term in choice for name in names_in((term,))):
                 passes[name] = passes.get(name, 0.0) + 1.0
-                config = whole if term.member is None else term.member.config
-                part = 1.0 if term.labels + term.distill else 1 / 3
-                flops += part * counts.training_flops_per_token(config, length) / draws
     total = sum(passes.values())
     return {name: number / total for name, number in passes.items()}, flops / n_steps
 
@@ -115,6 +115,11 @@ def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
         "Weights and optimizer are those of the whole model, whoever trains: no member holds a "
         "copy."
     )
+    if facts["teacher_gib"]:
+        print(
+            f"The teacher is a second set of the whole model's weights: {facts['teacher_gib']:.3g} "
+            "GiB in fp32, divided over ranks as the model is."
+        )
     if not known_vocabulary:
         print("The vocabulary is not known without a corpus: embeddings are those of 32,768 rows.")
 

@@ -19,12 +19,12 @@ from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
-from motet.launcher.rank.choices import refuse_chance
+from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
 from motet.launcher.rank.feed import Draws, Feed
 from motet.launcher.rank.hooks import Hooks
 from motet.launcher.rank.job import TrainingJob
-from motet.launcher.rank.loop import load
+from motet.launcher.rank.loop import keep_order, load
 from motet.launcher.rank.own_hooks import own_hooks
 from motet.launcher.rank.plugins import load_hooks
 from motet.launcher.rank.probing import ProbeSet
@@ -37,7 +37,7 @@ from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
-from motet.models.family.base import choices
+from motet.models.family.base import Family, choices, teacher_update_of
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, tell_all
@@ -72,7 +72,7 @@ def build_job(
     model, training = ModelConfig(**manifest["model"]), settings.training
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
-    engine = build_engine(model, engine_options(settings, precision), layout, world)
+    engine = build_engine(model, engine_options(settings, precision, family), layout, world)
     checkpoints = _checkpoints(run, settings, world)
     public = run_yaml.public(settings)
     mirror = open_mirror(run, public, world.rank, hashes)
@@ -84,8 +84,10 @@ def build_job(
     begun = (start.facts or {}).get("draws")
     # The whole model alone trains on all of a step: each rank reads, and proves, it in one piece.
     number = draws_of(family, settings, layout, begun) if members else 1
-    draws = Draws(number, partial(choices, family, members, draws=number), family.by_replica)
-    refuse_chance(family, members, range(start.step, settings.steps), number, world)
+    choose = partial(choices, family, members, draws=number)
+    draws = Draws(number, choose, family.by_replica, partial(teacher_update_of, family))
+    draw_check = DrawCheck(family, members, number, settings.steps, world)
+    draw_check.ahead(start.step)
     segment = _open_segment(run, start, attempt, world, hashes, number if members else None)
     job = TrainingJob(
         settings=settings,
@@ -124,11 +126,13 @@ def build_job(
         flops_per_token=manifest["flops_per_token"],
         family=family,
         members=members,
+        draw_check=draw_check,
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )
     if start.facts is not None:
         job.guard.restore(start.facts["judge"])
+        keep_order(job.facts, start.facts)
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
     return job, start.step
 
@@ -179,8 +183,8 @@ def _begun_precision(run: RunDir, world: World) -> str | None:
     return tell_all(found, world)
 
 
-def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
-    """Return what the engine needs of the settings."""
+def engine_options(settings: RunSettings, precision: str, family: Family) -> EngineOptions:
+    """Return what the engine needs of the settings and of the family."""
     training, optimizer = settings.training, settings.training.optimizer
     return EngineOptions(
         precision=precision,
@@ -191,6 +195,9 @@ def engine_options(settings: RunSettings, precision: str) -> EngineOptions:
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
         fused=optimizer.fused,
+        mask_update=family.mask_update,
+        by_users=family.normalize == "users",
+        teacher=family.has_teacher,
         seed=settings.seed,
         zero_stage=settings.layout.zero_stage,
         offload=settings.layout.offload,

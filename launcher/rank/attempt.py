@@ -83,7 +83,7 @@ def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
     model = ModelConfig(**manifest["model"])
     raise_problems(layout_problems(settings, world_size, model))
     layout = settings.layout_for(world_size)
-    refuse_layout(manifest.get("members", ()), layout, model)
+    refuse_layout(manifest, layout, model)
     return settings, layout
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import Record
 from motet.experiments.stream.stream import Batch, Stream
-from motet.models.family.base import Choice, StepChoices
-from motet.models.member import name_of, trained_by
+from motet.models.family.base import Choice, StepChoices, TeacherUpdate
+from motet.models.member import names_in, trained_by
 from motet.parallel.layout.layout import Layout
 
 
@@ -41,11 +41,13 @@ class Draws(NamedTuple):
         choose: step -> who trains on each of `number` equal shares of its sequences, in order; None
             for the whole model alone.
         by_replica: replicas work on different shares at the same time, instead of all on each.
+        teacher: step -> what happens to the kept teacher before it.
     """
 
     number: int = 1
     choose: Callable[[int], list[Choice] | None] = lambda step: None
     by_replica: bool = False
+    teacher: Callable[[int], TeacherUpdate | None] = lambda step: None
 
 
 class Feed:
@@ -76,7 +78,10 @@ class Feed:
         starts = micro_batches(self.layout, self.dp_rank, self.steps.sequences(step), self.draws)
         batches = [self.stream.batch(first + start, micro) for start, _ in starts]
         mine = None if chosen is None else [chosen[draw] for _, draw in starts]
-        members = None if mine is None else StepChoices(tuple(mine), names_of(chosen or ()))
+        members = None
+        if chosen is not None and mine is not None:
+            update = self.draws.teacher(step)
+            members = StepChoices(tuple(mine), names_of(chosen), tuple(chosen), update)
         return Share(batches, _records(step, batches, mine), members, chosen)
 
     def close(self) -> None:
@@ -105,7 +110,7 @@ def micro_batches(
 
 def names_of(choices: list[Choice] | tuple[Choice, ...]) -> tuple[str | None, ...]:
     """Return the names of all who train in a step, each once, in the order of the shares."""
-    return tuple(dict.fromkeys(name_of(term.member) for choice in choices for term in choice))
+    return names_in(tuple(term for choice in choices for term in choice))
 
 
 def _records(step: int, batches: list[Batch], choices: list[Choice] | None) -> list[Record]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from typing import Any
 
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import LedgerWriter, Record, Segment
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.feed import Feed, Share
 from motet.launcher.rank.hooks import HookContext, Hooks
 from motet.launcher.rank.probing import ProbeSet
@@ -19,22 +19,25 @@ from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
-from motet.models.counts import training_flops_per_token
 from motet.models.family.base import Choice, Family, Member
+from motet.models.family.costs import choice_flops
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
 
-flops = lru_cache(maxsize=4096)(training_flops_per_token)
-
 
 @dataclass(frozen=True)
 class StepDone:
-    """The step that was trained last: what it consumed, gave and took."""
+    """The step that was trained last: what it consumed, gave and took.
+
+    Attributes:
+        draw: hash of who trained on what, the same on all ranks; "" where there is no family.
+    """
 
     share: Share
     result: StepResult
     lr: float
+    draw: str = ""
 
 
 @dataclass
@@ -66,6 +69,7 @@ class TrainingJob:
     seconds: dict[str, float] = field(default_factory=dict)
     family: Family | None = None
     members: dict[str, Member] = field(default_factory=dict)
+    draw_check: DrawCheck | None = None
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 
@@ -82,16 +86,9 @@ class TrainingJob:
         """Return the floating-point operations per token of a step: of who trained on it."""
         if draws is None:
             return self.flops_per_token
-        length = self.settings.data.sequence_length
-        return sum(map(partial(self._flops, length), draws)) / len(draws)
-
-    def _flops(self, length: int, choice: Choice) -> float:
-        """Return those of one choice; a pass without gradient is a third of one with it."""
-        return sum(
-            (self.flops_per_token if term.member is None else flops(term.member.config, length))
-            * (1.0 if term.labels + term.distill > 0 else 1 / 3)
-            for term in choice
-        )
+        assert self.family is not None
+        whole, length = self.family.whole, self.settings.data.sequence_length
+        return sum(choice_flops(choice, whole, length) for choice in draws) / len(draws)
 
     def at(self, moment: str, step: int, **facts: Any) -> None:
         """Call the hooks of a moment; `step` updates are done.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from motet.experiments.scoring.store import probe_path, read_probe
@@ -14,6 +15,9 @@ from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import stage_of
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all
+
+ORDER = "order"
+"""The fact of a checkpoint: at which step channels were put in order, and in which."""
 
 
 def train(job: TrainingJob, step: int) -> tuple[int, str]:
@@ -28,6 +32,8 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
             reason = "finished" if finished else "stopped"
             job.at("at_end", step, reason=reason)
             return step, reason
+        if order_due(job, step):
+            order(job, step)
         stage = stage_of(job.family, step) if job.family else None
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
@@ -39,14 +45,40 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         step += 1
 
 
+def order_due(job: TrainingJob, step: int) -> bool:
+    """Return whether channels are to be put in order before a step: once, and again where a
+    checkpoint of before was loaded.
+    """
+    at = None if job.family is None else job.family.order_at_step
+    return at is not None and step >= at and ORDER not in job.facts
+
+
+def order(job: TrainingJob, step: int) -> None:
+    """Put channels in the order of their importance on the sequences that come next; checkpoints
+    from here on say how (`models.family.importance`).
+    """
+    assert job.family is not None
+    batches, sequences, ahead = [], 0, step
+    while sequences < job.family.order_sequences and ahead < job.settings.steps:
+        batches += job.feed.read(ahead).batches
+        sequences, ahead = sequences + job.steps.sequences(ahead), ahead + 1
+    groups = max((member.groups for member in job.members.values()), default=1)
+    orders = job.engine.order_channels(batches, groups)
+    job.facts[ORDER] = {"step": step, "orders": orders}
+    job.metrics.log("event", step, event="ordered", sequences=sequences)
+
+
 def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     """Read a step's sequences and train on them."""
     started = time.perf_counter()
+    if job.draw_check is not None:
+        job.draw_check.ahead(step)
     share = job.feed.take(step)
+    draw = "" if job.draw_check is None else job.draw_check.checked(step, share.draws)
     waited = time.perf_counter() - started
     result = job.engine.step(share.batches, lr, job.guard, job.stop.requested, share.members)
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
-    job.last = StepDone(share, result, lr)
+    job.last = StepDone(share, result, lr, draw)
     return result
 
 
@@ -130,6 +162,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
     if not saved_steps:
         return
     manifest = load(job.checkpoints, job.engine, saved_steps[-1])
+    keep_order(job.facts, manifest)
     job.ledger.close()
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
     if job.world.rank == 0:
@@ -147,6 +180,12 @@ def roll_back(job: TrainingJob, step: int) -> None:
     for left_out in range(saved_steps[-1], step + 1):
         job.note(job.feed.read(left_out).records, applied=False)
     job.metrics.log("event", step + 1, event="rollback", to_step=saved_steps[-1])
+
+
+def keep_order(facts: dict[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Let facts say of the order of channels what a checkpoint that was loaded says."""
+    facts.pop(ORDER, None)
+    facts |= {ORDER: manifest[ORDER]} if ORDER in manifest else {}
 
 
 class BadRun(RuntimeError):

@@ -123,6 +123,7 @@ class Rows(OwnHook):
             skipped=not result.applied,
             why=job.guard.why,
             **members_of_row(result),
+            **({"draw": job.done.draw} if job.members else {}),
         )
         job.progress.update(context.step, result.loss, rate)
 

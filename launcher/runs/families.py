@@ -59,7 +59,10 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     members = made_members(family)
     problems = member_problems(whole, members) or family.problems(settings.steps)
     raise_problems([Problem("family.kind", why) for why in problems])
-    return {"members": member_facts(members, settings.data.sequence_length)} if members else {}
+    if not members:
+        return {}
+    facts = {"members": member_facts(members, settings.data.sequence_length)}
+    return facts | ({"family_needs": list(needs)} if (needs := family.needs()) else {})
 
 
 def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
@@ -84,10 +87,11 @@ def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
     return _made(made, settings, whole)
 
 
-def refuse_layout(members: Sequence[Any], layout: Layout, whole: ModelConfig) -> None:
-    """Raise `UserError` where a layout cannot train the members of a family."""
-    if members:
-        found = refusals(layout, whole, members_of({"members": members}))
+def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfig) -> None:
+    """Raise `UserError` where a layout cannot train the family of a run's manifest."""
+    if manifest.get("members"):
+        needs = manifest.get("family_needs", ())
+        found = refusals(layout, whole, members_of(manifest), needs)
         raise_problems([Problem("family.kind", why) for why in found])
 
 

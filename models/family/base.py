@@ -21,10 +21,12 @@ from motet.core.plugins import MISTAKES, place
 from motet.models import counts
 from motet.models.config import ModelConfig, llama_heads, problems
 from motet.models.member import Choice as Choice
+from motet.models.member import Exit as Exit
 from motet.models.member import Member as Member
 from motet.models.member import StepChoices as StepChoices
+from motet.models.member import TeacherUpdate as TeacherUpdate
 from motet.models.member import Term as Term
-from motet.models.member import block_cuts
+from motet.models.member import block_cuts, name_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 WHOLE = "whole"
@@ -70,10 +72,22 @@ class Family(ABC):
             each of them, so that who trains on a sequence depends on no layout.
         by_replica: ranks may train different members at the same time: a rank's micro-batch lies in
             one share, and replicas work on different ones. Members must have all layers then.
+        mask_update: values outside all slices of a step stay as they are: no momentum, no decay.
+        normalize: "world": a value's gradient is a mean over all shares of a step; "users": over
+            those whose members used it.
+        has_teacher: a second set of the weights is kept, which terms may follow (`Term.kept`) and
+            `teacher_update` fills.
+        order_at_step: before it, channels are put in the order of their importance, once
+            (`importance.py`), as the next `order_sequences` sequences show it.
     """
 
     draws: int | None = None
     by_replica: bool = False
+    mask_update: bool = False
+    normalize: str = "world"
+    has_teacher: bool = False
+    order_at_step: int | None = None
+    order_sequences: int = 1024
 
     def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
         self.whole, self.options, self.seed = whole, options, seed
@@ -86,6 +100,16 @@ class Family(ABC):
         """Return why this family cannot train for so many steps, in words."""
         return []
 
+    def needs(self) -> tuple[str, ...]:
+        """Return what it asks of an engine beside members: options by name (`refusals.NEEDS`)."""
+        asked = {
+            "mask_update": self.mask_update,
+            "normalize": self.normalize != "world",
+            "teacher": self.has_teacher,
+            "order_at_step": self.order_at_step is not None,
+        }
+        return tuple(name for name, is_asked in asked.items() if is_asked)
+
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """Return who trains on each of `draws` equal shares of a step's sequences.
 
@@ -93,6 +117,10 @@ class Family(ABC):
         member need not be one of `members()`: any part of the whole model can train.
         """
         return [(None,)] * draws
+
+    def teacher_update(self, step: int) -> TeacherUpdate | None:
+        """Return what happens to the kept teacher before a step; None: nothing."""
+        return None
 
     def stage(self, step: int) -> TrainingStage | None:
         """Return the stage that a step belongs to; None where the whole run has one schedule."""
@@ -220,7 +248,8 @@ def choices(
     chosen = [choice for choice in found if choice]
     if family.by_replica and (why := _uneven(family.whole, chosen)):
         raise UserError(f"family.kind: {type(family).__name__}.{call} {why}")
-    return None if all(choice == (Term(None),) for choice in chosen) else chosen
+    alone = all(choice == (Term(None),) for choice in chosen) and not family.has_teacher
+    return None if alone else chosen
 
 
 def _uneven(whole: ModelConfig, chosen: Sequence[Choice]) -> str:
@@ -229,12 +258,14 @@ def _uneven(whole: ModelConfig, chosen: Sequence[Choice]) -> str:
     FSDP2 gathers a block on all ranks or on none: another number of layers on one rank hangs.
     """
     for term in (term for choice in chosen for term in choice):
-        if term.member is not None and len(term.member.layers) < whole.n_layers:
+        if len(term.layers(whole.n_layers)) < whole.n_layers:
             return (
-                f"trains {term.member.name!r}, which leaves out layers, on some replicas alone; "
-                "members must have all layers, or set by_replica = False"
+                f"trains {name_of(term.member) or WHOLE!r}, which leaves out layers, on some "
+                "replicas alone; members must have all layers, or set by_replica = False"
             )
-    kinds = {tuple(term.labels + term.distill > 0 for term in choice) for choice in chosen}
+    kinds = {
+        (any(term.kept for term in choice), *(term.trains for term in choice)) for choice in chosen
+    }
     if len(kinds) > 1:
         return "gives shares with other numbers of passes, which replicas would wait for"
     return ""
@@ -249,12 +280,29 @@ def _choice(
         term = one if isinstance(one, Term) else Term(one, 1.0 / len(asked))  # type: ignore[arg-type]
         known, member = _known(family, members, term.member)
         also, teacher = _known(family, members, term.teacher)
-        sound = min(term.labels, term.distill) >= 0 and term.labels + term.distill < math.inf
+        weights = (term.labels, term.distill, term.kept, *(out.labels for out in term.exits))
+        sound = min(weights) >= 0 and sum(weights) < math.inf
         follows = not term.distill or teacher in [earlier.member for earlier in terms]
-        if not (known and also and sound and follows):
+        follows = follows and (family.has_teacher or not term.kept)
+        if not (known and also and sound and follows and _on_the_way(family, member, term)):
             return None
         terms.append(term._replace(member=member, teacher=teacher))
     return tuple(terms) or None
+
+
+def _on_the_way(family: Family, member: Member | None, term: Term) -> bool:
+    """Return whether a pass has the blocks that it skips, and its exits lie in it: a member of the
+    first of its blocks, at its widths.
+    """
+    whole = Member(WHOLE, family.whole, tuple(range(family.whole.n_layers)))
+    runs = member or whole
+    return set(term.skips) <= set(runs.layers) and all(
+        _known(family, {}, out.member)[0]
+        and out.member.layers == runs.layers[: len(out.member.layers)]
+        and block_cuts(family.whole, out.member)
+        == block_cuts(family.whole, runs)[: len(out.member.layers)]
+        for out in term.exits
+    )
 
 
 def _known(
@@ -271,6 +319,23 @@ def _known(
 @lru_cache(maxsize=4096)
 def _faults_of(whole: ModelConfig, member: Member) -> tuple[str, ...]:
     return (*filter(None, [_strange(member)]),) or tuple(_faults(whole, member))
+
+
+def teacher_update_of(family: Family, step: int) -> TeacherUpdate | None:
+    """Return what happens to the kept teacher before a step.
+
+    Raises:
+        UserError: the family fails, or gives no update that can be.
+    """
+    with _mistakes(family, f"teacher_update({step})"):
+        update = family.teacher_update(step) if family.has_teacher else None
+        good = update is None or (0 <= update.keep <= 1 and 0 <= update.at <= step)
+    if not good:
+        raise UserError(
+            f"family.kind: {type(family).__name__}.teacher_update({step}) gave {update!r:.120}; it "
+            "must give None or a TeacherUpdate of a step until then, with keep from 0 to 1"
+        )
+    return update
 
 
 def stage_of(family: Family, step: int) -> TrainingStage | None:

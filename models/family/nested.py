@@ -12,23 +12,28 @@ from motet.core.schema import MappingReader, is_sequence
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import Family, Member, WhoTrains, member_problems
+from motet.models.family.layerskip import LayerSkip, read_layerskip
 from motet.models.family.samplers import SAMPLERS, DrawKey, phase_at
 from motet.models.family.space import (
     KEYS,
     SliceError,
+    SliceRule,
     member_of,
     members_by_size,
     unnested,
     whole_of,
 )
-from motet.models.member import Term
+from motet.models.family.teachers import FrozenTeacher, read_teacher
+from motet.models.family.two_stage import TwoStage, read_two_stage
+from motet.models.member import TeacherUpdate, Term
 
 WHERE = "family.options"
-LOSSES = ("labels", "distill", "poa")
+LOSSES = ("labels", "distill", "poa", "tsjt", "layerskip")
 OPTIONS = (
     *(
         "members",
         "axes",
+        "depth",
         "groups",
         "layer_groups",
         "monotone",
@@ -37,7 +42,9 @@ OPTIONS = (
         "by_replica",
         "phases",
     ),
-    *("loss", "distill_weight", "distill_from_step", "poa_weight"),
+    *("loss", "distill_weight", "distill_from_step", "poa_weight", "mask_update", "normalize"),
+    *("teacher", "teacher_step", "ema_momentum", "ema_steps", "deploy", "tsjt", "layerskip"),
+    *("order_at_step", "order_sequences"),
 )
 POA_WEIGHT = 0.8
 """lambda of POA (its `vit_ssl_default_config.yaml`)."""
@@ -49,6 +56,7 @@ class NestedFamily(Family):
     Options:
         members: name -> {axis: size or share} (`space.member_of`), or sizes as `[125m, 250m]`.
         axes: that members by size may shrink.
+        depth: "spread": a depth takes layers spread evenly; "first": the first ones.
         groups: equal groups of heads, hidden channels and experts of which a member takes the
             first each; tensor- and expert-parallel degrees must divide it.
         layer_groups: equal groups of consecutive layers of which a member keeps equally many each,
@@ -59,34 +67,54 @@ class NestedFamily(Family):
         phases: of `shrinking` (Once-for-All, arXiv:1908.09791): {until_step, smallest} each.
         loss: "labels"; "distill": members beside the largest follow it, from
             `distill_from_step` on with the weight `distill_weight`; "poa": as POA adapted to
-            language models, `poa_weight` for the largest.
+            language models, `poa_weight` for the largest. "tsjt" (`two_stage.py`) and "layerskip"
+            (`layerskip.py`) say who trains as well: they take no sampler.
+        teacher: whom members follow with "distill", and with "poa" as well: the "largest" of the
+            same weights, or a second set of the whole model's (`teachers.py`): "frozen" or "ema".
+        deploy: which weights are exported and evaluated: "student", or those of the "ema".
+        mask_update, normalize, order_at_step, order_sequences: see `Family`.
     """
 
     def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
         super().__init__(whole, options, seed)
         problems: list[Problem] = []
         read = MappingReader(options, WHERE, problems, OPTIONS)
+        self._read(read)
+        monotone = read.checked("monotone", True, _is_bool, "true or false")
+        first = read.choice("depth", ("spread", "first"), "spread") == "first"
+        how = SliceRule(self.groups, self.layer_groups, first)
+        sliced = _members(whole, read, how)
+        raise_problems(problems)
+        self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
+        self._refuse(monotone, read)
+        self.phases = self._phases(read)
+        self.teacher = read_teacher(read, self.phases[0][0] if self.phases else None)
+        self.has_teacher = self.teacher is not None
+        self._refuse_teacher(read)
+        self.rule = self._rule(read)
+        raise_problems(problems)
+
+    def _read(self, read: MappingReader) -> None:
+        """Take the plain options."""
         self.groups = read.whole("groups", 1, 1)
         self.layer_groups = read.whole("layer_groups", 1, 1)
-        if whole.n_layers % self.layer_groups:
-            near = math.gcd(whole.n_layers, self.layer_groups)
-            why = f"{self.layer_groups} does not divide {whole.n_layers} layers; {near} would"
+        n_layers = self.whole.n_layers
+        if n_layers % self.layer_groups:
+            near = math.gcd(n_layers, self.layer_groups)
+            why = f"{self.layer_groups} does not divide {n_layers} layers; {near} would"
             read.problem("layer_groups", why)
             self.layer_groups = near
         self.draws = read.whole("draws", None, 1)
         self.by_replica = read.checked("by_replica", False, _is_bool, "true or false")
+        self.order_at_step = read.whole("order_at_step", None, 0)
+        self.order_sequences = read.whole("order_sequences", 1024, 1)
+        self.mask_update = read.checked("mask_update", False, _is_bool, "true or false")
+        self.normalize = read.choice("normalize", ("world", "users"), "world")
         self.sampler = read.choice("sampler", list(SAMPLERS), "uniform")
         self.loss = read.choice("loss", LOSSES, "poa" if self.sampler == "poa" else "labels")
         self.distill_weight = read.number("distill_weight", 0.5, 0.0, 1.0)
         self.distill_from_step = read.whole("distill_from_step", None, 0)
         self.poa_weight = read.number("poa_weight", POA_WEIGHT, 0.0, 1.0)
-        monotone = read.checked("monotone", True, _is_bool, "true or false")
-        sliced = _members(whole, read, (self.groups, self.layer_groups))
-        raise_problems(problems)
-        self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
-        self._refuse(monotone, read)
-        self.phases = self._phases(read)
-        raise_problems(problems)
 
     def members(self) -> Sequence[Member]:
         """See `Family.members`: the smallest first."""
@@ -107,17 +135,53 @@ class NestedFamily(Family):
                 read.problem("members", why)
         for why in unnested(self.whole, self._members) if monotone else ():
             read.problem("members", why)
-        if self.loss == "distill" and self.distill_from_step is None:
-            read.problem(
-                "distill_from_step",
-                "must say when distillation begins: from step 0 a teacher that knows nothing yet "
-                "costs quality; the end of the warm-up is a good choice",
-            )
         if self.loss == "poa" and self.sampler not in ("poa", "sandwich", "joint"):
             why = f"poa trains the largest on every share; sampler {self.sampler} does not"
             read.problem("loss", f"{why}; use poa, sandwich or joint")
         if self.sampler == "balanced" and (self.draws is None or self.draws % 2):
             read.problem("draws", f"{self.draws!r} is not even; sampler balanced draws in pairs")
+
+    def _refuse_teacher(self, read: MappingReader) -> None:
+        """Gather what is wrong with who is followed from when on; a frozen teacher is, once it is
+        there.
+        """
+        frozen = self.teacher.step if isinstance(self.teacher, FrozenTeacher) else None
+        if self.teacher is not None and self.loss not in ("distill", "poa"):
+            why = f"is followed by nobody with loss {self.loss}; use distill or poa"
+            read.problem("teacher", why)
+        elif self.distill_from_step is None:
+            self.distill_from_step = frozen
+        elif frozen is not None and self.distill_from_step < frozen:
+            why = f"{self.distill_from_step} is before the teacher is frozen, after step {frozen}"
+            read.problem("distill_from_step", why)
+        follows = self.loss == "distill" or self.teacher is not None
+        if follows and self.distill_from_step is None:
+            read.problem(
+                "distill_from_step",
+                "must say when distillation begins: from step 0 a teacher that knows nothing yet "
+                "costs quality; the end of the warm-up is a good choice",
+            )
+
+    def teacher_update(self, step: int) -> TeacherUpdate | None:
+        """See `Family.teacher_update`."""
+        return None if self.teacher is None else self.teacher.update(step)
+
+    def needs(self) -> tuple[str, ...]:
+        """See `Family.needs`."""
+        return (*super().needs(), *(["loss=layerskip"] if self.loss == "layerskip" else []))
+
+    def _rule(self, read: MappingReader) -> TwoStage | LayerSkip | None:
+        """Return the rule that says both who trains and with which loss, if there is one."""
+        for name in ("tsjt", "layerskip"):
+            if name in read.values and self.loss != name:
+                read.problem(name, f"belongs to loss {name}, not to {self.loss}")
+        if self.loss not in ("tsjt", "layerskip"):
+            return None
+        if "sampler" in read.values:
+            read.problem("sampler", f"leave it out: loss {self.loss} says who trains on what")
+        if self.loss == "tsjt":
+            return read_two_stage(read, self._members)
+        return read_layerskip(read, self.seed, self.whole, self._members)
 
     def _phases(self, read: MappingReader) -> list[tuple[int | None, int]]:
         """Return (end, smallest member) of every phase; the space only grows."""
@@ -153,12 +217,16 @@ class NestedFamily(Family):
         ends = [until for until, _ in self.phases if until is not None]
         if ends and ends[-1] >= steps:
             return [f"phases: the last begins at step {ends[-1]}, but the run has {steps} steps"]
-        if self.loss == "distill" and (self.distill_from_step or 0) >= steps:
+        if (self.order_at_step or 0) >= steps:
+            return [f"order_at_step={self.order_at_step}: the run has {steps} steps"]
+        if (self.distill_from_step or 0) >= steps:
             return [f"distill_from_step={self.distill_from_step}: the run has {steps} steps"]
-        return []
+        return self.rule.problems(steps) if self.rule else []
 
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """See `Family.choose`."""
+        if self.rule is not None:
+            return [self.rule.terms(step, share, draws) for share in range(draws)]
         first = phase_at(self.phases, step) if self.phases else 0
         known: list[Member | None] = [*self._members, None][first:]
         sampler, found = SAMPLERS[self.sampler], []
@@ -169,17 +237,21 @@ class NestedFamily(Family):
 
     def _terms(self, drawn: Sequence[Member | None], step: int) -> list[Term]:
         """Return the passes of a draw, with their losses."""
-        each = 1.0 / len(drawn)
+        each, weight = 1.0 / len(drawn), self.distill_weight
+        follows = step >= (self.distill_from_step or 0)
+        kept = weight if follows and self.teacher is not None else 0.0
         if self.loss == "poa" and len(drawn) > 1:
-            rest = (1.0 - self.poa_weight) / (len(drawn) - 1)
+            largest, rest = self.poa_weight, (1.0 - self.poa_weight) / (len(drawn) - 1)
             return [
-                Term(member, self.poa_weight) if member is None else Term(member, rest, rest)
+                Term(None, largest, kept=largest * kept)
+                if member is None
+                else Term(member, rest, rest, kept=rest * kept)
                 for member in drawn
             ]
-        follows = self.loss == "distill" and step >= (self.distill_from_step or 0)
-        if not follows or drawn == [None]:
+        if kept:
+            return [Term(member, each * (1.0 - kept), kept=each * kept) for member in drawn]
+        if self.loss != "distill" or not follows or drawn == [None]:
             return [Term(member, each) for member in drawn]
-        weight = self.distill_weight
         terms = [
             Term(None, each)
             if member is None
@@ -190,7 +262,7 @@ class NestedFamily(Family):
         return terms if drawn[0] is None else [Term(None, 0.0), *terms]
 
 
-def _members(whole: ModelConfig, read: MappingReader, groups: tuple[int, int]) -> list[Member]:
+def _members(whole: ModelConfig, read: MappingReader, how: SliceRule) -> list[Member]:
     """Return the members that the options ask for, by name or by size."""
     asked = read.values.get("members")
     axes = read.sequence("axes") or [
@@ -203,7 +275,7 @@ def _members(whole: ModelConfig, read: MappingReader, groups: tuple[int, int]) -
         return []
     if is_sequence(asked) and asked:
         try:
-            return members_by_size(whole, asked, axes, *groups)
+            return members_by_size(whole, asked, axes, *how)
         except ValueError as error:
             read.problem("members", str(error))
             return []
@@ -216,7 +288,7 @@ def _members(whole: ModelConfig, read: MappingReader, groups: tuple[int, int]) -
     for name, values in asked.items():
         one = MappingReader(values, f"{WHERE}.members.{name}", read.problems, KEYS)
         try:
-            found.append(member_of(whole, str(name), one.values, *groups))
+            found.append(member_of(whole, str(name), one.values, *how))
         except SliceError as error:
             one.problem(error.key, str(error))
     return found

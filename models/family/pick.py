@@ -23,6 +23,7 @@ from motet.models.family.space import (
     KEYS,
     NEAR,
     SliceError,
+    SliceRule,
     depth_layers,
     grid,
     member_of,
@@ -141,7 +142,7 @@ def _between(
     axes = tuple(axis for axis, size in full.items() if least[axis] < size)
     if layer_groups is None:  # other depths would take layers that no member left out
         axes = tuple(axis for axis in axes if axis != "n_layers")
-    for _, sizes in grid(whole, axes, (groups, layer_groups or 1)) if axes else ():
+    for _, sizes in grid(whole, axes, SliceRule(groups, layer_groups or 1)) if axes else ():
         if all(sizes[axis] >= least[axis] for axis in axes):
             yield sizes
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from motet.core import format
 from motet.core.schema import is_number, is_whole
@@ -29,6 +29,19 @@ NEAR = 0.1
 """A size that no slice comes so near to is refused."""
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmb]?)", re.IGNORECASE)
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+class SliceRule(NamedTuple):
+    """How every member of a family lies in the whole model.
+
+    Attributes:
+        groups: of heads, hidden channels and experts (`Member.groups`).
+        layer_groups, first: of its layers (`depth_layers`).
+    """
+
+    groups: int = 1
+    layer_groups: int = 1
+    first: bool = False
 
 
 class SliceError(ValueError):
@@ -65,13 +78,16 @@ def part_order(part: range, n_layers: int) -> list[int]:
     return [part[at - before] for at in order if 0 <= at - before < len(part)]
 
 
-def depth_layers(n_layers: int, depth: int, layer_groups: int = 1) -> tuple[int, ...]:
+def depth_layers(
+    n_layers: int, depth: int, layer_groups: int = 1, first: bool = False
+) -> tuple[int, ...]:
     """Return the layers of a member of some depth, in order; of each of so many equal groups of
-    consecutive layers equally many.
+    consecutive layers equally many, spread evenly, or the first ones.
     """
     size, each = n_layers // layer_groups, depth // layer_groups
     parts = [range(at, at + size) for at in range(0, size * layer_groups, size)]
-    return tuple(sorted(n for part in parts for n in part_order(part, n_layers)[:each]))
+    orders = [part if first else part_order(part, n_layers) for part in parts]
+    return tuple(sorted(n for order in orders for n in order[:each]))
 
 
 def whole_of(whole: ModelConfig) -> dict[str, int]:
@@ -91,7 +107,12 @@ def whole_of(whole: ModelConfig) -> dict[str, int]:
 
 
 def member_of(
-    whole: ModelConfig, name: str, asked: Mapping[str, Any], groups: int = 1, layer_groups: int = 1
+    whole: ModelConfig,
+    name: str,
+    asked: Mapping[str, Any],
+    groups: int = 1,
+    layer_groups: int = 1,
+    first: bool = False,
 ) -> Member:
     """Return the slice that a mapping of axes asks for: numbers, or shares below 1 of the whole.
 
@@ -99,6 +120,7 @@ def member_of(
         layer_groups: see `depth_layers`; where the mapping names no layers.
         asked: `KEYS` -> size; `d_ffn` may be a list with one width for each layer kept; `layers`
             names layers instead of `n_layers`.
+        first: a depth takes the first layers, instead of layers spread evenly.
 
     Raises:
         SliceError: an axis that this model lacks, or a size that is none.
@@ -109,7 +131,7 @@ def member_of(
             raise SliceError(key, f"is no axis of this model; it has {', '.join(sizes)}, layers")
     if "layers" in asked and "n_layers" in asked:
         raise SliceError("layers", "says what n_layers says; leave one out")
-    layers = _layers(whole, asked, sizes, layer_groups)
+    layers = _layers(whole, asked, sizes, layer_groups, first)
     chosen = {key: _size(key, asked.get(key, size), size) for key, size in sizes.items()}
     widths = asked.get("d_ffn")
     if isinstance(widths, Sequence) and not isinstance(widths, str):
@@ -155,7 +177,11 @@ def _with_experts_where(
 
 
 def _layers(
-    whole: ModelConfig, asked: Mapping[str, Any], sizes: Mapping[str, int], layer_groups: int
+    whole: ModelConfig,
+    asked: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    layer_groups: int,
+    first: bool,
 ) -> tuple[int, ...]:
     if "layers" not in asked:
         size = sizes["n_layers"]
@@ -168,7 +194,7 @@ def _layers(
                 f"{depth} cannot be taken equally from layer_groups={layer_groups}; "
                 f"use {fits}, or name layers",
             )
-        return depth_layers(size, depth, layer_groups)
+        return depth_layers(size, depth, layer_groups, first)
     layers = asked["layers"]
     good = isinstance(layers, list | tuple) and layers and all(is_whole(n) for n in layers)
     if (
@@ -235,6 +261,7 @@ def members_by_size(
     axes: Sequence[str],
     groups: int = 1,
     layer_groups: int = 1,
+    first: bool = False,
 ) -> list[Member]:
     """Return the slice nearest to each number of parameters outside embedding and head, each inside
     the next larger one.
@@ -244,14 +271,15 @@ def members_by_size(
     Args:
         sizes: as `size_of` takes them; they name the members.
         axes: those that may shrink.
+        groups, layer_groups, first: see `SliceRule`.
 
     Raises:
         SliceError: a size that no slice is near.
     """
     wanted = sorted(((size_of(size), str(size).strip().lower()) for size in sizes), reverse=True)
-    inside, found = whole_of(whole), []
+    inside, found, how = whole_of(whole), [], SliceRule(groups, layer_groups, first)
     for target, name in wanted:
-        member = _nearest(whole, name, target, inside, tuple(axes), (groups, layer_groups))
+        member = _nearest(whole, name, target, inside, tuple(axes), how)
         found.append(member)
         inside = {key: getattr(member.config, key) for key in inside}
     return found[::-1]
@@ -263,9 +291,9 @@ def _nearest(
     target: int,
     inside: Mapping[str, int],
     axes: tuple[str, ...],
-    groups: tuple[int, int],
+    how: SliceRule,
 ) -> Member:
-    rows = [(size, sizes) for size, sizes in grid(whole, axes, groups) if _within(sizes, inside)]
+    rows = [(size, sizes) for size, sizes in grid(whole, axes, how) if _within(sizes, inside)]
     gap = min((abs(size - target) / target for size, _ in rows), default=math.inf)
     if gap > NEAR:
         known = sorted({size for size, _ in rows}, key=lambda size: abs(size - target))[:3]
@@ -280,7 +308,7 @@ def _nearest(
         shares = [math.log(row[1][axis] / sizes[axis]) for axis in axes]
         return round(max(shares) - min(shares), 9), abs(row[0] - target)
 
-    return member_of(whole, name, min(close, key=uneven)[1], *groups)
+    return member_of(whole, name, min(close, key=uneven)[1], *how)
 
 
 def _within(sizes: Mapping[str, int], inside: Mapping[str, int]) -> bool:
@@ -289,29 +317,25 @@ def _within(sizes: Mapping[str, int], inside: Mapping[str, int]) -> bool:
 
 @lru_cache(maxsize=8)
 def grid(
-    whole: ModelConfig, axes: tuple[str, ...], groups: tuple[int, int]
+    whole: ModelConfig, axes: tuple[str, ...], how: SliceRule
 ) -> list[tuple[int, dict[str, int]]]:
-    """Return (parameters, sizes) of every slice that a search by size tries.
-
-    Args:
-        groups: of channels and the like, and of layers.
-    """
+    """Return (parameters, sizes) of every slice that a search by size tries."""
     rows = []
-    for values in itertools.product(*(list(_steps(whole, axis, groups)) for axis in axes)):
+    for values in itertools.product(*(list(_steps(whole, axis, how)) for axis in axes)):
         sizes = dict(zip(axes, values, strict=True))
         with contextlib.suppress(SliceError):  # depths whose layers with experts fit no rule
-            config = member_of(whole, "x", sizes, *groups).config
+            config = member_of(whole, "x", sizes, *how).config
             if not llama_heads(config) or llama_heads(whole):
                 rows.append((parameters_non_embedding(config), sizes))
     return rows
 
 
-def _steps(whole: ModelConfig, axis: str, both: tuple[int, int]) -> Iterator[int]:
+def _steps(whole: ModelConfig, axis: str, how: SliceRule) -> Iterator[int]:
     """Yield the sizes of an axis that are tried."""
-    size, (groups, layer_groups) = whole_of(whole)[axis], both
+    size, groups = whole_of(whole)[axis], how.groups
     if axis in ("n_layers", "n_kv_heads", "n_experts"):
         least = whole.experts_per_token if axis == "n_experts" else 1
-        unit = layer_groups if axis == "n_layers" else groups
+        unit = how.layer_groups if axis == "n_layers" else groups
         yield from (n for n in range(unit, size + 1, unit) if n >= least)
         return
     unit = math.lcm(1 if axis in ("d_model", "d_shared") else groups, 2)

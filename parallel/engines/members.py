@@ -13,9 +13,13 @@ from motet.models.family.base import StepChoices, Term
 from motet.models.member import name_of
 from motet.parallel.runtime.mesh import World
 from motet.parallel.runtime.passes import Pass
+from motet.parallel.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from motet.parallel.engines.protocol import MicroBatch
+
+Inputs = tuple[Tensor, Tensor, Tensor | None]
+"""Tokens, labels and document ids of a micro-batch, int64 [B, T] each."""
 
 
 class MemberTally:
@@ -34,30 +38,30 @@ class MemberTally:
             (number, place)
             for number, choice in enumerate(self.choices)
             for place, term in enumerate(choice)
-            if term.labels + term.distill > 0
+            if term.trains
         ]
         self._last = max(trained, default=(-1, -1))
-        members = [self.choices[number][place].member for number, place in trained]
-        layers = {tuple(range(n_layers)) if m is None else m.layers for m in members}
+        layers = {self.choices[number][place].layers(n_layers) for number, place in trained}
         self.same_layers = len(layers) < 2
         """Whether every pass with a gradient runs the same blocks."""
 
     def passes(self, number: int) -> Iterator[Pass]:
         """Yield the passes over a micro-batch, in order."""
         choice = self.choices[number]
-        weights = [term.labels + term.distill for term in choice]
+        weights = [term.weight for term in choice]
         total = sum(weights)
         for place, (term, weight) in enumerate(zip(choice, weights, strict=True)):
             later = choice[place + 1 :]
             teaches = any(t.distill > 0 and t.teacher == term.member for t in later)
             share = weight / total if total else 1.0 / len(choice)
-            yield Pass(term, share, weight > 0, teaches, (number, place) == self._last)
+            yield Pass(term, share, term.trains, teaches, (number, place) == self._last)
 
-    def add(self, number: int, term: Term, sums: Tensor) -> None:
-        """Take the [cross-entropy, z-loss] of a member on a micro-batch."""
-        place = self.names.index(name_of(term.member))
-        self._sums[0, place] += sums[0].item()
-        self._sums[1, place] += self.labels[number]
+    def add(self, number: int, term: Term, *sums: Tensor) -> None:
+        """Take the [cross-entropy, z-loss] of a member, and of its exits, on a micro-batch."""
+        for member, each in zip(term.members, sums, strict=True):
+            place = self.names.index(name_of(member))
+            self._sums[0, place] += each[0].item()
+            self._sums[1, place] += self.labels[number]
 
     def losses(self, counted: bool, tp: int, world: World) -> dict[str | None, float]:
         """Return the mean cross-entropy of each member over all ranks (a collective).
@@ -75,3 +79,21 @@ class MemberTally:
             name: cross_entropy[place] / max(labels[place], 1.0)
             for place, name in enumerate(self.names)
         }
+
+
+def through_stages(
+    pipeline: Pipeline, inputs: Sequence[Inputs], scale: float, tally: MemberTally | None
+) -> Tensor:
+    """Run a step through a pipeline, every pass of a member as a micro-batch of the schedule;
+    return [cross-entropy, z-loss], their mean over the members of each.
+    """
+    if tally is None:
+        return pipeline.run(inputs, scale).sum(0)
+    passes = [(number, one) for number in range(len(inputs)) for one in tally.passes(number)]
+    batches = [inputs[number] for number, _ in passes]
+    total = torch.zeros(2, dtype=torch.float64)
+    found = pipeline.run(batches, scale, [one for _, one in passes])
+    for (number, one), sums in zip(passes, found, strict=True):
+        tally.add(number, one.term, sums)
+        total += sums * one.share
+    return total

@@ -17,13 +17,18 @@ from torch.distributed.fsdp import FSDPModule
 from motet.models.attention import document_positions
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, Part, initial_value
+from motet.models.distill import Teacher
 from motet.models.family.base import Member, StepChoices
+from motet.models.family.importance import orders_by
 from motet.models.layers import Places
 from motet.models.loss import LossSums
 from motet.models.moe import MoE
-from motet.parallel.engines.members import MemberTally
+from motet.parallel.engines.channel_order import measured, move
+from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
+from motet.parallel.engines.members import MemberTally, through_stages
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
-from motet.parallel.engines.tensor_state import TensorState
+from motet.parallel.engines.tensor_state import TensorState, gather_stages
+from motet.parallel.engines.usage import Usage, step_within
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.weights import gathers_again
 from motet.parallel.runtime.context_parallel import RingAttention
@@ -74,6 +79,8 @@ class NativeEngine(TensorState):
         self.experts = mixtures(self.decoders.values())
         fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
         self.optimizer = adamw(self.parameters, options)
+        self.usage = Usage(config, self.parameters)
+        self.teacher = self._teacher() if options.teacher else None
 
     def _decoders(self) -> dict[int, Decoder]:
         """Return the stages that this rank holds, on the meta device."""
@@ -100,6 +107,12 @@ class NativeEngine(TensorState):
             if isinstance(module, MoE):
                 module.reset_state(self.world.device)
 
+    def _teacher(self) -> KeptTeacher:
+        """Return a second model, laid out as the first; pipelines are refused before."""
+        (decoder,) = self._decoders().values()
+        self._lay_out(decoder, decoder)
+        return KeptTeacher(decoder, state_of(self.decoders[0]))
+
     def _pipeline(self) -> Pipeline:
         split_by = self.layout.tp if self.layout.sequence_parallel else 1
         stages = {n: root for n, root in self.roots.items() if isinstance(root, Stage)}
@@ -123,12 +136,17 @@ class NativeEngine(TensorState):
     ) -> StepResult:
         """See `Engine.step`."""
         tally = None if members is None else MemberTally(members, batches, self.config.n_layers)
+        if self.teacher is not None and members is not None:
+            self.teacher.follow(members.teacher)
         inputs = [self._to_device(batch) for batch in batches]
         counted = self.layout.is_dp_leader(self.world.rank)
         n_labels, n_tokens = count_step(batches, counted, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1), tally)
+        usage = None if members is None else self.usage.of(members)
+        if self.options.by_users and usage is not None:
+            usage.by_users()
         squares = norm_squared(self.parameters.values())
         chosen = balance(self.config, self.experts, members is not None)
         totals = torch.cat([sums, squares, asked(stop), chosen])
@@ -138,7 +156,7 @@ class NativeEngine(TensorState):
         loss, grad_norm = cross_entropy / max(n_labels, 1), math.sqrt(square)
         losses = {} if tally is None else tally.losses(counted, self.layout.tp, self.world)
         verdict = guard(loss, grad_norm, losses) if losses else guard(loss, grad_norm)
-        applied = self._update(lr, grad_norm, verdict)
+        applied = self._update(lr, grad_norm, verdict, usage)
         if applied:
             settle(self.config, self.experts, totals[5:])
         return StepResult(
@@ -159,7 +177,8 @@ class NativeEngine(TensorState):
         float64, to be summed over ranks.
         """
         if self.pipeline is not None:
-            sums = self._piped(self.pipeline, inputs, scale, tally)
+            with self._autocast():
+                sums = through_stages(self.pipeline, inputs, scale, tally)
         else:
             sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
             for number, micro_batch in enumerate(inputs):
@@ -169,32 +188,10 @@ class NativeEngine(TensorState):
                     sums += self._one_micro_batch(micro_batch, scale)
                 else:
                     sums += self._members(number, micro_batch, scale, tally)
+            if self.teacher is not None:
+                self.teacher.rest()
         # Under tensor parallelism every rank has the sums of the same tokens.
         return sums.cpu() / self.layout.tp
-
-    def _piped(
-        self,
-        pipeline: Pipeline,
-        inputs: Sequence[_Inputs],
-        scale: float,
-        tally: MemberTally | None,
-    ) -> Tensor:
-        """Run a step through the pipeline; every pass of a member is a micro-batch of the
-        schedule.
-        """
-        if tally is None:
-            with self._autocast():
-                return pipeline.run(inputs, scale).sum(0)
-        passes = [(number, one) for number in range(len(inputs)) for one in tally.passes(number)]
-        with self._autocast():
-            found = pipeline.run(
-                [inputs[number] for number, _ in passes], scale, [one for _, one in passes]
-            )
-        total = torch.zeros(2, dtype=torch.float64)
-        for (number, one), sums in zip(passes, found, strict=True):
-            tally.add(number, one.term, sums)
-            total += sums * one.share
-        return total
 
     def _one_micro_batch(self, micro_batch: _Inputs, scale: float) -> Tensor:
         sums = self._loss(micro_batch)
@@ -207,27 +204,41 @@ class NativeEngine(TensorState):
         """Run every pass over a micro-batch; return [cross-entropy, z-loss], their mean."""
         total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         taught: dict[Member | None, Tensor] = {}
+        kept = self._kept(micro_batch) if any(t.kept for t in tally.choices[number]) else ()
         for one in tally.passes(number):
             # Blocks that only an earlier member uses are not in the last pass.
             self._synchronise(one.last, mixed=not tally.same_layers)
             with torch.set_grad_enabled(one.trains):
-                sums = self._loss(micro_batch, one, taught)
+                sums = self._loss(micro_batch, one, taught, kept)
             if one.trains:
                 (sums.objective * (scale * one.weight)).backward()
             if sums.hidden_BTD is not None:
                 taught[one.term.member] = sums.hidden_BTD.detach()
             mine = torch.stack([sums.cross_entropy, sums.z_loss]).detach().double()
-            tally.add(number, one.term, mine)
+            tally.add(number, one.term, mine, *sums.exits)
             total += mine * one.share
         return total
+
+    def _kept(self, micro_batch: _Inputs) -> tuple[Teacher]:
+        """Run the kept teacher over a micro-batch."""
+        assert self.teacher is not None
+        tokens_BT, _, places = self._local(self.decoders[0], *micro_batch)
+        with self._autocast():
+            return (self.teacher.states(tokens_BT, places),)
 
     def _loss(
         self,
         micro_batch: _Inputs,
         one: Pass | None = None,
         taught: Taught = NOBODY,
+        kept: tuple[Teacher, ...] = (),
     ) -> LossSums:
-        """Run one pass forward; `taught`: the states of those that teach."""
+        """Run one pass forward.
+
+        Args:
+            taught: the states of those that teach.
+            kept: those of the kept teacher, if somebody follows it.
+        """
         decoder = self.decoders[0]
         tokens_BT, labels_BT, places = self._local(decoder, *micro_batch)
         with self._autocast():
@@ -237,7 +248,7 @@ class NativeEngine(TensorState):
                 mode="loss",
                 z_loss=self.options.z_loss,
                 places=places,
-                **({} if one is None else one.keywords(taught)),
+                **({} if one is None else one.keywords(taught, kept)),
             )
         return sums
 
@@ -280,13 +291,16 @@ class NativeEngine(TensorState):
         assert labels is not None
         return tokens, labels, ids
 
-    def _update(self, lr: float, grad_norm: float, applied: bool) -> bool:
+    def _update(self, lr: float, grad_norm: float, applied: bool, usage: Usage | None) -> bool:
         """Clip and apply the gradient, or drop it."""
         if applied:
             clip(self.parameters.values(), grad_norm, self.options.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            self.optimizer.step()
+            if self.options.mask_update and usage is not None:
+                step_within(self.optimizer, usage)
+            else:
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 
@@ -336,10 +350,29 @@ class NativeEngine(TensorState):
         scores = self.decoders[0](tokens_BT, labels_BT, mode="score", member=member)
         return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
 
+    def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
+        """See `Engine.order_channels`; pipelines are refused before."""
+
+        def run() -> None:
+            for batch in batches:  # without labels: no row meets the head
+                tokens_BT = batch.tokens_BT.astype(np.int64)
+                self.score(tokens_BT, np.full_like(tokens_BT, -100))
+
+        scores = measured(self.decoders[0], self.place.tp, run, self.world)
+        self.finish_scoring()
+        orders = orders_by(scores, groups)
+        move(self.tensors(), self.config, orders)
+        return orders
+
     def finish_scoring(self) -> None:
         """See `Engine.finish_scoring`."""
         for root in self.roots.values():
             reshard(root)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Engine.tensors`; a kept teacher adds "teacher.N" and "teacher_step"."""
+        kept = {} if self.teacher is None else self.teacher.tensors()
+        return super().tensors() | kept
 
     def adam(self) -> torch.optim.Optimizer:
         """See `TensorState.adam`."""
@@ -359,21 +392,4 @@ class NativeEngine(TensorState):
             value = whole(parameter.detach())
             if self.world.rank == 0 or self.speaks():
                 mine[name] = value.cpu().clone()
-        return self._gather_stages(mine)
-
-    def _gather_stages(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the weights of every stage to rank 0, tensor by tensor."""
-        sends = self.speaks() and self.world.rank != 0
-        shapes = {name: tuple(value.shape) for name, value in parameters.items()} if sends else {}
-        shapes_of: list[dict[str, tuple[int, ...]]] = [{}] * self.world.size
-        dist.all_gather_object(shapes_of, shapes, group=self.world.control)
-        for source, parts in enumerate(shapes_of):
-            for name, shape in parts.items():
-                if self.world.rank == source:
-                    dist.send(parameters[name], 0, group=self.world.control)
-                elif self.world.rank == 0 and name not in parameters:
-                    parameters[name] = torch.empty(shape)
-                    dist.recv(parameters[name], source, group=self.world.control)
-                elif self.world.rank == 0:
-                    dist.recv(torch.empty(shape), source, group=self.world.control)
-        return parameters if self.world.rank == 0 else {}
+        return gather_stages(mine, self.speaks(), self.world)

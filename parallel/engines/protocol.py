@@ -102,6 +102,16 @@ class Engine(Protocol):
     def finish_scoring(self) -> None:
         """Give back what scoring held, so that the next step finds the engine as it was."""
 
+    def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
+        """Put the channels of every axis in the order of their importance, weights with their
+        moments, and return the orders (`models.family.importance`); the model computes the same (a
+        collective).
+
+        Args:
+            batches: this data-parallel rank's part of the sequences that show importance.
+            groups: of the members (`Member.groups`).
+        """
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return this rank's part of model and optimizer by layout-independent names (a
         collective).

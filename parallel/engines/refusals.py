@@ -11,10 +11,44 @@ from motet.models.family.space import part_order
 from motet.models.member import Member, block_cuts
 from motet.parallel.layout.layout import Layout
 
+NEEDS = {
+    "mask_update": "updates parts of weights",
+    "normalize": "scales parts of gradients",
+    "teacher": "keeps a second set of weights",
+    "order_at_step": "moves channels of weights and of their moments",
+    "loss=layerskip": "takes losses between blocks and leaves blocks out",
+}
+"""Options of a family, and what each does that only the native engine can."""
+WITHOUT_STAGES = ("loss=layerskip", "teacher", "order_at_step")
+"""Those that pipelines do not do here: losses between blocks, a second model beside each stage, and
+an order that all stages share.
+"""
 
-def refusals(layout: Layout, config: ModelConfig, members: Sequence[Member] = ()) -> list[str]:
-    """Return why a layout cannot train members of a family beside the whole model, in words."""
+
+def refusals(
+    layout: Layout,
+    config: ModelConfig,
+    members: Sequence[Member] = (),
+    needs: Sequence[str] = (),
+) -> list[str]:
+    """Return why a layout cannot train members of a family beside the whole model, in words.
+
+    Args:
+        needs: options of the family that ask more of an engine (`Family.needs`).
+    """
     reasons = []
+    for need in needs:
+        if layout.engine != "native":
+            what = NEEDS[need]
+            reasons.append(
+                f"layout.engine={layout.engine}: family.options.{need} {what}, which a library "
+                "that keeps passes, gradients and optimizer to itself does not allow; use native"
+            )
+        elif layout.pp > 1 and need in WITHOUT_STAGES:
+            reasons.append(
+                f"layout.pp={layout.pp}: family.options.{need} {NEEDS[need]}, which stages of a "
+                "pipeline cannot; use pp=1"
+            )
     if layout.engine != "native":
         reasons.append(f"layout.engine={layout.engine} trains whole models only; use native")
     if len(set(layout.shares)) > 1:

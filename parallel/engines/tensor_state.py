@@ -104,3 +104,27 @@ class TensorState:
         }
         experts = expert_state(self.experts)
         return found | {name: {"value": value} for name, value in experts.items()}
+
+
+def gather_stages(parameters: dict[str, Tensor], speaks: bool, world: World) -> dict[str, Tensor]:
+    """Bring the weights of every stage of a pipeline to rank 0, tensor by tensor; {} elsewhere (a
+    collective).
+
+    Args:
+        parameters: those that this rank tells of; rank 0 its own.
+        speaks: this rank tells the others of its stage.
+    """
+    sends = speaks and world.rank != 0
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()} if sends else {}
+    shapes_of: list[dict[str, tuple[int, ...]]] = [{}] * world.size
+    dist.all_gather_object(shapes_of, shapes, group=world.control)
+    for source, parts in enumerate(shapes_of):
+        for name, shape in parts.items():
+            if world.rank == source:
+                dist.send(parameters[name], 0, group=world.control)
+            elif world.rank == 0 and name not in parameters:
+                parameters[name] = torch.empty(shape)
+                dist.recv(parameters[name], source, group=world.control)
+            elif world.rank == 0:
+                dist.recv(torch.empty(shape), source, group=world.control)
+    return parameters if world.rank == 0 else {}

@@ -21,11 +21,14 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def own_part(whole: Tensor, like: Tensor) -> Tensor:
+def own_part(whole: Tensor, like: Tensor, only: int | None = None) -> Tensor:
     """Return the part of an unsharded value that this rank holds of `like`.
 
     Cut innermost mesh dimension first: FSDP2 splits what tensor parallelism has left of a weight,
     and both cut as `torch.chunk`.
+
+    Args:
+        only: the one dimension that is cut; None = all that are.
     """
     if not isinstance(like, DTensor):
         return whole
@@ -33,11 +36,21 @@ def own_part(whole: Tensor, like: Tensor) -> Tensor:
     assert coordinate is not None
     for index in reversed(range(like.device_mesh.ndim)):
         dimension = getattr(like.placements[index], "dim", None)
-        if dimension is not None:
+        if dimension is not None and only in (None, dimension):
             pieces = whole.chunk(like.device_mesh.size(index), dimension)
             held = coordinate[index]
             whole = pieces[held] if held < len(pieces) else whole.narrow(dimension, 0, 0)
     return whole
+
+
+def own_indices(like: Tensor) -> list[Tensor]:
+    """Return which indices of each dimension this rank's part of a weight has, int64 each."""
+    found = []
+    for dimension, size in enumerate(like.shape):
+        shape = [1] * like.ndim
+        shape[dimension] = size
+        found.append(own_part(torch.arange(size).view(shape), like, dimension).flatten())
+    return found
 
 
 def whole(value: Tensor) -> Tensor:

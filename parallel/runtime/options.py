@@ -34,6 +34,11 @@ class EngineOptions:
         z_loss: weight of the squared log-partition.
         betas, eps, weight_decay, fused: of AdamW; decay applies to matrices other than the
             embedding.
+        mask_update: values outside all slices of a step's members stay as they are: no momentum,
+            no decay.
+        by_users: a value's gradient is a mean over the shares of a step whose members used it, not
+            over all.
+        teacher: a second set of the weights is kept for members to follow.
         seed: of the initial weights.
         zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or
             "parameters"; settings passed through.
@@ -47,6 +52,9 @@ class EngineOptions:
     eps: float = 1e-8
     weight_decay: float = 0.1
     fused: bool = True
+    mask_update: bool = False
+    by_users: bool = False
+    teacher: bool = False
     seed: int = 0
     zero_stage: int = 2
     offload: str = "none"

@@ -34,16 +34,26 @@ class Pass(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """Of the objective that the decoder returns; a member that follows one has its weights in
-        it.
+        """Of the objective that the decoder returns; with teachers or exits that has its weights
+        inside.
         """
-        return 1.0 if self.term.distill else self.term.labels
-
-    def keywords(self, taught: Taught) -> dict[str, Any]:
-        """Return what a decoder is called with to compute this pass's loss."""
         term = self.term
-        found: dict[str, Any] = {"member": term.member, "teaches": self.teaches}
-        if term.distill:
-            found["teacher"] = Teacher(taught[term.teacher], term.teacher)
-            found["weights"] = term.labels, term.distill
-        return found
+        return 1.0 if term.distill or term.kept or term.exits else term.labels
+
+    def keywords(self, taught: Taught, kept: tuple[Teacher, ...] = ()) -> dict[str, Any]:
+        """Return what a decoder is called with to compute this pass's loss.
+
+        Args:
+            taught: the states of those that teach.
+            kept: those of the kept teacher, if somebody of the micro-batch follows it.
+        """
+        term = self.term
+        own = [Teacher(taught[term.teacher], term.teacher)] if term.distill else []
+        return {
+            "member": term.member,
+            "teaches": self.teaches,
+            "teachers": [*own, *(kept if term.kept else ())],
+            "weights": [term.labels, *filter(None, (term.distill, term.kept))],
+            "skips": term.skips,
+            "exits": {out.member.layers[-1]: out.labels for out in term.exits},
+        }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from motet.core.errors import UserError
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import choices, member_problems
+from motet.models.family.costs import choice_flops, term_flops
 from motet.models.family.nested import NestedFamily
 from motet.models.family.samplers import SAMPLERS, DrawKey
 from motet.models.family.space import (
@@ -26,11 +29,18 @@ from motet.models.family.space import (
     size_of,
     unnested,
 )
-from motet.models.member import Term
+from motet.models.member import Exit, TeacherUpdate, Term
 
 WHOLE = ModelConfig(64, 256, 8, 8, 4, 1024, head_dim=32)
 MIXED = replace(WHOLE, n_experts=8, d_expert=256, n_dense_layers=2)
 THREE = {"small": {"d_ffn": 0.25, "n_layers": 2}, "half": {"d_ffn": 0.5, "n_layers": 4}}
+
+
+EXITS = {
+    "loss": "layerskip",
+    "depth": "first",
+    "members": {"two": {"n_layers": 2}, "five": {"n_layers": 5}},
+}
 
 
 def family(seed: int = 0, **options: Any) -> NestedFamily:
@@ -189,6 +199,32 @@ def test_losses_are_what_the_rules_say() -> None:
     assert weights == pytest.approx([0.4 / 3, 0.6 / 3] * 2)
 
 
+def test_a_frozen_teacher_is_followed_by_all_once_it_is_there() -> None:
+    phases = [{"until_step": 10, "smallest": "whole"}, {"smallest": "small"}]
+    made = family(sampler="shrinking", phases=phases, loss="distill", teacher="frozen")
+    assert (made.distill_from_step, made.needs()) == (10, ("teacher",))
+    assert made.teacher_update(9) is None
+    assert made.teacher_update(10) == made.teacher_update(40) == TeacherUpdate(10, 0.0)
+    assert drawn(made, 9, 1) == [(Term(None),)]
+    (term,) = drawn(made, 10, 1)[0]
+    assert (term.labels, term.distill, term.kept) == (0.5, 0.0, 0.5)
+    # A member costs its own pass, and the teacher a third of the whole model's.
+    cost = choice_flops((term,), WHOLE, 64)
+    assert cost == term_flops(term, WHOLE, 64) + term_flops(Term(None), WHOLE, 64) / 3
+
+
+def test_an_averaged_teacher_joins_the_two_branches_of_poa() -> None:
+    options = {"sampler": "poa", "teacher": "ema", "ema_steps": 100, "distill_from_step": 5}
+    made = family(**options, distill_weight=1.0)
+    before, after = drawn(made, 4, 1)[0], drawn(made, 5, 1)[0]
+    assert [term.kept for term in before] == [0.0, 0.0]
+    assert [x for t in after for x in (t.labels, t.distill, t.kept)] == pytest.approx(
+        [0.8, 0.0, 0.8, 0.2, 0.2, 0.2]
+    )
+    keeps = [made.teacher_update(step).keep for step in (0, 50, 100, 900)]
+    assert keeps == pytest.approx([0.992, (0.992 + 0.9999) / 2, 0.9999, 0.9999])
+
+
 def test_a_teacher_that_was_not_drawn_runs_forward_alone() -> None:
     made = family(sampler="uniform", loss="distill", distill_from_step=0)
     for step in range(20):
@@ -199,6 +235,55 @@ def test_a_teacher_that_was_not_drawn_runs_forward_alone() -> None:
                 teacher, student = choice
                 assert (teacher.member, teacher.labels, teacher.distill) == (None, 0, 0)
                 assert (student.labels, student.distill) == (0.5, 0.5)
+
+
+def test_two_models_train_jointly_and_then_in_turn() -> None:
+    options = {"loss": "tsjt", "tsjt": {"joint_until_step": 5, "low_weight": 0.4}}
+    made = family(**options, members={"low": {"n_layers": 4}}, depth="first")
+    (low,) = made.members()
+    assert low.layers == (0, 1, 2, 3)
+    assert drawn(made, 4) == [(Term(None, 0.6), Term(low, 0.4))] * 4
+    assert drawn(made, 5) == [(Term(None),), (Term(low),)] * 2
+    one_share = [names(drawn(made, step, 1)[0]) for step in (5, 6, 7)]
+    assert one_share == [("low",), (None,), ("low",)]
+    assert "joint_until_step=5: the run has 5 steps" in made.problems(5)[0]
+    assert made.problems(6) == []
+
+
+def test_exits_take_turns_and_deeper_blocks_are_dropped_more_often() -> None:
+    made = family(**EXITS, seed=3)
+    two, five = made.members()
+    # e(l) of blocks 1 and 4 at scale .2 is .2 x 1 and .2 x 10; the last block's 7 + .2 x 21.
+    for step, member, weight in ((0, two, 0.2), (1, five, 2.0), (2, two, 0.2)):
+        (term,) = drawn(made, step, 1)[0]
+        assert [out.member for out in term.exits] == [member]
+        assert term.exits[0].labels == pytest.approx(weight / (weight + 11.2))
+        assert term.labels == pytest.approx(11.2 / (weight + 11.2))
+        assert (term.members, term.member) == ((None, member), None)
+    skipped = Counter(
+        layer for step in range(2000) for (term,) in drawn(made, step) for layer in term.skips
+    )
+    for layer in range(8):
+        chance = 0.1 * (2 ** (layer / 7) - 1)
+        assert skipped[layer] == pytest.approx(8000 * chance, abs=4 * (8000 * chance) ** 0.5)
+    assert drawn(made, 11) == drawn(family(**EXITS, seed=3), 11)
+    gradual = {"curriculum": "gradual", "curriculum_steps": 100, "dropout_steps": 100}
+    slow = family(**EXITS, layerskip=gradual)
+    exits = [len(drawn(slow, step, 1)[0][0].exits) for step in (0, 49, 50)]
+    assert exits == [1, 1, 2]
+    assert all(not term.skips for (term,) in drawn(slow, 0, 64))
+    assert "first loss at step 50, but the run has 50" in slow.problems(50)[0]
+
+
+def test_a_pass_costs_the_blocks_and_heads_that_it_runs() -> None:
+    two = family(**EXITS).members()[0]
+    full = term_flops(Term(None), WHOLE, 128)
+    alone = term_flops(Term(two), WHOLE, 128)
+    head = 6 * WHOLE.vocabulary_size * WHOLE.d_model
+    without = term_flops(Term(None, skips=tuple(range(2, 8))), WHOLE, 128)
+    assert without == alone
+    assert term_flops(Term(None, 0.8, exits=(Exit(two, 0.2),)), WHOLE, 128) == full + head
+    assert term_flops(Term(None, 0.0), WHOLE, 128) == full / 3
 
 
 @pytest.mark.parametrize(
@@ -233,6 +318,37 @@ def test_a_teacher_that_was_not_drawn_runs_forward_alone() -> None:
             "take members away again",
         ),
         ({"members": {"a": {"d_ffn": 0.5}, "b": {"d_ffn": 512}}}, "'a' and 'b' are the same slice"),
+        ({"loss": "tsjt"}, "tsjt.joint_until_step: must say at which step the two go apart"),
+        (
+            {"loss": "tsjt", "tsjt": {"joint_until_step": 5}},
+            "members: are 2; tsjt trains one member beside the whole model",
+        ),
+        ({"loss": "layerskip"}, "'half' is no early exit: it must have the first layers"),
+        ({"tsjt": {"joint_until_step": 5}}, "tsjt: belongs to loss tsjt, not to labels"),
+        ({**EXITS, "sampler": "joint"}, "leave it out: loss layerskip says who trains on what"),
+        ({**EXITS, "layerskip": {"every": 3}}, "3 is more than the 2 exits"),
+        ({**EXITS, "layerskip": {"curriculum": "gradual"}}, "over how many steps exits are"),
+        ({**EXITS, "layerskip": {"dropout": 1}}, "dropout: 1 is not a number from 0 to 0.99"),
+        (
+            {**EXITS, "members": {"a": {"n_layers": 1}}},
+            "'a' has one layer, whose loss has the weight 0 by the rule",
+        ),
+        ({"teacher": "frozen"}, "is followed by nobody with loss labels; use distill or poa"),
+        ({"teacher": "frozen", "loss": "distill"}, "after which step the whole model is frozen"),
+        (
+            {
+                "teacher": "frozen",
+                "loss": "distill",
+                "teacher_step": 9,
+                "distill_from_step": 8,
+            },
+            "8 is before the teacher is frozen, after step 9",
+        ),
+        ({"teacher": "ema", "sampler": "poa"}, "ema_steps: must say over how many steps"),
+        ({"teacher": "ema", "sampler": "poa", "ema_steps": 9}, "when distillation begins"),
+        ({"deploy": "ema"}, "belongs to teacher ema, not to largest"),
+        ({"normalize": "user"}, "did you mean 'users'?"),
+        ({"mask_update": 1}, "mask_update: 1 is not true or false"),
         ({"axes": ["depth"], "members": ["1m"]}, "'depth' is no axis of this model"),
     ],
 )
@@ -243,3 +359,12 @@ def test_a_mistake_says_which_option_and_what_would_work(
         family(**options)
     assert said in str(raised.value)
     assert "family.options" in str(raised.value)
+
+
+def test_every_fault_of_others_that_the_page_names_has_the_test_that_it_names() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "models.md").read_text()
+    named = re.findall(r"^\| .* \| `(tests/\S+)::(\w+)` \|$", page, re.MULTILINE)
+    assert len(named) > 25
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text(), (file, test)

@@ -17,8 +17,18 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.distill import Teacher
 from motet.models.family.base import Member, member_problems
+from motet.models.family.importance import (
+    axis_sizes,
+    dealt,
+    orders_by,
+    reordered,
+    weight_orders,
+)
 from motet.models.member import Cut
+from motet.models.moe import MoE
 from motet.models.slices import member_parts, member_weights, take
+from motet.parallel.engines.channel_order import measured
+from motet.parallel.runtime.mesh import World
 from tests.models.families import made, some_tokens, tiny
 
 MOE: dict[str, Any] = {"n_experts": 4, "experts_per_token": 2, "d_expert": 16}
@@ -142,7 +152,7 @@ def test_more_ranks_than_groups_cut_one() -> None:
         take(torch.zeros(4), 0, Cut(8, 4, 1), parts=2)
 
 
-def test_a_member_follows_its_teacher_with_the_gradient_of_the_divergence() -> None:
+def test_a_member_follows_its_teachers_with_the_gradient_of_the_divergence() -> None:
     whole = whole_model("llama", {})
     member = member_of(whole, 1)
     tokens, labels = some_tokens(whole, 2, 12), some_tokens(whole, 2, 12, seed=1)
@@ -151,8 +161,16 @@ def test_a_member_follows_its_teacher_with_the_gradient_of_the_divergence() -> N
     first = model(tokens, labels, mode="loss", teaches=True)
     assert first.hidden_BTD is not None
     teacher = Teacher(first.hidden_BTD.detach())
+    other = made(whole, seed=5)
+    kept = other(tokens, mode="states")
     sums = model(
-        tokens, labels, mode="loss", z_loss=0.1, member=member, teacher=teacher, weights=(0.3, 0.7)
+        tokens,
+        labels,
+        mode="loss",
+        z_loss=0.1,
+        member=member,
+        teachers=[teacher, kept],
+        weights=(0.3, 0.7, 0.4),
     )
     sums.objective.backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -163,14 +181,76 @@ def test_a_member_follows_its_teacher_with_the_gradient_of_the_divergence() -> N
     mine = logits.log_softmax(-1)[valid]
     entropy = functional.cross_entropy(logits[valid], labels[valid], reduction="sum")
     z_loss = 0.1 * logits[valid].logsumexp(-1).square().sum()
-    divergence = (target.exp() * (target - mine)).sum()
-    (0.3 * (entropy + z_loss) + 0.7 * divergence).backward()
+    second = other(tokens).detach().log_softmax(-1)[valid]
+    divergence, apart = ((t.exp() * (t - mine)).sum() for t in (target, second))
+    (0.3 * (entropy + z_loss) + 0.7 * divergence + 0.4 * apart).backward()
     torch.testing.assert_close(sums.cross_entropy, entropy)
-    torch.testing.assert_close(sums.divergence, divergence)
+    torch.testing.assert_close(sums.divergence, divergence + apart)
     torch.testing.assert_close(sums.z_loss, z_loss)
     for name, gradient in found.items():
         expected = dict(model.named_parameters())[name].grad
         torch.testing.assert_close(gradient, expected, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("family", "overrides"), KINDS)
+def test_channels_in_another_order_compute_the_same(family: str, overrides: dict[str, Any]) -> None:
+    whole = whole_model(family, overrides)
+    generator = np.random.default_rng(0)
+    orders = {axis: generator.permutation(n).tolist() for axis, n in axis_sizes(whole).items()}
+    model, tokens = made(whole), some_tokens(whole, 2, 12)
+    expected, state, moved = model(tokens), model.state_dict(), 0
+    for name, order in weight_orders(whole, orders):
+        state[name] = reordered(state[name], order)
+        moved += 1
+    assert moved == len([w for w in named_weights(whole) if w.axes != ("head",)])
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(tokens), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_what_matters_is_measured_and_dealt_to_the_groups() -> None:
+    assert dealt([0.1, 0.9, 0.5, 0.7, 0.3, 0.2], 2) == [1, 2, 5, 3, 4, 0]
+    assert dealt([1.0, 2.0, 2.0], 1) == [1, 2, 0]
+    whole = whole_model("llama", {})
+    model, tokens = made(whole), some_tokens(whole, 2, 12)
+    with torch.no_grad():  # the last head, a hidden channel and a channel of the stream are loud
+        model.blocks["1"].attention.v_proj.weight[-whole.head_width :] *= 30
+        model.blocks["0"].feed_forward.up_proj.weight[40] *= 1000
+        for block in model.blocks.values():
+            block.attention_norm.weight[17] = block.feed_forward_norm.weight[17] = 30
+    world = World(0, 1, 0, torch.device("cpu"), 1.0, None, None)  # type: ignore[arg-type]
+    scores = measured(model, 0, lambda: model(tokens), world)
+    orders = orders_by(scores, 2)
+    assert orders["blocks.1.heads"][0] == whole.n_kv_heads - 1
+    assert orders["blocks.0.hidden"][0] == 40
+    assert orders["stream"][0] == 17
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_who_ran_before_changes_nothing() -> None:
+    whole = whole_model("llama", {})
+    member, tokens = member_of(whole, 2), some_tokens(whole, 2, 12)
+    model = made(whole)
+    first = [model(tokens, member=who) for who in (None, member)]
+    again = [model(tokens, member=who) for who in (member, None)][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_teacher_runs_as_it_scores() -> None:
+    whole = whole_model("llama", {**MOE, "capacity_factor": 0.25, "balance_loss": 0.1})
+    tokens, model = some_tokens(whole, 2, 12), made(whole)
+    moe = model.blocks["0"].feed_forward
+    assert isinstance(moe, MoE)
+    moe.begin_step(tokens.numel())
+    with torch.no_grad():
+        teacher = model(tokens, mode="states")
+        scores = model(tokens, tokens, mode="score")
+    assert moe.counts().sum() == 0  # no token of it counts for the balance
+    assert teacher.head_VS is not None
+    logprob = (teacher.hidden_BTS @ teacher.head_VS.t()).log_softmax(-1)
+    found = logprob.gather(-1, tokens[..., None])[..., 0]
+    torch.testing.assert_close(found, scores.logprob)  # no token of it was dropped
+    in_training = model(tokens, tokens, mode="loss").cross_entropy
+    assert abs(in_training + scores.logprob.sum()) > 1e-3
 
 
 def _unbalanced() -> dict[str, Any]:

@@ -34,6 +34,13 @@ FAMILY = """family:
     loss: distill
     distill_from_step: 6
     draws: 2
+    teacher: ema
+    ema_momentum: [0.5, 0.9]
+    ema_steps: 24
+    order_at_step: 4
+    order_sequences: 12
+    mask_update: true
+    normalize: users
 training:"""
 STOP = (
     "from motet.launcher.rank.hooks import Hook\n\n\nclass StopsAt9(Hook):\n"
@@ -81,16 +88,29 @@ def who_trained(run: Path) -> dict[int, tuple[str | None, ...]]:
 def test_a_stop_changes_nothing_and_other_ranks_keep_who_trains_on_what(
     runs: dict[str, Path],
 ) -> None:
-    weights = {kind: read_model(RunDir(run), STEPS)[1] for kind, run in runs.items()}
-    for name, value in weights["plain"].items():
-        assert torch.equal(value, weights["resumed"][name]), name
-        torch.testing.assert_close(value, weights["fewer"][name], atol=1e-4, rtol=0)
+    for source in ("model", "teacher"):
+        found = {kind: read_model(RunDir(run), STEPS, source)[1] for kind, run in runs.items()}
+        for name, value in found["plain"].items():
+            assert torch.equal(value, found["resumed"][name]), name
+            torch.testing.assert_close(value, found["fewer"][name], atol=1e-4, rtol=0)
     plain = who_trained(runs["plain"])
     assert plain == who_trained(runs["resumed"]) == who_trained(runs["fewer"])
     assert set(plain) == set(range(8 * STEPS))
     assert set(plain.values()) == {(None, "thin", "small")}
     for run in runs.values():
         assert motet("experiments", "audit", str(run)).returncode == 0
+
+
+def test_channels_are_put_in_order_once_and_checkpoints_say_how(runs: dict[str, Path]) -> None:
+    for run in runs.values():
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        told = [row for row in rows if row.get("event") == "ordered"]
+        assert [(row["step"], row["sequences"]) for row in told] == [(4, 16)]
+        order = json.loads((RunDir(run).checkpoint(STEPS) / "manifest.json").read_text())["order"]
+        assert order["step"] == 4
+        assert all(
+            sorted(places) == list(range(len(places))) for places in order["orders"].values()
+        )
 
 
 def test_steps_cost_what_their_passes_cost(runs: dict[str, Path]) -> None:
@@ -100,6 +120,7 @@ def test_steps_cost_what_their_passes_cost(runs: dict[str, Path]) -> None:
     rows = [json.loads(line) for line in (runs["plain"] / "metrics.jsonl").open()]
     steps = [row for row in rows if row["kind"] == "step"]
     assert all(set(row["losses"]) == {"whole", "thin", "small"} for row in steps)
+    assert all(len(row["draw"]) == 16 for row in steps)
 
 
 def equal_in_transformers(run: Path, folder: Path, member: Member | None) -> Any:
@@ -288,6 +309,10 @@ def test_the_report_and_family_show_tell_of_every_member(runs: dict[str, Path]) 
         ),
         (["layout.tp=2", "model.n_kv_heads=2"], "layout.tp=2 cuts a group of member 'small'"),
         (["layout.pp=2"], "layout.pp=2"),
+        (
+            ["layout.engine=accelerate", "family.options.mask_update=true"],
+            "layout.engine=accelerate: family.options.mask_update updates parts of weights",
+        ),
         (["family.options.members=[9b]"], "9b: no slice of"),
         (["family.options.distill_from_step=999"], "distill_from_step=999: the run has"),
     ],

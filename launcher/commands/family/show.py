@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     problems = member_problems(model, members) or family.problems(settings.steps)
     raise_problems([Problem("family.kind", why) for why in problems])
     layout = settings.layout_for(settings.layout.processes)
-    refused = refusals(layout, model, members)
+    refused = refusals(layout, model, members, family.needs())
     raise_problems([Problem("family.kind", why) for why in refused])
     facts = family_facts(family, members, settings, draws_of(family, settings, layout))
     if arguments.json:

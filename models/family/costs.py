@@ -1,0 +1,36 @@
+"""What a choice of members costs, from the passes that it asks for. Torch-free."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from motet.models.config import ModelConfig
+from motet.models.counts import (
+    block_training_flops_per_token,
+    head_training_flops_per_token,
+    training_flops_per_token,
+)
+from motet.models.member import Choice, Term
+
+
+def choice_flops(choice: Choice, whole: ModelConfig, sequence_length: int) -> float:
+    """Return the floating-point operations for one token of everything that a choice runs, a kept
+    teacher that it follows among them.
+    """
+    teacher = (Term(None, 0.0),) if any(term.kept for term in choice) else ()
+    return sum(term_flops(term, whole, sequence_length) for term in (*teacher, *choice))
+
+
+@lru_cache(maxsize=4096)
+def term_flops(term: Term, whole: ModelConfig, sequence_length: int) -> float:
+    """Return those of one pass: of blocks that it skips none, of each exit another head, and
+    without gradient a third.
+    """
+    config = whole if term.member is None else term.member.config
+    layers = range(whole.n_layers) if term.member is None else term.member.layers
+    flops = training_flops_per_token(config, sequence_length)
+    for at, layer in enumerate(layers):
+        if layer in term.skips:
+            flops -= block_training_flops_per_token(config, sequence_length, at)
+    flops += len(term.exits) * head_training_flops_per_token(config)
+    return flops if term.trains else flops / 3
