@@ -144,8 +144,9 @@ class NativeEngine(TensorState):
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1), tally)
-        usage = None if members is None else self.usage.of(members)
-        if self.options.by_users and usage is not None:
+        parts = self.options.mask_update or self.options.by_users
+        usage = self.usage.of(members) if parts and members is not None else None
+        if usage is not None and self.options.by_users:
             usage.by_users()
         squares = norm_squared(self.parameters.values())
         chosen = balance(self.config, self.experts, members is not None)
