@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from motet.core.plugins import PluginError
-from motet.experiments.analysis import simulation
 from motet.experiments.analysis.answers import Answer
 from motet.experiments.analysis.by_size import size_slope
 from motet.experiments.analysis.controls import controls_of, unsound_at
@@ -57,17 +56,16 @@ def analyze(
             p = 1 in Holm's correction, whatever the reason.
         assumed: what smallest detectable effects before training were computed with.
         simulations: studies that each smallest detectable effect is simulated with; 0 = none is;
-            None = enough of them.
+            None = enough of them, unless the user's cache has the figures.
     """
     alpha = one_alpha(measured)
     asked = {m.name: m.experiment.spec for m in measured if m.experiment.role == "question"}
     over = max(n_tests(asked.values()), n_questions or 0)
-    simulations = simulation.SIMULATIONS if simulations is None else simulations
     studies, entries, failed = _estimated(
         by_experiment(measured), seed, draws, details, alpha, max(1, over), simulations
     )
     for study, entry in zip(studies, entries, strict=True):
-        entry["power"] = study.power(assumed or Assumed(), simulations)
+        entry["power"] = study.power(assumed or Assumed())
     questions = [e for e in entries if e["role"] == "question"]
     _correct_primaries(questions, over)
     add_interactions(studies, entries)
@@ -116,7 +114,7 @@ def _estimated(
     details: bool,
     alpha: float,
     n_questions: int,
-    simulations: int,
+    simulations: int | None,
 ) -> tuple[list[Answer], list[dict[str, Any]], list[dict[str, Any]]]:
     """Each experiment at its own member, its entry of report.json with all members in it, and
     those that a mistake in the user's own class leaves without an answer: the others have theirs.

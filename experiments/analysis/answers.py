@@ -22,11 +22,12 @@ from motet.experiments.analysis.declared import (
     group_scores,
     primary_of,
 )
-from motet.experiments.analysis.detectable import detectable
+from motet.experiments.analysis.detectable import Detectable
 from motet.experiments.analysis.estimates import Comparison, Estimate, estimate
+from motet.experiments.analysis.kept import detectable_of, known_power
 from motet.experiments.analysis.measured import Measured, arm_row, examples, notes, smallest_p_of
 from motet.experiments.analysis.negative import last_before_exposure, negative_control
-from motet.experiments.analysis.power import Assumed, power
+from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.shares import share_interval, within, within_range
 from motet.experiments.design.declared import declared_test
@@ -54,7 +55,8 @@ class Answer:
         alpha: the run's significance level.
         repeater: of the same experiment on another member. All members saw one assignment, so they
             share its repetitions, which also makes their estimates comparable draw by draw.
-        simulations: studies that the smallest detectable effect is simulated with; 0 = it is not.
+        simulations: studies that the smallest detectable effect is simulated with; 0 = it is not;
+            None = enough of them, unless the user's cache has the figures.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Answer:
         n_primaries: int,
         alpha: float = ALPHA,
         repeater: Repeater | None = None,
-        simulations: int = 0,
+        simulations: int | None = 0,
     ) -> None:
         self.m = m
         self.member = m.member
@@ -153,10 +155,10 @@ class Answer:
             "notes": self.notes,
         }
 
-    def power(self, assumed: Assumed, simulations: int) -> dict[str, Any]:
+    def power(self, assumed: Assumed) -> dict[str, Any]:
         """The smallest detectable effect as it was before training, `{}` without simulations."""
-        how = (self.detect_alpha, assumed, simulations)
-        return power(self.m.experiment, self.repeater, *how) if simulations else {}
+        of = (self.m.experiment, self.repeater, self.detect_alpha)
+        return known_power(*of, assumed, self.simulations)
 
     def further(self) -> dict[str, Any]:
         """What the report says about a member that the answer is not for: the same outcomes, all
@@ -198,7 +200,8 @@ class Answer:
         if test != "contrast":
             result["test"] = test
         if outcome.primary:
-            result["smallest_detectable"] = self.detectable(outcome, values, covariate, found)
+            size = self.detectable(outcome, values, covariate, found)
+            result |= {"smallest_detectable": size.size, "detectable_power": size.power}
         result["trend"] = self.trend(outcome, values, covariate)
         if details or found.arms:
 
@@ -212,13 +215,12 @@ class Answer:
 
     def detectable(
         self, outcome: OutcomeSpec, values: F64, covariate: F64 | None, found: Estimate
-    ) -> float | None:
+    ) -> Detectable:
         """The smallest effect on the primary outcome that 4 of 5 such runs would have found."""
-        comparison = comparison_of(self.m.experiment, outcome, self.repeater)
-        if comparison is None or found.arms or not self.simulations:
-            return found.smallest_detectable
-        how = (self.detect_alpha, self.seed, self.simulations)
-        return detectable(outcome, values, covariate, comparison, found, *how)
+        if self.simulations == 0:
+            return Detectable(found.smallest_detectable)
+        of = (self.m.experiment, self.repeater, outcome, values, covariate, found)
+        return detectable_of(*of, self.detect_alpha, self.seed, self.simulations)
 
     def declared(self, outcome: OutcomeSpec, values: F64, covariate: F64 | None) -> Estimate:
         """The estimate by the test that the experiment declared."""
@@ -278,6 +280,7 @@ class Answer:
             "treated_mean": float(treated.mean()) if len(treated) else None,
             "n": found.n,
             "smallest_detectable": None,
+            "detectable_power": None,
             "assumption": self.assumption(found),
             "trend": None,
             "per_arm": [],

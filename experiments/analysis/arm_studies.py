@@ -2,8 +2,13 @@
 
 The arm is the one with the fewest units, where an effect is hardest to find; the others have none.
 
+The statistic is that of `wald`, W = s' M^-1 s with scores s and their covariance M, for all studies
+and repeated assignments at once: M is reduced by elimination, one arm after the other, each step on
+arrays over assignments and studies (a square root free Cholesky decomposition; Golub and Van Loan,
+"Matrix Computations", section 4.1.2).
+
 Shapes: N units that take part, C their clusters, D repeated assignments (the first is the actual
-one), S simulated outcomes, K arms with a dose.
+one), S simulated outcomes, K arms with a dose, B blocks.
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.analysis.estimates import Comparison
-from motet.experiments.analysis.simulation import Studies, repetitions
-from motet.experiments.analysis.wald import TOLERANCE, WaldFit
+from motet.experiments.analysis.simulation import SIMULATIONS, Studies, StudyPart
+from motet.experiments.analysis.wald import ROUNDING, TOLERANCE
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
 
-SIMULATIONS = 400
+CHUNK_CELLS = 1 << 18
 
 
 class ArmStudies(Studies):
@@ -29,7 +35,7 @@ class ArmStudies(Studies):
     Args:
         comparison: its score numbers the groups, as for `omnibus`.
         alone: float64 [arms], 1 for the arm with the effect.
-        alpha, icc, correlation, key, simulations: as for `Studies`.
+        alpha, icc, correlation, key, covariate, simulations, draws: as for `Studies`.
     """
 
     def __init__(
@@ -40,62 +46,101 @@ class ArmStudies(Studies):
         icc: float = 1.0,
         correlation: float | None = None,
         key: int = 0,
-        simulations: int | None = None,
+        covariate: F64 | None = None,
+        simulations: int = SIMULATIONS,
+        draws: int | None = None,
     ) -> None:
-        n_arms = int(comparison.score.max())
+        self.n_arms = int(comparison.score.max())
         one = replace(comparison, score=alone)
-        count = simulations or SIMULATIONS
-        super().__init__(one, alpha, icc, correlation, key, None, count, n_arms)
-        ordered = self.comparison
-        draws = ordered.draws[: repetitions(alpha)][:, self.starts]
-        arms_DC = np.concatenate([ordered.arms[self.starts][None], draws])
-        self.group_DC = comparison.score.astype(np.int8)[arms_DC]
-        self.n_arms = n_arms
-        _, self.block_C = np.unique(ordered.blocks[self.starts], return_inverse=True)
+        more = (covariate, simulations, self.n_arms, draws)
+        super().__init__(one, alpha, icc, correlation, key, *more)
+        group = comparison.score.astype(np.int8)
+        self.group_DC = [group[arms] for arms in self.arms_DC]
 
-    def _statistics(self, outcomes_SN: F64, rows: slice = slice(None)) -> F64:
+    def _of_part(self, residual_SN: F64, part: StudyPart, rows: slice) -> F64:
         """W of some rows of assignments, float64 [D, S]."""
-        residual_SN = self._less_block_means(outcomes_SN)
-        groups = self.group_DC[rows]
-        found = np.empty((len(groups), len(outcomes_SN)))
-        for part, direction in self.groups:
-            sums = _OutcomeSums(residual_SN[part], direction, self.starts, self.sizes_C)
-            for row, group_C in enumerate(groups):
-                found[row, part] = sums.wald(group_C, self.block_C, self.n_arms)
+        group_DC = self.group_DC[part.draws][rows]
+        sums = _OutcomeSums(residual_SN, part.direction, self.starts, self.sizes_C, self.block_C)
+        found = np.empty((len(group_DC), len(residual_SN)))
+        step = max(1, CHUNK_CELLS // max(1, len(self.starts) * len(residual_SN)))
+        for start in range(0, len(group_DC), step):
+            chunk = slice(start, start + step)
+            found[chunk] = sums.wald(group_DC[chunk], self.n_arms)
         return found
 
 
 class _OutcomeSums:
     """Sums over each cluster's units of many outcomes' residuals, as in `wald`."""
 
-    def __init__(self, residual_SN: F64, direction: F64 | None, starts: I64, sizes_C: F64) -> None:
-        self.n = sizes_C[:, None]
+    def __init__(
+        self, residual_SN: F64, direction: F64 | None, starts: I64, sizes_C: F64, block_C: I64
+    ) -> None:
+        self.n_C, self.block_C, self.adjusted = sizes_C, block_C, direction is not None
         q = np.zeros(residual_SN.shape[1]) if direction is None else direction
-        residual_SN = residual_SN - np.outer(residual_SN @ q, q)
-        self.q, self.qq = (np.add.reduceat(x, starts)[:, None] for x in (q, q * q))
-        self.r = np.add.reduceat(residual_SN, starts, axis=1).T.copy()
-        self.qr = np.add.reduceat(residual_SN * q, starts, axis=1).T.copy()
-        self.scale = float(np.abs(self.r).sum(axis=0).max(initial=0.0)) ** 2
+        if self.adjusted:
+            residual_SN = residual_SN - np.outer(residual_SN @ q, q)
+        self.q_C, self.qq_C = (np.add.reduceat(x, starts) for x in (q, q * q))
+        self.r_CS = np.add.reduceat(residual_SN, starts, axis=1).T.copy()
+        self.qr_CS = np.add.reduceat(residual_SN * q, starts, axis=1).T.copy()
+        self.scale = float(np.abs(self.r_CS).sum(axis=0).max(initial=0.0)) ** 2
+        blocks = (block_C[:, None] == np.arange(int(block_C.max()) + 1)).astype(np.float64)
+        self.adding_CB = blocks * sizes_C[:, None]
 
-    def wald(self, group_C: npt.NDArray[np.int8], block_C: I64, n_arms: int) -> F64:
-        """W of every outcome for one assignment, float64 [S]."""
-        z = (group_C[:, None] == np.arange(1, n_arms + 1)).astype(np.float64)
-        size = np.bincount(block_C, weights=self.n[:, 0])
-        mean = np.stack([np.bincount(block_C, weights=x) for x in (z * self.n).T], axis=1)
-        w = z - (mean / size[:, None])[block_C]
-        g = (self.q * z).sum(axis=0)
-        xx = w.T @ (self.n * w) - np.outer(g, g)
+    def wald(self, group_DC: I8, n_arms: int) -> F64:
+        """W of every assignment and outcome, float64 [D, S]."""
+        z_DKC = (group_DC[:, None] == np.arange(1, n_arms + 1)[:, None]).astype(np.float64)
+        mean_DKB = (z_DKC @ self.adding_CB) / self.adding_CB.sum(axis=0)
+        w_DKC = z_DKC - mean_DKB[..., self.block_C]
+        g_DK = z_DKC @ self.q_C
+        xx = (w_DKC * self.n_C) @ w_DKC.transpose(0, 2, 1) - g_DK[:, :, None] * g_DK[:, None]
         inverse = np.linalg.pinv(xx, rcond=TOLERANCE, hermitian=True)
-        s = self.r.T @ z
-        b = s @ inverse
-        v, h = w @ b.T, b @ g
-        u = self.r - self.n * v + self.q * h
-        t = self.qr - self.q * v + self.qq * h
-        one, other = np.triu_indices(n_arms)
-        found = (w[:, one] * w[:, other]).T @ (u * u)
-        found -= (g[one] * w[:, other] + g[other] * w[:, one]).T @ (u * t)
-        found += np.outer(g[one] * g[other], (t * t).sum(axis=0))
-        meat = np.empty((len(s), n_arms, n_arms))
-        meat[:, one, other] = meat[:, other, one] = found.T
-        every = np.broadcast_to(inverse, meat.shape)
-        return WaldFit(b, s, meat, every, (u * u).sum(axis=0), self.scale).wald()
+        s_DKS = z_DKC @ self.r_CS
+        b_DKS = inverse @ s_DKS
+        u_DCS = w_DKC.transpose(0, 2, 1) @ b_DKS
+        t_DCS = None
+        if self.adjusted:
+            h_DS = np.einsum("dk,dks->ds", g_DK, b_DKS)[:, None]
+            t_DCS = self.qr_CS - self.q_C[:, None] * u_DCS + self.qq_C[:, None] * h_DS
+            u_DCS = self.q_C[:, None] * h_DS - self.n_C[:, None] * u_DCS
+        else:
+            u_DCS *= -self.n_C[:, None]
+        u_DCS += self.r_CS
+        return _eliminated(self._meat(w_DKC, g_DK, u_DCS, t_DCS), s_DKS, self.scale)
+
+    def _meat(self, w_DKC: F64, g_DK: F64, u_DCS: F64, t_DCS: F64 | None) -> F64:
+        """Covariance of the scores, its lower half row by row, float64 [D, K (K + 1) / 2, S].
+
+        A cluster's score of arm k is w_k u - g_k t.
+        """
+        one, other = np.tril_indices(w_DKC.shape[1])
+        left, right = w_DKC[:, one], w_DKC[:, other]
+        found = (left * right) @ (u_DCS * u_DCS)
+        if t_DCS is not None:
+            g_left, g_right = g_DK[:, one, None], g_DK[:, other, None]
+            found -= (g_left * right + g_right * left) @ (u_DCS * t_DCS)
+            found += g_left * g_right * (t_DCS * t_DCS).sum(axis=1)[:, None]
+        return np.asarray(found)
+
+
+def _eliminated(meat: F64, s_DKS: F64, scale: float) -> F64:
+    """s' M^-1 s from the lower half of M, float64 [D, S]; infinite where an effect has no spread to
+    be compared to, as `WaldFit.wald` has it.
+    """
+    n_arms = s_DKS.shape[1]
+    rows = [[meat[:, k * (k + 1) // 2 + j] for j in range(k + 1)] for k in range(n_arms)]
+    left = [s_DKS[:, k] for k in range(n_arms)]
+    size = sum((rows[k][k] for k in range(n_arms)), np.zeros_like(left[0]))
+    least = ROUNDING * (size + n_arms * ROUNDING * scale)
+    found = np.zeros_like(left[0])
+    for k in range(n_arms):
+        pivot, top = rows[k][k], left[k] ** 2
+        top = np.where(top <= ROUNDING**2 * scale, 0.0, top)
+        zero = pivot <= least
+        safe = np.where(zero, 1.0, pivot)
+        found += np.where(zero, np.where(top > 0, np.inf, 0.0), top / safe)
+        for j in range(k + 1, n_arms):
+            factor = np.where(zero, 0.0, rows[j][k] / safe)
+            left[j] = left[j] - factor * left[k]
+            for i in range(k + 1, j + 1):
+                rows[j][i] = rows[j][i] - factor * rows[i][k]
+    return found

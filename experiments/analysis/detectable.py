@@ -6,31 +6,54 @@ simulated too: a share is drawn from its Jeffreys posterior (Brown, Cai and DasG
 Estimation for a Binomial Proportion", Statistical Science 2001), a variance from its own; else 80 %
 would be less on average over runs.
 
+An average over shares that are far apart is no property of this run, though: the share is one of
+them. So power is simulated again at quantiles of the control group's share (or mean, where the
+range has an end), and where it differs much, what is said is its range.
+
 Shapes: U units of the experiment, N those of the comparison with a value.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.estimates import Comparison, Estimate
+from motet.experiments.analysis.arm_studies import ArmStudies
+from motet.experiments.analysis.estimates import POWER, Comparison, Estimate
+from motet.experiments.analysis.marginals import Marginal, latent_correlation
 from motet.experiments.analysis.power import possible_range
-from motet.experiments.analysis.simulation import (
-    Marginal,
-    Studies,
-    count_of,
-    latent_correlation,
-)
+from motet.experiments.analysis.simulation import Studies, count_of, enough
 from motet.experiments.stream.random import name_key
 from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 MOST_CORRELATION = 0.95
+LIKELY, PLAUSIBLE = (0.1, 0.3, 0.5, 0.7, 0.9), (0.05, 0.95)
+"""Quantiles of what the control group's share or mean may be: where power must be about 80 % for
+that to be said, and what else counts for its range otherwise. Power is least somewhere between, for
+shares: near 1 the treated units are all alike."""
+ABOUT = 0.08
+RANGE_STUDIES = 600
+"""Power at a quantile needs fewer studies than an effect that is solved for."""
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The smallest effect that such runs find with 80 % power, in the outcome's unit.
+
+    size: None where no possible effect would be found so often, or nothing could be estimated.
+    power: (least, most) share of such runs that find it, over what the control group's share or
+    mean may be; None where that is about 80 % anyway. Without a size it is that of the largest
+    possible effect, where the most is 80 % or more.
+    """
+
+    size: float | None
+    power: tuple[float, float] | None = None
 
 
 def detectable(
@@ -41,9 +64,11 @@ def detectable(
     found: Estimate,
     alpha: float,
     key: int,
-    simulations: int,
-) -> float | None:
-    """The smallest effect that 4 of 5 runs like this one would have found, in the outcome's unit.
+    simulations: int | None = None,
+    alone: F64 | None = None,
+    draws: int | None = None,
+) -> Detectable:
+    """The smallest effect that 4 of 5 runs like this one would have found.
 
     Args:
         outcome: its possible range, and whether it is a share.
@@ -52,36 +77,130 @@ def detectable(
         found: the estimate.
         alpha: level of the test.
         key: of the simulation.
-        simulations: how many studies.
-
-    Returns:
-        None where no possible effect would be found so often, or nothing could be estimated.
+        simulations: how many studies; None = enough of them.
+        alone: of a test of all arms at once, 1 for the arm that has the effect, float64 [arms].
+        draws: how many repeated assignments the analysis makes; None = all of the comparison's.
     """
-    if found.effect is None:
-        return None
+    if not found.answered:
+        return Detectable(None)
     comparison = _with_values(comparison, values)
-    simulations = count_of(simulations, len(comparison.units))
+    wanted = enough(outcome.binary) if simulations is None else simulations
+    count = count_of(wanted, len(comparison.units))
     x = covariate if found.adjusted else None
     rng = np.random.Generator(np.random.Philox(key=name_key(key, "measured")))
-    y, score = values[comparison.units], comparison.score[comparison.arms]
-    plain = _within(y - found.effect * score, comparison.blocks)
+    y, control = values[comparison.units], comparison.score[comparison.arms] == 0
+    plain = _within(y - _fitted(found, comparison), comparison.blocks)
     correlation: float | None = None
     if x is not None:
         correlation = _correlation(plain, _within(_filled(x[comparison.units]), comparison.blocks))
+    icc = intra_cluster(plain, comparison.clusters)
+    known = _Known.of(y[control], comparison.clusters[control])
     if outcome.binary:
-        marginal, middle = _share(y[score == 0], comparison.clusters[score == 0], rng, simulations)
-        icc = latent_correlation(intra_cluster(plain, comparison.clusters), middle)
+        shares = known.shares(rng, count)
+        marginal, middle = Marginal(share=shares), float(shares.mean())
+        icc = latent_correlation(icc, middle)
         if correlation is not None:
             correlation /= _biserial(middle)
+        at: Callable[[float], Marginal] | None = known.marginal_at
     else:
-        marginal = _spread(plain, y[score == 0], comparison, outcome, rng, simulations)
-        icc = intra_cluster(plain, comparison.clusters)
+        marginal = _spread(plain, known.mean, comparison, outcome, rng, count)
+        at = _shifted(marginal, known)
     if correlation is not None:
         correlation = max(-MOST_CORRELATION, min(MOST_CORRELATION, correlation))
-    studies = Studies(
-        comparison, alpha, icc, correlation, name_key(key, "detectable"), x, simulations
-    )
-    return studies.smallest(marginal)[0]
+
+    def studies(count: int) -> Studies:
+        how = (alpha, icc, correlation, name_key(key, "detectable"), x, count)
+        if alone is None:
+            return Studies(comparison, *how, draws=draws)
+        return ArmStudies(comparison, alone, *how, draws=draws)
+
+    many = studies(count)
+    shift, _ = many.smallest_shift(marginal)
+    size = None if shift is None else marginal.effect_of(shift)
+    if at is None:
+        return Detectable(size)
+    few = studies(RANGE_STUDIES) if count > RANGE_STUDIES else many
+    return Detectable(size, _range(few, shift, at))
+
+
+def _range(
+    studies: Studies, shift: float | None, at: Callable[[float], Marginal]
+) -> tuple[float, float] | None:
+    """The power at a shift over what the control group's share or mean may be, as `Detectable` has
+    it; without a shift that of the largest effect.
+    """
+
+    def power(quantile: float) -> float:
+        there = at(quantile)
+        return studies.power(there, studies.largest_shift(there) if shift is None else shift)
+
+    likely = [power(quantile) for quantile in LIKELY]
+    if shift is not None and all(abs(share - POWER) <= ABOUT for share in likely):
+        return None
+    every = likely + [power(quantile) for quantile in PLAUSIBLE]
+    if shift is None and max(every) < POWER:
+        return None
+    return min(every), max(every)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the control group tells of its own mean: a cluster counts as one unit.
+
+    mean: of its units. clusters: how many. error: of the mean, from the means of clusters.
+    """
+
+    mean: float
+    clusters: int
+    error: float
+
+    @classmethod
+    def of(cls, control: F64, clusters: I64) -> _Known:
+        _, number, size = np.unique(clusters, return_inverse=True, return_counts=True)
+        means = np.bincount(number, weights=control) / size
+        k = len(size)
+        error = float(means.std(ddof=1)) / math.sqrt(k) if k > 1 else 0.0
+        return cls(float(control.mean()), k, error)
+
+    def _ones(self) -> tuple[float, float]:
+        return self.mean * self.clusters + 0.5, (1 - self.mean) * self.clusters + 0.5
+
+    def shares(self, rng: np.random.Generator, count: int) -> F64:
+        """Shares that the group may have."""
+        return rng.beta(*self._ones(), count)
+
+    def marginal_at(self, quantile: float) -> Marginal:
+        """Outcomes of 0 or 1 at a quantile of its share."""
+        from scipy.special import betaincinv
+
+        return Marginal(share=float(betaincinv(*self._ones(), quantile)))
+
+    def mean_at(self, quantile: float) -> float:
+        """A quantile of its mean, by Student's distribution."""
+        from scipy.special import stdtrit
+
+        return self.mean + self.error * float(stdtrit(max(1, self.clusters - 1), quantile))
+
+
+def _shifted(marginal: Marginal, known: _Known) -> Callable[[float], Marginal] | None:
+    """The same values around a quantile of the mean; None where the range has no end, and power
+    does not depend on the mean.
+    """
+    if marginal.values is None or not (math.isfinite(marginal.low) or math.isfinite(marginal.high)):
+        return None
+    values = marginal.values
+    return lambda quantile: replace(marginal, values=values + known.mean_at(quantile) - known.mean)
+
+
+def _fitted(found: Estimate, comparison: Comparison) -> F64:
+    """What the estimate says that treatment added to every unit, float64 [N]."""
+    score = comparison.score[comparison.arms]
+    if found.effect is not None:
+        return found.effect * score
+    effects = np.zeros(int(comparison.score.max()) + 1)
+    for arm in found.arms:
+        effects[arm.group] = arm.effect
+    return effects[score.astype(np.int64)]
 
 
 def _with_values(comparison: Comparison, values: F64) -> Comparison:
@@ -99,19 +218,9 @@ def _with_values(comparison: Comparison, values: F64) -> Comparison:
     )
 
 
-def _share(
-    control: F64, clusters: I64, rng: np.random.Generator, count: int
-) -> tuple[Marginal, float]:
-    """Shares that the control group may have, and their mean; a cluster counts as one unit."""
-    n = len(np.unique(clusters))
-    ones = float(control.mean()) * n
-    share = rng.beta(ones + 0.5, n - ones + 0.5, count)
-    return Marginal(share=share), float(share.mean())
-
-
 def _spread(
     residual: F64,
-    control: F64,
+    middle: float,
     comparison: Comparison,
     outcome: OutcomeSpec,
     rng: np.random.Generator,
@@ -123,7 +232,7 @@ def _spread(
     deviations = np.sort(residual - residual.mean()) * math.sqrt(clusters / spare)
     low, high = possible_range(outcome)
     scale = np.sqrt(spare / rng.chisquare(spare, count))
-    return Marginal(values=float(control.mean()) + deviations, low=low, high=high, scale=scale)
+    return Marginal(values=middle + deviations, low=low, high=high, scale=scale)
 
 
 def intra_cluster(residual_N: F64, clusters_N: I64) -> float:

@@ -7,18 +7,19 @@ clusters, several arms, ties and the ends of the possible range all cost power.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis import simulation
+from motet.core.format import percent
 from motet.experiments.analysis.arm_studies import ArmStudies
 from motet.experiments.analysis.declared import comparison_of, primary_of, unit_effect
 from motet.experiments.analysis.estimates import POWER, Comparison
+from motet.experiments.analysis.marginals import Marginal, latent_correlation
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.simulation import Marginal, Studies, latent_correlation
+from motet.experiments.analysis.simulation import Studies, enough, repetitions_in_all
 from motet.experiments.design.declared import declared_test
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.stream.random import name_key
@@ -65,7 +66,7 @@ def power(
     """
     assumed = assumed or Assumed()
     outcome = primary_of(experiment)
-    comparison = comparison_of(experiment, outcome, repeater)
+    comparison = simulated_comparison(experiment, outcome, repeater, alpha, simulations)
     result: dict[str, Any] = {
         "smallest_detectable": None,
         "unit": outcome.unit,
@@ -105,13 +106,30 @@ def power_at_largest(
     group has no unit.
     """
     outcome = primary_of(experiment)
-    comparison = comparison_of(experiment, outcome, repeater)
+    comparison = simulated_comparison(experiment, outcome, repeater, alpha, simulations)
     if comparison is None:
         return 0.0
     known = assumed or Assumed()
     studies = _studies(experiment, comparison, repeater, alpha, known, simulations)
     marginal = expected(outcome)
-    return studies.power(marginal, marginal.largest_shift() / float(studies.treatment_N.max()))
+    return studies.power(marginal, studies.largest_shift(marginal))
+
+
+def simulated_comparison(
+    experiment: Experiment,
+    outcome: OutcomeSpec,
+    repeater: Repeater,
+    alpha: float,
+    simulations: int | None = None,
+) -> Comparison | None:
+    """What the declared test compares, with as many repetitions as all parts of a simulation need;
+    None when a group has no unit.
+    """
+    studies = enough(outcome.binary) if simulations is None else simulations
+    size = (len(repeater.arms_U), repeater.design.n_clusters, studies)
+    count = repetitions_in_all(alpha, repeater.draws, *size)
+    found = comparison_of(experiment, outcome, repeater.first(count))
+    return None if found is None else replace(found, draws=found.draws[:count])
 
 
 def _studies(
@@ -125,11 +143,11 @@ def _studies(
     """The simulated studies of the declared test."""
     outcome = primary_of(experiment)
     latent, key = _latent(assumed, outcome, expected(outcome)), name_key(repeater.key, "power")
+    count = enough(outcome.binary) if simulations is None else simulations
     if declared_test(experiment, outcome) == "omnibus":
         alone = unit_effect(experiment, outcome)
-        return ArmStudies(comparison, alone, alpha, *latent, key, simulations)
-    count = simulations or simulation.SIMULATIONS
-    return Studies(comparison, alpha, *latent, key=key, simulations=count)
+        return ArmStudies(comparison, alone, alpha, *latent, key, None, count, repeater.draws)
+    return Studies(comparison, alpha, *latent, key, None, count, draws=repeater.draws)
 
 
 def expected(outcome: OutcomeSpec) -> Marginal:
@@ -196,7 +214,7 @@ def _said(
     if outcome.baseline != "":
         text += f"; correlation with the value before exposure {assumed.baseline_correlation:g}"
     if outcome.binary and outcome.chance is not None:
-        text += f"; control group at {outcome.chance:.0%}"
+        text += f"; control group at {percent(outcome.chance)}"
     elif outcome.null_values is not None:
         text += "; ranks among references as by chance in the control group"
     elif outcome.null_sd is not None:
@@ -206,7 +224,7 @@ def _said(
     if size is None:
         text += (
             "; no possible effect is found in 80 % of runs "
-            f"(the largest: {100 * at_largest:.0f} %): more units, clusters or larger blocks, or "
+            f"(the largest: {percent(at_largest)}): more units, clusters or larger blocks, or "
             "fewer arms, are needed"
         )
     return text

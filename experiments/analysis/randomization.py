@@ -35,6 +35,19 @@ class Repeater:
         self.blocks_U = design.block_of_cluster[design.cluster_of_unit]
         self._whole: I8 | None = None
         self._pairs: dict[tuple[int, ...], Comparison | None] = {}
+        self._others: dict[int, Repeater] = {}
+
+    def first(self, draws: int) -> Repeater:
+        """One with at least so many repetitions: the first of them are these, whatever the number.
+
+        It is this one where its repetitions were made already, and are enough.
+        """
+        made = self._whole is not None or bool(self._pairs)
+        if draws == self.draws or (made and draws < self.draws):
+            return self
+        if draws not in self._others:
+            self._others[draws] = Repeater(self.design, self.arms_U, self.key, draws)
+        return self._others[draws]
 
     def whole(self, score: F64) -> Comparison:
         """Every arm takes part, with its treatment score, float64 [arms]."""

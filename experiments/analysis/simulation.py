@@ -14,93 +14,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from motet.experiments.analysis.estimates import (
-    POWER,
-    TOLERANCE,
-    Comparison,
-    spares_a_covariate,
-)
+from motet.experiments.analysis.estimates import POWER, Comparison, spares_a_covariate
+from motet.experiments.analysis.marginals import Marginal
+from motet.experiments.analysis.sums import TOLERANCE, least_as_extreme
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
 
 SIMULATIONS = 600
+OF_SHARES = 2.5
+"""Outcomes of 0 or 1 get so many times as many studies: the effect is solved for among few values,
+so that chance moves it further."""
 MOST_CELLS = 4_000_000
 """Simulated values that are kept at once; a larger design is simulated less often."""
 FEWEST_SIMULATIONS = 400
 REPETITIONS_AT_ALPHA = 10
 """Repeated assignments are so many that this number of them lies at or beyond alpha: with fewer the
 test itself would lose power (Davidson and MacKinnon, Econometric Reviews 19, 2000)."""
-COVARIATES = 5
+FEWEST_PARTS, MOST_PARTS = 10, 50
+"""Studies fall into so many parts, each with repeated assignments of its own (and a covariate): one
+set for all moves what must be exceeded in all studies alike, and power by up to 4 points. Small
+designs, in which single assignments and covariates count most, have most parts."""
+FEWEST_OF_PART = 12
+MOST_DRAWN = 12_000_000
+"""Arms of units in all repeated assignments together; larger designs have fewer sets."""
 CHUNK_CELLS = 1 << 16
-LARGEST_SHIFT = 1000.0
 CLOSE, NEAR = 0.006, 0.02
 MOST_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Marginal:
-    """What the outcome of a unit without treatment looks like, and where it can go.
-
-    share: of ones, for an outcome that is 0 or 1; float64 [S] when it is uncertain. values: else
-    equally likely values, ascending; None is the standard normal distribution. low, high: the
-    possible range; an outcome that an effect would move out of it stops there. scale: float64 [S]
-    or 1, factor on the distance of `values` from their mean.
-    """
-
-    share: float | F64 | None = None
-    values: F64 | None = None
-    low: float = -math.inf
-    high: float = math.inf
-    scale: float | F64 = 1.0
-
-    @property
-    def largest(self) -> float:
-        """The largest effect that is possible, on the mean."""
-        if self.share is not None:
-            return 1.0 - float(np.mean(self.share))
-        if math.isfinite(self.high) and self.values is not None:
-            return self.high - float(self.values.mean())
-        return LARGEST_SHIFT * self._spread()
-
-    def _spread(self) -> float:
-        return 1.0 if self.values is None else float(self.values.std()) or 1.0
-
-    def outcomes(self, latent_SN: F64, shift_N: F64) -> F64:
-        """Outcomes, float64 [S, N], of standard normal latent values after a shift.
-
-        The shift of a share is an effect on the share; of other outcomes it comes before the stop
-        at the end of the range (`effect_of` says what it does to the mean).
-        """
-        from scipy.special import ndtr, ndtri
-
-        if self.share is not None:
-            share = np.reshape(self.share, (-1, 1)) + shift_N
-            return (latent_SN > -ndtri(np.clip(share, 0.0, 1.0))).astype(np.float64)
-        if self.values is None:
-            return latent_SN * np.reshape(self.scale, (-1, 1)) + shift_N
-        count = len(self.values)
-        place = np.minimum((ndtr(latent_SN) * count).astype(np.int64), count - 1)
-        middle = self.values.mean()
-        spread = (self.values - middle)[place] * np.reshape(self.scale, (-1, 1))
-        return np.clip(middle + spread + shift_N, self.low, self.high)
-
-    def effect_of(self, shift: float) -> float:
-        """The effect on the mean that a shift makes."""
-        if self.share is not None or self.values is None:
-            return shift
-        moved = np.clip(self.values + shift, self.low, self.high)
-        return float(moved.mean() - self.values.mean())
-
-    def largest_shift(self) -> float:
-        """The shift that makes the largest effect."""
-        if self.share is None and self.values is not None and math.isfinite(self.high):
-            return self.high - float(self.values.min())
-        return self.largest
 
 
 def repetitions(alpha: float) -> int:
@@ -108,9 +54,42 @@ def repetitions(alpha: float) -> int:
     return math.ceil(REPETITIONS_AT_ALPHA / alpha)
 
 
+def parts_of(simulations: int, n_clusters: int) -> int:
+    """How many parts studies fall into."""
+    wanted = max(FEWEST_PARTS, simulations // max(1, n_clusters))
+    return max(1, min(MOST_PARTS, wanted, simulations // FEWEST_OF_PART))
+
+
+def repetitions_in_all(
+    alpha: float, draws: int, n_units: int, n_clusters: int, simulations: int
+) -> int:
+    """How many repeated assignments all parts need, where the analysis makes so many draws."""
+    each = min(draws, repetitions(alpha))
+    parts = parts_of(count_of(simulations, n_units), n_clusters)
+    return each * max(1, min(parts, MOST_DRAWN // max(1, each * n_units)))
+
+
+def enough(binary: bool) -> int:
+    """How many studies are simulated unless somebody asks for another number."""
+    return round(SIMULATIONS * (OF_SHARES if binary else 1.0))
+
+
 def count_of(simulations: int, n_units: int) -> int:
     """How many studies there is room for."""
     return min(simulations, max(FEWEST_SIMULATIONS, MOST_CELLS // max(1, n_units)))
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """Studies that share their repeated assignments and their covariate.
+
+    rows: which studies. draws: the number of the set of assignments. direction: of the covariate,
+    less block means and of length 1, float64 [N], or None.
+    """
+
+    rows: slice
+    draws: int
+    direction: F64 | None = None
 
 
 class Studies:
@@ -125,6 +104,7 @@ class Studies:
         covariate: float64 [N], the measured one; None = it is simulated too.
         simulations: how many outcomes.
         n_effects: that the test estimates beside the covariate.
+        draws: how many repeated assignments the analysis makes; None = all of the comparison's.
     """
 
     def __init__(
@@ -137,64 +117,78 @@ class Studies:
         covariate: F64 | None = None,
         simulations: int = SIMULATIONS,
         n_effects: int = 1,
+        draws: int | None = None,
     ) -> None:
         self.comparison = comparison = _by_cluster(comparison)
         self.alpha = alpha
         self.treatment_N = comparison.score[comparison.arms]
         self.starts = np.flatnonzero(np.diff(comparison.clusters, prepend=-1))
-        sizes = np.diff(np.append(self.starts, len(comparison.units)))
+        self.sizes_C = np.diff(np.append(self.starts, len(comparison.units))).astype(np.float64)
+        _, self.block_C = np.unique(comparison.blocks[self.starts], return_inverse=True)
         rng = np.random.Generator(np.random.Philox(key=key))
         self.count = count_of(simulations, len(comparison.units))
-        self.within_DC = self._treatments(sizes)
-        self.sizes_C = sizes.astype(np.float64)
+        self.arms_DC = self._sets_of_arms(len(comparison.draws) if draws is None else draws)
+        self.within_DC = [self._treatments(arms) for arms in self.arms_DC]
         self.latent_SN = self._latent(rng, icc, self.count)
-        self.groups: list[tuple[slice, F64 | None]] = [(slice(0, self.count), None)]
+        edges = (
+            np.linspace(0, self.count, parts_of(self.count, len(self.starts)) + 1)
+            .astype(int)
+            .tolist()
+        )
+        self.parts = [
+            StudyPart(slice(start, stop), number % len(self.arms_DC))
+            for number, (start, stop) in enumerate(pairwise(edges))
+            if stop > start
+        ]
         blocks = len(np.unique(comparison.blocks))
         spared = spares_a_covariate(len(self.starts), blocks, n_effects)
         if correlation is not None and spared:
-            self.groups = self._adjusted(rng, icc, correlation, covariate)
+            self.parts = self._adjusted(rng, icc, correlation, covariate)
 
-    def _treatments(self, sizes: I64) -> F64:
-        """Treatment of every cluster less its block's mean, float64 [D, C]; the actual one first.
+    def _sets_of_arms(self, draws: int) -> list[I8]:
+        """Arms of the clusters, int8 [D, C], the actual ones first, for every set of draws."""
+        comparison, starts = self.comparison, self.starts
+        each = min(draws, len(comparison.draws), repetitions(self.alpha))
+        most = parts_of(self.count, len(starts))
+        sets = max(1, min(most, len(comparison.draws) // max(1, each)))
+        actual = comparison.arms[starts].astype(np.int8)[None]
+        rows = [comparison.draws[n * each : (n + 1) * each] for n in range(sets)]
+        return [np.concatenate([actual, drawn[:, starts]]) for drawn in rows]
+
+    def _treatments(self, arms_DC: I8) -> F64:
+        """Treatment of every cluster less its block's mean, float64 [D, C].
 
         A draw whose treatment does not vary within blocks can only raise p, as in `estimates`.
         """
-        comparison, starts = self.comparison, self.starts
-        draws = min(len(comparison.draws), repetitions(self.alpha))
-        arms_DC = comparison.draws[:draws][:, starts]
-        scores = np.concatenate([self.treatment_N[starts][None], comparison.score[arms_DC]])
-        _, block = np.unique(comparison.blocks[starts], return_inverse=True)
+        scores, block = self.comparison.score[arms_DC], self.block_C
         order = np.argsort(block, kind="stable")
         first = np.flatnonzero(np.diff(block[order], prepend=-1))
-        total = np.add.reduceat((scores * sizes)[:, order], first, axis=1)
-        mean = total / np.add.reduceat(sizes[order], first)
+        total = np.add.reduceat((scores * self.sizes_C)[:, order], first, axis=1)
+        mean = total / np.add.reduceat(self.sizes_C[order], first)
         return np.asarray(scores - mean[:, block], dtype=np.float64)
 
     def _latent(self, rng: np.random.Generator, icc: float, rows: int) -> F64:
         """Standard normal values, float64 [rows, N], alike within clusters."""
-        count = len(self.comparison.units)
-        sizes = np.diff(np.append(self.starts, count))
-        shared = np.repeat(rng.normal(size=(rows, len(self.starts))), sizes, axis=1)
-        own = rng.normal(size=(rows, count))
+        shared = rng.normal(size=(rows, len(self.starts)))
+        shared = np.repeat(shared, self.sizes_C.astype(np.int64), axis=1)
+        own = rng.normal(size=(rows, len(self.comparison.units)))
         return np.asarray(math.sqrt(icc) * shared + math.sqrt(1 - icc) * own)
 
     def _adjusted(
         self, rng: np.random.Generator, icc: float, correlation: float, covariate: F64 | None
-    ) -> list[tuple[slice, F64 | None]]:
-        """Mix covariates into the latent values; (outcomes that share one, its direction [N])."""
-        groups: list[tuple[slice, F64 | None]] = []
-        columns = self._latent(rng, icc, COVARIATES)
+    ) -> list[StudyPart]:
+        """Mix covariates into the latent values, one for each part unless one was measured."""
+        columns = self._latent(rng, icc, len(self.parts))
         if covariate is not None:
-            columns = _standard(covariate[self.comparison.units])[None]
-        edges = np.linspace(0, self.count, len(columns) + 1).astype(int).tolist()
-        for column, start, stop in zip(columns, edges[:-1], edges[1:], strict=True):
-            part = slice(start, stop)
-            own = math.sqrt(1 - correlation**2) * self.latent_SN[part]
-            self.latent_SN[part] = correlation * column + own
+            columns[:] = _standard(covariate[self.comparison.units])
+        parts = []
+        for part, column in zip(self.parts, columns, strict=True):
+            own = math.sqrt(1 - correlation**2) * self.latent_SN[part.rows]
+            self.latent_SN[part.rows] = correlation * column + own
             rest = self._less_block_means(column[None])[0]
             length = float(np.linalg.norm(rest))
-            groups.append((part, rest / length if length > 0 else None))
-        return groups
+            parts.append(replace(part, direction=rest / length if length > 0 else None))
+        return parts
 
     def _less_block_means(self, values_SN: F64) -> F64:
         _, block = np.unique(self.comparison.blocks, return_inverse=True)
@@ -206,7 +200,7 @@ class Studies:
     def p(self, marginal: Marginal, shift: float) -> F64:
         """p-value of every simulated study, float64 [S]."""
         squared_DS = self._statistics(self.outcomes(marginal, shift))
-        extreme = (squared_DS[1:] >= squared_DS[0] * (1 - TOLERANCE)).sum(axis=0)
+        extreme = (squared_DS[1:] >= least_as_extreme(squared_DS[0])).sum(axis=0)
         return np.asarray((1 + extreme) / len(squared_DS), dtype=np.float64)
 
     def outcomes(self, marginal: Marginal, shift: float) -> F64:
@@ -223,16 +217,19 @@ class Studies:
         return squared_DS[0], np.partition(squared_DS[1:], place, axis=0)[place]
 
     def _statistics(self, outcomes_SN: F64, rows: slice = slice(None)) -> F64:
-        """Squared studentized statistics of some rows of treatments, float64 [D, S]."""
+        """Squared studentized statistics of some rows of assignments, float64 [D, S]."""
         residual_SN = self._less_block_means(outcomes_SN)
-        within_DC = self.within_DC[rows]
-        found = np.empty((len(within_DC), len(outcomes_SN)))
-        step = max(1, CHUNK_CELLS // max(len(self.starts), len(outcomes_SN)))
-        for part, direction in self.groups:
-            sums = _Sums(residual_SN[part], direction, self.starts, self.sizes_C)
-            for start in range(0, len(within_DC), step):
-                chunk = slice(start, start + step)
-                found[chunk, part] = sums.squared_t(within_DC[chunk])
+        found = [self._of_part(residual_SN[part.rows], part, rows) for part in self.parts]
+        return np.concatenate(found, axis=1)
+
+    def _of_part(self, residual_SN: F64, part: StudyPart, rows: slice) -> F64:
+        within_DC = self.within_DC[part.draws][rows]
+        found = np.empty((len(within_DC), len(residual_SN)))
+        step = max(1, CHUNK_CELLS // max(len(self.starts), len(residual_SN)))
+        sums = _Sums(residual_SN, part.direction, self.starts, self.sizes_C)
+        for start in range(0, len(within_DC), step):
+            chunk = slice(start, start + step)
+            found[chunk] = sums.squared_t(within_DC[chunk])
         return found
 
     def power(self, marginal: Marginal, shift: float) -> float:
@@ -242,15 +239,26 @@ class Studies:
     def smallest(self, marginal: Marginal) -> tuple[float | None, float]:
         """(smallest effect on the mean that is found with 80 % power, the highest power seen).
 
-        None where no possible effect is found so often. What must be exceeded to be found hardly
-        changes with the effect: it is computed at a guess, the effect is solved for, and both are
-        repeated until the power there is 80 %.
+        None where no possible effect is found so often.
         """
-        top = marginal.largest_shift() / float(self.treatment_N.max())
+        shift, power = self.smallest_shift(marginal)
+        return None if shift is None else marginal.effect_of(shift), power
+
+    def largest_shift(self, marginal: Marginal) -> float:
+        """The shift, per unit of treatment, that makes the largest effect."""
+        return marginal.largest_shift() / float(self.treatment_N.max())
+
+    def smallest_shift(self, marginal: Marginal) -> tuple[float | None, float]:
+        """The same as the shift, per unit of treatment, that makes this effect.
+
+        What must be exceeded to be found hardly changes with the effect: it is computed at a guess,
+        the effect is solved for, and both are repeated until the power there is 80 %.
+        """
+        top = self.largest_shift(marginal)
         shift, tried = min(self._first_guess(marginal), 0.9 * top), {}
         for _ in range(MOST_ROUNDS):
             actual, critical = self._critical(marginal, shift)
-            tried[shift] = float((actual * (1 - TOLERANCE) > critical).mean())
+            tried[shift] = float((least_as_extreme(actual) > critical).mean())
             if abs(tried[shift] - POWER) <= CLOSE:
                 break
             shift = self._solved(marginal, critical, top)
@@ -262,20 +270,20 @@ class Studies:
             if (at_top := self.power(marginal, top)) < POWER:
                 return None, at_top
             shift = halved(lambda size: self.power(marginal, size) - POWER, top, 0.02)
-        return marginal.effect_of(shift), max(tried.values())
+        return shift, max(tried.values())
 
     def _solved(self, marginal: Marginal, critical: F64, top: float) -> float:
         """The shift at which 80 % of the actual statistics exceed these, `top` if none does."""
 
         def lacking(shift: float) -> float:
             actual = self._statistics(self.outcomes(marginal, shift), slice(0, 1))[0]
-            return float((actual * (1 - TOLERANCE) > critical).mean()) - POWER
+            return float((least_as_extreme(actual) > critical).mean()) - POWER
 
         return top if lacking(top) < 0 else halved(lacking, top, 0.002)
 
     def _first_guess(self, marginal: Marginal) -> float:
         spread = float(marginal.outcomes(self.latent_SN, np.zeros(1)).std()) or 1.0
-        total = float((self.sizes_C * self.within_DC[0] ** 2).sum())
+        total = float((self.sizes_C * self.within_DC[0][0] ** 2).sum())
         return 3.0 * spread / math.sqrt(max(total, 1e-12))
 
 
@@ -373,23 +381,3 @@ def _standard(values: F64) -> F64:
     filled = np.where(finite, values, values[finite].mean() if finite.any() else 0.0)
     spread = float(filled.std())
     return np.asarray((filled - filled.mean()) / spread if spread > 0 else filled * 0.0)
-
-
-def latent_correlation(observed: float, share: float) -> float:
-    """The correlation of two normal values whose excesses of a threshold correlate as observed.
-
-    share: how often each exceeds it. Two outcomes of 0 or 1 agree less than what lies behind them
-    does; inverted on a grid of 33 correlations.
-    """
-    from scipy.special import ndtr, ndtri
-
-    if observed <= 0 or observed >= 1 or not 0 < share < 1:
-        return min(1.0, max(0.0, observed))
-    grid = np.linspace(0, 1, 33)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    weights = weights / weights.sum()
-    limit = float(ndtri(share))
-    inner = (limit + np.sqrt(grid[:-1, None]) * nodes) / np.sqrt(1 - grid[:-1, None])
-    both = np.append((ndtr(inner) ** 2) @ weights, share)
-    seen = (both - share**2) / (share * (1 - share))
-    return float(np.interp(observed, np.maximum.accumulate(seen), grid))

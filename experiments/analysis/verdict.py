@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from motet.core.format import decimals, percent, sign_of
+from motet.experiments.analysis.estimates import POWER
 
 MOST_ARMS_TOLD = 4
 POINTS = ("accuracy", "share", "share of peak gain")
@@ -104,14 +105,23 @@ def _fell(outcome: dict[str, Any], alpha: float) -> bool:
 
 
 def _limit_text(outcome: dict[str, Any]) -> str:
-    if outcome["smallest_detectable"] is None and _is_omnibus(outcome):
-        return "How small an effect would have been found cannot be said"
-    if outcome["smallest_detectable"] is None:
-        return "No effect that is possible would have been found in 4 of 5 such runs"
-    size = _size(outcome, outcome["smallest_detectable"])
-    if _is_omnibus(outcome):
-        size += " in any one arm alone"
-    return f"An effect of {size} would have been found in 4 of 5 such runs; smaller ones may exist"
+    """How large an effect such runs would have found, and how often."""
+    size, arm = outcome["smallest_detectable"], " in one arm alone" if _is_omnibus(outcome) else ""
+    often, why = "4 of 5 such runs", ""
+    if outcome.get("detectable_power"):
+        often = f"{_often(outcome)} of such runs"
+        why = ", depending on the control group's mean, which is an estimate too"
+    if size is None:
+        which = "The largest effect" if why else "No effect"
+        return f"{which} that is possible{arm} would have been found in {often}{why}"
+    text = f"An effect of {_size(outcome, size)}{arm} would have been found in {often}{why}"
+    return f"{text}; smaller ones may exist"
+
+
+def _often(outcome: dict[str, Any]) -> str:
+    """The range of power in words: `59 to 96 %`."""
+    least, most = outcome.get("detectable_power") or (POWER, POWER)
+    return f"{100 * least:.0f} to {percent(most)}"
 
 
 def _is_omnibus(outcome: dict[str, Any]) -> bool:
@@ -136,9 +146,10 @@ def _overestimated(outcome: dict[str, Any]) -> str:
     size, effect = outcome["smallest_detectable"], outcome["effect"]
     if effect is None or (size is not None and abs(effect) >= size):
         return ""
+    often = f"{_often(outcome)} of such" if outcome.get("detectable_power") else "4 of 5 such"
     less = f"smaller than {_size(outcome, size)}, which" if size is not None else "what"
     return (
-        f" Likely overestimated: it is {less} 4 of 5 such runs would have found, and runs that "
+        f" Likely overestimated: it is {less} {often} runs would have found, and runs that "
         "find smaller effects are those in which they came out too large."
     )
 

@@ -8,28 +8,25 @@ import numpy as np
 
 from motet.core.errors import Problem
 from motet.core.format import percent
-from motet.experiments.analysis import simulation
 from motet.experiments.analysis.declared import comparison_of, primary_of
 from motet.experiments.analysis.estimates import POWER
 from motet.experiments.analysis.measured import smallest_p_of
 from motet.experiments.analysis.power import Assumed, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.declared import declared_test
 from motet.experiments.design.spec import n_tests
 from motet.experiments.design.study import Asking
 from motet.experiments.library import generate
-from motet.experiments.stream.random import name_key
 from motet.launcher.study.controls import sized_by, too_small
-from motet.launcher.study.power_cache import kept_power
+from motet.launcher.study.power_cache import kept_power, repeater_of
 
 FEW_CONTROLS = 16
 """With fewer held-out clusters the inverted test held the true share in 75 to 90 % of runs.
 Intervals are made wider for that, but not in clusters, where they still miss (docs/decisions.md).
 """
 
-STUDIES = 400
-"""Simulated per question: a share of 80 % is known to 2 points (binomial)."""
+STUDIES = 1_000
+"""Simulated per question: a share of 80 % is known to 1.3 points (binomial)."""
 MOST_UNITS = 2_000
 """Simulating more takes seconds, and so many miss the largest effect only where `smallest_p` or
 few controls tell so already."""
@@ -79,8 +76,8 @@ def _powerless(
     size = f"gives {len(question.units)} units in {len(question.spec.arms)} arms"
     size += _in_blocks(question.design.n_blocks)
     message = (
-        f"{size}: even the largest possible effect is found in {100 * found:.0f} % of runs only, "
-        f"not in {100 * POWER:.0f} % (p <= {alpha:.2g}"
+        f"{size}: even the largest possible effect is found in {percent(found)} of runs only, "
+        f"not in {percent(POWER)} (p <= {alpha:.2g}"
         f"{', what Holm asks of the first question' if corrected else ''}; simulated)"
     )
     if question.experiment.role == "positive_control":
@@ -95,13 +92,10 @@ def _at_largest(
     `motet experiments power` was not asked yet.
     """
     seed, draws = study.setting.seed, study.setting.draws
-    omnibus = declared_test(question.experiment, primary_of(question.experiment)) == "omnibus"
-    if omnibus or len(question.units) > MOST_UNITS:
+    if len(question.units) > MOST_UNITS:
         kept = kept_power(question, seed, draws, alpha, assumed)
         return 1.0 if kept is None or kept["possible"] else float(kept["at_largest"])
-    key = name_key(seed, "analysis", question.name)
-    draws = min(draws, simulation.repetitions(alpha))
-    repeater = Repeater(question.design, question.arms, key, draws)
+    repeater = repeater_of(question, seed, draws)
     return power_at_largest(question.experiment, repeater, alpha, assumed, studies)
 
 

@@ -408,7 +408,7 @@ def answers() -> dict[str, Any]:
 
 OUTCOME_FIELDS = (
     "name label unit contrast effect low high confidence p p_corrected control_mean treated_mean n "
-    "smallest_detectable assumption coverage_note trend per_arm"
+    "smallest_detectable detectable_power assumption coverage_note trend per_arm"
 )
 ENTRY_FIELDS = (
     "name use role hypothesis protocol n_units n_clusters n_blocks arms primary secondary verdict "

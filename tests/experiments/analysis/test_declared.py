@@ -14,12 +14,13 @@ import pytest
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.arm_studies import ArmStudies
 from motet.experiments.analysis.declared import unit_effect
+from motet.experiments.analysis.detectable import detectable
 from motet.experiments.analysis.estimates import Comparison, estimate
+from motet.experiments.analysis.marginals import Marginal
 from motet.experiments.analysis.measured import smallest_p
 from motet.experiments.analysis.omnibus import omnibus
 from motet.experiments.analysis.power import power
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.simulation import Marginal
 from motet.experiments.analysis.wald import (
     ClusterSums,
     DrawnGroups,
@@ -31,7 +32,7 @@ from motet.experiments.design.declared import cluster_problems
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.spec import Arm
 from motet.experiments.library.kinds import LIBRARY, Library
-from motet.experiments.types import F64, I64, Unit
+from motet.experiments.types import F64, I64, OutcomeSpec, Unit
 from tests.experiments.analysis.test_analysis import CONTROLS, QUESTIONS, measured
 from tests.experiments.analysis.test_negative import sorted_by_difficulty
 
@@ -257,6 +258,43 @@ def test_simulated_studies_are_judged_by_the_same_test(sizes: list[int], blocks:
         assert omnibus(y, None, comparison).p == simulated[number]
 
 
+def test_elimination_gives_w_also_where_an_arm_has_one_value_only() -> None:
+    """Shares near 1 in 20 units: arms without a wrong answer have no spread, and W is infinite."""
+    design = design_of([1] * 20, 2)
+    comparison = repeated(design, assign(design, 1), draws=60)
+    studies = ArmStudies(comparison, np.array([0.0, 0, 1, 0, 0]), 0.05, key=3, simulations=20)
+    outcomes = studies.outcomes(Marginal(share=0.85), 0.0)
+    found = studies.p(Marginal(share=0.85), 0.0)
+    kinds = set()
+    for number, row in enumerate(outcomes):
+        y = np.empty(20)
+        y[studies.comparison.units] = row
+        one = omnibus(y, None, comparison)
+        kinds.add(one.note[:9])
+        assert one.p == found[number]
+    assert len(kinds) > 1
+
+
+def test_after_training_an_omnibus_test_is_simulated_as_well() -> None:
+    design = design_of([1] * 60, 1)
+    comparison = repeated(design, assign(design, 1), draws=200)
+    outcome = OutcomeSpec("x", "x", "sd", "more")
+    treated, sizes, hits = comparison.arms == 1, [], []
+    rng = np.random.default_rng(5)
+    for key in range(6):
+        y = rng.normal(size=60)
+        found = omnibus(y, None, comparison)
+        alone = np.array([0.0, 1, 0, 0, 0])
+        told = detectable(outcome, y, None, comparison, found, 0.05, key, 200, alone)
+        assert told.power is None
+        assert told.size is not None
+        sizes.append(told.size)
+        again = rng.normal(size=(12, 60)) + told.size * treated
+        hits += [omnibus(one, None, comparison).p <= 0.05 for one in again]
+    assert np.mean(hits) == pytest.approx(0.8, abs=0.12)
+    assert np.median(sizes) == pytest.approx(math.sqrt(12.0 * (1 / 12 + 1 / 48)), rel=0.2)
+
+
 def test_power_is_that_of_one_arm_alone_for_a_test_of_all_arms() -> None:
     m = measured({**CANARIES, "test": "omnibus"})
     repeater = Repeater(m.design, m.arms, 1, 999)
@@ -331,7 +369,7 @@ def test_a_margin_holds_for_every_arm_of_an_omnibus_test() -> None:
     least = min(ends) if min(ends) > 0 else 0.01
     some = entry_of({**CANARIES, "test": "omnibus", "margin": least + 1e-6})
     assert some["verdict"]["kind"] == "not_found"
-    assert "in any one arm alone would have been found" in some["verdict"]["sentence"]
+    assert "in one arm alone would have been found" in some["verdict"]["sentence"]
 
 
 @pytest.mark.parametrize("test", ["trend", "omnibus"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import NormalIndPower, TTestIndPower
 
-from motet.experiments.analysis.detectable import detectable, intra_cluster
+from motet.experiments.analysis import kept
+from motet.experiments.analysis.detectable import Detectable, detectable, intra_cluster
 from motet.experiments.analysis.estimates import Comparison, estimate
+from motet.experiments.analysis.marginals import Marginal, latent_correlation
 from motet.experiments.analysis.power import Assumed, power
 from motet.experiments.analysis.randomization import Repeater
-from motet.experiments.analysis.simulation import Marginal, Studies, latent_correlation
+from motet.experiments.analysis.simulation import Studies
 from motet.experiments.analysis.verdict import judge
 from motet.experiments.design.assignment import assign, make_design
 from motet.experiments.design.parser import parse_experiments
@@ -74,6 +77,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "as few as can spare a covariate": {"units": 7},
     "one too few to spare it": {"units": 6},
     "pairs as blocks in 5 arms": {"units": 40, "arms": 5, "block": lambda n: f"b{n // 2}"},
+    "16 units in 5 arms": {"units": 16, "arms": 5},
     "clusters of 1 to 12 in blocks": {
         "units": 78,
         "arms": 3,
@@ -129,6 +133,27 @@ def test_unlike_clusters_and_arms_cost_power_that_counting_clusters_does_not_see
         assert size > 1.15 * counted, name
 
 
+@pytest.mark.parametrize(
+    "name", ["pairs as blocks in 5 arms", "16 units in 5 arms", "clusters of 1 to 12 in blocks"]
+)
+def test_the_effect_that_is_printed_before_training_is_found_in_four_of_five_studies(
+    name: str,
+) -> None:
+    """Counting clusters printed 80 % for effects that 42, 62 and 56 % of studies find."""
+    comparison = comparison_of(**DESIGNS[name], draws=2000)
+    size, _ = Studies(comparison, 0.05, icc=0.5, key=1, draws=200).smallest(Marginal())
+    assert size is not None
+    few = replace(comparison, draws=comparison.draws[:400])
+    treated, clusters = comparison.score[comparison.arms], comparison.clusters
+    rng = np.random.default_rng(6)
+    hits = []
+    for _ in range(300):
+        alike = rng.normal(size=clusters.max() + 1)[clusters]
+        y = math.sqrt(0.5) * (alike + rng.normal(size=len(clusters))) + size * treated
+        hits.append(estimate(y, None, few).p <= 0.05)
+    assert np.mean(hits) == pytest.approx(0.8, abs=0.06)  # 2.6 standard errors
+
+
 def test_a_design_that_can_find_nothing_says_so() -> None:
     alone = comparison_of(12, block=lambda n: f"b{n}")
     few = comparison_of(6)
@@ -151,7 +176,7 @@ def test_power_speaks_the_unit_of_the_outcome_and_stays_in_its_range() -> None:
     answer = power_of(two)
     assert answer["unit"] == "accuracy"
     assert 0.115 < answer["smallest_detectable"] < 0.145
-    assert "control group at 25%" in answer["assumption"]
+    assert "control group at 25 %" in answer["assumption"]
     assert power_of(two, 0.01)["smallest_detectable"] > answer["smallest_detectable"]
     bits = power_of({"name": "x", "use": "memorization"})
     assert 0.9 < bits["smallest_detectable"] < 1.5
@@ -199,7 +224,7 @@ def test_what_is_said_to_be_found_in_four_of_five_runs_is(name: str) -> None:
     for key in range(40):
         values = 3.0 * rng.normal(size=units)
         first = estimate(values, None, comparison)
-        size = detectable(outcome, values, None, comparison, first, 0.05, key, 400)
+        size = detectable(outcome, values, None, comparison, first, 0.05, key, 400).size
         assert size is not None
         again = 3.0 * rng.normal(size=(10, units)) + size * treated
         found += [estimate(one, None, comparison).p <= 0.05 for one in again]
@@ -212,12 +237,107 @@ def test_a_detectable_share_stays_below_100_percent_or_there_is_none() -> None:
     for control in (0.25, 0.9, 1.0):
         values = (np.arange(40) % 20 < 20 * control).astype(np.float64)
         found = estimate(values, None, comparison)
-        size = detectable(outcome, values, None, comparison, found, 0.05, 1, 400)
+        told = detectable(outcome, values, None, comparison, found, 0.05, 1, 400)
         if control == 0.25:
-            assert size is not None
-            assert 0.3 < size < 0.75
+            assert told.size is not None
+            assert 0.3 < told.size < 0.75
         else:
-            assert size is None
+            assert told == Detectable(None)
+
+
+def few_controls(ones: int) -> Detectable:
+    """What is detectable with 8 controls of 48, so many of whose answers are right."""
+    comparison = comparison_of(48, draws=1999)
+    controls = np.flatnonzero(comparison.arms == 0)[8:]
+    arms = comparison.arms.copy()
+    arms[controls] = 1
+    rng = np.random.default_rng(0)
+    draws = np.array([rng.permutation(arms) for _ in range(1999)]).astype(np.int8)
+    uneven = replace(comparison, arms=arms, draws=draws)
+    values = np.tile([1.0, 0.0], 24)
+    values[arms == 0] = np.arange(8) < ones
+    outcome = OutcomeSpec("x", "x", "share", "more", binary=True)
+    found = estimate(values, None, uneven)
+    return detectable(outcome, values, None, uneven, found, 0.05, 1, 600)
+
+
+def test_where_power_depends_on_a_share_that_is_hardly_known_its_range_is_told() -> None:
+    told = few_controls(1)
+    assert told.size is not None
+    assert told.power is not None
+    least, most = told.power
+    assert least < 0.72 < 0.85 < most
+    primary = {
+        "name": "x", "label": "accuracy", "unit": "accuracy", "contrast": "a vs b", "effect": 0.1,
+        "low": -0.1, "high": 0.4, "confidence": 0.95, "p": 0.3, "p_corrected": 0.3,
+        "smallest_detectable": told.size, "detectable_power": told.power, "assumption": "",
+    }  # fmt: skip
+    said = judge(primary, 0.05, None, "", 1)["sentence"]
+    often = f"{100 * least:.0f} to {100 * most:.0f} % of such runs"
+    assert f"would have been found in {often}, depending on the control group's mean" in said
+    found = judge(primary | {"p_corrected": 0.01}, 0.05, None, "", 1)["sentence"]
+    assert f"percentage points, which {often} would have found" in found
+
+
+def test_where_only_some_shares_leave_room_the_largest_effect_is_told_with_its_range() -> None:
+    told = few_controls(4)
+    assert told.size is None
+    assert told.power is not None
+    assert told.power[0] < 0.8 <= told.power[1]
+    primary = {
+        "name": "x", "label": "accuracy", "unit": "accuracy", "contrast": "a vs b", "effect": 0.1,
+        "low": -0.1, "high": 0.4, "confidence": 0.95, "p": 0.3, "p_corrected": 0.3,
+        "smallest_detectable": None, "detectable_power": told.power, "assumption": "",
+    }  # fmt: skip
+    said = judge(primary, 0.05, None, "", 1)["sentence"]
+    assert "The largest effect that is possible would have been found in" in said
+    none = judge(primary | {"detectable_power": None}, 0.05, None, "", 1)["sentence"]
+    assert "No effect that is possible would have been found in 4 of 5 such runs" in none
+
+
+def test_every_part_of_the_studies_has_repeated_assignments_of_its_own() -> None:
+    comparison = comparison_of(20, draws=1000)
+    studies = Studies(comparison, 0.05, simulations=60)
+    assert len(studies.arms_DC) == len({arms.tobytes() for arms in studies.arms_DC}) == 5
+    p = studies.p(Marginal(), 0.8)
+    for part in studies.parts:
+        own = replace(comparison, draws=comparison.draws[200 * part.draws : 200 * part.draws + 200])
+        for row in range(part.rows.start, part.rows.stop):
+            values = studies.outcomes(Marginal(), 0.8)[row][np.argsort(studies.comparison.units)]
+            assert p[row] == pytest.approx(estimate(values, None, own).p)
+
+
+def test_a_statistic_of_exactly_zero_has_p_one() -> None:
+    """Among 0 and 1 equally many right in both groups is common, and 0 only but for rounding."""
+    comparison = comparison_of(24, block=lambda n: f"b{n % 2}")
+    studies = Studies(comparison, 0.05, simulations=200)
+    marginal = Marginal(share=0.4)
+    p = studies.p(marginal, 0.0)
+    treated = studies.comparison.arms == 1
+    outcomes, block = studies.outcomes(marginal, 0.0), studies.comparison.blocks
+    apart = sum(
+        outcomes[:, treated & (block == b)].mean(axis=1)
+        - outcomes[:, ~treated & (block == b)].mean(axis=1)
+        for b in (0, 1)
+    )
+    assert (np.abs(apart) < 1e-12).sum() > 10
+    assert set(p[np.abs(apart) < 1e-12].tolist()) == {1.0}
+
+
+def test_what_was_simulated_of_the_same_scores_is_not_simulated_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome, comparison = OutcomeSpec("x", "x", "sd", "more"), comparison_of(40, draws=400)
+    values = np.random.default_rng(0).normal(size=40)
+    found = estimate(values, None, comparison)
+    first = kept.known_detectable(outcome, values, None, comparison, found, 0.05, 1)
+    calls: list[object] = []
+    monkeypatch.setattr(kept, "detectable", lambda *_: calls.append(1) or Detectable(None))
+    assert kept.known_detectable(outcome, values, None, comparison, found, 0.05, 1) == first
+    assert calls == []
+    kept.known_detectable(outcome, values + 1e-9, None, comparison, found, 0.05, 1)
+    kept.known_detectable(outcome, values, None, comparison, found, 0.04, 1)
+    assert len(calls) == 2, "other scores and another level are other figures"
 
 
 def test_a_found_effect_below_what_would_be_found_is_called_overestimated() -> None:

@@ -21,6 +21,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
+ANY_ARM = {"doses": [0, 1, 4, 16], "test": "omnibus"}
 QUIZ = {"use": "contamination", "doses": [0, 4]}
 
 
@@ -41,6 +42,8 @@ QUIZ = {"use": "contamination", "doses": [0, 4]}
             ("more references (options.n_references)",),
         ),
         ({"generate": {"count": 12}, "doses": [0, 2]}, None),
+        ({**ANY_ARM, "generate": {"count": 16}, "options": {"n_references": 1}}, ("fewer arms",)),
+        ({**ANY_ARM, "generate": {"count": 48}}, None),
     ],
 )
 def test_a_question_that_no_possible_effect_would_answer_often_is_warned_of(
@@ -111,7 +114,7 @@ def test_a_positive_control_that_no_possible_effect_reveals_is_refused(
         "from motet.experiments.library.contamination import Contamination\n\n\n"
         "class Control(Contamination):\n    role = 'positive_control'\n"
     )
-    for count, refused in ((16, True), (40, False)):
+    for count, refused in ((14, True), (40, False)):
         own = {**QUIZ, "use": "own.py:Control", "generate": {"count": count}}
         made = desk.study({"name": "c", **own})
         assert control_problems(made) == []
