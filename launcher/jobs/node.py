@@ -24,6 +24,7 @@ from motet.launcher.jobs.place import place_of
 from motet.launcher.jobs.scheduler import Scheduler
 from motet.launcher.jobs.secrets import read_secret
 from motet.launcher.launch.agent import POLL_S, outcome, run_agent
+from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import NodePlace, attempt_command, launch_environment
 from motet.launcher.runs.attempts import facts_of, numbers
 from motet.launcher.runs.rundir import RunDir
@@ -72,8 +73,6 @@ def _launch(
     """Start torchrun on this node, with its `own` settings, and wait for its end."""
     attempt = int(inherited["MOTET_ATTEMPT"])
     cores = cpus or len(os.sched_getaffinity(0))
-    environment = launch_environment(own, run, inherited, cores, attempt, among)
-    command = attempt_command(own, run, attempt, among)
     job = scheduler.current_job(inherited)
 
     def lost() -> bool:
@@ -81,12 +80,15 @@ def _launch(
             return superseded(run, job, attempt)
         return False
 
-    if among.rank:
-        code = run_agent(command, environment, run, attempt, -1, False, lost)
-        return code if code == 0 else _agreed(run, attempt, code)
-    from motet.launcher.launch.local import record_launch
-
     with contextlib.ExitStack() as stack:
+        place = stack.enter_context(found_here(among))
+        environment = launch_environment(own, run, inherited, cores, attempt, place)
+        command = attempt_command(own, run, attempt, place)
+        if among.rank:
+            code = run_agent(command, environment, run, attempt, -1, False, lost)
+            return code if code == 0 else _agreed(run, attempt, code)
+        from motet.launcher.launch.local import record_launch
+
         held = _hold(run, stack)
         record_launch(run, attempt, settings, command, environment, scheduler.recorded)
         return run_agent(command, environment, run, attempt, held, superseded=lost)

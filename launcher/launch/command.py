@@ -27,10 +27,20 @@ RECORDED = (
     "PYTHONSAFEPATH",
 )
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
-OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE")
+OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE", "MOTET_STORE")
 """Variables by which a launch tells its own ranks who they are; one of another launch must not
 reach them.
 """
+_OTHERS = ("PET_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+_OTHERS_NAMES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+    *("ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),
+    *("MASTER_ADDR", "MASTER_PORT", "PYTHON_EXEC", "TORCH_ELASTIC_WORKER_IDENTICAL"),
+)
+"""What torchrun and `accelerate launch` read where an argument does not say it, and what they tell
+their own ranks: a shell inside of another launch must not decide for this one.
+"""
+LOOPBACK = "127.0.0.1"
 SHUTDOWN_TIMEOUT_S = 120
 """How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to
 write.
@@ -53,7 +63,9 @@ class NodePlace:
 
     Attributes:
         count, rank: how many, and which one this is.
-        endpoint: HOST:PORT of the machine that holds the rendezvous.
+        endpoint: HOST:PORT of the machine that holds the rendezvous; of one machine, a private
+            folder in which its processes find each other ("" = torchrun makes a file of its own).
+        interface: network interface that the ranks of one machine talk over; "" = as they choose.
         offset: global rank of this machine's first process; None = all machines before have as many
             processes as this one.
         total: processes of all machines; None likewise.
@@ -64,6 +76,7 @@ class NodePlace:
     endpoint: str = ""
     offset: int | None = None
     total: int | None = None
+    interface: str = ""
 
     def first_rank(self, processes: int) -> int:
         """Return the global rank of the first of this machine's `processes`."""
@@ -80,9 +93,15 @@ ONE_NODE = NodePlace()
 def rendezvous_arguments(nodes: NodePlace, run_id: str) -> list[str]:
     """How the processes of all nodes find each other. c10d takes machines as they come: their order
     is `worker.name_rank`'s.
+
+    One machine opens no port, and asks for the name of none: `--standalone` listens on every
+    interface, and unpickles what is written there.
     """
     if nodes.count == 1:
-        return ["--standalone"]
+        words = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        if nodes.endpoint:
+            words += ["--rdzv-endpoint", _machines_file(nodes)]
+        return [*words, "--rdzv-id", run_id, "--local-addr", LOOPBACK]
     if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
         raise ValueError(f"{nodes} needs an endpoint HOST:PORT and a rank below its count")
     return [
@@ -95,6 +114,10 @@ def rendezvous_arguments(nodes: NodePlace, run_id: str) -> list[str]:
         "--rdzv-id",
         run_id,
     ]
+
+
+def _machines_file(nodes: NodePlace) -> str:
+    return f"{nodes.endpoint}/machines"
 
 
 def attempt_command(
@@ -155,8 +178,9 @@ def accelerate_command(
 
 def _accelerate_rendezvous(nodes: NodePlace) -> list[str]:
     """How the processes of all nodes find each other, in Accelerate's words."""
-    if nodes.count == 1:
-        return ["--main_process_port", "0"]
+    if nodes.count == 1:  # the rest stands in `launch_environment`
+        words = ["--main_process_port", "0", "--rdzv_backend", "c10d"]
+        return [*words, "--rdzv_conf", "store_type=file"]
     rendezvous_arguments(nodes, "")  # checks them
     host, _, port = nodes.endpoint.rpartition(":")
     return [
@@ -226,11 +250,13 @@ def launch_environment(
         cores: of this machine, for its processes.
         attempt: the one that the launcher claimed; 0 = not known yet.
     """
-    out = {name: value for name, value in inherited.items() if name not in OWN}
+    out = without_launches(inherited)
     if attempt:
         out["MOTET_ATTEMPT"] = str(attempt)
     if nodes.count > 1:
         out["MOTET_RANK_OFFSET"] = str(nodes.first_rank(settings.layout.processes))
+    else:
+        out |= one_machine(nodes, out)
     out["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see rank_main._hold_store
     out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
     out["PYTHONSAFEPATH"] = "1"
@@ -240,6 +266,31 @@ def launch_environment(
         out.setdefault("DS_ACCELERATOR", "cpu")  # it would take a GPU that is there
     if settings.training.deterministic:
         out.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return out
+
+
+def without_launches(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what launches, ours and others', tell their processes."""
+    return {
+        name: value
+        for name, value in inherited.items()
+        if name not in (*OWN, *_OTHERS_NAMES) and not name.startswith(_OTHERS)
+    }
+
+
+def one_machine(nodes: NodePlace, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return how the ranks of one machine find each other and talk: through files that nobody else
+    can write, and over an interface that nobody else can reach unless one was `chosen`.
+    """
+    out = {"PET_LOCAL_ADDR": LOOPBACK}  # `accelerate launch` has no argument for it
+    if nodes.endpoint:
+        out |= {
+            "PET_RDZV_ENDPOINT": _machines_file(nodes),
+            "MOTET_STORE": f"{nodes.endpoint}/ranks",
+        }
+    if nodes.interface:
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        out |= {name: nodes.interface for name in names if name not in chosen}
     return out
 
 

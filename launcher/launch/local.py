@@ -27,6 +27,7 @@ from motet.launcher.config.checks import (
 )
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.agent import run_agent
+from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import (
     ONE_NODE,
     NodePlace,
@@ -150,12 +151,13 @@ def launch(
         recorded: what begins further names of variables that are kept with the attempt.
     """
     cores = len(os.sched_getaffinity(0))
-    environment = launch_environment(settings, rundir, os.environ, cores, attempt, nodes)
     terminal = sys.stdout.isatty() and nodes.rank == 0
-    command = attempt_command(settings, rundir, attempt, nodes, terminal)
-    if nodes.rank == 0:
-        record_launch(rundir, attempt, settings, command, environment, recorded)
-    code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
+    with found_here(nodes) as place:
+        environment = launch_environment(settings, rundir, os.environ, cores, attempt, place)
+        command = attempt_command(settings, rundir, attempt, place, terminal)
+        if nodes.rank == 0:
+            record_launch(rundir, attempt, settings, command, environment, recorded)
+        code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
     return _say_how_it_ended(rundir, attempt, code)
 
 

@@ -22,7 +22,14 @@ from motet.core.hostlist import expand
 from motet.core.processes import die_with_parent
 from motet.launcher.jobs.place import place_of
 from motet.launcher.jobs.schedulers import SCHEDULERS
-from motet.launcher.launch.command import ONE_NODE, NodePlace, rendezvous_arguments
+from motet.launcher.launch.alone import found_here
+from motet.launcher.launch.command import (
+    ONE_NODE,
+    NodePlace,
+    one_machine,
+    rendezvous_arguments,
+    without_launches,
+)
 from motet.launcher.measure.cluster_worker import TOLD
 
 FIRST_PORT = 30_600
@@ -109,11 +116,15 @@ def command(asked: Asked, nodes: NodePlace, asked_file: str, result_file: str) -
     ]
 
 
-def environment(asked: Asked, inherited: Mapping[str, str], cores: int) -> dict[str, str]:
+def environment(
+    asked: Asked, nodes: NodePlace, inherited: Mapping[str, str], cores: int
+) -> dict[str, str]:
     """Return the environment of the ranks: each has its share of the cores unless the user says
     otherwise.
     """
-    out = {**inherited, "PYTHONSAFEPATH": "1"}
+    out = {**without_launches(inherited), "PYTHONSAFEPATH": "1"}
+    if nodes.count == 1:
+        out |= one_machine(nodes, out)
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // asked.processes)))
     return out
 
@@ -132,8 +143,9 @@ def run(
     with tempfile.TemporaryDirectory(prefix="motet-probe-") as folder:
         asked_file, result_file = Path(folder, "asked.json"), Path(folder, "result.json")
         write_json(asked_file, asked.plain())
-        words = command(asked, nodes, str(asked_file), str(result_file))
-        code, last = _watched(words, environment(asked, os.environ, cores), tell)
+        with found_here(nodes) as place:
+            words = command(asked, place, str(asked_file), str(result_file))
+            code, last = _watched(words, environment(asked, place, os.environ, cores), tell)
         found = read_json(result_file) if result_file.exists() else {}
         if "error" in found:
             raise UserError(found["error"])

@@ -93,7 +93,7 @@ def _hold_store(timeout_s: float) -> TCPStore | None:
 
     torchrun's own would outlive a restart, with the addresses of dead ranks in it.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "False":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "False" or "MOTET_STORE" in os.environ:
         return None
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # to all ranks it is another process's
     if os.environ["MOTET_HOLDS_STORE"] != "1":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,7 @@ def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = 
     if layout is not None:
         os.environ["RANK"] = str(layout.rank_of_process(int(os.environ["RANK"])))
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, timeout=timeout)
+    dist.init_process_group(backend, timeout=timeout, **_file_store(timeout))
     control = dist.new_group(backend="gloo", timeout=timeout)
     world = World(
         dist.get_rank(),
@@ -84,6 +84,20 @@ def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = 
     )
     _same_devices(world)
     return world
+
+
+def _file_store(timeout: timedelta) -> dict[str, Any]:
+    """Return the store that ranks of one machine were given by whoever started them: a file that
+    begins with $MOTET_STORE, of its own for each restart. Otherwise the environment's address
+    serves.
+    """
+    path = os.environ.get("MOTET_STORE")
+    if not path:
+        return {}
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.FileStore(f"{path}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", size)
+    store.set_timeout(timeout)
+    return {"store": store, "rank": rank, "world_size": size}
 
 
 def _same_devices(world: World) -> None:

@@ -256,7 +256,7 @@ def test_a_dry_run_prints_settings_command_and_plan_and_touches_nothing(
     before = sorted(folder.rglob("*"))
     code, out, err = main("train", "run.yaml", "layout.processes=2", "--dry-run")
     assert (code, err) == (0, "")
-    assert "-m torch.distributed.run --standalone --nproc-per-node 2" in out
+    assert "--local-addr 127.0.0.1 --nproc-per-node 2" in out
     assert "200 steps = 204,800 tokens (1,024 per step)" in out
     assert "canaries" in out
     assert "% of the run)" in out

@@ -97,7 +97,7 @@ def test_groups_of_hosts_that_are_not_here_are_refused_by_the_ranks_in_one_messa
 def test_a_dry_run_prints_the_command_and_writes_nothing(motet: Motet) -> None:
     code, out, _ = motet("probe", "--dry-run", "--processes", "3", "--groups", "a:n[1-2]")
     assert code == 0
-    assert "torch.distributed.run --standalone --nproc-per-node 3" in out
+    assert "--local-addr 127.0.0.1 --nproc-per-node 3" in out
     assert "'groups': {'a': ['n1', 'n2']}" in out
     assert not Path("cluster.yaml").exists()
 
@@ -129,8 +129,8 @@ def test_several_machines_meet_at_the_endpoint_and_share_cores_between_processes
     assert words[words.index("--rdzv-endpoint") + 1] == "n1:29500"
     assert words[words.index("--rdzv-conf") + 1] == "join_timeout=60"
     assert words[-4:] == ["-m", "motet.launcher.measure.cluster_worker", "a.json", "r.json"]
-    assert environment(asked, {}, cores=8)["OMP_NUM_THREADS"] == "2"
-    assert environment(asked, {"OMP_NUM_THREADS": "7"}, cores=8)["OMP_NUM_THREADS"] == "7"
+    assert environment(asked, NodePlace(), {}, cores=8)["OMP_NUM_THREADS"] == "2"
+    assert environment(asked, NodePlace(), {"OMP_NUM_THREADS": "7"}, cores=8)["OMP_NUM_THREADS"] == "7"
 
 
 def test_groups_are_read_as_slurm_writes_hosts() -> None:

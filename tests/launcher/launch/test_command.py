@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from motet.launcher.config.sections import LayoutSettings, RunSettings, TrainingSettings
+from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import (
     NodePlace,
     launch_environment,
@@ -48,7 +50,8 @@ def test_torchrun_understands_the_arguments() -> None:
         assert parsed.max_restarts == 3
         assert parsed.training_script == "motet.launcher.worker"
         assert parsed.training_script_args == ["/runs/a run"]
-        assert parsed.standalone == (nodes.count == 1)
+        assert parsed.standalone is False
+        assert parsed.rdzv_conf == ("store_type=file" if nodes.count == 1 else "")
 
 
 def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
@@ -60,7 +63,48 @@ def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
 
 def test_what_another_launch_told_its_ranks_does_not_reach_this_one() -> None:
     inherited = {"MOTET_ATTEMPT": "9", "MOTET_RANK_OFFSET": "4", "MOTET_HOLDS_STORE": "0"}
-    assert not inherited.keys() & launch_environment(settings(1), RUN, inherited, 4).keys()
+    inherited |= {"MOTET_STORE": "/tmp/x", "PET_NNODES": "2", "PET_NODE_RANK": "0", "RANK": "1"}
+    inherited |= {"MASTER_ADDR": "elsewhere", "ACCELERATE_USE_FSDP": "true", "ROLE_RANK": "1"}
+    inherited |= {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for nodes in (NodePlace(), NodePlace(2, 1, "head:1")):
+        made = launch_environment(settings(1), RUN, inherited, 4, 0, nodes)
+        assert {name: made[name] for name in inherited if name in made} in (
+            {},
+            {"MOTET_RANK_OFFSET": "1"},
+        )
+
+
+def test_every_variable_that_torchrun_reads_is_set_by_us_or_cleared() -> None:
+    """Those of its parser, and those that its sources name."""
+    from torch.distributed import elastic, run
+
+    folder = Path(str(elastic.__file__)).parent
+    sources = [Path(run.__file__), *folder.rglob("*.py")]
+    read = re.compile(r"""(?:environ\.get\(|getenv\(|environ\[)\s*["']([A-Z_]+)["']""")
+    named = {name for path in sources for name in read.findall(path.read_text(encoding="utf-8"))}
+    named |= {f"PET_{action.dest.upper()}" for action in run.get_args_parser()._actions}
+    assert {"PET_NNODES", "TORCHELASTIC_ERROR_FILE"} <= named
+    # What a user may want to decide, and what names files, devices and how loud it is.
+    theirs = {"CUDA_VISIBLE_DEVICES", "LOGLEVEL", "OMP_NUM_THREADS", "USE_LIBUV"}
+    theirs |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+    theirs |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
+    inherited = dict.fromkeys(named - theirs, "of another launch")
+    made = launch_environment(settings(1), RUN, inherited, 4)
+    assert "of another launch" not in made.values()
+
+
+def test_one_machine_meets_in_private_files_and_talks_to_itself() -> None:
+    place = NodePlace(endpoint="/tmp/motet-x", interface="lo")
+    made = launch_environment(settings(2), RUN, {"NCCL_SOCKET_IFNAME": "ib0"}, 4, 1, place)
+    assert made["MOTET_STORE"] == "/tmp/motet-x/ranks"
+    assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+    words = torchrun_command(settings(2), RUN, 1, place)
+    assert words[words.index("--rdzv-endpoint") + 1] == "/tmp/motet-x/machines"
+    several = launch_environment(settings(2), RUN, {}, 4, 1, NodePlace(2, 0, "head:1"))
+    assert not {"MOTET_STORE", "GLOO_SOCKET_IFNAME", "PET_LOCAL_ADDR"} & several.keys()
+    with found_here(NodePlace()) as here:
+        assert Path(here.endpoint).stat().st_mode & 0o077 == 0
+    assert not Path(here.endpoint).exists()
 
 
 @pytest.mark.parametrize(

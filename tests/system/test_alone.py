@@ -1,0 +1,90 @@
+"""One machine: no name to look up, no port for others, nothing of another launcher's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from motet.core.processes import children
+from tests.system.runs import MOTET, TIMEOUT_S, environment, rows, write_yaml
+
+FOREIGN = {
+    "PET_NNODES": "2",
+    "PET_NODE_RANK": "0",
+    "PET_RDZV_BACKEND": "static",
+    "MASTER_ADDR": "gpu-node-nobody-knows",
+    "MASTER_PORT": "1",
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "TORCHELASTIC_RESTART_COUNT": "7",
+}
+
+
+def family_of(pid: int) -> set[int]:
+    """A process and all that it started."""
+    return {pid, *(one for child in children(pid) for one in family_of(child))}
+
+
+def listening(pids: Iterable[int]) -> set[str]:
+    """Local addresses on which these processes listen, as the kernel writes them."""
+    sockets: dict[str, str] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":  # LISTEN
+                sockets[f"socket:[{words[9]}]"] = words[1].rpartition(":")[0]
+    held: set[str] = set()
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                held.add(os.readlink(path))
+            except OSError:  # closed meanwhile
+                continue
+    return {address for name, address in sockets.items() if name in held}
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
+"""127.0.0.1 and ::1 as /proc/net writes them."""
+
+
+def test_one_machine_trains_under_a_name_that_nobody_knows_and_opens_no_port(
+    corpus: Path, tmp_path: Path
+) -> None:
+    yaml = write_yaml(tmp_path, corpus, "r")
+    words = [*MOTET, "train", str(yaml), "training.steps=40", "experiments.list=[]"]
+    if os.geteuid() == 0:  # another host name needs a namespace of its own
+        name = 'hostname gpu-node-nobody-knows && exec "$@"'
+        words = ["unshare", "--uts", "bash", "-c", name, "bash", *words]
+    process = subprocess.Popen(
+        words,
+        env=environment() | FOREIGN,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run, seen, looked = tmp_path / "runs/r", set(), 0
+    deadline = time.monotonic() + TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        pids = family_of(process.pid)
+        seen |= listening(pids)
+        looked += bool(rows(run, "step")) and len(pids) > 2
+        time.sleep(0.1)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert looked, "never looked while it trained"
+    assert seen <= LOOPBACK
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("motet-*/machines"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_listener_would_have_been_seen() -> None:
+    import socket
+
+    with socket.create_server(("0.0.0.0", 0)):
+        assert "00000000" in listening([os.getpid()])
