@@ -55,17 +55,20 @@ def _drawn(
     """Return each member's share of the passes, and the operations of a token of a mean step."""
     by_name = {member.name: member for member in members}
     whole, length = family.whole, settings.data.sequence_length
-    stride = max(1, settings.steps // STEPS_COUNTED)
     passes: dict[str, float] = {}
-    flops, n_steps = 0.0, 0
-    for step in range(0, settings.steps, stride):
-        n_steps += 1
+    flops, steps = 0.0, sampled_steps(settings)
+    for step in steps:
         for choice in choices(family, by_name, step, draws) or [(Term(None),)] * draws:
             flops += choice_flops(choice, whole, length) / draws
             for name in (name or WHOLE for term in choice for name in names_in((term,))):
                 passes[name] = passes.get(name, 0.0) + 1.0
     total = sum(passes.values())
-    return {name: number / total for name, number in passes.items()}, flops / n_steps
+    return {name: number / total for name, number in passes.items()}, flops / len(steps)
+
+
+def sampled_steps(settings: RunSettings) -> range:
+    """Return about `STEPS_COUNTED` steps, spread over the run."""
+    return range(0, settings.steps, max(1, settings.steps // STEPS_COUNTED))
 
 
 def _row(

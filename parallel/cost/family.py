@@ -10,9 +10,10 @@ what memory holds. A progressive family trains one model after another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from motet.models.config import ModelConfig
+from motet.models.counts import training_flops_per_token
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.predictor import Predictor
@@ -129,3 +130,99 @@ def progressive_cost(
     memory_gib = max(found.memory_gib for found in predictions.values())
     fits = all(found.fits for found in predictions.values())
     return FamilyCost(steps, time_s, alone_s, memory_gib, fits, predictions)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of a family costs, whoever its sampler draws.
+
+    Attributes:
+        step_time_s, flops, memory_gib, fits: of an average step; memory of the fullest device.
+        alone_s: of the same passes, each member in a run of its own.
+    """
+
+    step_time_s: float
+    flops: float
+    memory_gib: float
+    fits: bool
+    alone_s: float
+
+
+class StepPrices:
+    """Prices steps of a nested family by how often each member passes over a token.
+
+    A pass of a member costs what one more batch of its sequences costs it, and at least the waits
+    for weights of its layers in the size of the whole model: FSDP2 gathers whole blocks. Reducing
+    gradients, the update and the pipeline's filling are paid once a step, as the whole model pays
+    them. Passes follow one another, so activations are those of one; the second product with the
+    head of a member that follows a teacher is not counted.
+
+    Args:
+        whole: the model whose weights the members are slices of.
+        members: models by name, the whole one among them.
+    """
+
+    def __init__(
+        self,
+        whole: ModelConfig,
+        members: Mapping[str, ModelConfig],
+        cluster: Cluster,
+        layout: Layout,
+        training: Training,
+        traits: Traits = NATIVE,
+        constants: Mapping[str, Constants] | None = None,
+    ) -> None:
+        self._members, self._layout = members, layout
+        self._tokens = training.sequences * training.sequence_length
+        self._length = training.sequence_length
+        twice = replace(training, sequences=2 * training.sequences)
+
+        def priced(model: ModelConfig) -> tuple[Prediction, Prediction]:
+            own = layout
+            if model.n_layers != whole.n_layers and layout.stage_layers:
+                own = replace(layout, stage_layers=())
+            once, more = (
+                Predictor(model, cluster, each, traits, constants).predict(own)
+                for each in (training, twice)
+            )
+            return once, more
+
+        self._whole, self._more = priced(whole)
+        self.alone = {name: priced(model) for name, model in members.items()}
+        self._fixed_s = self._whole.step_time_s - _marginal(self._whole, self._more)
+        held = layout.micro_sequences * training.sequence_length * whole.d_model
+        self._taught_gib = held * traits.compute_bytes / layout.cp / (1 << 30)
+        self._depth = {name: model.n_layers / whole.n_layers for name, model in members.items()}
+
+    def pass_s(self, name: str) -> float:
+        """Return the seconds that one pass of a member over all sequences of a step takes."""
+        once, more = self.alone[name]
+        phase = "data_parallel"
+        waits_s = more.parts[phase] - once.parts[phase]
+        of_whole_s = self._more.parts[phase] - self._whole.parts[phase]
+        return _marginal(once, more) + max(0.0, self._depth[name] * of_whole_s - waits_s)
+
+    def of(self, passes: Mapping[str, float], taught: bool = False) -> StepCost:
+        """Return what a step costs.
+
+        Args:
+            passes: of each member over a token, on average; one without gradient is a third.
+            taught: hidden states of a teacher are kept for those that follow it.
+        """
+        each = {
+            name: training_flops_per_token(model, self._length) * self._tokens
+            for name, model in self._members.items()
+        }
+        flops = sum(number * each[name] for name, number in passes.items())
+        time_s = self._fixed_s + sum(number * self.pass_s(name) for name, number in passes.items())
+        # Several passes over one micro-batch hold what several micro-batches do.
+        most = self._more if sum(passes.values()) > 1.0 + 1e-6 else self._whole
+        memory_gib = most.memory_gib + self._taught_gib * taught
+        alone_s = sum(number * self.alone[name][0].step_time_s for name, number in passes.items())
+        fits = most.fits and memory_gib <= most.capacity_gib
+        return StepCost(time_s, flops, memory_gib, fits, alone_s)
+
+
+def _marginal(once: Prediction, twice: Prediction) -> float:
+    """Return the seconds that as many sequences again add to a step."""
+    return twice.step_time_s - once.step_time_s

@@ -19,10 +19,12 @@ from motet.launcher.commands.plan import budget, told
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
+from motet.models.family.base import WHOLE
 
 if TYPE_CHECKING:
+    from motet.launcher.planning.family_costs import PlannedFamily
     from motet.parallel.cluster.description import Cluster
-    from motet.parallel.planner.question import PlanQuestion
+    from motet.parallel.planner.question import PlanAnswer, PlanQuestion
 
 HISTORY: tuple[str, ...] = ("run", "attempt", "devices", "layout", "predicted_s", "measured_s")
 HISTORY += ("error", "predicted_gib", "measured_gib", "problem")
@@ -203,14 +205,58 @@ def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Plan
         from motet.launcher.commands.plan.why import tell_why
 
         return tell_why(arguments, question)
+    family = _family(settings, question)
+    if family is not None:
+        question = replace(question, engines=("native",))
     with told.telling() as tell:
         tell("searching layouts")
         answer = plan(question)
+        if family is not None and answer.choices:
+            question, answer, left_out = _for_family(family, question, answer)
     if not answer.choices:
         raise UserError(told.nothing(question))
     if arguments.probe is not None:
         from motet.launcher.commands.plan.probe import probe
 
         return probe(arguments, settings, question, answer)
-    told.tell_answer(arguments, settings.name, question, answer, tokens)
+    priced = None
+    if family is not None:
+        priced = {**family.prices(question, answer.best), "left_out": left_out}
+    told.tell_answer(arguments, settings.name, question, answer, tokens, priced)
     return 0
+
+
+def _family(settings: RunSettings, question: PlanQuestion) -> PlannedFamily | None:
+    """The run's family; None where it trains one model.
+
+    Raises:
+        UserError: the family cannot be.
+    """
+    if settings.family.kind == WHOLE:
+        return None
+    from motet.launcher.planning.family_costs import PlannedFamily
+
+    family = PlannedFamily(settings, question.model)
+    return family if family.members else None
+
+
+def _for_family(
+    family: PlannedFamily, question: PlanQuestion, answer: PlanAnswer
+) -> tuple[PlanQuestion, PlanAnswer, list[str]]:
+    """Leave out ranked layouts that cannot train the family; where none is left, search among those
+    that divide no member.
+
+    Raises:
+        UserError: none of these can either.
+    """
+    from motet.parallel.planner.best_first import plan
+
+    choices, reasons = family.trainable(answer)
+    if not choices:
+        undivided = {name: 1 for name in ("tp", "pp", "ep", "etp") if name not in question.fixed}
+        question = replace(question, fixed={**question.fixed, **undivided})
+        answer = plan(question)
+        choices, again = family.trainable(answer)
+        if answer.choices and not choices:
+            raise UserError(f"no layout can train the family: {again[0]}")
+    return question, replace(answer, choices=choices), list(dict.fromkeys(reasons))

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
@@ -31,8 +31,13 @@ def tell_answer(
     question: PlanQuestion,
     answer: PlanAnswer,
     tokens: float,
+    family: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the table, and write what was asked for."""
+    """Print the table, and write what was asked for.
+
+    Args:
+        family: what its samplers cost, `family_costs.PlannedFamily.prices`.
+    """
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
     if arguments.html:
         from motet.core.files import atomic_write
@@ -42,12 +47,19 @@ def tell_answer(
     if arguments.write:
         _write(arguments, answer)
     if arguments.json:
-        terminal.print_json(plan_words.plain(question, answer, rows, tokens))
+        facts = plan_words.plain(question, answer, rows, tokens)
+        terminal.print_json(facts if family is None else {**facts, "family": family})
         return
     terminal.print_table(rows, plan_table.COLUMNS)
     print()
     for line in plan_words.lines(question, answer, tokens):
         print(line)
+    if family is not None:
+        from motet.launcher.planning.family_costs import tell
+
+        for why in family["left_out"]:
+            print(f"Left out, as it cannot train the family: {why}.")
+        tell(family)
 
 
 @contextlib.contextmanager

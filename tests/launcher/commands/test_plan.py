@@ -260,3 +260,58 @@ def test_planning_loads_no_torch(files: tuple[str, str]) -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode
         == 0
     )
+
+
+FAMILY = """
+family:
+  kind: nested
+  options: {members: {half: {d_ffn: 0.5}, short: {d_ffn: 0.5, n_layers: 8}}, draws: 2, groups: 2}
+"""
+UNDIVIDED = ["layout.pp=1", "layout.cp=1", "layout.micro_sequences=8"]
+
+
+def test_a_family_is_priced_by_who_its_sampler_draws_beside_runs_of_each_member_alone(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "family.yaml"
+    path.write_text(RUN + FAMILY)
+    cluster = tmp_path / "small.yaml"
+    cluster.write_text(CLUSTER.split("  - {name: attic")[0])
+    asked = ["plan", str(path), "--cluster", str(cluster), *UNDIVIDED]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    family = found["family"]
+    assert all(layout["settings"]["tp"] <= 2 for layout in found["layouts"])  # of 2 groups
+    rows = {row["sampler"]: row for row in family["samplers"]}
+    assert [name for name, row in rows.items() if row["chosen"]] == ["uniform"]
+    assert "every phase but the last needs until_step" in rows["shrinking"]["refused"]
+    alone = {row["member"]: row for row in family["members_alone"]}
+    assert list(alone) == ["short", "half", "whole"]
+    assert rows["joint"]["passes"] == {"whole": 1.0, "half": 1.0, "short": 1.0}
+    total = sum(row["flops_per_step"] for row in alone.values())
+    assert rows["joint"]["flops_per_step"] == pytest.approx(total)
+    assert rows["sandwich"]["passes"].keys() == alone.keys()
+    # One member at a time: every token is passed over once.
+    for name in ("uniform", "matformer", "balanced"):
+        assert sum(rows[name]["passes"].values()) == pytest.approx(1)
+        assert rows[name]["step_time_s"] < alone["whole"]["step_time_s"]
+        assert rows[name]["memory_gib"] == found["layouts"][0]["memory_gib"]
+    assert rows["joint"]["step_time_s"] < family["all_alone"]["step_time_s"]
+    assert main([*asked, "family.options.sampler=sandwich"]) == 0
+    told = capsys.readouterr().out
+    assert "sandwich *" in told
+    assert "Alone, a step of each takes short" in told
+
+
+def test_a_family_that_cannot_be_is_refused_by_a_plan(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "family.yaml"
+    path.write_text(RUN + FAMILY)
+    words = ["plan", str(path), "--cluster", files[1]]
+    assert main([*words, "family.options.members=[90b]"]) == 2
+    assert "90b: no slice of" in capsys.readouterr().err
+    cut = [*UNDIVIDED, "layout.tp=2", "family.options.groups=1"]
+    assert main([*words, *cut]) == 2
+    why = "no layout can train the family: layout.tp=2 cuts a group of member 'short'"
+    assert why in capsys.readouterr().err

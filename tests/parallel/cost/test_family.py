@@ -6,7 +6,13 @@ import pytest
 
 from motet.models.config import preset
 from motet.parallel.cluster.description import homogeneous
-from motet.parallel.cost.family import GrowthStage, MemberShare, nested_cost, progressive_cost
+from motet.parallel.cost.family import (
+    GrowthStage,
+    MemberShare,
+    StepPrices,
+    nested_cost,
+    progressive_cost,
+)
 from motet.parallel.cost.stages import Training, predict
 from motet.parallel.layout.layout import Layout
 
@@ -44,3 +50,41 @@ def test_a_progressive_family_costs_its_stages_and_less_than_its_members_alone()
     assert cost.time_s == pytest.approx(by_hand)
     assert cost.alone_s > cost.time_s
     assert cost.memory_gib == cost.predictions["big"].memory_gib
+
+
+def test_passes_of_one_step_cost_what_as_many_batches_do_and_one_update() -> None:
+    models = {"big": BIG, "small": SMALL}
+    prices = StepPrices(BIG, models, CLUSTER, LAYOUT, TRAINING)
+    once = predict(BIG, CLUSTER, LAYOUT, TRAINING)
+    twice = predict(BIG, CLUSTER, LAYOUT, replace(TRAINING, sequences=256))
+    one, two = prices.of({"big": 1.0}), prices.of({"big": 2.0})
+    assert one.step_time_s == pytest.approx(once.step_time_s)
+    assert one.memory_gib == once.memory_gib
+    # Twice the passes over the same tokens are the work of twice the sequences.
+    assert two.step_time_s == pytest.approx(twice.step_time_s)
+    assert two.memory_gib == twice.memory_gib
+    assert two.flops == 2 * one.flops
+    both = prices.of({"big": 1.0, "small": 1.0})
+    assert one.step_time_s < both.step_time_s < two.step_time_s
+    small = predict(SMALL, CLUSTER, LAYOUT, TRAINING)
+    assert both.alone_s == pytest.approx(once.step_time_s + small.step_time_s)
+    # A slice waits for the weights of whole blocks, and its update is everyone's.
+    assert prices.pass_s("small") >= prices.of({"small": 1.0}).step_time_s - once.step_time_s
+    assert prices.of({"small": 1.0}).step_time_s > small.step_time_s
+    mean = prices.of({"big": 0.5, "small": 0.5})
+    nested = nested_cost(
+        BIG,
+        [MemberShare("big", BIG, 0.5), MemberShare("small", SMALL, 0.5)],
+        CLUSTER,
+        LAYOUT,
+        TRAINING,
+    )
+    assert mean.step_time_s == pytest.approx(nested.time_s, rel=0.02)
+
+
+def test_what_a_teacher_hands_on_is_held_beside_the_largest() -> None:
+    prices = StepPrices(BIG, {"big": BIG}, CLUSTER, LAYOUT, TRAINING)
+    plain, taught = prices.of({"big": 1.5}), prices.of({"big": 1.5}, taught=True)
+    states_gib = LAYOUT.micro_sequences * 4096 * BIG.d_model * 2 / (1 << 30)
+    assert taught.memory_gib - plain.memory_gib == pytest.approx(states_gib)
+    assert taught.step_time_s == plain.step_time_s
