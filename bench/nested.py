@@ -47,9 +47,17 @@ from scipy import stats
 from motet.core.files import write_json
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding, training_flops_per_token
-from motet.models.family.base import Choice, Member, StepChoices, Term, choices
+from motet.models.family.base import (
+    Choice,
+    Family,
+    Member,
+    StepChoices,
+    Term,
+    choices,
+    teacher_update_of,
+)
 from motet.models.family.nested import NestedFamily
-from motet.models.member import name_of
+from motet.models.member import names_in
 from motet.parallel.engines.native import NativeEngine
 from motet.parallel.engines.protocol import EngineOptions
 from motet.parallel.layout.layout import Layout
@@ -76,6 +84,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sandwich-distill": {"sampler": "sandwich", "loss": "distill", **AFTER_WARMUP},
     "joint": {"sampler": "joint"},
     "poa-lm": {"sampler": "poa"},
+    # Phases of Once-for-All, which end at these shares of the run; the teacher is the whole model
+    # as it was at the end of the first.
+    "ofa": {
+        "sampler": "shrinking",
+        "draws": 4,
+        "loss": "distill",
+        "teacher": "frozen",
+        "phases": [
+            {"until_step": 0.4, "smallest": "whole"},
+            {"until_step": 0.6, "smallest": "large"},
+            {"until_step": 0.8, "smallest": "middle"},
+            {"smallest": "small"},
+        ],
+    },
 }
 
 
@@ -145,11 +167,12 @@ def who_trains(made: NestedFamily, step: int) -> list[Choice]:
 
 def flops_of(choice: Choice) -> float:
     """FLOPs for each token of one share."""
-    return sum(
-        training_flops_per_token(config_of(t.member), LENGTH)
-        * (1.0 if t.labels or t.distill else 1.0 / 3.0)
+    own = sum(
+        training_flops_per_token(config_of(t.member), LENGTH) * (1.0 if t.trains else 1.0 / 3.0)
         for t in choice
     )
+    followed = any(t.kept for t in choice)
+    return own + followed * training_flops_per_token(WHOLE, LENGTH) / 3.0
 
 
 def run_flops(recipe: str, seed: int, steps: int) -> float:
@@ -199,15 +222,20 @@ def falls_at(steps: int) -> int:
 class Trainer:
     """One model under training, and the processor time it took."""
 
-    def __init__(self, config: ModelConfig, seed: int, micro: int, world: World) -> None:
-        layout = Layout(micro_sequences=micro)
-        self.engine = NativeEngine(config, EngineOptions(seed=seed), layout, world)
+    def __init__(
+        self, config: ModelConfig, seed: int, world: World, made: Family | None = None
+    ) -> None:
+        self.family, draws = made, (made.draws or 1) if made else 1
+        options = EngineOptions(seed=seed, teacher=made is not None and made.has_teacher)
+        layout = Layout(micro_sequences=SEQUENCES // draws)
+        self.engine = NativeEngine(config, options, layout, world)
         self.seed, self.seconds = seed, 0.0
 
     def step(self, step: int, lr: float, chosen: Sequence[Choice]) -> None:
         began = time.process_time()
-        names = tuple(dict.fromkeys(name_of(t.member) for choice in chosen for t in choice))
-        who = StepChoices(tuple(chosen), names)
+        names = tuple(dict.fromkeys(name for choice in chosen for name in names_in(choice)))
+        update = None if self.family is None else teacher_update_of(self.family, step)
+        who = StepChoices(tuple(chosen), names, tuple(chosen), update)
         rows = micro_batches(batch(self.seed, step), len(chosen))
         self.engine.step(rows, lr, lambda *_: True, lambda: False, who)
         self.seconds += time.process_time() - began
@@ -238,7 +266,7 @@ def nested_rows(recipe: str, seed: int, steps: int, world: World) -> list[dict[s
     length = steps_for(recipe, seed, steps)
     made = family(recipe, seed, length)
     assert made.problems(length) == []
-    trainer = Trainer(WHOLE, seed, SEQUENCES // (made.draws or 1), world)
+    trainer = Trainer(WHOLE, seed, world, made)
     for step in range(length):
         trainer.step(step, rate(step, length), who_trains(made, step))
     known: dict[str, Member | None] = {**members(), "whole": None}
@@ -256,7 +284,7 @@ def alone_rows(
 ) -> Iterator[dict[str, Any]]:
     """Train one size for several lengths that share their first stretch; a row for each."""
     known: dict[str, Member | None] = {**members(), "whole": None}
-    trainer = Trainer(config_of(known[member]), seed, SEQUENCES, world)
+    trainer = Trainer(config_of(known[member]), seed, world)
     plain, at = [(Term(None),)], 0
     for length in sorted(lengths, key=falls_at):
         for step in range(at, at := falls_at(length)):

@@ -130,7 +130,9 @@ def test_several_machines_meet_at_the_endpoint_and_share_cores_between_processes
     assert words[words.index("--rdzv-conf") + 1] == "join_timeout=60"
     assert words[-4:] == ["-m", "motet.launcher.measure.cluster_worker", "a.json", "r.json"]
     assert environment(asked, NodePlace(), {}, cores=8)["OMP_NUM_THREADS"] == "2"
-    assert environment(asked, NodePlace(), {"OMP_NUM_THREADS": "7"}, cores=8)["OMP_NUM_THREADS"] == "7"
+    assert (
+        environment(asked, NodePlace(), {"OMP_NUM_THREADS": "7"}, cores=8)["OMP_NUM_THREADS"] == "7"
+    )
 
 
 def test_groups_are_read_as_slurm_writes_hosts() -> None:
