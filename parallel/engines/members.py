@@ -18,7 +18,7 @@ from motet.parallel.runtime.pipeline import Pipeline
 if TYPE_CHECKING:
     from motet.parallel.engines.protocol import MicroBatch
 
-Inputs = tuple[Tensor, Tensor, Tensor | None]
+PassInputs = tuple[Tensor, Tensor, Tensor | None]
 """Tokens, labels and document ids of a micro-batch, int64 [B, T] each."""
 
 
@@ -82,7 +82,7 @@ class MemberTally:
 
 
 def through_stages(
-    pipeline: Pipeline, inputs: Sequence[Inputs], scale: float, tally: MemberTally | None
+    pipeline: Pipeline, inputs: Sequence[PassInputs], scale: float, tally: MemberTally | None
 ) -> Tensor:
     """Run a step through a pipeline, every pass of a member as a micro-batch of the schedule;
     return [cross-entropy, z-loss], their mean over the members of each.
