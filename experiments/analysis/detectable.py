@@ -33,7 +33,8 @@ from motet.experiments.types import OutcomeSpec
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 MOST_CORRELATION = 0.95
-LIKELY, PLAUSIBLE = (0.1, 0.3, 0.5, 0.7, 0.9), (0.05, 0.95)
+LIKELY = (0.1, 0.3, 0.5, 0.7, 0.9)
+PLAUSIBLE = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Quantiles of what the control group's share or mean may be: where power must be about 80 % for
 that to be said, and what else counts for its range otherwise. Power is least somewhere between, for
 shares: near 1 the treated units are all alike."""
