@@ -1,4 +1,4 @@
-"""`motet eval`: benchmarks of lm-evaluation-harness on the trained model."""
+"""`motet eval`: benchmarks of lm-evaluation-harness on the trained models."""
 
 from __future__ import annotations
 
@@ -7,44 +7,179 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from motet.core import format
 from motet.core.errors import UserError
+from motet.core.files import write_json
 from motet.launcher.commands import common, options
-from motet.launcher.commands.export import chosen_model, chosen_step, export, member_folder
+from motet.launcher.commands.export import (
+    ChosenModel,
+    all_models,
+    chosen_model,
+    chosen_step,
+    config_of,
+    export,
+    member_folder,
+    read_model,
+)
+from motet.launcher.config import run_yaml
+from motet.launcher.output import terminal
+from motet.launcher.runs.rundir import RunDir
+
+ALL = "all"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A run, which of its models, and the benchmarks."""
     options.dry_run(parser)
+    options.as_json(parser)
     options.run_folder(parser)
     parser.add_argument("--tasks", required=True, help="names, with commas between them")
     options.step_of_run(parser)
-    parser.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    several = "several, with commas between them, or all: the members and the whole model"
+    which.add_argument("--members", metavar="NAMES", help=several)
     parser.add_argument("--limit", type=int, help="documents per task")
+    parser.add_argument("--include", metavar="FOLDER", help="with tasks of your own")
+    inside = "score with Motet's own decoder, without exporting; no tasks that write text"
+    parser.add_argument("--inside", action="store_true", help=inside)
 
 
-def harness_command(model: Path, tasks: str, output: Path, limit: int | None) -> list[str]:
+def harness_command(
+    model: Path, tasks: str, output: Path, limit: int | None, include: str | None = None
+) -> list[str]:
     """Arguments of lm-evaluation-harness for an exported model."""
     command = [sys.executable, "-m", "lm_eval", "--model", "hf"]
     command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", tasks]
     command += ["--output_path", str(output)]
+    command += ["--include_path", include] if include is not None else []
     return command + (["--limit", str(limit)] if limit is not None else [])
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export the model if need be and run lm-evaluation-harness on it."""
+    """Run lm-evaluation-harness on each model, and show what it found."""
     rundir = common.open_run(arguments.run)
     step = chosen_step(rundir, arguments.step)
-    chosen = chosen_model(rundir, arguments.member)
-    model = member_folder(rundir, step, chosen)
-    output = rundir.evaluations / model.name
-    command = harness_command(model, arguments.tasks, output, arguments.limit)
+    models = _models(rundir, arguments)
     if arguments.dry_run:
-        print(shlex.join(command))
+        for model in models:
+            if arguments.inside:
+                print(f"# {arguments.tasks} inside Motet: {model.found}")
+            else:
+                print(shlex.join(_command(rundir, step, model, arguments)))
         return 0
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
-    if not (model / "config.json").exists():
-        export(rundir, step, {model: chosen}, "float32")
-    return subprocess.call(command)
+    if arguments.include is not None and not Path(arguments.include).is_dir():
+        raise UserError(f"--include: {arguments.include} is no folder; give one with task files")
+    if arguments.inside:
+        _inside(rundir, step, models, arguments)
+    elif code := _exported(rundir, step, models, arguments):
+        return code
+    _tell(rundir, step, models, arguments)
+    return 0
+
+
+def _models(rundir: RunDir, arguments: argparse.Namespace) -> list[ChosenModel]:
+    """The asked models; a wrong name is refused before anything is read."""
+    if arguments.members == ALL:
+        return all_models(rundir)
+    if arguments.members is None:
+        return [chosen_model(rundir, arguments.member)]
+    names = list(dict.fromkeys(name.strip() for name in arguments.members.split(",")))
+    return [chosen_model(rundir, name, "--members") for name in names]
+
+
+def _output(rundir: RunDir, step: int, model: ChosenModel, inside: bool) -> Path:
+    """Where the results of a model are kept: those found inside Motet in a folder of their own."""
+    name = member_folder(rundir, step, model).name
+    return rundir.evaluations / (f"{name}.inside" if inside else name)
+
+
+def _command(
+    rundir: RunDir, step: int, model: ChosenModel, arguments: argparse.Namespace
+) -> list[str]:
+    folder = member_folder(rundir, step, model)
+    output = _output(rundir, step, model, False)
+    return harness_command(folder, arguments.tasks, output, arguments.limit, arguments.include)
+
+
+def _exported(
+    rundir: RunDir, step: int, models: Sequence[ChosenModel], arguments: argparse.Namespace
+) -> int:
+    """Export what is not there yet, and run the harness on each folder; return its exit code."""
+    targets = {member_folder(rundir, step, model): model for model in models}
+    missing = {f: model for f, model in targets.items() if not (f / "config.json").exists()}
+    if missing:
+        export(rundir, step, missing, "float32")
+    for model in models:
+        command = _command(rundir, step, model, arguments)
+        # The table of all models is what goes to standard output as JSON.
+        code = subprocess.call(command, stdout=sys.stderr if arguments.json else None)
+        if code:
+            return code
+    return 0
+
+
+def _inside(
+    rundir: RunDir, step: int, models: Sequence[ChosenModel], arguments: argparse.Namespace
+) -> None:
+    """Score with the decoder that trained, and keep the results beside those of the harness."""
+    from motet.experiments.corpora.corpus import Corpus
+    from motet.experiments.corpora.inspection import load_tokenizer
+    from motet.launcher.measure.harness import evaluate_inside
+    from motet.models.decoder import Decoder
+
+    settings = run_yaml.load(rundir.resolved_yaml)
+    tokenizer = load_tokenizer(Corpus.open(Path(settings.data.corpora[0].path)))
+    if tokenizer is None:
+        raise UserError("motet eval: the run's corpus has no tokenizer, so that no text is scored")
+    config, state = read_model(rundir, step)
+    decoder = Decoder(config)
+    decoder.load_state_dict(state, assign=True)
+    include = None if arguments.include is None else Path(arguments.include)
+    for model in models:
+        found = evaluate_inside(
+            decoder,
+            model.member,
+            tokenizer,
+            arguments.tasks.split(","),
+            settings.data.sequence_length,
+            arguments.limit,
+            include,
+        )
+        output = _output(rundir, step, model, True)
+        write_json(output / "results_inside.json", {"results": found["results"]})
+
+
+def _tell(
+    rundir: RunDir, step: int, models: Sequence[ChosenModel], arguments: argparse.Namespace
+) -> None:
+    """Show every metric of every model."""
+    from motet.launcher.report.model_card import benchmarks
+    from motet.models.counts import parameters_non_embedding
+
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        scores = benchmarks(_output(rundir, step, model, arguments.inside))
+        size = parameters_non_embedding(config_of(rundir, model.member))
+        rows.append({"member": model.name, "parameters_non_embedding": size, "tasks": scores})
+    if arguments.json:
+        terminal.print_json({"run": rundir.name, "step": step, "models": rows})
+    elif len(rows) > 1 or arguments.inside:
+        terminal.print_table([_shown(row) for row in rows])
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        f"{task} {metric.removesuffix(',none')}": round(value, 4)
+        for task, values in row["tasks"].items()
+        for metric, value in values.items()
+        if "stderr" not in metric and metric != "sample_len"
+    }
+    size = format.parameters(row["parameters_non_embedding"])
+    return {"member": row["member"], "without embeddings": size, **found}

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from motet.core.errors import UserError
+from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.stream.ledger import read_records
 from motet.launcher.commands.export import read_model
 from motet.launcher.config import run_yaml
 from motet.launcher.measure.draft_rate import unread_text
-from motet.launcher.runs.manifest import open_stream
+from motet.launcher.measure.harness import evaluate_inside
+from motet.launcher.runs.manifest import open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
@@ -285,6 +287,102 @@ def test_a_draft_that_cannot_be_is_one_error(
     done = motet_here("family", "draft", str(runs["plain"]), *asked)
     assert done.returncode == 2, done.stdout
     assert said in done.stderr
+
+
+HARNESS = """
+import json, sys
+from pathlib import Path
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = Path(given["--model_args"].split("=")[1].split(",")[0])
+layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+output = Path(given["--output_path"])
+output.mkdir(parents=True)
+found = {given["--tasks"]: {"acc,none": layers / 4, "acc_stderr,none": 0.1, "alias": "x"}}
+(output / "results_now.json").write_text(json.dumps({"results": found}))
+print("a table of the harness")
+"""
+
+
+def test_every_member_is_evaluated_and_told_in_one_table(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a harness that writes its results where and as lm-evaluation-harness does."""
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tmp_path / "lm_eval" / "__main__.py").write_text(HARNESS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    run = runs["fewer"]
+    asked = ["eval", str(run), "--tasks", "toy", "--members", "all", "--json"]
+    done = motet(*asked)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["models"]
+    scores = {row["member"]: row["tasks"]["toy"]["acc,none"] for row in found}
+    assert scores == {"small": 0.25, "thin": 0.5, "whole": 0.5}
+    assert (run / "members" / f"step-{STEPS:08d}@small" / "README.md").exists()
+    # What was measured stands in the card of an export that comes later.
+    again = motet_here(
+        "export",
+        str(run),
+        "--member",
+        "small",
+        "--output",
+        str(tmp_path / f"step-{STEPS:08d}@small"),
+    )
+    assert again.returncode == 0, again.stderr
+    card = (tmp_path / f"step-{STEPS:08d}@small" / "README.md").read_text()
+    assert "| toy | acc,none | 0.2500 |" in card
+
+
+def test_scores_inside_are_those_of_the_exported_folder_in_the_harness(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Needs lm-evaluation-harness itself: `pip install 'motet[eval]'`."""
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    questions = [
+        {
+            "question": "the model trains",
+            "choices": [" one", " each member", " a file"],
+            "answer": n % 3,
+        }
+        for n in range(9)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (tmp_path / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/own.jsonl}}}}\n"
+        "doc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\n"
+        "target_delimiter: ''\nmetric_list: [{metric: acc}]\n"
+    )
+    run, output = runs["plain"], tmp_path / "hf"
+    assert motet_here("export", str(run), "--all", "--output", str(output)).returncode == 0
+    config, state = read_model(RunDir(run), STEPS)
+    decoder = Decoder(config)
+    decoder.load_state_dict(state)
+    corpus = open_corpora(run_yaml.load(run / "resolved.yaml"))[0]
+    tokenizer = load_tokenizer(corpus)
+    assert tokenizer is not None
+    members = {m.name: m for m in members_of(json.loads((run / "manifest.json").read_text()))}
+    for folder in sorted(output.iterdir()):
+        inside = evaluate_inside(
+            decoder, members.get(folder.name), tokenizer, ["own"], 320, None, tmp_path
+        )
+        outside = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={folder},dtype=float32",
+            tasks=["own"],
+            task_manager=TaskManager(include_path=str(tmp_path)),
+            bootstrap_iters=0,
+        )
+        both = inside["results"]["own"], outside["results"]["own"]
+        assert both[0]["acc,none"] == both[1]["acc,none"]
+        for mine, theirs in zip(inside["samples"]["own"], outside["samples"]["own"], strict=True):
+            for (one, _), (other, _) in zip(
+                (r[0] for r in mine["resps"]), (r[0] for r in theirs["resps"]), strict=True
+            ):
+                assert float(one) == pytest.approx(float(other), abs=1e-3)
 
 
 def test_the_report_and_family_show_tell_of_every_member(runs: dict[str, Path]) -> None:

@@ -698,6 +698,13 @@ def test_exporting_names_the_checkpoints_that_exist(
         f"pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
         f"--tasks arc_easy,piqa --output_path {folder}/runs/first/eval/step-00000020 --limit 5\n"
     )
+    asked = ("eval", "runs/first", "--tasks", "own", "--dry-run")
+    assert "--include_path mine\n" in main(*asked, "--include", "mine")[1]
+    assert "# own inside Motet: The whole model" in main(*asked, "--inside")[1]
+    code, _, err = main(*asked, "--members", "whole,big")
+    assert code == 2
+    assert "--members big: is no member of this run's family" in err
+    assert "not allowed with" in main(*asked, "--members", "all", "--member", "whole")[2]
 
 
 def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
