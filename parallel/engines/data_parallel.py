@@ -9,9 +9,9 @@ are spread.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,14 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.family.base import Member, StepChoices
 from motet.models.moe import MoE
+from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
-from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.layout import Layout, LayoutError
 from motet.parallel.runtime.mesh import World
+from motet.parallel.runtime.passes import Pass
 from motet.parallel.runtime.step_totals import asked, balance, count_step, mixtures, settle
+
+_Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Trained(nn.Module):
@@ -34,27 +38,65 @@ class Trained(nn.Module):
     tensors.
 
     Autocast is entered inside, because DeepSpeed turns off what surrounds it.
+
+    Attributes:
+        turn: whose pass the next training pass is; None: the whole model's.
+        scored: whose scores are asked for.
+        taught: states of those that teach, of the micro-batch at hand.
+        touches: let also the blocks that the last pass of a step leaves out be part of its graph,
+            with gradients of zero: DDP waits for every weight.
     """
 
     def __init__(self, decoder: Decoder, autocast: str | None, z_loss: float) -> None:
         super().__init__()
         self.decoder = decoder
         self.autocast, self.z_loss = autocast, z_loss
+        self.turn: Pass | None = None
+        self.scored: Member | None = None
+        self.taught: dict[Member | None, Tensor] = {}
+        self.touches = False
 
     def forward(
         self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return summed (cross-entropy, z-loss) for training, else (log-probability, greedy) [B,
-        T].
+        """Return (what to go backward through, summed [cross-entropy, z-loss]) for training, else
+        (log-probability, greedy) [B, T].
         """
         with self._compute():
-            if train:
-                sums = self.decoder(
-                    tokens_BT, labels_BT, document_ids_BT, mode="loss", z_loss=self.z_loss
-                )
-                return sums.cross_entropy, sums.z_loss
-            scores = self.decoder(tokens_BT, labels_BT, mode="score")
-            return scores.logprob, scores.greedy
+            if not train:
+                scores = self.decoder(tokens_BT, labels_BT, mode="score", member=self.scored)
+                return scores.logprob, scores.greedy
+            turn = self.turn
+            sums = self.decoder(
+                tokens_BT,
+                labels_BT,
+                document_ids_BT,
+                mode="loss",
+                z_loss=self.z_loss,
+                **({} if turn is None else turn.keywords(self.taught)),
+            )
+            objective: Tensor = sums.objective
+            if turn is not None:
+                if sums.hidden_BTD is not None:
+                    self.taught[turn.term.member] = sums.hidden_BTD.detach()
+                if self.touches and turn.last:
+                    objective = objective + self._touch(turn.term.member)
+            return objective, torch.stack([sums.cross_entropy, sums.z_loss]).detach()
+
+    def _touch(self, member: Member | None) -> Tensor:
+        """Return zero, with a gradient to every weight of the blocks that a member leaves out."""
+        idle = [
+            weight.flatten()[:1].sum()
+            for layer, block in self.decoder.blocks.items()
+            if member is not None and int(layer) not in member.layers
+            for weight in block.parameters()
+        ]
+        return torch.stack(idle).sum() * 0.0 if idle else torch.zeros((), device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.decoder.parameters()).device
 
     def _compute(self) -> AbstractContextManager[object]:
         if self.autocast is None:
@@ -63,14 +105,28 @@ class Trained(nn.Module):
         return torch.autocast(self.autocast, torch.bfloat16, cache_enabled=False)
 
 
+def _with_members(
+    guard: Guard, losses: Mapping[str | None, float], loss: float, grad_norm: float
+) -> bool:
+    return guard(loss, grad_norm, losses)
+
+
 class DataParallelEngine(ABC):
     """Steps and scores of an `Engine`; a subclass says how gradients, updates and state are
     handled.
 
-    A subclass sets `decoder` (whose mixtures it counts) before the first step.
+    A subclass sets `decoder` (whose mixtures it counts) and `trained` before the first step.
+
+    Attributes:
+        sums_each: gradients of a pass are added up over ranks right after it where members of one
+            step run different blocks; else with the last pass alone.
+        needs_all_layers: updates move weights of layers that nobody ran.
     """
 
     decoder: Decoder
+    trained: Trained
+    sums_each = False
+    needs_all_layers = False
 
     def __init__(
         self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
@@ -109,39 +165,99 @@ class DataParallelEngine(ABC):
         stop: Callable[[], bool],
         members: StepChoices | None = None,
     ) -> StepResult:
-        """See `Engine.step`; members are refused before an engine is built (`members.refusals`)."""
-        assert members is None
+        """See `Engine.step`."""
+        tally = None if members is None else MemberTally(members, batches, self.config.n_layers)
+        if tally is not None and self.needs_all_layers:
+            self._refuse_short(tally)
         n_labels, n_tokens = count_step(batches, True, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens, gradient_scale=self.world.size)
-        sums = self._forward_backward(batches, self.world.size / max(n_labels, 1))
-        totals = torch.cat([sums, asked(stop), balance(self.config, self.experts)])
+        sums = self._forward_backward(batches, self.world.size / max(n_labels, 1), tally)
+        chosen = balance(self.config, self.experts, members is not None)
+        totals = torch.cat([sums, asked(stop), chosen])
         if self.world.size > 1:
             dist.all_reduce(totals, group=self.world.control)
         cross_entropy, z_loss, stops, balance_loss = totals[:4].tolist()
         loss = cross_entropy / max(n_labels, 1)
-        grad_norm, applied = self._update(lr, loss, guard)
+        losses = {} if tally is None else tally.losses(True, 1, self.world)
+        judge = partial(_with_members, guard, losses) if losses else guard
+        grad_norm, applied = self._update(lr, loss, judge)
         if applied:
             settle(self.config, self.experts, totals[4:])
         return StepResult(
-            loss, z_loss / max(n_labels, 1), grad_norm, n_labels, applied, stops > 0, balance_loss
+            loss,
+            z_loss / max(n_labels, 1),
+            grad_norm,
+            n_labels,
+            applied,
+            stops > 0,
+            balance_loss,
+            losses,
         )
 
-    def _forward_backward(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
+    def _forward_backward(
+        self, batches: Sequence[MicroBatch], scale: float, tally: MemberTally | None
+    ) -> Tensor:
         """Add the gradient of all micro-batches; return this rank's summed [cross-entropy, z-loss],
         float64.
         """
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(batches):
-            tokens_BT = self._to_device(batch.tokens_BT)
-            labels_BT = self._to_device(batch.labels_BT)
             ids = batch.document_ids_BT
-            ids_BT = None if ids is None else self._to_device(ids)
-            with self._micro_batch(last=number == len(batches) - 1):
-                cross_entropy, z_loss = self._run(tokens_BT, labels_BT, ids_BT, train=True)
-                self._backward(cross_entropy * scale)  # its gradient holds the z-loss's: `LossSums`
-            sums += torch.stack([cross_entropy, z_loss]).detach().double()
-        return sums.cpu()
+            inputs = (
+                self._to_device(batch.tokens_BT),
+                self._to_device(batch.labels_BT),
+                None if ids is None else self._to_device(ids),
+            )
+            if tally is None:
+                self.trained.turn = None
+                total += self._one_pass(inputs, scale, number == len(batches) - 1)
+            else:
+                total += self._members(number, inputs, scale, tally)
+        if tally is not None and self.trained.touches:
+            self._leave_alone(tally)
+        self.trained.taught.clear()
+        return total.cpu()
+
+    def _one_pass(self, inputs: _Inputs, scale: float, last: bool) -> Tensor:
+        with self._micro_batch(last):
+            objective, sums = self._run(*inputs, train=True)
+            self._backward(objective * scale)  # its gradient holds the z-loss's: `LossSums`
+        return sums.double()
+
+    def _members(self, number: int, inputs: _Inputs, scale: float, tally: MemberTally) -> Tensor:
+        """Run every pass over a micro-batch; return [cross-entropy, z-loss], their mean."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for one in tally.passes(number):
+            self.trained.turn = one
+            if one.trains:
+                # Blocks that only an earlier member uses are not in the last pass.
+                last = one.last or (self.sums_each and not tally.same_layers)
+                mine = self._one_pass(inputs, scale * one.weight, last)
+            else:
+                with torch.no_grad():
+                    mine = self._run(*inputs, train=True)[1].double()
+            tally.add(number, one.term, mine)
+            total += mine * one.share
+        return total
+
+    def _refuse_short(self, tally: MemberTally) -> None:
+        """Raise `LayoutError` for a slice of fewer layers that is no member of its family: those
+        were refused before a rank started.
+        """
+        for term in (term for choice in tally.choices for term in choice):
+            if term.member is not None and len(term.member.layers) < self.config.n_layers:
+                raise LayoutError(
+                    f"layout.engine={self.layout.engine}: {term.member.name!r} leaves out layers, "
+                    "which ZeRO would move all the same; use native or accelerate"
+                )
+
+    def _leave_alone(self, tally: MemberTally) -> None:
+        """Drop the zeros that `Trained.touches` gave to blocks that nobody ran in this step."""
+        terms = [term for choice in tally.choices for term in choice if term.trains]
+        for layer, block in self.decoder.blocks.items():
+            if all(t.member is not None and int(layer) not in t.member.layers for t in terms):
+                block.zero_grad(set_to_none=True)
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array).to(self.world.device, torch.int64, non_blocking=True)
@@ -159,7 +275,7 @@ class DataParallelEngine(ABC):
         member: Member | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """See `Engine.score`."""
-        assert member is None
+        self.trained.scored = member
         logprob, greedy = self._run(
             self._to_device(tokens_BT), self._to_device(labels_BT), None, train=False
         )

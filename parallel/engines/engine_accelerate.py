@@ -107,9 +107,10 @@ class AccelerateEngine(TensorState, DataParallelEngine):
             for block in decoder.blocks.values():
                 block.compile()
         rounds = options.precision == "bf16" and not sharded  # FSDP2's policy does it there
-        trained = Trained(decoder, world.device.type if rounds else None, options.z_loss)
+        self.trained = Trained(decoder, world.device.type if rounds else None, options.z_loss)
+        self.sums_each, self.trained.touches = sharded, not sharded and world.size > 1
         self.model, self.optimizer = self.accelerator.prepare(
-            trained, adamw(dict(decoder.named_parameters()), options)
+            self.trained, adamw(dict(decoder.named_parameters()), options)
         )
         self.parameters = dict(decoder.named_parameters())  # each rank's own part, for good
         fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))

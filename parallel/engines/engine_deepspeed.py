@@ -62,6 +62,8 @@ class GuardedAdamW(torch.optim.AdamW):
 class DeepSpeedEngine(DataParallelEngine):
     """A Decoder under ZeRO; every rank reads its own sequences."""
 
+    needs_all_layers = True
+
     def __init__(
         self, config: ModelConfig, options: EngineOptions, layout: Layout, world: World
     ) -> None:
@@ -86,8 +88,9 @@ class DeepSpeedEngine(DataParallelEngine):
         self._prepare_decoder()
         self.adamw = self._adamw()
         autocast = world.device.type if options.precision == "bf16" else None
+        self.trained = Trained(self.decoder, autocast, options.z_loss)
         self.engine, *_ = self.deepspeed.initialize(
-            model=Trained(self.decoder, autocast, options.z_loss),
+            model=self.trained,
             optimizer=self.adamw,
             config=self.settings,
             dist_init_required=False,
@@ -166,8 +169,8 @@ class DeepSpeedEngine(DataParallelEngine):
         self.adamw.make_state()
         tokens_BT = torch.zeros(1, 8, dtype=torch.int64, device=self.world.device)
         with self._micro_batch(last=True):
-            cross_entropy, _ = self._run(tokens_BT, tokens_BT, None, train=True)
-            self._backward(cross_entropy)
+            objective, _ = self._run(tokens_BT, tokens_BT, None, train=True)
+            self._backward(objective)
         self._update(0.0, 0.0, lambda loss, grad_norm: False)
 
     def _run(

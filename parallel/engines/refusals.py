@@ -36,7 +36,7 @@ def refusals(
     Args:
         needs: options of the family that ask more of an engine (`Family.needs`).
     """
-    reasons = []
+    reasons: list[str] = []
     for need in needs:
         if layout.engine != "native":
             what = NEEDS[need]
@@ -49,12 +49,26 @@ def refusals(
                 f"layout.pp={layout.pp}: family.options.{need} {NEEDS[need]}, which stages of a "
                 "pipeline cannot; use pp=1"
             )
-    if layout.engine != "native":
-        reasons.append(f"layout.engine={layout.engine} trains whole models only; use native")
+    reasons += _short_of_layers(layout, config, members)
     if len(set(layout.shares)) > 1:
         reasons.append("layout.shares: replicas must take equally many micro-batches")
     reasons += _out_of_step(layout, config, members)
     return reasons + list(dict.fromkeys(_cut_groups(layout, config, members)))
+
+
+def _short_of_layers(
+    layout: Layout, config: ModelConfig, members: Sequence[Member]
+) -> Iterator[str]:
+    """Say where DeepSpeed would move weights of layers that nobody ran."""
+    if layout.engine != "deepspeed":
+        return
+    for member in members:
+        if len(member.layers) < config.n_layers:
+            yield (
+                f"layout.engine=deepspeed: member {member.name!r} leaves out layers, and ZeRO "
+                "updates all weights together, also those of layers that nobody ran in a step; "
+                "use native or accelerate, or members of all layers"
+            )
 
 
 def _out_of_step(layout: Layout, config: ModelConfig, members: Sequence[Member]) -> Iterator[str]:

@@ -92,10 +92,10 @@ def norm_squared(parameters: Iterable[Tensor]) -> Tensor:
     ranks hold count once.
     """
     parts = [(p, p.grad) for p in parameters if p.grad is not None]
+    if not parts:  # a pipeline rank whose blocks nobody ran
+        return torch.zeros(1, dtype=torch.float64)
     norms = torch._foreach_norm([local(gradient) for _, gradient in parts])
     weights = torch.tensor([1.0 / holders(p) for p, _ in parts], dtype=torch.float64)
-    if not norms:
-        return torch.zeros(1, dtype=torch.float64)
     return (torch.stack(norms).double().cpu().square() * weights).sum().view(1)
 
 
@@ -128,7 +128,8 @@ def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:
     """
     if 0 < most < norm:
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, most / (norm + 1e-6))
+        if gradients:
+            torch._foreach_mul_(gradients, most / (norm + 1e-6))
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:

@@ -135,7 +135,11 @@ def test_layouts_that_cannot_train_members_say_why() -> None:
     assert "equally many: pp=1 would fit" in why
     (why,) = refusals(Layout(pp=2, stage_layers=(4, 0)), DENSE, [replace(HALF, layers=(0, 3))])
     assert "equally many: layout.stage_layers=[2, 2] would fit" in why
-    assert "layout.engine=deepspeed" in refusals(Layout(engine="deepspeed", dp_shard=2), DENSE)[0]
+    zero = Layout(engine="deepspeed", dp_shard=2)
+    assert not refusals(replace(zero, engine="accelerate"), DENSE, [HALF])
+    assert not refusals(zero, DENSE, [Member("thin", replace(DENSE, d_ffn=32), (0, 1, 2, 3))])
+    (why,) = refusals(zero, DENSE, [HALF])
+    assert "layout.engine=deepspeed: member 'half' leaves out layers" in why
     assert "layout.shares" in refusals(Layout(dp_replicate=2, shares=(1, 2)), DENSE)[0]
     (why,) = refusals(Layout(tp=2), DENSE, [NARROW])
     assert "layout.tp=2 cuts a group of member 'narrow'" in why

@@ -74,16 +74,19 @@ def choices(kind: str, whole: ModelConfig, step: int) -> list[Choice]:
         return [(Term((half, wide)[(draw == 1) != (step == 1)]),) for draw in range(DRAWS)]
     order: list[Choice] = [(Term(None),), (Term(half),), (Term(wide),), (Term(half),)]
     if kind == "depths":  # and a teacher that does not train there: one pass more
-        silent = (Term(None, 0.0), Term(half, 0.2, 0.8))
-        order = [(Term(None),), (Term(short),), silent, (Term(short),)]
+        rest = short if step == 1 else None  # in that step nobody runs the layers between
+        silent = (Term(None, 0.0), Term(short if step == 1 else half, 0.2, 0.8))
+        order = [(Term(rest),), (Term(short),), silent, (Term(short),)]
     return [order[(draw + step) % DRAWS] for draw in range(DRAWS)]
 
 
-def train(world: World, layout: Layout, whole: ModelConfig, kind: str, alone: bool) -> Any:
+def train(
+    world: World, layout: Layout, whole: ModelConfig, kind: str, alone: bool, zero_stage: int = 2
+) -> Any:
     """Train as the feed shares a step: each rank has its part of every quarter, or with `alone`
     of one quarter after the other.
     """
-    options = EngineOptions(z_loss=1e-3, **OPTIONS.get(kind, {}))
+    options = EngineOptions(z_loss=1e-3, zero_stage=zero_stage, **OPTIONS.get(kind, {}))
     engine = build_engine(whole, options, layout, world)
     curve, losses, orders = Curve(), [], {}
     micro, size = layout.micro_sequences, BATCH // DRAWS
@@ -135,9 +138,14 @@ def resumed(
 
 
 def all_losses(
-    world: World, layout: Layout, whole: ModelConfig, alone: bool, kinds: list[str]
+    world: World,
+    layout: Layout,
+    whole: ModelConfig,
+    alone: bool,
+    kinds: list[str],
+    zero_stage: int = 2,
 ) -> dict[str, Any]:
-    return {kind: train(world, layout, whole, kind, alone) for kind in kinds}
+    return {kind: train(world, layout, whole, kind, alone, zero_stage) for kind in kinds}
 
 
 LAYOUTS = [
@@ -197,6 +205,10 @@ def test_slices_train_on_several_ranks_as_on_one(
     assert layout.pp > 1 or refusals(layout, whole, known) == []
     expected, kinds = one_process(layout.micro_sequences, whole), kinds_for(layout, alone)
     found = run_ranks(layout.world_size, all_losses, layout, whole, alone, kinds)[0]
+    assert_as_one_process(found, expected)
+
+
+def assert_as_one_process(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for kind, (curve, losses, means, orders) in found.items():
         other, theirs, gradients, order = expected[kind]
         assert_same(curve, other)
@@ -272,3 +284,27 @@ def test_the_loss_of_a_member_is_its_own() -> None:
         tally.add(number, choice[1], torch.tensor([small, 0.0]))
     world = World(0, 1, 0, torch.device("cpu"), 1.0, None, None)  # type: ignore[arg-type]
     assert tally.losses(True, 1, world) == {None: 16.0 / 8, "half": 24.0 / 8}
+
+
+ZERO = Layout(engine="deepspeed", dp_shard=2, micro_sequences=2)
+FSDP = Layout(engine="accelerate", dp_shard=2, micro_sequences=2)
+DDP = Layout(engine="accelerate", dp_replicate=2, micro_sequences=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "zero_stage", "kinds"),
+    [
+        pytest.param(ZERO, 1, ["turns"], id="zero-1"),
+        pytest.param(ZERO, 2, ["follow"], id="zero-2"),
+        pytest.param(ZERO, 3, ["turns", "follow"], id="zero-3"),
+        pytest.param(FSDP, 2, ["depths", "follow"], id="accelerate-fsdp"),
+        pytest.param(DDP, 2, ["depths", "follow"], id="accelerate-ddp"),
+    ],
+)
+def test_slices_train_on_other_engines_as_in_one_process(
+    layout: Layout, zero_stage: int, kinds: list[str]
+) -> None:
+    expected = one_process(2, DENSE)
+    assert_as_one_process(
+        run_ranks(2, all_losses, layout, DENSE, False, kinds, zero_stage)[0], expected
+    )
