@@ -149,6 +149,14 @@ class Stream:
                 f"{self.plan.sequence_length:,}"
             )
 
+    def sequences_of(self, corpus: int) -> int:
+        """Return how many sequences an epoch of a corpus has."""
+        return self._sequences[corpus]
+
+    def epoch_key(self, corpus: int, epoch: int) -> int:
+        """Return the key of the order in which an epoch reads a corpus."""
+        return (self._keys[corpus] + epoch) & 0xFFFFFFFFFFFFFFFF
+
     def locate(self, slots: I64) -> tuple[npt.NDArray[np.int64], I64, I64]:
         """Return (corpus number, epoch, sequence number in the corpus) of each slot, all int64."""
         block, inside = slots // MIXTURE_BLOCK, slots % MIXTURE_BLOCK

@@ -37,13 +37,15 @@ class MembersTrained:
 
     Attributes:
         choices: the different sets of members, in the order in which they were met.
-        sequences: slots on which each member trained, by name, in steps that were applied or not.
+        slots: consumed, in steps that were applied or not.
+        sequences: slots on which each member trained, by name, likewise.
         compared: records whose members were drawn again.
         wrong_records: those that name other members than the draw.
         first_wrong: the first of them, in words.
     """
 
     choices: list[Together] = field(default_factory=lambda: [WHOLE_ALONE])
+    slots: int = 0
     sequences: dict[str | None, int] = field(default_factory=dict)
     compared: int = 0
     wrong_records: int = 0
@@ -58,6 +60,7 @@ class MembersTrained:
     def add(self, records: Iterable[Record]) -> None:
         """Count the slots of each member."""
         for record in records:
+            self.slots += record.count
             shares = record.members or (WHOLE_ALONE,)
             for names in shares:
                 for name in names:

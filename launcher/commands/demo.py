@@ -15,6 +15,8 @@ from motet.launcher.runs.begun import yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 
 DEMO_STEPS = 400
+NESTED_STEPS = 480
+"""Three members train on every sequence, and the largest is larger than the other demo's model."""
 DEMO_PROCESSES = 2
 VOCABULARY_SIZE = 2048
 CORPUS = "corpora/stdlib"
@@ -72,11 +74,66 @@ checkpoint: {{every_steps: {every_steps}, keep: 2}}
 layout: {{processes: {processes}, micro_sequences: 8}}   # FSDP2 over both
 """
 
+_NESTED = """\
+# The run of `motet demo --family nested`: one run, three sizes, and how each memorizes.
+name: demo-nested
+seed: 0
+
+model: {{preset: 1m, d_model: 128, n_layers: 3, n_heads: 8, n_kv_heads: 4, d_ffn: 384, head_dim: 16}}
+
+family:
+  kind: nested            # three models in one set of weights: `motet family show run.yaml`
+  options:
+    members:              # shares of the whole model
+      quarter: {{d_model: 0.25, d_ffn: 0.25, n_kv_heads: 0.25, n_layers: 1}}
+      half: {{d_model: 0.5, d_ffn: 0.5, n_kv_heads: 0.5, n_layers: 2}}
+    sampler: joint        # every member trains on every sequence: doses are alike, sizes are not
+    draws: 1
+
+data:
+  sequence_length: 512
+  corpora:
+  - path: {corpus}        # motet data prepare stdlib: --vocabulary-size {vocabulary_size}
+
+batch:
+  sequences: 8            # per step, over all processes
+
+training:
+  steps: {steps}
+  precision: auto
+  optimizer: {{lr: 5.0e-3}}
+  schedule: {{kind: cosine, warmup_steps: {warmup_steps}}}
+
+# Units are randomized to doses; dose 0 is never shown. Every text below is invented from a seed.
+experiments:
+  controls: true          # an A/A placebo and a positive control, judged at every size
+  list:
+  - name: canaries
+    use: memorization
+    hypothesis: A random secret is memorized better the more often it is seen, and the larger the model.
+    generate: {{count: 96, seed: 1}}
+    doses: [0, 4, 16, 64]
+    options: {{n_references: 31}}
+    size_slope: true      # the slope of the effect over log(parameters) is an answer of its own
+
+probes: {{every: 0.2}}
+metrics: {{evaluate_every: 0.04}}                          # members take turns on held-out text
+checkpoint: {{every_steps: {every_steps}, keep: 2}}
+layout: {{processes: {processes}, micro_sequences: 4}}   # FSDP2 over both
+"""
+TEMPLATES = {"whole": _TEMPLATE, "nested": _NESTED}
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """How long, and where."""
     options.dry_run(parser)
     parser.add_argument("--steps", type=int, help="length of the run")
+    parser.add_argument(
+        "--family",
+        choices=list(TEMPLATES),
+        default="whole",
+        help="nested: three sizes from one run, and memorization against size",
+    )
     parser.add_argument("--folder", default=".", help="where corpora/ and runs/ go")
     options.settings(parser)
 
@@ -86,11 +143,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     A demo that was interrupted goes on; a finished one is reported again.
     """
-    steps = DEMO_STEPS if arguments.steps is None else arguments.steps
+    usual = NESTED_STEPS if arguments.family == "nested" else DEMO_STEPS
+    steps = usual if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps {steps} must be at least 1")
     folder = Path(arguments.folder).absolute()
-    text = demo_yaml(steps)
+    text = demo_yaml(steps, family=arguments.family)
     settings = run_yaml.load(None, arguments.settings, text=text, base=folder)
     text = yaml_with_overrides(text, arguments.settings)
     if arguments.dry_run:
@@ -128,12 +186,15 @@ def train_and_report(settings: RunSettings, text: str) -> int:
     return 0
 
 
-def demo_yaml(steps: int = DEMO_STEPS, processes: int = DEMO_PROCESSES) -> str:
+def demo_yaml(
+    steps: int = DEMO_STEPS, processes: int = DEMO_PROCESSES, family: str = "whole"
+) -> str:
     """The run.yaml of the demo.
 
-    `steps` is the length of the run; warm-up and checkpoints follow it.
+    `steps` is the length of the run; warm-up and checkpoints follow it. `family` is one of
+    `TEMPLATES`.
     """
-    return _TEMPLATE.format(
+    return TEMPLATES[family].format(
         corpus=CORPUS,
         vocabulary_size=VOCABULARY_SIZE,
         steps=steps,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.launcher.commands import common, options
+from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 
@@ -14,6 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """A run."""
     options.dry_run(parser)
     options.as_json(parser)
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="send a family's effects by member and its cost to the run's W&B run, too",
+    )
     options.run_folder(parser)
 
 
@@ -27,7 +34,29 @@ def run(arguments: argparse.Namespace) -> int:
     build(rundir, quiet=arguments.json)
     if arguments.json:
         terminal.print_json(read_json(rundir.report_json))
+    if arguments.wandb:
+        mirror(rundir)
     return 0
+
+
+def mirror(rundir: RunDir) -> None:
+    """Send what only the report knows of a family to Weights & Biases.
+
+    Raises:
+        UserError: the run is not mirrored there.
+    """
+    from motet.launcher.rank.wandb_mirror import open_mirror
+    from motet.launcher.report import by_member
+
+    report = read_json(rundir.report_json)
+    opened = open_mirror(rundir, run_yaml.public(run_yaml.load(rundir.resolved_yaml)))
+    if opened is None:
+        raise UserError("--wandb: metrics.wandb is off in this run; set it to online or offline")
+    rows, step = by_member.table(report), int(report["run"]["steps"])
+    opened.table("effects_by_member", list(by_member.COLUMNS), rows, step)
+    spent = (report.get("family") or {}).get("cost") or {}
+    opened.summary({f"family/{name}": x for name, x in spent.items() if not isinstance(x, dict)})
+    opened.close()
 
 
 def build(rundir: RunDir, quiet: bool = False) -> None:

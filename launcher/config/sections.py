@@ -268,6 +268,22 @@ class MetricSettings:
     tags: tuple[str, ...] = setting((), "W&B tags")
     entity: str | None = setting(None, "W&B entity (team or user)")
     log_every: int = setting(1, "time between logged steps", unit="steps", least=1)
+    evaluate_every: float = setting(
+        0.05,
+        "of a family: time between evaluations of one member on held-out text, the members taking "
+        "turns; all are evaluated at the end. 0 = none",
+        unit="fraction of the run",
+        least=0,
+        most=1,
+        omit_default=True,
+    )
+    evaluate_sequences: int = setting(
+        32,
+        "held-out sequences of an evaluation: the last of the corpora's first epoch",
+        unit="sequences",
+        least=1,
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
+from motet.launcher.rank.evaluating import MemberEvaluation
 from motet.launcher.rank.feed import Draws, Feed
 from motet.launcher.rank.hooks import Hooks
 from motet.launcher.rank.job import TrainingJob
@@ -127,6 +128,7 @@ def build_job(
         family=family,
         members=members,
         draw_check=draw_check,
+        evaluation=MemberEvaluation.of_run(settings, members),
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )

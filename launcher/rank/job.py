@@ -11,6 +11,7 @@ from motet.experiments.stream.ledger import LedgerWriter, Record, Segment
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.choices import DrawCheck
+from motet.launcher.rank.evaluating import MemberEvaluation
 from motet.launcher.rank.feed import Feed, Share
 from motet.launcher.rank.hooks import HookContext, Hooks
 from motet.launcher.rank.probing import ProbeSet
@@ -70,6 +71,7 @@ class TrainingJob:
     family: Family | None = None
     members: dict[str, Member] = field(default_factory=dict)
     draw_check: DrawCheck | None = None
+    evaluation: MemberEvaluation | None = None
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 

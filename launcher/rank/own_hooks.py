@@ -15,6 +15,8 @@ from motet.experiments.types import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.probing import saturation
+from motet.models import counts
+from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Member
 from motet.parallel.engines.protocol import StepResult
 
@@ -131,6 +133,47 @@ class Rows(OwnHook):
         self.job.metrics.log("checkpoint", context.step, seconds=self.job.seconds["checkpoint"])
 
 
+class Evaluations(OwnHook):
+    """Measures the loss of a family's members on held-out text: one in turn, all at the end."""
+
+    def after_step(self, context: HookContext) -> None:
+        job, step = self.job, context.step
+        due = [] if job.evaluation is None else job.evaluation.due(step, job.settings.steps)
+        if job.evaluation is None or not due:
+            return
+        whole = ModelConfig(**job.facts["model"])
+        with job.progress.phase("evaluating"):
+            started = time.perf_counter()
+            losses = {
+                member_name(member): job.evaluation.loss(job.engine, job.layout, job.world, member)
+                for member in due
+            }
+            more: dict[str, Any] = {}
+            if len(due) > 1:
+                more["latency_ms"] = {
+                    member_name(member): 1000 * job.evaluation.latency_s(job.engine, member)
+                    for member in due
+                }
+                more["sizes"] = {
+                    member_name(member): counts.parameters(member.config if member else whole)
+                    for member in due
+                }
+                more["latency_of"] = {
+                    "tokens": job.settings.data.sequence_length,
+                    "processes": job.world.size,
+                    "device": job.world.device.type,
+                }
+            job.engine.finish_scoring()
+            facts = {"unseen": job.evaluation.held_out.unseen, "sequences": job.evaluation.count}
+            seconds = time.perf_counter() - started
+            job.metrics.log("evaluation", step, losses=losses, **facts, **more, seconds=seconds)
+
+
+def member_name(member: Member | None) -> str:
+    """The name of a member in rows; the whole model's is `WHOLE`."""
+    return WHOLE if member is None else member.name
+
+
 def members_of_row(result: StepResult) -> dict[str, Any]:
     """Return what a step's row says of members: the one that trained, or the loss of each; nothing
     where the whole model trained alone.
@@ -145,4 +188,4 @@ def own_hooks(job: TrainingJob) -> list[Hook]:
     """Return them in the order in which they are called: a step is in the ledger before its row is
     shown.
     """
-    return [Probes(job), Ledger(job), LifeSign(job), Rows(job)]
+    return [Probes(job), Ledger(job), LifeSign(job), Rows(job), Evaluations(job)]

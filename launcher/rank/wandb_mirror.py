@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from motet.core.files import atomic_write
+from motet.launcher.rank.mirrored_rows import history_of, member_table, probed
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
@@ -247,6 +248,8 @@ class WandbMirror:
             self._send_alert((str(row["event"]), f"{self._name}: step {step}: {row}", "WARN"))
         elif kind == "probe":
             self._send_probe_table(row)
+        elif kind == "evaluation" and row.get("sizes"):
+            self._send_member_table(row)
 
     def _send_probe_table(self, row: Row) -> None:
         import wandb
@@ -255,6 +258,14 @@ class WandbMirror:
         if cells:
             table = wandb.Table(columns=["measure", "value"], data=[list(cell) for cell in cells])
             self._run.log({"step": row["step"], "probes": table}, step=int(row["step"]))
+
+    def _send_member_table(self, row: Row) -> None:
+        """Loss against size and latency of every member: what a Pareto front is drawn from."""
+        import wandb
+
+        columns, data = member_table(row)
+        table = wandb.Table(columns=columns, data=data)
+        self._run.log({"step": row["step"], "members": table}, step=int(row["step"]))
 
     def _send_table(self, value: tuple[str, list[str], list[list[Any]], int]) -> None:
         import wandb
@@ -317,52 +328,6 @@ def has_credentials(base_url: str) -> bool:
             if netrc.netrc(os.path.expanduser(path)).authenticators(host):
                 return True
     return False
-
-
-def history_of(row: Row) -> dict[str, Any]:
-    """W&B history of a row: `train/...`, `probe/<experiment>/...`, both axes, and loss by
-    tokens.
-    """
-    kind = row["kind"]
-    skip = {"kind", "step", "time", "tokens", "nonfinite", "experiments", "members"}
-    fields = {name: value for name, value in row.items() if name not in skip}
-    if kind == "step":
-        values = {f"train/{name}": value for name, value in flat(fields).items()}
-        if row.get("loss") is not None:
-            values["by_tokens/loss"] = row["loss"]
-    elif kind == "probe":
-        values = {f"probe/{name}": value for name, value in probed(row).items()}
-        values |= {f"probe_cost/{name}": value for name, value in flat(fields).items()}
-    else:
-        values = {f"{kind}/{name}": value for name, value in flat(fields).items()}
-    if not values:
-        return {}
-    axes = {"step": row["step"], **({"tokens": row["tokens"]} if "tokens" in row else {})}
-    return {**axes, **values}
-
-
-def probed(row: Row) -> dict[str, int | float]:
-    """The numbers of a probe row: `EXPERIMENT/...`, and `EXPERIMENT@MEMBER/...` of a family."""
-    scores = dict(row.get("experiments") or {})
-    for member, theirs in (row.get("members") or {}).items():
-        scores |= {f"{name}@{member}": found for name, found in theirs.items()}
-    return flat(scores)
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, int | float]:
-    """The numbers in nested dictionaries under `a/b` names; flags become 0 or 1, the rest is left
-    out.
-    """
-    out: dict[str, int | float] = {}
-    for name, item in value.items():
-        item = item.tolist() if hasattr(item, "tolist") else item
-        if isinstance(item, Mapping):
-            out |= flat(item, f"{prefix}{name}/")
-        elif isinstance(item, bool):
-            out[prefix + str(name)] = int(item)
-        elif isinstance(item, int | float):
-            out[prefix + str(name)] = item
-    return out
 
 
 def without_secrets(value: Any, known: frozenset[str] | None = None) -> Any:

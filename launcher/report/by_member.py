@@ -124,3 +124,25 @@ def told(shown: Sequence[Row], label: str, unit: str) -> str:
     """What the picture shows, in words."""
     points = "; ".join(f"{row['label']}: {effect(row):.3g}" for row in shown)
     return f"Effect on {label} by parameters, in {words.shown_unit(unit, True)}. {points}."
+
+
+COLUMNS = ("experiment", "role", "member", "parameters", "effect", "low", "high", "p", "judged")
+
+
+def table(report: Mapping[str, Any]) -> list[list[Any]]:
+    """Every experiment's primary effect at every member, as rows of `COLUMNS`; the slope over their
+    sizes, per doubling of parameters, is a row of member `all`.
+    """
+    answers, found = report.get("answers") or {}, []
+    controls = [one for one in (answers.get("controls") or {}).values() if one]
+    for entry in [*(answers.get("experiments") or []), *controls]:
+        shown = [
+            (words.member(row["member"]), row["parameters"], row["outcome"], row["judged"])
+            for row in rows(entry, report.get("run") or {})
+        ]
+        if outcome := entry.get("size_slope"):
+            shown.append(("all", None, outcome, bool(outcome["declared"])))
+        for member, size, outcome, judged in shown:
+            numbers = [outcome.get(name) for name in ("effect", "low", "high", "p")]
+            found.append([entry["name"], entry["role"], member, size, *numbers, judged])
+    return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.core.files import read_json
+from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
 from motet.launcher.report.words import finite
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
@@ -75,6 +76,8 @@ def assemble(sources: Sources) -> dict[str, Any]:
     study = sources.study
     definition = dict(study.definition) if study is not None else {}
     training = training_record(sources.rows, exposure_steps(study.measured if study else ()))
+    found = compliance(study, sources.problems)
+    family = family_part(sources.manifest, sources.rows, found)
     return plain(
         {
             "version": VERSION,
@@ -82,9 +85,10 @@ def assemble(sources: Sources) -> dict[str, Any]:
             "standing": standing(study),
             "run": run_facts(sources),
             "answers": {**NO_ANSWERS, **(sources.answers or {})},
-            "compliance": compliance(study, sources.problems),
+            "compliance": found,
+            **({"family": family} if family else {}),
             "training": training,
-            "cost": cost(sources, definition, training["seconds"]),
+            "cost": cost(sources, definition, training["seconds"]) | really_ran(family),
             "definition": definition,
             "hashes": {
                 name: sources.manifest[name] for name in HASHES if sources.manifest.get(name)
@@ -198,7 +202,8 @@ def skipped_steps(rows: Sequence[Row]) -> list[int]:
 def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
     """Seconds of training, probes, checkpoints and waiting for data.
 
-    Probes and checkpoints have rows of their own; the rest is in `seconds` of the step rows.
+    Probes, evaluations (counted with them) and checkpoints have rows of their own; the rest is in
+    `seconds` of the step rows.
     """
     phases = {"train": 0.0, "probe": 0.0, "checkpoint": 0.0, "data": 0.0}
     own = {"train": "train", "forward_backward": "train", "optimizer": "train", "data": "data"}
@@ -206,8 +211,8 @@ def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
         for name, seconds in (row.get("seconds") or {}).items():
             if name in own:
                 phases[own[name]] += finite(seconds) or 0.0
-    for kind in ("probe", "checkpoint"):
-        phases[kind] = sum(finite(row.get("seconds")) or 0.0 for row in rows_of(rows, kind))
+    for kind, phase in (("probe", "probe"), ("evaluation", "probe"), ("checkpoint", "checkpoint")):
+        phases[phase] += sum(finite(row.get("seconds")) or 0.0 for row in rows_of(rows, kind))
     return phases
 
 
@@ -233,6 +238,14 @@ def cost(
         "probe_share": seconds["probe"] / busy_s if busy_s else None,
         "prediction": sources.prediction,
     }
+
+
+def really_ran(family: Mapping[str, Any]) -> dict[str, Any]:
+    """`flops` of a family's run, of every pass that its ledger names; nothing where that is not
+    known, or for a run of one model.
+    """
+    spent = family.get("cost")
+    return {"flops": spent["flops"]} if spent else {}
 
 
 def experiment_tokens(definition: Mapping[str, Any], steps: int) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from motet.launcher.output import page as pages
 from motet.launcher.report import by_member, plots, words
+from motet.launcher.report import family as families
 from motet.launcher.report.forest import forest
 
 HERE = Path(__file__).parent
@@ -71,6 +72,7 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "spent": spent(record.get("seconds") or {}),
         "definition_text": pretty(report.get("definition")),
         "skipped_steps": record.get("skipped_steps") or [],
+        "family": families.view(report.get("family") or {}, markup),
     }
 
 

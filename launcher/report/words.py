@@ -213,9 +213,14 @@ def member(name: str | None) -> str:
     return "whole model" if name is None else name
 
 
-def plural(amount: int, noun: str) -> str:
-    """`1 question`, `2 questions`."""
-    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+def plural(amount: int, noun: str, many: str = "") -> str:
+    """`1 question`, `2 questions`; `many` where an s does not make the plural."""
+    return f"{amount:,} {noun if amount == 1 else many or noun + 's'}"
+
+
+def star(chosen: bool | None) -> str:
+    """A star behind what is chosen."""
+    return " ★" if chosen else ""
 
 
 def tally(experiments: Sequence[Mapping[str, Any]]) -> str:

@@ -19,8 +19,9 @@ from motet.launcher.runs.families import open_family
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Choice, Family, Member, choices, members_of
+from motet.models.family.costs import term_flops
 from motet.models.family.space import lies_in
-from motet.models.member import trained_by
+from motet.models.member import Term, name_of, trained_by
 
 DRAWS_KEPT = 1 << 16
 
@@ -85,6 +86,32 @@ def containment(manifest: Mapping[str, Any]) -> Contains:
         return large in known() and lies_in(whole, known()[small], known()[large])
 
     return contains
+
+
+def trained_sequences(
+    audit: Compliance, run: RunDir, settings: RunSettings, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return on how many sequences each member trained in the lineage, as the ledger says, and the
+    operations of all passes by member, of the draws that the audit held against the ledger; {} for
+    a run of one model.
+
+    A pass without gradient costs a third; skipped blocks cost nothing, exits another head each.
+    """
+    if not manifest.get("members"):
+        return {}
+    draws, steps = FamilyDraws(run, settings, manifest, audit.step), settings.batch_steps
+    whole, length = ModelConfig(**manifest["model"]), settings.data.sequence_length
+    flops: dict[str, float] = {}
+    for step in range(audit.step):
+        found = draws.choices(step) or [(Term(None),)]
+        for choice in found:
+            kept = (Term(None, 0.0),) if any(term.kept for term in choice) else ()
+            for term in (*kept, *choice):
+                name = name_of(term.member) or WHOLE
+                spent = term_flops(term, whole, length) * length
+                flops[name] = flops.get(name, 0.0) + spent * steps.sequences(step) / len(found)
+    trained = {name or WHOLE: count for name, count in audit.trained.sequences.items()}
+    return {"sequences": audit.trained.slots, "trained_sequences": trained, "flops": flops}
 
 
 def add_doses(

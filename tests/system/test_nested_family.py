@@ -18,6 +18,7 @@ from motet.launcher.config import run_yaml
 from motet.launcher.measure.draft_rate import unread_text
 from motet.launcher.measure.harness import evaluate_inside
 from motet.launcher.runs.manifest import open_corpora, open_stream
+from motet.launcher.runs.metrics import read_metrics
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
@@ -385,10 +386,40 @@ def test_scores_inside_are_those_of_the_exported_folder_in_the_harness(
                 assert float(one) == pytest.approx(float(other), abs=1e-3)
 
 
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [row for row in rows if row["kind"] == "evaluation"]
+
+
+def test_members_take_turns_on_held_out_text_also_when_the_run_was_interrupted(
+    runs: dict[str, Path],
+) -> None:
+    found = {kind: evaluations(run) for kind, run in runs.items()}
+    turns = [next(iter(row["losses"])) for row in found["plain"][:-1]]
+    assert turns == [("whole", "small", "thin")[n % 3] for n in range(STEPS - 1)]
+    last = found["plain"][-1]
+    assert set(last["losses"]) == set(last["latency_ms"]) == {"whole", "thin", "small"}
+    assert last["unseen"]
+    for kind in ("resumed", "fewer"):
+        for row, other in zip(found["plain"], found[kind], strict=True):
+            assert row["losses"].keys() == other["losses"].keys()
+            for name, loss in row["losses"].items():
+                assert abs(loss - other["losses"][name]) < 1e-2
+
+
 def test_the_report_and_family_show_tell_of_every_member(runs: dict[str, Path]) -> None:
     run = runs["plain"]
     assert motet("report", str(run)).returncode == 0
     page = (run / "report.html").read_text()
+    family = json.loads((run / "report.json").read_text())["family"]
+    tokens = {row["member"]: row["tokens"] for row in family["members"]}
+    length = json.loads((run / "manifest.json").read_text())["sequence_length"]
+    assert set(tokens.values()) == {8 * STEPS * length}, "all members train on every sequence"
+    # All of them on every sequence, as alone, and the teacher that they follow from step 6 on.
+    cost = family["cost"]
+    assert cost["separate_flops"] < cost["flops"] < 4 / 3 * cost["separate_flops"]
+    assert sum(cost["by_member"].values()) == pytest.approx(cost["flops"])
+    assert 'id="family"' in page
     assert "small" in page
     assert "thin" in page
     shown = motet("family", "show", str(run.parent.parent / "r.yaml"), "--json")

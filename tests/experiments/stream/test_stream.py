@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
+from motet.experiments.stream.held_out import HeldOutSequences
 from motet.experiments.stream.placement import compile_plan
 from motet.experiments.stream.stream import IGNORED_LABEL, MIXTURE_BLOCK, Stream, mixture_counts
 from tests.experiments.plans import EOD, ArrayCorpus, corpus, request
@@ -214,3 +215,25 @@ def test_a_mark_stays_with_its_text_where_it_begins_documents(
             assert {span.offset, stop} <= {0, LENGTH, *begins.tolist()}
         else:
             assert (tokens[begins[begins > stop]] == EOD).all()
+
+
+@pytest.mark.parametrize("weights", [[1.0], [3.0, 1.0]])
+def test_held_out_sequences_are_those_that_a_short_run_never_reads(weights: list[float]) -> None:
+    # A mixture reads a block of 10,000 slots in an order of its own.
+    corpora = [
+        corpus(n_tokens=4000 * 100 ** (len(weights) - 1), seed=n) for n in range(len(weights))
+    ]
+    stream = Stream(corpora, weights, 40, 3)
+    short = HeldOutSequences(stream, 8, 50)
+    assert short.unseen
+    for slots in (95, 100, 300, 20_000)[2 * len(weights) - 2 :]:
+        held_out = HeldOutSequences(stream, 8, slots)
+        read = {row.tobytes() for row in stream.base_tokens(np.arange(slots))}
+        again = {row.astype(np.int32).tobytes() for row in held_out.tokens_BT} & read
+        assert held_out.unseen == (not again)
+    assert not held_out.unseen
+    read = {row.tobytes() for row in stream.base_tokens(np.arange(50))}
+    assert not read & {row.astype(np.int32).tobytes() for row in short.tokens_BT}
+    np.testing.assert_array_equal(short.labels_BT[:, :-1], short.tokens_BT[:, 1:])
+    assert (short.labels_BT[:, -1] == IGNORED_LABEL).all()
+    assert len(short.tokens_BT) == 8

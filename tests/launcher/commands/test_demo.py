@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,10 @@ from motet.launcher import cli
 from motet.launcher.commands import demo
 from motet.launcher.commands.data import prepare as preparing
 from motet.launcher.config import run_yaml
+from motet.launcher.runs.families import new_members
 from motet.launcher.runs.rundir import RunDir
+from motet.models import counts
+from motet.models.config import preset
 
 
 @given(st.integers(1, 10_000), st.integers(1, 2))
@@ -38,6 +42,20 @@ def test_the_demo_asks_four_different_questions_with_controls_on_two_sharded_pro
     layout = settings.layout_for(2)
     assert (layout.dp_shard, layout.dp_replicate, layout.world_size) == (2, 1, 2)
     assert settings.checkpoint.every_steps < settings.steps
+
+
+def test_the_demo_of_a_family_asks_how_memorization_grows_with_size() -> None:
+    text = demo.demo_yaml(200, family="nested")
+    settings = run_yaml.load(None, [], text=text, base=Path("/d"))
+    assert settings.family.kind == "nested"
+    assert settings.name != run_yaml.load(None, [], text=demo.demo_yaml(200)).name
+    (asked,) = settings.experiments.list
+    assert (asked["use"], asked["size_slope"]) == ("memorization", True)
+    whole = preset(settings.model.preset, 2048, **settings.model.overrides())
+    members = new_members(settings, whole)["members"]
+    sizes = [*(member["parameters"] for member in members), counts.parameters(whole)]
+    assert all(4 < large / small < 16 for small, large in pairwise(sizes[::2]))
+    assert {member["name"] for member in members} == {"quarter", "half"}
 
 
 def test_a_dry_run_prints_the_run_yaml_and_does_nothing(

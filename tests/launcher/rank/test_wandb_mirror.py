@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from motet.launcher.rank.mirrored_rows import history_of
 from motet.launcher.rank.wandb_mirror import (
     MirrorSettings,
     WandbMirror,
     has_credentials,
-    history_of,
     stored_run_id,
     without_secrets,
 )
@@ -46,6 +46,8 @@ with MetricsWriter(rundir, config, mirror=mirror) as metrics:
     for step in range(start + 1, start + 5):
         metrics.log("step", step, loss=3.0 / step, tokens=512 * step, seconds={"data": 0.1},
                     skipped=step == 3)
+    metrics.log("evaluation", start + 4, losses={"whole": 2.0, "small": 2.5}, unseen=True,
+                latency_ms={"whole": 9.0, "small": 4.0}, sizes={"whole": 50, "small": 20})
     metrics.log("probe", start + 4, experiments={"canaries": {"rank/dose 16": 0.25}}, seconds=1.0)
 mirror.table("units", ["unit", "score"], [["u1", 0.5]], step=start + 4)
 mirror.alert("Training has stalled", "no step for 900 s")
@@ -297,6 +299,13 @@ def test_a_member_of_a_family_has_keys_of_its_own_beside_the_whole_models() -> N
     assert history_of(row) == alone
     row |= {"members": {"small": {"canaries": {"exposure/dose 4": 1.5}}}}
     assert history_of(row) == alone | {"probe/canaries@small/exposure/dose 4": 1.5}
+
+
+def test_an_evaluation_shows_the_loss_of_each_member_over_time() -> None:
+    row = {"kind": "evaluation", "step": 4, "time": 1.0, "losses": {"small": 2.5}, "unseen": True}
+    assert history_of(row) == {"step": 4, "members/small/loss": 2.5, "evaluation/unseen": 1}
+    row |= {"latency_ms": {"small": 7.0}, "sizes": {"small": 900}}
+    assert history_of(row)["members/small/latency_ms"] == 7.0
 
 
 def test_history_of_a_step_leaves_out_nulls() -> None:

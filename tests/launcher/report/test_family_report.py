@@ -101,3 +101,35 @@ def test_frames_hold_every_member(family: RunDir) -> None:
     primary = run.answers[run.answers.primary]
     assert set(primary.member) == {"whole"}
     assert set(run.answers.member) == {"whole", "small", "medium", "all"}
+
+
+def test_the_mirror_gets_the_effect_of_every_experiment_at_every_member(
+    family: RunDir, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motet.launcher.rank import wandb_mirror
+
+    code, _, err = main("report", family.root, "--wandb")
+    assert code == 2
+    assert "metrics.wandb is off in this run" in err
+    sent: dict[str, Any] = {}
+
+    class Mirror:
+        def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+            sent[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+
+        def summary(self, values: dict[str, Any]) -> None:
+            sent["summary"] = values
+
+        def close(self) -> None:
+            sent["closed"] = True
+
+    monkeypatch.setattr(wandb_mirror, "open_mirror", lambda *_: Mirror())
+    assert main("report", family.root, "--wandb")[0] == 0
+    report = json.loads(family.report_json.read_text(encoding="utf-8"))
+    (entry,) = report["answers"]["experiments"]
+    mine = [row for row in sent["effects_by_member"] if row["experiment"] == entry["name"]]
+    assert [row["member"] for row in mine] == ["small", "medium", "whole model", "all"]
+    assert mine[2]["effect"] == entry["primary"]["effect"]
+    assert mine[3]["effect"] == entry["size_slope"]["effect"]
+    assert {row["experiment"] for row in sent["effects_by_member"]} > {entry["name"]}
+    assert sent["closed"]

@@ -1,0 +1,203 @@
+"""The members of a family in the report: losses on held-out text, Pareto fronts, and what the run
+cost against separate ones. Pure functions; nothing is shown for a run of one model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from motet.launcher.report import plots, words
+from motet.launcher.runs.metrics import Row, rows_of
+
+WHOLE = "whole"
+AXES = {
+    "parameters": "parameters (log scale)",
+    "flops_per_token": "training FLOPs per token (log scale)",
+    "latency_ms": "milliseconds per forward pass of one sequence (log scale)",
+}
+"""What a member costs: field of a row, and its name on an axis."""
+SHORT = {
+    "parameters": "parameters",
+    "flops_per_token": "FLOPs",
+    "latency_ms": "latency",
+}
+
+
+def family_part(
+    manifest: Mapping[str, Any], rows: Sequence[Row], compliance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `family` of report.json; {} for a run of one model.
+
+    Args:
+        rows: of metrics.jsonl.
+        compliance: with `trained_sequences` and `flops` by member, from ledger and draws.
+    """
+    if not manifest.get("members"):
+        return {}
+    evaluations = rows_of(rows, "evaluation")
+    last = evaluations[-1] if evaluations else {}
+    latency = last.get("latency_ms") or {}
+    trained = compliance.get("trained_sequences")
+    members = [
+        _member(entry, name, last, latency, trained, manifest)
+        for name, entry in [(WHOLE, manifest), *((m["name"], m) for m in manifest["members"])]
+    ]
+    members.sort(key=lambda row: (row["parameters"] or math.inf, row["member"]))
+    for axis in AXES:
+        for row, on_front in zip(members, front(members, axis), strict=True):
+            row["front"][axis] = on_front
+    return {
+        "members": members,
+        "step": last.get("step") if latency else None,
+        "unseen": all(row.get("unseen", True) for row in evaluations) if evaluations else None,
+        "sequences": last.get("sequences"),
+        "latency_of": last.get("latency_of"),
+        "losses": curves(evaluations),
+        "cost": family_cost(members, manifest, compliance),
+    }
+
+
+def _member(
+    entry: Mapping[str, Any],
+    name: str,
+    last: Mapping[str, Any],
+    latency: Mapping[str, Any],
+    trained: Mapping[str, int] | None,
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    sequences = None if trained is None else int(trained.get(name, 0))
+    length = manifest.get("sequence_length") or 0
+    # Of the last evaluation, where all members were measured; before, they were at other steps.
+    loss = (last.get("losses") or {}).get(name) if latency else None
+    return {
+        "member": name,
+        "parameters": words.finite(entry.get("parameters")),
+        "parameters_non_embedding": words.finite(entry.get("parameters_non_embedding")),
+        "flops_per_token": words.finite(entry.get("flops_per_token")),
+        "loss": words.finite(loss),
+        "latency_ms": words.finite(latency.get(name)),
+        "tokens": None if sequences is None else sequences * length,
+        "front": {},
+    }
+
+
+def front(members: Sequence[Mapping[str, Any]], axis: str) -> list[bool | None]:
+    """Return which members no other one beats: none costs as little or less and has as low a loss
+    or a lower one, and is better in one of the two. None where cost or loss is not known.
+    """
+    points = [(row[axis], row["loss"]) for row in members]
+    known = [point for point in points if None not in point]
+
+    def beaten(x: float, loss: float) -> bool:
+        return any(a <= x and b <= loss and (a, b) != (x, loss) for a, b in known)
+
+    return [None if x is None or loss is None else not beaten(x, loss) for x, loss in points]
+
+
+def curves(evaluations: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
+    """Return steps and losses of each member's evaluations."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for row in evaluations:
+        for name, loss in (row.get("losses") or {}).items():
+            curve = found.setdefault(name, {"steps": [], "loss": []})
+            curve["steps"].append(row["step"])
+            curve["loss"].append(words.finite(loss))
+    return found
+
+
+def family_cost(
+    members: Sequence[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    compliance: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Return the operations that really ran, of every pass, against those of separate runs: each
+    member trained alone on as many tokens as this run read. None without a ledger.
+    """
+    ran = compliance.get("flops")
+    if ran is None:
+        return None
+    per_token = {row["member"]: row["flops_per_token"] or 0.0 for row in members}
+    length = manifest.get("sequence_length") or 0
+    by_member = {name: float(ran.get(name, 0.0)) for name in per_token}
+    tokens = length * (compliance.get("sequences") or 0)
+    separate = {name: tokens * each for name, each in per_token.items()}
+    flops = sum(ran.values())  # members that are drawn and not listed among them
+    alone = sum(separate.values())
+    return {
+        "tokens": tokens,
+        "flops": flops,
+        "by_member": by_member,
+        "separate": separate,
+        "separate_flops": alone,
+        "of_separate": flops / alone if alone else None,
+        "of_the_largest": flops / most if (most := max(separate.values())) else None,
+    }
+
+
+def loss_picture(family: Mapping[str, Any], key: str) -> str | None:
+    """Held-out loss of each member over training steps."""
+    shown = [
+        (name, curve) for name, curve in (family.get("losses") or {}).items() if curve["steps"]
+    ]
+    if not shown:
+        return None
+    order = {row["member"]: number for number, row in enumerate(family["members"])}
+    shown.sort(key=lambda item: order.get(item[0], len(order)))
+    with plots.figure(key, plots.WIDE) as fig:
+        axes = fig.subplots()
+        for number, (name, curve) in enumerate(shown):
+            shade = plots.ORDERED[round(number * (len(plots.ORDERED) - 1) / max(1, len(shown) - 1))]
+            mark = plots.MARKERS[number % len(plots.MARKERS)]
+            ys = [math.nan if y is None else y for y in curve["loss"]]
+            axes.plot(curve["steps"], ys, color=shade, marker=mark, markersize=4, label=name)
+        plots.name_axes(axes, "training step", "held-out loss", "nats/token")
+        fig.legend(loc="outside upper left", ncols=min(6, len(shown)))
+        ends = "; ".join(f"{name}: {curve['loss'][-1]:.3g}" for name, curve in shown)
+        return plots.to_svg(fig, key, f"Held-out loss of each member over steps. Last, {ends}.")
+
+
+def front_picture(family: Mapping[str, Any], axis: str, key: str) -> str | None:
+    """Loss against one cost; members that no other beats are filled and joined."""
+    rows = [r for r in family["members"] if r[axis] and r["loss"] is not None]
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda row: row[axis])
+    with plots.figure(key, plots.SMALL) as fig:
+        axes = fig.subplots()
+        best = [row for row in rows if row["front"][axis]]
+        axes.plot([r[axis] for r in best], [r["loss"] for r in best], color=plots.SOFT)
+        for row in rows:
+            shade = plots.ORDERED[3] if row["front"][axis] else plots.CONTROL
+            face = shade if row["front"][axis] else "none"
+            axes.plot([row[axis]], [row["loss"]], "o", color=shade, markerfacecolor=face)
+            axes.annotate(
+                plots.clip(row["member"], 16),
+                (row[axis], row["loss"]),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8.5,
+            )
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        ticks = sorted({row[axis] for row in rows})
+        axes.set_xticks(ticks, [words.big(x) if x >= 1000 else f"{x:.3g}" for x in ticks])
+        axes.margins(x=0.16, y=0.14)
+        plots.name_axes(axes, AXES[axis], "held-out loss", "nats/token")
+        told = "; ".join(f"{r['member']}: {r[axis]:.3g}, {r['loss']:.3g}" for r in rows)
+        return plots.to_svg(fig, key, f"Held-out loss by {AXES[axis]}. {told}.")
+
+
+def view(family: Mapping[str, Any], markup: Any) -> dict[str, Any] | None:
+    """What the page shows of a family; None for a run of one model."""
+    if not family:
+        return None
+    drawn = [(f"Loss against {SHORT[a]}", front_picture(family, a, f"front-{a}")) for a in AXES]
+    curve = loss_picture(family, "member-loss")
+    return {
+        **family,
+        "loss_plot": markup(curve) if curve else None,
+        "fronts": [(caption, markup(svg)) for caption, svg in drawn if svg],
+        "axes": SHORT,
+    }
