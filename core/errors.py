@@ -6,6 +6,7 @@ They live in the lowest room so that every other room can raise them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -19,6 +20,20 @@ class UserError(ValueError):
     """
 
     problems: tuple[Problem, ...] = ()
+
+
+class DamagedFile(UserError):
+    """A file that was written before is missing, cut short, altered, or another one.
+
+    Attributes:
+        path: the file.
+        what: what is wrong with it.
+        remedy: what would work.
+    """
+
+    def __init__(self, path: Path, what: str, remedy: str) -> None:
+        super().__init__(f"{path} {what}; {remedy}")
+        self.path, self.what, self.remedy = path, what, remedy
 
 
 class Problem(NamedTuple):

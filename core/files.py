@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed."""
+"""Files that are whole or absent: written beside their place, synced, then renamed. Read back
+through one place, which names the file, the place in it and a remedy, and checks its hash.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,19 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from motet.core.errors import UserError
+from motet.core.errors import DamagedFile, UserError
+from motet.core.hashing import canonical_json, sha256_hex
 
 PRIVATE_UMASK = 0o077
+SEAL = "sha256"
+"""Key of a JSON file under which it keeps the hash of all its other keys."""
+_TEXT_SEAL = "# sha256 of the lines above: "
+FROM_A_COPY = "restore it from a copy"
+ValueTypes = type | tuple[type, ...]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -63,20 +71,114 @@ def atomic_write(path: Path, content: bytes | str, *, private: bool = True) -> N
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def sealed_text(text: str) -> str:
+    """Return text for which `#` begins a comment with its hash as the last line (see
+    `read_sealed`).
+    """
+    return f"{text}{_TEXT_SEAL}{sha256_hex(text)}\n"
+
+
+def read_sealed(path: Path, remedy: str = FROM_A_COPY) -> tuple[str, bool]:
+    """Return (text without its seal, whether it has one); its hash is checked.
+
+    Raises:
+        DamagedFile: it cannot be read, or was altered since it was written.
+    """
+    text = read_text(path, remedy)
+    body, mark, kept = text.rpartition(_TEXT_SEAL)
+    if not mark:
+        return text, False
+    if kept.rstrip("\n") != sha256_hex(body):
+        raise DamagedFile(path, "was altered since it was written", remedy)
+    return body, True
+
+
 def write_json(path: Path, value: Any, *, private: bool = True) -> None:
-    """Write `value` as indented JSON. NaN and infinity are refused: they are not JSON."""
+    """Write `value` as indented JSON; a mapping ends with its own hash, which `read_json` checks.
+
+    NaN and infinity are refused: they are not JSON.
+    """
+    if isinstance(value, Mapping):
+        value = {**value, SEAL: seal_of(value)}
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     atomic_write(path, text, private=private)
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; `UserError` names the file when it is missing or damaged."""
+def seal_of(value: Mapping[str, Any]) -> str:
+    """Return the hash that a JSON file of a mapping keeps of it: SHA-256 of the canonical text."""
+    plain = json.loads(json.dumps(value, allow_nan=False))  # as it will be read back
+    plain.pop(SEAL, None)
+    return sha256_hex(canonical_json(plain))
+
+
+def read_bytes(path: Path, remedy: str = FROM_A_COPY) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        DamagedFile: it is missing or cannot be read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        raise DamagedFile(path, "does not exist", remedy) from None
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read: {error.strerror}", remedy) from None
+
+
+def read_text(path: Path, remedy: str = FROM_A_COPY) -> str:
+    """Read a whole file of UTF-8.
+
+    Raises:
+        DamagedFile: it is missing, cannot be read or is no text; the message says where.
+    """
+    try:
+        return read_bytes(path, remedy).decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"is no text: byte {error.start:,} is no UTF-8"
+        raise DamagedFile(path, what, remedy) from None
+
+
+def read_json(path: Path, remedy: str = FROM_A_COPY) -> Any:
+    """Read JSON, and check the hash that `write_json` left in it; one of before there were any is
+    taken as it is.
+
+    Raises:
+        DamagedFile: it is missing, no JSON, or altered since it was written.
+    """
+    text = read_text(path, remedy)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, f"cannot be read as JSON: {error}", remedy) from None
+    if isinstance(value, dict) and isinstance(kept := value.pop(SEAL, None), str):
+        try:
+            whole = kept == seal_of(value)
+        except (ValueError, RecursionError):  # NaN, or half a character: not what was written
+            whole = False
+        if not whole:
+            raise DamagedFile(path, "was altered since it was written", remedy)
+    return value
+
+
+def read_fields(
+    path: Path, needs: Mapping[str, ValueTypes], remedy: str = FROM_A_COPY
+) -> dict[str, Any]:
+    """Read a JSON mapping that has the needed keys, each of its type.
+
+    Raises:
+        DamagedFile: as `read_json`, or it is the file of something else.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise DamagedFile(path, f"holds a {type(value).__name__}, not named values", remedy)
+    for key, kinds in needs.items():
+        if key not in value:
+            raise DamagedFile(path, f"is not what belongs there: it has no {key!r}", remedy)
+        allowed = kinds if isinstance(kinds, tuple) else (kinds,)
+        true_or_false = isinstance(value[key], bool) and bool not in allowed  # no number here
+        if true_or_false or not isinstance(value[key], allowed):
+            raise DamagedFile(path, f"has {key}={value[key]!r}, which is none that fits", remedy)
+    return value
 
 
 @contextlib.contextmanager

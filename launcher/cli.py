@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "submit": ("submit", "run it on Slurm, as a batch job"),
     "resume": ("resume", "go on from the last checkpoint"),
     "report": ("report", "the answers, as one HTML file"),
+    "verify": ("verify", "check a whole run folder, and name every damaged thing"),
     "eval": ("evaluate", "lm-evaluation-harness"),
     "export": ("export", "Hugging Face checkpoint of the model, or a table of what was found"),
     "status": ("status", "what runs do, or one in detail"),

@@ -156,16 +156,19 @@ class Corpus:
             if entry
         ]
 
-    def verify(self, progress: ByteProgress | None = None) -> list[Problem]:
+    def verify(self, progress: ByteProgress | None = None, known: bool = False) -> list[Problem]:
         """Hash every file, several at once; return a problem for each missing, truncated or
         altered.
 
-        `progress` is called with (bytes hashed, bytes in all), from several threads.
+        Args:
+            progress: called with (bytes hashed, bytes in all), from several threads.
+            known: a file whose place, size and times are as when it was hashed last is not
+                hashed again.
         """
         files = self.files()
         problems = [size_problem(file) for file in files]
         sound = [file for file, problem in zip(files, problems, strict=True) if problem is None]
-        digests = hash_files([file.path for file in sound], progress)
+        digests = hash_files([file.path for file in sound], progress, known)
         for file, digest in zip(sound, digests, strict=True):
             if digest != file.sha256:
                 message = f"altered: its SHA-256 is {digest}, the manifest says {file.sha256}"

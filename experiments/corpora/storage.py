@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, fsync_folder, remove_leftovers
 from motet.core.hashing import canonical_json, sha256_file, sha256_hex
@@ -29,6 +31,8 @@ FORMAT = "motet-corpus"
 VERSION = 1
 HASH_BLOCK_BYTES = 1 << 22
 HASH_THREADS = 8
+SETTLED_S = 5.0
+"""A file is taken as known when it had not been written for so long when it was hashed."""
 
 Tokens = npt.NDArray[Any]  # uint16 or uint32
 ByteProgress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -152,8 +156,14 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> list[str]:
-    """Return the SHA-256 of each file, hashing several at once (hashlib releases the lock)."""
+def hash_files(
+    paths: Sequence[Path], progress: ByteProgress | None = None, known: bool = False
+) -> list[str]:
+    """Return the SHA-256 of each file, hashing several at once (hashlib releases the lock).
+
+    Args:
+        known: one that was hashed before and not written since is taken as it was then.
+    """
     total_bytes = sum(path.stat().st_size for path in paths)
     done_bytes = [0] * len(paths)
 
@@ -163,10 +173,38 @@ def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> l
             if progress is not None:
                 progress(sum(done_bytes), total_bytes)
 
-        return sha256_file(paths[index], more)
+        return (known and recalled_hash(paths[index])) or _remembered(paths[index], more)
 
     with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(hash_one, range(len(paths))))
+
+
+def recalled_hash(path: Path) -> str | None:
+    """Return the SHA-256 that a file had when it was hashed last, None when it may be another
+    file now.
+    """
+    found = recall(cache_file("hashes", _identity_of(path)))
+    return found if isinstance(found, str) else None
+
+
+def _remembered(path: Path, more: Callable[[int], None]) -> str:
+    """Hash a file and remember it, unless it may have been written in the meantime."""
+    before = _identity_of(path)
+    digest = sha256_file(path, more)
+    written = max(path.stat().st_mtime, path.stat().st_ctime)
+    # Two writes within one tick of a file system's clock look alike: what is new is hashed again.
+    if _identity_of(path) == before and time.time() - written > SETTLED_S:
+        remember(cache_file("hashes", before), digest)
+    return digest
+
+
+def _identity_of(path: Path) -> str:
+    """Return the hash of what changes when a file is written or replaced. `ctime` cannot be set
+    back by `touch` or `cp -p`.
+    """
+    now = path.stat()
+    place = [now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns]
+    return sha256_hex(canonical_json([str(path.absolute()), *place]))
 
 
 def map_array(path: Path, dtype: np.dtype[Any], count: int, offset_bytes: int = 0) -> Tokens:

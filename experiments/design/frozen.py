@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from motet.core.errors import UserError
-from motet.core.files import atomic_write
+from motet.core.errors import DamagedFile
+from motet.core.files import atomic_write, read_text, write_json
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.design.assignment import Question, make_design
 from motet.experiments.design.experiment import Kinds, make
@@ -153,20 +153,24 @@ def freeze(study: Study, folder: Path) -> Hashes:
         np.save(folder / "tombstones" / f"{name}.npy", np.stack([claims.start, claims.stop]))
     plan_sha256 = write_plan(study.plan, folder / "exposures.plan")
     entries = [asdict(entry) for entry in study.lock]
-    lock = json.dumps({"version": 1, "experiments": entries}, indent=1)
-    atomic_write(folder / "lock.json", lock, private=False)
+    write_json(folder / "lock.json", {"version": 1, "experiments": entries}, private=False)
     text = canonical_json(definition(study, plan_sha256))
     atomic_write(folder / "definition.json", text, private=False)
     return Hashes(sha256_hex(text), plan_sha256)
 
 
 def read_definition(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return a frozen definition and the SHA-256 of its file."""
+    """Return a frozen definition and the SHA-256 of its file.
+
+    Raises:
+        DamagedFile: it is missing or no JSON.
+    """
+    path = folder / "definition.json"
+    text = read_text(path)
     try:
-        text = (folder / "definition.json").read_text(encoding="utf-8")
-        return json.loads(text), sha256_hex(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/definition.json cannot be read: {error}") from None
+        return dict(json.loads(text)), sha256_hex(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedFile(path, f"cannot be read: {error}", "restore it from a copy") from None
 
 
 def spec_of(fields: Mapping[str, Any]) -> ExperimentSpec:
@@ -213,12 +217,10 @@ def _read_question(folder: Path, entry: Mapping[str, Any], kinds: Kinds) -> Ques
     spec = spec_of(entry["spec"])
     experiment = make(spec, kinds)
     path = folder / "units" / f"{spec.name}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    lines = read_text(path).removesuffix("\n")
     if sha256_hex(lines) != entry["units_sha256"]:
-        raise UserError(f"{path} was altered since the study was frozen")
+        why = "was altered since the study was frozen"
+        raise DamagedFile(path, why, "restore it from a copy")
     rows = [json.loads(line) for line in lines.split("\n")]
     units = [
         Unit(

@@ -4,7 +4,6 @@ schedules, so that adding one, removing one or extending the run moves no exposu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
+from motet.core.files import read_fields
 from motet.core.hashing import sha256_hex
 from motet.experiments.design.spec import Schedule
 from motet.experiments.stream.claims import Claims
@@ -114,8 +114,8 @@ def read_lock(
 def _registered(folder: Path) -> tuple[Registered, ...]:
     """Return the entries of `folder`/lock.json."""
     try:
-        content = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_fields(folder / "lock.json", {"experiments": list})
+    except UserError as error:
         raise UserError(
             f"experiments.lock={folder}: cannot be read ({error}); give the plan folder of a run"
         ) from None

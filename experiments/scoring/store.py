@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from motet.core.errors import UserError
+from motet.core.errors import DamagedFile
 from motet.core.files import atomic_write
+from motet.core.hashing import sha256_hex
 from motet.experiments.types import ItemScores
 
 SUPERSEDED = "superseded"
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, MemoryError),
+)
+"""What NumPy raises for an archive with damaged bytes (SyntaxError: those of a header)."""
+_REMEDY = "restore it from a copy; without it nothing is known of this step"
 
 
 def probe_path(probes: Path, step: int) -> Path:
@@ -38,29 +49,58 @@ def probe_files(probes: Path, step: int | None = None) -> list[Path]:
 
 def keep_aside(probes: Path, step: int, segment: int) -> None:
     """Move the probes that an earlier segment took at a step out of the way: a run that is trained
-    again from an earlier step must not erase what it was judged by.
+    again from an earlier step must not erase what it was judged by. What cannot be read is moved
+    as well, so that it is measured again.
     """
     path = probe_path(probes, step)
     if not path.exists():
         return
-    earlier = int(read_facts(path)["segment"])
+    try:
+        earlier = int(read_facts(path)["segment"])
+    except DamagedFile:
+        set_aside(path)
+        return
     if earlier != segment:
         aside = superseded_path(probes, step, earlier)
         aside.parent.mkdir(exist_ok=True)
         path.rename(aside)
 
 
+def set_aside(path: Path) -> None:
+    """Keep a damaged probe file under a name that nobody reads."""
+    aside = path.parent / SUPERSEDED / f"{path.stem}.damaged-{time.time_ns()}"
+    aside.parent.mkdir(exist_ok=True)
+    path.rename(aside)
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Return the facts of one probe file: step, segment and hash of the definition.
 
     Raises:
-        UserError: the file is damaged.
+        DamagedFile: it cannot be read, or is that of another step.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(json.loads(arrays["facts"].tobytes()))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"probe {path} cannot be read: {error}") from None
+            return _facts_of(path, arrays["facts"].tobytes())
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: BaseException) -> DamagedFile:
+    if isinstance(error, DamagedFile):
+        return error
+    told = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+    return DamagedFile(path, told, _REMEDY)
+
+
+def _facts_of(path: Path, text: bytes) -> dict[str, Any]:
+    """Return the facts that a probe file holds, once they fit its name."""
+    facts = dict(json.loads(text))
+    step, segment = int(facts["step"]), int(facts["segment"])
+    if path.name not in (probe_path(path, step).name, superseded_path(path, step, segment).name):
+        what = f"holds the probes of step {step:,} (segment {segment})"
+        raise DamagedFile(path, what, "put each file back under its own name")
+    return facts
 
 
 def write_probe(
@@ -70,9 +110,12 @@ def write_probe(
     definition_sha256: str,
     scores: Mapping[str, ItemScores],
     members: Mapping[str, Mapping[str, ItemScores]] | None = None,
-) -> None:
+) -> str:
     """Write the scores of every experiment that was probed at a step; whole or not at all. What an
     earlier segment measured at that step is kept under `superseded/`.
+
+    Returns:
+        The SHA-256 of the file, for whoever vouches for it.
 
     Args:
         scores: the whole model's, by experiment.
@@ -92,7 +135,9 @@ def write_probe(
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     keep_aside(probes, step, segment)
-    atomic_write(probe_path(probes, step), buffer.getvalue(), private=False)
+    content = buffer.getvalue()
+    atomic_write(probe_path(probes, step), content, private=False)
+    return sha256_hex(content)
 
 
 def read_probe(
@@ -102,11 +147,11 @@ def read_probe(
     unpickled.
 
     Raises:
-        UserError: the file is damaged.
+        DamagedFile: it cannot be read, or is that of another step.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(arrays["facts"].tobytes())
+            facts = _facts_of(path, arrays["facts"].tobytes())
             keys = {key.rpartition("/")[0] for key in arrays.files if "/" in key}
             scores = {
                 key.partition("@")[0]: ItemScores(
@@ -118,6 +163,6 @@ def read_probe(
                 for key in keys
                 if key.partition("@")[2] == (member or "")
             }
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"probe {path} cannot be read: {error}") from None
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
     return facts, scores

@@ -18,7 +18,14 @@ import numpy.typing as npt
 
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
-from motet.experiments.stream.ledger import Record, Stretch, lineage, read_segments, stretch_records
+from motet.experiments.stream.ledger import (
+    Record,
+    Stretch,
+    lineage,
+    read_segments,
+    segment_folder,
+    stretch_records,
+)
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.stream.who_trained import NOBODY, Drawn, MembersTrained, trained_lines
 
@@ -161,7 +168,8 @@ def _check_slots(records: list[Record], stretch: Stretch, steps: Steps, audit: C
     if bad:
         shown = ", ".join(f"{step:,}" for step in bad[:MOST_SHOWN])
         audit.problems.append(
-            f"segment {stretch.segment.segment}: the records of {len(bad):,} steps do not cover "
+            f"ledger/{segment_folder(Path(), stretch.segment.segment)}: the records of "
+            f"{len(bad):,} steps do not cover "
             "their slots exactly once "
             f"(steps {shown}{', ...' if len(bad) > MOST_SHOWN else ''})"
         )

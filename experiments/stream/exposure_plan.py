@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.errors import UserError
+from motet.core.errors import DamagedFile, UserError
 from motet.core.files import whole_file
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.stream.claims import Claims
@@ -133,29 +133,41 @@ class ExposurePlan:
         except OSError as error:
             raise UserError(f"plan {path}: cannot be opened ({error})") from None
         self._handle = self._file.fileno()
-        start = os.pread(self._handle, 16, 0)
-        size = int.from_bytes(start[8:], "little")
-        encoded = os.pread(self._handle, size, 16) if start[:8] == MAGIC else b""
-        if not encoded or len(encoded) != size:
-            raise UserError(f"plan {path}: not a plan file, or cut short")
+        encoded = self._encoded_header()
         self.sha256 = sha256_hex(encoded)
         try:
             header = json.loads(encoded)
-        except ValueError as error:
-            raise UserError(f"plan {path}: its header was altered ({error})") from None
-        if header.get("version") != VERSION:
-            raise UserError(
-                f"plan {path}: has format {header.get('version')}, this Motet reads {VERSION}"
-            )
-        self.sequence_length: int = header["sequence_length"]
-        self.seed: int = header["seed"]
-        self.experiments: tuple[str, ...] = tuple(header["experiments"])
-        self._columns = self._locate(header["columns"], 16 + size)
-        self._rows = self._columns["slot"].rows
-        self._last_block: tuple[int, memoryview] | None = None
-        self._index: list[int] = self._read(
-            "slot_index", 0, self._columns["slot_index"].rows
-        ).tolist()
+            if header.get("version") != VERSION:
+                raise UserError(
+                    f"plan {path}: has format {header.get('version')}, this Motet reads {VERSION}"
+                )
+            self.sequence_length: int = header["sequence_length"]
+            self.seed: int = header["seed"]
+            self.experiments: tuple[str, ...] = tuple(header["experiments"])
+            self._columns = self._locate(header["columns"], 16 + len(encoded))
+            self._rows = self._columns["slot"].rows
+            self._last_block: tuple[int, memoryview] | None = None
+            self._index: list[int] = self._read(
+                "slot_index", 0, self._columns["slot_index"].rows
+            ).tolist()
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            # whatever one bit of a header can bring about
+            raise self._damaged(f"has an altered header ({error})") from None
+
+    def _encoded_header(self) -> bytes:
+        """Return the header's bytes; what stands for its length may be anything."""
+        start = os.pread(self._handle, 16, 0)
+        size = int.from_bytes(start[8:], "little")
+        fits = start[:8] == MAGIC and size <= os.fstat(self._handle).st_size - 16
+        encoded = os.pread(self._handle, size, 16) if fits else b""
+        if not encoded:
+            raise UserError(f"plan {self.path}: not a plan file, or cut short")
+        return encoded
+
+    def _damaged(self, what: str) -> DamagedFile:
+        return DamagedFile(self.path, what, "restore it from a copy")
 
     def _locate(self, entries: dict[str, Any], position: int) -> dict[str, _Column]:
         """Return where each column lies in the file."""
@@ -199,18 +211,17 @@ class ExposurePlan:
             UserError: the plan was altered, or is not the one with the expected hash.
         """
         if expected_sha256 is not None and self.sha256 != expected_sha256:
-            raise UserError(
-                f"plan {self.path}: its hash is {self.sha256[:16]}..., but this run was frozen "
-                f"with {expected_sha256[:16]}...; "
-                "restore the file from the run that froze it"
+            raise DamagedFile(
+                self.path,
+                f"has the hash {self.sha256[:16]}..., but this run was frozen with "
+                f"{expected_sha256[:16]}...",
+                "restore the file from the run that froze it",
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for name, column in self._columns.items():
                 found = tuple(pool.map(sha256_hex, _pieces(_bytes_of(self._whole(name)))))
                 if found != column.sha256:
-                    raise UserError(
-                        f"plan {self.path}: column {name!r} was altered since the plan was frozen"
-                    )
+                    raise self._damaged(f"was altered since it was frozen, in column {name!r}")
 
     def rows_between(self, first_slot: int, last_slot: int) -> tuple[int, int]:
         """Return the row range [a, b) of exposures with first_slot <= slot < last_slot."""

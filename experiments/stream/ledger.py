@@ -13,13 +13,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from motet.core.errors import UserError
-from motet.core.files import atomic_write
+from motet.core.errors import DamagedFile, UserError
+from motet.core.files import read_bytes, read_fields, write_json
 from motet.experiments.stream.random import U64
 
 _HEAD = struct.Struct("<4sI")
@@ -27,6 +27,10 @@ _BODY = struct.Struct("<QQIIQI")
 _TAG = b"MLG1"
 APPLIED, WITH_MEMBERS = 1, 2
 _TAIL = struct.Struct("<I")
+_SEGMENT = {
+    **dict.fromkeys(("segment", "parent", "attempt", "start_step", "world_size"), int),
+    **dict.fromkeys(("plan_sha256", "definition_sha256"), str),
+}
 
 
 @dataclass(frozen=True)
@@ -114,19 +118,52 @@ def open_segment(
         hashes: (plan SHA-256, definition SHA-256) under which it trains.
         draws: see `Segment`.
     """
-    number = 1 + max((segment.segment for segment in read_segments(ledger)), default=0)
+    # By the folders, not by what they hold: a damaged segment must not stop the run for ever.
+    number = 1 + max(segment_numbers(ledger), default=0)
     segment = Segment(number, parent, attempt, start_step, world_size, *hashes, draws)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(segment), indent=1)
-    atomic_write(folder / "segment.json", text, private=False)
+    write_json(folder / "segment.json", asdict(segment), private=False)
     return segment
 
 
+def segment_numbers(ledger: Path) -> list[int]:
+    """Return the numbers of the segments that have a folder, ascending."""
+    names = (folder.name.removeprefix("segment-") for folder in ledger.glob("segment-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_segment(ledger: Path, number: int) -> Segment:
+    """Return one segment.
+
+    Raises:
+        DamagedFile: it cannot be read, was altered, or is another one's.
+    """
+    path = segment_folder(ledger, number) / "segment.json"
+    found = read_fields(path, _SEGMENT)
+    if found["segment"] != number:
+        what = f"is that of segment {found['segment']}, not of {number}"
+        raise DamagedFile(path, what, "put each back into its own folder")
+    return Segment(**{one.name: found[one.name] for one in fields(Segment) if one.name in found})
+
+
 def read_segments(ledger: Path) -> list[Segment]:
-    """Return every segment of a run, oldest first."""
-    files = sorted(ledger.glob("segment-*/segment.json"))
-    return [Segment(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """Return every segment of a run, oldest first.
+
+    Raises:
+        DamagedFile: one cannot be read.
+    """
+    return [
+        read_segment(ledger, number)
+        for number in segment_numbers(ledger)
+        if _is_begun(ledger, number)
+    ]
+
+
+def _is_begun(ledger: Path, number: int) -> bool:
+    """Whether a segment was opened: a kill may leave its folder with nothing in it."""
+    folder = segment_folder(ledger, number)
+    return (folder / "segment.json").exists() or any(folder.glob("rank-*.bin"))
 
 
 class LedgerWriter:
@@ -156,21 +193,22 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         UserError: a record inside the file does not match its checksum (the file was altered).
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     position = 0
     while position + _HEAD.size + _BODY.size <= len(data):
         tag, checksum = _HEAD.unpack_from(data, position)
-        fields = _BODY.unpack_from(data, position + _HEAD.size)
-        ids_end = size = _BODY.size + 8 * fields[3]
-        if fields[5] & WITH_MEMBERS:
+        head = _BODY.unpack_from(data, position + _HEAD.size)
+        ids_end = size = _BODY.size + 8 * head[3]
+        if head[5] & WITH_MEMBERS:
             tail = data[position + _HEAD.size + size :][: _TAIL.size]
             size += _TAIL.size + (_TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else 0)
         body = data[position + _HEAD.size : position + _HEAD.size + size]
         if tag != _TAG or (len(body) == size and zlib.crc32(body) != checksum):
-            raise UserError(f"ledger {path}: the record at byte {position:,} was altered")
+            what = f"was altered in the record at byte {position:,}"
+            raise DamagedFile(path, what, "restore it from a copy; else no audit can pass")
         if len(body) < size:
             return
-        step, first_slot, count, _, digest, flags = fields
+        step, first_slot, count, _, digest, flags = head
         ids = np.frombuffer(body[_BODY.size : ids_end], dtype="<u8").astype(np.uint64)
         members = json.loads(body[ids_end + _TAIL.size :]) if flags & WITH_MEMBERS else ()
         who = tuple(tuple(names) for names in members)
@@ -199,7 +237,7 @@ def lineage(segments: list[Segment], segment: int, step: int) -> list[Stretch]:
     """
     by_number = {entry.segment: entry for entry in segments}
     stretches: list[Stretch] = []
-    while True:
+    while len(stretches) <= len(segments):
         if segment not in by_number:
             raise UserError(
                 f"ledger: segment {segment} is missing, so the lineage cannot be proved"
@@ -209,6 +247,7 @@ def lineage(segments: list[Segment], segment: int, step: int) -> list[Stretch]:
         if entry.parent == 0:
             return stretches[::-1]
         segment, step = entry.parent, entry.start_step
+    raise UserError("ledger: its segments grew from each other, so the lineage cannot be proved")
 
 
 def stretch_records(ledger: Path, stretch: Stretch) -> Iterator[tuple[int, Record]]:

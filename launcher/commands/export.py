@@ -15,6 +15,8 @@ from motet.core.files import read_json, whole_folders
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint
+from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage, seal_export
 from motet.models.family.base import WHOLE, Member, members_of
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     rundir = common.open_run(arguments.run)
     if arguments.table or arguments.what:
         return export_table.run_table(rundir, arguments)
+    refuse_damage(rundir, ("manifest.json", "resolved.yaml"))
     step = chosen_step(rundir, arguments.step)
     targets = _targets(rundir, step, arguments)
     _refuse(rundir, targets)
@@ -242,6 +245,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             scores = benchmarks(rundir.evaluations / target.name)
             text = card(facts, model.member, model.found, scores)
             (folder / "README.md").write_text(text, encoding="utf-8")
+            seal_export(folder, rundir, step)
 
 
 def read_model(
@@ -256,17 +260,14 @@ def read_model(
     import torch
     import torch.distributed.checkpoint as dcp
 
-    from motet.launcher.rank.checkpoint import damage
     from motet.launcher.rank.safe_reader import SafeReader
     from motet.models.config import ModelConfig
     from motet.models.decoder import Decoder
 
     _refuse_guest(rundir)
     folder = rundir.checkpoint(step)
-    manifest = read_json(folder / "manifest.json")
-    complaint = damage(folder, manifest["files"])
-    if complaint:
-        raise UserError(f"checkpoint {folder} is damaged: {complaint}")
+    refuse_damage(rundir, EXPORTED_FROM, step)
+    manifest = read_checkpoint(rundir, step)
     model_config = ModelConfig(**_model_facts(rundir, manifest))
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Decoder(model_config).named_parameters()}

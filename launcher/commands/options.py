@@ -72,6 +72,12 @@ def nodes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def verify(parser: argparse.ArgumentParser) -> None:
+    """Add --verify."""
+    how = "hash every file of the corpora again, not those alone that were written since (full)"
+    parser.add_argument("--verify", choices=("known", "full"), default="known", help=how)
+
+
 def step_of_run(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint of a run."""
     parser.add_argument("--step", type=int, help="checkpoint (default: the last)")

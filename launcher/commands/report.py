@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
@@ -25,18 +26,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Analyse a run and write report.json and report.html."""
+    """Analyse a run and write report.json and report.html; 1 when the run folder is damaged."""
     rundir = common.open_run(arguments.run)
     if arguments.dry_run:
         print(f"# reads  {rundir.metrics}\n#        {rundir.probes}\n#        {rundir.ledger}")
         print(f"# writes {rundir.report_json}\n#        {rundir.report_html}")
         return 0
-    build(rundir, quiet=arguments.json)
+    found = build(rundir, quiet=arguments.json)
     if arguments.json:
-        terminal.print_json(read_json(rundir.report_json))
+        terminal.print_json(found)
     if arguments.wandb:
         mirror(rundir)
-    return 0
+    return 1 if found.get("damaged") else 0
 
 
 def mirror(rundir: RunDir) -> None:
@@ -59,11 +60,13 @@ def mirror(rundir: RunDir) -> None:
     opened.close()
 
 
-def build(rundir: RunDir, quiet: bool = False) -> None:
-    """Make the report, show its summary and say where it is."""
+def build(rundir: RunDir, quiet: bool = False) -> dict[str, Any]:
+    """Make the report, show its summary and say where it is; return it."""
     from motet.launcher import report
 
     path = report.build(rundir)
+    found: dict[str, Any] = read_json(rundir.report_json)
     if not quiet:
-        terminal.console().print(report.terminal_summary(read_json(rundir.report_json)))
+        terminal.console().print(report.terminal_summary(found))
         print(f"\nreport: {path}")
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from motet.core.errors import Problem, UserError, raise_problems
-from motet.core.files import read_json
+from motet.core.files import read_json, read_text
 from motet.launcher.commands import common, options, submit
 from motet.launcher.commands.train import (
     asked_nodes,
@@ -16,8 +17,10 @@ from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.output import terminal
+from motet.launcher.runs.attempts import give_up_damaged, refuse_start_over
 from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.verify import EVIDENCE, TRAINED, inspect, refuse_damage
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +29,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.run_folder(parser)
     options.settings(parser, "see docs/reference.md")
     options.nodes(parser)
+    options.verify(parser)
+    anew = "train from step 0 although every checkpoint was damaged"
+    parser.add_argument("--from-start", action="store_true", help=anew)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Go on from the last checkpoint, perhaps on other processes, perhaps for longer."""
     rundir = common.open_run(arguments.run)
+    sound(rundir)
     if read_json(rundir.manifest).get("guest"):
         raise UserError(
             f"{rundir.root} is trained by your own loop; start its script again, with "
@@ -45,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     if submitted:
         ranks = schedulers.of_run(rundir, settings.scheduler).size(settings)[1]
     raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks))
-    text = yaml_with_overrides(rundir.run_yaml.read_text("utf-8"), arguments.settings)
+    text = yaml_with_overrides(read_text(rundir.run_yaml), arguments.settings)
+    if arguments.from_start and not arguments.dry_run:
+        give_up_damaged(rundir)
+    if not arguments.from_start:
+        refuse_start_over(rundir)
     if submitted:
         return submit.resume(rundir, settings, text, dry_run=arguments.dry_run)
     if arguments.dry_run:
@@ -54,12 +65,23 @@ def run(arguments: argparse.Namespace) -> int:
         steps = rundir.checkpoint_steps()
         terminal.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
-    from motet.launcher.launch.local import train, train_together
+    from motet.launcher.launch.local import train, train_together, verify_corpora
 
+    if arguments.verify == "full":
+        verify_corpora(settings, full=True)
     also = schedulers.recorded()
     if nodes.count > 1:
         return train_together(settings, rundir, nodes, yaml_text=text, resume=True, recorded=also)
     return train(settings, rundir, yaml_text=text, resume=True, recorded=also)
+
+
+def sound(rundir: RunDir) -> None:
+    """Refuse a run whose training would not be what was frozen; say what else is damaged, which
+    makes its answers weaker and stops nothing.
+    """
+    refuse_damage(rundir, TRAINED)
+    for one in inspect(rundir, EVIDENCE).damage:
+        print(f"motet: warning: damaged: {one}", file=sys.stderr)
 
 
 def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:

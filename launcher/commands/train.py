@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.dry_run(parser)
     options.run_yaml(parser)
     options.nodes(parser)
+    options.verify(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     text = Path(arguments.run_yaml).read_text(encoding="utf-8")
     text = yaml_with_overrides(text, arguments.settings)
+    if arguments.verify == "full" and not arguments.dry_run:
+        from motet.launcher.launch.local import verify_corpora
+
+        verify_corpora(settings, full=True)
     return start(settings, text, arguments.dry_run, nodes)
 
 

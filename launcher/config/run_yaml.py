@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.files import atomic_write, sealed_text
 from motet.core.hashing import canonical_json
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import Builder, absolute, fields_of, options_of
@@ -148,7 +149,7 @@ def _document(path: Path | str | None, text: str | None) -> Node:
     if text is not None:
         node = parse(text, source)
     else:
-        node = read_file(Path(path)) if path else None
+        node = read_file(Path(path), checked=_is_frozen(path)) if path else None
     if node is None:
         return Map()
     if not isinstance(node, Map):
@@ -327,6 +328,11 @@ def public(settings: RunSettings, *, whole: bool = False) -> dict[str, Any]:
 def resolved_json(settings: RunSettings) -> str:
     """`public` as canonical JSON: sorted keys, no spaces, no NaN."""
     return canonical_json(public(settings))
+
+
+def store(path: Path, settings: RunSettings) -> None:
+    """Write `to_yaml` into a run folder, with its hash: `load` refuses it once it was altered."""
+    atomic_write(path, sealed_text(to_yaml(settings)))
 
 
 def to_yaml(settings: RunSettings) -> str:

@@ -17,10 +17,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from motet.core.errors import Problem, UserError
+from motet.core.files import read_sealed
 
 MOST_NODES = 200_000  # after aliases are unfolded
 MOST_DEPTH = 40
 COMMAND_LINE = "command line"
+SETTINGS_REMEDY = (
+    "put the settings of the newest attempt in its place (attempts/N/resolved.yaml); settings of a "
+    "run are changed by `motet resume RUN a.b.c=value`"
+)
 NULLS = ("", "~", "null", "Null", "NULL")
 _PREFIX = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {
@@ -123,8 +128,14 @@ def parse(text: str, source: str) -> Node | None:
         raise UserError(f"{source}: not valid YAML: {reason}") from None
 
 
-def read_file(path: Path) -> Node | None:
-    """Parse a file; `UserError` names it when it cannot be read."""
+def read_file(path: Path, checked: bool = False) -> Node | None:
+    """Parse a file; `UserError` names it when it cannot be read.
+
+    Args:
+        checked: it was written by us: the hash in its last line must fit.
+    """
+    if checked:
+        return parse(read_sealed(path, SETTINGS_REMEDY)[0], str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

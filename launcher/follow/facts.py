@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
+from motet.core.errors import DamagedFile, UserError
+from motet.core.files import read_fields as core_fields
+from motet.core.files import read_json, read_sealed
 from motet.core.jobs import JOB_ID
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.follow.pace import Pace, read_pace
+from motet.launcher.follow.pace import FEW_BYTES, Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
+from motet.launcher.follow.tails import last_bytes
 from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
+from motet.launcher.runs.metrics import decode_row
 from motet.launcher.runs.rundir import RunDir
 
 FRESH_S = 90.0
@@ -50,6 +54,7 @@ class Facts:
         jobs: what was submitted, newest last (fields of jobs.json).
         scheduler: to which, as the run's setting names it.
         checkpoint: step of the newest checkpoint.
+        damaged: what of the files that were read for this is damaged, in words.
     """
 
     run: RunDir
@@ -71,6 +76,7 @@ class Facts:
     scheduler: str
     checkpoint: int | None
     pace: Pace
+    damaged: tuple[str, ...] = ()
 
     def lives_here(self) -> bool:
         """Return whether a process trains it on this host."""
@@ -126,23 +132,56 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
         scheduler=_scheduler(run) if jobs else DEFAULT_SCHEDULER,
         checkpoint=checkpoints[-1] if checkpoints else None,
         pace=read_pace(run.metrics, moving=reason == "running" and not finished),
+        damaged=tuple(_damaged(run)),
     )
+
+
+def _damaged(run: RunDir) -> Iterator[str]:
+    """Say what of the small files that a run's state is read from is damaged: they are left out
+    everywhere else. Whether the rest is whole, `motet verify` says.
+    """
+    newest = run.attempt(run.latest_attempt()) / "attempt.json"
+    readers: list[tuple[Callable[[Path], Any], Path]] = [
+        (_mapping, run.manifest),
+        (read_sealed, run.resolved_yaml),
+        (lambda _: run.done_step(), run.done),
+        (_mapping, newest),
+        (read_json, run.jobs_json),
+    ]
+    for read, path in readers:
+        try:
+            if path.exists():
+                read(path)
+        except DamagedFile as error:
+            yield f"{path.relative_to(run.root)} {error.what}"
+    # Only the rows that a state is made of: 500 runs are to be shown in a second.
+    tail = last_bytes(run.metrics, FEW_BYTES).split(b"\n")
+    if any(line.endswith(b"}") and decode_row(line) is None for line in tail):
+        yield f"{run.metrics.name} was altered in its last rows"
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping; attempt.json must be of the attempt in whose folder it is."""
+    found = core_fields(path, {})
+    number = found.get("attempt")
+    if path.name == "attempt.json" and number is not None and str(number) != path.parent.name:
+        raise DamagedFile(path, f"is that of attempt {number}", "put each back into its own folder")
+    return found
 
 
 def read_fields(path: Path) -> Fields:
     """Return a JSON object; {} when it is missing, damaged or something else."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _mapping(path)
+    except DamagedFile:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def read_jobs(run: RunDir) -> list[Fields]:
     """Return the submitted jobs of a run, newest last."""
     try:
-        value = json.loads(run.jobs_json.read_bytes())
-    except (OSError, ValueError):
+        value = read_json(run.jobs_json)
+    except DamagedFile:
         return []
     entries = value if isinstance(value, list) else []
     return [e for e in entries if isinstance(e, dict) and JOB_ID.fullmatch(str(e.get("job_id")))]
@@ -215,6 +254,9 @@ def _whole(pattern: re.Pattern[str], text: str) -> int | None:
 def _why(folder: Path) -> str:
     """Return why an attempt failed, in one line; "" when it left no word."""
     told = _text(folder / "error.txt")
+    path = folder / "attempt.json"
+    if path.exists() and not read_fields(path):
+        return f"attempts/{folder.name}/attempt.json is damaged"
     return told.splitlines()[0] if told else _culprit(folder, read_fields(folder / "attempt.json"))
 
 

@@ -50,7 +50,7 @@ class View:
             "name": facts.run.name,
             "state": state.name,
             "why": state.why,
-            "warnings": list(state.warnings),
+            "warnings": [*state.warnings, *(f"damaged: {told}" for told in facts.damaged)],
             "advice": state.advice,
             "guest": facts.guest,
             "parameters": facts.parameters,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from motet.launcher.follow.tails import MOST_BYTES, last_bytes
+from motet.launcher.runs.metrics import decode_row
 
 RECENT_STEPS = 20
 FEW_BYTES, MANY_BYTES = 1 << 13, 1 << 15
@@ -73,13 +73,12 @@ def _size(path: Path) -> int:
 def parse(block: bytes) -> list[Row]:
     """Return the rows of a piece of metrics.jsonl."""
     rows = []
-    for line in block.decode("utf-8", "replace").split("\n"):
+    for line in block.split(b"\n"):
         try:
-            row = json.loads(line)
-            row |= {"kind": str(row["kind"]), "step": int(row["step"]), "time": float(row["time"])}
+            if (row := decode_row(line)) is not None:
+                rows.append(row | {"time": float(row["time"])})
         except (ValueError, KeyError, TypeError):
             continue
-        rows.append(row)
     return rows
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import motet
 from motet.core.errors import UserError
-from motet.core.files import atomic_write, read_json, write_json
+from motet.core.files import atomic_write, write_json
 from motet.experiments.design.frozen import read_definition
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
@@ -33,6 +33,7 @@ from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_manifest, run_sha256
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World
@@ -59,6 +60,7 @@ class Attempt:
             "plan_sha256": plan.sha256,
         }
         self.probes = ProbeSet.of_run(run, settings)
+        self.measured: list[dict[str, Any]] = []
         self.scorer = Scorer(model)
         if settings.data.document_masks:
             self._check_masks()
@@ -74,6 +76,7 @@ class Attempt:
             attempt=self.number,
             start_step=start_step,
             world_size=world.size,
+            run_sha256=run_sha256(read_manifest(run)),
         )
         self.facts = self._facts()
         self._write_facts()
@@ -103,7 +106,7 @@ class Attempt:
                 "environment": recorded_environment(os.environ, recorded()),
             }
             write_json(self.run.attempt(number) / "environment.json", command)
-            atomic_write(self.run.launch_settings(number), run_yaml.to_yaml(self.settings))
+            run_yaml.store(self.run.launch_settings(number), self.settings)
             hashes = (plan.sha256, self.hashes["definition_sha256"])
             size = self.world.size
             segment = open_segment(self.run.ledger, parent, number, self.step, size, hashes)
@@ -125,10 +128,12 @@ class Attempt:
         if self.world.rank == 0:
             segment = self.segment.segment
             sha256 = self.hashes["definition_sha256"]
-            self.probes.write(self.run, self.step, segment, sha256, scores)
+            written = self.probes.write(self.run, self.step, segment, sha256, scores)
             seconds = time.perf_counter() - started
             means = self.probes.means(scores)
-            self.metrics.log("probe", self.step, experiments=means, seconds=seconds)
+            row = {"segment": segment, "sha256": written}
+            self.measured.append({"step": self.step, **row})
+            self.metrics.log("probe", self.step, experiments=means, seconds=seconds, **row)
 
     def done(
         self,
@@ -221,7 +226,10 @@ class Attempt:
         facts = {
             **self.hashes,
             "segment": self.segment.segment,
-            "model": read_json(self.run.manifest)["model"],
+            "model": (manifest := read_manifest(self.run))["model"],
+            "run_sha256": run_sha256(manifest),
+            "probes": self.measured,
+            "metrics": self.metrics.mark(),
             "motet_version": motet.__version__,
         }
         record_checkpoint(self.run, step, folder, facts, self.world)

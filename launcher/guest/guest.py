@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from motet.core.errors import UserError
-from motet.core.files import read_json
 from motet.experiments.stream.stream import Batch
 from motet.launcher.guest.attempt import Attempt
 from motet.launcher.guest.model import device_of, model_facts, model_inputs, takes_label_count
@@ -36,6 +35,7 @@ from motet.launcher.guest.run_folder import (
 from motet.launcher.launch.local import only_one
 from motet.launcher.rank.feed import Feed
 from motet.launcher.runs.manifest import check_frozen, open_stream
+from motet.launcher.runs.seals import read_checkpoint
 from motet.parallel.layout.layout import Layout
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Guest:
         """Return {step: folder} of every checkpoint that was recorded, oldest first."""
         found = {}
         for step in self.run.checkpoint_steps():
-            folder = read_json(self.run.checkpoint(step) / "manifest.json")["folder"]
+            folder = read_checkpoint(self.run, step)["folder"]
             found[step] = None if folder is None else Path(folder)
         return found
 

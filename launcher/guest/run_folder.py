@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 
 from motet.core.errors import Problem, UserError, raise_problems
-from motet.core.files import atomic_write, fsync_folder, read_json, write_json
+from motet.core.files import fsync_folder, write_json
 from motet.core.hashing import sha256_file
-from motet.launcher.config.run_yaml import load, public, to_yaml
+from motet.launcher.config.run_yaml import load, public, store
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.local import prepare_run, verify_corpora
-from motet.launcher.rank.checkpoint import damage
 from motet.launcher.runs.begun import flat, frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import damage, read_checkpoint, read_manifest
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
 # What a guest's loop decides itself: a value here would be recorded and not obeyed.
@@ -134,11 +134,11 @@ def freeze_or_open(
         text = yaml_with_overrides(run_yaml.read_text("utf-8"), overrides)
         prepare_run(settings, run, text, UNKNOWN_MODEL)
         return
-    if not read_json(run.manifest).get("guest"):
+    if not read_manifest(run).get("guest"):
         raise UserError(f"{run.root} was begun by `motet train`; `motet resume` goes on with it")
     before = load(run.resolved_yaml)
     raise_problems(frozen_problems(before, settings))
-    atomic_write(run.resolved_yaml, to_yaml(settings))
+    store(run.resolved_yaml, settings)
     run.done.unlink(missing_ok=True)
 
 
@@ -156,7 +156,7 @@ def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:
             f"{vocabulary_size:,}; enlarge its embedding "
             "(transformers: model.resize_token_embeddings)"
         )
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run)
     if manifest["model"] is None:
         write_json(run.manifest, manifest | dict(facts))
         return
@@ -187,7 +187,7 @@ def parent_segment(run: RunDir, start_step: int, world: World) -> int:
         )
     parent = 0
     if start_step:
-        manifest = read_json(run.checkpoint(start_step) / "manifest.json")
+        manifest = read_checkpoint(run, start_step)
         parent, folder, files = manifest["segment"], manifest["folder"], manifest["saved_files"]
         mine = {name: files[name] for name in sorted(files)[world.rank :: world.size]}
         gone = folder is None or not Path(folder).is_dir()  # moved away: it cannot be compared

@@ -173,7 +173,7 @@ def resubmit(made: Submission, yaml_text: str) -> list[str]:
         )
     made.scheduler.trial(made.script)
     atomic_write(rundir.run_yaml, yaml_text)
-    atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
+    run_yaml.store(rundir.resolved_yaml, settings)
     attempts.settle(rundir, rundir.latest_attempt() + 1)
     return hand_in(made, resumed=True)
 

@@ -18,7 +18,6 @@ import motet
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, write_json
 from motet.core.plugins import is_reference
-from motet.experiments.corpora.corpus import Corpus
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import (
     deepspeed_library_problems,
@@ -41,9 +40,10 @@ from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.described_model import imported_model
 from motet.launcher.runs.families import draws_of, new_family, new_members, refuse_layout
-from motet.launcher.runs.manifest import data_facts, open_corpora
+from motet.launcher.runs.manifest import corpus_problems, data_facts, open_corpora
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import seal_frozen
 from motet.launcher.study import before_training, cautions
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
@@ -170,7 +170,7 @@ def record_launch(
     recorded: Sequence[str] = (),
 ) -> None:
     """Write down what a launch begins with; its settings become the run's once ranks train."""
-    atomic_write(rundir.launch_settings(attempt), run_yaml.to_yaml(settings))
+    run_yaml.store(rundir.launch_settings(attempt), settings)
     write_json(
         rundir.attempt(attempt) / "environment.json",
         {"command": list(command), "environment": recorded_environment(environment, recorded)},
@@ -208,17 +208,14 @@ def check_devices(settings: RunSettings) -> None:
     raise_problems(device_problems(layout.device, layout.processes, gpus))
 
 
-def verify_corpora(settings: RunSettings) -> None:
-    """Check the SHA-256 of every shard, naming each that is missing, cut short or altered."""
-    corpora = open_corpora(settings)
-    if not settings.data.verify:
-        return
-    problems = [problem for corpus in corpora for problem in _verified(corpus)]
-    raise_problems(problems)
-
-
-def _verified(corpus: Corpus) -> list[Any]:
-    return corpus.verify()
+def verify_corpora(settings: RunSettings, full: bool = False) -> None:
+    """Check the SHA-256 of every shard, naming each that is missing, cut short or altered; `full`:
+    also of those whose size and times are as when they were hashed last.
+    """
+    if settings.data.verify:
+        raise_problems(corpus_problems(settings, full=full))
+    else:
+        open_corpora(settings)
 
 
 def prepare_run(
@@ -245,8 +242,9 @@ def prepare_run(
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
         frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)
-        write_json(rundir.manifest, frozen | _plugins(settings, rundir))
-        atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
+        frozen |= _plugins(settings, rundir)
+        write_json(rundir.manifest, frozen | {"frozen_sha256": seal_frozen(rundir)})
+        run_yaml.store(rundir.resolved_yaml, settings)
     except BaseException:
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)

@@ -14,7 +14,6 @@ import torch
 
 import motet
 from motet.core.errors import UserError
-from motet.core.files import read_json
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -32,11 +31,13 @@ from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.wandb_mirror import open_mirror
+from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.families import draws_of, open_family
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint, run_sha256
 from motet.models.config import ModelConfig
 from motet.models.family.base import Family, choices, teacher_update_of
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
@@ -69,7 +70,11 @@ def build_job(
     step.
     """
     _, plan = check_frozen(run, settings)
-    hashes = {"definition_sha256": manifest["definition_sha256"], "plan_sha256": plan.sha256}
+    hashes = {
+        "definition_sha256": manifest["definition_sha256"],
+        "plan_sha256": plan.sha256,
+        "run_sha256": run_sha256(manifest),
+    }
     model, training = ModelConfig(**manifest["model"]), settings.training
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
@@ -135,6 +140,7 @@ def build_job(
     if start.facts is not None:
         job.guard.restore(start.facts["judge"])
         keep_order(job.facts, start.facts)
+        job.measured += start.facts.get("probes", [])
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
     return job, start.step
 
@@ -181,7 +187,7 @@ def _begun_precision(run: RunDir, world: World) -> str | None:
         with contextlib.suppress(
             UserError, KeyError
         ):  # a damaged one is dealt with when it is loaded
-            found = str(read_json(run.checkpoint(step) / "manifest.json")["precision"])
+            found = str(read_checkpoint(run, step)["precision"])
     return tell_all(found, world)
 
 
@@ -234,13 +240,14 @@ def _load_newest(
                 set_aside(run, step)
     if complaints:
         raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
+    refuse_start_over(run)
     return Start()
 
 
 def set_aside(run: RunDir, step: int) -> None:
     """Rename a checkpoint that cannot be used: retention must not count it among the newest."""
     folder = run.checkpoint(step)
-    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+    folder.rename(folder.with_name(f"{folder.name}{DAMAGED}{time.time_ns()}"))
 
 
 def _imported(folder: str) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from torch.distributed import TCPStore
 import motet
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, read_json, write_json
+from motet.core.hashing import sha256_hex
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
@@ -27,9 +28,10 @@ from motet.launcher.rank.stop import StopRequest
 from motet.launcher.runs.attempts import begun, claim, crash_loop
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.families import refuse_layout
-from motet.launcher.runs.manifest import check_frozen
+from motet.launcher.runs.manifest import check_frozen, corpus_problems
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_manifest
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
@@ -79,7 +81,7 @@ def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
     own = run.launch_settings(launch)
     settings = run_yaml.load(own if own.exists() else run.resolved_yaml)
     world_size = int(os.environ["WORLD_SIZE"])
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run)
     model = ModelConfig(**manifest["model"])
     raise_problems(layout_problems(settings, world_size, model))
     layout = settings.layout_for(world_size)
@@ -188,9 +190,7 @@ def _begin(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
     """Say that the attempt trains now (rank 0), from which step and with what; the run has its
     settings from here on.
     """
-    text = run_yaml.to_yaml(job.settings)
-    if text != run.resolved_yaml.read_text(encoding="utf-8"):
-        atomic_write(run.resolved_yaml, text)
+    run_yaml.store(run.resolved_yaml, job.settings)
     if step < job.settings.steps:
         run.done.unlink(missing_ok=True)
     if job.mirror is not None:
@@ -198,7 +198,15 @@ def _begin(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
             job.mirror.log(row)
     size = job.world.size
     _predict(run, job, attempt, step)
-    job.metrics.log("attempt", step, attempt=attempt, start_step=step, world_size=size)
+    job.metrics.log(
+        "attempt",
+        step,
+        attempt=attempt,
+        start_step=step,
+        world_size=size,
+        run_sha256=job.facts["run_sha256"],
+        settings_sha256=sha256_hex(run_yaml.to_yaml(job.settings)),
+    )
     _amend(
         run,
         attempt,
@@ -246,11 +254,15 @@ def _end(run: RunDir, job: TrainingJob, attempt: int, step: int, reason: str) ->
 
 
 def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:
-    """Return the manifest once every rank has found definition, plan and corpora as frozen."""
+    """Return the manifest once every rank has found definition, plan and corpora as frozen; one
+    rank of each machine looks at every token, whoever started it.
+    """
     complaint: str | None = None
     manifest: dict[str, Any] = {}
     try:
         manifest, _ = check_frozen(run, settings)
+        if settings.data.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            raise_problems(corpus_problems(settings, manifest["data"]))
     except UserError as error:
         complaint = str(error)
     told = first_complaint(complaint, world)

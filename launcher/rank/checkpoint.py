@@ -24,6 +24,7 @@ from motet.core.files import fsync_folder, read_json, write_json
 from motet.core.hashing import sha256_file
 from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import damage, read_checkpoint
 from motet.parallel.runtime.mesh import World, first_complaint
 
 HASHES_WAIT_S = 600.0
@@ -158,11 +159,16 @@ class Checkpoints:
             UserError: a file is missing, altered or refused; every rank raises it.
         """
         folder = self.run.checkpoint(step)
-        complaint = first_complaint(self._damage(folder), self.world)
+        complaint = first_complaint(self._damage(step), self.world)
         if complaint:
             raise UserError(f"checkpoint {folder} is damaged: {complaint}")
-        manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        foreign = [key for key, value in (expected or {}).items() if manifest.get(key) != value]
+        manifest = read_checkpoint(self.run, step, {"files": dict})
+        missing = {"run_sha256"}  # in none of before hashes were kept
+        foreign = [
+            key
+            for key, value in (expected or {}).items()
+            if manifest.get(key, value if key in missing else None) != value
+        ]
         if told := first_complaint(", ".join(foreign) or None, self.world):
             raise UserError(f"checkpoint {folder} is not of this run: it differs in {told}")
         dcp.load(
@@ -172,28 +178,16 @@ class Checkpoints:
         )
         return manifest
 
-    def _damage(self, folder: Path) -> str | None:
+    def _damage(self, step: int) -> str | None:
         """Return what is wrong with this rank's share of a checkpoint's files."""
+        folder = self.run.checkpoint(step)
         try:
-            files = read_json(folder / "manifest.json")["files"]
+            files = read_checkpoint(self.run, step, {"files": dict})["files"]
             SafeReader(folder).read_metadata()
         except (UserError, KeyError) as error:
             return str(error)
         mine = sorted(files)[self.world.rank :: self.world.size]
         return damage(folder, {name: files[name] for name in mine})
-
-
-def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the first file that is missing, cut short or altered, in words, or None."""
-    for name, facts in files.items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {facts['bytes']:,}"
-        if sha256_file(path) != facts["sha256"]:
-            return f"{name} was altered: its SHA-256 is not the one in manifest.json"
-    return None
 
 
 def kept_out(steps: list[int], keep: int, keep_every_steps: int) -> list[int]:

@@ -72,6 +72,8 @@ class TrainingJob:
     members: dict[str, Member] = field(default_factory=dict)
     draw_check: DrawCheck | None = None
     evaluation: MemberEvaluation | None = None
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from motet.experiments.scoring.store import probe_path, read_probe
+from motet.core.errors import DamagedFile
+from motet.core.hashing import sha256_file
+from motet.experiments.scoring.store import probe_path, read_probe, set_aside
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.job import StepDone, TrainingJob
@@ -97,7 +100,13 @@ def checkpoint_due(job: TrainingJob, step: int) -> bool:
 def save(job: TrainingJob, step: int) -> None:
     """Save in the background; the ledger is on disk before the checkpoint is published."""
     started = time.perf_counter()
-    facts = {**job.facts, "segment": job.segment.segment, "judge": job.guard.state()}
+    facts = {
+        **job.facts,
+        "segment": job.segment.segment,
+        "judge": job.guard.state(),
+        "probes": list(job.measured),
+        "metrics": job.metrics.mark(),
+    }
     job.checkpoints.save(step, job.engine.tensors(), facts, job.ledger.sync)
     job.seconds["checkpoint"] = time.perf_counter() - started
     job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
@@ -133,10 +142,26 @@ def probed_before(job: TrainingJob, step: int) -> bool:
     path = probe_path(job.run.probes, step)
     done = False
     if job.world.rank == 0 and path.exists():
-        names = set(job.probes.names(step))
-        found = [read_probe(path, member) for member in (None, *job.members)]
-        done = all(f["segment"] == job.segment.parent and set(s) >= names for f, s in found)
+        done = _holds(job, path, set(job.probes.names(step)))
     return tell_all(done, job.world)
+
+
+def _holds(job: TrainingJob, path: Path, names: set[str]) -> bool:
+    """Return whether a probe file has what is due. A damaged one has not: it is kept under another
+    name, and what it held is measured again, on the same weights.
+    """
+    start, parent = job.segment.start_step, job.segment.parent
+    known = {
+        one["sha256"] for one in job.measured if (one["step"], one["segment"]) == (start, parent)
+    }
+    try:
+        if known and sha256_file(path) not in known:
+            set_aside(path)
+            return False
+        found = [read_probe(path, member) for member in (None, *job.members)]
+    except DamagedFile:  # `keep_aside` takes it out of the way
+        return False
+    return all(f["segment"] == parent and set(s) >= names for f, s in found)
 
 
 def bad_step(job: TrainingJob, step: int) -> None:

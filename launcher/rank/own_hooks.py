@@ -51,11 +51,13 @@ class Probes(OwnHook):
                 context.facts["members"] = means
             if job.world.rank == 0:
                 segment = job.segment
-                job.probes.write(
+                sha256 = job.probes.write(
                     job.run, step, segment.segment, segment.definition_sha256, scores, members
                 )
+                row = {"segment": segment.segment, "sha256": sha256}
+                job.measured.append({"step": step, **row})
                 seconds = time.perf_counter() - started
-                job.metrics.log("probe", step, **context.facts, seconds=seconds)
+                job.metrics.log("probe", step, **context.facts, seconds=seconds, **row)
                 self._tell_failures(step)
                 self._tell_saturation(step, context.facts["experiments"])
             job.seconds["probe"] = time.perf_counter() - started

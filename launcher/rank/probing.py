@@ -205,6 +205,8 @@ class ProbeSet:
         definition_sha256: str,
         scores: Mapping[str, ItemScores],
         members: Mapping[str, Mapping[str, ItemScores]] | None = None,
-    ) -> None:
-        """Write the scores of the whole model, and those of other members by name (rank 0)."""
-        write_probe(run.probes, step, segment, definition_sha256, scores, members)
+    ) -> str:
+        """Write the scores of the whole model, and those of other members by name (rank 0); return
+        the SHA-256 of the file.
+        """
+        return write_probe(run.probes, step, segment, definition_sha256, scores, members)

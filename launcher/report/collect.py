@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.core.files import read_json
 from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
-from motet.launcher.report.words import finite
+from motet.launcher.report.words import finite, plain
+from motet.launcher.runs.attempts import facts_of
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
+from motet.launcher.runs.seals import read_manifest
+from motet.launcher.runs.verify import JUDGED, Findings, inspect
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
@@ -41,6 +43,8 @@ NO_COMPLIANCE: dict[str, Any] = {
     "ledger_ok": None,
     "problems": [],
 }
+Analysed = tuple[Any, Mapping[str, Any] | None, list[str]]
+NOTHING: Analysed = (None, None, [])
 HASHES = ("definition_sha256", "plan_sha256", "lock_sha256")
 
 
@@ -49,7 +53,8 @@ class Sources:
     """What a report is made of. Only the manifest must be there.
 
     Attributes:
-        manifest: `manifest.json`.
+        manifest: `manifest.json`, {} when it is damaged.
+        damaged: what of the run folder is damaged, in words.
         rows: of `metrics.jsonl`, superseded steps left out.
         attempts: each `attempt.json`, in order.
         config_yaml: the configuration as text, without secrets.
@@ -69,6 +74,7 @@ class Sources:
     answers: Mapping[str, Any] | None = None
     problems: Sequence[str] = field(default_factory=tuple)
     prediction: str = ""
+    damaged: Sequence[str] = field(default_factory=tuple)
 
 
 def assemble(sources: Sources) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def assemble(sources: Sources) -> dict[str, Any]:
     return plain(
         {
             "version": VERSION,
-            "first_line": first_line(study),
+            "first_line": first_line(study, sources.damaged, sources.problems),
+            "damaged": list(sources.damaged),
             "standing": standing(study),
             "run": run_facts(sources),
             "answers": {**NO_ANSWERS, **(sources.answers or {})},
@@ -312,36 +319,21 @@ def per_experiment(measured: Any) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """A copy as plain JSON: NumPy becomes Python, NaN becomes null, lone surrogates become `?`."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {clean_text(str(name)): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return finite(value)
-    if value is None or isinstance(value, bool | int):
-        return value
-    return clean_text(str(value))
-
-
-def clean_text(text: str) -> str:
-    """Text that UTF-8 can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def collect(rundir: RunDir) -> Sources:
-    """Read a run folder and analyse it. What is missing is left out and named in `problems`.
+    """Read a run folder and analyse it. What is missing is left out and named in `problems`, what
+    is damaged in `damaged`.
 
     Raises:
-        UserError: the manifest cannot be read.
+        UserError: there is no manifest, so it is no run.
     """
-    manifest = read_json(rundir.manifest)
-    study, answers, problems = analysed(rundir.root) if has_study(rundir) else (None, None, [])
+    if not rundir.manifest.exists():
+        read_manifest(rundir)  # says what is missing: without it this is no run
+    found = inspect(rundir, JUDGED)
+    damaged = [str(one) for one in found.damage]
+    study, answers, problems = analysed(rundir.root, found) if has_study(rundir) else NOTHING
     return Sources(
-        manifest=manifest,
+        manifest=found.manifest,
+        damaged=damaged,
         rows=read_metrics(rundir.metrics),
         attempts=read_attempts(rundir),
         config_yaml=read_text(rundir.resolved_yaml) or read_text(rundir.run_yaml),
@@ -349,7 +341,7 @@ def collect(rundir: RunDir) -> Sources:
         study=study,
         answers=answers,
         problems=problems,
-        prediction=predicted(rundir),
+        prediction="" if damaged else predicted(rundir),
     )
 
 
@@ -363,23 +355,30 @@ def predicted(rundir: RunDir) -> str:
 
 def has_study(rundir: RunDir) -> bool:
     """Whether the run was frozen with experiments."""
-    return (rundir.plan / "definition.json").exists()
+    # By the folders: a definition that was lost makes no run without experiments.
+    return rundir.plan.is_dir() or any(rundir.ledger.glob("segment-*"))
 
 
-def analysed(root: Path) -> tuple[Any, Mapping[str, Any] | None, list[str]]:
+def analysed(root: Path, found: Findings) -> Analysed:
     """Measurements, answers, and why there are none, as far as the run has come. The first
     judgement is recorded in the run folder.
+
+    Args:
+        found: what of it is damaged: then nothing that reading brings about is a fault of ours.
     """
     from motet.core.errors import UserError
     from motet.core.plugins import PluginError
     from motet.launcher.study.judgement import judged
 
+    spoils = found.spoils
     try:
-        study, answers = judged(root, record=True)
-    except PluginError:
-        raise  # a class that is missing or changed: no report can be made of it; one that fails on
-        # true scores is an experiment without an answer
-    except (UserError, FileNotFoundError) as error:
+        study, answers = judged(root, record=not spoils, damaged=spoils)
+    except Exception as error:
+        if found.damage:
+            return None, None, []
+        if isinstance(error, PluginError) or not isinstance(error, UserError | FileNotFoundError):
+            raise  # a class that is missing or changed: no report can be made of it; one that fails
+            # on true scores is an experiment without an answer
         return None, None, [f"the experiments cannot be read yet: {error}"]
     return study, answers, study.unanswered if answers else []
 
@@ -388,7 +387,8 @@ def read_attempts(rundir: RunDir) -> list[dict[str, Any]]:
     """Every `attempt.json`, in order; an attempt without one is left out."""
     numbers = range(1, rundir.latest_attempt() + 1)
     paths = [rundir.attempt(number) / "attempt.json" for number in numbers]
-    return [read_json(path) for path in paths if path.exists()]
+    found = (facts_of(path.parent) for path in paths if path.exists())
+    return [facts for facts in found if facts]
 
 
 def read_text(path: Path) -> str:

@@ -309,3 +309,23 @@ def corpora(data: Sequence[Mapping[str, Any]]) -> str:
     if len(names) == 1:
         return f" of the corpus {names[0]}"
     return f" of {len(names)} corpora ({', '.join(names)})"
+
+
+def plain(value: Any) -> Any:
+    """A copy as plain JSON: NumPy becomes Python, NaN becomes null, lone surrogates become `?`."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {clean_text(str(name)): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return finite(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    return clean_text(str(value))
+
+
+def clean_text(text: str) -> str:
+    """Text that UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

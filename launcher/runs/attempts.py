@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
-from motet.core.files import read_json, write_json
+from motet.core.errors import DamagedFile, UserError
+from motet.core.files import read_fields, write_json
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.rundir import RunDir
 
 CRASHES_IN_A_ROW = 2
+DAMAGED = ".damaged-"
+"""In the name of a checkpoint that could not be used, and was set aside."""
 STOP_MARKER = "stop"
 """File of an attempt that was asked to stop before it trained."""
 
@@ -24,10 +26,10 @@ STOP_MARKER = "stop"
 def facts_of(folder: Path) -> dict[str, Any]:
     """Return attempt.json, {} when it is missing or damaged."""
     try:
-        found = read_json(folder / "attempt.json")
-    except UserError:
+        found = read_fields(folder / "attempt.json", {})
+    except DamagedFile:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if str(found.get("attempt", folder.name)) == folder.name else {}
 
 
 def begun(run: RunDir, number: int) -> bool:
@@ -114,6 +116,31 @@ def refusal(run: RunDir, launch: int) -> Path | None:
     return next((path for path in files if path.exists()), None)
 
 
+def refuse_start_over(run: RunDir) -> None:
+    """Refuse to train from step 0 a run whose checkpoints were all found damaged.
+
+    Raises:
+        UserError: what to type when that is what is wanted.
+    """
+    lost = [path.name for path in run.checkpoints.glob(f"step-*{DAMAGED}*")]
+    if not lost or run.checkpoint_steps():
+        return
+    names = ", ".join(sorted(lost))
+    raise UserError(
+        f"every checkpoint of {run.root} was damaged and is set aside ({names} in checkpoints/); "
+        "restore one under its own name, or train from step 0 anew: "
+        f"motet resume {run.root} --from-start"
+    )
+
+
+def give_up_damaged(run: RunDir) -> None:
+    """Let a run start over although its checkpoints were damaged; they are kept, under names that
+    speak of it.
+    """
+    for path in run.checkpoints.glob(f"step-*{DAMAGED}*"):
+        path.rename(path.with_name(path.name.replace(DAMAGED, ".given-up-")))
+
+
 def newest_step(run: RunDir) -> int:
     """Return the step that an attempt would start from now."""
     return (run.checkpoint_steps() or [0])[-1]
@@ -135,7 +162,7 @@ def crash_loop(run: RunDir, since: int = 1, before: int | None = None) -> str | 
     stuck = [f for f in found if f.get("reason") == "crashed" and f.get("start_step") == step]
     if len(stuck) < CRASHES_IN_A_ROW:
         return None
-    names = " and ".join(str(facts["attempt"]) for facts in stuck)
+    names = " and ".join(str(facts.get("attempt", "?")) for facts in stuck)
     why = stuck[-1].get("culprit") or "its ranks left no word of why"
     return (
         f"attempts {names} both started from step {step:,} and crashed before the next checkpoint, "

@@ -81,6 +81,24 @@ def frozen_problems(before: RunSettings, after: RunSettings) -> list[Problem]:
     ] + (shorter if after.steps < before.steps else [])
 
 
+def unlike_frozen(manifest: Mapping[str, Any], settings: RunSettings) -> list[Problem]:
+    """What may not change in a run, against the copy of its settings that was frozen with it.
+
+    Settings that this version knows and that one did not are compared with their default.
+    """
+    if not manifest.get("config"):
+        return []
+    defaults = flat(run_yaml.public(RunSettings(), whole=True))
+    frozen, now = flat(manifest["config"]), flat(run_yaml.public(settings, whole=True))
+    return [
+        Problem(path, f"is {cell(now.get(path))} and was {cell(then)}")
+        for path in sorted(frozen.keys() | now.keys())
+        if (then := frozen.get(path, defaults.get(path))) != now.get(path, defaults.get(path))
+        and path not in ("runs", "base")
+        and not any(re.fullmatch(pattern, path) for pattern in RESUMABLE)
+    ]
+
+
 def refuse_existing(settings: RunSettings, rundir: RunDir) -> None:
     """Never train over another run: `UserError` that says what is there and what would work."""
     if not rundir.resolved_yaml.exists():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import Problem, UserError, raise_problems, suggest
-from motet.core.files import read_json
+from motet.core.errors import DamagedFile, Problem, UserError, raise_problems, suggest
 from motet.core.plugins import (
     MISTAKES,
     PluginError,
@@ -19,6 +19,7 @@ from motet.core.plugins import (
 )
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint
 from motet.models.config import ModelConfig
 from motet.models.family.base import (
     WHOLE,
@@ -126,11 +127,11 @@ def draws_of(
 
 def draws_begun(run: RunDir) -> int | None:
     """Return in how many shares of a step a begun run draws; None before its first checkpoint."""
-    steps = run.checkpoint_steps()
-    if not steps:
-        return None
-    found = read_json(run.checkpoint(steps[-1]) / "manifest.json").get("draws")
-    return None if found is None else int(found)
+    for step in reversed(run.checkpoint_steps()):
+        with contextlib.suppress(DamagedFile):  # dealt with when it is loaded
+            found = read_checkpoint(run, step).get("draws")
+            return None if found is None else int(found)
+    return None
 
 
 def open_family(

@@ -4,11 +4,11 @@ trains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
-from motet.core.files import read_json
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.hashing import sha256_file
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.frozen import check_kinds, read_definition
@@ -16,7 +16,9 @@ from motet.experiments.library.kinds import Library
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.begun import unlike_frozen
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import altered_files, read_frozen, read_manifest
 
 
 def open_corpora(settings: RunSettings) -> list[Corpus]:
@@ -59,6 +61,24 @@ def open_stream(settings: RunSettings, plan: ExposurePlan | None = None) -> Stre
     )
 
 
+def corpus_problems(
+    settings: RunSettings, frozen: Mapping[str, Any] | None = None, full: bool = False
+) -> list[Problem]:
+    """Return what is wrong with the corpora of a run: each file that is missing, cut short or
+    altered, and corpora that are not the frozen ones.
+
+    Args:
+        frozen: `data` of the manifest; None compares with nothing.
+        full: hash every file, also where its content, size and time are known.
+    """
+    found = [
+        problem for corpus in open_corpora(settings) for problem in corpus.verify(known=not full)
+    ]
+    if frozen and not found and (now := data_facts(settings)) != frozen:
+        found.append(Problem("data", f"is not that of the run: {_first_difference(now, frozen)}"))
+    return found
+
+
 def data_facts(settings: RunSettings) -> dict[str, Any]:
     """Return what identifies the data of a run."""
     return {
@@ -78,7 +98,8 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Ex
     Raises:
         UserError: one of them is missing or altered.
     """
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run)
+    raise_problems(unlike_frozen(manifest, settings))
     _, sha256 = read_definition(run.plan)
     if sha256 != manifest["definition_sha256"]:
         raise UserError(
@@ -88,6 +109,8 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Ex
             "question"
         )
     check_kinds(run.plan, Library(run.plugins))
+    for name, what in altered_files(run.root, read_frozen(run, manifest) or {}):
+        raise UserError(f"{run.root / name} {what}; restore it from a copy")
     plan = ExposurePlan(run.plan / "exposures.plan")
     plan.verify(manifest["plan_sha256"])
     now, then = data_facts(settings), manifest["data"]
@@ -99,7 +122,7 @@ def check_frozen(run: RunDir, settings: RunSettings) -> tuple[dict[str, Any], Ex
     return manifest, plan
 
 
-def _first_difference(now: dict[str, Any], then: dict[str, Any]) -> str:
+def _first_difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     for key in then:
         if now.get(key) != then[key]:
             return f"{key} is {now.get(key)!r} and was {then[key]!r}"

@@ -5,6 +5,8 @@ appended with one `os.write`, so a kill leaves whole lines and at most one torn 
 writer closes and every reader skips. A background thread makes lines durable (`fdatasync`) about
 once a second; the step waits for neither.
 
+A row ends with the CRC-32 of what is before it, so that one altered digit is seen.
+
 Rows share `kind`, `step` (optimizer updates completed) and `time` (Unix seconds). A resumed or
 rolled back
 run repeats steps: the row `{"kind": "attempt", "start_step": S}` tells readers to forget steps
@@ -14,11 +16,13 @@ after S.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +35,8 @@ SYNC_INTERVAL_S = 1.0
 UNSURE_S = 300.0
 """How long a row may take to reach Weights & Biases, or the disk in its offline file."""
 Row = dict[str, Any]
+_CHECK = b',"crc32":"'
+_CHECK_BYTES = len(_CHECK) + 8 + len(b'"}')
 
 
 class Tracker(Protocol):
@@ -66,6 +72,7 @@ class MetricsWriter:
         if rank != 0:
             return
         self._file = _open_for_append(rundir.metrics)
+        self._digest, self._bytes = _digest_of(rundir.metrics)
         self._dirty = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sync_often, name="metrics-sync", daemon=True)
@@ -90,10 +97,19 @@ class MetricsWriter:
         if kind == "step" and step % self._log_every and not fields.get("skipped"):
             return
         row: Row = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **fields}
-        _write_all(self._file, encode_row(row))
+        line = encode_row(row)
+        _write_all(self._file, line)
+        self._digest.update(line)
+        self._bytes += len(line)
         self._dirty.set()
         if self._mirror is not None:
             self._mirror.log(row)
+
+    def mark(self) -> dict[str, Any]:
+        """Return length and SHA-256 of all rows so far, by which a checkpoint vouches for them."""
+        if self._file is None:
+            return {}
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
         """Return when every row is on the disk. Raises the `OSError` of an earlier failed sync."""
@@ -142,7 +158,49 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
         clean = _finite(json.loads(json.dumps(row, default=_plain)), "", nonfinite)
         clean["nonfinite"] = nonfinite
         text = json.dumps(clean, allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
+    body = text.encode()
+    return body[:-1] + _CHECK + b'%08x"}\n' % zlib.crc32(body)
+
+
+def decode_row(line: bytes) -> Row | None:
+    """Return the row of one line without its checksum; None when it is torn or altered. Rows of
+    before there were checksums are taken as they are.
+    """
+    body, line = line, line.rstrip(b"\r\n")
+    if line[-_CHECK_BYTES:].startswith(_CHECK):
+        body, kept = line[:-_CHECK_BYTES] + b"}", line[-10:-2]
+        if kept != b"%08x" % zlib.crc32(body):
+            return None
+    try:
+        row = json.loads(body)
+        row["kind"], row["step"] = str(row["kind"]), int(row["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dict(row)
+
+
+def all_rows(path: Path) -> list[Row]:
+    """Every row that was written whole, also those of steps that were trained again."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [row for line in lines if (row := decode_row(line)) is not None]
+
+
+def altered_lines(path: Path) -> list[int]:
+    """Return the numbers of the lines, from 1, that are whole and no rows: altered since they were
+    written. One that a killed writer left torn has no end, and is none of them.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [
+        number
+        for number, line in enumerate(lines, start=1)
+        if line.endswith(b"}") and decode_row(line) is None
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -174,6 +232,16 @@ def _open_for_append(path: Path) -> int:
     if size and os.pread(file, 1, size - 1) != b"\n":
         _write_all(file, b"\n")
     return file
+
+
+def _digest_of(path: Path) -> tuple[Any, int]:
+    """Return the running SHA-256 of a file, and its size."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return digest, size
 
 
 def _write_all(file: int, line: bytes) -> None:
@@ -208,12 +276,11 @@ class MetricsReader:
     def _add(self, line: bytes) -> None:
         if not line.strip():
             return
-        try:
-            row = json.loads(line)
-            kind, step = row["kind"], int(row["step"])
-        except (ValueError, KeyError, TypeError):
+        row = decode_row(line)
+        if row is None:
             self.damaged_lines += 1
             return
+        kind, step = str(row["kind"]), int(row["step"])
         if kind == "attempt":
             self._forget_after(int(row.get("start_step", step)))
         elif kind in ("step", "probe"):

@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from motet.core.errors import UserError
-from motet.core.files import PRIVATE_UMASK
+from motet.core.errors import DamagedFile, UserError
+from motet.core.files import PRIVATE_UMASK, read_text
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
@@ -56,6 +56,11 @@ class RunDir:
     def manifest(self) -> Path:
         """The frozen facts of the run as JSON: sizes, hashes, corpora."""
         return self.root / "manifest.json"
+
+    @property
+    def frozen_json(self) -> Path:
+        """Hash of every file of plan and code, as they were frozen."""
+        return self.root / "frozen.json"
 
     @property
     def plan(self) -> Path:
@@ -128,8 +133,19 @@ class RunDir:
         return self.root / "DONE"
 
     def finished(self, steps: int) -> bool:
-        """Return whether the run has reached its last step, `steps`."""
-        return self.done.exists() and int(self.done.read_text() or 0) >= steps
+        """Return whether the run has reached its last step, `steps`.
+
+        Raises:
+            DamagedFile: its DONE marker names no step.
+        """
+        return self.done.exists() and self.done_step() >= steps
+
+    def done_step(self) -> int:
+        """Return the step that the DONE marker names."""
+        text = read_text(self.done).strip()
+        if text and not text.isdecimal():
+            raise DamagedFile(self.done, f"names no step: {text[:20]!r}", "delete it, and resume")
+        return int(text or 0)
 
     @property
     def lock(self) -> Path:

@@ -32,6 +32,8 @@ from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint
+from motet.launcher.runs.verify import AUDITED, inspect
 from motet.launcher.study import cautions
 from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.deviations import altered, changed_settings, other_judging
@@ -98,7 +100,7 @@ def newest_checkpoint(run: RunDir) -> tuple[int, int]:
     steps = run.checkpoint_steps()
     if not steps:
         raise UserError(f"{run.root} has no checkpoint yet; there is nothing to report on or audit")
-    manifest = read_json(run.checkpoint(steps[-1]) / "manifest.json")
+    manifest = read_checkpoint(run, steps[-1])
     return int(manifest["step"]), int(manifest["segment"])
 
 
@@ -124,23 +126,30 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
     the final weights.
     """
     run = RunDir.open(root)
+    found = inspect(run, AUDITED)
+    if found.damage:
+        return AuditResult(False, [*(f"PROBLEM: {one}" for one in found.damage), "AUDIT FAILED"])
     settings = run_yaml.load(run.resolved_yaml)
     plan = ExposurePlan(run.plan / "exposures.plan")
-    plan.verify(read_json(run.manifest)["plan_sha256"])
     check_kinds(run.plan, Library(run.plugins))
     compliance = audit(run, settings, plan, replay)
     return AuditResult(compliance.ok, audit_lines(compliance))
 
 
-def load_measured(root: Path) -> StudyResult:
-    """Read everything that the report of a run needs."""
+def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
+    """Read everything that the report of a run needs.
+
+    Args:
+        damaged: what is known to be damaged, in words: no verdict is given on it.
+    """
     run = RunDir.open(root)
     settings = run_yaml.load(run.resolved_yaml)
     manifest = read_json(run.manifest)
     definition, sha256 = read_definition(run.plan)
     plan = ExposurePlan(run.plan / "exposures.plan")
     questions = read_questions(run.plan, Library(run.plugins))
-    spoiled = altered(run, sha256) + other_judging(run, definition, questions)
+    spoiled = altered(run, sha256)
+    spoiled += other_judging(run, definition, questions)
     if plan.sha256 != manifest["plan_sha256"]:
         spoiled.append("the plan file is not the one that was frozen")
     compliance = audit(run, settings, plan, replay=False)
@@ -155,7 +164,7 @@ def load_measured(root: Path) -> StudyResult:
         spoiled += moved
     else:
         measured = reader.measured(newest, compliance)
-    where = standing(ends, step, newest, spoiled, settings.steps)
+    where = standing(ends, step, newest, [*damaged, *spoiled], settings.steps)
     if where.beyond:
         later = [
             one

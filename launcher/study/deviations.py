@@ -14,6 +14,7 @@ from motet.experiments.library.kinds import Library
 from motet.experiments.stream.ledger import read_segments
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint
 from motet.launcher.study.before_training import specs_of
 
 
@@ -23,7 +24,7 @@ def altered(run: RunDir, sha256: str) -> list[str]:
     for segment in read_segments(run.ledger):
         keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
     for step in run.checkpoint_steps():
-        manifest = read_json(run.checkpoint(step) / "manifest.json")
+        manifest = read_checkpoint(run, step)
         keepers[f"the checkpoint after step {step:,}"] = manifest["definition_sha256"]
     differing = [keeper for keeper, kept in keepers.items() if kept != sha256]
     if not differing:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
-from motet.core.files import atomic_write, read_json
-from motet.core.hashing import canonical_json, sha256_hex
+from motet.core.errors import DamagedFile
+from motet.core.files import read_fields, write_json
+from motet.core.hashing import canonical_json
 from motet.experiments.analysis.analyze import analyze
 from motet.experiments.analysis.standing import (
     add_exploratory,
@@ -26,6 +26,7 @@ from motet.experiments.analysis.standing import (
     without_verdicts,
 )
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.verify import JUDGED, inspect
 from motet.launcher.study.after_training import StudyResult, load_measured
 
 Answers = dict[str, Any]
@@ -47,7 +48,7 @@ KEPT = (
 
 
 def judged(
-    root: Path, details: bool = True, record: bool = False
+    root: Path, details: bool = True, record: bool = False, damaged: Sequence[str] | None = None
 ) -> tuple[StudyResult, Answers | None]:
     """Return what was measured in a run, and its answers with the verdicts that stand; no answers
     where nothing was measured.
@@ -55,12 +56,15 @@ def judged(
     Args:
         root: the run folder.
         details: False leaves out effects per arm and curves.
+        damaged: what is known to be damaged, in words; None looks.
         record: keep the judgement in the run folder, when it is the first.
 
     Raises:
         UserError: nothing can be reported on yet, or a file is damaged.
     """
-    study = load_measured(root)
+    if damaged is None:
+        damaged = inspect(RunDir.open(root), JUDGED).spoils
+    study = load_measured(root, damaged)
     if not study.measured:
         return study, None
     run = RunDir.open(root)
@@ -129,12 +133,8 @@ def read_record(run: RunDir, study: StudyResult) -> tuple[dict[str, Any] | None,
     if not run.judgement.exists():
         return None, []
     try:
-        content = dict(read_json(run.judgement))
-        sha256 = content.pop("sha256")
-        whole = sha256 == sha256_hex(canonical_json(content))
-    except (UserError, KeyError, TypeError, ValueError):
-        content, whole = {}, False
-    if not whole:
+        content = read_fields(run.judgement, {})
+    except DamagedFile:
         return None, [f"{run.judgement.name} was altered, so the judgement of then is unknown."]
     if not _is_record(content):
         return None, [
@@ -177,9 +177,8 @@ def write_record(run: RunDir, study: StudyResult, answers: Answers) -> None:
             }
         )
     )
-    text = json.dumps(kept | {"sha256": sha256_hex(canonical_json(kept))}, indent=1)
     part = run.judgement.with_name(f".{run.judgement.name}.{os.getpid()}")
-    atomic_write(part, text)
+    write_json(part, kept)
     try:
         os.link(part, run.judgement)
     except FileExistsError:

@@ -29,7 +29,9 @@ from motet.launcher.launch.local import prepare_run
 from motet.launcher.rank.probing import due_steps
 from motet.launcher.report.collect import assemble, collect
 from motet.launcher.runs.manifest import open_stream
+from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import hash_of, read_manifest, run_sha256
 
 STEPS = 40
 RUN_YAML = """
@@ -57,8 +59,12 @@ def gain(name: str, step: int) -> float:
 
 class InventedRun:
     """One run folder, and its training in as many launches as a test wants. `facts` of the model
-    may name members, who score as the whole model does.
+    may name members, who score as the whole model does. `logs`: it writes metrics.jsonl and
+    attempt.json too, and a checkpoint has the files that `weights` writes into its folder.
     """
+
+    logs = False
+    weights: Callable[[Path], None] | None = None
 
     def __init__(
         self,
@@ -91,9 +97,8 @@ class InventedRun:
         """Go on from the checkpoint at `start` up to step `until`."""
         settings = run_yaml.load(self.run.resolved_yaml, overrides)
         number = self.run.next_attempt()
-        text = run_yaml.to_yaml(settings)
-        atomic_write(self.run.launch_settings(number), text)
-        atomic_write(self.run.resolved_yaml, text)
+        run_yaml.store(self.run.launch_settings(number), settings)
+        run_yaml.store(self.run.resolved_yaml, settings)
         definition, sha256 = read_definition(self.run.plan)
         parent = 0
         if start:
@@ -108,6 +113,9 @@ class InventedRun:
         frozen = {e["spec"]["name"]: e["probe_steps"] for e in definition["experiments"]}
         total = definition["steps_total"]
         due = due_steps(frozen, self.questions, total, settings.steps)
+        metrics = MetricsWriter(self.run, rank=0 if self.logs else 1)
+        metrics.log("attempt", start, attempt=number, start_step=start)
+        measured: list[dict[str, Any]] = []
         for step in range(start, until + 1):
             names = [name for name, steps in due.items() if step in steps]
             if names and (step > start or not parent):
@@ -116,20 +124,44 @@ class InventedRun:
                     member: {name: self.scores(name, step, gained) for name in names}
                     for member in self.members
                 }
-                write_probe(self.run.probes, step, segment.segment, sha256, scores, others)
+                written = write_probe(
+                    self.run.probes, step, segment.segment, sha256, scores, others
+                )
+                row = {"segment": segment.segment, "sha256": written}
+                measured.append({"step": step, **row})
+                metrics.log("probe", step, **row)
             if step < until:
                 first, count = batches.slots_before(step), batches.sequences(step)
                 batch = stream.batch(first, count)
                 ids = batch.exposure_ids
                 ledger.append(Record(step, first, count, batch.digest(), True, ids))
+                metrics.log("step", step + 1, loss=5.0 - step / 100, tokens=first * 128)
         ledger.close()
         if save:
             folder = self.run.checkpoint(until)
             folder.mkdir(parents=True, exist_ok=True)
             facts = {"step": until, "segment": segment.segment, "definition_sha256": sha256}
+            facts["plan_sha256"] = self.plan.sha256
+            facts["run_sha256"] = run_sha256(read_manifest(self.run))
+            if self.weights is not None:
+                self.weights(folder)
+                facts["files"] = {path.name: hash_of(path) for path in folder.iterdir()}
+            if self.logs:
+                facts |= {"probes": measured, "metrics": metrics.mark()}
             write_json(folder / "manifest.json", facts)
+        self._ends(number, until, metrics, finished=until >= settings.steps)
         if until >= settings.steps:
             atomic_write(self.run.done, f"{until}\n")
+
+    def _ends(self, number: int, step: int, metrics: MetricsWriter, finished: bool) -> None:
+        """Write down how an attempt ended, as rank 0 does."""
+        reason = "finished" if finished else "stopped"
+        metrics.log("event", step, event=reason)
+        metrics.close()
+        if self.logs:
+            facts = {"attempt": number, "start_step": 0, "end_step": step, "reason": reason}
+            facts |= {"started": 1.0, "ended": 2.0, "world_size": 1, "segment": number}
+            write_json(self.run.attempt(number) / "attempt.json", facts)
 
     def scores(self, name: str, step: int, gained: Gain) -> ItemScores:
         """Noise that lasts, a little that does not, and the gain of units that were shown."""

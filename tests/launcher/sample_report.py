@@ -308,6 +308,7 @@ def sample(first_line: str | None = None) -> dict[str, Any]:
     return {
         "version": 1,
         "first_line": first_line,
+        "damaged": [],
         "standing": {"kind": "judged", "step": 600, "judged_at": {}},
         "run": {
             "name": "stdlib-demo", "created": "2026-03-01T10:00:00Z",

@@ -86,7 +86,9 @@ def test_a_report_under_a_changed_definition_says_so_in_its_first_line(
     assert "use: memorization" in text
     resolved.write_text(text.replace("use: memorization", "use: memorization\n    margin: 0.3", 1))
     done = motet_here("report", str(run))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.split()[:5] == ["The", "run", "folder", "is", "damaged,"]
+    assert "resolved.yaml was altered" in done.stdout
     page = (run / "report.html").read_text()
     body = page[page.index("<body") :]
-    assert "the settings now define canaries differently" in body[: body.index("<h1")]
+    assert "resolved.yaml was altered" in body[: body.index("<h1")]

@@ -65,6 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """Calls of `train`, which here leaves only what a begun run has."""
+    from motet.launcher.commands import resume as resume_command
     from motet.launcher.launch import local
 
     calls: list[SimpleNamespace] = []
@@ -82,6 +83,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         return 0
 
     monkeypatch.setattr(local, "train", train)
+    monkeypatch.setattr(resume_command, "sound", lambda run: None)  # nothing was frozen here
     return calls
 
 

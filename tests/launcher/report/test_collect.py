@@ -200,7 +200,7 @@ def test_build_writes_both_files_for_their_owner_only(
     rundir.plan.mkdir()
     (rundir.plan / "definition.json").write_text("{}")
     answers = sample_report.small()["answers"]
-    monkeypatch.setattr(collect, "analysed", lambda root: (fake_study(), answers, []))
+    monkeypatch.setattr(collect, "analysed", lambda root, found: (fake_study(), answers, []))
     path = report_package.build(rundir)
     assert path == rundir.report_html
     assert path.stat().st_mode & 0o077 == 0
@@ -221,7 +221,7 @@ def test_experiments_that_cannot_be_read_yet_are_told_in_the_page(
     rundir.plan.mkdir()
     (rundir.plan / "definition.json").write_text("{}")
     problem = ["the experiments cannot be read yet: no probe"]
-    monkeypatch.setattr(collect, "analysed", lambda root: (None, None, problem))
+    monkeypatch.setattr(collect, "analysed", lambda root, found: (None, None, problem))
     assert "no probe" in report_package.build(rundir).read_text()
 
 

@@ -48,6 +48,7 @@ def test_numbers_that_are_not_finite_become_null_and_are_named() -> None:
     row = json.loads(
         encode_row({"loss": float("nan"), "seconds": {"data": np.float32("inf")}, "ok": 1.0})
     )
+    row.pop("crc32")
     assert row == {
         "loss": None,
         "seconds": {"data": None},
@@ -59,6 +60,7 @@ def test_numbers_that_are_not_finite_become_null_and_are_named() -> None:
 def test_numpy_values_and_tensors_become_plain_numbers() -> None:
     torch = pytest.importorskip("torch")
     row = json.loads(encode_row({"a": np.int64(3), "b": torch.tensor(1.5), "c": np.arange(2)}))
+    row.pop("crc32")
     assert row == {"a": 3, "b": 1.5, "c": [0, 1]}
 
 
