@@ -15,6 +15,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initialize
 from motet.models.family.base import Choice, Exit, Member, StepChoices, Term, member_problems
 from motet.models.member import TeacherUpdate, names_in
+from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
 from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.engines.refusals import refusals
@@ -30,9 +31,10 @@ DENSE = ModelConfig(
 )
 MIXED = replace(DENSE, n_experts=4, d_expert=32, balance_loss=0.01, bias_rate=0.001)
 DRAWS = 4
-WIDTHS = ["turns", "sandwich", "follow", "users", "kept", "ordered"]
-LOSSES = [*WIDTHS, "depths", "exits"]
-NOT_IN_STAGES = ("kept", "ordered", "exits")
+WIDTHS = ["turns", "sandwich", "follow"]
+SHORT = ["users", "kept", "ordered", "exits"]
+"""What has state of its own, in two steps, of which the second is trained by a resumed engine too."""
+LOSSES = [*WIDTHS, "depths", *SHORT]
 OPTIONS = {"users": {"mask_update": True, "by_users": True}, "kept": {"teacher": True}}
 
 
@@ -90,7 +92,8 @@ def train(
     engine = build_engine(whole, options, layout, world)
     curve, losses, orders = Curve(), [], {}
     micro, size = layout.micro_sequences, BATCH // DRAWS
-    for step in range(3):
+    last = 1 if kind in SHORT else 2
+    for step in range(last + 1):
         batch, chosen = global_batch(step, True), choices(kind, whole, step)
         starts = []
         for draw in range(1 if alone else DRAWS):
@@ -102,12 +105,10 @@ def train(
         mine = tuple(chosen[start // size] for start in starts)
         names = names_in(tuple(term for choice in chosen for term in choice))
         batches = [part(batch, start, micro) for start in starts]
-        if kind == "ordered" and step == 2:
+        if kind == "ordered" and step == last:
             orders = engine.order_channels(batches, groups=2)
-        # The first is a copy; then an average, once more of the same step: that changes nothing.
-        update = TeacherUpdate(min(step, 1), 0.9)
-        who = StepChoices(mine, names, tuple(chosen), update)
-        again = kind in OPTIONS and step == 2
+        who = StepChoices(mine, names, tuple(chosen), TeacherUpdate(step, 0.9))
+        again = kind in SHORT and step == last
         twin = resumed(engine, world, layout, whole, options) if again else None
         result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, who)
         if twin is not None:
@@ -185,8 +186,11 @@ def kinds_for(layout: Layout, alone: bool) -> list[str]:
     if layout.pp > 1 and (layout.tp > 1 or layout.virtual_stages > 1):
         return ["depths"]
     if layout.pp > 1:
-        return [kind for kind in LOSSES if kind not in NOT_IN_STAGES]
-    return WIDTHS if alone else LOSSES
+        return [*WIDTHS, "depths", "users"]
+    if alone:
+        return [*WIDTHS, "users", "kept"] if layout.dp_shard == 2 else WIDTHS
+    plain = layout.dp_replicate * layout.cp == 1 and layout.recompute == "none"
+    return LOSSES if plain else [*WIDTHS, "depths"]
 
 
 @cache
@@ -271,6 +275,26 @@ def test_a_gradient_by_users_is_the_mean_over_the_shares_that_used_the_value() -
     torch.testing.assert_close(parameters[down].grad, mean[down] * ratio)
     norm = torch.ones(32).masked_fill(torch.arange(32) >= 16, 4)
     torch.testing.assert_close(parameters["norm.weight"].grad, mean["norm.weight"] * norm)
+
+
+def test_a_kept_teacher_is_copied_first_and_changes_once_a_step() -> None:
+    model, decoder = Decoder(DENSE), Decoder(DENSE)
+    initialize(model, 0)
+    for parameter in decoder.parameters():
+        parameter.data.fill_(float("nan"))  # as memory without a value may be
+    teacher = KeptTeacher(decoder, state_of(model))
+    weight, own = model.norm.weight, decoder.norm.weight
+    for student, update, expected in (
+        (2.0, None, 1.0),  # what it was made from
+        (2.0, TeacherUpdate(3, 0.5), 2.0),  # the first is a copy
+        (6.0, TeacherUpdate(3, 0.5), 2.0),  # done already: a step that a checkpoint began again
+        (6.0, TeacherUpdate(4, 0.75), 3.0),
+        (7.0, TeacherUpdate(5, 0.0), 7.0),
+    ):
+        weight.data.fill_(student)
+        teacher.follow(update)
+        assert own.unique().tolist() == [expected]
+    assert all(not parameter.requires_grad for parameter in decoder.parameters())
 
 
 def test_the_loss_of_a_member_is_its_own() -> None:
