@@ -22,10 +22,10 @@ from torch import Tensor
 from motet.models import hf_moe
 from motet.models.architecture import named_weights
 from motet.models.config import ModelConfig, ModelError
-from motet.models.hf_config import config_from_hf, family, hf_config, one_width
+from motet.models.hf_config import family, hf_config, one_width
+from motet.models.hf_files import INDEX, config_of_folder, read_json, stored_tensors, weight_files
 
 MAX_SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
@@ -138,19 +138,23 @@ def from_hf(
     `dtype`.
 
     Reads safetensors only. Raises `ModelError` for another family, a feature that `Decoder` lacks
-    (scaled rotary positions, other biases, sliding windows, quantization), or missing tensors.
+    (scaled rotary positions, other biases, sliding windows, quantization), missing tensors, a file
+    that is cut short, or weights that are not finite numbers.
     """
     folder = Path(folder)
-    text = _read_json(folder / "config.json")
-    config, kind = config_from_hf(text), text["model_type"]
+    kind = read_json(folder / "config.json").get("model_type", "")
+    config = config_of_folder(folder)
+    stored_tensors(folder)  # names a file that is cut short
     stored_as = one_width(config)
     ours = {theirs: name for name, theirs in hf_names(config).items()}
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with safe_open(str(file), framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 - not a mapping
                 for name, value in hf_moe.unfused(stored, tensors.get_tensor(stored), kind):
+                    if value.is_floating_point() and not torch.isfinite(value).all():
+                        raise ModelError(f"{file}: tensor {name} holds NaN or infinite values")
                     if name in ours:
                         state[ours[name]] = value.to(dtype)
                     elif not _is_redundant(name, config):
@@ -223,28 +227,6 @@ def _write_shards(
         _write_json(folder / INDEX, index)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ModelError(
-                    f"{folder / INDEX} names {name!r}, not a safetensors file beside it"
-                )
-            if not (folder / name).exists():
-                raise ModelError(f"{folder / name} is missing; {INDEX} names it")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ModelError(
-            f"{folder} has only pickled weights, which can run code and are not read; save the "
-            "model "
-            "as safetensors first (transformers: model.save_pretrained)"
-        )
-    raise ModelError(f"{folder} has no model.safetensors and no {INDEX}")
-
-
 def _tokenizer_file(path: Path) -> Path:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -256,7 +238,7 @@ def _copy_tokenizer(
     file: Path, folder: Path, end_token: str, end_id: int | None, sequence_length: int
 ) -> int | None:
     """Copy the tokenizer's files; return the id of its end token, None if it has none."""
-    tokenizer = _read_json(file)
+    tokenizer = read_json(file)
     shutil.copyfile(file, folder / "tokenizer.json")
     settings_file = file.parent / "tokenizer_config.json"
     settings: dict[str, Any] = {
@@ -265,7 +247,7 @@ def _copy_tokenizer(
         "clean_up_tokenization_spaces": False,
     }
     if settings_file.is_file():
-        settings = _read_json(settings_file)
+        settings = read_json(settings_file)
         for name in ("special_tokens_map.json", "chat_template.jinja"):
             if (file.parent / name).is_file():
                 shutil.copyfile(file.parent / name, folder / name)
@@ -282,18 +264,6 @@ def _copy_tokenizer(
         settings.setdefault("pad_token", name)
     _write_json(folder / "tokenizer_config.json", settings)
     return ids.get(name) if end_id is None else end_id
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return value
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

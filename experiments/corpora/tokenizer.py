@@ -209,6 +209,12 @@ def smallest_vocabulary(n_reserved_tokens: int = 0) -> int:
     return N_BYTE_TOKENS + 1 + n_reserved_tokens
 
 
+def vocabulary_of(path: Path) -> dict[int, str]:
+    """Return the tokens of a `tokenizer.json` by id; `UserError` if it is none."""
+    vocabulary = _made(path.read_bytes(), str(path)).get_vocab(with_added_tokens=True)
+    return {number: token for token, number in vocabulary.items()}
+
+
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
     """Return the little-endian dtype that holds ids below `vocabulary_size`: uint16 or uint32."""
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")

@@ -21,6 +21,9 @@ class ModelSettings:
         "folder of a Hugging Face checkpoint to start from, instead of a preset",
         kind="path",
     )
+    another_tokenizer: bool = setting(
+        False, "train the model of from_hf on a corpus that another tokenizer than its own made"
+    )
     vocabulary_size: int | None = setting(
         None,
         "rows of the embedding; null = the tokenizer's size rounded up to a multiple of 64",
@@ -109,7 +112,7 @@ class ModelSettings:
 
     def overrides(self) -> dict[str, Any]:
         """The sizes that differ from the preset, as keyword arguments of `models.config.preset`."""
-        skipped = ("preset", "from_hf")
+        skipped = ("preset", "from_hf", "another_tokenizer")
         return {k: v for k, v in vars(self).items() if k not in skipped and v is not None}
 
 

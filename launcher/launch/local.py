@@ -47,6 +47,7 @@ from motet.launcher.runs.seals import seal_frozen
 from motet.launcher.study import before_training, cautions
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
+from motet.models.hf_files import check_finite, stored_tensors
 
 
 def train(
@@ -268,9 +269,11 @@ def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, A
 
 
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
-    """Return the model's sizes, and whether its weights are imported."""
+    """Return the model's sizes, and whether its weights are imported; those are checked."""
     if settings.model.from_hf:
-        return imported_model(settings.model), True
+        config = imported_model(settings)
+        check_finite(stored_tensors(Path(settings.model.from_hf)))
+        return config, True
     overrides = settings.model.overrides()
     size = overrides.pop("vocabulary_size", None)
     needed = open_corpora(settings)[0].vocabulary_size

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, made, some_tokens, tiny
+from safetensors.torch import load_file, save_file
 
 from motet.models.config import ModelConfig, ModelError
 from motet.models.decoder import Decoder
 from motet.models.hf import from_hf, hf_names, to_hf
 from motet.models.hf_config import hf_config
+from motet.models.hf_files import check_finite, stored_tensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -176,6 +178,68 @@ def test_an_index_cannot_point_outside_or_at_nothing(name: str, tmp_path: Path) 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=name):
         from_hf(tmp_path)
+
+
+def test_a_head_that_was_trained_by_itself_stays_apart_though_the_configuration_ties_it(
+    tmp_path: Path,
+) -> None:
+    config = tiny(tied_embeddings=False)
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(text | {"tie_word_embeddings": True}))
+    found, state = from_hf(tmp_path)
+    assert found == config
+    decoder = Decoder(found)
+    decoder.load_state_dict(state)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = some_tokens(config, 1, 9)
+    torch.testing.assert_close(decoder(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    found, state = from_hf(tmp_path)
+    assert found == replace(config, tied_embeddings=True)
+    assert "head.weight" not in state
+
+
+def test_a_file_that_is_cut_short_or_holds_no_numbers_is_named(tmp_path: Path) -> None:
+    config = tiny()
+    state = dict(made(config).state_dict())
+    to_hf(state, config, None, tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for content, what in (
+        (whole[:-1], "is cut short: .* bytes, its header promises"),
+        (whole[:100], "is cut short: 100 bytes do not hold its header"),
+        (whole[:5], "is cut short"),
+        (b"", "is cut short"),
+        (whole + b"1", "is damaged"),
+        (whole[:8] + b"?" + whole[9:], "is not a safetensors file"),
+    ):
+        file.write_bytes(content)
+        for read in (stored_tensors, from_hf):
+            with pytest.raises(ModelError, match=f"model.safetensors {what}"):
+                read(tmp_path)
+    file.write_bytes(whole)
+    check_finite(stored_tensors(tmp_path))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        weights = load_file(file)
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+        weights["model.norm.weight"][3] = torch.nan if dtype != torch.float16 else torch.inf
+        save_file(weights, file)
+        for read in (lambda folder: check_finite(stored_tensors(folder)), from_hf):
+            with pytest.raises(ModelError, match=r"tensor model.norm.weight holds NaN or infinite"):
+                read(tmp_path)
+
+
+def test_a_single_file_goes_before_an_index_that_was_left_over(tmp_path: Path) -> None:
+    config = tiny()
+    state = made(config).state_dict()
+    to_hf(state, config, None, tmp_path)
+    stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(from_hf(tmp_path)[1]["norm.weight"], state["norm.weight"])
 
 
 def test_a_shape_without_a_transformers_class_is_refused() -> None:

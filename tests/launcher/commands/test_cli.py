@@ -596,6 +596,40 @@ def test_what_is_left_out_of_a_corpus_is_said_and_flags_are_named_as_typed(
     assert "--processes: -1 is too small" in main(*prepare, "--processes", "-1")[2]
 
 
+def test_a_model_and_a_corpus_that_do_not_fit_are_told_before_the_start(
+    main: Main, folder: Path
+) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    hf = folder / "hf"
+    hf.mkdir()
+    sizes = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "model_type": "llama"}
+
+    def refused(**changes: int) -> str:
+        (hf / "config.json").write_text(json.dumps(sizes | changes))
+        code, out, err = main("train", "run.yaml", "model.from_hf=hf", "--dry-run")
+        assert code == 2, out
+        return err
+
+    save_file({"model.norm.weight": np.ones(32, np.float32)}, hf / "model.safetensors")
+    told = refused()
+    assert "data.corpora[0].path=" in told
+    assert "more than the 256 that the model in model.from_hf=" in told
+    tokenizer = json.loads((folder / "corpora" / "x" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    (hf / "tokenizer.json").write_text(json.dumps(tokenizer))
+    told = refused(vocab_size=512)
+    assert "its tokenizer is not that of model.from_hf=" in told
+    assert "2 of 300 ids are other tokens (id 1 is '!', there '\"')" in told
+    assert "set model.another_tokenizer=true" in told
+    content = (hf / "model.safetensors").read_bytes()
+    (hf / "model.safetensors").write_bytes(content[:-4])
+    assert "model.safetensors is cut short" in refused(tie_word_embeddings=True)
+
+
 def test_odd_token_files_are_told_of_with_the_flag_that_helps(main: Main, folder: Path) -> None:
     import numpy as np
 
