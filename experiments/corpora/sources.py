@@ -58,14 +58,14 @@ class Source(Protocol):
         """Return names, sizes and times (JSON) that change when the input changes."""
 
 
-class Inputs(NamedTuple):
+class OpenedInputs(NamedTuple):
     """What is read of the inputs, and every file in their folders that is not, with the reason."""
 
     sources: list[Source]
     left_out: list[Problem]
 
 
-def open_inputs(inputs: Sequence[str], options: ReadOptions) -> Inputs:
+def open_inputs(inputs: Sequence[str], options: ReadOptions) -> OpenedInputs:
     """Return the sources of `inputs`, in order; adjacent text files become one source.
 
     An input is a file, a folder, `hf:NAME` (a data set on the hub, or a local folder of data
@@ -87,7 +87,7 @@ def open_inputs(inputs: Sequence[str], options: ReadOptions) -> Inputs:
         raise UserError(
             f"split={options.split!r} cuts text files, and no input is one; leave it out"
         )
-    return Inputs(_merge_text(sources), left_out)
+    return OpenedInputs(_merge_text(sources), left_out)
 
 
 def open_sources(inputs: Sequence[str], options: ReadOptions) -> list[Source]:
@@ -194,14 +194,14 @@ def is_dataset(name: str) -> bool:
     return name.startswith(HUB_PREFIX) or is_saved_dataset(Path(name))
 
 
-def _open_input(name: str, options: ReadOptions) -> Inputs:
+def _open_input(name: str, options: ReadOptions) -> OpenedInputs:
     """Return the sources of one input."""
     if name == STDLIB_INPUT:
         root = Path(sysconfig.get_path("stdlib"))
         files = [TextFile(_id(path, root), path) for path in stdlib_sources()]
-        return Inputs([TextSource(files)], [])
+        return OpenedInputs([TextSource(files)], [])
     if is_dataset(name):
-        return Inputs([HubSource(name.removeprefix(HUB_PREFIX))], [])
+        return OpenedInputs([HubSource(name.removeprefix(HUB_PREFIX))], [])
     path = Path(name)
     if path.is_dir():
         return _open_folder(path, options)
@@ -209,10 +209,10 @@ def _open_input(name: str, options: ReadOptions) -> Inputs:
         raise UserError("no such file or folder (a data set on the hub is written hf:NAME)")
     if _kind(path) in TABLE_SUFFIXES:
         raise UserError("is a table, not text; save it as JSON lines or parquet")
-    return Inputs([_open_file(path, name, options)], [])
+    return OpenedInputs([_open_file(path, name, options)], [])
 
 
-def _open_folder(folder: Path, options: ReadOptions) -> Inputs:
+def _open_folder(folder: Path, options: ReadOptions) -> OpenedInputs:
     """Return the sources of a folder's files, sorted by path, and which files are left out."""
     chosen, left_out, hidden = [], [], set()
     for path in sorted(path for path in folder.glob(options.glob or "**/*") if path.is_file()):
@@ -232,7 +232,7 @@ def _open_folder(folder: Path, options: ReadOptions) -> Inputs:
         raise UserError(f"the folder holds no {looked_for}{told}; choose files with glob")
     root = folder.resolve().parent
     sources = [_open_file(path, _id(path.resolve(), root), options) for path in chosen]
-    return Inputs(sources, left_out)
+    return OpenedInputs(sources, left_out)
 
 
 def _why_left_out(path: Path, options: ReadOptions) -> str:

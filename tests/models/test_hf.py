@@ -174,6 +174,7 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
 def test_an_index_cannot_point_outside_or_at_nothing(name: str, tmp_path: Path) -> None:
     config = tiny()
     to_hf(made(config).state_dict(), config, None, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     index = {"weight_map": {"model.norm.weight": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=name):
