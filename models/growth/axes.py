@@ -104,6 +104,21 @@ class Copies:
         ones_N = torch.ones(len(self.index_N))
         return self._map(1.0 / self.counts_N if scale_N is None else scale_N, ones_N)
 
+    def merged_outputs(self) -> AxisMap:
+        """Return the way back along an axis that a weight writes: the mean of the copies.
+
+        Of gradients the sum: merged and copied again, a moment is what it was.
+        """
+        places_NS = self._places()
+        return AxisMap(places_NS, *self._weights(places_NS, 1 / places_NS.shape[1], 1.0))
+
+    def merged_inputs(self) -> AxisMap:
+        """Return the way back along an axis that a weight reads: the sum of the copies; of
+        gradients the mean.
+        """
+        places_NS = self._places()
+        return AxisMap(places_NS, *self._weights(places_NS, 1.0, 1 / places_NS.shape[1]))
+
     def channels(self, width: int) -> Copies:
         """Return the copies of the channels of heads, from those of the heads."""
         within = torch.arange(width)
@@ -121,6 +136,16 @@ class Copies:
         index_N = (self.index_N[:, None] * inner.size + inner.index_N).flatten()
         old_N = (self.old_N[:, None] & inner.old_N).flatten()
         return Copies(index_N, old_N, self.size * inner.size)
+
+    def _places(self) -> Tensor:
+        """Return the copies of each old index, int64 [N, S]: as many of each, in order."""
+        return torch.argsort(self.index_N, stable=True).view(self.size, -1)
+
+    @staticmethod
+    def _weights(places_NS: Tensor, value: float, moment: float) -> tuple[Tensor, Tensor, Tensor]:
+        shape = places_NS.shape
+        old_N = torch.ones(shape[0], dtype=torch.bool)
+        return torch.full(shape, value), torch.full(shape, moment), old_N
 
     def _map(self, value_N: Tensor, moment_N: Tensor) -> AxisMap:
         value_N1, moment_N1 = value_N.float()[:, None], moment_N.float()[:, None]

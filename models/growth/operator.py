@@ -87,6 +87,11 @@ class GrowthOperator(ABC):
         """Return the growth of a pair that has no problems."""
 
     @property
+    def name(self) -> str:
+        """What it is asked for by."""
+        return self.facts.name
+
+    @property
     def rule(self) -> Moments:
         """What becomes of m, v and step."""
         return self.facts.moments if self.moments is None else Moments(self.moments)
@@ -110,7 +115,7 @@ class GrowthOperator(ABC):
         """
         if found := self.problems(source, target):
             told = "; ".join(map(str, found))
-            raise ModelError(f"operator {self.facts.name!r} cannot make this model: {told}")
+            raise ModelError(f"operator {self.name!r} cannot make this model: {told}")
         return self.mapped(source, target)
 
     def _pair_problems(self, source: ModelConfig, target: ModelConfig) -> list[Problem]:
@@ -151,8 +156,8 @@ def sized(config: ModelConfig, setting: str) -> Any:
     """Return a setting, or the number that stands for it where it is left out."""
     resolved = {
         "head_dim": config.head_width,
-        "d_expert": config.expert_width if config.n_experts else None,
-        "d_shared": config.shared_width if config.n_experts else None,
+        "d_expert": config.expert_width if config.n_experts else 0,
+        "d_shared": config.shared_width if config.n_experts else 0,
         # With a width for each layer, or experts in all of them, nothing has this one.
         "d_ffn": _dense_widths(config),
         "layer_ffn": None,

@@ -16,8 +16,13 @@ from motet.models.growth.depth import (
     Stack,
 )
 from motet.models.growth.growth import Chained, Growth
+from motet.models.growth.ligo import LigoOperator
+from motet.models.growth.mango import MangoOperator
+from motet.models.growth.multilevel import Coalesce, Decoalesce
 from motet.models.growth.operator import GrowthOperator, OperatorFacts
+from motet.models.growth.prune import Prune
 from motet.models.growth.state import Moments
+from motet.models.growth.upcycling import Upcycling
 from motet.models.growth.width import AdvancedKnowledge, Bert2Bert, HyperCloning, Sparkling
 
 OPERATORS: dict[str, type[GrowthOperator]] = {
@@ -25,6 +30,7 @@ OPERATORS: dict[str, type[GrowthOperator]] = {
     for kind in (
         *(Stack, Interpolate, IdentityBlocks, FrozenSubstrate, Incremental),
         *(HyperCloning, Bert2Bert, AdvancedKnowledge, Sparkling),
+        *(Coalesce, Decoalesce, Upcycling, LigoOperator, MangoOperator, Prune),
     )
 }
 
@@ -47,6 +53,13 @@ class WidthThenDepth(GrowthOperator):
         state="one after the other",
         changes=(),
     )
+
+    @property
+    def name(self) -> str:
+        """See `GrowthOperator.name`."""
+        assert self.width is not None
+        assert self.depth is not None
+        return f"{self.width.name}+{self.depth.name}"
 
     def problems(self, source: ModelConfig, target: ModelConfig) -> list[Problem]:
         """See `GrowthOperator.problems`: those of both, each with the model between them."""

@@ -17,6 +17,7 @@ WeightState = dict[str, Tensor]
 """A weight and its optimizer state: "weight", "exp_avg", "exp_avg_sq" and "step"; the last three
 may be missing.
 """
+MOMENTS = ("exp_avg", "exp_avg_sq")
 Read = Callable[[str], WeightState]
 """Gives a weight of the old model, by name."""
 
@@ -128,7 +129,7 @@ class Recipe:
         if self.moments is Moments.DROP:
             return fresh(value) | {"weight": value}
         scale: Scale = "moment" if self.moments is Moments.KEEP else "mean"
-        found = {key: self._sum(states, key, scale) for key in ("exp_avg", "exp_avg_sq")}
+        found = {key: self._sum(states, key, scale) for key in MOMENTS}
         old = self._old() if self.moments is Moments.ASYMMETRIC else None
         if old is not None:
             found = {key: moment.mul_(old) for key, moment in found.items()}
@@ -142,19 +143,19 @@ class Recipe:
             for dimension, axis in enumerate(self.parts[0].maps)
             if axis is not None and not bool(axis.old_N.all())
         ]
+        if self.shape is not None:  # made of other parts: new all over
+            return torch.zeros(self.weight.shape, dtype=torch.bool)
         if not masks:
             return None
         old = torch.ones((1,) * len(self.parts[0].maps), dtype=torch.bool)
         for dimension, mask_N in masks:
             old = old & mask_N.view([-1 if i == dimension else 1 for i in range(old.ndim)])
-        if self.shape is not None:
-            return self.shape(old)
         return old.expand(self.weight.shape)
 
 
 def fresh(value: Tensor) -> WeightState:
     """Return a weight with the state of an optimizer that has seen nothing."""
-    zeros = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
+    zeros = {key: torch.zeros_like(value) for key in MOMENTS}
     return {"weight": value, **zeros, "step": torch.zeros((), dtype=torch.float32)}
 
 

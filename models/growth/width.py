@@ -90,7 +90,7 @@ class WidthOperator(GrowthOperator):
             for axis, size in new.items():
                 why = self.axis_problem(axis, old[axis], size)
                 if why:
-                    return [Problem(_setting(axis, target), why)]
+                    return [Problem(setting_of(axis, target), why)]
         return []
 
     def axis_problem(self, axis: str, old: int, new: int) -> str:
@@ -189,13 +189,9 @@ class HyperCloning(WidthOperator):
 
     def axis_problem(self, axis: str, old: int, new: int) -> str:
         """See `WidthOperator.axis_problem`."""
-        if new >= old and new % max(old, 1):
-            below = new // old * old
-            what = "query heads of a key-value head" if axis == "queries" else axis
-            return (
-                f"{new} ({what}) is not a whole number of times the {old} there are; nearest are "
-                f"{below} and {below + old}, or take bert2bert-fpi"
-            )
+        why = uneven_factor(axis, old, new)
+        if why:
+            return f"{why}, or take bert2bert-fpi"
         return super().axis_problem(axis, old, new)
 
     def recipe(
@@ -210,6 +206,16 @@ class HyperCloning(WidthOperator):
         return replace(
             made, add=partial(_opposite_noise, weight.name, grown, self.noise, self.seed)
         )
+
+
+def uneven_factor(axis: str, old: int, new: int) -> str:
+    """Say why an axis is not a whole number of times as long as the other; "" where it is."""
+    if new < old or new % max(old, 1) == 0:
+        return ""
+    below = new // old * old
+    what = "query heads of a key-value head" if axis == "queries" else axis
+    why = f"{new} ({what}) is not a whole number of times {old}"
+    return f"{why}; nearest are {below} and {below + old}"
 
 
 def _opposite_noise(name: str, grown: Copies, ratio: float, seed: int, value: Tensor) -> Tensor:
@@ -358,7 +364,8 @@ class Sparkling(WidthOperator):
         return torch.full((len(grown.index_N),), scale)
 
 
-def _setting(axis: str, target: ModelConfig) -> str:
+def setting_of(axis: str, target: ModelConfig) -> str:
+    """Return the setting that an axis has its size from."""
     settings = {
         "stream": "d_model",
         "keys": "n_kv_heads",

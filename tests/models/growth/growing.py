@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.growth.growth import Growth, grow, grown
-from motet.models.growth.state import WeightState, weights_of
+from motet.models.growth.state import WeightState
 from tests.models.families import made, some_tokens
 
 MOE: dict[str, Any] = {"n_experts": 4, "experts_per_token": 2, "d_expert": 16}
@@ -26,6 +25,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared-tied": ("qwen3", SHARED | {"moe_every": 2, "tied_embeddings": True}),
 }
 """Families, grouped queries, norms of queries and keys, biases, experts, ties."""
+
+
+EXACT = 1e-5
+"""Most that logits of a growth that is called exact may move, over the largest of them."""
 
 
 def states(model: Decoder, seed: int = 0) -> list[tuple[str, WeightState]]:
@@ -108,7 +111,3 @@ def language(words: int, sequences: int, length: int, seed: int) -> Tensor:
         follows = (tokens[:, at - 1] * 5 + 3) % words
         tokens[:, at] = torch.where(odd[:, at], tokens[:, at], follows)
     return tokens
-
-
-def weights(states: Iterable[tuple[str, WeightState]]) -> dict[str, Tensor]:
-    return weights_of(states)

@@ -4,6 +4,8 @@ refused.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from motet.models.architecture import named_weights
 from motet.models.config import ModelError
@@ -18,7 +21,7 @@ from motet.models.decoder import initial_value
 from motet.models.growth.depth import appended, first_copies, interpolated, stacked
 from motet.models.growth.growth import grow
 from motet.models.growth.registry import operator
-from motet.models.growth.state import weights_of
+from motet.models.growth.state import WeightState, weights_of
 from tests.models.growth.growing import (
     KINDS,
     MOE,
@@ -199,22 +202,34 @@ def test_the_balance_of_mixtures_grows_with_their_layers() -> None:
     assert [float(new[f"bias.blocks.{layer}"]["value"][0]) for layer in range(4)] == [0, 1, 0, 1]
 
 
-def test_growth_streams_and_holds_one_old_weight_at_a_time() -> None:
-    """Copies of a layer are made when it comes; nothing waits for the end."""
-    config, model = source_of("qwen2")
-    for name in ("stack", "interpolate", "identity"):
-        growth = operator(name).growth(config, replace(config, n_layers=6))
-        given_states, came = states(model), []
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("stack", 2), ("interpolate", 2), ("hypercloning+identity", 2), ("bert2bert-aki", 13)],
+)
+def test_growth_streams_and_holds_one_old_weight_at_a_time(name: str, most: int) -> None:
+    """What is made of one weight is made when it comes; the next layer's rows wait for a layer."""
+    config, model = source_of("qwen2", n_layers=3)
+    target = replace(config, d_model=64, head_dim=8, n_layers=6 if "bert" not in name else 3)
+    if name in ("stack", "interpolate"):
+        target = replace(config, n_layers=6)
+    growth = operator(name).growth(config, target)
+    came: list[weakref.ref[Tensor]] = []
+    names: list[str] = []
 
-        def told() -> Any:
-            for item in given_states:  # noqa: B023
-                came.append(item[0])  # noqa: B023
-                yield item
+    def told() -> Iterator[tuple[str, WeightState]]:
+        left = states(model)
+        while left:
+            old, state = left.pop(0)
+            names.append(old)
+            came.append(weakref.ref(state["weight"]))
+            yield old, state
 
-        for new, _ in grow(growth, told()):
-            assert growth.sources(new) in ((), tuple(came[-1:]))
-        with pytest.raises(ValueError, match=r"lacks norm\.weight"):
-            list(grow(growth, [item for item in given_states if item[0] != "norm.weight"]))
+    for new, _ in grow(growth, told()):
+        assert "aki" in name or growth.sources(new) in ((), tuple(names[-1:]))
+        # One in use, and one that the caller still has in its hand.
+        assert sum(ref() is not None for ref in came) <= most
+    with pytest.raises(ValueError, match=r"lacks norm\.weight"):
+        list(grow(growth, [item for item in states(model) if item[0] != "norm.weight"]))
 
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
