@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from motet.models.config import ModelConfig
+from motet.models.growth.growth import grow
+from motet.models.growth.registry import operator
 from motet.parallel.engines.protocol import EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World
@@ -21,9 +23,16 @@ EXPERTS = replace(DENSE, n_experts=4, experts_per_token=2, d_expert=16, bias_rat
 
 
 def move(
-    world: World, first: Layout, second: Layout, config: ModelConfig, options: EngineOptions
+    world: World,
+    first: Layout,
+    second: Layout,
+    config: ModelConfig,
+    options: EngineOptions,
+    larger: ModelConfig | None = None,
 ) -> Curve:
-    """Train 2 steps under one layout, hand the state over, train 2 more under another."""
+    """Train 2 steps under one layout, hand the state over, train 2 more under another, as a larger
+    model where one is given.
+    """
     before = build_engine(config, options, first, world)
     curve = Curve()
 
@@ -33,7 +42,7 @@ def move(
             curve.steps.append((result.loss, result.grad_norm, result.n_labels))
 
     steps(before, first, range(2))
-    after = build_engine(config, replace(options, seed=9), second, world)
+    after = build_engine(larger or config, replace(options, seed=9), second, world)
     names = []
 
     def followed() -> Any:
@@ -43,7 +52,12 @@ def move(
             assert all(value.device.type == "cpu" for value in parts.values())
             yield name, parts
 
-    after.import_state(followed())
+    state = followed()
+    if larger is not None:
+        name = "bert2bert-aki+stack" if config.n_experts else "hypercloning+identity"
+        options_ = {} if config.n_experts else {"noise": 0.2}
+        state = grow(operator(name, **options_).growth(config, larger), state)
+    after.import_state(state)
     assert len(names) == len(set(names))
     steps(after, second, range(2, 4))
     curve.weights = {name: value.numpy() for name, value in after.full_model().items()}
@@ -55,8 +69,9 @@ def both(
     pairs: list[tuple[Layout, Layout]],
     config: ModelConfig,
     options: EngineOptions = OPTIONS,
+    larger: ModelConfig | None = None,
 ) -> list[Curve]:
-    return [move(world, first, second, config, options) for first, second in pairs]
+    return [move(world, first, second, config, options, larger) for first, second in pairs]
 
 
 ONE = Layout(micro_sequences=2)
@@ -78,6 +93,26 @@ def test_state_of_experts_moves_with_the_counts_of_their_balance() -> None:
     expected = run_ranks(1, both, [(ONE, ONE)], EXPERTS)[0][0]
     spread = Layout(dp_shard=2, ep=2, micro_sequences=2)
     for found in run_ranks(2, both, [(spread, FSDP), (PP, spread)], EXPERTS)[0]:
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("config", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_a_model_grows_between_two_layouts_as_in_one_process(config: ModelConfig) -> None:
+    """Wider and deeper, under another layout: the same weights, optimizer state and losses."""
+    widths = {"d_expert": 24} if config.n_experts else {"d_ffn": 2 * config.d_ffn}
+    larger = replace(
+        config,
+        n_layers=2 * config.n_layers,
+        d_model=2 * config.d_model,
+        n_heads=2 * config.n_heads,
+        n_kv_heads=2 * config.n_kv_heads,
+        **widths,
+    )
+    expected = run_ranks(1, both, [(ONE, ONE)], config, OPTIONS, larger)[0][0]
+    pairs = [(FSDP, PP), (PP, Layout(dp_shard=2, ep=2, micro_sequences=2))]
+    if not config.n_experts:
+        pairs[1] = (PP, TP)
+    for found in run_ranks(2, both, pairs, config, OPTIONS, larger)[0]:
         assert_same(found, expected)
 
 
