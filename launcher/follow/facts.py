@@ -158,6 +158,10 @@ def _damaged(run: RunDir) -> Iterator[str]:
     tail = last_bytes(run.metrics, FEW_BYTES).split(b"\n")
     if any(line.endswith(b"}") and decode_row(line) is None for line in tail):
         yield f"{run.metrics.name} was altered in its last rows"
+    for step in run.checkpoint_steps()[-1:]:
+        mark = read_fields(run.checkpoint(step) / "manifest.json").get("metrics") or {}
+        if mark and (not run.metrics.exists() or run.metrics.stat().st_size < mark["bytes"]):
+            yield f"{run.metrics.name} is cut short: it lacks rows before step {step:,}"
 
 
 def _mapping(path: Path) -> dict[str, Any]:
