@@ -25,7 +25,7 @@ from motet.experiments.stream.ledger import (
 from motet.experiments.types import ItemScores
 from motet.launcher import report
 from motet.launcher.config import run_yaml
-from motet.launcher.launch.local import prepare_run
+from motet.launcher.launch.local import model_facts, prepare_run
 from motet.launcher.rank.probing import due_steps
 from motet.launcher.report.collect import assemble, collect
 from motet.launcher.runs.manifest import open_stream
@@ -58,8 +58,8 @@ def gain(name: str, step: int) -> float:
 
 
 class InventedRun:
-    """One run folder, and its training in as many launches as a test wants. `facts` of the model
-    may name members, who score as the whole model does. `logs`: it writes metrics.jsonl and
+    """One run folder, and its training in as many launches as a test wants. Members of its family
+    score as the whole model does, and all train on everything (`sampler: joint`, one draw). `logs`: it writes metrics.jsonl and
     attempt.json too, and a checkpoint has the files that `weights` writes into its folder.
     """
 
@@ -80,9 +80,12 @@ class InventedRun:
             shutil.copy(own, folder)
         settings = run_yaml.load(yaml)
         self.run = RunDir(Path(settings.runs) / settings.name)
+        self.members: list[str] = []
         model = {"model": {}, "parameters": 1_000, "parameters_non_embedding": 500}
+        if settings.family.kind != "whole":
+            model = model_facts(settings)
+            self.members = [one["name"] for one in model["members"]]
         prepare_run(settings, self.run, yaml.read_text(), {**model, **(facts or {})})
-        self.members = [one["name"] for one in (facts or {}).get("members", [])]
         self.questions = read_questions(self.run.plan, Library(self.run.plugins))
         self.plan = ExposurePlan(self.run.plan / "exposures.plan")
 
@@ -107,7 +110,8 @@ class InventedRun:
                 if step > start:
                     shutil.rmtree(self.run.checkpoint(step))
         hashes = (self.plan.sha256, sha256)
-        segment = open_segment(self.run.ledger, parent, number, start, 1, hashes)
+        draws = 1 if self.members else None
+        segment = open_segment(self.run.ledger, parent, number, start, 1, hashes, draws)
         ledger = LedgerWriter(self.run.ledger, segment.segment, 0)
         stream, batches = open_stream(settings, self.plan), settings.batch_steps
         frozen = {e["spec"]["name"]: e["probe_steps"] for e in definition["experiments"]}
@@ -134,7 +138,8 @@ class InventedRun:
                 first, count = batches.slots_before(step), batches.sequences(step)
                 batch = stream.batch(first, count)
                 ids = batch.exposure_ids
-                ledger.append(Record(step, first, count, batch.digest(), True, ids))
+                who = ((None, *reversed(self.members)),) if self.members else ()
+                ledger.append(Record(step, first, count, batch.digest(), True, ids, who))
                 metrics.log("step", step + 1, loss=5.0 - step / 100, tokens=first * 128)
         ledger.close()
         if save:

@@ -338,7 +338,6 @@ def test_every_member_is_evaluated_and_told_in_one_table(
 def test_scores_inside_are_those_of_the_exported_folder_in_the_harness(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Needs lm-evaluation-harness itself: `pip install 'motet[eval]'`."""
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
@@ -376,6 +375,7 @@ def test_scores_inside_are_those_of_the_exported_folder_in_the_harness(
             tasks=["own"],
             task_manager=TaskManager(include_path=str(tmp_path)),
             bootstrap_iters=0,
+            device="cpu",
         )
         both = inside["results"]["own"], outside["results"]["own"]
         assert both[0]["acc,none"] == both[1]["acc,none"]

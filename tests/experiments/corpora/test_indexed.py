@@ -172,7 +172,7 @@ def test_the_corpus_says_which_token_ends_documents_whatever_the_tokenizer_says(
     assert (ours.eod, 2 in ours.encode("a<|doc_end|>")) == (2, False)
     named = json.loads((corpus.path / "tokenizer_config.json").read_text())
     assert named["eos_token"] == "<|doc_end|>"  # what an export reads
-    with pytest.raises(UserError, match="eod=300 is no token of .*hf/tokenizer.json"):
+    with pytest.raises(UserError, match=r"eod=300 is no token of .*hf/tokenizer\.json"):
         index_tokens([file], "dolma", folder, 300, tmp_path / "d")
     with pytest.raises(UserError, match="vocabulary_size=100 is smaller than the tokenizer's 259"):
         index_tokens([file], "dolma", folder, 2, tmp_path / "d", vocabulary_size=100)
@@ -253,7 +253,7 @@ def test_an_end_of_document_that_cannot_be_or_never_occurs_is_refused_or_told(
 
 
 WIDE = [70000, 70001, 100257, 70002, 100257]
-LONG = list(range(2000, 2100)) + [0]
+LONG = [*list(range(2000, 2100)), 0]
 
 
 @pytest.mark.parametrize(

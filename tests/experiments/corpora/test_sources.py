@@ -144,7 +144,11 @@ def test_a_long_text_is_cut_at_a_pattern_or_by_length(
     assert read(file, split="^---\n", skip_bad=True) == named
     with pytest.raises(UserError, match=r"book.txt:2: the text is not valid Unicode"):
         read(file, split="^---\n")
-    for split, why in (("0", "0 characters"), ("(", "no regular"), ("x*", "matches nothing at all")):
+    for split, why in (
+        ("0", "0 characters"),
+        ("(", "no regular"),
+        ("x*", "matches nothing at all"),
+    ):
         with pytest.raises(UserError, match=why):
             read(file, split=split)
     (tmp_path / "x.jsonl").write_bytes(json_lines(RECORDS))

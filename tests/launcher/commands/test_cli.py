@@ -74,7 +74,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         settings: Any, rundir: RunDir, *, yaml_text: str, resume: bool, recorded: Any = ()
     ) -> int:
         rundir.create()
-        write_json(rundir.manifest, {"model": vars(preset("1m", 320))})
+        hashes = dict.fromkeys(("definition_sha256", "plan_sha256"), "0" * 64)
+        write_json(rundir.manifest, {"model": vars(preset("1m", 320)), **hashes})
         atomic_write(rundir.run_yaml, yaml_text)
         atomic_write(rundir.resolved_yaml, run_yaml.to_yaml(settings))
         calls.append(
@@ -730,7 +731,7 @@ def test_exporting_names_the_checkpoints_that_exist(
     )
     assert code == 0
     assert out.endswith(
-        "-m lm_eval --model hf --model_args "
+        "-m lm_eval --model hf --device cpu --model_args "
         f"pretrained={folder}/runs/first/members/step-00000020,dtype=float32 "
         f"--tasks arc_easy,piqa --output_path {folder}/runs/first/eval/step-00000020 --limit 5\n"
     )

@@ -347,18 +347,25 @@ def test_a_step_of_judgement_outside_the_run_is_refused(
         InventedRun(tmp_path, corpus, lambda t: judged_earlier(t).replace("0.5,", f"{asked},"))
 
 
-MEMBERS = [{"name": "small", "parameters": 400, "parameters_non_embedding": 100}]
+NESTED = """
+model: {preset: 1m, d_model: 32, n_layers: 2, n_heads: 2, n_kv_heads: 1, d_ffn: 64, head_dim: 16}
+family: {kind: nested, options: {members: {small: {d_ffn: 0.5}}, sampler: joint, draws: 1}}
+"""
+
+
+def at_whole(text: str) -> str:
+    return text + NESTED
 
 
 def at_small(text: str) -> str:
-    return text.replace("use: memorization,", "use: memorization, member: small,")
+    return at_whole(text).replace("use: memorization,", "use: memorization, member: small,")
 
 
-@pytest.mark.parametrize("asked", [str, at_small], ids=["whole", "small"])
+@pytest.mark.parametrize("asked", [at_whole, at_small], ids=["whole", "small"])
 def test_the_answer_at_a_member_is_judged_as_frozen_when_the_run_is_extended(
     tmp_path: Path, corpus: Path, asked: Callable[[str], str]
 ) -> None:
-    invented = InventedRun(tmp_path, corpus, asked, facts={"members": MEMBERS})
+    invented = InventedRun(tmp_path, corpus, asked)
     invented.train(STEPS, gained=fades)
     before = invented.report()
     assert canaries(before)["verdict"]["kind"] == "found"
@@ -374,14 +381,16 @@ def test_the_answer_at_a_member_is_judged_as_frozen_when_the_run_is_extended(
     assert ("of member small" in more["sentence"]) == bool(where)
 
 
-@pytest.mark.parametrize("facts", [{"members": MEMBERS}, {"guest": True}], ids=["family", "guest"])
+@pytest.mark.parametrize(
+    ("edit", "facts"), [(at_whole, {}), (str, {"guest": True})], ids=["family", "guest"]
+)
 def test_a_family_or_a_guest_that_was_extended_before_its_step_is_another_run(
-    tmp_path: Path, corpus: Path, facts: dict[str, Any]
+    tmp_path: Path, corpus: Path, edit: Callable[[str], str], facts: dict[str, Any]
 ) -> None:
     """Even under a constant learning rate: stages of a family, and what somebody else's loop does
     with its length, are not known here.
     """
-    constant = lambda text: text.replace("kind: cosine", "kind: constant")  # noqa: E731
+    constant = lambda text: edit(text.replace("kind: cosine", "kind: constant"))  # noqa: E731
     invented = InventedRun(tmp_path, corpus, constant, facts=facts)
     invented.train(30)
     invented.train(2 * STEPS, 30, ["training.steps=80"])
