@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.ranks import ranks_of
 
 STOPPED_EARLY, PEER_GONE = 75, 76
+LOOKS, LOOK_S = 3, 0.1
 PEER_GONE_TEXT = "Ended because another rank of this machine was gone (remote process exited)\n"
 
 
@@ -75,7 +77,7 @@ class Lifeline:
         """Act on a signal that came just now."""
         if self.phase == "ending":
             return
-        if os.getppid() == self.parent and len(ranks_of(self.parent)) < self.ranks:
+        if self._misses_a_rank():
             if self.attempt is not None:
                 with contextlib.suppress(OSError):
                     atomic_write(self.attempt / f"crash-{self.rank}.txt", PEER_GONE_TEXT)
@@ -87,6 +89,16 @@ class Lifeline:
             with contextlib.suppress(OSError):
                 atomic_write(self.launch / STOP_MARKER, "")
             end_now(STOPPED_EARLY)
+
+    def _misses_a_rank(self) -> bool:
+        """Whether the parent lives and has lost a rank. A parent that is killed dies thread by
+        thread: for a moment it is still there, and has no children.
+        """
+        for _ in range(LOOKS):
+            if os.getppid() != self.parent or len(ranks_of(self.parent)) >= self.ranks:
+                return False
+            time.sleep(LOOK_S)
+        return os.getppid() == self.parent
 
 
 def end_now(code: int) -> NoReturn:

@@ -36,7 +36,7 @@ seed: 3
 model: {{preset: 1m, d_model: 32, n_layers: 2, n_heads: 2, n_kv_heads: 1, d_ffn: 64, head_dim: 16}}
 data: {{sequence_length: 256, corpora: [{{path: {corpus}}}]}}
 batch: {{sequences: 8}}
-training: {{steps: {steps}, precision: fp32, schedule: {{warmup_steps: 4}}}}
+training: {{steps: {steps}, precision: fp32, schedule: {{warmup_steps: 4}}, hooks: ['pace.py:Pace']}}
 checkpoint: {{every_steps: {interval}}}
 probes: {{every: 0.5}}
 metrics: {{wandb: offline}}
@@ -48,11 +48,17 @@ experiments:
     - {{name: canaries, use: memorization, doses: [0, 2], generate: {{count: 12}}, options: {{n_references: 3}}}}
     - {{name: aa, use: placebo, generate: {{count: 10}}}}
 """
-LOOP, ANCHOR = (
-    "motet/launcher/rank/loop.py",
-    "    started = time.perf_counter()\n    share =",
-)
-PACE = '    time.sleep(float((job.run.root / "pace_s").read_text()))\n'
+PACE = """
+import time
+from pathlib import Path
+from motet import Hook, HookContext
+
+class Pace(Hook):
+    def before_step(self, context: HookContext) -> None:
+        file = Path(context.settings.runs) / context.settings.name / "pace_s"
+        if file.exists():
+            time.sleep(float(file.read_text()))
+"""
 RANK, TORCHRUN, HELPER = (
     "motet.launcher.worker",
     "torch.distributed.run",
@@ -63,6 +69,7 @@ RANK, TORCHRUN, HELPER = (
 def write_run(folder: Path, corpus: Path, name: str, processes: int = 1) -> Path:
     """Write the run.yaml of a run with so many processes per node; its runs go to FOLDER/runs."""
     path = folder / f"{name}.yaml"
+    (folder / "pace.py").write_text(PACE)
     facts = {"steps": STEPS, "interval": INTERVAL, "processes": processes}
     path.write_text(RUN_YAML.format(name=name, corpus=corpus, **facts))
     return path
@@ -76,17 +83,12 @@ class FaultRun:
     def __init__(self, bed: Testbed, root: Path, job_id: str, pace_s: float = SLOW_S) -> None:
         self.bed, self.run, self.job_id = bed, RunDir(root), job_id
         self.pace(pace_s)
-        loop = self.run.code / LOOP
-        text = loop.read_text()
-        assert text.count(ANCHOR) == 1
-        loop.chmod(0o600)
-        loop.write_text(text.replace(ANCHOR, PACE + ANCHOR))
 
     @classmethod
     def submitted(
         cls, bed: Testbed, yaml: Path, *settings: str, pace_s: float = SLOW_S
     ) -> FaultRun:
-        """Submit the run of a YAML; its code is slowed before the job has started Python."""
+        """Submit the run of a YAML; it is slowed before the job has started Python."""
         job_id = cls.submit(bed, yaml, *settings)
         return cls(bed, yaml.parent / "runs" / yaml.stem, job_id, pace_s)
 

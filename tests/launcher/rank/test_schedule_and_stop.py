@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.launcher.config.sections import BadStepSettings, ScheduleSettings
+from motet.launcher.rank import signals
 from motet.launcher.rank.stop import STOP_SIGNALS, SpikeGuard, StopRequest
 from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import TrainingStage
@@ -159,3 +161,20 @@ def test_each_stage_of_a_run_has_the_schedule_for_itself() -> None:
     assert last == pytest.approx(0.05)
     whole = [learning_rate(schedule, s, 1000, 1.0, TrainingStage(0, 1000)) for s in range(1000)]
     assert whole == [learning_rate(schedule, s, 1000, 1.0) for s in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("parents", "missed"),
+    [([1, 1, 1, 1], True), ([1, 7, 7, 7], False), ([1, 1, 1, 7], False), ([7], False)],
+)
+def test_a_parent_that_is_dying_is_not_taken_for_one_that_lost_a_rank(
+    parents: list[int], missed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Killed, it may still be the parent when its children are another's already."""
+    monkeypatch.setattr(signals, "LOOK_S", 0.0)
+    monkeypatch.setattr(signals.os, "getppid", lambda: 1)
+    lifeline = signals.Lifeline(tmp_path, ranks=2)
+    seen = iter(parents)
+    monkeypatch.setattr(signals.os, "getppid", lambda: next(seen))
+    monkeypatch.setattr(signals, "ranks_of", lambda pid: [])
+    assert lifeline._misses_a_rank() == missed
