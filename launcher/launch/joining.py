@@ -9,7 +9,6 @@ launch is never taken for this one's. torchrun's rendezvous at the endpoint does
 
 from __future__ import annotations
 
-import json
 import secrets
 import socket
 import time
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from motet.core.errors import UserError, raise_problems
+from motet.core.errors import DamagedFile, UserError, raise_problems
 from motet.core.files import read_json, write_json
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import layout_problems
@@ -167,10 +166,11 @@ def ask_to_join(run: RunDir, settings: RunSettings, nodes: NodePlace) -> tuple[i
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a file's JSON, None while it is not there: another machine may remove it."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return dict(read_json(path))
+    except DamagedFile:
+        if path.exists():
+            raise
         return None
-    return found
 
 
 def _wait(ready: Callable[[], _T | None], late: str, say: str) -> _T:

@@ -222,7 +222,7 @@ def test_a_dead_endpoint_neither_slows_nor_stops_a_run(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     said: list[str] = []
-    settings = MirrorSettings(mode="online", init_timeout_s=2.0, finish_timeout_s=3.0)
+    settings = MirrorSettings(mode="online", init_timeout_s=2.0, finish_timeout_s=15.0)
     rundir = RunDir(tmp_path / "r")
     begin = time.perf_counter()
     mirror = WandbMirror(rundir, {}, settings, say=said.append)
@@ -236,7 +236,7 @@ def test_a_dead_endpoint_neither_slows_nor_stops_a_run(
     assert slowest < 0.5
     begin = time.perf_counter()
     mirror.close()
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - begin < 40
     assert len(said) == 1
     assert "offline" in said[0]
 
