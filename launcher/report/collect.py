@@ -373,12 +373,14 @@ def analysed(root: Path, found: Findings) -> Analysed:
     spoils = found.spoils
     try:
         study, answers = judged(root, record=not spoils, damaged=spoils)
+    except PluginError:
+        raise  # a class that is missing or changed: no report can be made of it; one that fails on
+        # true scores is an experiment without an answer
     except Exception as error:
         if found.damage:
             return None, None, []
-        if isinstance(error, PluginError) or not isinstance(error, UserError | FileNotFoundError):
-            raise  # a class that is missing or changed: no report can be made of it; one that fails
-            # on true scores is an experiment without an answer
+        if not isinstance(error, UserError | FileNotFoundError):
+            raise
         return None, None, [f"the experiments cannot be read yet: {error}"]
     return study, answers, study.unanswered if answers else []
 

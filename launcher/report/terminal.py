@@ -40,7 +40,11 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     if report.get("first_line"):
         parts.append(Text(words.printable(report["first_line"]), style="bold white on red"))
     run, cost = report.get("run") or {}, report.get("cost") or {}
-    parts.append(Text(words.printable(words.summary(run, cost, len(entries)))))
+    parts.append(
+        Text(
+            words.printable(words.summary(run, cost, len(entries), bool(report.get("first_line"))))
+        )
+    )
     parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]
     if entries:
         parts += [Text(""), table(entries)]

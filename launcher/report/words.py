@@ -266,8 +266,12 @@ def spelled(amount: int, noun: str) -> str:
     return plural(amount, noun)
 
 
-def summary(run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int) -> str:
-    """The opening paragraph: what was trained on what, with which questions inside."""
+def summary(
+    run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int, unread: bool = False
+) -> str:
+    """The opening paragraph: what was trained on what, with which questions inside; `unread`: which
+    there are could not be read.
+    """
     model = run.get("model") or {}
     shape = ""
     if model.get("n_layers") and model.get("d_model"):
@@ -279,7 +283,7 @@ def summary(run: Mapping[str, Any], cost: Mapping[str, Any], n_questions: int) -
     text = f"{subject} {verb} on {big(run.get('tokens'))} tokens{corpora(run.get('data') or [])}"
     text += f" in {run['steps']:,} steps. " if finite(run.get("steps")) else ". "
     if not n_questions:
-        return text + "It carries no randomized experiments."
+        return text.strip() if unread else text + "It carries no randomized experiments."
     share = finite(cost.get("experiment_share"))
     taken = "" if share is None else f" and took {percent(share)} of its tokens"
     verb = "was" if n_questions == 1 else "were"
