@@ -95,13 +95,13 @@ def test_a_users_hook_sees_every_moment_on_every_rank_logs_and_stops_the_run(
     (run / "code/plugins/my_hooks.py").write_text(HOOKS + "\n# changed\n")
     changed = motet_here("resume", str(run))
     assert changed.returncode == 2
-    assert "is not the source that the run was frozen with" in changed.stderr
+    assert "is damaged:\n  - code/plugins/my_hooks.py has" in changed.stderr
     assert "Traceback" not in changed.stderr
     (run / "code/plugins/my_hooks.py").unlink()
     missing = motet_here("resume", str(run))
     assert missing.returncode == 2
-    assert "training.hooks.0" in missing.stderr
-    assert "there is no file" in missing.stderr
+    assert "code/plugins/my_hooks.py is missing" in missing.stderr
+    (run / "code/plugins/my_hooks.py").write_text(HOOKS)
     new = motet_here("resume", str(run), "training.hooks=[my_hooks.py:Breaks]")
     assert new.returncode == 2
     assert "the run was frozen without it" in new.stderr

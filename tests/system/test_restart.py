@@ -72,21 +72,48 @@ def test_a_killed_rank_is_started_anew_and_the_run_ends_as_if_nothing_had_happen
     assert not leftovers(run)
 
 
+POISON = """
+import importlib.abc
+import importlib.util
+import sys
+
+
+class Poison(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "motet.launcher.rank.loop":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            train = module.train_step
+
+            def train_step(job, step, lr):
+                if step == {step} and job.world.rank == 1:
+                    raise RuntimeError("poison")
+                return train(job, step, lr)
+
+            module.train_step = train_step
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Poison())
+"""
+
+
 @pytest.fixture
-def poisoned(whole_run: Path, tmp_path: Path) -> Path:
-    """A run whose code crashes rank 1 in the second of all further steps."""
-    run = tmp_path / "whole"
+def poisoned(whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose rank 1 crashes in the second of all further steps; its own code is as it was."""
+    run, site = tmp_path / "whole", tmp_path / "site"
     shutil.copytree(whole_run, run)
     (finished,) = attempts(run)
-    loop = run / "code" / "motet" / "launcher" / "rank" / "loop.py"
-    text, step = loop.read_text(), finished["end_step"] + 1
-    anchor = "    started = time.perf_counter()\n    share ="
-    assert text.count(anchor) == 1
-    poison = (
-        f"    if step == {step} and job.world.rank == 1:\n        raise RuntimeError('poison')\n"
-    )
-    loop.chmod(0o600)
-    loop.write_text(text.replace(anchor, poison + anchor))
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(POISON.format(step=finished["end_step"] + 1))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
     return run
 
 

@@ -128,8 +128,9 @@ def test_a_run_whose_plan_or_corpus_was_altered_stops_with_the_reason(
     path.write_bytes(bytes(content))
     done = motet_here("resume", str(run), "training.steps=26")
     assert done.returncode == 2
-    assert "was altered since the plan was frozen" in done.stderr
+    assert "plan/exposures.plan was altered since it was frozen" in done.stderr
     path.unlink()
     done = motet_here("resume", str(run), "training.steps=26")
     assert done.returncode == 2
-    assert "cannot be opened" in done.stderr
+    assert "plan cannot be understood" in done.stderr
+    assert str(path) in done.stderr
