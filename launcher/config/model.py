@@ -22,7 +22,9 @@ class ModelSettings:
         kind="path",
     )
     another_tokenizer: bool = setting(
-        False, "train the model of from_hf on a corpus that another tokenizer than its own made"
+        False,
+        "train the model of from_hf on a corpus that another tokenizer than its own made",
+        omit_default=True,
     )
     vocabulary_size: int | None = setting(
         None,
