@@ -56,6 +56,7 @@ from motet.models.family.base import (
     choices,
     teacher_update_of,
 )
+from motet.models.family.costs import choice_flops
 from motet.models.family.nested import NestedFamily
 from motet.models.member import names_in
 from motet.parallel.engines.native import NativeEngine
@@ -165,22 +166,12 @@ def who_trains(made: NestedFamily, step: int) -> list[Choice]:
     return choices(made, known, step, draws) or [(Term(None),)] * draws
 
 
-def flops_of(choice: Choice) -> float:
-    """FLOPs for each token of one share."""
-    own = sum(
-        training_flops_per_token(config_of(t.member), LENGTH) * (1.0 if t.trains else 1.0 / 3.0)
-        for t in choice
-    )
-    followed = any(t.kept for t in choice)
-    return own + followed * training_flops_per_token(WHOLE, LENGTH) / 3.0
-
-
 def run_flops(recipe: str, seed: int, steps: int) -> float:
     """FLOPs of a nested run of so many steps."""
     made = family(recipe, seed, steps)
     tokens = SEQUENCES * LENGTH
     return sum(
-        flops_of(choice) * tokens / len(shares)
+        choice_flops(choice, WHOLE, LENGTH) * tokens / len(shares)
         for shares in (who_trains(made, step) for step in range(steps))
         for choice in shares
     )

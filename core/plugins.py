@@ -35,6 +35,7 @@ MISTAKES = (Exception, SystemExit)
 """What may come out of a stranger's code: `exit()` must not end the command, let alone as a
 success.
 """
+NOT_THE_SOURCE = "is not the source that the run was frozen with"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.py")
 
 
@@ -200,7 +201,7 @@ def _digest(content: bytes) -> str:
 
 
 def _changed(reference: Reference, path: Path, folder: Path) -> str:
-    message = f"is {reference.text!r}; {path} is not the source that the run was frozen with"
+    message = f"is {reference.text!r}; {path} {NOT_THE_SOURCE}"
     if reference.file is not None:
         return f"{message}; restore it, or start a new run"
     assert reference.module is not None

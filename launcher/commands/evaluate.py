@@ -53,10 +53,10 @@ def harness_command(
     model: Path, tasks: str, output: Path, limit: int | None, include: str | None = None
 ) -> list[str]:
     """Arguments of lm-evaluation-harness for an exported model."""
-    import torch
+    from motet.parallel.runtime.mesh import choose_device
 
     # It would ask for a GPU where it is told nothing, also of a torch that knows none.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto", 0).type
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", device]
     command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", tasks]
     command += ["--output_path", str(output)]

@@ -7,6 +7,7 @@ import sys
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import read_json, read_text
+from motet.core.plugins import PluginError
 from motet.launcher.commands import common, options, submit
 from motet.launcher.commands.train import (
     asked_nodes,
@@ -21,6 +22,7 @@ from motet.launcher.runs.attempts import give_up_damaged, refuse_start_over
 from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.verify import EVIDENCE, TRAINED, inspect, refuse_damage
+from motet.launcher.study.before_training import check_classes
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sound(rundir: RunDir) -> None:
     """Refuse a run whose training would not be what was frozen; say what else is damaged, which
-    makes its answers weaker and stops nothing.
+    makes its answers weaker and stops nothing. A class of the user's own that is missing or changed
+    comes first, by its setting, with what would work.
     """
+    try:
+        check_classes(rundir)
+    except PluginError:
+        raise
+    except UserError:
+        pass  # the plan itself: told below, with all else
     refuse_damage(rundir, TRAINED)
     for one in inspect(rundir, EVIDENCE).damage:
         print(f"motet: warning: damaged: {one}", file=sys.stderr)

@@ -58,8 +58,6 @@ def resume(rundir: RunDir, settings: RunSettings, yaml_text: str, *, dry_run: bo
     if rundir.finished(settings.steps):
         print(f"{rundir.root} is finished: {settings.steps:,} steps; `motet report {rundir.root}`")
         return 0
-    from motet.launcher.study.before_training import check_classes
-
     scheduler = schedulers.of_run(rundir, settings.scheduler)
     request = scheduler.request(settings)
     if request.seeds:
@@ -67,7 +65,6 @@ def resume(rundir: RunDir, settings: RunSettings, yaml_text: str, *, dry_run: bo
             f"{request.section}.array: {list(request.seeds)} makes new runs out of a run.yaml; "
             f"leave it out to go on with {rundir.name}"
         )
-    check_classes(rundir)
     made = submission.submission([settings], scheduler)
     if dry_run:
         print_dry_run(made)

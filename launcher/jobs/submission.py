@@ -84,10 +84,11 @@ def submit(made: Submission, yaml_text: str) -> list[str]:
     A refusal by the scheduler leaves no folder behind. Where it gives no answer the folders stay:
     the job may have been taken.
     """
-    from motet.launcher.launch.local import prepare_run
+    from motet.launcher.launch.local import check_weights, prepare_run
     from motet.launcher.rank.wandb_mirror import stored_run_id
 
     made.scheduler.trial(made.script)
+    check_weights(made.settings[0])
     prepared: list[RunDir] = []
     try:
         for settings, run in zip(made.settings, made.rundirs, strict=True):

@@ -75,10 +75,9 @@ def train(
         return 0
     check_devices(settings)
     verify_corpora(settings)
-    if resume:
-        before_training.check_classes(rundir)
     if not resume:
         check_layout(settings)
+        check_weights(settings)
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir) as held:
         return launch(settings, rundir, rundir.next_attempt(), held=held, recorded=recorded)
@@ -96,8 +95,6 @@ def train_together(
     """As `train`, as one of several machines; the first one makes the run and holds it."""
     check_devices(settings)
     verify_corpora(settings)
-    if resume:
-        before_training.check_classes(rundir)
     if nodes.rank:
         attempt, among = ask_to_join(rundir, settings, nodes)
         return launch(settings, rundir, attempt, nodes=among)
@@ -105,6 +102,7 @@ def train_together(
         raise UserError(f"{rundir.root} is finished: {settings.steps:,} steps")
     if not resume:
         raise_problems(deepspeed_library_problems(settings))
+        check_weights(settings)
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir) as held:
         attempt, among = gather(rundir, settings, nodes.count, nodes.endpoint)
@@ -209,6 +207,12 @@ def check_devices(settings: RunSettings) -> None:
     raise_problems(device_problems(layout.device, layout.processes, gpus))
 
 
+def check_weights(settings: RunSettings) -> None:
+    """Refuse imported weights that are not finite; reads all of them."""
+    if settings.model.from_hf:
+        check_finite(stored_tensors(Path(settings.model.from_hf)))
+
+
 def verify_corpora(settings: RunSettings, full: bool = False) -> None:
     """Check the SHA-256 of every shard, naming each that is missing, cut short or altered; `full`:
     also of those whose size and times are as when they were hashed last.
@@ -269,11 +273,9 @@ def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, A
 
 
 def model_of(settings: RunSettings) -> tuple[ModelConfig, bool]:
-    """Return the model's sizes, and whether its weights are imported; those are checked."""
+    """Return the model's sizes, and whether its weights are imported (`check_weights`)."""
     if settings.model.from_hf:
-        config = imported_model(settings)
-        check_finite(stored_tensors(Path(settings.model.from_hf)))
-        return config, True
+        return imported_model(settings), True
     overrides = settings.model.overrides()
     size = overrides.pop("vocabulary_size", None)
     needed = open_corpora(settings)[0].vocabulary_size

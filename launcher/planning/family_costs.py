@@ -15,6 +15,7 @@ from motet.launcher.planning.family_facts import sampled_steps
 from motet.launcher.runs.families import draws_of, made_members, new_family
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Family, Member, choices
+from motet.models.family.costs import passes_of
 from motet.models.family.nested import NestedFamily
 from motet.models.family.samplers import SAMPLERS
 from motet.models.member import Term
@@ -38,7 +39,7 @@ class PlannedFamily:
 
     def refusal(self, layout: Layout) -> str:
         """Say why a layout cannot train the family; "" where it can."""
-        if refused := refusals(layout, self.whole, self.members):
+        if refused := refusals(layout, self.whole, self.members, self.family.needs()):
             return refused[0]
         try:
             draws_of(self.family, self.settings, layout)
@@ -130,11 +131,10 @@ def mean_passes(
     taught, steps = False, sampled_steps(settings)
     for step in steps:
         for choice in choices(family, by_name, step, draws) or [(Term(None),)] * draws:
-            for term in choice:
+            for term in passes_of(choice):
                 name = WHOLE if term.member is None else term.member.name
-                part = 1.0 if term.labels + term.distill else 1 / 3
-                passes[name] = passes.get(name, 0.0) + part
-                taught = taught or term.distill > 0
+                passes[name] = passes.get(name, 0.0) + (1.0 if term.trains else 1 / 3)
+                taught = taught or term.distill + term.kept > 0
     tokens = draws * len(steps)  # as shares of a step
     return MeanPasses({name: number / tokens for name, number in passes.items()}, taught)
 

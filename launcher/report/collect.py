@@ -62,6 +62,7 @@ class Sources:
         study: what `launcher.study.after_training.load_measured` gave, or None.
         answers: what `experiments.analysis.analyze.analyze` gave, or None.
         problems: why study or answers are missing, in words.
+        unread: it was frozen with experiments, and none of them could be read.
         prediction: how time and memory compare with what was predicted, in one line; "" unknown.
     """
 
@@ -73,6 +74,7 @@ class Sources:
     study: Any = None
     answers: Mapping[str, Any] | None = None
     problems: Sequence[str] = field(default_factory=tuple)
+    unread: bool = False
     prediction: str = ""
     damaged: Sequence[str] = field(default_factory=tuple)
 
@@ -89,6 +91,7 @@ def assemble(sources: Sources) -> dict[str, Any]:
             "version": VERSION,
             "first_line": first_line(study, sources.damaged, sources.problems),
             "damaged": list(sources.damaged),
+            **({"experiments_unread": True} if sources.unread else {}),
             "standing": standing(study),
             "run": run_facts(sources),
             "answers": {**NO_ANSWERS, **(sources.answers or {})},
@@ -330,7 +333,8 @@ def collect(rundir: RunDir) -> Sources:
         read_manifest(rundir)  # says what is missing: without it this is no run
     found = inspect(rundir, JUDGED)
     damaged = [str(one) for one in found.damage]
-    study, answers, problems = analysed(rundir.root, found) if has_study(rundir) else NOTHING
+    asked = has_study(rundir)
+    study, answers, problems = analysed(rundir.root, found) if asked else NOTHING
     return Sources(
         manifest=found.manifest,
         damaged=damaged,
@@ -341,6 +345,7 @@ def collect(rundir: RunDir) -> Sources:
         study=study,
         answers=answers,
         problems=problems,
+        unread=asked and study is None,
         prediction="" if damaged else predicted(rundir),
     )
 

@@ -42,7 +42,9 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     run, cost = report.get("run") or {}, report.get("cost") or {}
     parts.append(
         Text(
-            words.printable(words.summary(run, cost, len(entries), bool(report.get("first_line"))))
+            words.printable(
+                words.summary(run, cost, len(entries), bool(report.get("experiments_unread")))
+            )
         )
     )
     parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]

@@ -14,6 +14,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.files import FROM_A_COPY, SEAL, read_fields, read_json, read_sealed, write_json
 from motet.core.hashing import sha256_file
+from motet.core.plugins import NOT_THE_SOURCE
 from motet.experiments.design.frozen import read_definition, read_questions
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.store import probe_files, probe_path, read_facts, read_probe
@@ -122,7 +123,10 @@ def _frozen(found: Findings, within: str) -> None:
         return
     mine = {name: facts for name, facts in files.items() if name.startswith(within)}
     for name, what in seals.altered_files(found.run.root, mine):
-        found.add(found.run.root / name, what)
+        path = found.run.root / name
+        if path.is_relative_to(found.run.plugins) and path.is_file():
+            what = f"{NOT_THE_SOURCE} ({what})"
+        found.add(path, what)
     package = found.run.code / "motet"
     for path in seals.frozen_files(found.run):
         name = path.relative_to(found.run.root).as_posix()

@@ -19,7 +19,7 @@ from motet.launcher.runs.families import open_family
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Choice, Family, Member, choices, members_of
-from motet.models.family.costs import term_flops
+from motet.models.family.costs import passes_of, term_flops
 from motet.models.family.space import lies_in
 from motet.models.member import Term, name_of, trained_by
 
@@ -105,8 +105,7 @@ def trained_sequences(
     for step in range(audit.step):
         found = draws.choices(step) or [(Term(None),)]
         for choice in found:
-            kept = (Term(None, 0.0),) if any(term.kept for term in choice) else ()
-            for term in (*kept, *choice):
+            for term in passes_of(choice):
                 name = name_of(term.member) or WHOLE
                 spent = term_flops(term, whole, length) * length
                 flops[name] = flops.get(name, 0.0) + spent * steps.sequences(step) / len(found)

@@ -14,11 +14,16 @@ from motet.models.member import Choice, Term
 
 
 def choice_flops(choice: Choice, whole: ModelConfig, sequence_length: int) -> float:
-    """Return the floating-point operations for one token of everything that a choice runs, a kept
-    teacher that it follows among them.
+    """Return the floating-point operations for one token of everything that a choice runs."""
+    return sum(term_flops(term, whole, sequence_length) for term in passes_of(choice))
+
+
+def passes_of(choice: Choice) -> Choice:
+    """Return every pass that a choice runs: a kept teacher that it follows first, which has the
+    whole model's sizes and no gradient.
     """
     teacher = (Term(None, 0.0),) if any(term.kept for term in choice) else ()
-    return sum(term_flops(term, whole, sequence_length) for term in (*teacher, *choice))
+    return (*teacher, *choice)
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from motet.core.files import atomic_write, write_json
+from motet.core.files import atomic_write, read_json, write_json
 from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.jobs import batch
 from motet.launcher.jobs.batch import Ending, verdict
@@ -79,7 +79,7 @@ def test_a_job_claims_an_attempt_and_notes_where_the_run_stood(run: RunDir) -> N
     code, number, message = batch.begin(run, JOB)
     assert (code, number) == (FINE, 1)
     assert "goes on from step 10" in message
-    begun = json.loads(run.job_begun.read_text())
+    begun = read_json(run.job_begun)
     assert begun == {"job_id": "12", "restarts": 0, "attempt": 1, "step": 10}
     assert batch.begin(run, CurrentJob("12", 2))[1] == 2
     assert json.loads(run.job_begun.read_text())["restarts"] == 2

@@ -95,7 +95,7 @@ def test_a_users_hook_sees_every_moment_on_every_rank_logs_and_stops_the_run(
     (run / "code/plugins/my_hooks.py").write_text(HOOKS + "\n# changed\n")
     changed = motet_here("resume", str(run))
     assert changed.returncode == 2
-    assert "is damaged:\n  - code/plugins/my_hooks.py has" in changed.stderr
+    assert "is not the source that the run was frozen with" in changed.stderr
     assert "Traceback" not in changed.stderr
     (run / "code/plugins/my_hooks.py").unlink()
     missing = motet_here("resume", str(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from motet.core.errors import UserError
 from motet.launcher import report as report_package
@@ -228,3 +230,16 @@ def test_experiments_that_cannot_be_read_yet_are_told_in_the_page(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="manifest"):
         report_package.build(RunDir(tmp_path))
+
+
+def test_experiments_that_could_not_be_read_are_not_called_none(tmp_path: Path) -> None:
+    rundir = write_run(tmp_path / "r")
+    rundir.plan.mkdir()  # what was in it is lost
+    text = report_package.build(rundir).read_text()
+    assert "The run folder is damaged, so it has no answers: " in text
+    assert "no randomized experiments" not in text
+    out = io.StringIO()
+    saved = json.loads(rundir.report_json.read_text())
+    Console(file=out, width=200).print(report_package.terminal_summary(saved))
+    assert "The run folder is damaged" in out.getvalue()
+    assert "no randomized experiments" not in out.getvalue()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from motet.models.config import ModelConfig
+from motet.models.config import ModelConfig, ModelError
 from motet.models.decoder import Decoder
 from motet.models.growth.growth import Growth, grow, grown
+from motet.models.growth.registry import operator
 from motet.models.growth.state import WeightState
 from tests.models.families import made, some_tokens
 
@@ -111,3 +114,11 @@ def language(words: int, sequences: int, length: int, seed: int) -> Tensor:
         follows = (tokens[:, at - 1] * 5 + 3) % words
         tokens[:, at] = torch.where(odd[:, at], tokens[:, at], follows)
     return tokens
+
+
+def refusal(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What an operator says of two sizes of a Llama between which it cannot grow."""
+    config, _ = source_of("llama", **old)
+    with pytest.raises(ModelError) as caught:
+        operator(name).growth(config, replace(config, **new))
+    return str(caught.value)
