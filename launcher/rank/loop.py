@@ -26,6 +26,8 @@ ORDER = "order"
 def train(job: TrainingJob, step: int) -> tuple[int, str]:
     """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
     total, stopping = job.settings.steps, agree_any(job.stop.requested(), job.world)
+    if job.settings.training.compile and job.members and step < total and not stopping:
+        compile_ahead(job, step)
     while True:
         stopping = stopping or not probe(job, step)
         finished = step >= total and not stopping
@@ -46,6 +48,18 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         if not result.applied:
             bad_step(job, step)
         step += 1
+
+
+def compile_ahead(job: TrainingJob, step: int) -> None:
+    """Compile what trains each member, on the first sequences to come: no later step waits for it,
+    and what cannot be compiled ends the run here.
+    """
+    started = time.perf_counter()
+    with job.progress.phase("compiling"):
+        job.progress.print(f"compiling the whole model and {len(job.members)} members")
+        job.engine.compile_ahead(job.feed.read(step).batches[0], list(job.members.values()))
+    seconds = time.perf_counter() - started
+    job.metrics.log("event", step, event="compiled", members=len(job.members), seconds=seconds)
 
 
 def order_due(job: TrainingJob, step: int) -> bool:

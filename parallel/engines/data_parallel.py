@@ -267,6 +267,11 @@ class DataParallelEngine(ABC):
         """The mixtures by layer."""
         return mixtures([self.decoder])
 
+    def compile_ahead(self, batch: MicroBatch, members: Sequence[Member]) -> None:  # noqa: B027
+        """See `Engine.compile_ahead`: not here. A library counts a backward pass as one of a
+        step's, so blocks compile when a member first trains.
+        """
+
     @torch.no_grad()
     def score(
         self,

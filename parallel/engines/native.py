@@ -22,6 +22,7 @@ from motet.models.family.base import Member, StepChoices
 from motet.models.family.importance import orders_by
 from motet.models.layers import Places
 from motet.models.loss import LossSums
+from motet.models.member import Term, name_of
 from motet.models.moe import MoE
 from motet.parallel.engines.channel_order import measured, move
 from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
@@ -170,6 +171,19 @@ class NativeEngine(TensorState):
             balance_loss,
             losses,
         )
+
+    def compile_ahead(self, batch: MicroBatch, members: Sequence[Member]) -> None:
+        """See `Engine.compile_ahead`; teachers and scores, which have no gradient, compile when
+        they are met.
+        """
+        if not self.options.compile:
+            return
+        sizes = (None, *members)
+        batches, trained = [batch] * len(sizes), tuple((Term(one),) for one in sizes)
+        names = tuple(name_of(one) for one in sizes)
+        tally = MemberTally(StepChoices(trained, names), batches, self.config.n_layers)
+        self._forward_backward([self._to_device(one) for one in batches], 0.0, tally)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _forward_backward(
         self, inputs: Sequence[_Inputs], scale: float, tally: MemberTally | None

@@ -86,6 +86,12 @@ class Engine(Protocol):
                 widths, never in layers. None: the whole model alone.
         """
 
+    def compile_ahead(self, batch: MicroBatch, members: Sequence[Member]) -> None:
+        """Compile what trains the whole model and each of its members, by a pass of each that
+        changes nothing, so that no step waits for it (a collective); nothing where blocks are not
+        compiled.
+        """
+
     def score(
         self,
         tokens_BT: npt.NDArray[np.int64],

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from motet.models.family.base import Choice, Member, StepChoices, Term
+from motet.models.layers import Block
 from motet.models.slices import member_weights
 from motet.parallel.engines.protocol import EngineOptions, build_engine
 from motet.parallel.engines.refusals import refusals
@@ -89,6 +91,46 @@ def test_members_train_on_two_ranks_as_on_one(layout: Layout) -> None:
             for name, loss in theirs.items():
                 assert mine[name] == pytest.approx(loss, rel=1e-5)
         np.testing.assert_allclose(scores[0], reference[0], atol=1e-4)
+
+
+def compiled(world: World, layout: Layout, ahead: bool) -> tuple[Curve, list[int]]:
+    """Train with blocks compiled; also return how many graphs there were before each step."""
+    counter = CompileCounterWithBackend("aot_eager")
+    with pytest.MonkeyPatch.context() as patch:
+        plain = Block.compile
+        patch.setattr(Block, "compile", lambda block: plain(block, backend=counter))
+        engine = build_engine(DENSE, EngineOptions(compile=True), layout, world)
+    if ahead:
+        batches, _ = share(layout, world.rank, 0, False)
+        engine.compile_ahead(batches[0], [HALF, NARROW])
+    curve, graphs = Curve(), []
+    for step in range(3):
+        graphs.append(counter.frame_count)
+        batches, _ = share(layout, world.rank, step, False)
+        who = tuple((Term((None, NARROW, HALF)[(i + step) % 3]),) for i in range(len(batches)))
+        members = StepChoices(who, (None, "narrow", "half"))
+        result = engine.step(batches, 1e-3, lambda *all: True, lambda: False, members)
+        curve.steps.append((result.loss, result.grad_norm, result.n_labels))
+    curve.weights = {name: value.numpy() for name, value in engine.full_model().items()}
+    return curve, [*graphs, counter.frame_count]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(micro_sequences=4),
+        Layout(dp_shard=2, micro_sequences=2),
+        Layout(pp=2, micro_sequences=4),
+    ],
+    ids=["one", "fsdp", "pp"],
+)
+def test_members_compile_before_the_first_step_and_train_the_same(layout: Layout) -> None:
+    plain, as_met = run_ranks(layout.world_size, compiled, layout, False)[0]
+    found, graphs = run_ranks(layout.world_size, compiled, layout, True)[0]
+    assert found.steps == plain.steps
+    for name, value in plain.weights.items():
+        np.testing.assert_array_equal(found.weights[name], value)
+    assert graphs[0] == graphs[-1] == as_met[-1] > as_met[0] == 0
 
 
 def member_alone(world: World) -> tuple[Any, Any, Any, Any]:
