@@ -128,6 +128,10 @@ class Corpus:
             raise IndexError(f"token {position} of {self.n_tokens}")
         return int(np.searchsorted(self._starts, np.uint64(position), side="right")) - 1
 
+    def documents_between(self, start: int, stop: int) -> list[int]:
+        """Return the ordinals of the documents that hold the tokens [start, stop)."""
+        return list(range(self.document_at(start), self.document_at(stop - 1) + 1))
+
     def document_span(self, document: int) -> tuple[int, int]:
         """Return (start, stop) of a document in tokens; its end-of-document token is inside."""
         self._check_document(document)

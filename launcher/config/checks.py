@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import Problem, UserError, suggest
 from motet.launcher.config.batch import slurm_problems
 from motet.launcher.config.sections import LayoutSettings, RunSettings
+from motet.launcher.config.validation import validation_problems
 from motet.slurm.config import shown
 
 if TYPE_CHECKING:
@@ -253,6 +254,11 @@ def data_problems(settings: RunSettings) -> list[Problem]:
     return out
 
 
+def held_out_problems(settings: RunSettings) -> list[Problem]:
+    """See `validation_problems`."""
+    return validation_problems(settings.validation, settings.data.paths)
+
+
 def model_problems(settings: RunSettings) -> list[Problem]:
     """The preset exists and its sizes fit each other."""
     from motet.models import config as models
@@ -289,6 +295,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (ramp_problems, ("batch.ramp",)),
     (schedule_problems, ("training", "batch", "data.sequence_length")),
     (data_problems, ("data", "probes")),
+    (held_out_problems, ("data.corpora", "validation")),
     (model_problems, ("model",)),
     (engine_problems, ("layout",)),
     (deepspeed_problems, ("layout", "training.compile")),

@@ -29,9 +29,9 @@ Unknown settings are errors, and every problem is told at once. Paths start from
 run.yaml (on the command line: from the working directory).
 
 `${a.b.c}` takes the value of another setting and `${oc.env:NAME}` that of an environment variable.
-Only places and logging (`runs`, `data.corpora.*.path`, `model.from_hf`, `layout.*`, `metrics.*`)
-may come from the environment, and their values are never stored: `resolved.yaml`, the manifest and
-W&B keep `${oc.env:NAME}` as it was written.
+Only places and logging (`runs`, `data.corpora.*.path`, `validation.corpora.*.path`,
+`model.from_hf`, `layout.*`, `metrics.*`) may come from the environment, and their values are never
+stored: `resolved.yaml`, the manifest and W&B keep `${oc.env:NAME}` as it was written.
 
 Scalars are read as the type of their setting says: `name: no` is the text "no", `12:30` stays text,
 and a whole number with a leading 0 is refused.

@@ -35,7 +35,14 @@ from motet.launcher.config.yaml_tree import (
 )
 
 # Where a value of the environment may stand: it names a place, and decides no number of the run.
-_ENVIRONMENT_ALLOWED = ("runs", "data.corpora.*.path", "model.from_hf", "metrics.*", "layout.*")
+_ENVIRONMENT_ALLOWED = (
+    "runs",
+    "data.corpora.*.path",
+    "validation.corpora.*.path",
+    "model.from_hf",
+    "metrics.*",
+    "layout.*",
+)
 
 
 def load(

@@ -16,6 +16,7 @@ from motet.launcher.config.field import setting
 from motet.launcher.config.layout import LayoutSettings as LayoutSettings
 from motet.launcher.config.model import FamilySettings as FamilySettings
 from motet.launcher.config.model import ModelSettings as ModelSettings
+from motet.launcher.config.validation import ValidationSettings as ValidationSettings
 
 if TYPE_CHECKING:
     from motet.experiments.stream.batch_sizes import Steps
@@ -47,6 +48,11 @@ class DataSettings:
     )
     corpora: tuple[CorpusSettings, ...] = setting((), "the corpora that are mixed; at least one")
     verify: bool = setting(True, "check the SHA-256 of every shard before training starts")
+
+    @property
+    def paths(self) -> list[str]:
+        """The folders of the corpora."""
+        return [corpus.path for corpus in self.corpora]
 
 
 @dataclass(frozen=True)
@@ -304,6 +310,9 @@ class RunSettings:
         FamilySettings, "the models that it delivers", omit_default=True
     )
     data: DataSettings = setting(DataSettings, "which tokens it reads")
+    validation: ValidationSettings = setting(
+        ValidationSettings, "the loss on text that it does not read", omit_default=True
+    )
     batch: BatchSettings = setting(BatchSettings, "sequences per step")
     training: TrainingSettings = setting(TrainingSettings, "how long, optimizer, precision")
     experiments: ExperimentSettings = setting(ExperimentSettings, "the questions")

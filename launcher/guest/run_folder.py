@@ -26,7 +26,7 @@ from motet.launcher.runs.seals import damage, read_checkpoint, read_manifest
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
 # What a guest's loop decides itself: a value here would be recorded and not obeyed.
-NOT_READ = ("model.", "family.", "training.", "checkpoint.", "layout.")
+NOT_READ = ("model.", "family.", "validation.", "training.", "checkpoint.", "layout.")
 READ = ("training.steps", "training.tokens", "layout.micro_sequences", "layout.timeout_s")
 NO_WARMUP = {"training": {"schedule": {"warmup_steps": 0}}}
 UNKNOWN_MODEL: Mapping[str, Any] = {

@@ -40,7 +40,13 @@ from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.described_model import imported_model
 from motet.launcher.runs.families import draws_of, new_family, new_members, refuse_layout
-from motet.launcher.runs.manifest import corpus_problems, data_facts, open_corpora
+from motet.launcher.runs.manifest import (
+    corpus_problems,
+    data_facts,
+    open_corpora,
+    training_sources,
+    validation_streams,
+)
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import seal_frozen
@@ -219,8 +225,8 @@ def verify_corpora(settings: RunSettings, full: bool = False) -> None:
     """
     if settings.data.verify:
         raise_problems(corpus_problems(settings, full=full))
-    else:
-        open_corpora(settings)
+    training_sources(settings)
+    validation_streams(settings)
 
 
 def prepare_run(

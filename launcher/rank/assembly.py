@@ -30,6 +30,7 @@ from motet.launcher.rank.plugins import load_hooks
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
+from motet.launcher.rank.validating import Validation
 from motet.launcher.rank.wandb_mirror import open_mirror
 from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
@@ -134,6 +135,7 @@ def build_job(
         members=members,
         draw_check=draw_check,
         evaluation=MemberEvaluation.of_run(settings, members),
+        validation=Validation.of_run(settings),
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )

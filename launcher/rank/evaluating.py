@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from motet.experiments.stream.held_out import HeldOutSequences
 from motet.experiments.stream.stream import IGNORED_LABEL
@@ -66,23 +67,9 @@ class MemberEvaluation:
         return [] if rest else [self.members[(turn - 1) % len(self.members)]]
 
     def loss(self, engine: Engine, layout: Layout, world: World, member: Member | None) -> float:
-        """Return the mean cross-entropy over all labels, nats (a collective): each data-parallel
-        rank scores its share of the sequences.
-        """
+        """Return the mean cross-entropy over all labels, nats (a collective)."""
         tokens_BT, labels_BT = self.held_out.tokens_BT, self.held_out.labels_BT
-        rank, ranks = layout.dp_rank(world.rank), layout.dp_size
-        rows = max(1, self.batch_tokens // tokens_BT.shape[1])
-        total = np.zeros(2)
-        for start in range(0, self.count, rows * ranks):
-            mine = slice(start + rank * rows, start + (rank + 1) * rows)
-            tokens, labels = tokens_BT[mine], labels_BT[mine]
-            if not len(tokens):  # others still score: one row that counts nothing
-                tokens, labels = tokens_BT[:1], np.full_like(labels_BT[:1], IGNORED_LABEL)
-            logprob, _ = engine.score(tokens, labels, member)
-            counted = labels != IGNORED_LABEL
-            total += (float(np.where(counted, logprob, 0.0).sum()), float(counted.sum()))
-        logprob_sum, n_labels = sum_over_ranks(total, layout, world)
-        return -float(logprob_sum) / max(1.0, float(n_labels))
+        return mean_loss(tokens_BT, labels_BT, self.batch_tokens, engine, layout, world, member)
 
     def latency_s(self, engine: Engine, member: Member | None) -> float:
         """Return the median time of a forward pass over one sequence, on this run's processes (a
@@ -95,3 +82,37 @@ class MemberEvaluation:
             engine.score(tokens, labels, member)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
+
+
+def mean_loss(
+    tokens_BT: npt.NDArray[np.int64],
+    labels_BT: npt.NDArray[np.int64],
+    batch_tokens: int,
+    engine: Engine,
+    layout: Layout,
+    world: World,
+    member: Member | None = None,
+) -> float:
+    """Return the mean cross-entropy over all labels, nats (a collective): each data-parallel rank
+    scores its share of the sequences.
+
+    Args:
+        tokens_BT: all sequences, the same on every rank.
+        labels_BT: -100 where nothing is predicted.
+        batch_tokens: most tokens in one forward pass, per rank.
+        engine, layout, world: of this rank.
+        member: of the family; None is the whole model.
+    """
+    rank, ranks = layout.dp_rank(world.rank), layout.dp_size
+    rows = max(1, batch_tokens // tokens_BT.shape[1])
+    total = np.zeros(2)
+    for start in range(0, len(tokens_BT), rows * ranks):
+        mine = slice(start + rank * rows, start + (rank + 1) * rows)
+        tokens, labels = tokens_BT[mine], labels_BT[mine]
+        if not len(tokens):  # others still score: one row that counts nothing
+            tokens, labels = tokens_BT[:1], np.full_like(labels_BT[:1], IGNORED_LABEL)
+        logprob, _ = engine.score(tokens, labels, member)
+        counted = labels != IGNORED_LABEL
+        total += (float(np.where(counted, logprob, 0.0).sum()), float(counted.sum()))
+    logprob_sum, n_labels = sum_over_ranks(total, layout, world)
+    return -float(logprob_sum) / max(1.0, float(n_labels))

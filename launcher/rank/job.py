@@ -17,6 +17,7 @@ from motet.launcher.rank.hooks import HookContext, Hooks
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
+from motet.launcher.rank.validating import Validation
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
@@ -72,6 +73,7 @@ class TrainingJob:
     members: dict[str, Member] = field(default_factory=dict)
     draw_check: DrawCheck | None = None
     evaluation: MemberEvaluation | None = None
+    validation: Validation | None = None
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
     last: StepDone | None = None

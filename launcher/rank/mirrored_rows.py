@@ -28,6 +28,10 @@ def history_of(row: Row) -> dict[str, Any]:
         values = {f"members/{name}/loss": loss for name, loss in losses.items()}
         values |= {f"members/{name}/latency_ms": value for name, value in latency.items()}
         values |= {f"evaluation/{name}": value for name, value in flat(fields).items()}
+    elif kind == "validation":
+        values = {f"validation/{name}/loss": loss for name, loss in row["losses"].items()}
+        for member, losses in (row.get("members") or {}).items():
+            values |= {f"validation/{name}@{member}/loss": loss for name, loss in losses.items()}
     else:
         values = {f"{kind}/{name}": value for name, value in flat(fields).items()}
     if not values:

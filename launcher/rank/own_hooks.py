@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from motet.core import format
 from motet.experiments.types import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
@@ -171,6 +172,33 @@ class Evaluations(OwnHook):
             job.metrics.log("evaluation", step, losses=losses, **facts, **more, seconds=seconds)
 
 
+class Validations(OwnHook):
+    """Measures the loss on text that is not trained on; at the end that of every member too."""
+
+    def after_step(self, context: HookContext) -> None:
+        job, step, total = self.job, context.step, self.job.settings.steps
+        if job.validation is None or not job.validation.due(step, total):
+            return
+        with job.progress.phase("validating"):
+            started = time.perf_counter()
+            place = job.engine, job.layout, job.world
+            losses = job.validation.losses(*place)
+            more: dict[str, Any] = {}
+            if job.members and step == total:
+                more["members"] = {
+                    name: job.validation.losses(*place, member)
+                    for name, member in job.members.items()
+                }
+            job.engine.finish_scoring()
+            labels = {name: text.n_labels for name, text in job.validation.texts.items()}
+            seconds = time.perf_counter() - started
+            job.metrics.log(
+                "validation", step, losses=losses, labels=labels, **more, seconds=seconds
+            )
+        shown = ", ".join(f"{name} {format.loss(loss)}" for name, loss in losses.items())
+        job.progress.print(f"step {step:,}/{total:,}  validation loss {shown}")
+
+
 def member_name(member: Member | None) -> str:
     """The name of a member in rows; the whole model's is `WHOLE`."""
     return WHOLE if member is None else member.name
@@ -190,4 +218,4 @@ def own_hooks(job: TrainingJob) -> list[Hook]:
     """Return them in the order in which they are called: a step is in the ledger before its row is
     shown.
     """
-    return [Probes(job), Ledger(job), LifeSign(job), Rows(job), Evaluations(job)]
+    return [Probes(job), Ledger(job), LifeSign(job), Rows(job), Evaluations(job), Validations(job)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
+from motet.launcher.report.training import MOST_POINTS, training_record
 from motet.launcher.report.words import finite, plain
 from motet.launcher.runs.attempts import facts_of
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
 
 VERSION = 1
-MOST_POINTS = 2_000
 NO_ANSWERS: dict[str, Any] = {
     "alpha": None,
     "draws": None,
@@ -179,51 +179,6 @@ def exposure_steps(measured: Iterable[Any]) -> dict[str, list[int]]:
         chosen = np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(np.int64)
         found[one.name] = [int(step) for step in steps[chosen]]
     return found
-
-
-def training_record(rows: Sequence[Row], exposures: Mapping[str, list[int]]) -> dict[str, Any]:
-    """Curves of training, thinned to `MOST_POINTS` steps, and the time that each phase took."""
-    steps = rows_of(rows, "step")
-    thin = steps[:: max(1, -(-len(steps) // MOST_POINTS))]
-    if steps and thin[-1] is not steps[-1]:
-        thin.append(steps[-1])
-    curves = {
-        name: [finite(row.get(name)) for row in thin]
-        for name in ("loss", "lr", "grad_norm", "tokens_per_s")
-    }
-    return {
-        "steps": [row["step"] for row in thin],
-        **curves,
-        "exposure_steps": dict(exposures),
-        "seconds": seconds_by_phase(rows),
-        "skipped_steps": skipped_steps(rows),
-    }
-
-
-def skipped_steps(rows: Sequence[Row]) -> list[int]:
-    """Steps whose update was left out: bad ones, and those that a rollback took back."""
-    found = {row["step"] for row in rows_of(rows, "step") if row.get("skipped")}
-    for event in rows_of(rows, "event"):
-        if event.get("event") == "rollback" and "to_step" in event:
-            found.update(range(event["to_step"] + 1, event["step"] + 1))
-    return sorted(found)
-
-
-def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
-    """Seconds of training, probes, checkpoints and waiting for data.
-
-    Probes, evaluations (counted with them) and checkpoints have rows of their own; the rest is in
-    `seconds` of the step rows.
-    """
-    phases = {"train": 0.0, "probe": 0.0, "checkpoint": 0.0, "data": 0.0}
-    own = {"train": "train", "forward_backward": "train", "optimizer": "train", "data": "data"}
-    for row in rows_of(rows, "step"):
-        for name, seconds in (row.get("seconds") or {}).items():
-            if name in own:
-                phases[own[name]] += finite(seconds) or 0.0
-    for kind, phase in (("probe", "probe"), ("evaluation", "probe"), ("checkpoint", "checkpoint")):
-        phases[phase] += sum(finite(row.get("seconds")) or 0.0 for row in rows_of(rows, kind))
-    return phases
 
 
 def cost(

@@ -15,6 +15,7 @@ from motet.launcher.output import page as pages
 from motet.launcher.report import by_member, plots, words
 from motet.launcher.report import family as families
 from motet.launcher.report.forest import forest
+from motet.launcher.report.training import validation_rows
 
 HERE = Path(__file__).parent
 CLOSED_AFTER_PANELS = 2
@@ -68,6 +69,8 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "controls": [views.of(e, f"c{i}") for i, e in enumerate(controls)],
         "control_sentences": control_sentences(answers),
         "alarms": alarms(report),
+        "validation": (validation := validation_rows(record)),
+        "validation_members": any(row["member"] for row in validation),
         "loss_plot": markup(loss) if loss else None,
         "spent": spent(record.get("seconds") or {}),
         "definition_text": pretty(report.get("definition")),

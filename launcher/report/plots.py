@@ -263,19 +263,28 @@ def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str |
         return None
     ys = [math.nan if finite(y) is None else float(y) for y in loss]
     rows = [n for n in names if (record.get("exposure_steps") or {}).get(n)]
-    height = 2.5 + 0.2 * len(rows)
+    validated = record.get("validation") or {}
+    height = 2.5 + 0.2 * len(rows) + (0.3 if validated else 0.0)
     with figure(key, (WIDE[0], height)) as fig:
         if rows:
             top, rug = fig.subplots(2, 1, sharex=True, height_ratios=[2.4, 0.2 * len(rows) + 0.1])
         else:
             top, rug = fig.subplots(), None
         top.plot(steps, ys, color=SOFT, linewidth=0.8, alpha=0.55)
-        top.plot(steps, smooth(ys), color=ORDERED[3], linewidth=1.8)
+        top.plot(steps, smooth(ys), color=ORDERED[3], linewidth=1.8, label="training")
+        for number, (name, curve) in enumerate(validated.items()):
+            points = [math.nan if y is None else y for y in curve["loss"]]
+            mark, shade = MARKERS[number % len(MARKERS)], DISTINCT[number % len(DISTINCT)]
+            label = clip(f"validation: {name}")
+            top.plot(curve["steps"], points, color=shade, marker=mark, markersize=4, label=label)
+        if validated:
+            fig.legend(loc="outside upper left", ncols=min(4, 1 + len(validated)))
         bad = list(record.get("skipped_steps") or [])
         if bad:
             top.plot(bad, [1.0] * len(bad), "v", color=DISTINCT[1], markersize=6,
                      transform=top.get_xaxis_transform(), clip_on=False)  # fmt: skip
-        name_axes(top, "" if rows else "training step", "training loss", "nats/token")
+        y_name = "loss" if validated else "training loss"
+        name_axes(top, "" if rows else "training step", y_name, "nats/token")
         keep_within(top, (0.0, math.inf))
         if rug is not None:
             draw_rug(rug, rows, record["exposure_steps"], (min(steps), max(steps)))
@@ -283,6 +292,8 @@ def training(record: Mapping[str, Any], names: Sequence[str], key: str) -> str |
         label = (
             f"Training loss from {first:.3g} to {final:.3g} nats per token over {max(steps)} steps."
         )
+        lasts = [f"{name} {c['loss'][-1]:.3g}" for name, c in validated.items() if c["loss"][-1]]
+        label += f" Validation at the end: {', '.join(lasts)}." if lasts else ""
         return to_svg(fig, key, label)
 
 

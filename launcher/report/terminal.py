@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report import by_member, words
 from motet.launcher.report.page import alarms, control_sentences
+from motet.launcher.report.training import validation_rows
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -47,6 +48,8 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
             )
         )
     )
+    if validated := validation_line(report.get("training") or {}):
+        parts.append(Text(words.printable(validated)))
     parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]
     if entries:
         parts += [Text(""), table(entries)]
@@ -57,6 +60,17 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
     return Group(*parts)
+
+
+def validation_line(record: Mapping[str, Any]) -> str:
+    """The last validation losses in one line; "" where nothing was validated."""
+    rows = validation_rows(record)
+    shown = [
+        f"{row['name']}{'@' + row['member'] if row['member'] else ''} {words.number(row['loss'])}"
+        for row in rows
+    ]
+    at = f"after step {rows[0]['step']:,}" if rows else ""
+    return f"Validation loss {at}, nats/token: {', '.join(shown)}." if rows else ""
 
 
 def table(entries: list[Mapping[str, Any]]) -> Table:

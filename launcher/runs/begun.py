@@ -21,7 +21,7 @@ RESUMABLE = (
     r"checkpoint\..*",
     r"probes\.batch_tokens",
     r"data\.verify",
-    r"data\.corpora\.\d+\.path",
+    r"(data|validation)\.corpora\.\d+\.path",
     r"training\.(steps|tokens|compile)",
     r"training\.bad_steps\..*",
     r"training\.max_restarts",

@@ -4,7 +4,7 @@ trains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.frozen import check_kinds, read_definition
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.part import CorpusPart, hold_out
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.config.validation import names_of
 from motet.launcher.runs.begun import unlike_frozen
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import altered_files, read_frozen, read_manifest
@@ -29,16 +31,37 @@ def open_corpora(settings: RunSettings) -> list[Corpus]:
     """
     corpora = [Corpus.open(entry.path) for entry in settings.data.corpora]
     for number, corpus in enumerate(corpora[1:], start=1):
-        if _vocabulary(corpus) != _vocabulary(corpora[0]):
-            raise UserError(
-                f"data.corpora[{number}].path={settings.data.corpora[number].path}: its vocabulary "
-                "has "
-                f"{corpus.vocabulary_size:,} tokens and ends documents with {corpus.eod}, "
-                "data.corpora[0] has "
-                f"{corpora[0].vocabulary_size:,} and {corpora[0].eod}, or their tokenizers differ; "
-                "prepare both with one tokenizer"
-            )
+        _check_vocabulary(f"data.corpora[{number}]", corpus, corpora[0])
     return corpora
+
+
+def open_validation_corpora(settings: RunSettings) -> list[Corpus]:
+    """Open the corpora of `validation.corpora`.
+
+    Raises:
+        UserError: one is missing, cut short or trained on, or has another tokenizer than the run.
+    """
+    found = [Corpus.open(entry.path) for entry in settings.validation.corpora]
+    trained = open_corpora(settings) if found else []
+    for number, corpus in enumerate(found):
+        where = f"validation.corpora[{number}]"
+        _check_vocabulary(where, corpus, trained[0])
+        for other, one in enumerate(trained):
+            if one.fingerprint == corpus.fingerprint:
+                raise UserError(
+                    f"{where}.path={corpus.path}: data.corpora[{other}] holds the same tokens, so "
+                    "they are trained on; validation.documents holds some of them out"
+                )
+    return found
+
+
+def _check_vocabulary(where: str, corpus: Corpus, first: Corpus) -> None:
+    if _vocabulary(corpus) != _vocabulary(first):
+        raise UserError(
+            f"{where}.path={corpus.path}: its vocabulary has {corpus.vocabulary_size:,} tokens and "
+            f"ends documents with {corpus.eod}, data.corpora[0] has {first.vocabulary_size:,} and "
+            f"{first.eod}, or their tokenizers differ; prepare both with one tokenizer"
+        )
 
 
 def _vocabulary(corpus: Corpus) -> tuple[int, int, str | None]:
@@ -48,11 +71,61 @@ def _vocabulary(corpus: Corpus) -> tuple[int, int, str | None]:
     return corpus.eod, corpus.vocabulary_size, content
 
 
+def training_sources(settings: RunSettings) -> list[Corpus | CorpusPart]:
+    """Return what the run reads of each corpus: all, or all but the documents held out.
+
+    Raises:
+        UserError: a corpus has too few documents for that.
+    """
+    corpora = open_corpora(settings)
+    if not settings.validation.documents:
+        return list(corpora)
+    return [rest for rest, _ in _held_out(settings, corpora)]
+
+
+def _held_out(
+    settings: RunSettings, corpora: Sequence[Corpus]
+) -> list[tuple[CorpusPart, CorpusPart]]:
+    count = settings.validation.documents
+    return [
+        hold_out(corpus, count, settings.data_seed, "validation.documents", f"data.corpora[{n}]")
+        for n, corpus in enumerate(corpora)
+    ]
+
+
+def validation_streams(settings: RunSettings) -> dict[str, Stream]:
+    """Return the text of each validation loss by its name, cut as the run cuts its own: documents
+    held out, then the corpora of their own.
+
+    Raises:
+        UserError: a corpus cannot be used, has too few documents, or is shorter than a sequence.
+    """
+    held = (
+        [part for _, part in _held_out(settings, open_corpora(settings))]
+        if settings.validation.documents
+        else []
+    )
+    sources: list[Corpus | CorpusPart] = [*held, *open_validation_corpora(settings)]
+    length = settings.data.sequence_length
+    found = {}
+    for name, source in zip(
+        names_of(settings.validation, settings.data.paths), sources, strict=True
+    ):
+        if source.n_tokens < length:
+            what = "held-out documents have" if isinstance(source, CorpusPart) else "corpus has"
+            raise UserError(
+                f"validation: the {what} {source.n_tokens:,} tokens ({name}), fewer than one "
+                f"sequence of data.sequence_length={length:,}; give more text"
+            )
+        masks = settings.data.document_masks
+        found[name] = Stream([source], [1.0], length, settings.data_seed, None, masks)
+    return found
+
+
 def open_stream(settings: RunSettings, plan: ExposurePlan | None = None) -> Stream:
     """Return the stream of a run, with a plan laid over it if given."""
-    corpora = open_corpora(settings)
     return Stream(
-        corpora,
+        training_sources(settings),
         [entry.weight for entry in settings.data.corpora],
         settings.data.sequence_length,
         settings.data_seed,
@@ -72,7 +145,9 @@ def corpus_problems(
         full: hash every file, also where its content, size and time are known.
     """
     found = [
-        problem for corpus in open_corpora(settings) for problem in corpus.verify(known=not full)
+        problem
+        for corpus in [*open_corpora(settings), *open_validation_corpora(settings)]
+        for problem in corpus.verify(known=not full)
     ]
     if frozen and not found and (now := data_facts(settings)) != frozen:
         found.append(Problem("data", f"is not that of the run: {_first_difference(now, frozen)}"))
@@ -81,7 +156,9 @@ def corpus_problems(
 
 def data_facts(settings: RunSettings) -> dict[str, Any]:
     """Return what identifies the data of a run."""
+    validated = [corpus.fingerprint for corpus in open_validation_corpora(settings)]
     return {
+        **({"validation": validated} if validated else {}),
         "seed": settings.data_seed,
         "document_masks": settings.data.document_masks,
         "corpora": [

@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
 
-KINDS = frozenset({"step", "probe", "evaluation", "checkpoint", "event", "attempt", "hook"})
+KINDS = frozenset(
+    {"step", "probe", "evaluation", "validation", "checkpoint", "event", "attempt", "hook"}
+)
 SYNC_INTERVAL_S = 1.0
 UNSURE_S = 300.0
 """How long a row may take to reach Weights & Biases, or the disk in its offline file."""
@@ -316,10 +318,10 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def unmirrored(path: Path, start_step: int, seconds: float = UNSURE_S) -> list[Row]:
-    """The steps and probes that a mirror may have lost when the attempt before was killed: its last
+    """The measured rows that a mirror may have lost when the attempt before was killed: its last
     `seconds`, up to `start_step`.
     """
-    kinds = ("step", "probe", "evaluation")
+    kinds = ("step", "probe", "evaluation", "validation")
     rows = [row for row in read_metrics(path) if row["kind"] in kinds]
     since = max((row.get("time", 0.0) for row in rows), default=0.0) - seconds
     return [row for row in rows if row["step"] <= start_step and row.get("time", 0.0) >= since]

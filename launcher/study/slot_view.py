@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from motet.core.errors import UserError
-from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.stream.exposure_plan import ExposurePlan
+from motet.experiments.stream.part import CorpusPart
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs.manifest import open_corpora, open_stream
+from motet.launcher.runs.manifest import open_stream, training_sources
 
 PLAN_FILE = "exposures.plan"
 
@@ -31,9 +31,10 @@ def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dic
     if not 0 <= slot < slots:
         raise UserError(f"--slot {slot:,} is outside the run, which has slots 0 to {slots - 1:,}")
     plan = ExposurePlan(plan_folder / PLAN_FILE) if plan_folder else None
-    corpora, stream = open_corpora(settings), open_stream(settings, plan)
+    stream = open_stream(settings, plan)
     number, epoch, sequence = (int(a[0]) for a in stream.locate(np.array([slot], dtype=np.int64)))
-    corpus, length = corpora[number], settings.data.sequence_length
+    source, length = training_sources(settings)[number], settings.data.sequence_length
+    corpus = source.corpus if isinstance(source, CorpusPart) else source
     tokenizer = load_tokenizer(corpus)
     tokens = stream.batch(slot, 1).tokens_BT[0].tolist()
     start = sequence * length
@@ -43,15 +44,13 @@ def view_slot(settings: RunSettings, slot: int, plan_folder: Path | None) -> dic
         "corpus": str(corpus.path),
         "epoch": epoch,
         "sequence": sequence,
-        "documents": _documents(corpus, start, start + length),
+        "documents": [
+            corpus.document_id(document)
+            for document in source.documents_between(start, start + length)
+        ],
         "exposures": _exposures(plan, plan_folder, slot, tokenizer) if plan else [],
         "text": _text(tokenizer, tokens),
     }
-
-
-def _documents(corpus: Corpus, start: int, stop: int) -> list[str]:
-    first, last = corpus.document_at(start), corpus.document_at(stop - 1)
-    return [corpus.document_id(document) for document in range(first, last + 1)]
 
 
 def _exposures(

@@ -17,6 +17,8 @@ from motet.launcher import report as report_package
 from motet.launcher.report import collect
 from motet.launcher.report.collect import Sources, assemble
 from motet.launcher.report.page import render
+from motet.launcher.report.terminal import terminal_summary
+from motet.launcher.report.training import MOST_POINTS
 from motet.launcher.runs.rundir import RunDir
 from tests.launcher import sample_report
 
@@ -162,7 +164,7 @@ def test_a_deviation_becomes_the_first_line() -> None:
 def test_curves_of_long_runs_are_thinned_and_keep_their_last_step() -> None:
     rows = [step_row(step) for step in range(1, 50_001)]
     record = assemble(sources(rows=rows))["training"]
-    assert len(record["steps"]) <= collect.MOST_POINTS + 1
+    assert len(record["steps"]) <= MOST_POINTS + 1
     assert record["steps"][-1] == 50_000
 
 
@@ -243,3 +245,28 @@ def test_experiments_that_could_not_be_read_are_not_called_none(tmp_path: Path) 
     Console(file=out, width=200).print(report_package.terminal_summary(saved))
     assert "The run folder is damaged" in out.getvalue()
     assert "no randomized experiments" not in out.getvalue()
+
+
+def test_validation_losses_are_a_curve_a_table_and_a_line() -> None:
+    rows = [step_row(step) for step in (1, 2)]
+    rows += [
+        {"kind": "validation", "step": 1, "losses": {"web": 3.5}, "labels": {"web": 62}},
+        {
+            "kind": "validation", "step": 2, "losses": {"web": 3.25}, "labels": {"web": 62},
+            "members": {"small": {"web": 3.75}}, "seconds": 2.0,
+        },
+    ]  # fmt: skip
+    report = assemble(Sources(manifest=MANIFEST, rows=rows))
+    assert report["training"]["validation"] == {
+        "web": {"steps": [1, 2], "loss": [3.5, 3.25], "labels": 62, "members": {"small": 3.75}}
+    }
+    assert report["training"]["seconds"]["probe"] == 2.0
+    page = render(report)
+    assert "Validation loss, on text that this run does not train on" in page
+    assert "25.8" in page
+    assert "42.5" in page
+    assert "validation: web" in page
+    assert "validation" not in assemble(Sources(manifest=MANIFEST, rows=rows[:2]))["training"]
+    out = io.StringIO()
+    Console(file=out, width=160).print(terminal_summary(report))
+    assert "Validation loss after step 2, nats/token: web 3.25, web@small 3.75." in out.getvalue()
