@@ -60,6 +60,7 @@ def training_of(
         dtype=precision,
         zero_stage=layout.zero_stage if sharded else None,
         offload=sharded and layout.offload != "none",
+        teacher=keeps_teacher(settings),
     )
     traits = dataclasses.replace(
         NATIVE,
@@ -69,6 +70,14 @@ def training_of(
     if on_cores or (on_cores is None and layout.device == "cpu"):
         traits = dataclasses.replace(traits, **ON_CORES)
     return training, traits
+
+
+def keeps_teacher(settings: RunSettings) -> bool:
+    """Return whether a nested family keeps a second set of the weights; a class of the user's own
+    is not asked.
+    """
+    family = settings.family
+    return family.kind == "nested" and family.options.get("teacher", "largest") != "largest"
 
 
 def expected_training(settings: RunSettings, cluster: Cluster) -> tuple[Training, Traits]:

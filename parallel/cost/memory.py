@@ -93,7 +93,8 @@ def state_parts(
     several: bool,
     replicas: int = 1,
 ) -> dict[str, float]:
-    """Return bytes of weights, gradients, optimizer state and buffers of one device.
+    """Return bytes of weights, gradients, optimizer state and buffers of one device, and of a
+    teacher where one is kept.
 
     Args:
         several: more than one micro-batch adds to the same gradients.
@@ -118,12 +119,17 @@ def state_parts(
         buffers = min(2 * BUCKET_BYTES, weights.all * traits.reduce_bytes)
     elif replicas > 1 and shared.stage == 0:
         buffers = weights.all * traits.reduce_bytes  # buckets that the gradients are copied to
-    return {
+    parts = {
         "parameters": held * traits.weight_bytes,
         "gradients": graded * traits.gradient_bytes,
         "optimizer": 0.0 if training.offload else state * training.optimizer_bytes,
         "buffers": buffers,
     }
+    if training.teacher:
+        # It is gathered with the model's own weights, and given back with them.
+        gathered = weights.all if ranks > 1 and not shared.gathers_again else 0.0
+        parts["teacher"] = held * traits.weight_bytes + gathered * traits.compute_bytes
+    return parts
 
 
 def block_bytes(block: PricedBlock, recompute: str, traits: Traits) -> tuple[float, float]:

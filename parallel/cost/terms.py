@@ -27,6 +27,8 @@ class Training:
         probe_tokens: tokens per step, on average, that probes send through the model without a
             backward pass.
         data_s: time per step that waiting for data takes.
+        teacher: a second set of the weights is kept, without gradients and optimizer, laid out as
+            the first.
     """
 
     sequences: int
@@ -37,6 +39,7 @@ class Training:
     offload: bool = False
     probe_tokens: float = 0.0
     data_s: float = 0.0
+    teacher: bool = False
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,18 @@ def test_on_cores_no_transfer_of_gradients_is_hidden_and_nothing_is_started_ahea
     assert (core.data_overlap, core.ahead) == (0.0, False)
 
 
+def test_a_teacher_of_a_nested_family_is_planned_for(tmp_path: Path) -> None:
+    family = "family: {{kind: nested, options: {{members: {{m: {{d_ffn: 0.5}}}}, {}}}}}\n"
+    follow = "loss: distill, distill_from_step: 10"
+    for number, (options, kept) in enumerate(
+        [(follow, False), (f"{follow}, teacher: largest", False), (f"{follow}, teacher: ema", True)]
+    ):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(RUN_YAML.format(name="one", sequences=64) + family.format(options))
+        assert prediction.training_of(run_yaml.load(path), 64, "bf16")[0].teacher is kept
+    assert not prediction.training_of(settings_of(tmp_path), 64, "bf16")[0].teacher
+
+
 def test_steps_of_another_attempt_or_of_a_larger_batch_are_not_counted(
     tmp_path: Path, machines: Path
 ) -> None:

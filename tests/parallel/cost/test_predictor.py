@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from motet.models.config import ModelConfig, preset
+from motet.models.counts import parameters
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import (
     Cluster,
@@ -335,3 +336,24 @@ def test_a_predictor_that_has_seen_much_says_what_a_new_one_says() -> None:
     for _ in range(2):
         for layout in layouts:
             assert seasoned.predict(layout) == told(layout)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "bytes_each"),
+    [
+        ("1b", Layout(), 4.0),
+        ("1b", Layout(dp_replicate=8), 4.0),
+        ("1b", Layout(dp_shard=8), 4 / 8),  # gathered unit by unit, as the model's own weights
+        ("60m", Layout(dp_shard=8), 4 / 8 + 2),  # gathered once a step
+    ],
+)
+def test_a_kept_teacher_is_a_second_set_of_weights(
+    size: str, layout: Layout, bytes_each: float
+) -> None:
+    model = preset(size, 32_000)
+    plain = predict(model, H100, layout, TRAINING)
+    found = predict(model, H100, layout, replace(TRAINING, teacher=True))
+    expected = parameters(model) / 2**30 * bytes_each
+    assert found.memory_parts["teacher"] == pytest.approx(expected, rel=0.01)
+    assert found.memory_gib == pytest.approx(plain.memory_gib + found.memory_parts["teacher"])
+    assert found.step_time_s == plain.step_time_s
