@@ -23,9 +23,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initial_value
+from motet.models.growth.state import WeightState
 from motet.parallel.engines.data_parallel import DataParallelEngine, Trained
 from motet.parallel.engines.deepspeed_config import choose_accelerator, deepspeed_config
-from motet.parallel.engines.protocol import EngineOptions, Guard, WeightState
+from motet.parallel.engines.protocol import EngineOptions, Guard
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.dtensors import whole
 from motet.parallel.runtime.mesh import World

@@ -17,6 +17,7 @@ from motet.parallel.runtime.options import MicroBatch as MicroBatch
 if TYPE_CHECKING:
     from motet.models.config import ModelConfig
     from motet.models.family.base import Member, StepChoices
+    from motet.models.growth.state import WeightState
     from motet.parallel.layout.layout import Layout
     from motet.parallel.runtime.mesh import World
 
@@ -55,10 +56,6 @@ name: its loss}).
 
 All are global, so every rank decides alike.
 """
-
-
-WeightState = dict[str, torch.Tensor]
-"""A weight and its optimizer state: "weight", "exp_avg", "exp_avg_sq" and "step"."""
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from motet.parallel.runtime.mesh import World
 from motet.parallel.runtime.step_totals import expert_state
 
 if TYPE_CHECKING:
-    from motet.parallel.engines.protocol import WeightState
+    from motet.models.growth.state import WeightState
 
 OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
