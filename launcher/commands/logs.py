@@ -36,7 +36,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     rank = "only this rank, or job for the job's output"
     parser.add_argument("--rank", metavar="R", help=rank)
-    parser.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
+    parser.add_argument(
+        "--attempt",
+        type=int,
+        metavar="N",
+        help="default: the newest; with -f, those of the newest start",
+    )
     lines = "last lines of each rank (default 20)"
     parser.add_argument("--lines", type=int, metavar="N", help=lines)
 
@@ -79,7 +84,7 @@ def choice_of(arguments: argparse.Namespace, rundir: RunDir) -> LogChoice:
         raise UserError(
             f"--attempt={arguments.attempt}: {rundir.root} has no such attempt; {there}"
         )
-    return LogChoice(rank, arguments.attempt)
+    return LogChoice(rank, arguments.attempt, whole_launch=arguments.follow)
 
 
 class Watched:

@@ -10,6 +10,7 @@ from motet.core.files import read_json, read_text
 from motet.core.plugins import PluginError
 from motet.launcher.commands import common, options, submit
 from motet.launcher.commands.train import (
+    announce,
     asked_nodes,
     check_asked_device,
     print_command,
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps = rundir.checkpoint_steps()
         terminal.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
         return 0
+    announce(settings, rundir, nodes)
     from motet.launcher.launch.local import train, train_together, verify_corpora
 
     if arguments.verify == "full":

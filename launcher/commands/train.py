@@ -14,6 +14,7 @@ from motet.launcher.commands import common, options
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import deepspeed_settings
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.follow.state import shown as shown_path
 from motet.launcher.jobs import schedulers
 from motet.launcher.launch.command import (
     ONE_NODE,
@@ -75,6 +76,7 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: NodePlace
         return 0
     if nodes.rank == 0:
         refuse_existing(settings, rundir)
+    announce(settings, rundir, nodes)
     from motet.launcher.launch.local import train, train_together
 
     also = schedulers.recorded()
@@ -83,6 +85,19 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: NodePlace
             settings, rundir, nodes, yaml_text=yaml_text, resume=False, recorded=also
         )
     return train(settings, rundir, yaml_text=yaml_text, resume=False, recorded=also)
+
+
+def announce(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:
+    """Say what starts, where, and how to watch it, before anything that takes time."""
+    layout, shown = settings.layout, shown_path(rundir.root)
+    where = f"{layout.processes} process{'es' if layout.processes > 1 else ''} ({layout.device})"
+    if nodes.count > 1:
+        where += f" of machine {nodes.rank} of {nodes.count}"
+    print(
+        f"motet: {settings.name}: {settings.steps:,} steps on {where}, in {shown}; "
+        f"motet status {shown} and motet logs {shown} -f show it",
+        flush=True,
+    )
 
 
 def asked_nodes(arguments: argparse.Namespace) -> NodePlace:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.core import format
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import read_fields as core_fields
 from motet.core.files import read_json, read_sealed
@@ -21,6 +23,7 @@ from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.metrics import decode_row
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.starting import waiting_of
 
 FRESH_S = 90.0
 """A process on another host that was seen so lately is taken to live; a rank touches its file every
@@ -54,6 +57,7 @@ class Facts:
         jobs: what was submitted, newest last (fields of jobs.json).
         scheduler: to which, as the run's setting names it.
         checkpoint: step of the newest checkpoint.
+        waiting: what its newest launch waits for, that does not train yet; "" otherwise.
         damaged: what of the files that were read for this is damaged, in words.
     """
 
@@ -76,6 +80,7 @@ class Facts:
     scheduler: str
     checkpoint: int | None
     pace: Pace
+    waiting: str = ""
     damaged: tuple[str, ...] = ()
 
     def lives_here(self) -> bool:
@@ -132,8 +137,15 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
         scheduler=_scheduler(run) if jobs else DEFAULT_SCHEDULER,
         checkpoint=checkpoints[-1] if checkpoints else None,
         pace=read_pace(run.metrics, moving=reason == "running" and not finished),
+        waiting=_waiting(run) if open_end and not finished else "",
         damaged=tuple(_damaged(run)),
     )
+
+
+def _waiting(run: RunDir) -> str:
+    """Say what its newest launch waits for, and how long already."""
+    found = waiting_of(run)
+    return f"{found.text}, for {format.clock(time.time() - found.since)}" if found else ""
 
 
 def _damaged(run: RunDir) -> Iterator[str]:

@@ -27,11 +27,14 @@ _TEED = re.compile(r"\[[\w-]*?\d+\]:")
 
 @dataclass(frozen=True)
 class LogSource:
-    """One file. `attempt` is 0 and `rank` `JOB` for the output of a job."""
+    """One file of an attempt, in the folder of the attempt that its `launch` began with. `attempt`
+    and `launch` are 0 and `rank` is `JOB` for the output of a job.
+    """
 
     attempt: int
     rank: int | str
     path: Path
+    launch: int = 0
 
     @property
     def label(self) -> str:
@@ -54,10 +57,13 @@ class LogChoice:
     Attributes:
         rank: None for all.
         attempt: None for the newest that printed anything, and those that begin later.
+        whole_launch: with the newest, those before it in the same launch: what was there before
+            its ranks were started anew.
     """
 
     rank: int | str | None = None
     attempt: int | None = None
+    whole_launch: bool = False
 
     def takes(self, source: LogSource, newest: int) -> bool:
         """Return whether a file is wanted, where `newest` is the newest attempt that had printed
@@ -83,7 +89,7 @@ def sources(run: RunDir) -> list[LogSource]:
         number = int(folder.name)
         for entry in _listed(run.logs(number)):
             if entry == run.first_rank_log(number):
-                logs.append(LogSource(number, 0, entry))
+                logs.append(LogSource(number, 0, entry, number))
             elif entry.name.startswith("ranks-") and entry.name[6:].isdecimal():
                 first = int(entry.name[6:])
                 logs += [s for sub in _listed(entry) for s in _of_torchrun(sub, number, first)]
@@ -101,7 +107,7 @@ def _of_torchrun(folder: Path, number: int, first_rank: int) -> Iterator[LogSour
                 for name in ("stdout.log", "stderr.log"):
                     if (rank / name).exists():
                         yield LogSource(
-                            number + int(count), first_rank + int(rank.name), rank / name
+                            number + int(count), first_rank + int(rank.name), rank / name, number
                         )
 
 
@@ -171,7 +177,9 @@ class Merged:
     def _chosen(self) -> list[LogSource]:
         every = sources(self.run)
         if self._first:
-            self._newest = max((s.attempt for s in every if _holds_text(s.path)), default=0)
+            printed = [s for s in every if _holds_text(s.path)]
+            newest = max(printed, key=lambda s: s.attempt, default=LogSource(0, JOB, self.run.root))
+            self._newest = newest.launch if self.choice.whole_launch else newest.attempt
             every = _newest_job(every) if self.choice.attempt is None else every
         return [source for source in every if self.choice.takes(source, self._newest)]
 

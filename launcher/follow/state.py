@@ -85,8 +85,9 @@ def _running(facts: Facts, job: JobRecord | None, now: float, where: str = "") -
     if ready and started is not None and facts.attempt["started"] < started:
         ready = False  # attempt.json is that of the job before
     if not ready:
-        return State("starting", where, job=job)
-    return State("running", where, job=job, warnings=tuple(_warnings(facts, job, now)))
+        return State("starting", "; ".join(filter(None, (where, facts.waiting))), job=job)
+    why = "; ".join(filter(None, (where, facts.waiting)))
+    return State("running", why, job=job, warnings=tuple(_warnings(facts, job, now)))
 
 
 def _warnings(facts: Facts, job: JobRecord | None, now: float) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.core.files import PRIVATE_UMASK, read_json
+from motet.core.jobs import JobNode
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
@@ -26,6 +27,7 @@ from motet.launcher.jobs.secrets import read_secret
 from motet.launcher.launch.agent import POLL_S, outcome, run_agent
 from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import NodePlace, attempt_command, launch_environment
+from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs.attempts import facts_of, numbers
 from motet.launcher.runs.rundir import RunDir
 
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
         section = scheduler.request(settings).section
         secrets = {n: read_secret(n, path, section) for n, path in told["secrets"].items()}
         own = with_processes(settings, processes)
-        return _launch(run, settings, own, scheduler, among, {**os.environ, **secrets}, here.cpus)
+        return _launch(run, settings, own, scheduler, among, {**os.environ, **secrets}, here)
     except UserError as error:
         print(f"motet: {error}", file=sys.stderr)
         return 2
@@ -68,11 +70,11 @@ def _launch(
     scheduler: Scheduler,
     among: NodePlace,
     inherited: Mapping[str, str],
-    cpus: int | None,
+    here: JobNode,
 ) -> int:
     """Start torchrun on this node, with its `own` settings, and wait for its end."""
     attempt = int(inherited["MOTET_ATTEMPT"])
-    cores = cpus or len(os.sched_getaffinity(0))
+    cores = here.cpus or len(os.sched_getaffinity(0))
     job = scheduler.current_job(inherited)
 
     def lost() -> bool:
@@ -84,14 +86,16 @@ def _launch(
         place = stack.enter_context(found_here(among))
         environment = launch_environment(own, run, inherited, cores, attempt, place)
         command = attempt_command(own, run, attempt, place)
+        hosts = [name for group in here.hosts for name in group]
+        watch = StartWatch(run, attempt, settings.layout.timeout_s, place, hosts)
         if among.rank:
-            code = run_agent(command, environment, run, attempt, -1, False, lost)
+            code = run_agent(command, environment, run, attempt, -1, False, lost, watch)
             return code if code == 0 else _agreed(run, attempt, code)
         from motet.launcher.launch.local import record_launch
 
         held = _hold(run, stack)
         record_launch(run, attempt, settings, command, environment, scheduler.recorded)
-        return run_agent(command, environment, run, attempt, held, superseded=lost)
+        return run_agent(command, environment, run, attempt, held, superseded=lost, watch=watch)
 
 
 def _hold(run: RunDir, stack: contextlib.ExitStack) -> int:

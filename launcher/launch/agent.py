@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Protocol
 
 from motet.core.processes import adopt_orphans, catches, children, die_with_parent, reap
+from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import facts_of, numbers, refusal, settle, stopped_early
 from motet.launcher.runs.ranks import ranks_of
 from motet.launcher.runs.rundir import RunDir
@@ -25,6 +27,16 @@ POLL_S, LOOK_S = 0.1, 0.5
 ORPHAN_GRACE_S = 120.0
 """How long ranks may save when torchrun is gone: longer than a checkpoint takes to write."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+class LaunchWatcher(Protocol):
+    """Who looks at a launch while it goes on."""
+
+    def look(self, agent: Agent) -> None:
+        """Called twice a second."""
+
+    def close(self, agent: Agent) -> None:
+        """Called once, when no process is left."""
 
 
 class Agent:
@@ -37,6 +49,8 @@ class Agent:
         self.asked: signal.Signals | None = None
         self.told: set[int] = set()
         self.killed = False
+        self.seen = False
+        """Whether a rank was ever started here."""
         starter = os.getpid()
         self.others = frozenset(children(starter))
 
@@ -70,12 +84,17 @@ class Agent:
         elif number == signal.SIGINT:
             self.kill()
 
-    def wait(self, over: Callable[[], bool] = lambda: False) -> int:
+    def wait(
+        self,
+        over: Callable[[], bool] = lambda: False,
+        look: Callable[[Agent], None] = lambda agent: None,
+    ) -> int:
         """Return torchrun's exit code; passes a stop on to ranks as they appear.
 
         Args:
             over: whether ranks have left word that nothing is to be done any more; torchrun, which
                 would start them anew, is killed.
+            look: called twice a second.
         """
         looked = time.monotonic()
         while (code := self.process.poll()) is None:
@@ -83,8 +102,10 @@ class Agent:
                 self._pass_on()
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
-                if over():
-                    self.kill()
+                self.seen = self.seen or bool(ranks_of(self.process.pid))
+                if over() or (self.asked is not None and not self.seen):
+                    self.kill()  # before there are ranks, torchrun waits and hears no stop
+                look(self)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(POLL_S)
         return code
@@ -103,9 +124,13 @@ class Agent:
         """End torchrun and its ranks at once."""
         self.killed = True
         ranks = ranks_of(self.process.pid)
+        locks = [lock for rank in ranks for lock in extension_locks.held_by(rank)]
         for process in (self.process.pid, *ranks):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        for lock in locks:  # nobody else removes them, and every later start would wait
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
     def clear_away(self) -> None:
         """Wait for processes that torchrun left behind (the kernel asked them to stop when it
@@ -145,6 +170,7 @@ def run_agent(
     held: int = -1,
     first_node: bool = True,
     superseded: Callable[[], bool] = lambda: False,
+    watch: LaunchWatcher | None = None,
 ) -> int:
     """Run the ranks of this machine to their end.
 
@@ -155,6 +181,7 @@ def run_agent(
         first_node: whether this machine writes down how attempts ended.
         superseded: whether the run was started elsewhere meanwhile, so that the ranks here, which
             wait for lost ones, must end.
+        watch: says what a start waits for.
 
     Returns:
         0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused.
@@ -162,12 +189,15 @@ def run_agent(
     agent = Agent(command, environment, held)
     with _handling(agent):
         try:
-            code = agent.wait(lambda: stopped_early(rundir, attempt) or superseded())
+            look = (lambda _: None) if watch is None else watch.look
+            code = agent.wait(lambda: stopped_early(rundir, attempt) or superseded(), look)
         except BaseException:
             agent.kill()
             raise
         finally:
             agent.clear_away()
+            if watch is not None:
+                watch.close(agent)
     if first_node:
         settle(rundir, attempt)
     return outcome(rundir, attempt, code)

@@ -260,6 +260,7 @@ def launch_environment(
     out["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see rank_main._hold_store
     out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
     out["PYTHONSAFEPATH"] = "1"
+    out.setdefault("PYTHONUNBUFFERED", "1")  # lines come when they are printed, also through a pipe
     out.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings.layout.processes)))
     if settings.layout.engine == "deepspeed" and settings.layout.device == "cpu":

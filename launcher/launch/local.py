@@ -35,6 +35,7 @@ from motet.launcher.launch.command import (
     recorded_environment,
 )
 from motet.launcher.launch.joining import ask_to_join, gather
+from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
@@ -162,7 +163,9 @@ def launch(
         command = attempt_command(settings, rundir, attempt, place, terminal)
         if nodes.rank == 0:
             record_launch(rundir, attempt, settings, command, environment, recorded)
-        code = run_agent(command, environment, rundir, attempt, held, first_node=nodes.rank == 0)
+        watch = StartWatch(rundir, attempt, settings.layout.timeout_s, nodes)
+        first = nodes.rank == 0
+        code = run_agent(command, environment, rundir, attempt, held, first, watch=watch)
     return _say_how_it_ended(rundir, attempt, code)
 
 

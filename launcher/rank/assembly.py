@@ -32,6 +32,7 @@ from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.validating import Validation
 from motet.launcher.rank.wandb_mirror import open_mirror
+from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.families import draws_of, open_family
@@ -39,6 +40,7 @@ from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint, run_sha256
+from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
 from motet.models.family.base import Family, choices, teacher_update_of
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
@@ -66,6 +68,7 @@ def build_job(
     stop: StopRequest,
     manifest: dict[str, Any],
     heartbeat: Heartbeat,
+    starting: Starting,
 ) -> tuple[TrainingJob, int]:
     """Put an attempt together and load the newest good checkpoint; return the job and its first
     step.
@@ -79,11 +82,13 @@ def build_job(
     model, training = ModelConfig(**manifest["model"]), settings.training
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
+    starting.at(StartStage.ENGINE, "the model to be built", detail=_extension)
     engine = build_engine(model, engine_options(settings, precision, family), layout, world)
     checkpoints = _checkpoints(run, settings, world)
     public = run_yaml.public(settings)
     mirror = open_mirror(run, public, world.rank, hashes)
     metrics = MetricsWriter(run, public, world.rank, mirror)
+    starting.at(StartStage.CHECKPOINT, "a checkpoint to be read")
     start = _load_newest(run, engine, checkpoints, metrics, world, hashes)
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
@@ -119,6 +124,7 @@ def build_job(
         ),
         stop=stop,
         heartbeat=heartbeat,
+        starting=starting,
         guard=SpikeGuard(training.bad_steps),
         segment=segment,
         ledger=LedgerWriter(run.ledger, segment.segment, world.rank),
@@ -144,7 +150,17 @@ def build_job(
         keep_order(job.facts, start.facts)
         job.measured += start.facts.get("probes", [])
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
+    first = "the first step, which compiles the model" if training.compile else "the first step"
+    starting.at(StartStage.FIRST_STEP, first, detail=_extension)
     return job, start.step
+
+
+def _extension() -> tuple[str, bool] | None:
+    """What is waited for where an extension is compiled, here or by another process."""
+    lock = extension_locks.waited_for()
+    if lock is not None:
+        return extension_locks.told(lock)
+    return ("an extension to be compiled", False) if extension_locks.compiles() else None
 
 
 def _checkpoints(run: RunDir, settings: RunSettings, world: World) -> Checkpoints:

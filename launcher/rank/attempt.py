@@ -32,6 +32,7 @@ from motet.launcher.runs.manifest import check_frozen, corpus_problems
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_manifest
+from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
@@ -46,7 +47,9 @@ class CrashLoop(RuntimeError):
     """The attempts before crashed at the same place, and so would this one."""
 
 
-def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -> int:
+def rank_main(
+    run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline, starting: Starting
+) -> int:
     """Join the other ranks, take an attempt together, train; return the exit code of a refusal.
 
     Nothing else returns: threads and collectives may wait for a rank that is gone.
@@ -54,13 +57,14 @@ def rank_main(run: RunDir, launch: int, stop: StopRequest, lifeline: Lifeline) -
     attempt = launch
     try:
         settings, layout = _settings(run, launch)
+        starting.at(StartStage.MEETING, _meeting(), waits=True)
         _store = _hold_store(settings.layout.timeout_s)  # until this rank ends
         world = join(settings.layout.device, settings.layout.timeout_s, layout)
         attempt = _take(run, launch, world)
         heartbeat = Heartbeat(run.attempt(attempt), world.rank)
         lifeline.belongs_to(run.attempt(attempt), world.rank)
         refuse_crash_loop(run, launch, attempt, world)
-        _attempt(run, settings, attempt, world, layout, stop, heartbeat, lifeline)
+        _attempt(run, settings, attempt, world, layout, stop, heartbeat, lifeline, starting)
     except (UserError, BadRun, CrashLoop) as error:
         _refuse(run, attempt, error)
         leave()
@@ -87,6 +91,13 @@ def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
     layout = settings.layout_for(world_size)
     refuse_layout(manifest, layout, model)
     return settings, layout
+
+
+def _meeting() -> str:
+    """What a rank waits for that joins the others."""
+    size = os.environ["WORLD_SIZE"]
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return f"all {size} ranks to meet" + ("" if "MOTET_STORE" in os.environ else f" at {where}")
 
 
 def _hold_store(timeout_s: float) -> TCPStore | None:
@@ -162,10 +173,14 @@ def _attempt(
     stop: StopRequest,
     heartbeat: Heartbeat,
     lifeline: Lifeline,
+    starting: Starting,
 ) -> None:
     """Check, build, train, and write down how it ended."""
+    starting.at(StartStage.CHECKS, "the corpora and the plan to be checked")
     manifest = _verified(run, settings, world)
-    job, step = build_job(run, settings, attempt, world, layout, stop, manifest, heartbeat)
+    job, step = build_job(
+        run, settings, attempt, world, layout, stop, manifest, heartbeat, starting
+    )
     if world.rank == 0:
         _begin(run, job, attempt, step)
     lifeline.trains()

@@ -21,6 +21,7 @@ from motet.launcher.rank.validating import Validation
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.starting import Starting
 from motet.models.family.base import Choice, Family, Member
 from motet.models.family.costs import choice_flops
 from motet.parallel.engines.protocol import Engine, StepResult
@@ -60,6 +61,7 @@ class TrainingJob:
     progress: TrainingProgress
     stop: StopRequest
     heartbeat: Heartbeat
+    starting: Starting
     guard: SpikeGuard
     segment: Segment
     ledger: LedgerWriter

@@ -101,6 +101,7 @@ class LifeSign(OwnHook):
 
     def after_step(self, context: HookContext) -> None:
         self.job.heartbeat.touch()
+        self.job.starting.over()
 
 
 class Rows(OwnHook):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_INTERVAL_S = 10.0
-ETA_SMOOTHING = 0.9
+PACE_STEPS = 1000
+"""Time left is by the wall clock of so many steps, so that probes and checkpoints count."""
+SURE_AFTER = 3
+"""No time is shown before this step of an attempt: the first one compiles and warms up."""
 
 
 class TrainingProgress:
@@ -45,8 +49,10 @@ class TrainingProgress:
         self._step = start_step
         self._interval_s = interval_s
         self._clock = clock
-        self._last_s = self._printed_s = clock()
-        self._step_s: float | None = None
+        self._printed_s: float | None = None
+        self._began_at = start_step
+        self._done: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
+        """(step, when it was done), without the first of this attempt."""
         self._console: Console | None = None
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
@@ -92,20 +98,29 @@ class TrainingProgress:
         self._text = f"loss {format.loss(loss)}  {format.short(tokens_per_s)} tokens/s" + (
             note and f"  {note}"
         )
-        left = f"{format.clock(self.seconds_left())} left"
+        seconds = self.seconds_left()
+        left = "" if seconds is None else f"{format.clock(seconds)} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, text=self._text, left=left)
-        if step >= self.steps or now - self._printed_s >= self._interval_s:
+        due = self._printed_s is None or now - self._printed_s >= self._interval_s
+        if step >= self.steps or due:
             self._printed_s = now
-            line = f"step {step:,}/{self.steps:,}  {self._text}  {left}"
+            line = f"step {step:,}/{self.steps:,}  {self._text}  {left}".rstrip()
             if self._bar is None:
                 self.print(line)
             else:
                 self._keep(line)
 
     def seconds_left(self) -> float | None:
-        """Estimate from a moving mean of seconds per step; None before two steps."""
-        return None if self._step_s is None else self._step_s * max(0, self.steps - self._step)
+        """Estimate from the steps done since the first of this attempt, which takes longer than
+        others; None before `SURE_AFTER` of them, unless nothing is left.
+        """
+        if self._step >= self.steps:
+            return 0.0
+        if len(self._done) < 2 or self._done[-1][0] < self._began_at + SURE_AFTER:
+            return None
+        (first, began), (last, now) = self._done[0], self._done[-1]
+        return (now - began) / (last - first) * (self.steps - last)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -131,13 +146,12 @@ class TrainingProgress:
                 self._log.write(f"{message}\n")
 
     def _estimate(self, step: int, now: float) -> None:
-        if step > self._step:
-            latest = (now - self._last_s) / (step - self._step)
-            keep = 0.0 if self._step_s is None else ETA_SMOOTHING
-            self._step_s = keep * (self._step_s or 0.0) + (1 - keep) * latest
-        elif step < self._step:
-            self._step_s = None
-        self._step, self._last_s = step, now
+        if step < self._step:
+            self._done.clear()
+            self._began_at = step
+        elif step > self._step:
+            self._done.append((step, now))
+        self._step = step
 
 
 def _bar(console: Console) -> RichProgress:

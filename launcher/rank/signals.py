@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from motet.core.files import atomic_write
 from motet.core.processes import die_with_parent
+from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.ranks import ranks_of
 
@@ -84,10 +85,12 @@ class Lifeline:
             # Straight to the log: the main thread may hold the stream.
             with contextlib.suppress(OSError):
                 os.write(2, PEER_GONE_TEXT.encode())
+            extension_locks.drop(os.getpid())
             end_now(PEER_GONE)
         if self.phase == "starting":
             with contextlib.suppress(OSError):
                 atomic_write(self.launch / STOP_MARKER, "")
+            extension_locks.drop(os.getpid())
             end_now(STOPPED_EARLY)
 
     def _misses_a_rank(self) -> bool:

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     from motet.launcher.runs.attempts import launch_attempt, refusal, stopped_early
     from motet.launcher.runs.presence import be_present
     from motet.launcher.runs.rundir import RunDir
+    from motet.launcher.runs.starting import Starting, StartStage, folder_of
 
     run = RunDir(Path(argv[0]))
     launch = launch_attempt(run, os.environ.get("MOTET_ATTEMPT"))
@@ -57,10 +58,12 @@ def main(argv: list[str]) -> int:
         lifeline.consider()
     if refusal(run, launch) or stopped_early(run, launch):
         return 0  # torchrun started this rank anew, but the launch is over; the launcher says why
+    starting = Starting(folder_of(run.attempt(launch)), f"rank-{os.environ['RANK']}")
+    starting.at(StartStage.IMPORTS, "torch to be imported")
     with be_present(run):
         from motet.launcher.rank.attempt import rank_main
 
-        return rank_main(run, launch, stop, lifeline)
+        return rank_main(run, launch, stop, lifeline, starting)
 
 
 if __name__ == "__main__":

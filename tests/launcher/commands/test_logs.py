@@ -187,3 +187,20 @@ def test_only_one_rank_is_chosen() -> None:
     assert not LogChoice(rank=3).takes(of_job, 2)
     assert LogChoice(rank=JOB, attempt=1).takes(of_job, 2)
     assert not LogChoice(attempt=2).takes(of_job, 2)
+
+
+def test_following_shows_the_whole_start_first_also_while_its_ranks_restart(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    for attempt, text in ((0, "before\n"), (1, "after\n")):
+        folder = run.logs(1) / "ranks-0" / "x" / f"attempt_{attempt}" / "0"
+        folder.mkdir(parents=True)
+        (folder / "stdout.log").write_text(text)
+    (run.logs(3) / "ranks-0" / "x" / "attempt_0" / "0").mkdir(parents=True)
+    newest = Merged(run, LogChoice(), 20).poll()
+    assert [(line.source.attempt, line.text) for line in newest] == [(2, "after")]
+    following = Merged(run, LogChoice(whole_launch=True), 20)
+    lines = {(line.source.attempt, line.text) for line in following.poll()}
+    assert lines == {(1, "before"), (2, "after")}
+    third = run.logs(3) / "ranks-0" / "x" / "attempt_0" / "0" / "stdout.log"
+    third.write_text("third\n")
+    assert [line.text for line in following.poll(flush=True)] == ["third"]

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from motet.core.files import atomic_write
+from motet.core.files import atomic_write, write_json
 from motet.launcher.config import run_yaml
 from motet.launcher.follow.facts import read_facts
 from motet.launcher.follow.overview import View, look
@@ -21,6 +22,7 @@ from motet.launcher.follow.processes import held_locks
 from motet.launcher.follow.state import STATES, epoch, more_jobs
 from motet.launcher.jobs.submission import active_jobs
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.starting import StartNote, StartStage, folder_of
 from motet.slurm import states
 from tests.launcher.followed import (
     NOW,
@@ -84,6 +86,14 @@ def test_ranks_that_are_not_ready_are_starting(tmp_path: Path) -> None:
     with run.lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert told(run) == ("starting", "")
+        since = time.time() - 7205
+        note = StartNote("rank-1", StartStage.MEETING, "the others", since, True, "n1")
+        folder_of(run.attempt(1)).mkdir()
+        write_json(folder_of(run.attempt(1)) / "rank-1.json", asdict(note))
+        state, why = told(run)
+        assert state == "starting"
+        assert why.startswith("rank 1 on n1 is waiting for the others, for 2:0")
+        (folder_of(run.attempt(1)) / "rank-1.json").unlink()
         add_attempt(run, "crashed")  # torchrun starts the next one
         assert told(run) == ("starting", "")
 

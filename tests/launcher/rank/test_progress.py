@@ -32,8 +32,9 @@ def test_without_a_terminal_there_is_one_line_per_interval_and_one_at_the_end() 
             clock.now_s += 1.0
             progress.update(step, loss=2.0, tokens_per_s=12_300)
     lines = out.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0] == "step 10/100  loss 2  12.3k tokens/s  1:30 left"
+    assert len(lines) == 11
+    assert lines[0] == "step 1/100  loss 2  12.3k tokens/s"
+    assert lines[1] == "step 11/100  loss 2  12.3k tokens/s  1:29 left"
     assert lines[-1].startswith("step 100/100")
 
 
@@ -41,9 +42,33 @@ def test_time_left_follows_this_attempt_not_the_steps_of_earlier_ones() -> None:
     clock = Clock()
     progress = TrainingProgress(100, start_step=50, console=plain()[0], clock=clock)
     assert progress.seconds_left() is None
-    clock.now_s = 4.0
-    progress.update(52, loss=1.0, tokens_per_s=1.0)
-    assert progress.seconds_left() == pytest.approx(2.0 * 48)
+    for step in (51, 52, 53):
+        clock.now_s += 2.0
+        progress.update(step, loss=1.0, tokens_per_s=1.0)
+    assert progress.seconds_left() == pytest.approx(2.0 * 47)
+
+
+@pytest.mark.parametrize("first_s", [0.0, 1.0, 18.7, 600.0])
+def test_time_left_is_right_from_the_third_step_however_long_the_first_took(
+    first_s: float,
+) -> None:
+    clock = Clock()
+    progress = TrainingProgress(100, console=plain()[0], clock=clock)
+    clock.now_s = first_s
+    for step in (1, 2, 3):
+        progress.update(step, loss=1.0, tokens_per_s=1.0)
+        assert (progress.seconds_left() is None) == (step < 3)
+        clock.now_s += 0.9
+    assert progress.seconds_left() == pytest.approx(0.9 * 97)
+
+
+def test_probes_between_steps_count_in_the_time_left() -> None:
+    clock = Clock()
+    progress = TrainingProgress(1000, console=plain()[0], clock=clock)
+    for step in range(1, 502):
+        clock.now_s += 1.0 + (step % 100 == 0) * 50.0
+        progress.update(step, loss=1.0, tokens_per_s=1.0)
+    assert progress.seconds_left() == pytest.approx(1.5 * 499)
 
 
 def test_a_rollback_restarts_the_estimate() -> None:
@@ -87,12 +112,13 @@ def test_what_a_terminal_shows_is_kept_as_plain_lines(tmp_path: Path) -> None:
             progress.update(step, loss=2.0, tokens_per_s=950)
         progress.print("saved")
         assert log.read_text().splitlines() == [  # while it trains, not only at the end
-            "step 10/20  loss 2  950 tokens/s  0:10 left",
+            "step 1/20  loss 2  950 tokens/s",
+            "step 11/20  loss 2  950 tokens/s  0:09 left",
             "step 20/20  loss 2  950 tokens/s  0:00 left",
             "saved",
         ]
     progress.print("after the end")
-    assert len(log.read_text().splitlines()) == 3
+    assert len(log.read_text().splitlines()) == 4
 
 
 def test_without_a_terminal_and_on_other_ranks_no_file_is_made(tmp_path: Path) -> None:
