@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wandb",
         action="store_true",
-        help="send a family's effects by member and its cost to the run's W&B run, too",
+        help="send effects, intervals, p and verdicts to the run's W&B run, too",
     )
     options.run_folder(parser)
 
@@ -41,22 +41,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def mirror(rundir: RunDir) -> None:
-    """Send what only the report knows of a family to Weights & Biases.
+    """Send what only the report knows to Weights & Biases: the answers, as a table and as summary
+    values, and of a family the effects by member and its cost.
 
     Raises:
         UserError: the run is not mirrored there.
     """
     from motet.launcher.rank.wandb_mirror import open_mirror
-    from motet.launcher.report import by_member
+    from motet.launcher.report import answer_rows, by_member
 
     report = read_json(rundir.report_json)
     opened = open_mirror(rundir, run_yaml.public(run_yaml.load(rundir.resolved_yaml)))
     if opened is None:
         raise UserError("--wandb: metrics.wandb is off in this run; set it to online or offline")
-    rows, step = by_member.table(report), int(report["run"]["steps"])
-    opened.table("effects_by_member", list(by_member.COLUMNS), rows, step)
-    spent = (report.get("family") or {}).get("cost") or {}
-    opened.summary({f"family/{name}": x for name, x in spent.items() if not isinstance(x, dict)})
+    step = int(report["run"]["steps"])
+    opened.table("answers", list(answer_rows.COLUMNS), answer_rows.table(report), step)
+    opened.summary(answer_rows.summary(report))
+    if report.get("family"):
+        opened.table("effects_by_member", list(by_member.COLUMNS), by_member.table(report), step)
+        spent = report["family"].get("cost") or {}
+        told = {f"family/{name}": x for name, x in spent.items() if not isinstance(x, dict)}
+        opened.summary(told)
     opened.close()
 
 

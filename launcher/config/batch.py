@@ -21,7 +21,8 @@ from motet.slurm.config import (
 
 MOST_SEED_IN_ARRAY = 4_000_000
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_OWN_VARIABLES = ("MOTET_", *VARIABLES, "LD_", "BASH_")
+_OWN_VARIABLES = ("MOTET_", *VARIABLES, "BASH_")
+_LOADER = "LD_"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ class SlurmSettings:
         (),
         "NAME: a variable of your shell that the job gets; NAME=value: set in the script, for "
         "what is no secret",
+    )
+    loader_variables: bool = setting(
+        False,
+        "slurm.environment may name variables of the dynamic loader: LD_LIBRARY_PATH, LD_PRELOAD, "
+        "all that begin with LD_; they decide which code every program of the job loads",
+        omit_default=True,
     )
     secrets: tuple[str, ...] = setting(
         (),
@@ -262,7 +269,8 @@ def _device_problems(slurm: SlurmSettings, layout: LayoutSettings) -> list[Probl
 
 
 def _variable_problems(slurm: SlurmSettings) -> list[Problem]:
-    """Secrets go by name, and no variable of Slurm's, of the loader's or of Motet's is set."""
+    """Secrets go by name, and no variable of Slurm's or of Motet's is set, of the loader's
+    only where that was asked for."""
     out = []
     named: dict[str, str] = {}
     entries = [(f"slurm.environment.{i}", entry) for i, entry in enumerate(slurm.environment)]
@@ -273,7 +281,13 @@ def _variable_problems(slurm: SlurmSettings) -> list[Problem]:
             out.append(Problem(path, f"{name} is given twice; {named[name]} has it as well"))
         named[name] = path
         if name.startswith(_OWN_VARIABLES):
-            why = f"{name} is not yours to give: Slurm, the loader or Motet sets it"
+            why = f"{name} is not yours to give: Slurm, bash or Motet sets it"
+            out.append(Problem(path, why))
+        if name.startswith(_LOADER) and not ("environment" in path and slurm.loader_variables):
+            why = (
+                f"{name} decides which code every program of the job loads; slurm.environment may "
+                "name it with slurm.loader_variables=true"
+            )
             out.append(Problem(path, why))
         if equals and "environment" in path and _SECRET.search(name):
             why = (

@@ -20,28 +20,34 @@ from motet.parallel.cluster.description import (
 from motet.parallel.cluster.devices import DEFAULT_LINKS, DEVICES, NETWORK_LATENCY_US
 from motet.parallel.cluster.probe.result import device_kind
 from motet.parallel.cluster.this_machine import CATALOGUE_CORES, cpu
-from motet.slurm.inventory import SlurmNode, alike
+from motet.slurm.inventory import SlurmNode, alike, described
 
 INFINIBAND_GBIT_S = {"qdr": 40, "fdr": 56, "edr": 100, "hdr": 200, "ndr": 400, "xdr": 800}
 ASSUMED_GBIT_S = 10.0
 """Of a network that no feature names."""
 
 
-def cluster_from_slurm(nodes: Sequence[SlurmNode]) -> tuple[Cluster, list[str]]:
-    """Return the cluster that Slurm describes, and what of it is assumed.
+def cluster_from_slurm(
+    nodes: Sequence[SlurmNode], gpu: str | None = None
+) -> tuple[Cluster, list[str]]:
+    """Return the cluster that Slurm describes, and what of it is assumed or left out.
+
+    Args:
+        nodes: as Slurm lists them.
+        gpu: kind of the GPUs that Slurm gives no kind, as the catalogue calls it.
 
     Raises:
         UserError: there are no nodes, or GPUs that are not in the catalogue.
     """
     if not nodes:
         raise UserError("Slurm lists no nodes")
-    notes: list[str] = []
+    kept, notes = described(nodes)
     groups: list[Group] = []
     names: set[str] = set()
-    for members in alike(nodes):
+    for members in alike(kept):
         name = _name(members[0], names)
         names.add(name)
-        groups.append(_group(name, members, notes))
+        groups.append(_group(name, members, notes, gpu))
     links = {}
     for i, one in enumerate(groups):
         for other in groups[i + 1 :]:
@@ -64,10 +70,10 @@ def _name(node: SlurmNode, taken: set[str]) -> str:
     return name
 
 
-def _group(name: str, members: Sequence[SlurmNode], notes: list[str]) -> Group:
+def _group(name: str, members: Sequence[SlurmNode], notes: list[str], gpu: str | None) -> Group:
     node = members[0]
     if node.gpus:
-        kind, number = _gpu(name, node), node.gpus
+        kind, number = _gpu(name, node, gpu), node.gpus
     else:
         number = max(1, node.cpus // CATALOGUE_CORES)
         least_mib = min(one.memory_mib for one in members)
@@ -84,13 +90,20 @@ def _group(name: str, members: Sequence[SlurmNode], notes: list[str]) -> Group:
     return Group(name, kind, len(members), number, intra, inter)
 
 
-def _gpu(name: str, node: SlurmNode) -> Device:
+def _gpu(name: str, node: SlurmNode, untyped: str | None) -> Device:
     words = " ".join((node.gpu_kind, *node.features))
     size = re.search(r"(\d+)\s*_?g[bi]", words.lower())
     for text in (node.gpu_kind, *node.features):
         if kind := device_kind(text):
             near = device_kind(text, float(size[1])) if size else None
             return device(near or kind)
+    if not node.gpu_kind:
+        if untyped is not None:
+            return device(untyped)
+        raise UserError(
+            f"group {name}: Slurm does not say of what kind the {node.gpus} GPUs of {node.name} "
+            f"are; --gpu KIND does, one of {', '.join(DEVICES)}"
+        )
     raise UserError(
         f"group {name}: GPUs {node.gpu_kind!r} of {node.name} are not in the catalogue "
         f"({', '.join(DEVICES)}); describe them in a cluster.yaml by hand, or measure them: motet "

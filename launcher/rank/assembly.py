@@ -31,7 +31,7 @@ from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.validating import Validation
-from motet.launcher.rank.wandb_mirror import open_mirror
+from motet.launcher.rank.wandb_mirror import model_facts_of, open_mirror
 from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
@@ -86,7 +86,7 @@ def build_job(
     engine = build_engine(model, engine_options(settings, precision, family), layout, world)
     checkpoints = _checkpoints(run, settings, world)
     public = run_yaml.public(settings)
-    mirror = open_mirror(run, public, world.rank, hashes)
+    mirror = open_mirror(run, public, world.rank, hashes | model_facts_of(manifest))
     metrics = MetricsWriter(run, public, world.rank, mirror)
     starting.at(StartStage.CHECKPOINT, "a checkpoint to be read")
     start = _load_newest(run, engine, checkpoints, metrics, world, hashes)

@@ -72,18 +72,18 @@ def open_mirror(
     rundir: RunDir,
     config: Mapping[str, Any],
     rank: int = 0,
-    hashes: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> WandbMirror | None:
     """The mirror that `config["metrics"]` asks for: None on ranks other than 0, and when it is off.
 
-    `config` is the run's configuration as plain data without secrets; `hashes` (such as
-    `definition_sha256` and `plan_sha256`) are added to it. `say` tells the user of a failure, once.
+    `config` is the run's configuration as plain data without secrets; `facts` (hashes such as
+    `plan_sha256`, the model's sizes) are added to it. `say` tells the user of a failure, once.
     """
     settings = MirrorSettings.from_config(config)
     if rank != 0 or settings.mode == "off":
         return None
-    return WandbMirror(rundir, config, settings, hashes=hashes, say=say)
+    return WandbMirror(rundir, config, settings, facts=facts, say=say)
 
 
 class WandbMirror:
@@ -97,13 +97,13 @@ class WandbMirror:
         rundir: RunDir,
         config: Mapping[str, Any],
         settings: MirrorSettings,
-        hashes: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.run_id = stored_run_id(rundir)
         self.failure: str | None = None
-        self._config = {**without_secrets(dict(config)), **(hashes or {})}
+        self._config = {**without_secrets(dict(config)), **(facts or {})}
         self._name = rundir.root.name
         self._folder = str(rundir.root)
         self._say = say or (lambda message: print(message, file=sys.stderr))
@@ -223,7 +223,7 @@ class WandbMirror:
             project=settings.project,
             entity=settings.entity,
             name=self._name,
-            group=settings.group,
+            group=settings.group or self._name,
             tags=list(settings.tags),
             job_type=settings.job_type,
             dir=self._folder,
@@ -280,6 +280,15 @@ class WandbMirror:
         if now - self._alerted.get(title, -ALERT_EVERY_S) >= ALERT_EVERY_S:
             self._alerted[title] = now
             self._run.alert(title=title, text=text, level=level)
+
+
+def model_facts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of the model that is trained, whatever preset or folder they came from, and its
+    parameters, as W&B's configuration shows them.
+    """
+    names = ("parameters", "parameters_non_embedding", "flops_per_token")
+    found = {name: manifest[name] for name in names if manifest.get(name) is not None}
+    return found | ({"resolved_model": manifest["model"]} if manifest.get("model") else {})
 
 
 def stored_run_id(rundir: RunDir) -> str:

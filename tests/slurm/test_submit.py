@@ -171,7 +171,8 @@ def test_the_jobs_of_a_chain_wait_for_each_other(
         ("slurm.groups=[{partition: 'x;id'}]", "slurm.groups.0.partition: 'x;id'"),
         ("slurm.environment=[NOT_THERE]", "NOT_THERE is not set in this shell"),
         ("slurm.environment=[MY_TOKEN=abc]", "MY_TOKEN sounds like a secret"),
-        ("slurm.environment=[LD_PRELOAD=/x.so]", "LD_PRELOAD is not yours to give"),
+        ("slurm.environment=[LD_PRELOAD=/x.so]", "with slurm.loader_variables=true"),
+        ("slurm.secrets=[LD_PRELOAD=/x.so]", "LD_PRELOAD decides which code"),
         ("slurm.secrets=[MY_TOKEN=/nowhere]", "MY_TOKEN=/nowhere cannot be read"),
         ("slurm.time=4", "slurm.time: 4 is 240 s, but the run is told to stop 180 s before"),
         ("slurm.chain=2 slurm.array=[1,2]", "an array has no chain"),
@@ -300,3 +301,10 @@ def test_resume_submits_nothing_when_a_class_of_ones_own_is_missing_or_changed(
     assert len(done.stderr.splitlines()) == 1
     assert len(fake.asked("sbatch")) == asked
     assert len(jobs(run.root)) == 1
+
+
+def test_variables_of_the_loader_go_to_the_job_when_asked(fake: FakeSlurm, yaml: Path) -> None:
+    asked = ["slurm.loader_variables=true", "slurm.environment=[LD_LIBRARY_PATH=/opt/a:/opt/b]"]
+    done = motet(fake, "submit", str(yaml), *asked, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "export LD_LIBRARY_PATH=/opt/a:/opt/b\n" in done.stdout

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from motet.core.errors import UserError
 from motet.launcher.output import terminal
 from motet.launcher.planning import cluster_view
 from motet.parallel.cluster.description import Cluster
+from motet.parallel.cluster.devices import DEVICES
 
 
 def slurm_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,8 @@ def slurm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-slurm", action="store_true", help="nodes that Slurm lists")
     only = "with --from-slurm: only its nodes"
     parser.add_argument("--partition", metavar="NAME", help=only)
+    kind = "with --from-slurm: of GPUs that it gives no kind, such as h100"
+    parser.add_argument("--gpu", metavar="KIND", help=kind)
 
 
 def from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
@@ -23,7 +27,9 @@ def from_slurm(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
     from motet.slurm.client import Client
     from motet.slurm.inventory import nodes
 
-    return cluster_from_slurm(nodes(Client(), arguments.partition))
+    if arguments.gpu is not None and arguments.gpu not in DEVICES:
+        raise UserError(f"--gpu={arguments.gpu} is not in the catalogue ({', '.join(DEVICES)})")
+    return cluster_from_slurm(nodes(Client(), arguments.partition), arguments.gpu)
 
 
 def totals(cluster: Cluster) -> dict[str, float]:

@@ -40,8 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="NUMBER", help=seconds)
     parser.add_argument("--why", metavar="DEGREES", help="why not, such as tp=4,pp=2; or all")
     parser.add_argument("--html", metavar="FILE", help="the pipeline's timeline, memory over time")
-    parser.add_argument("--write", metavar="FILE", help="layout.yaml of the best layout")
-    parser.add_argument("--pick", type=int, metavar="N", help="write this one instead of the best")
+    parser.add_argument(
+        "--write",
+        metavar="FILE",
+        help="layout.yaml of the best layout that leaves a tenth of the memory free",
+    )
+    parser.add_argument("--pick", type=int, metavar="N", help="write this one instead")
     budget.arguments(parser)
     _measuring_arguments(parser)
     options.run_yaml(parser, required=False)

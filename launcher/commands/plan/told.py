@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 CALIBRATED = "calibrated.yaml"
+FULLEST = 0.9
+"""The share of a device's memory that a layout which is written may fill by prediction: memory is
+predicted to some percent, and fragments, other processes and longer steps come on top."""
 
 
 def tell_answer(
@@ -110,10 +113,40 @@ def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: l
 
 
 def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
-    number = arguments.pick or 1
-    if number > len(answer.choices):
-        raise UserError(f"--pick {number}: only {len(answer.choices)} layouts are ranked")
+    """Write the layout that was picked, or the best that leaves room in memory, and say which where
+    it is not the first.
+    """
+    picked = arguments.pick
+    if picked and picked > len(answer.choices):
+        raise UserError(f"--pick {picked}: only {len(answer.choices)} layouts are ranked")
+    number = picked or roomy(answer.choices)
     write_choice(arguments.write, answer.choices[number - 1])
+    if picked or arguments.json:
+        return
+    first = answer.choices[0].prediction
+    full = f"{first.memory_gib:.1f} of {first.capacity_gib:.1f} GiB"
+    if number > 1:
+        slower = answer.choices[number - 1].prediction.step_time_s / first.step_time_s - 1
+        print(
+            f"wrote layout {number} to {arguments.write}: the first fills {full}, more than "
+            f"{FULLEST:.0%}, and this one is {slower:.1%} slower; --pick 1 writes the first"
+        )
+    elif first.memory_gib > FULLEST * first.capacity_gib:
+        print(
+            f"wrote layout 1 to {arguments.write}: it fills {full}, and no layout shown leaves "
+            f"{1 - FULLEST:.0%} of the memory free for what a prediction misses; more are ranked "
+            "with --top"
+        )
+
+
+def roomy(choices: Sequence[RankedLayout]) -> int:
+    """Return the number of the best layout that leaves room in memory, from 1; the first where none
+    does.
+    """
+    for number, choice in enumerate(choices, 1):
+        if choice.prediction.memory_gib <= FULLEST * choice.prediction.capacity_gib:
+            return number
+    return 1
 
 
 def write_choice(path: str, choice: RankedLayout) -> None:

@@ -172,7 +172,7 @@ LINES = [
     "g1|gpu|64|512000|idle|gpu:h100:8(S:0-1),nvme:1|ndr,h100",
     "g1|all|64|512000|idle|gpu:h100:8(S:0-1),nvme:1|ndr,h100",
     "g2|gpu|64|512000|mixed|gpu:h100:8(S:0-1)|ndr,h100",
-    "a1|old|32|256000|down*|gpu:a100:4|eth25,80gb",
+    "a1|old|32|256000|idle|gpu:a100:4|eth25,80gb",
     "c1|cpu|48|192000|idle|(null)|(null)",
 ]
 
@@ -191,6 +191,15 @@ def test_nodes_of_several_partitions_are_one_node() -> None:
         ("gpu:8", ("", 8)),
         ("gpu", ("", 1)),
         ("gpu:nvidia_a100:2(IDX:0,1),shard:4", ("nvidia_a100", 2)),
+        ("gpu:2080ti:8(S:0-1)", ("2080ti", 8)),
+        ("gpu:2080:4", ("2080", 4)),
+        ("gpu:rtx_a6000:4(S:0,2)", ("rtx_a6000", 4)),
+        ("gpu:h100", ("h100", 1)),
+        ("gpu:h100:no_consume:8", ("h100", 8)),
+        ("gpu(S:0)", ("", 1)),
+        ("nvme:1, gpu:l40s:2(IDX:N/A)", ("l40s", 2)),
+        ("gpu:a100:2,gpu:a100:2", ("a100", 4)),
+        ("gpumem:80G,gpu_util:3", ("", 0)),
         ("craynetwork:4", ("", 0)),
         ("(null)", ("", 0)),
     ],
@@ -204,6 +213,12 @@ def test_what_is_no_node_is_refused() -> None:
         parse(["something else"])
     with pytest.raises(SlurmError, match="several kinds"):
         gpus_of("gpu:a100:2,gpu:h100:2")
+    for gres in ("gpu:a100_3g.20gb:2", "gpu:1g.5gb:7(S:0)", "gpu:nvidia_a100_1g.10gb:7"):
+        with pytest.raises(SlurmError, match="slices of GPUs"):
+            gpus_of(gres)
+    for gres in ("gpu:a:b:c:2", "gpu::2", "gpu:a100:2)"):
+        with pytest.raises(SlurmError, match="no known form"):
+            gpus_of(gres)
 
     class Fake:
         def sinfo(self, fields: str) -> list[str]:
@@ -225,6 +240,38 @@ def test_what_slurm_lists_becomes_a_cluster_that_says_what_is_assumed() -> None:
     assert any("ndr-h100 to eth25-80gb: 10 Gbit/s of Ethernet is assumed" in n for n in notes)
     with pytest.raises(UserError, match="'acme' of x1 are not in the catalogue"):
         cluster_from_slurm(parse(["x1|p|8|1000|idle|gpu:acme:2|(null)"]))
+
+
+def test_nodes_that_cannot_be_counted_on_are_left_out_and_named() -> None:
+    odd = [
+        "m1|gpu|64|512000|idle|gpu:a100:2,gpu:h100:2|ndr,h100",
+        "m2|gpu|64|512000|idle|gpu:a100_3g.20gb:2|ndr,h100",
+        *(
+            f"d{n}|gpu|64|512000|{state}|gpu:h100:8|ndr,h100"
+            for n, state in enumerate(
+                ("drained", "draining", "down*", "idle*", "fail", "maint", "DRAINED$")
+            )
+        ),
+        "p1|gpu|64|512000|idle~|gpu:h100:8|ndr,h100",  # asleep: Slurm wakes it
+    ]
+    cluster, notes = cluster_from_slurm(parse([*LINES, *odd]))
+    assert cluster.groups[0].nodes == 3  # g1, g2, p1
+    told = "\n".join(notes)
+    assert "left out: m1 (GRES 'gpu:a100:2,gpu:h100:2' has GPUs of several kinds" in told
+    assert "left out: m2 (GRES 'gpu:a100_3g.20gb:2' has slices" in told
+    assert "left out: d0 (Slurm says drained)" in told
+    with pytest.raises(SlurmError, match="no node can be used; left out: m1"):
+        cluster_from_slurm(parse(odd[:1]))
+
+
+def test_gpus_without_a_kind_need_one() -> None:
+    found = parse(["x1|p|8|1000|idle|gpu:8|(null)"])
+    with pytest.raises(UserError, match="--gpu KIND does, one of v100-16"):
+        cluster_from_slurm(found)
+    (group,) = cluster_from_slurm(found, "h100")[0].groups
+    assert (group.device.kind, group.devices_per_node) == ("h100", 8)
+    named = parse(["x1|p|8|1000|idle|gpu:8|a100"])
+    assert cluster_from_slurm(named, "h100")[0].groups[0].device.kind.startswith("a100")
 
 
 def test_features_name_networks() -> None:

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from motet.core.errors import UserError
 from motet.launcher.cli import main
 from motet.launcher.commands import train
+from motet.launcher.commands.plan.told import roomy
 from motet.launcher.config import run_yaml
 from motet.launcher.config.batch import groups_of
 from motet.launcher.jobs.schedulers import world_size
@@ -315,3 +318,15 @@ def test_a_family_that_cannot_be_is_refused_by_a_plan(
     assert main([*words, *cut]) == 2
     why = "no layout can train the family: layout.tp=2 cuts a group of member 'short'"
     assert why in capsys.readouterr().err
+
+
+def test_what_is_written_leaves_room_in_memory_unless_picked() -> None:
+    def fills(*shares: float) -> list[Any]:
+        return [
+            SimpleNamespace(prediction=SimpleNamespace(memory_gib=80.0 * share, capacity_gib=80.0))
+            for share in shares
+        ]
+
+    assert roomy(fills(0.5, 0.4)) == 1
+    assert roomy(fills(0.99, 0.95, 0.9, 0.1)) == 3
+    assert roomy(fills(0.99, 0.95)) == 1

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from motet.launcher.rank.wandb_mirror import (
     MirrorSettings,
     WandbMirror,
     has_credentials,
+    model_facts_of,
     stored_run_id,
     without_secrets,
 )
@@ -40,7 +42,7 @@ config = {"name": "r", "training": {"steps": 8}, "leak": "planted-secret-5d41402
           "hub_token": "abc", "data": {"eod_token": 3, "batch_tokens": 7},
           "metrics": {"wandb": "offline", "project": "p", "group": "g", "tags": ["a", "b"]}}
 rundir = RunDir(root)
-mirror = open_mirror(rundir, config, hashes={"definition_sha256": "d" * 64, "plan_sha256": "e" * 64})
+mirror = open_mirror(rundir, config, facts={"definition_sha256": "d" * 64, "plan_sha256": "e" * 64})
 with MetricsWriter(rundir, config, mirror=mirror) as metrics:
     metrics.log("attempt", start, start_step=start, attempt=1 + (start > 0))
     for step in range(start + 1, start + 5):
@@ -347,3 +349,24 @@ def test_a_key_in_netrc_counts_as_credentials(
     (tmp_path / "netrc").write_text("machine api.example.org login user password k\n")
     assert has_credentials("https://api.example.org")
     assert not has_credentials("https://other.example.org")
+
+
+def test_the_configuration_holds_the_model_that_is_trained_and_its_parameters() -> None:
+    manifest = {"model": {"d_model": 8}, "parameters": 100, "parameters_non_embedding": 60}
+    assert model_facts_of(manifest) == {
+        "resolved_model": {"d_model": 8}, "parameters": 100, "parameters_non_embedding": 60,
+    }  # fmt: skip
+    assert model_facts_of({"model": None, "parameters": None}) == {}
+
+
+def test_the_group_is_the_run_unless_another_is_given(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    wandb = SimpleNamespace(
+        init=lambda **given: asked.update(given), Settings=lambda **given: SimpleNamespace(**given)
+    )
+    for given, group in ((None, "tallis"), ("g", "g")):
+        mirror = object.__new__(WandbMirror)
+        mirror.settings = MirrorSettings(mode="offline", group=given)
+        mirror.run_id, mirror._name, mirror._folder, mirror._config = "i", "tallis", "f", {}
+        mirror._init(wandb, "offline")
+        assert asked["group"] == group

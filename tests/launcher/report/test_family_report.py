@@ -118,7 +118,7 @@ def test_the_mirror_gets_the_effect_of_every_experiment_at_every_member(
             sent[name] = [dict(zip(columns, row, strict=True)) for row in rows]
 
         def summary(self, values: dict[str, Any]) -> None:
-            sent["summary"] = values
+            sent.setdefault("summary", {}).update(values)
 
         def close(self) -> None:
             sent["closed"] = True
@@ -132,4 +132,13 @@ def test_the_mirror_gets_the_effect_of_every_experiment_at_every_member(
     assert mine[2]["effect"] == entry["primary"]["effect"]
     assert mine[3]["effect"] == entry["size_slope"]["effect"]
     assert {row["experiment"] for row in sent["effects_by_member"]} > {entry["name"]}
+    answers = {row["experiment"]: row for row in sent["answers"]}
+    primary = entry["primary"]
+    told = [answers[entry["name"]][name] for name in ("effect", "low", "high", "p_corrected")]
+    assert told == [primary[name] for name in ("effect", "low", "high", "p_corrected")]
+    assert answers[entry["name"]]["verdict"] == entry["verdict"]["kind"]
+    roles = {row["role"] for row in sent["answers"]}
+    assert roles == {"question", "placebo", "positive_control"}
+    assert sent["summary"][f"answers/{entry['name']}/effect"] == primary["effect"]
+    assert sent["summary"][f"answers/{entry['name']}/verdict"] == entry["verdict"]["kind"]
     assert sent["closed"]
