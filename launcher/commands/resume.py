@@ -20,7 +20,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.output import terminal
 from motet.launcher.runs.attempts import give_up_damaged, refuse_start_over
-from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
+from motet.launcher.runs.begun import differences, frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.verify import EVIDENCE, TRAINED, inspect, refuse_damage
 from motet.launcher.study.before_training import check_classes
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     if submitted:
         return submit.resume(rundir, settings, text, dry_run=arguments.dry_run)
     if arguments.dry_run:
-        print_command(settings, rundir, nodes)
         check_asked_device(settings)
-        steps = rundir.checkpoint_steps()
-        terminal.print_facts([("goes on from", f"step {steps[-1]:,}" if steps else "the start")])
+        terminal.print_facts(next_facts(rundir, before, settings))
+        print()
+        print_command(settings, rundir, nodes)
         return 0
     announce(settings, rundir, nodes)
     from motet.launcher.launch.local import train, train_together, verify_corpora
@@ -77,6 +77,24 @@ def run(arguments: argparse.Namespace) -> int:
     if nodes.count > 1:
         return train_together(settings, rundir, nodes, yaml_text=text, resume=True, recorded=also)
     return train(settings, rundir, yaml_text=text, resume=True, recorded=also)
+
+
+def next_facts(rundir: RunDir, before: RunSettings, settings: RunSettings) -> list[tuple[str, str]]:
+    """What a person wants to know of the next attempt: where it begins and ends, and which settings
+    are others than so far.
+    """
+    step, total = (rundir.checkpoint_steps() or [0])[-1], settings.steps
+    left = "nothing is left to do" if step >= total else f"{total - step:,} steps are left"
+    changed = [
+        f"{path}: {terminal.cell(old)} becomes {terminal.cell(new)}"
+        for path, (old, new) in differences(before, settings).items()
+    ]
+    return [
+        ("goes on from", f"step {step:,}" if step else "the start"),
+        ("ends at", f"step {total:,}; {left}"),
+        ("as attempt", f"{rundir.latest_attempt() + 1:,}"),
+        *(("changed", text) for text in changed or ["nothing"]),
+    ]
 
 
 def sound(rundir: RunDir) -> None:

@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
 
     run = RunDir(Path(argv[0]))
     launch = launch_attempt(run, os.environ.get("MOTET_ATTEMPT"))
+    run.attempt(launch).mkdir(parents=True, exist_ok=True, mode=0o700)  # by hand there is none yet
     lifeline = Lifeline(run.attempt(launch), int(os.environ["LOCAL_WORLD_SIZE"])).watch()
     if stop.requested():
         lifeline.consider()

@@ -97,6 +97,7 @@ class Starting:
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink()
+            self.path.parent.rmdir()  # the last one
 
     def _follow(self) -> None:
         while not self._over.wait(min(LOOK_S, self._after_s)):

@@ -343,8 +343,15 @@ def test_a_run_goes_on_with_other_processes_or_for_longer_but_not_as_another(
     assert "a run can only be extended" in main("resume", "runs/first", "training.steps=9")[2]
     code, out, _ = main("resume", "runs/first", "--dry-run")
     assert code == 0
-    assert "goes on from  the start" in out
+    assert out.startswith("# goes on from  the start\n# ends at       step ")
+    assert "# changed       nothing\n" in out
     assert "torch.distributed.run" in out
+    longer = ("layout.processes=2", "training.steps=400", "--dry-run")
+    code, out, err = main("resume", "runs/first", *longer)
+    assert code == 0, err
+    first = out.partition("\n\n")[0]
+    assert "# ends at       step 400; 400 steps are left" in first
+    assert "# changed       training.steps: – becomes 400" in first
 
 
 def test_a_moved_run_goes_on_where_it_is_now(
