@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.marks import marking
 from motet.launcher.commands.options import EXIT_USER_ERROR, Parser
 
 PRIVATE_UMASK = 0o077
@@ -143,6 +144,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.umask(PRIVATE_UMASK)
+    with marking():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(arguments)
         code = parsed.command(parsed) or 0

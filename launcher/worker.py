@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 
+from motet.core.marks import marking
 from motet.launcher.rank.worker import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with marking():
+        sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from motet.core.marks import rich_console
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -64,7 +66,6 @@ def search_bar(n_tokens: int) -> Iterator[Callable[[int], None]]:
 
 
 def _bar() -> Bar:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -72,7 +73,7 @@ def _bar() -> Bar:
         BarColumn(),
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=rich_console(stderr=True),
     )
 
 

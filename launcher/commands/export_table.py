@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError
+from motet.core.marks import marked
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
@@ -50,6 +51,8 @@ def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
     content = table(rundir.root, part, arguments.table)
     if output is None:
         sys.stdout.flush()
+        if sys.stdout.isatty():
+            content = marked(content.decode()).encode()
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return 0

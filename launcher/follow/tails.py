@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from pathlib import Path
+
+from motet.core.marks import marked
 
 BLOCK_BYTES = 1 << 16
 MOST_BYTES = 1 << 22
@@ -30,16 +31,7 @@ def clean(line: bytes) -> str:
     """
     text = _ESCAPES.sub("", line.decode("utf-8", "replace"))
     text = text.rstrip("\r\n").rpartition("\r")[2]
-    if text.isprintable():
-        return text
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character == "\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return marked(text).replace("\n", "\\x0a")
 
 
 def last_bytes(path: Path, count: int) -> bytes:

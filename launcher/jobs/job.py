@@ -20,6 +20,7 @@ from types import FrameType
 from motet.core.errors import UserError
 from motet.core.files import PRIVATE_UMASK
 from motet.core.jobs import JobExit
+from motet.core.marks import marking
 from motet.core.processes import die_with_parent
 from motet.launcher.config import run_yaml
 from motet.launcher.jobs import batch, schedulers
@@ -104,4 +105,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with marking():
+        sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
+from motet.core.marks import marking
 from motet.core.processes import die_with_parent
 
 TOLD = "@probe "
@@ -56,4 +57,5 @@ def _measure(asked: dict[str, Any], first: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with marking():
+        sys.exit(main(sys.argv[1:]))

@@ -9,11 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from motet.core.marks import marked
+
 HERE = Path(__file__).parent
 
 
 def render(template: str, folder: Path, globals_: Mapping[str, Any], **context: Any) -> str:
     """Fill a template of `folder` that extends `base.html`; equal contexts give equal bytes.
+    Characters that turn the direction of writing become marks.
 
     `globals_` are names that macros see too.
     """
@@ -29,7 +32,7 @@ def render(template: str, folder: Path, globals_: Mapping[str, Any], **context: 
     )
     environment.globals.update(globals_)
     style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **context) + "\n"
+    return marked(environment.get_template(template).render(style=style, **context)) + "\n"
 
 
 def plain_page(kind: str, title: str, body: Sequence[str]) -> str:

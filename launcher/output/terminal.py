@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from motet.core.marks import marked_json, rich_console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def print_json(value: Any) -> None:
     """JSON for machines; NaN, which JSON lacks, becomes null."""
-    print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    print(marked_json(text))
 
 
 def _finite(value: Any) -> Any:
@@ -29,10 +32,8 @@ def console() -> Console:
     """Rich's console on standard output; wide when it is no terminal, so that files hold whole
     lines.
     """
-    from rich.console import Console
-
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=160)
+    out = rich_console(highlight=False)
+    return out if out.is_terminal else rich_console(highlight=False, width=160)
 
 
 def cell(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from motet.core import format
+from motet.core.marks import rich_console
 from motet.launcher.config.sections import RunSettings
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ LEGEND = {"F": "forward", "B": "backward", "I": "backward, inputs", "W": "backwa
 
 def draw(settings: RunSettings, model: ModelConfig, facts: Mapping[str, Any], known: bool) -> None:
     """Print a layout; `known`: the vocabulary is, so that numbers of parameters are exact."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = rich_console(highlight=False)
     width = min(console.width, MOST_WIDTH) if console.is_terminal else WIDTH
     layout = settings.layout_for(facts["world_size"])
     parts: list[Iterable[Text | str]] = [
@@ -42,7 +41,7 @@ def draw(settings: RunSettings, model: ModelConfig, facts: Mapping[str, Any], kn
     ]
     if layout.pp > 1:
         parts.append(timeline_lines(layout, model, settings.data.sequence_length, facts, width))
-    console = Console(highlight=False, width=max(width, console.width))
+    console = rich_console(highlight=False, width=max(width, console.width))
     for lines in parts:
         for line in lines:
             title = isinstance(line, str) and line and not line.startswith(" ")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from motet.core import format
+from motet.core.marks import rich_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,9 +63,7 @@ class TrainingProgress:
             self._open(console, log)
 
     def _open(self, console: Console | None, log: Path | None) -> None:
-        from rich.console import Console as RichConsole
-
-        self._console = console or RichConsole(highlight=False)
+        self._console = console or rich_console(highlight=False)
         if self._console.is_terminal:
             self._bar = _bar(self._console)
             self._task = self._bar.add_task(

@@ -19,6 +19,7 @@ from motet.core.format import big as big
 from motet.core.format import count as count
 from motet.core.format import duration as duration
 from motet.core.format import percent as percent
+from motet.core.marks import marked
 
 PERCENT_UNITS = frozenset({"accuracy", "probability", "rate", "share", "fraction"})
 
@@ -204,8 +205,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
 
 
 def printable(text: Any) -> str:
-    """One line without control characters, which could end an SVG or command a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    """One line, with marks for control characters, which could end an SVG or command a terminal."""
+    return marked(str(text).translate({9: " ", 10: " ", 13: " "}))
 
 
 def member(name: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import atomic_write
+from motet.core.marks import rich_console
 from motet.launcher.output import terminal
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
@@ -71,10 +72,9 @@ def telling() -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda text: None
         return
-    from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True, highlight=False).status("planning") as status:
+    with rich_console(stderr=True, highlight=False).status("planning") as status:
         yield lambda text: status.update(escape(text))
 
 
