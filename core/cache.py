@@ -22,8 +22,13 @@ def cache_file(kind: str, key: str) -> Path:
         kind: of results, the name of a folder.
         key: hash of everything that the result depends on.
     """
+    return cache_folder(kind) / f"{key}.json"
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the user's folder of one kind of file."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "motet" / kind / f"{key}.json"
+    return Path(root) / "motet" / kind
 
 
 def recall(file: Path) -> Any:

@@ -68,7 +68,7 @@ def nodes(parser: argparse.ArgumentParser) -> None:
     which = "which machine this is, from 0"
     parser.add_argument("--node-rank", type=int, default=0, metavar="K", help=which)
     parser.add_argument(
-        "--endpoint", default="", metavar="HOST:PORT", help="of machine 0, with a free port"
+        "--endpoint", default="", metavar="HOST:PORT", help="of machine 0; its network is the run's"
     )
 
 

@@ -137,7 +137,8 @@ class SlurmSettings:
     )
     port: int = setting(
         29_600,
-        "first of 1,000 ports, of which the job's id chooses the one where its nodes meet",
+        "first of 1,000 ports, of which the job's id chooses one; nodes meet there only in runs "
+        "that an older version froze",
         least=1024,
         most=64_000,
     )

@@ -83,7 +83,7 @@ def _launch(
         return False
 
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(found_here(among))
+        place = stack.enter_context(found_here(among, run.meeting(attempt)))
         environment = launch_environment(own, run, inherited, cores, attempt, place)
         command = attempt_command(own, run, attempt, place)
         hosts = [name for group in here.hosts for name in group]

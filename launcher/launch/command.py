@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.ranks import WORKER
@@ -27,7 +28,10 @@ RECORDED = (
     "PYTHONSAFEPATH",
 )
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
-OWN = ("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE", "MOTET_STORE")
+OWN = (
+    *("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE", "MOTET_STORE"),
+    *("MOTET_MEETING", "MOTET_ROUND"),
+)
 """Variables by which a launch tells its own ranks who they are; one of another launch must not
 reach them.
 """
@@ -41,6 +45,10 @@ _OTHERS_NAMES = (
 their own ranks: a shell inside of another launch must not decide for this one.
 """
 LOOPBACK = "127.0.0.1"
+MEETING = Path(__file__).with_name("meeting.py")
+"""Starts torchrun or Accelerate where there are several machines. By its path: the code of a run
+that goes on may be older, and PYTHONPATH names that first.
+"""
 SHUTDOWN_TIMEOUT_S = 120
 """How long torchrun waits for ranks that were asked to stop: longer than a checkpoint takes to
 write.
@@ -63,12 +71,14 @@ class NodePlace:
 
     Attributes:
         count, rank: how many, and which one this is.
-        endpoint: HOST:PORT of the machine that holds the rendezvous; of one machine, a private
-            folder in which its processes find each other ("" = torchrun makes a file of its own).
-        interface: network interface that the ranks of one machine talk over; "" = as they choose.
+        endpoint: HOST or HOST:PORT of the first machine, where there are several; the address by
+            which it is reached is the one that the run uses.
         offset: global rank of this machine's first process; None = all machines before have as many
             processes as this one.
         total: processes of all machines; None likewise.
+        interface: network interface that ranks talk over; "" = as they choose.
+        folder: private one in which the processes of all machines find each other; "" = not known
+            yet (torchrun makes a file of its own for one machine).
     """
 
     count: int = 1
@@ -77,6 +87,13 @@ class NodePlace:
     offset: int | None = None
     total: int | None = None
     interface: str = ""
+    folder: str = ""
+
+    @property
+    def host(self) -> str:
+        """The first machine's name or address."""
+        host, colon, port = self.endpoint.rpartition(":")
+        return host if colon and port.isdecimal() else self.endpoint
 
     def first_rank(self, processes: int) -> int:
         """Return the global rank of the first of this machine's `processes`."""
@@ -91,33 +108,39 @@ ONE_NODE = NodePlace()
 
 
 def rendezvous_arguments(nodes: NodePlace, run_id: str) -> list[str]:
-    """How the processes of all nodes find each other. c10d takes machines as they come: their order
-    is `worker.name_rank`'s.
-
-    One machine opens no port, and asks for the name of none: `--standalone` listens on every
-    interface, and unpickles what is written there.
+    """How the processes of all nodes find each other, in torchrun's words: in files of a private
+    folder. torchrun's own ways listen on every interface, and unpickle what is written there.
     """
     if nodes.count == 1:
         words = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
-        if nodes.endpoint:
+        if nodes.folder:
             words += ["--rdzv-endpoint", _machines_file(nodes)]
         return [*words, "--rdzv-id", run_id, "--local-addr", LOOPBACK]
-    if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
-        raise ValueError(f"{nodes} needs an endpoint HOST:PORT and a rank below its count")
+    _check(nodes)
     return [
         "--nnodes",
         str(nodes.count),
         "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        nodes.endpoint,
+        "motet",
+        "--rdzv-conf",
+        f"rank={nodes.rank}",
         "--rdzv-id",
         run_id,
     ]
 
 
+def _check(nodes: NodePlace) -> None:
+    if not nodes.endpoint or not 0 <= nodes.rank < nodes.count:
+        raise ValueError(f"{nodes} needs an endpoint HOST:PORT and a rank below its count")
+
+
+def launcher_words(nodes: NodePlace, module: str) -> list[str]:
+    """The words that start torchrun or Accelerate, by its module, on one of the nodes."""
+    return [sys.executable, *(["-m"] if nodes.count == 1 else [str(MEETING)]), module]
+
+
 def _machines_file(nodes: NodePlace) -> str:
-    return f"{nodes.endpoint}/machines"
+    return f"{nodes.folder}/machines"
 
 
 def attempt_command(
@@ -158,9 +181,7 @@ def accelerate_command(
         kind = ["--multi_gpu"] if replicas else list(_FSDP2)
         kind += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     return [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
+        *launcher_words(nodes, "accelerate.commands.launch"),
         *kind,
         "--num_processes",
         str(processes),
@@ -181,17 +202,18 @@ def _accelerate_rendezvous(nodes: NodePlace) -> list[str]:
     if nodes.count == 1:  # the rest stands in `launch_environment`
         words = ["--main_process_port", "0", "--rdzv_backend", "c10d"]
         return [*words, "--rdzv_conf", "store_type=file"]
-    rendezvous_arguments(nodes, "")  # checks them
-    host, _, port = nodes.endpoint.rpartition(":")
+    _check(nodes)
     return [
         "--machine_rank",
         str(nodes.rank),
         "--main_process_ip",
-        host,
+        nodes.host,
         "--main_process_port",
-        port,
+        "0",  # nothing listens there; Accelerate refuses one that is in use
         "--rdzv_backend",
-        "c10d",
+        "motet",
+        "--rdzv_conf",
+        f"rank={nodes.rank}",
     ]
 
 
@@ -218,9 +240,7 @@ def torchrun_command(
     dies.
     """
     return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+        *launcher_words(nodes, "torch.distributed.run"),
         *rendezvous_arguments(nodes, f"{settings.name}-{attempt}"),
         "--nproc-per-node",
         str(settings.layout.processes),
@@ -255,8 +275,7 @@ def launch_environment(
         out["MOTET_ATTEMPT"] = str(attempt)
     if nodes.count > 1:
         out["MOTET_RANK_OFFSET"] = str(nodes.first_rank(settings.layout.processes))
-    else:
-        out |= one_machine(nodes, out)
+    out |= meeting_place(nodes, out)
     out["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see rank_main._hold_store
     out["PYTHONPATH"] = ":".join(filter(None, (str(rundir.code), inherited.get("PYTHONPATH", ""))))
     out["PYTHONSAFEPATH"] = "1"
@@ -279,18 +298,22 @@ def without_launches(inherited: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def one_machine(nodes: NodePlace, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return how the ranks of one machine find each other and talk: through files that nobody else
-    can write, and over an interface that nobody else can reach unless one was `chosen`.
+def meeting_place(nodes: NodePlace, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return how ranks find each other and talk: through files that nobody else can write, and over
+    one interface (of a single machine one that nobody else can reach) unless others were `chosen`.
     """
-    out = {"PET_LOCAL_ADDR": LOOPBACK}  # `accelerate launch` has no argument for it
-    if nodes.endpoint:
-        out |= {
-            "PET_RDZV_ENDPOINT": _machines_file(nodes),
-            "MOTET_STORE": f"{nodes.endpoint}/ranks",
-        }
+    out, names = {}, ["GLOO_SOCKET_IFNAME"]
+    if nodes.count == 1:
+        out["PET_LOCAL_ADDR"] = LOOPBACK  # `accelerate launch` has no argument for it
+        if nodes.folder:
+            out["PET_RDZV_ENDPOINT"] = _machines_file(nodes)
+    elif nodes.folder:
+        out["MOTET_MEETING"] = nodes.folder
+    if nodes.folder:
+        out["MOTET_STORE"] = f"{nodes.folder}/ranks"
+    if nodes.count == 1 or nodes.interface == "lo":
+        names.append("NCCL_SOCKET_IFNAME")  # else it may know a faster network than the endpoint's
     if nodes.interface:
-        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
         out |= {name: nodes.interface for name in names if name not in chosen}
     return out
 

@@ -4,13 +4,16 @@ each.
 They meet in the run's folder, on a file system that all of them see. The first machine makes (or
 opens) the run and holds it; each other leaves a request with a word that nobody else knows; once
 all have, the first claims an attempt and answers with the words, so that an answer of an earlier
-launch is never taken for this one's. torchrun's rendezvous at the endpoint does the rest.
+launch is never taken for this one's. The rest is `meeting.py`'s. `motet cluster probe`, which has
+no run, meets alike in a folder of the user's.
 """
 
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +23,11 @@ from typing import Any, TypeVar
 
 from motet.core.errors import DamagedFile, UserError, raise_problems
 from motet.core.files import read_json, write_json
+from motet.core.hashing import sha256_hex
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.launch.alone import private_folder
 from motet.launcher.launch.command import NodePlace
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
@@ -122,6 +127,48 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
     return attempt, place_of[0]
 
 
+def fresh_meeting(base: Path, nodes: NodePlace, wait_s: float) -> Path:
+    """Return a private folder that all machines of this launch have, and no other launch.
+
+    Args:
+        base: on a file system that all of them see.
+        nodes: launches of one endpoint at one time are taken for one.
+        wait_s: for the other machines, in seconds.
+
+    Raises:
+        UserError: not all came in time, or the folder is someone else's.
+    """
+    private_folder(base)
+    papers, mine = base / sha256_hex(nodes.endpoint)[:16], secrets.token_hex(8)
+    papers.mkdir(mode=0o700, exist_ok=True)
+    answered = papers / "answer.json"
+    if nodes.rank:
+        path = papers / f"{nodes.rank}.json"
+
+        def answer() -> dict[str, Any] | None:
+            if (_read(path) or {}).get("word") != mine:
+                write_json(path, {"word": mine})
+            told = _read(answered)
+            return told if told and mine in told["words"] else None
+
+        late = f"machine 0 did not come to {base} within {wait_s:.0f} s; do all machines see it?"
+        found = _wait(answer, late, f"motet: waiting for machine 0 in {base}", wait_s)
+        return papers / str(found["folder"])
+    for paper in papers.glob("*.json"):
+        paper.unlink(missing_ok=True)
+    for earlier in filter(Path.is_dir, papers.iterdir()):
+        shutil.rmtree(earlier)
+    words = []
+    for rank in range(1, nodes.count):
+        late = f"machine {rank} did not come to {base} within {wait_s:.0f} s; do all see it?"
+        come = partial(_read, papers / f"{rank}.json")
+        words.append(_wait(come, late, f"motet: waiting for machine {rank}", wait_s)["word"])
+    made = papers / mine
+    made.mkdir(mode=0o700)
+    write_json(answered, {"words": words, "folder": made.name})
+    return made
+
+
 def _words(requests: Mapping[int, JoinRequest]) -> list[str]:
     return [request.word for request in requests.values()]
 
@@ -173,7 +220,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _wait(ready: Callable[[], _T | None], late: str, say: str) -> _T:
+def _wait(ready: Callable[[], _T | None], late: str, say: str, wait_s: float | None = None) -> _T:
     """Wait for something that is true; says so after two seconds.
 
     Raises:
@@ -182,10 +229,10 @@ def _wait(ready: Callable[[], _T | None], late: str, say: str) -> _T:
     began, said = time.monotonic(), False
     while not (found := ready()):
         waited = time.monotonic() - began
-        if waited > WAIT_S:
+        if waited > (WAIT_S if wait_s is None else wait_s):
             raise UserError(late)
         if waited > 2.0 and not said:
             said = True
-            print(say, flush=True)
+            print(say, file=sys.stderr, flush=True)
         time.sleep(POLL_S)
     return found

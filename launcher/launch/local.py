@@ -158,7 +158,7 @@ def launch(
     """
     cores = len(os.sched_getaffinity(0))
     terminal = sys.stdout.isatty() and nodes.rank == 0
-    with found_here(nodes) as place:
+    with found_here(nodes, rundir.meeting(attempt)) as place:
         environment = launch_environment(settings, rundir, os.environ, cores, attempt, place)
         command = attempt_command(settings, rundir, attempt, place, terminal)
         if nodes.rank == 0:

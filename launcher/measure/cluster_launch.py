@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.core.cache import cache_folder
 from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
 from motet.core.hostlist import expand
@@ -26,10 +26,12 @@ from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import (
     ONE_NODE,
     NodePlace,
-    one_machine,
+    launcher_words,
+    meeting_place,
     rendezvous_arguments,
     without_launches,
 )
+from motet.launcher.launch.joining import fresh_meeting
 from motet.launcher.measure.cluster_worker import TOLD
 
 FIRST_PORT = 30_600
@@ -100,13 +102,9 @@ def in_job(environment: Mapping[str, str]) -> NodePlace | None:
 
 def command(asked: Asked, nodes: NodePlace, asked_file: str, result_file: str) -> list[str]:
     """Return torchrun's arguments on this machine."""
-    wait = f"join_timeout={asked.timeout_s:.0f}"
     return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+        *launcher_words(nodes, "torch.distributed.run"),
         *rendezvous_arguments(nodes, "motet-cluster-probe"),
-        *(["--rdzv-conf", wait] if nodes.count > 1 else []),
         "--nproc-per-node",
         str(asked.processes),
         "-m",
@@ -123,18 +121,22 @@ def environment(
     otherwise.
     """
     out = {**without_launches(inherited), "PYTHONSAFEPATH": "1"}
-    if nodes.count == 1:
-        out |= one_machine(nodes, out)
+    out |= meeting_place(nodes, out)
     out.setdefault("OMP_NUM_THREADS", str(max(1, cores // asked.processes)))
     return out
 
 
 def run(
-    asked: Asked, nodes: NodePlace = ONE_NODE, tell: Callable[[str], None] = print, cores: int = 1
+    asked: Asked,
+    nodes: NodePlace = ONE_NODE,
+    tell: Callable[[str], None] = print,
+    cores: int = 1,
+    meet: Path | None = None,
 ) -> dict[str, Any]:
     """Measure; returns what `probe_survey.survey` gives.
 
     Args:
+        meet: folder that all machines see; None: the user's own.
         tell: takes a line on what is measured now.
 
     Raises:
@@ -143,7 +145,10 @@ def run(
     with tempfile.TemporaryDirectory(prefix="motet-probe-") as folder:
         asked_file, result_file = Path(folder, "asked.json"), Path(folder, "result.json")
         write_json(asked_file, asked.plain())
-        with found_here(nodes) as place:
+        meeting = Path(folder)
+        if nodes.count > 1:
+            meeting = fresh_meeting(meet or cache_folder("meetings"), nodes, asked.timeout_s)
+        with found_here(nodes, meeting) as place:
             words = command(asked, place, str(asked_file), str(result_file))
             code, last = _watched(words, environment(asked, place, os.environ, cores), tell)
         found = read_json(result_file) if result_file.exists() else {}
@@ -157,7 +162,7 @@ def run(
 def _failure(code: int, nodes: NodePlace, last: Sequence[str]) -> str:
     hint = ""
     if nodes.count > 1:
-        hint = f"; all {nodes.count} machines must run this command and reach {nodes.endpoint}"
+        hint = f"; all {nodes.count} machines must run this command and reach {nodes.host}"
     shown = "".join(f"\n  {line}" for line in last)
     return (
         f"the probe ended with exit code {code} and without a result{hint}; its last words:{shown}"

@@ -194,6 +194,10 @@ class RunDir:
         """Marker of a run that was cancelled: its jobs do not requeue themselves."""
         return self.job_files / "cancelled"
 
+    def meeting(self, number: int) -> Path:
+        """Private folder where the machines of one launch find each other, by its first attempt."""
+        return self.attempt(number) / "meeting"
+
     def logs(self, number: int) -> Path:
         """Folder of what the ranks of one attempt printed."""
         return self.attempt(number) / "logs"

@@ -87,15 +87,16 @@ def join(device_setting: str, timeout_s: float = 600.0, layout: Layout | None = 
 
 
 def _file_store(timeout: timedelta) -> dict[str, Any]:
-    """Return the store that ranks of one machine were given by whoever started them: a file that
-    begins with $MOTET_STORE, of its own for each restart. Otherwise the environment's address
-    serves.
+    """Return the store that ranks were given by whoever started them: a file that begins with
+    $MOTET_STORE, of its own for each restart (torchrun counts those of several machines differently
+    on each; there $MOTET_ROUND does). Otherwise the environment's address serves.
     """
     path = os.environ.get("MOTET_STORE")
     if not path:
         return {}
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.FileStore(f"{path}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", size)
+    start = os.environ.get("MOTET_ROUND") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.FileStore(f"{path}-{start}", size)
     store.set_timeout(timeout)
     return {"store": store, "rank": rank, "world_size": size}
 

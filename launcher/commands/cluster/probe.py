@@ -12,6 +12,7 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.format import bandwidth, latency
+from motet.core.marks import rich_console
 from motet.launcher.commands import options
 from motet.launcher.commands.cluster import told
 from motet.launcher.output import terminal
@@ -33,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nnodes", type=int, metavar="N", help="machines, when not under srun")
     parser.add_argument("--node-rank", type=int, metavar="R", help="of this one, from 0")
-    parser.add_argument("--endpoint", metavar="HOST:PORT", help="where they meet: the first one")
+    parser.add_argument("--endpoint", metavar="HOST:PORT", help="of the first machine")
+    meet = "folder that all machines see, where they meet (default ~/.cache/motet/meetings)"
+    parser.add_argument("--meet", type=Path, metavar="FOLDER", help=meet)
     seconds = "of one series of transfers (default 1.5)"
     parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help=seconds)
     wait = "seconds to wait for other machines (default 300)"
@@ -64,7 +67,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
         print(f"# the first node writes {output}")
         return 0
     with _telling(quiet=nodes.rank > 0) as tell:
-        result = cluster_launch.run(asked, nodes, tell, this_machine.cores())
+        result = cluster_launch.run(asked, nodes, tell, this_machine.cores(), arguments.meet)
     if nodes.rank:
         return 0  # all nodes have the same result; the first tells it
     from motet.parallel.cluster.probe.result import cluster_of
@@ -126,10 +129,9 @@ def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
     if quiet:
         yield lambda text: None
         return
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, highlight=False)
+    console = rich_console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda text: print(text, file=sys.stderr, flush=True)
         return

@@ -12,7 +12,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.launcher import cli
-from motet.launcher.launch.command import NodePlace
+from motet.launcher.launch.command import MEETING, NodePlace
 from motet.launcher.measure.cluster_launch import (
     Asked,
     command,
@@ -123,11 +123,13 @@ def test_nonsense_is_refused_in_one_line(motet: Motet, words: list[str], told: s
     assert len(err.splitlines()) == 1
 
 
-def test_several_machines_meet_at_the_endpoint_and_share_cores_between_processes() -> None:
+def test_several_machines_meet_in_a_folder_and_share_cores_between_processes() -> None:
     asked = Asked(4, timeout_s=60.0)
     words = command(asked, NodePlace(3, 1, "n1:29500"), "a.json", "r.json")
-    assert words[words.index("--rdzv-endpoint") + 1] == "n1:29500"
-    assert words[words.index("--rdzv-conf") + 1] == "join_timeout=60"
+    assert words[1:3] == [str(MEETING), "torch.distributed.run"]
+    assert words[words.index("--rdzv-conf") + 1] == "rank=1"
+    place = NodePlace(3, 1, "n1:29500", folder="/shared/x")
+    assert environment(asked, place, {}, cores=8)["MOTET_STORE"] == "/shared/x/ranks"
     assert words[-4:] == ["-m", "motet.launcher.measure.cluster_worker", "a.json", "r.json"]
     assert environment(asked, NodePlace(), {}, cores=8)["OMP_NUM_THREADS"] == "2"
     assert (

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from motet.core.errors import UserError
 from motet.launcher.config.sections import LayoutSettings, RunSettings, TrainingSettings
-from motet.launcher.launch.alone import found_here
+from motet.launcher.launch.alone import found_here, interface_towards, private_folder
 from motet.launcher.launch.command import (
+    MEETING,
     NodePlace,
     launch_environment,
     recorded_environment,
@@ -37,6 +42,7 @@ def test_the_torchrun_commands_are_the_golden_ones(monkeypatch: pytest.MonkeyPat
     nodes = NodePlace(4, 2, "head:29500")
     environment = launch_environment(settings(2), RUN, {"PYTHONPATH": "/mine"}, 16, 3, nodes)
     lines = [*map(shlex.join, commands), shell_text(["python"], environment)]
+    lines = [line.replace(str(MEETING), "/motet/meeting.py") for line in lines]
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
 
@@ -51,7 +57,7 @@ def test_torchrun_understands_the_arguments() -> None:
         assert parsed.training_script == "motet.launcher.worker"
         assert parsed.training_script_args == ["/runs/a run"]
         assert parsed.standalone is False
-        assert parsed.rdzv_conf == ("store_type=file" if nodes.count == 1 else "")
+        assert parsed.rdzv_conf == ("store_type=file" if nodes.count == 1 else "rank=1")
 
 
 def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
@@ -63,6 +69,7 @@ def test_machines_of_unequal_size_are_numbered_one_after_the_other() -> None:
 
 def test_what_another_launch_told_its_ranks_does_not_reach_this_one() -> None:
     inherited = {"MOTET_ATTEMPT": "9", "MOTET_RANK_OFFSET": "4", "MOTET_HOLDS_STORE": "0"}
+    inherited |= {"MOTET_MEETING": "/tmp/y", "MOTET_ROUND": "3"}
     inherited |= {"MOTET_STORE": "/tmp/x", "PET_NNODES": "2", "PET_NODE_RANK": "0", "RANK": "1"}
     inherited |= {"MASTER_ADDR": "elsewhere", "ACCELERATE_USE_FSDP": "true", "ROLE_RANK": "1"}
     inherited |= {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -94,17 +101,60 @@ def test_every_variable_that_torchrun_reads_is_set_by_us_or_cleared() -> None:
 
 
 def test_one_machine_meets_in_private_files_and_talks_to_itself() -> None:
-    place = NodePlace(endpoint="/tmp/motet-x", interface="lo")
+    place = NodePlace(folder="/tmp/motet-x", interface="lo")
     made = launch_environment(settings(2), RUN, {"NCCL_SOCKET_IFNAME": "ib0"}, 4, 1, place)
     assert made["MOTET_STORE"] == "/tmp/motet-x/ranks"
     assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
     words = torchrun_command(settings(2), RUN, 1, place)
     assert words[words.index("--rdzv-endpoint") + 1] == "/tmp/motet-x/machines"
-    several = launch_environment(settings(2), RUN, {}, 4, 1, NodePlace(2, 0, "head:1"))
-    assert not {"MOTET_STORE", "GLOO_SOCKET_IFNAME", "PET_LOCAL_ADDR"} & several.keys()
-    with found_here(NodePlace()) as here:
-        assert Path(here.endpoint).stat().st_mode & 0o077 == 0
-    assert not Path(here.endpoint).exists()
+    with found_here(NodePlace(), Path("/no/such")) as here:
+        assert Path(here.folder).stat().st_mode & 0o077 == 0
+    assert not Path(here.folder).exists()
+
+
+def test_several_machines_meet_in_a_private_folder_and_talk_over_the_network_of_the_endpoint(
+    tmp_path: Path,
+) -> None:
+    meeting = tmp_path / "attempts/1/meeting"
+    with found_here(NodePlace(2, 0, "127.0.0.1:1"), meeting) as place:
+        assert (place.folder, place.interface) == (str(meeting), "lo")
+        assert meeting.stat().st_mode & 0o077 == 0
+        assert not list(meeting.iterdir())
+    assert [path.name for path in meeting.iterdir()] == ["closed"]
+    made = launch_environment(settings(2), RUN, {}, 4, 1, replace(place, interface="eth7"))
+    assert made["MOTET_STORE"] == f"{meeting}/ranks"
+    assert made["MOTET_MEETING"] == str(meeting)
+    assert made["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert not {"PET_LOCAL_ADDR", "NCCL_SOCKET_IFNAME"} & made.keys()
+    chosen = launch_environment(settings(2), RUN, {"GLOO_SOCKET_IFNAME": "ib0"}, 4, 1, place)
+    assert chosen["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert interface_towards("no-such-host.invalid") == ""
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_meeting_that_others_may_write_to_is_refused(tmp_path: Path, kind: str) -> None:
+    meeting = tmp_path / "meeting"
+    if kind == "open":
+        meeting.mkdir()
+        meeting.chmod(0o770)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        meeting.symlink_to(tmp_path / "elsewhere")
+    else:
+        meeting.write_text("")
+    with pytest.raises(UserError, match=str(meeting)):
+        private_folder(meeting)
+
+
+def test_a_file_system_without_locks_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    with pytest.raises(UserError, match=r"meeting: Function not implemented.*-o flock"):
+        private_folder(tmp_path / "meeting")
 
 
 @pytest.mark.parametrize(
