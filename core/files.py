@@ -65,6 +65,24 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def append_whole(file: int, content: bytes) -> None:
+    """Append to an open file all of `content`, or nothing.
+
+    Raises:
+        OSError: the disk is full, say; what was written of it is taken back, as a part of a record
+            would spoil all that follow.
+    """
+    before = os.fstat(file).st_size
+    written = 0
+    try:
+        while written < len(content):
+            written += os.write(file, content[written:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, before)
+        raise
+
+
 def atomic_write(path: Path, content: bytes | str, *, private: bool = True) -> None:
     """Write `content` to `path`, whole or not at all (see `whole_file`); text is UTF-8."""
     with whole_file(path, private=private) as file:

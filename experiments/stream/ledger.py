@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from motet.core.errors import DamagedFile, UserError
-from motet.core.files import read_bytes, read_fields, write_json
+from motet.core.files import append_whole, read_bytes, read_fields, write_json
 from motet.experiments.stream.random import U64
 
 _HEAD = struct.Struct("<4sI")
@@ -174,8 +174,12 @@ class LedgerWriter:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 
     def append(self, record: Record) -> None:
-        """Hand a record to the kernel in one write: it survives the death of this process."""
-        os.write(self._file, record.encode())
+        """Hand a record to the kernel, whole: it survives the death of this process.
+
+        Raises:
+            OSError: there is no room for it; nothing of it is left.
+        """
+        append_whole(self._file, record.encode())
 
     def sync(self) -> None:
         """Wait until everything appended is on disk: it survives the death of the machine."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import time
@@ -38,6 +40,10 @@ from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
 
 CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
+WELL = ("finished", "stopped")
+DISK_OUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+RESERVE, RESERVE_BYTES = "reserve", 1 << 16
+"""File that holds room on the disk for the words in which a launch that found it full ends."""
 MIRROR_WAIT_S = 1.5
 """How long a run that was stopped or crashed waits for W&B; the next attempt sends what was lost.
 """
@@ -66,18 +72,45 @@ def rank_main(
         refuse_crash_loop(run, launch, attempt, world)
         _attempt(run, settings, attempt, world, layout, stop, heartbeat, lifeline, starting)
     except (UserError, BadRun, CrashLoop) as error:
-        _refuse(run, attempt, error)
+        with contextlib.suppress(OSError):  # a full disk must not hold up the end
+            _refuse(run, attempt, error)
         leave()
         return _exit_code(error)
-    except Exception:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        if lifeline.attempt is not None or not begun(run, launch):
-            atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
+    except Exception as error:
+        _crash(run, launch, attempt, error, lifeline)
         end_now(CRASHED)
     # All is on disk. Taking torch apart takes a second that a preempted job may not have, and on
     # loaded machines it has ended in an abort, which made a failure of a run that was finished.
     end_now(0)
+
+
+def _crash(run: RunDir, launch: int, attempt: int, error: Exception, lifeline: Lifeline) -> None:
+    """Leave what went wrong, as far as the disk takes it: the end must not depend on that.
+
+    A disk that takes no more is the reason of the whole launch: starting anew would not help.
+    """
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    if full := disk_is_out(error):
+        with contextlib.suppress(OSError):
+            (run.attempt(launch) / RESERVE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _refuse(run, attempt, UserError(f"{run.root}: {full}; the newest checkpoint is whole"))
+        return
+    with contextlib.suppress(OSError):
+        if lifeline.attempt is not None or not begun(run, launch):
+            text = "".join(traceback.format_exception(error))
+            atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
+
+
+def disk_is_out(error: BaseException | None) -> str:
+    """Return in words that a disk took no more, if that is behind an error; else ""."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_OUT:
+            return str(error.strerror)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
@@ -125,6 +158,8 @@ def _take(run: RunDir, launch: int, world: World) -> int:
     every machine).
     """
     mine = claim(run, launch, world.size) if world.rank == 0 else 0
+    if world.rank == 0 and not (reserve := run.attempt(launch) / RESERVE).exists():
+        reserve.write_bytes(os.urandom(RESERVE_BYTES))
     return tell_all(mine, world)
 
 
@@ -190,11 +225,12 @@ def _attempt(
             step, reason = train(job, step)
         job.checkpoints.close()
     except (BadRun, UserError):
+        reason = "refused"
         job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
         raise
     finally:
-        _end(run, job, attempt, step, reason)
-        if reason != "crashed":
+        _end(run, job, attempt, step if reason in WELL else job.reached, reason)
+        if reason in WELL:
             agree_any(False, world)  # none leaves before all is on disk
             lifeline.ends()
         if job.mirror is not None:
@@ -257,15 +293,21 @@ def _predict(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
 
 
 def _end(run: RunDir, job: TrainingJob, attempt: int, step: int, reason: str) -> None:
-    """Close what the attempt writes to, and say how it ended."""
-    job.ledger.close()
-    job.feed.close()
-    job.metrics.log("event", step, event=reason)
-    job.metrics.close()
-    if job.world.rank == 0:
-        if reason == "finished":
-            atomic_write(run.done, f"{step}\n")
-        _amend(run, attempt, end_step=step, reason=reason)
+    """Close what the attempt writes to, and say how it ended; each of it though another fails."""
+    try:
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(job.metrics.close)
+            last_first.callback(job.metrics.log, "event", step, event=reason)
+            last_first.callback(job.feed.close)
+            last_first.callback(job.ledger.close)
+    except BaseException:
+        reason = "crashed" if reason in WELL else reason
+        raise
+    finally:
+        if job.world.rank == 0:
+            if reason == "finished":
+                atomic_write(run.done, f"{step}\n")
+            _amend(run, attempt, end_step=step, reason=reason)
 
 
 def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any]:

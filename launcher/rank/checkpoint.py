@@ -61,8 +61,13 @@ class Checkpoints:
             tensors: what to save, sharded or not.
             facts: JSON values that the manifest keeps.
             before_publish: called in the background on each rank before its part counts as done.
+
+        Raises:
+            UserError: the disk has no room for it; every rank raises it, and nothing was begun.
         """
         self.wait()
+        if told := first_complaint(self._lacks_room(step, tensors), self.world):
+            raise UserError(told)
         aside = self.run.checkpoints / f".step-{step:08d}.part"
         if self.world.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -77,6 +82,26 @@ class Checkpoints:
         )
         if not self.background:
             self.wait()
+
+    def _lacks_room(self, step: int, tensors: Mapping[str, torch.Tensor]) -> str | None:
+        """Return on rank 0 what to say of a disk with less room than a checkpoint is known to take:
+        as much as the last one, and as the tensors that this rank knows of.
+        """
+        if self.world.rank:
+            return None
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if earlier := self.run.checkpoint_steps():
+            files = self.run.checkpoint(earlier[-1]).glob("*")
+            needed = max(needed, sum(path.stat().st_size for path in files))
+        found = os.statvfs(self.run.root)
+        free = found.f_bavail * found.f_frsize
+        if not found.f_blocks or needed <= free:  # some file systems do not say
+            return None
+        return (
+            f"no room for the checkpoint after step {step:,}: it takes {needed:,} bytes, and "
+            f"{free:,} are free at {self.run.root}; make room (checkpoint.keep={self.keep} are "
+            "kept), then `motet resume` goes on from the newest"
+        )
 
     def wait(self) -> None:
         """Wait for the save under way; a failure in the background is raised here."""

@@ -78,6 +78,8 @@ class TrainingJob:
     validation: Validation | None = None
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
+    reached: int = 0
+    """Updates that are done."""
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 

@@ -29,6 +29,7 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
     if job.settings.training.compile and job.members and step < total and not stopping:
         compile_ahead(job, step)
     while True:
+        job.reached = step
         stopping = stopping or not probe(job, step)
         finished = step >= total and not stopping
         if finished or checkpoint_due(job, step) or (stopping and step > job.segment.start_step):

@@ -27,6 +27,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from motet.core.files import append_whole
+
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
 
@@ -100,7 +102,7 @@ class MetricsWriter:
             return
         row: Row = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **fields}
         line = encode_row(row)
-        _write_all(self._file, line)
+        append_whole(self._file, line)
         self._digest.update(line)
         self._bytes += len(line)
         self._dirty.set()
@@ -232,7 +234,7 @@ def _open_for_append(path: Path) -> int:
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":
-        _write_all(file, b"\n")
+        append_whole(file, b"\n")
     return file
 
 
@@ -244,12 +246,6 @@ def _digest_of(path: Path) -> tuple[Any, int]:
             digest.update(piece)
             size += len(piece)
     return digest, size
-
-
-def _write_all(file: int, line: bytes) -> None:
-    written = os.write(file, line)
-    while written < len(line):
-        written += os.write(file, line[written:])
 
 
 class MetricsReader:

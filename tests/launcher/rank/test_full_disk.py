@@ -1,0 +1,114 @@
+"""A disk that is full: told before a checkpoint is begun, nothing half written, one clear end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from motet.core.errors import UserError
+from motet.core.files import append_whole
+from motet.experiments.stream.ledger import LedgerWriter, Record, read_records
+from motet.launcher.rank.attempt import disk_is_out
+from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.runs.rundir import RunDir
+from motet.parallel.runtime.mesh import World
+from tests.parallel.ranks import run_ranks
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(disk / "filler", (disk / "filler").stat().st_size - leave)
+
+
+def record(step: int) -> Record:
+    return Record(step, step * 8, 8, 1, True, np.arange(500, dtype=np.uint64))
+
+
+def test_a_record_that_does_not_fit_leaves_nothing_and_is_told(small: Path) -> None:
+    (small / "segment-00001").mkdir()
+    writer = LedgerWriter(small, 1, 0)
+    writer.append(record(0))
+    fill(small, leave=4096)
+    whole = 1
+    with pytest.raises(OSError, match="No space"):
+        for step in range(1, 9):
+            writer.append(record(step))
+            whole += 1
+    (small / "filler").unlink()
+    writer.append(record(whole))
+    path = small / "segment-00001/rank-00000.bin"
+    assert [one.step for one in read_records(path)] == list(range(whole + 1))
+
+
+def test_a_write_that_the_kernel_cuts_short_is_completed_or_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_write = os.write
+    file = os.open(tmp_path / "f", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    monkeypatch.setattr(os, "write", lambda fd, data: true_write(fd, bytes(data)[:3]))
+    append_whole(file, b"0123456789")
+
+    def then_full(fd: int, data: bytes) -> int:
+        if len(data) < 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return true_write(fd, bytes(data)[:3])
+
+    monkeypatch.setattr(os, "write", then_full)
+    with pytest.raises(OSError, match="No space"):
+        append_whole(file, b"abcdefgh")
+    os.close(file)
+    assert (tmp_path / "f").read_bytes() == b"0123456789"
+
+
+def save_twice(world: World, root: Path) -> str:
+    run = RunDir(root)
+    run.create()
+    checkpoints = Checkpoints(run, world, background=False)
+    checkpoints.save(1, {"w": torch.zeros(40_000)}, {})
+    try:
+        checkpoints.save(2, {"w": torch.zeros(40_000_000, device="meta")}, {})
+    except UserError as error:
+        return str(error)
+    finally:
+        checkpoints.close()
+    return ""
+
+
+def test_room_for_a_checkpoint_is_looked_for_before_it_is_begun(small: Path) -> None:
+    for told in run_ranks(2, save_twice, small / "r"):
+        assert "no room for the checkpoint after step 2: it takes 160,000,000 bytes" in told
+        assert "motet resume" in told
+    run = RunDir(small / "r")
+    assert run.checkpoint_steps() == [1]
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def test_a_full_disk_is_recognized_behind_other_errors() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    outer = RuntimeError("the checkpoint failed")
+    outer.__cause__ = full
+    assert disk_is_out(outer) == "No space left on device"
+    assert disk_is_out(ValueError("x")) == ""
