@@ -8,7 +8,9 @@ no truncation) is added.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     import tokenizers
 
 EOD_TOKEN = "<|endofdoc|>"
+LONGEST_WORD = 1000
+"""Characters of a word that a tokenizer is trained on as a whole."""
+_LONG_WORD = re.compile(
+    "|".join(rf"{kind}{{{LONGEST_WORD}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
 N_BYTE_TOKENS = 256  # a byte-level BPE starts from one token per byte
 # What other tokenizers call the end of a document, in the order in which they are looked for.
 COMMON_EOD_TOKENS = (EOD_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -179,7 +186,8 @@ def train_bpe(
 
     `vocabulary_size` counts the eod token, `reserved_tokens` (ids 1, 2, ...), 256 bytes and the
     merges; a small sample of text may give fewer. The same texts in the same order give the same
-    bytes. Method: Sennrich et al. 2016 (arXiv:1508.07909); bytes as in Radford et al. 2019.
+    bytes; words longer than `LONGEST_WORD` are cut. Method: Sennrich et al. 2016
+    (arXiv:1508.07909); bytes as in Radford et al. 2019.
     """
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -200,8 +208,18 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator((part for text in texts for part in short_words(text)), trainer)
     return Tokenizer(inner.to_str().encode(), EOD_TOKEN)
+
+
+def short_words(text: str) -> list[str]:
+    """Return text in parts, cut where one word (a run of letters, of digits, of other signs, or of
+    spaces) is longer than anyone's: training on a word takes time with the square of its length.
+    """
+    if len(text) < LONGEST_WORD:
+        return [text]
+    ends = [match.end() for match in _LONG_WORD.finditer(text)]
+    return [text[a:b] for a, b in pairwise([0, *ends, len(text)]) if a < b]
 
 
 def smallest_vocabulary(n_reserved_tokens: int = 0) -> int:

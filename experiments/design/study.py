@@ -20,6 +20,7 @@ from motet.experiments.design.lock import (
     read_lock,
 )
 from motet.experiments.design.requests import Setting, build_request, request_problems
+from motet.experiments.design.room import room_problem
 from motet.experiments.design.shares import sharing_problems
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.trial import trial_problems
@@ -179,6 +180,10 @@ def _asked(
     """
     where = f"experiments.{spec.name}"
     try:
+        tokens = setting.steps.slots_before(setting.steps_total) * setting.sequence_length
+        if lacking := room_problem(spec, setting.kinds, setting.tokenizer, tokens):
+            problems.append(lacking)
+            return None
         question = ask(spec, setting.seed, setting.kinds)
     except UserError as error:
         problems += problems_in(error, where)

@@ -45,7 +45,7 @@ def read_units(experiment: UnitMaker) -> tuple[list[Unit], list[Problem]]:
     seen: dict[str, str] = {}
     for place, row in _rows(experiment):
         try:
-            unit = _checked_unit(experiment, row)
+            unit = checked_unit(experiment, row)
             if unit.id in seen:
                 raise ValueError(f"repeats the id {unit.id!r} of {seen[unit.id]}")
         except ValueError as error:
@@ -72,7 +72,7 @@ def _rows(experiment: UnitMaker) -> Iterable[tuple[str, Any]]:
         yield f"experiments.{spec.name}.items[{number}]", row
 
 
-def _checked_unit(experiment: UnitMaker, row: Any) -> Unit:
+def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
     """One row -> unit; ValueError says what is wrong with the row."""
     row = _checked_row(experiment, row)
     unit = experiment.unit_of({**row, "id": str(row["id"])})

@@ -31,16 +31,31 @@ class ModelSettings:
         "rows of the embedding; null = the tokenizer's size rounded up to a multiple of 64",
         unit="tokens",
         least=2,
+        most=1 << 27,
     )
-    d_model: int | None = setting(None, "width of the residual stream", unit="channels", least=1)
-    n_layers: int | None = setting(None, "number of blocks", unit="layers", least=1)
-    n_heads: int | None = setting(None, "attention heads of the queries", unit="heads", least=1)
+    d_model: int | None = setting(
+        None, "width of the residual stream", unit="channels", least=1, most=1 << 20
+    )
+    n_layers: int | None = setting(None, "number of blocks", unit="layers", least=1, most=10_000)
+    n_heads: int | None = setting(
+        None, "attention heads of the queries", unit="heads", least=1, most=1 << 16
+    )
     n_kv_heads: int | None = setting(
-        None, "attention heads of keys and values; must divide n_heads", unit="heads", least=1
+        None,
+        "attention heads of keys and values; must divide n_heads",
+        unit="heads",
+        least=1,
+        most=1 << 16,
     )
-    d_ffn: int | None = setting(None, "hidden width of the SwiGLU", unit="channels", least=1)
+    d_ffn: int | None = setting(
+        None, "hidden width of the SwiGLU", unit="channels", least=1, most=1 << 22
+    )
     head_dim: int | None = setting(
-        None, "channels of one head; null = d_model / n_heads", unit="channels", least=2
+        None,
+        "channels of one head; null = d_model / n_heads",
+        unit="channels",
+        least=2,
+        most=1 << 16,
     )
     rope_theta: float | None = setting(None, "base of the rotary frequencies", above=0)
     norm_eps: float | None = setting(None, "epsilon of RMSNorm", above=0)
@@ -60,7 +75,11 @@ class ModelSettings:
     )
     qkv_bias: bool | None = setting(None, "queries, keys and values have a bias (Qwen2)")
     n_experts: int | None = setting(
-        None, "routed experts of a layer that has them; 0 = a dense model", unit="experts", least=0
+        None,
+        "routed experts of a layer that has them; 0 = a dense model",
+        unit="experts",
+        least=0,
+        most=1 << 16,
     )
     experts_per_token: int | None = setting(
         None, "routed experts that a token visits", unit="experts", least=1

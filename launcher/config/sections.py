@@ -60,14 +60,18 @@ class RampSettings:
     """One stage of a batch ramp."""
 
     step: int = setting(0, "the step from which this stage holds", unit="steps", least=0)
-    sequences: int = setting(0, "sequences per step from then on", unit="sequences", least=1)
+    sequences: int = setting(
+        0, "sequences per step from then on", unit="sequences", least=1, most=1 << 24
+    )
 
 
 @dataclass(frozen=True)
 class BatchSettings:
     """How many sequences make one step."""
 
-    sequences: int = setting(32, "sequences per step over all ranks", unit="sequences", least=1)
+    sequences: int = setting(
+        32, "sequences per step over all ranks", unit="sequences", least=1, most=1 << 24
+    )
     ramp: tuple[RampSettings, ...] = setting(
         (),
         "stages `{step, sequences}` of other batch sizes; `batch.sequences` holds before the first",

@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.experiments.corpora.tokenizer import EOD_TOKEN, Tokenizer, token_dtype, train_bpe
+from motet.experiments.corpora.tokenizer import (
+    EOD_TOKEN,
+    LONGEST_WORD,
+    Tokenizer,
+    short_words,
+    token_dtype,
+    train_bpe,
+)
 
 TEXTS = ["def add(left, right):\n    return left + right\n" * 3, "Grüße aus Köln, 東京 🙂\n" * 3]
 TOKENIZER = train_bpe(TEXTS, 300)
@@ -225,3 +232,14 @@ def test_a_missing_tokenizer_and_an_unknown_eod_token_are_named(tmp_path: Path) 
 def test_ids_take_two_bytes_up_to_65536_tokens() -> None:
     assert token_dtype(65_536) == np.dtype("<u2")
     assert token_dtype(65_537) == np.dtype("<u4")
+
+
+@pytest.mark.parametrize("word", ["a" * 400_000, "1" * 400_000, "-" * 400_000, " " * 400_000])
+def test_a_tokenizer_is_trained_on_a_word_of_any_length_in_parts(word: str) -> None:
+    parts = short_words(f"before {word} after")
+    assert "".join(parts) == f"before {word} after"
+    assert max(map(len, parts)) <= LONGEST_WORD + len("before  after")
+    plain = "one two, three 456 -- and so on\n" * 200
+    assert short_words(plain) == [plain], "what people write is left as it is"
+    made = train_bpe([f"before {word} after"], 300)  # minutes, if it were taken as one word
+    assert made.decode(made.encode(word)) == word

@@ -1,0 +1,63 @@
+"""More units than a run has room for are refused by arithmetic, before one of them is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from motet.core.errors import UserError
+from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.room import FEW_UNITS
+from motet.experiments.design.study import Draft, draft_study
+from motet.experiments.library.kinds import Library
+from tests.experiments.design import desk
+
+
+def draft(where: Path, **entry: Any) -> Draft:
+    setting = desk.setting(where)
+    specs, problems = parse_experiments(
+        [{"name": "many", "use": "memorization", **entry}], where, Library(where)
+    )
+    assert not problems, problems
+    return draft_study(specs, replace(setting, kinds=Library(where)))
+
+
+def rows(path: Path, count: int) -> str:
+    lines = (
+        json.dumps({"id": f"u{n}", "prefix": f"the code of house {n} is"}) for n in range(count)
+    )
+    path.write_text("\n".join(lines))
+    return path.name
+
+
+@pytest.mark.parametrize("count", [100_000, 1_000_000, 10**12])
+def test_invented_units_that_cannot_fit_are_refused_before_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("motet.experiments.design.study.ask", None)  # what makes all units
+    found = draft(tmp_path, generate={"count": count})
+    (problem,) = found.problems
+    assert problem.setting == "experiments.many"
+    assert f"has {count:,} units" in problem.message
+    assert "the whole run has" in problem.message
+
+
+def test_so_are_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = rows(tmp_path / "many.jsonl", 60_000)
+    monkeypatch.setattr("motet.experiments.design.study.ask", None)
+    (problem,) = draft(tmp_path, items=name).problems
+    assert "has 60,000 units" in problem.message
+
+
+def test_units_that_may_fit_are_made_and_counted(tmp_path: Path) -> None:
+    found = draft(tmp_path, generate={"count": FEW_UNITS + 1}, doses=[0, 1])
+    assert len(found.questions) == 1 or "units" not in str(found.problems)
+
+
+def test_a_file_that_is_not_there_is_told_as_ever(tmp_path: Path) -> None:
+    with pytest.raises((UserError, AssertionError), match="many"):
+        draft(tmp_path, items="nowhere-many.jsonl")
