@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
 from motet.core.hashing import sha256_file
 from motet.launcher.rank.checkpoint import Checkpoints, kept_out
+from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
@@ -106,14 +108,89 @@ def test_an_entry_that_is_not_a_tensor_is_refused_because_it_would_be_unpickled(
 ) -> None:
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-    from motet.launcher.rank.safe_reader import SafeReader
-
     run_ranks(1, save, tmp_path, [5])
     folder = RunDir(tmp_path).checkpoint(5)
     metadata = SafeReader(folder).read_metadata()
     metadata.state_dict_metadata["model.w"] = BytesStorageMetadata()
     replace_index(folder, pickle.dumps(metadata))
     assert "'model.w' is not a tensor; refused" in run_ranks(1, load, tmp_path, 5)[0][0]
+
+
+def spoiling(target: bytes, state: bytes) -> bytes:
+    """A pickle that gives a state to something that the allow-list lets it name."""
+    return b"\x80\x02" + target + state + b"b."
+
+
+GLOBAL = b"ctorch.distributed.checkpoint.metadata\nMetadata\n"
+SLOTS = b"N}X\x0e\x00\x00\x00__setattr_me__K\x01s\x86"  # (None, {name: 1}): set on the class
+PLAIN = b"}X\x0e\x00\x00\x00__setattr_me__K\x01s"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        spoiling(GLOBAL, SLOTS),
+        spoiling(GLOBAL, PLAIN),
+        spoiling(b"cpathlib\nPosixPath\n", SLOTS),
+        spoiling(b"ccollections\nOrderedDict\n", SLOTS),
+        spoiling(b"ctorch.serialization\n_get_layout\n", SLOTS),
+        spoiling(b"ctorch.serialization\n_get_layout\n", PLAIN),
+        spoiling(
+            b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\nK\x00\x85R", PLAIN
+        ),
+        spoiling(GLOBAL + b")\x81", PLAIN),
+        spoiling(GLOBAL + b")\x81", SLOTS),
+    ],
+)
+def test_an_index_cannot_change_what_it_did_not_make(tmp_path: Path, content: bytes) -> None:
+    import collections
+    import pathlib
+
+    from torch import serialization
+    from torch.distributed.checkpoint import metadata
+
+    run_ranks(1, save, tmp_path, [5])
+    folder = RunDir(tmp_path).checkpoint(5)
+    replace_index(folder, content)
+    with pytest.raises(UserError, match=r"its index was refused: it (changes|gives)"):
+        SafeReader(folder).read_metadata()
+    named = (metadata.Metadata, pathlib.PosixPath, collections.OrderedDict)
+    others = (serialization._get_layout, *metadata._MEM_FORMAT_ENCODING)
+    assert not any(hasattr(one, "__setattr_me__") for one in (*named, *others))
+
+
+def test_the_hash_of_an_index_is_checked_before_anything_is_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ranks(1, save, tmp_path, [5])
+    folder = RunDir(tmp_path).checkpoint(5)
+    path = folder / ".metadata"
+    path.write_bytes(path.read_bytes() + b" ")
+    monkeypatch.setattr("motet.launcher.rank.safe_reader._IndexUnpickler", None)
+    with pytest.raises(UserError, match="was altered since it was written"):
+        SafeReader(folder).read_metadata()
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        SafeReader(folder).read_metadata()
+
+
+@pytest.mark.parametrize("name", ["other.distcp", "../other.distcp", "/etc/passwd", ""])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_file_that_the_manifest_does_not_list_is_not_read(
+    tmp_path: Path, name: str, listed: bool
+) -> None:
+    run_ranks(1, save, tmp_path, [5])
+    folder = RunDir(tmp_path).checkpoint(5)
+    index = SafeReader(folder).read_metadata()
+    for place in index.storage_data.values():
+        place.relative_path = name
+    if listed and Path(name).name != name:
+        manifest = read_json(folder / "manifest.json")
+        manifest["files"][name] = manifest["files"]["__0_0.distcp"]
+        write_json(folder / "manifest.json", manifest)
+    replace_index(folder, pickle.dumps(index))
+    with pytest.raises(UserError, match="which its manifest does not list; refused"):
+        SafeReader(folder).read_metadata()
 
 
 def test_old_checkpoints_go_and_milestones_stay(tmp_path: Path) -> None:
