@@ -88,14 +88,17 @@ def _launch(
         command = attempt_command(own, run, attempt, place)
         hosts = [name for group in here.hosts for name in group]
         watch = StartWatch(run, attempt, settings.layout.timeout_s, place, hosts)
+        meeting = Path(place.folder) if among.count > 1 else None
         if among.rank:
-            code = run_agent(command, environment, run, attempt, -1, False, lost, watch)
+            code = run_agent(command, environment, run, attempt, -1, False, lost, watch, meeting)
             return code if code == 0 else _agreed(run, attempt, code)
         from motet.launcher.launch.local import record_launch
 
         held = _hold(run, stack)
         record_launch(run, attempt, settings, command, environment, scheduler.recorded)
-        return run_agent(command, environment, run, attempt, held, superseded=lost, watch=watch)
+        return run_agent(
+            command, environment, run, attempt, held, superseded=lost, watch=watch, meeting=meeting
+        )
 
 
 def _hold(run: RunDir, stack: contextlib.ExitStack) -> int:

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from motet.core.processes import adopt_orphans, catches, children, die_with_parent, reap
+from motet.launcher.launch.alone import closed
 from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import facts_of, numbers, refusal, settle, stopped_early
 from motet.launcher.runs.ranks import ranks_of
@@ -114,16 +116,20 @@ class Agent:
         """Tell each rank once, as soon as it can hear it: one that is still starting would just
         die.
         """
-        for rank in ranks_of(self.process.pid):
+        for rank in self.ranks():
             if rank not in self.told and catches(rank, signal.SIGTERM):
                 self.told.add(rank)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rank, signal.SIGTERM)
 
+    def ranks(self) -> list[int]:
+        """Return the living ranks."""
+        return ranks_of(self.process.pid)
+
     def kill(self) -> None:
         """End torchrun and its ranks at once."""
         self.killed = True
-        ranks = ranks_of(self.process.pid)
+        ranks = self.ranks()
         locks = [lock for rank in ranks for lock in extension_locks.held_by(rank)]
         for process in (self.process.pid, *ranks):
             with contextlib.suppress(ProcessLookupError):
@@ -171,6 +177,7 @@ def run_agent(
     first_node: bool = True,
     superseded: Callable[[], bool] = lambda: False,
     watch: LaunchWatcher | None = None,
+    meeting: Path | None = None,
 ) -> int:
     """Run the ranks of this machine to their end.
 
@@ -182,6 +189,8 @@ def run_agent(
         superseded: whether the run was started elsewhere meanwhile, so that the ranks here, which
             wait for lost ones, must end.
         watch: says what a start waits for.
+        meeting: of several machines. torchrun, once its ranks have ended, waits minutes for those
+            of a machine whose own was killed; it is ended when that machine has.
 
     Returns:
         0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused.
@@ -190,7 +199,14 @@ def run_agent(
     with _handling(agent):
         try:
             look = (lambda _: None) if watch is None else watch.look
-            code = agent.wait(lambda: stopped_early(rundir, attempt) or superseded(), look)
+            code = agent.wait(
+                lambda: (
+                    stopped_early(rundir, attempt)
+                    or superseded()
+                    or (meeting is not None and closed(meeting) and not agent.ranks())
+                ),
+                look,
+            )
         except BaseException:
             agent.kill()
             raise

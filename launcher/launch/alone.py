@@ -42,12 +42,19 @@ def found_here(nodes: NodePlace, meeting: Path) -> Iterator[NodePlace]:
         try:
             yield replace(nodes, folder=str(meeting), interface=interface)
         finally:
-            if nodes.rank == 0:  # a machine that comes too late need not wait
-                with contextlib.suppress(OSError):
-                    (meeting / CLOSED).touch()
+            with contextlib.suppress(OSError):  # nobody need wait for this machine
+                (meeting / CLOSED).touch()
         return
     with tempfile.TemporaryDirectory(prefix="motet-", ignore_cleanup_errors=True) as folder:
         yield replace(nodes, folder=folder, interface=_loopback())
+
+
+def closed(meeting: Path) -> bool:
+    """Return whether a machine of a launch has ended."""
+    try:
+        return CLOSED in os.listdir(meeting)
+    except OSError:
+        return False
 
 
 def private_folder(folder: Path) -> None:

@@ -124,6 +124,7 @@ def rendezvous_arguments(nodes: NodePlace, run_id: str) -> list[str]:
         "motet",
         "--rdzv-conf",
         f"rank={nodes.rank}",
+        *(["--rdzv-endpoint", nodes.folder] if nodes.folder else []),  # else torchrun wonders
         "--rdzv-id",
         run_id,
     ]

@@ -164,8 +164,11 @@ def launch(
         if nodes.rank == 0:
             record_launch(rundir, attempt, settings, command, environment, recorded)
         watch = StartWatch(rundir, attempt, settings.layout.timeout_s, nodes)
+        meeting = Path(place.folder) if nodes.count > 1 else None
         first = nodes.rank == 0
-        code = run_agent(command, environment, rundir, attempt, held, first, watch=watch)
+        code = run_agent(
+            command, environment, rundir, attempt, held, first, watch=watch, meeting=meeting
+        )
     return _say_how_it_ended(rundir, attempt, code)
 
 
