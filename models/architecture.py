@@ -126,31 +126,46 @@ class Product(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """What attention does without weights; channels of one token, all heads together."""
+    """What attention does without weights; channels of one token, all heads together.
+
+    Attributes:
+        window: tokens that a query reads at most; 0 = all before it.
+        windowed: share of blocks that have the window, where this stands for several.
+    """
 
     heads: int
     queries: int
     keys: int
     values: int
+    window: int = 0
+    windowed: float = 1.0
 
-    def operations(self, keys: int) -> int:
-        """Return the operations of one query's scores with `keys` keys, and of its weighted sum."""
+    def operations(self, keys: int) -> float:
+        """Return the operations of one query's scores with `keys` keys, and of its weighted sum.
+
+        All T of a sequence are twice the T / 2 that causal queries read on average; within a window
+        of W it is twice W - W^2 / (2 T), what they read on average of a band.
+        """
+        if 0 < self.window < keys:
+            band = self.window * (2 - self.window / keys)
+            return 4 * self.queries * (self.windowed * band + (1 - self.windowed) * keys)
         return 4 * self.queries * keys
 
 
 def mixing(config: ModelConfig, layer: int = 0) -> Mixing:
     """Return what the attention of block `layer` mixes."""
-    return Mixing(config.n_heads, config.query_width, config.kv_width, config.kv_width)
+    widths = config.n_heads, config.query_width, config.kv_width, config.kv_width
+    return Mixing(*widths, config.window_of(layer))
 
 
 def block_weights(config: ModelConfig, layer: int = 0) -> tuple[WeightSpec, ...]:
     """Return the weights of block `layer` (from 0), in the order of `Decoder`; names within it."""
-    return _block_weights(config, *_kind(config, layer))
+    return _block_weights(config, *_feed(config, layer))
 
 
 def block_products(config: ModelConfig, layer: int = 0) -> tuple[Product, ...]:
     """Return the products of block `layer`, in the order of its weights."""
-    return _block_products(config, *_kind(config, layer))
+    return _block_products(config, *_feed(config, layer))
 
 
 def block_kinds(config: ModelConfig) -> tuple[tuple[int, int], ...]:
@@ -199,21 +214,36 @@ def _table(config: ModelConfig) -> tuple[int, int]:
     return config.vocabulary_size, config.d_model
 
 
-def _kind(config: ModelConfig, layer: int) -> tuple[bool, int]:
-    """Return what tells blocks apart: whether it has experts, and its hidden width otherwise."""
+def _kind(config: ModelConfig, layer: int) -> tuple[bool, int, int]:
+    """Return what tells blocks apart: whether it has experts, its hidden width otherwise, and the
+    window of its attention.
+    """
+    return *_feed(config, layer), config.window_of(layer)
+
+
+def _feed(config: ModelConfig, layer: int) -> tuple[bool, int]:
+    """Return what tells weights of blocks apart."""
     has_experts = config.has_experts(layer)
     return has_experts, 0 if has_experts else config.ffn_width(layer)
 
 
 @lru_cache(maxsize=256)
 def _block_weights(config: ModelConfig, has_experts: bool, width: int) -> tuple[WeightSpec, ...]:
-    norm = (config.d_model,), Split.STREAM, ("stream",)
+    stream = (config.d_model,), Split.STREAM, ("stream",)
     feed = _mixture(config) if has_experts else _swiglu("feed_forward", config, width)
+    # Biases of what leaves a region are added to the sum of all ranks: once, outside of it.
+    after = {
+        "attention_out_norm.weight": config.norm_position == "both",
+        "feed_forward_out_norm.weight": config.norm_position == "both",
+        "attention_bias.bias": config.o_bias,
+        "feed_forward_bias.bias": config.mlp_bias,
+    }
     return (
         *_attention(config),
-        WeightSpec("attention_norm.weight", *norm),
+        WeightSpec("attention_norm.weight", *stream),
         *feed,
-        WeightSpec("feed_forward_norm.weight", *norm),
+        WeightSpec("feed_forward_norm.weight", *stream),
+        *(WeightSpec(name, *stream) for name, has in after.items() if has),
     )
 
 
@@ -272,6 +302,9 @@ def _swiglu(
     for projection in ("gate", "up"):
         weight, shape = f"{name}.{projection}_proj.weight", (width, config.d_model)
         yield WeightSpec(weight, shape, into, (inner, "stream"), product)
+        if config.mlp_bias:
+            bias = f"{name}.{projection}_proj.bias"
+            yield WeightSpec(bias, (width,), into, (inner,))
     weight, shape = f"{name}.down_proj.weight", (config.d_model, width)
     yield WeightSpec(weight, shape, out, ("stream", inner), f"{name}.down")
 

@@ -22,10 +22,14 @@ TILED_LENGTHS = range(257, 1025)  # where tiles measured faster than SDPA: see d
 
 
 def attend(
-    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | BlockMask | None
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGK: Tensor,
+    mask: Tensor | BlockMask | None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Return [B, T, H, K]: causal attention, or attention where `mask` (bool [B, 1, T, T], or
-    blocks of it) is True.
+    blocks of it) is True. With `softcap` a score is softcap x tanh(score / softcap).
 
     Query head h reads key-value head h // (H / G) (arXiv:2305.13245). The type is that of `v_BTGK`.
     Without bfloat16 products on a CPU the arithmetic is fp32.
@@ -35,7 +39,9 @@ def attend(
     q_BTHK, k_BTGK, v_BTGK = (x.to(inner) for x in (q_BTHK, k_BTGK, v_BTGK))
     with torch.autocast(device, enabled=False):
         if isinstance(mask, BlockMask):
-            return attend_within(q_BTHK, k_BTGK, v_BTGK, mask).to(dtype)
+            return attend_within(q_BTHK, k_BTGK, v_BTGK, mask, softcap).to(dtype)
+        if softcap:
+            return _attend_capped(q_BTHK, k_BTGK, v_BTGK, mask, softcap).to(dtype)
         if _tiles_are_faster(q_BTHK, mask):
             groups = q_BTHK.shape[2] // k_BTGK.shape[2]
             k_BTHK, v_BTHK = (_repeat_heads(x, groups) for x in (k_BTGK, v_BTGK))
@@ -50,6 +56,21 @@ def attend(
             enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
         )
     return mixed_BHTK.transpose(1, 2).to(dtype)
+
+
+def _attend_capped(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: Tensor | None, softcap: float
+) -> Tensor:
+    """Do so in plain products, which keep all scores: no fused kernel for CPUs caps them."""
+    groups, length = q_BTHK.shape[2] // k_BTGK.shape[2], q_BTHK.shape[1]
+    k_BHTK, v_BHTK = (_repeat_heads(x, groups).transpose(1, 2) for x in (k_BTGK, v_BTGK))
+    scores_BHTT = q_BTHK.transpose(1, 2) @ k_BHTK.mT * q_BTHK.shape[-1] ** -0.5
+    scores_BHTT = softcap * torch.tanh(scores_BHTT.float() / softcap)
+    if mask is None:
+        order_T = torch.arange(length, device=q_BTHK.device)
+        mask = order_T[:, None] >= order_T
+    weights_BHTT = scores_BHTT.masked_fill(~mask, float("-inf")).softmax(-1)
+    return (weights_BHTT.to(v_BHTK.dtype) @ v_BHTK).transpose(1, 2)
 
 
 def document_positions(document_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,13 +94,23 @@ def document_places(
     The mask is a `BlockMask` where `flex.takes` heads of `head_width` channels, else, and always
     without a width, bool [B, 1, T, T].
     """
-    positions_BT, segments_BT = document_positions(document_ids_BT)
+    positions_BT, _ = document_positions(document_ids_BT)
     order_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
-    if takes(document_ids_BT.device, len(order_T), head_width):
-        return positions_BT, block_mask(order_T - positions_BT)
+    return positions_BT, visible(order_T - positions_BT, head_width)
+
+
+def visible(first_BT: Tensor, head_width: int = 0) -> Tensor | BlockMask:
+    """Return the mask under which a token sees itself and what came before, from a first token on.
+
+    Args:
+        first_BT: int64, the index of the first token that each one sees; never falls along T.
+        head_width: as in `document_places`.
+    """
+    if takes(first_BT.device, first_BT.shape[1], head_width):
+        return block_mask(first_BT)
+    order_T = torch.arange(first_BT.shape[1], device=first_BT.device)
     causal_TT = order_T[:, None] >= order_T
-    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return positions_BT, (same_BTT & causal_TT)[:, None]
+    return ((order_T >= first_BT[:, :, None]) & causal_TT)[:, None]
 
 
 def _tiles_are_faster(q_BTHK: Tensor, mask: Tensor | None) -> bool:

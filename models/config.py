@@ -5,15 +5,18 @@ B batch, T tokens, V vocabulary, D model width, H heads, K channels per head, E 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from motet.core.errors import UserError, suggest
+from motet.models.rope_scaling import Scaling, scaling_of, scaling_problem
 
-NormPosition = Literal["pre", "post"]
+NormPosition = Literal["pre", "post", "both"]
 QkNorm = Literal["none", "head", "full"]
 RouterScore = Literal["softmax", "sigmoid"]
 BalanceScope = Literal["batch", "micro"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 class ModelError(UserError):
@@ -22,12 +25,17 @@ class ModelError(UserError):
     """
 
 
+BY_LAYER = ("layer_windows", "layer_rope")
+"""Settings that say yes or no of every layer."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
 
     `norm_position="pre"` normalizes what a sub-layer reads (Llama, arXiv:2302.13971);
-    `"post"` normalizes what it adds to the residual stream (OLMo-2, arXiv:2501.00656, section 3.2).
+    `"post"` normalizes what it adds to the residual stream (OLMo-2, arXiv:2501.00656, section 3.2);
+    `"both"` does both (Gemma-2, arXiv:2408.00118, section 2).
     `qk_norm="head"` normalizes queries and keys per head (Qwen3), `"full"` over all heads (OLMo-2).
     `head_dim=None` means `d_model // n_heads`; read `head_width` for the number.
     `qkv_bias` adds a bias to queries, keys and values alone (Qwen2, arXiv:2407.10671).
@@ -36,6 +44,8 @@ class ModelConfig:
     `n_experts > 0` makes the feed-forward of some layers a mixture of experts (`moe.py`): layer i
     has experts where i >= n_dense_layers and (i + 1) is a multiple of `moe_every`, the rule of
     Qwen-MoE.
+
+    What imported models have besides, and presets do not, comes last; its defaults are "off".
 
     Attributes:
         experts_per_token: routed experts that a token visits.
@@ -51,6 +61,20 @@ class ModelConfig:
             experts_per_token / n_experts) rows of a micro-batch of one rank, and later tokens go
             without it.
         balance_loss, balance_scope, router_z_loss, bias_rate: see `moe.MoE`; 0 = off.
+        rope_scaling: scaled rotary positions, as `rope_scaling.Scaling`; a mapping is taken too.
+        window: tokens that a query reads, itself included; 0 = all before it.
+        layer_windows: which layers have the window; None = all of them.
+        window_rope_theta: base of the rotary frequencies in layers with the window, which are then
+            not scaled; None = as in all others.
+        layer_rope: which layers turn queries and keys by their positions; None = all of them.
+        activation: of the gate of dense feed-forwards; "gelu_tanh" makes SwiGLU GeGLU.
+        o_bias, mlp_bias: biases of attention's output, and of gate, up and down.
+        attention_scale: what scores are multiplied by; None = head_width ** -0.5.
+        attention_softcap, logit_softcap: cap x tanh(x / cap) of scores, and of logits; 0 = off.
+        embedding_scale, residual_scale: what embeddings, and what a sub-layer adds to the residual
+            stream, are multiplied by.
+        logits_divisor: what logits are divided by.
+        model_type: the Hugging Face class that it goes back to; "" = the first that fits.
     """
 
     vocabulary_size: int
@@ -83,11 +107,28 @@ class ModelConfig:
     n_dense_layers: int = 0
     moe_every: int = 1
     layer_ffn: tuple[int, ...] | None = None
+    rope_scaling: Scaling | None = None
+    window: int = 0
+    layer_windows: tuple[bool, ...] | None = None
+    window_rope_theta: float | None = None
+    layer_rope: tuple[bool, ...] | None = None
+    activation: Activation = "silu"
+    o_bias: bool = False
+    mlp_bias: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    model_type: str = ""
 
     def __post_init__(self) -> None:
-        """Take a list for `layer_ffn`, as JSON gives it back."""
-        if isinstance(self.layer_ffn, list):
-            object.__setattr__(self, "layer_ffn", tuple(self.layer_ffn))
+        """Take lists for tuples, as JSON gives them back, and a mapping for `rope_scaling`."""
+        for name in ("layer_ffn", *BY_LAYER):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "rope_scaling", scaling_of(self.rope_scaling))
 
     @property
     def head_width(self) -> int:
@@ -107,6 +148,25 @@ class ModelConfig:
     def ffn_width(self, layer: int) -> int:
         """Hidden channels of the SwiGLU of block `layer` (from 0), where it has no experts."""
         return self.d_ffn if self.layer_ffn is None else self.layer_ffn[layer]
+
+    def window_of(self, layer: int) -> int:
+        """Tokens that a query of block `layer` (from 0) reads; 0 = all before it."""
+        return self.window if self.layer_windows is None or self.layer_windows[layer] else 0
+
+    def has_rope(self, layer: int) -> bool:
+        """Tell whether block `layer` (from 0) turns queries and keys by their positions."""
+        return self.layer_rope is None or self.layer_rope[layer]
+
+    def marks_of(self, layers: Iterable[int]) -> dict[str, tuple[bool, ...] | None]:
+        """What some layers, from 0, have of every setting in `BY_LAYER`."""
+        marks = {name: getattr(self, name) for name in BY_LAYER}
+        at = tuple(layers)
+        return {n: None if has is None else tuple(has[i] for i in at) for n, has in marks.items()}
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by before scores are divided by sqrt(K)."""
+        return 1.0 if self.attention_scale is None else self.attention_scale * self.head_width**0.5
 
     @property
     def expert_width(self) -> int:
@@ -186,21 +246,24 @@ def preset(name: str, vocabulary_size: int, **overrides: Any) -> ModelConfig:
 
 
 def llama_heads(config: ModelConfig) -> str:
-    """Say why `LlamaForCausalLM` cannot hold the heads of a config, and what would fit; "" where it
-    can, or where another class would hold it.
+    """Say why `LlamaForCausalLM`, or those of Gemma, cannot hold the heads of a config, and what
+    would fit; "" where they can, or where another class would hold it.
 
     That class demands that heads divide the stream also where `head_dim` is set.
     """
-    llama = (config.norm_position, config.qk_norm, config.qkv_bias) == ("pre", "none", False)
+    llama = (config.norm_position, config.qk_norm) == ("pre", "none")
+    llama &= config.qkv_bias == config.o_bias and config.model_type in ("", "llama")
+    gemma = config.norm_position == "both"
     width, heads = config.d_model, config.n_heads
-    if not llama or config.n_experts or width % heads == 0:
+    if not (llama or gemma) or config.n_experts or width % heads == 0:
         return ""
     ratio = heads // config.n_kv_heads
     near = [n for n in (width // heads * heads, (width // heads + 1) * heads) if n]
     kept = [str(n) for n in range(1, config.n_kv_heads) if width % (ratio * n) == 0]
     instead = f", or n_kv_heads={' or '.join(kept)}" if kept else ""
     return (
-        f"d_model={width} is not a multiple of n_heads={heads}, which LlamaForCausalLM requires "
+        f"d_model={width} is not a multiple of n_heads={heads}, which "
+        f"{'Gemma' if gemma else 'Llama'}ForCausalLM requires "
         f"even with head_dim set; use d_model={' or '.join(map(str, near))}{instead}"
     )
 
@@ -210,7 +273,7 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     sound.
     """
     found = [*_size_problems(config), *_choice_problems(config), *_expert_size_problems(config)]
-    found += _layer_problems(config)
+    found += [*_layer_problems(config), *_variant_problems(config)]
     return found if found else [*_ratio_problems(config), *_expert_problems(config)]
 
 
@@ -233,8 +296,7 @@ def _size_problems(config: ModelConfig) -> list[tuple[str, str]]:
         )
     for setting in ("rope_theta", "norm_eps", "init_std"):
         value = getattr(config, setting)
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (sound and 0 < value < float("inf")):
+        if not _is_finite(value, above=True):
             found.append((setting, f"{value!r} is not a finite number above 0"))
     return found
 
@@ -251,20 +313,65 @@ def _layer_problems(config: ModelConfig) -> list[tuple[str, str]]:
     return []
 
 
+def _variant_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return what is wrong with the parts that imported models alone have."""
+    found = []
+    for setting in BY_LAYER:
+        marks = getattr(config, setting)
+        if marks is None:
+            continue
+        if not isinstance(marks, tuple) or not all(isinstance(mark, bool) for mark in marks):
+            found.append((setting, f"{marks!r} is not a list of true and false"))
+        elif len(marks) != config.n_layers:
+            why = f"has {len(marks)} marks; it must have one for each of n_layers={config.n_layers}"
+            found.append((setting, why))
+    if not _is_whole(config.window) or config.window < 0:
+        found.append(("window", f"{config.window!r} is not a whole number of at least 0"))
+    found += [
+        (setting, "needs a window; set window, or leave it out")
+        for setting in ("layer_windows", "window_rope_theta")
+        if getattr(config, setting) is not None and not config.window
+    ]
+    for setting in ("window_rope_theta", "attention_scale"):
+        value = getattr(config, setting)
+        if value is not None and not _is_finite(value, above=True):
+            found.append((setting, f"{value!r} is not a finite number above 0, or null"))
+    for setting in ("attention_softcap", "logit_softcap"):
+        if not _is_finite(getattr(config, setting)):
+            why = f"{getattr(config, setting)!r} is not a finite number of at least 0"
+            found.append((setting, why))
+    found += [
+        (setting, f"{getattr(config, setting)!r} is not a finite number above 0")
+        for setting in ("embedding_scale", "residual_scale", "logits_divisor")
+        if not _is_finite(getattr(config, setting), above=True)
+    ]
+    if config.rope_scaling is not None and (why := scaling_problem(config.rope_scaling)):
+        found.append(("rope_scaling", why))
+    if config.n_experts:
+        found += [
+            (setting, "cannot be had beside experts; leave it out")
+            for setting in ("activation", "mlp_bias")
+            if getattr(config, setting) not in ("silu", False)
+        ]
+    return found
+
+
 def _choice_problems(config: ModelConfig) -> list[tuple[str, str]]:
     found = []
     choices = {
-        "norm_position": ["pre", "post"],
+        "norm_position": ["pre", "post", "both"],
         "qk_norm": ["none", "head", "full"],
         "router_score": ["softmax", "sigmoid"],
         "balance_scope": ["batch", "micro"],
+        "activation": ["silu", "gelu_tanh"],
     }
     for setting, options in choices.items():
         value = getattr(config, setting)
         if value not in options:
             hint = suggest(str(value), options)
             found.append((setting, f"{value!r} is not one of {', '.join(options)}{hint}"))
-    for setting in ("tied_embeddings", "qkv_bias", "shared_gate", "normalize_top_k"):
+    flags = ("tied_embeddings", "qkv_bias", "shared_gate", "normalize_top_k", "o_bias", "mlp_bias")
+    for setting in flags:
         value = getattr(config, setting)
         if not isinstance(value, bool):
             found.append((setting, f"{value!r} is not true or false"))
@@ -285,8 +392,7 @@ def _expert_size_problems(config: ModelConfig) -> list[tuple[str, str]]:
             found.append((setting, f"{value!r} is not a whole number of at least 1, or null"))
     for setting in ("capacity_factor", "balance_loss", "router_z_loss", "bias_rate"):
         value = getattr(config, setting)
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (sound and 0 <= value < float("inf")):
+        if not _is_finite(value):
             found.append((setting, f"{value!r} is not a finite number of at least 0"))
     return found
 
@@ -359,6 +465,11 @@ def _ratio_problems(config: ModelConfig) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _is_finite(value: object, above: bool = False) -> bool:
+    sound = isinstance(value, int | float) and not isinstance(value, bool)
+    return sound and (value > 0 if above else value >= 0) and value < float("inf")  # type: ignore[operator]
 
 
 def _is_whole(value: object) -> bool:

@@ -74,7 +74,8 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
 
     6 N for the N weights that multiply each token (head included, tied or not; of the routed
     experts those that a token visits), plus
-    12 L (H K) T for attention scores and their weighted sum: PaLM, arXiv:2204.02311, appendix B;
+    12 L (H K) T for attention scores and their weighted sum (fewer keys in a layer with a window:
+    `Mixing.operations`): PaLM, arXiv:2204.02311, appendix B;
     Kaplan et al., arXiv:2001.08361, section 2.1, has the same terms. By that convention attention
     counts the full T x T square although the causal half is never needed, and recomputation is not
     counted, so that model FLOPs utilization compares across implementations.
@@ -111,7 +112,7 @@ def activation_bytes_per_layer(
     The count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h + 5 a s^2 b for a GPT
     block) redone for this block: no dropout, SwiGLU instead of GELU, grouped keys and values, and
     attention that stores its output and one fp32 log-sum per head and query, not the square. Per
-    token: the inputs of two norms, of the projections and of the feed-forward (4 D), queries twice
+    token: the inputs of two norms (or four), and of what follows them (4 D, or 8), queries twice
     and keys twice when rotated and normalized, values, attention output, and gate, up, silu(gate),
     product (4 F).
 
@@ -122,7 +123,13 @@ def activation_bytes_per_layer(
     """
     copies = 2 if config.qk_norm != "none" else 1
     mixed = mixing(config, layer)
-    values = 4 * config.d_model + (copies + 1) * mixed.queries + copies * mixed.keys + mixed.values
+    norms = 4 if config.norm_position == "both" else 2
+    values = (
+        2 * norms * config.d_model
+        + (copies + 1) * mixed.queries
+        + copies * mixed.keys
+        + mixed.values
+    )
     wide_bytes = 4 * mixed.heads
     for product in hidden_products(config, layer):
         values += product.visits * 4 * product.inner

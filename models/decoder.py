@@ -17,12 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from motet.models.attention import document_places
-from motet.models.config import ModelConfig, check
+from motet.models.attention import document_places, visible
+from motet.models.config import ModelConfig, ModelError, check
 from motet.models.distill import Teacher, distilled_sums
-from motet.models.layers import Block, Linear, Places, RMSNorm, rotary_tables
-from motet.models.loss import LossSums, Scores, VocabularyShard, label_scores, loss_sums
+from motet.models.flex import takes
+from motet.models.layers import Block, Linear, Places, RMSNorm
+from motet.models.loss import (
+    LossSums,
+    Scores,
+    VocabularyShard,
+    cap_logits,
+    label_scores,
+    loss_sums,
+)
 from motet.models.member import UNCUT, BlockCuts, Cut, Member, block_cuts
+from motet.models.rope_scaling import longest
+from motet.models.rotary import rotary_tables
 from motet.models.slices import own_slice, take
 
 MIN_TABLE_POSITIONS = 2048
@@ -46,7 +56,7 @@ class Part:
 
 
 class Decoder(nn.Module):
-    """A causal language model of the Llama, OLMo-2 or Qwen3 shape.
+    """A causal language model of the Llama, OLMo, Qwen, Gemma or Granite shape.
 
     Made on the meta device it holds no values; `initialize`, or a loaded state, fills it. Its state
     is the parameters alone: rotary tables are computed when first needed, on the tokens' device.
@@ -73,7 +83,7 @@ class Decoder(nn.Module):
         self.vocabulary: VocabularyShard | None = None
         self.recompute = "none"
         self.fused_loss = False  # compile what the loss does between matrix products
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: dict[bool, tuple[Tensor, Tensor]] = {}  # of layers with a window, and others
 
     @overload
     def forward(
@@ -169,26 +179,27 @@ class Decoder(nn.Module):
             return Teacher(hidden_BTD, member, head_VD)
         if mode == "logits":
             if self.head is None:
-                return F.linear(hidden_BTD, head_VD)
-            return self.head(hidden_BTD, None, self._stream(member))
+                logits_BTV = F.linear(hidden_BTD, head_VD)
+            else:
+                logits_BTV = self.head(hidden_BTD, None, self._stream(member))
+            return cap_logits(logits_BTV, self.config.logit_softcap)
         assert labels_BT is not None
+        shard, softcap = self.vocabulary, self.config.logit_softcap
         if mode == "loss":
-            shard = self.vocabulary
+            how = z_loss, shard, self.fused_loss, softcap
             if not teachers:
-                sums = loss_sums(hidden_BTD, head_VD, labels_BT, z_loss, shard, self.fused_loss)
+                sums = loss_sums(hidden_BTD, head_VD, labels_BT, *how)
             else:
                 followed = [(teacher.hidden_BTS, self._head_of(teacher)) for teacher in teachers]
                 sums = distilled_sums(
-                    hidden_BTD, head_VD, labels_BT, followed, weights, z_loss, shard
+                    hidden_BTD, head_VD, labels_BT, followed, weights, z_loss, shard, softcap
                 )
             sums = sums._replace(hidden_BTD=hidden_BTD) if teaches else sums
             if not exits:
                 return sums
-            others = [
-                loss_sums(x, head_VD, labels_BT, z_loss, shard, self.fused_loss) for x in ways
-            ]
+            others = [loss_sums(x, head_VD, labels_BT, *how) for x in ways]
             return _with_exits(sums, 1.0 if teachers else weights[0], others, exits)
-        return label_scores(hidden_BTD, head_VD, labels_BT, self.vocabulary)
+        return label_scores(hidden_BTD, head_VD, labels_BT, shard, softcap)
 
     def _head_weight(self, stream: Cut | None) -> Tensor:
         module = self.embedding if self.head is None else self.head
@@ -225,7 +236,7 @@ class Decoder(nn.Module):
         """Return the states before the head; those of exits are added to `ways`."""
         stream = self._stream(member)
         # Between stages of a pipeline a member's stream is padded to the whole width.
-        x_BTD = take(x, -1, stream) if self.embedding is None else self.embedding(x, stream)
+        x_BTD = take(x, -1, stream) if self.embedding is None else self._embedded(x, stream)
         recompute = self.recompute != "none" and torch.is_grad_enabled()
         for layer, block, cuts in self._blocks(member):
             if layer in skips:
@@ -235,39 +246,78 @@ class Decoder(nn.Module):
             else:
                 x_BTD = block(x_BTD, places, cuts)
             if layer in exits and self.norm is not None:
-                ways.append(self.norm(x_BTD, stream))
+                ways.append(self._normed(x_BTD, stream))
         if self.norm is not None:
-            return self.norm(x_BTD, stream)
+            return self._normed(x_BTD, stream)
         return x_BTD if stream is None else F.pad(x_BTD, (0, stream.whole - stream.kept))
+
+    def _embedded(self, tokens_BT: Tensor, stream: Cut | None) -> Tensor:
+        assert self.embedding is not None
+        x_BTD: Tensor = self.embedding(tokens_BT, stream)
+        scale = self.config.embedding_scale
+        return x_BTD if scale == 1.0 else x_BTD * scale
+
+    def _normed(self, x_BTD: Tensor, stream: Cut | None) -> Tensor:
+        """Return what the head reads: logits are divided here, where all modes meet."""
+        assert self.norm is not None
+        x_BTD = self.norm(x_BTD, stream)
+        divisor = self.config.logits_divisor
+        return x_BTD if divisor == 1.0 else x_BTD / divisor
 
     def places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Places:
         """Return the places of whole sequences: positions that restart at each document, and the
         mask between documents.
         """
-        length = tokens_BT.shape[1]
+        rows, length = tokens_BT.shape[:2]
+        order_T, width = torch.arange(length, device=tokens_BT.device), self.config.head_width
+        window, in_blocks = self.config.window, takes(order_T.device, length, width)
         if document_ids_BT is None:
-            cos, sin = self._rotary(length, tokens_BT.device)
-            return Places(cos[:length], sin[:length], None)
-        positions_BT, mask = document_places(document_ids_BT, self.config.head_width)
-        return replace(self.places_at(positions_BT, length), mask=mask)
+            places = self.places_at(order_T, length)
+            first_BT = torch.zeros_like(order_T).expand(rows if in_blocks else 1, -1)
+            if in_blocks and self.config.attention_softcap:
+                # The kernels that cap scores read blocks of a mask.
+                places = replace(places, mask=visible(first_BT, width))
+        else:
+            positions_BT, mask = document_places(document_ids_BT, width)
+            places = replace(self.places_at(positions_BT, length), mask=mask)
+            first_BT = order_T - positions_BT
+        if places.windowed is None:
+            return places
+        mask = places.mask
+        if window < length:
+            mask = visible(torch.maximum(first_BT, order_T - window + 1), width)
+        return replace(places, windowed=replace(places.windowed, mask=mask))
 
     def places_at(self, positions_BT: Tensor, length: int) -> Places:
         """Return places of tokens at given positions, int64 [B, T] or [T], below `length`; without
         a mask.
         """
         cos, sin = self._rotary(length, positions_BT.device)
-        return Places(cos[positions_BT], sin[positions_BT], None)
+        places = Places(cos[positions_BT], sin[positions_BT], None)
+        config = self.config
+        if config.window_rope_theta is not None:
+            cos, sin = self._rotary(length, positions_BT.device, windowed=True)
+            return replace(places, windowed=Places(cos[positions_BT], sin[positions_BT], None))
+        return replace(places, windowed=places) if 0 < config.window < length else places
 
-    def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if (
-            self._tables is None
-            or len(self._tables[0]) < length
-            or self._tables[0].device != device
-        ):
+    def _rotary(
+        self, length: int, device: torch.device, windowed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        config, tables = self.config, self._tables.get(windowed)
+        most = longest(config.rope_scaling)
+        if most is not None and length > most:
+            raise ModelError(
+                f"{length:,} tokens are more than the {most:,} of model.rope_scaling, whose "
+                "frequencies would change with the length of each sequence"
+            )
+        if tables is None or len(tables[0]) < length or tables[0].device != device:
             rows = max(MIN_TABLE_POSITIONS, 1 << (length - 1).bit_length())
-            config = self.config
-            self._tables = rotary_tables(rows, config.head_width, config.rope_theta, device)
-        return self._tables
+            theta, scaling = config.rope_theta, config.rope_scaling
+            if windowed:
+                theta, scaling = config.window_rope_theta or theta, None
+            tables = rotary_tables(rows, config.head_width, theta, device, scaling)
+            self._tables[windowed] = tables
+        return tables
 
 
 def _with_exits(

@@ -16,6 +16,8 @@ from motet.models.loss import (
     LossSums,
     VocabularyShard,
     add_product,
+    cap_logits,
+    cap_slope,
     exponentials,
     held,
     round_to,
@@ -53,12 +55,15 @@ class _Divergence(torch.autograd.Function):
         labels_N: Tensor,
         weights: tuple[float, ...],
         shard: VocabularyShard | None,
+        softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             student = tuple(round_to(x, rounded, dtype) for x in (hidden_ND, head_VD))
             others = [tuple(round_to(x, rounded, dtype) for x in teacher) for teacher in teachers]
-            sums_4, h_gradient, w_gradient = _chunks(student, others, labels_N, weights, shard)
+            sums_4, h_gradient, w_gradient = _chunks(
+                student, others, labels_N, weights, shard, softcap
+            )
         ctx.save_for_backward(h_gradient.to(hidden_ND.dtype), w_gradient.to(head_VD.dtype))
         cross_entropy, z_sum, divergence, weighed = sums_4.unbind()
         objective = weights[1] * (cross_entropy + z_sum) + weighed
@@ -68,7 +73,8 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         h_gradient, w_gradient = ctx.saved_tensors
-        return h_gradient * gradients[0], w_gradient * gradients[0], None, None, None, None
+        slopes = (gradient * gradients[0] for gradient in (h_gradient, w_gradient))
+        return *slopes, None, None, None, None, None
 
 
 def _chunks(
@@ -77,6 +83,7 @@ def _chunks(
     labels_N: Tensor,
     weights: tuple[float, ...],
     shard: VocabularyShard | None,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     h_ND, w_VD = student
     z_loss, labels_weight, *distills = weights
@@ -88,8 +95,10 @@ def _chunks(
         rows = slice(start, start + step)
         valid_C1 = labels_N[rows, None] != IGNORED
         place = held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
-        logits_CV = (h_ND[rows] @ w_VD.t()).float()
-        followed = [_follow(h[rows] @ w.t(), logits_CV, place, shard) for h, w in teachers]
+        logits_CV = cap_logits((h_ND[rows] @ w_VD.t()).float(), softcap)
+        cap_CV = cap_slope(logits_CV, softcap) if softcap else None
+        others = [cap_logits((h[rows] @ w.t()).float(), softcap) for h, w in teachers]
+        followed = [_follow(other_CV, logits_CV, place, shard) for other_CV in others]
         chosen_C1, total_C1, log_sum_C1 = exponentials(logits_CV, *place, shard)
         # KL = sum_v p_v (t_v - s_v) + logsumexp(s) - logsumexp(t)
         aparts = [apart_C1 + log_sum_C1 for _, apart_C1 in followed]
@@ -107,6 +116,8 @@ def _chunks(
         columns_C1, held_C1 = place
         ones_C1 = (valid_C1 & held_C1).float() * labels_weight
         slope_CV.scatter_(1, columns_C1, slope_CV.gather(1, columns_C1) - ones_C1)
+        if cap_CV is not None:
+            slope_CV.mul_(cap_CV)
         low_CV = slope_CV.to(h_ND.dtype)
         torch.mm(low_CV, w_VD, out=h_gradient[rows])
         add_product(w_gradient, low_CV, h_ND[rows])
@@ -120,9 +131,8 @@ def _follow(
     shard: VocabularyShard | None,
 ) -> tuple[Tensor, Tensor]:
     """Return a teacher's probabilities [C, V], and [C, 1] sum_v p_v (t_v - s_v) - logsumexp(t) of
-    its logits t and the student's s.
+    its logits t, fp32, and the student's s.
     """
-    target_CV = target_CV.float()
     cross_CV = target_CV - logits_CV
     _, other_C1, log_other_C1 = exponentials(target_CV, *place, shard)
     target_CV.div_(other_C1)
@@ -140,6 +150,7 @@ def distilled_sums(
     weights: Sequence[float],
     z_loss: float = 0.0,
     shard: VocabularyShard | None = None,
+    softcap: float = 0.0,
 ) -> LossSums:
     """Return the sums of a member's losses; backward goes through `objective`.
 
@@ -149,12 +160,12 @@ def distilled_sums(
     Args:
         teachers: states [B, T, S] and head [V, S] of each; they get no gradient.
         weights: of the cross-entropy (and z-loss), and of the divergence from each teacher.
-        shard: as in `loss_sums`; of all heads.
+        shard, softcap: as in `loss_sums`; of all heads.
     """
     followed = tuple((h.detach().flatten(0, 1), w.detach()) for h, w in teachers)
     labels_N = labels_BT.flatten()
     objective, cross_entropy, z_sum, divergence = _Divergence.apply(
-        hidden_BTD.flatten(0, 1), head_VD, followed, labels_N, (z_loss, *weights), shard
+        hidden_BTD.flatten(0, 1), head_VD, followed, labels_N, (z_loss, *weights), shard, softcap
     )
     n_labels = (labels_N != IGNORED).sum().float()
     return LossSums(cross_entropy, z_sum, n_labels, objective, divergence)

@@ -35,19 +35,20 @@ def takes(device: torch.device, length: int, head_width: int) -> bool:
 
 
 def block_mask(first_BT: Tensor) -> BlockMask:
-    """Return the mask under which a token sees itself and what came before it in its own document.
+    """Return the mask under which a token sees itself and what came before it, from the start of
+    its own document or of its window on.
 
     Made from the starts of documents by arithmetic on blocks: `create_block_mask` would first fill
     the [B, T, T] square. Nothing waits for the device.
 
     Args:
-        first_BT: int64, the index of the first token of each token's document; never falls along T.
+        first_BT: int64, the index of the first token that each token sees; never falls along T.
     """
     length, device = first_BT.shape[1], first_BT.device
     n_blocks = -(-length // BLOCK_TOKENS)
     block_N = torch.arange(n_blocks, device=device)
     ends_N = (block_N + 1) * BLOCK_TOKENS
-    # Documents start in order, so a block's first query reaches back furthest and its last one
+    # Starts never fall, so a block's first query reaches back furthest and its last one
     # least.
     furthest_BN = first_BT[:, ::BLOCK_TOKENS]
     nearest_BN = first_BT[:, (ends_N - 1).clamp(max=length - 1)]
@@ -80,16 +81,23 @@ def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
     return counts_BN[:, None], order_BNN[:, None].contiguous()
 
 
-def attend_within(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: BlockMask) -> Tensor:
-    """Return [B, T, H, K]: attention where `mask` allows it.
+def attend_within(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: BlockMask, softcap: float = 0.0
+) -> Tensor:
+    """Return [B, T, H, K]: attention where `mask` allows it; scores as in `attention.attend`.
 
     All of one type; query head h reads key-value head h // (H / G).
     """
     kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
+
+    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
     mixed_BHTK: Tensor = kernel(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),
         v_BTGK.transpose(1, 2),
+        score_mod=capped if softcap else None,
         block_mask=mask,
         enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
     )

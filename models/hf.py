@@ -2,8 +2,9 @@
 
 No pickle, no transformers.
 
-The tensors of all families are the same, so a checkpoint crosses in either direction without
-arithmetic. `hf_config.py` has config.json, `hf_moe.py` what experts add.
+The tensors of most families are the same, so a checkpoint crosses in either direction without
+arithmetic; `hf_fused.py` has the others. `hf_config.py` has config.json, `hf_moe.py` what experts
+add.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from motet.models import hf_moe
+from motet.models import hf_fused, hf_moe
 from motet.models.architecture import named_weights
 from motet.models.config import ModelConfig, ModelError
 from motet.models.hf_config import family, hf_config, one_width
 from motet.models.hf_files import INDEX, config_of_folder, read_json, stored_tensors, weight_files
+from motet.models.hf_kinds import KINDS
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -34,15 +36,19 @@ def hf_names(config: ModelConfig) -> dict[str, str]:
     Each expert is a tensor of its own there: "`name`.e" is slice e of the `Decoder`'s stack `name`.
     """
     kind = family(config)[0] if config.n_experts else ""
-    post = config.norm_position == "post"
+    second = {"pre": "post_attention_layernorm.", "post": "post_feedforward_layernorm."}
     norms = {
-        "attention_norm.": "post_attention_layernorm." if post else "input_layernorm.",
-        "feed_forward_norm.": "post_feedforward_layernorm."
-        if post
-        else "post_attention_layernorm.",
+        "attention_norm.": "input_layernorm.",
+        "feed_forward_norm.": second.get(config.norm_position, "pre_feedforward_layernorm."),
+        "attention_out_norm.": "post_attention_layernorm.",
+        "feed_forward_out_norm.": "post_feedforward_layernorm.",
         "attention.": "self_attn.",
         "feed_forward.": "mlp.",
+        "attention_bias.": "self_attn.o_proj.",
+        "feed_forward_bias.": "mlp.down_proj.",
     }
+    if config.norm_position == "post":
+        norms["attention_norm."] = "post_attention_layernorm."
     outer = {"embedding.": "model.embed_tokens.", "norm.": "model.norm.", "head.": "lm_head."}
     names = {}
     parts = [part for item in _shapes(config).items() for part in hf_moe.split_experts(*item)]
@@ -96,6 +102,8 @@ def to_hf(
         )
     names, state = hf_names(config), widened(decoder_state, config)
     tensors = {names[name]: hf_moe.part_of(state, name) for name in names}
+    if text["model_type"] in KINDS:
+        tensors = hf_fused.stored(tensors, KINDS[text["model_type"]])
     _write_shards(tensors, folder, dtype, max_shard_bytes)
     _write_json(folder / "config.json", text)
     _write_json(folder / "generation_config.json", _generation(text["eos_token_id"]))
@@ -134,12 +142,12 @@ def _at_width(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Ten
 def from_hf(
     folder: Path | str, dtype: torch.dtype = torch.float32
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a folder of a family in `KINDS`: its `ModelConfig`, and a state for `Decoder` in
+    """Read a folder of a family in `hf_kinds`: its `ModelConfig`, and a state for `Decoder` in
     `dtype`.
 
     Reads safetensors only. Raises `ModelError` for another family, a feature that `Decoder` lacks
-    (scaled rotary positions, other biases, sliding windows, quantization), missing tensors, a file
-    that is cut short, or weights that are not finite numbers.
+    (longrope, quantization, dropout), missing tensors, a file that is cut short, or weights that
+    are not finite numbers.
     """
     folder = Path(folder)
     kind = read_json(folder / "config.json").get("model_type", "")
@@ -152,7 +160,7 @@ def from_hf(
     for file in weight_files(folder):
         with safe_open(str(file), framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 - not a mapping
-                for name, value in hf_moe.unfused(stored, tensors.get_tensor(stored), kind):
+                for name, value in _parts(stored, tensors.get_tensor(stored), kind, stored_as):
                     if value.is_floating_point() and not torch.isfinite(value).all():
                         raise ModelError(f"{file}: tensor {name} holds NaN or infinite values")
                     if name in ours:
@@ -164,6 +172,15 @@ def from_hf(
     state = hf_moe.stacked(state, _shapes(stored_as))
     _check_state(state, stored_as)
     return config, state if stored_as == config else _at_width(state, config)
+
+
+def _parts(
+    name: str, tensor: Tensor, kind: str, config: ModelConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that one of a folder holds, under the names of `hf_names`."""
+    if kind in KINDS:
+        return hf_fused.read_back(name, tensor, KINDS[kind], config)
+    return hf_moe.unfused(name, tensor, kind)
 
 
 def _is_redundant(name: str, config: ModelConfig) -> bool:
@@ -180,7 +197,10 @@ def _check_state(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     shapes = _shapes(config)
     for kind, names in (("lacks", shapes.keys() - state), ("has unknown", state.keys() - shapes)):
         if names:
-            raise ModelError(f"the state {kind} tensors: {_some(sorted(names))}")
+            biases = kind == "lacks" and all(name.endswith(".bias") for name in names)
+            why = " (attention_bias=True or mlp_bias=True of config.json asks for them)"
+            told = f"the state {kind} tensors: {_some(sorted(names))}"
+            raise ModelError(told + (why if biases else ""))
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise ModelError(

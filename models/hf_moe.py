@@ -8,18 +8,16 @@ both are read. E experts, F hidden width of an expert, D model width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from motet.models.config import ModelConfig, ModelError
+from motet.models.hf_kinds import MOE_KINDS, OPTIONAL
 
-CLASSES = {
-    "mixtral": "MixtralForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
+CLASSES = {model_type: kind.name for model_type, kind in MOE_KINDS.items()}
 # What an imported config.json may not ask for: key -> the values that mean "off".
 MUST_BE_OFF: dict[str, dict[str, tuple[Any, ...]]] = {
     "mixtral": {"router_jitter_noise": (None, 0, 0.0), "sliding_window": (None,)},
@@ -55,12 +53,19 @@ def family(config: ModelConfig) -> tuple[str, str]:
     ):
         if getattr(config, name) != value:
             raise ModelError(f"model.{name}={getattr(config, name)!r} cannot be exported: {why}")
-    for kind, fields in wanted.items():
-        if all(getattr(config, name) == value for name, value in fields.items()):
+    off = {field.name: field.default for field in fields(ModelConfig)}
+    for name in OPTIONAL:
+        if name not in ("rope_scaling", "qkv_bias") and getattr(config, name) != off[name]:
+            raise ModelError(
+                f"model.{name}={getattr(config, name)!r} cannot be exported: no class with experts "
+                "that Motet writes has it"
+            )
+    for kind, needed in wanted.items():
+        if all(getattr(config, name) == value for name, value in needed.items()):
             return kind, CLASSES[kind]
     options = "; ".join(
-        f"{CLASSES[kind]} has {', '.join(f'{n}={v!r}' for n, v in fields.items())}"
-        for kind, fields in wanted.items()
+        f"{CLASSES[kind]} has {', '.join(f'{n}={v!r}' for n, v in needed.items())}"
+        for kind, needed in wanted.items()
     )
     raise ModelError(f"no Hugging Face class has experts in a decoder like this one. {options}")
 
@@ -110,29 +115,29 @@ def config_fields(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
     missing = [key for key, value in needed.items() if value is None]
     if missing:
         raise ModelError(f"config.json lacks {', '.join(missing)}")
-    fields: dict[str, Any] = {
+    found: dict[str, Any] = {
         "n_experts": experts,
         "experts_per_token": text["num_experts_per_tok"],
     }
     if kind == "mixtral":
-        return fields
+        return found
     dense = sorted(text.get("mlp_only_layers") or [])
     if dense != list(range(len(dense))):
         raise ModelError(f"config.json: mlp_only_layers={dense} are not the first layers")
-    fields |= {
+    found |= {
         "d_expert": text["moe_intermediate_size"],
         "normalize_top_k": bool(text.get("norm_topk_prob", False)),
         "n_dense_layers": len(dense),
         "moe_every": text.get("decoder_sparse_step", 1),
     }
     if kind == "qwen2_moe":
-        fields |= {
+        found |= {
             "qkv_bias": bool(text.get("qkv_bias", True)),
             "n_shared_experts": 1,
             "d_shared": text.get("shared_expert_intermediate_size", 5632),
             "shared_gate": True,
         }
-    return fields
+    return found
 
 
 def hf_name(inner: str, kind: str) -> str:

@@ -11,7 +11,7 @@ forms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ class Places:
     )  # bool [B, 1, T, T], True where a query may look, or blocks of it; None = causal
     segments: Any = None  # what `across` needs to know of the documents
     across: Across | None = None  # attention that also reaches tokens held by other processes
+    windowed: Places | None = None  # in layers with a window, where it changes anything
+
+    def reaching(self, across: Across, segments: Any) -> Places:
+        """Return these places with attention that reaches other processes."""
+        windowed = None if self.windowed is None else self.windowed.reaching(across, segments)
+        return replace(self, across=across, segments=segments, windowed=windowed)
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -135,23 +141,6 @@ class Linear(nn.Linear):
         return F.linear(x, weight, bias)
 
 
-def rotary_tables(
-    length: int, head_dim: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, fp32 [length, 1, K], for positions 0 .. length - 1 (arXiv:2104.09864).
-
-    Angles are position x theta^(-2 i / K), in fp32; halves of K hold the same angles, as Hugging
-    Face lays them out. The first half of sin is negated, which is what `rotate` multiplies with.
-    """
-    # Outside inference mode: a table made while probing must still serve the next training step.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-        positions = torch.arange(length, dtype=torch.float32, device=device)
-        angles = positions[:, None] * (1.0 / theta**exponents)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
-
-
 class _RotateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -179,9 +168,12 @@ def rotate(x_BTHK: Tensor, places: Places) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional norms of queries and keys."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.head_width = config.head_width
+        self.has_window = config.window_of(layer) > 0
+        self.has_rope = config.has_rope(layer)
+        self.query_scale, self.softcap = config.query_scale, config.attention_softcap
         self.norm_each_head = config.qk_norm == "head"
         self.q_proj = Linear(config.d_model, config.query_width, config.qkv_bias)
         self.k_proj = Linear(config.d_model, config.kv_width, config.qkv_bias)
@@ -199,14 +191,19 @@ class Attention(nn.Module):
         too.
         """
         heads, stream = cuts.heads, cuts.stream
+        if self.has_window and places.windowed is not None:
+            places = places.windowed
         q_BTHK = self._heads(self.q_proj(x_BTD, heads, stream), self.q_norm, heads)
         k_BTGK = self._heads(self.k_proj(x_BTD, heads, stream), self.k_norm, heads)
         v_BTGK = self._heads(self.v_proj(x_BTD, heads, stream), None, heads)
-        q_BTHK, k_BTGK = rotate(q_BTHK, places), rotate(k_BTGK, places)
+        if self.has_rope:
+            q_BTHK, k_BTGK = rotate(q_BTHK, places), rotate(k_BTGK, places)
+        if self.query_scale != 1.0:
+            q_BTHK = q_BTHK * self.query_scale
         if places.across is not None:
             mixed_BTHK = places.across(q_BTHK, k_BTGK, v_BTGK, places.segments)
         else:
-            mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, places.mask)
+            mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, places.mask, self.softcap)
         return self.o_proj(mixed_BTHK.flatten(2), stream, heads)
 
     def _heads(self, x_BTC: Tensor, norm: RMSNorm | None, heads: Cut | None) -> Tensor:
@@ -217,43 +214,72 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)); or GeGLU, with GELU for SiLU."""
 
-    def __init__(self, d_model: int, width: int) -> None:
+    def __init__(
+        self, d_model: int, width: int, bias: bool = False, activation: str = "silu"
+    ) -> None:
         super().__init__()
-        self.gate_proj = Linear(d_model, width)
-        self.up_proj = Linear(d_model, width)
+        self.gate_proj = Linear(d_model, width, bias)
+        self.up_proj = Linear(d_model, width, bias)
         self.down_proj = Linear(width, d_model)
+        self.activation = activation
 
     def forward(self, x_BTD: Tensor, cuts: BlockCuts = UNCUT) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         hidden, stream = cuts.hidden, cuts.stream
-        gate_BTF = F.silu(self.gate_proj(x_BTD, hidden, stream))
+        gate_BTF = self.gate_proj(x_BTD, hidden, stream)
+        if self.activation == "silu":
+            gate_BTF = F.silu(gate_BTF)
+        else:
+            gate_BTF = F.gelu(gate_BTF, approximate="tanh")
         return self.down_proj(gate_BTF * self.up_proj(x_BTD, hidden, stream), stream, hidden)
 
 
 def feed_forward(config: ModelConfig, layer: int) -> FeedForward | MoE:
     """Return the feed-forward of block `layer`, from 0."""
     if not config.has_experts(layer):
-        return FeedForward(config.d_model, config.ffn_width(layer))
+        width = config.ffn_width(layer)
+        return FeedForward(config.d_model, width, config.mlp_bias, config.activation)
     width = config.shared_width
     return MoE(config, FeedForward(config.d_model, width) if width else None)
+
+
+class StreamBias(nn.Module):
+    """The bias of a projection to the residual stream, added where the sum of all ranks is."""
+
+    gradient_placements: Any = None  # see `own`
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BTD: Tensor, stream: Cut | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D], in the type of `x_BTD`."""
+        return x_BTD + own_slice(self.bias, self.gradient_placements, stream).to(x_BTD.dtype)
 
 
 class Block(nn.Module):
     """One layer: attention and feed-forward, each added to the residual stream.
 
-    "pre": x + f(norm(x)); "post": x + norm(f(x)). Block `layer` (from 0) may have experts:
-    `config.has_experts`.
+    "pre": x + f(norm(x)); "post": x + norm(f(x)); "both": x + norm(f(norm(x))). Block `layer` (from
+    0) may have experts: `config.has_experts`.
     """
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        width, eps = config.d_model, config.norm_eps
+        both = config.norm_position == "both"
         self.post_norm = config.norm_position == "post"
-        self.attention = Attention(config)
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.residual_scale = config.residual_scale
+        self.attention = Attention(config, layer)
+        self.attention_norm = RMSNorm(width, eps)
         self.feed_forward = feed_forward(config, layer)
-        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.feed_forward_norm = RMSNorm(width, eps)
+        self.attention_out_norm = RMSNorm(width, eps) if both else None
+        self.feed_forward_out_norm = RMSNorm(width, eps) if both else None
+        self.attention_bias = StreamBias(width) if config.o_bias else None
+        self.feed_forward_bias = StreamBias(width) if config.mlp_bias else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the block as `nn.Module.compile` does, but for a mixture of experts.
@@ -274,9 +300,22 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, places: Places, cuts: BlockCuts = UNCUT) -> Tensor:
         """[B, T, D] -> [B, T, D]; `cuts`: what a member of a family takes of it."""
+        stream = cuts.stream
         attention_norm, feed_forward_norm = self.attention_norm, self.feed_forward_norm
-        if self.post_norm:
-            x_BTD = x_BTD + attention_norm(self.attention(x_BTD, places, cuts), cuts.stream)
-            return x_BTD + feed_forward_norm(self.feed_forward(x_BTD, cuts), cuts.stream)
-        x_BTD = x_BTD + self.attention(attention_norm(x_BTD, cuts.stream), places, cuts)
-        return x_BTD + self.feed_forward(feed_forward_norm(x_BTD, cuts.stream), cuts)
+        into_BTD = x_BTD if self.post_norm else attention_norm(x_BTD, stream)
+        y_BTD = _biased(self.attention(into_BTD, places, cuts), self.attention_bias, stream)
+        out_norm = attention_norm if self.post_norm else self.attention_out_norm
+        x_BTD = x_BTD + self._added(y_BTD, out_norm, stream)
+        into_BTD = x_BTD if self.post_norm else feed_forward_norm(x_BTD, stream)
+        y_BTD = _biased(self.feed_forward(into_BTD, cuts), self.feed_forward_bias, stream)
+        out_norm = feed_forward_norm if self.post_norm else self.feed_forward_out_norm
+        return x_BTD + self._added(y_BTD, out_norm, stream)
+
+    def _added(self, y_BTD: Tensor, norm: RMSNorm | None, stream: Cut | None) -> Tensor:
+        """Return what a sub-layer adds to the residual stream."""
+        y_BTD = y_BTD if norm is None else norm(y_BTD, stream)
+        return y_BTD if self.residual_scale == 1.0 else y_BTD * self.residual_scale
+
+
+def _biased(y_BTD: Tensor, bias: StreamBias | None, stream: Cut | None) -> Tensor:
+    return y_BTD if bias is None else bias(y_BTD, stream)

@@ -74,6 +74,16 @@ def round_to(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
     return x.to(rounded).to(dtype)
 
 
+def cap_logits(logits: Tensor, softcap: float) -> Tensor:
+    """Return softcap x tanh(logits / softcap) (Gemma-2, arXiv:2408.00118, section 2); 0 = off."""
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def cap_slope(capped_CV: Tensor, softcap: float) -> Tensor:
+    """Return the derivative of `cap_logits`, from what it returned."""
+    return 1 - (capped_CV / softcap).square()
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Sums of cross-entropy and of z_loss x logsumexp^2; the gradients are made in the forward
     pass.
@@ -89,12 +99,15 @@ class _ChunkedLoss(torch.autograd.Function):
         train: bool,
         shard: VocabularyShard | None,
         fused: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor]:
         rounded, dtype = compute_dtype(hidden_ND), product_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             h_ND, w_VD = round_to(hidden_ND, rounded, dtype), round_to(head_VD, rounded, dtype)
             chunks = _fused_chunks if fused and train and shard is None else _loss_chunks
-            sums, h_gradient, w_gradient = chunks(h_ND, w_VD, labels_N, z_loss, train, shard)
+            sums, h_gradient, w_gradient = chunks(
+                h_ND, w_VD, labels_N, z_loss, train, shard, softcap
+            )
         if train:
             ctx.save_for_backward(h_gradient.to(hidden_ND.dtype), w_gradient.to(head_VD.dtype))
         ctx.mark_non_differentiable(sums[1])
@@ -104,7 +117,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         h_gradient, w_gradient = ctx.saved_tensors
         weight = gradients[0]
-        return h_gradient * weight, w_gradient * weight, None, None, None, None, None
+        return h_gradient * weight, w_gradient * weight, None, None, None, None, None, None
 
 
 def rows_at_once(w_VD: Tensor, shard: VocabularyShard | None) -> int:
@@ -126,6 +139,7 @@ def _loss_chunks(
     z_loss: float,
     train: bool,
     shard: VocabularyShard | None,
+    softcap: float = 0.0,
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     cross_entropy, z_sum = (torch.zeros((), device=h_ND.device) for _ in range(2))
     h_gradient = torch.empty_like(h_ND) if train else h_ND
@@ -135,7 +149,8 @@ def _loss_chunks(
         rows = slice(start, start + step)
         valid_C1 = labels_N[rows, None] != IGNORED
         columns_C1, held_C1 = held(labels_N[rows, None].clamp(min=0), len(w_VD), shard)
-        work_CV = (h_ND[rows] @ w_VD.t()).float()
+        work_CV = cap_logits((h_ND[rows] @ w_VD.t()).float(), softcap)
+        slope_CV = cap_slope(work_CV, softcap) if softcap and train else None
         chosen_C1, total_C1, log_sum_C1 = exponentials(work_CV, columns_C1, held_C1, shard)
         cross_entropy += (log_sum_C1 - chosen_C1).masked_fill_(~valid_C1, 0.0).sum()
         z_sum += log_sum_C1.square().masked_fill_(~valid_C1, 0.0).sum() * z_loss
@@ -147,9 +162,11 @@ def _loss_chunks(
         # Not scatter_add_: one write per row stays deterministic on every device.
         ones_C1 = (valid_C1 & held_C1).float()
         work_CV.scatter_(1, columns_C1, work_CV.gather(1, columns_C1) - ones_C1)
-        slope_CV = work_CV.to(h_ND.dtype)
-        torch.mm(slope_CV, w_VD, out=h_gradient[rows])
-        add_product(w_gradient, slope_CV, h_ND[rows])
+        if slope_CV is not None:
+            work_CV.mul_(slope_CV)
+        low_CV = work_CV.to(h_ND.dtype)
+        torch.mm(low_CV, w_VD, out=h_gradient[rows])
+        add_product(w_gradient, low_CV, h_ND[rows])
     return (cross_entropy, z_sum), h_gradient, w_gradient
 
 
@@ -167,6 +184,7 @@ def _fused_chunks(
     z_loss: float,
     train: bool,
     shard: VocabularyShard | None,
+    softcap: float = 0.0,
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Do what `_loss_chunks` does when it trains without a shard; what lies between the products of
     a chunk is one compiled function.
@@ -178,7 +196,7 @@ def _fused_chunks(
     for start in range(0, len(h_ND), step):
         rows = slice(start, start + step)
         entropy, squares, slope_CV = _compiled_slopes()(
-            h_ND[rows] @ w_VD.t(), labels_N[rows], z_loss
+            h_ND[rows] @ w_VD.t(), labels_N[rows], z_loss, softcap
         )
         cross_entropy += entropy
         z_sum += squares
@@ -188,24 +206,28 @@ def _fused_chunks(
 
 
 @cache
-def _compiled_slopes() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+def _compiled_slopes() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Compile `_slopes`, once: a few passes over the logits in their own type instead of ten over
     an fp32 copy.
     """
     return torch.compile(_slopes)
 
 
-def _slopes(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+def _slopes(
+    logits_CV: Tensor, labels_C: Tensor, z_loss: float, softcap: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums of cross-entropy and of z_loss x logsumexp^2 (0-d fp32), and the gradient of
     their sum, [C, V] as `logits_CV`.
     """
     valid_C1 = (labels_C != IGNORED)[:, None]
-    wide_CV, labels_C1 = logits_CV.float(), labels_C.clamp(min=0)[:, None]
+    wide_CV, labels_C1 = cap_logits(logits_CV.float(), softcap), labels_C.clamp(min=0)[:, None]
     log_sum_C1 = wide_CV.logsumexp(-1, keepdim=True)
     entropy_C1 = log_sum_C1 - wide_CV.gather(1, labels_C1)
     scale_C1 = (1.0 + 2.0 * z_loss * log_sum_C1).where(valid_C1, 0.0)
     hit_CV = torch.arange(wide_CV.shape[1], device=labels_C.device) == labels_C1
     slope_CV = (wide_CV - log_sum_C1).exp() * scale_C1 - (hit_CV & valid_C1).float()
+    if softcap:
+        slope_CV = slope_CV * cap_slope(wide_CV, softcap)
     entropy, squares = (
         x.where(valid_C1, 0.0).sum() for x in (entropy_C1, z_loss * log_sum_C1.square())
     )
@@ -246,6 +268,7 @@ def loss_sums(
     z_loss: float = 0.0,
     shard: VocabularyShard | None = None,
     fused: bool = False,
+    softcap: float = 0.0,
 ) -> LossSums:
     """Return the summed losses of predicting `labels_BT` (int64, -100 = none) from `hidden_BTD`.
 
@@ -253,12 +276,12 @@ def loss_sums(
     between the matrix products, where the vocabulary is whole. The z-loss is z_loss x
     logsumexp(logits)^2 (PaLM, arXiv:2204.02311, section 5). With a `shard` of the vocabulary each
     process holds some columns of the logits only; all get the same sums, and the gradient of
-    `hidden_BTD` is this process's part, to be summed over them.
+    `hidden_BTD` is this process's part, to be summed over them. `softcap`: see `cap_logits`.
     """
     train = torch.is_grad_enabled() and (hidden_BTD.requires_grad or head_VD.requires_grad)
     labels_N = labels_BT.flatten()
     cross_entropy, z_sum = _ChunkedLoss.apply(
-        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard, fused
+        hidden_BTD.flatten(0, 1), head_VD, labels_N, z_loss, train, shard, fused, softcap
     )
     n_labels = (labels_N != IGNORED).sum().float()
     return LossSums(cross_entropy, z_sum, n_labels, cross_entropy, torch.zeros_like(z_sum))
@@ -266,7 +289,11 @@ def loss_sums(
 
 @torch.no_grad()
 def label_scores(
-    hidden_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, shard: VocabularyShard | None = None
+    hidden_BTD: Tensor,
+    head_VD: Tensor,
+    labels_BT: Tensor,
+    shard: VocabularyShard | None = None,
+    softcap: float = 0.0,
 ) -> Scores:
     """Return log-probability and greediness of each label; 0 and True where the label is -100.
 
@@ -283,7 +310,7 @@ def label_scores(
         for h_CD, labels_C1 in zip(
             h_ND.split(CHUNK_ROWS), labels_N1.split(CHUNK_ROWS), strict=True
         ):
-            logits_CV = (h_CD @ w_VD.t()).float()
+            logits_CV = cap_logits((h_CD @ w_VD.t()).float(), softcap)
             columns_C1, held_C1 = held(labels_C1, len(w_VD), shard)
             greedys.append(_likeliest(logits_CV, shard) == labels_C1[:, 0])
             chosen_C1, _, log_sum_C1 = exponentials(logits_CV, columns_C1, held_C1, shard)

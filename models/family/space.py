@@ -149,6 +149,7 @@ def member_of(
         n_experts=chosen.get("n_experts", 0),
         d_expert=chosen.get("d_expert"),
         d_shared=chosen.get("d_shared"),
+        **whole.marks_of(layers),
     )
     return Member(name, _with_experts_where(whole, layers, config), layers, groups)
 

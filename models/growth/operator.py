@@ -12,6 +12,7 @@ from motet.core.errors import Problem
 from motet.models.config import TRAINING_FIELDS, ModelConfig, ModelError, problems
 from motet.models.growth.growth import Growth
 from motet.models.growth.state import Moments
+from motet.models.hf_kinds import lost_class
 
 DEPTH = ("n_layers", "layer_ffn", "n_dense_layers", "moe_every")
 WIDTH = (
@@ -101,10 +102,17 @@ class GrowthOperator(ABC):
         for name, config in (("the old model", source), ("the new model", target)):
             if wrong := problems(config):
                 return [Problem(f"{name}: {setting}", why) for setting, why in wrong]
+            if foreign := _foreign(config):
+                return [
+                    Problem(f"{name}: {setting}", "is of a kind whose weights no operator maps")
+                    for setting in foreign
+                ]
         if self.moments is not None and self.moments not in {rule.value for rule in Moments}:
             known = ", ".join(rule.value for rule in Moments)
             return [Problem("moments", f"{self.moments!r} is not one of {known}")]
         found = [*self._pair_problems(source, target)]
+        if not found and (why := lost_class(target, source)):
+            found = [Problem("the new model", f"could not be exported: {why}")]
         return found or self.own_problems(source, target)
 
     def growth(self, source: ModelConfig, target: ModelConfig) -> Growth:
@@ -150,6 +158,13 @@ class GrowthOperator(ABC):
     def _why(self, setting: str) -> str:
         able = ", ".join(self.facts.changes)
         return f"this operator changes {able}; keep it, or take an operator that changes {setting}"
+
+
+def _foreign(config: ModelConfig) -> list[str]:
+    """Return the settings of weights that the operators do not know: those of imported models."""
+    told = {"norm_position": config.norm_position} if config.norm_position == "both" else {}
+    told |= {name: True for name in ("o_bias", "mlp_bias") if getattr(config, name)}
+    return [f"{name}={value!r}" for name, value in told.items()]
 
 
 def sized(config: ModelConfig, setting: str) -> Any:

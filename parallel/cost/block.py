@@ -260,7 +260,10 @@ class BlockCost:
         inner = split.tokens / split.tp.ranks * half
         return (
             ((inside_f + feed_f) * inner, (inside_b + feed_b) * inner),
-            (2 * (norm[0] + residual[0]) * stream, 2 * (norm[1] + residual[1]) * stream),
+            (
+                (shape.norms * norm[0] + 2 * residual[0]) * stream,
+                (shape.norms * norm[1] + 2 * residual[1]) * stream,
+            ),
         )
 
     def _feed_bytes(self, shape: BlockShape) -> tuple[float, float]:

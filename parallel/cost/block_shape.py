@@ -13,6 +13,7 @@ from motet.models.architecture import (
     Product,
     Split,
     block_products,
+    block_weights,
     hidden_products,
     mixing,
 )
@@ -70,6 +71,7 @@ class BlockShape(NamedTuple):
             experts.
         gated: whether its feed-forward is a SwiGLU.
         entered: how often the residual stream enters a part that tensor parallelism divides.
+        norms: of the residual stream, or of what is added to it.
     """
 
     d_model: int
@@ -81,6 +83,7 @@ class BlockShape(NamedTuple):
     alone: float
     gated: bool
     entered: int
+    norms: int = 2
 
     @property
     def whole(self) -> tuple[ProductShape, ...]:
@@ -96,7 +99,7 @@ class BlockShape(NamedTuple):
                 and one comes out, of 1.5 times the channels: as many weights.
         """
         # Attention and feed-forward apart: the ring hides behind one, experts stand in the other.
-        products = block_products(model, layer)
+        products, weights = block_products(model, layer), block_weights(model, layer)
         attention = tuple(p for p in products if p.name.startswith("attention."))
         experts = tuple(p for p in products if p.is_expert)
         beside = [p for p in products if p not in attention and p not in experts]
@@ -106,7 +109,7 @@ class BlockShape(NamedTuple):
         alone = sum(p.visits * p.inner for p in out if p.is_expert) if experts else hidden
         return BlockShape(
             model.d_model,
-            mixing(model, layer),
+            _mixed(model, layer),
             tuple(ProductShape.of(product) for product in attention),
             feed,
             tuple(ProductShape.of(product) for product in experts),
@@ -114,7 +117,16 @@ class BlockShape(NamedTuple):
             alone,
             gated or bool(experts),
             1 + any(product.split is Split.COLUMNS for product in feed),
+            sum(weight.is_norm and weight.axes == ("stream",) for weight in weights),
         )
+
+
+def _mixed(model: ModelConfig, layer: int) -> Mixing:
+    """Return what attention mixes on average of the blocks with, or without, experts as `layer`."""
+    kind = model.has_experts(layer)
+    layers = [at for at in range(model.n_layers) if model.has_experts(at) == kind]
+    share = sum(model.window_of(at) > 0 for at in layers) / len(layers)
+    return mixing(model, layer)._replace(window=model.window, windowed=share)
 
 
 def _as_built(product: Product, gated: bool) -> ProductShape:
@@ -175,10 +187,10 @@ def kept_bytes(
     inside += (3 if shape.gated else 2) * value * shape.hidden
     if shape.gated and not fused:
         pointwise += value * shape.alone
-    # What two norms read, and what they hand on to the products behind them.
-    stream = 4 * value * shape.d_model + wide
-    # Of each of two norms, in fp32: its input, and its rows before they are scaled.
-    pointwise_stream = 0.0 if traits.fused_norms or fused else 16.0
+    # What norms read, and what they hand on to the products behind them.
+    stream = 2 * shape.norms * value * shape.d_model + wide
+    # Of each norm, in fp32: its input, and its rows before they are scaled.
+    pointwise_stream = 0.0 if traits.fused_norms or fused else 8.0 * shape.norms
     if traits.dropout:
         pointwise_stream += 2.0
     pointwise_stream *= shape.d_model

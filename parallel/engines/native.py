@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -284,13 +283,10 @@ class NativeEngine(TensorState):
             positions, segments = torch.arange(length, device=x.device).expand(rows, -1), None
         else:
             positions, segments = document_positions(ids_BT)
-        places = replace(
-            decoder.places_at(mine(positions), length),
-            segments=self.ring.plan(
-                None if segments is None else mine(segments), length // self.layout.cp
-            ),
-            across=self.ring,
+        plan = self.ring.plan(
+            None if segments is None else mine(segments), length // self.layout.cp
         )
+        places = decoder.places_at(mine(positions), length).reaching(self.ring, plan)
         return mine(x) if decoder.part.first else x, mine(labels_BT), places
 
     def _to_device(self, batch: MicroBatch) -> _Inputs:

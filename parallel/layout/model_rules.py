@@ -9,17 +9,51 @@ import math
 from collections.abc import Sequence
 
 from motet.models.config import ModelConfig
+from motet.models.rope_scaling import longest
 from motet.parallel.layout.layout import Layout, balanced_stages, head_in_layers
 from motet.parallel.layout.nearest import BrokenRule, nearest, nearest_text
 
 
-def model_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:
+def model_problems(layout: Layout, model: ModelConfig, sequence_length: int) -> list[BrokenRule]:
     """Return every (setting, message) of a layout that does not fit a model."""
     return [
+        *_attention_problems(layout, model, sequence_length),
         *_tensor_problems(layout, model),
         *_stage_problems(layout, model),
         *_expert_problems(layout, model),
     ]
+
+
+def beyond_ring(model: ModelConfig, sequence_length: int) -> list[str]:
+    """Return the parts of a model's attention that context parallelism cannot compute, in words."""
+    whys = []
+    if 0 < model.window < sequence_length:
+        whys.append(f"a window of {model.window:,} tokens (model.window)")
+    if model.attention_softcap:
+        whys.append(f"a cap of its scores (model.attention_softcap={model.attention_softcap:g})")
+    return whys
+
+
+def _attention_problems(
+    layout: Layout, model: ModelConfig, sequence_length: int
+) -> list[BrokenRule]:
+    """Ring attention knows causal attention alone; some rotary positions know no longer text."""
+    broken = []
+    if layout.cp > 1 and (whys := beyond_ring(model, sequence_length)):
+        why = (
+            f"{layout.cp} needs attention without {' and '.join(whys)}, which the ring between "
+            "context-parallel ranks does not compute; nearest: 1 (dp_shard or tp spread memory too)"
+        )
+        broken.append(("layout.cp", why))
+    most = longest(model.rope_scaling)
+    if most is not None and sequence_length > most:
+        why = (
+            f"{sequence_length:,} is more than the {most:,} tokens of the model's dynamic rotary "
+            "positions, whose frequencies would change with the length of each sequence; at most "
+            f"{most:,}"
+        )
+        broken.append(("data.sequence_length", why))
+    return broken
 
 
 def _stage_problems(layout: Layout, model: ModelConfig) -> list[BrokenRule]:

@@ -60,7 +60,7 @@ def problems(
     broken += _schedule_problems(layout)
     broken += _sequence_problems(layout, sequence_length)
     if model is not None:
-        broken += model_problems(layout, model)
+        broken += model_problems(layout, model, sequence_length)
     shares = _share_problems(layout)
     return broken + (shares or _batch_problems(layout, batch_sizes))
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from motet.models.config import ModelConfig
 from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.model_rules import beyond_ring
 from motet.parallel.layout.rules import schedule_takes
 
 
@@ -101,8 +102,9 @@ def inner_degrees(
     """Yield every way to divide one block among at most `devices` devices, its channels among those
     of one node.
     """
+    most_cp = 1 if beyond_ring(model, sequence_length) else limits.cp
     for tp in tensor_degrees(model, node):
-        for cp in divisors(sequence_length, min(limits.cp, devices // tp)):
+        for cp in divisors(sequence_length, min(most_cp, devices // tp)):
             switches = [True, False] if tp > 1 and model.n_experts == 0 else [True]
             for parallel in switches:
                 # Context ranks take two parts of the sequence each, one from either end, so that

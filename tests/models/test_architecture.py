@@ -30,6 +30,9 @@ MODELS = {
     "Qwen2": replace(DENSE, qkv_bias=True, n_kv_heads=2),
     "Qwen3": replace(DENSE, qk_norm="head", head_dim=16),
     "OLMo-2": replace(DENSE, qk_norm="full", norm_position="post"),
+    "Gemma-3": replace(DENSE, norm_position="both", qk_norm="head", activation="gelu_tanh"),
+    "biases": replace(DENSE, qkv_bias=True, o_bias=True, mlp_bias=True, layer_ffn=(16, 48, 16, 48)),
+    "window": replace(DENSE, window=8, layer_windows=(True, False, True, True)),
     "experts": MOE,
     "experts alone": replace(MOE, n_dense_layers=0),
     "one expert": replace(MOE, n_experts=1, experts_per_token=1),
@@ -72,8 +75,24 @@ def test_the_products_are_those_that_a_forward_pass_makes(name: str) -> None:
     assert attention == scores * tokens.numel()
 
 
+def test_a_window_costs_what_its_band_holds() -> None:
+    config = replace(DENSE, window=5, layer_windows=(True, False, False, True))
+    length = 12
+    band = sum(min(at + 1, 5) for at in range(length)) / length  # keys that a query reads
+    for layer, keys in ((0, band), (1, (length + 1) / 2)):
+        operations = mixing(config, layer).operations(length)
+        assert operations == pytest.approx(4 * config.query_width * 2 * keys, rel=0.12)
+    plain = replace(config, window=0, layer_windows=None)
+    wide = replace(config, window=length)
+    flops = [counts.training_flops_per_token(c, length) for c in (config, wide, plain)]
+    assert flops[0] < flops[1] == flops[2]
+    assert counts.parameters(config) == counts.parameters(plain)
+
+
 def test_kinds_of_blocks_stand_for_every_block() -> None:
     for config in MODELS.values():
+        if config.window:
+            continue  # such blocks differ in what they cost, not in their weights
         kinds = {block_weights(config, layer): number for layer, number in block_kinds(config)}
         each = [block_weights(config, layer) for layer in range(config.n_layers)]
         assert {kind: each.count(kind) for kind in each} == kinds

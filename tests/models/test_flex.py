@@ -6,6 +6,7 @@ pass; the check is taken off here.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,29 @@ def test_blocks_are_those_of_pytorchs_own_construction(length: int, density: flo
         for part in ("num_blocks", "indices"):
             found = getattr(made, f"{name}_{part}")
             assert torch.equal(found, getattr(expected, f"{name}_{part}")), f"{name}_{part}"
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_blocks_hold_windows_and_caps_of_scores(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, documents: bool
+) -> None:
+    """A window of 150 tokens in the second layer, scores capped in both."""
+    parts = {"window": 150, "layer_windows": (False, True), "attention_softcap": 1.5}
+    model = Decoder(replace(CONFIG, **parts, init_std=0.2))
+    initialize(model, 0)
+    generator = torch.Generator().manual_seed(3)
+    tokens, labels = torch.randint(0, 64, (2, 3, LENGTH), generator=generator)
+    ids = document_ids(3) if documents else None
+    found = []
+    for devices in (set(), {"cpu"}):
+        monkeypatch.setattr(flex, "DEVICES", devices)
+        model.zero_grad()
+        loss = model(tokens, labels, ids, mode="loss").cross_entropy
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    assert_same(found[1], found[0])
+    assert compiler.graphs >= 1
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -12,13 +12,15 @@ from motet.models.loss import VocabularyShard, loss_sums
 WIDTH, VOCABULARY, ROWS = 16, 50, 24
 
 
-def gradients(fused: bool, labels: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def gradients(
+    fused: bool, labels: Tensor, dtype: torch.dtype, softcap: float = 0.0
+) -> list[Tensor]:
     """Return cross-entropy, z-loss and the gradients of hidden states and head."""
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(2, ROWS, WIDTH, generator=generator, dtype=dtype, requires_grad=True)
     head = torch.randn(VOCABULARY, WIDTH, generator=generator).mul_(3).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        sums = loss_sums(hidden, head, labels, 1e-2, fused=fused)
+        sums = loss_sums(hidden, head, labels, 1e-2, fused=fused, softcap=softcap)
     grads = torch.autograd.grad(sums.cross_entropy / 7, (hidden, head))
     return [sums.cross_entropy.detach(), sums.z_loss, *(g.float() for g in grads)]
 
@@ -30,14 +32,15 @@ def labels() -> Tensor:
     return labels
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_and_plain_loss_have_the_same_sums_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, labels: Tensor, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, labels: Tensor, dtype: torch.dtype, softcap: float
 ) -> None:
     compiled = torch.compile(loss_module._slopes, backend="aot_eager")
     monkeypatch.setattr(loss_module, "_compiled_slopes", functools.cache(lambda: compiled))
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 20)  # the last chunk is shorter
-    plain, fused = (gradients(fused, labels, dtype) for fused in (False, True))
+    plain, fused = (gradients(fused, labels, dtype, softcap) for fused in (False, True))
     for found, expected in zip(fused, plain, strict=True):
         bound = (1e-5 if dtype == torch.float32 else 1e-2) * expected.abs().max().item()
         torch.testing.assert_close(found, expected, rtol=0, atol=bound)

@@ -33,12 +33,19 @@ from tests.models.families import made, some_tokens, tiny
 
 MOE: dict[str, Any] = {"n_experts": 4, "experts_per_token": 2, "d_expert": 16}
 SHARED: dict[str, Any] = {"n_shared_experts": 1, "d_shared": 24, "shared_gate": True, **MOE}
+BIASES: dict[str, Any] = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
+WINDOWS: dict[str, Any] = {
+    **{"window": 3, "layer_windows": (True, False, False), "layer_rope": (True, True, False)},
+    **{"attention_softcap": 2.0, "logit_softcap": 3.0, "embedding_scale": 2.0},
+    **{"residual_scale": 0.5, "logits_divisor": 2.0, "activation": "gelu_tanh"},
+}
 KINDS = [
     pytest.param("llama", {}, id="llama"),
     pytest.param("olmo2", {}, id="olmo2"),
     pytest.param("qwen3", {"tied_embeddings": True}, id="qwen3-tied"),
     pytest.param("llama", {"qkv_bias": True}, id="biases"),
     pytest.param("llama", {"layer_ffn": (16, 48, 32)}, id="per-layer"),
+    pytest.param("llama", {"norm_position": "both", **BIASES, **WINDOWS}, id="both-norms"),
     pytest.param("llama", MOE, id="experts"),
     pytest.param("llama", SHARED | {"moe_every": 2}, id="shared-experts"),
 ]
@@ -59,6 +66,7 @@ def member_of(whole: ModelConfig, groups: int) -> Member:
         head_dim=whole.head_width,
         d_ffn=32,
         layer_ffn=widths,
+        **whole.marks_of(layers),
         **(
             {"n_experts": 2, "d_expert": 8, "d_shared": whole.d_shared and 16}
             if whole.n_experts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.engines.protocol import EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.rules import problems
 from motet.parallel.runtime.mesh import World, build_meshes
 from tests.parallel.ranks import run_ranks
-from tests.parallel.training import BATCH, DENSE, Curve, assert_same, one_step, train
+from tests.parallel.training import BATCH, DENSE, LENGTH, Curve, assert_same, one_step, train
 
 STEPS = 3
 MOE = ModelConfig(
@@ -35,6 +37,27 @@ MOE = ModelConfig(
     bias_rate=1e-3,
     n_dense_layers=1,
 )
+# All that imported models have besides; the second without what the ring does not compute.
+IMPORTED = replace(
+    DENSE,
+    norm_position="both",
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+    rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    window=5,
+    layer_windows=(True, False, True, True),
+    window_rope_theta=100.0,
+    layer_rope=(True, True, False, True),
+    activation="gelu_tanh",
+    attention_scale=0.5,
+    attention_softcap=2.0,
+    logit_softcap=5.0,
+    embedding_scale=3.0,
+    residual_scale=0.5,
+    logits_divisor=0.5,
+)
+WITHOUT_BAND = replace(IMPORTED, window=LENGTH, attention_softcap=0.0)
 ONE = Layout(micro_sequences=8)
 DENSE_LAYOUTS = {
     "accumulation": Layout(micro_sequences=2),
@@ -132,6 +155,24 @@ def test_a_layout_trains_what_one_process_trains(name: str) -> None:
 @pytest.mark.parametrize("name", ["fsdp 8", "cp 4", "cp 2 x tp 2 x pp 2, zbv", "pp 2", "tp 2"])
 def test_documents_and_unequal_numbers_of_labels_change_nothing(name: str) -> None:
     check(DENSE_LAYOUTS[name], DENSE, masked=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fsdp 2", "tp 2", "tp 2, both whole", "pp 2, interleaved", "fsdp 2 x tp 2 x pp 2"],
+)
+def test_the_parts_of_imported_models_train_the_same_under_every_layout(name: str) -> None:
+    check(DENSE_LAYOUTS[name], IMPORTED, masked=name.startswith("fsdp"))
+
+
+@pytest.mark.parametrize("name", ["cp 4", "cp 2 x tp 2"])
+def test_context_ranks_train_what_has_no_band_and_no_cap(name: str) -> None:
+    check(DENSE_LAYOUTS[name], WITHOUT_BAND, masked=name == "cp 4")
+    found = problems(DENSE_LAYOUTS[name], IMPORTED, LENGTH, [BATCH], None)
+    ((setting, why),) = found
+    assert setting == "layout.cp"
+    assert "a window of 5 tokens" in why
+    assert "attention_softcap=2" in why
 
 
 @pytest.mark.parametrize("name", EXPERT_LAYOUTS)

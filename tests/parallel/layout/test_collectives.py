@@ -52,6 +52,7 @@ MOE = replace(
     balance_loss=0.01,
     n_dense_layers=1,
 )
+BOTH = replace(DENSE, norm_position="both", qkv_bias=True, o_bias=True, mlp_bias=True, window=9)
 KINDS = {
     "all_gather_into_tensor": "all_gather",
     "_allgather_base_": "all_gather",
@@ -241,6 +242,7 @@ CASES = {
     "replicas 2": Case(Layout(dp_replicate=2)),
     "tp 2": Case(Layout(tp=2, micro_sequences=2), micro_batches=2),
     "tp 2, loss in chunks": Case(Layout(tp=2, micro_sequences=3), length=2 * CHUNK_ROWS // 4),
+    "tp 2, imported": Case(Layout(tp=2, dp_shard=2), BOTH, micro_batches=2),
     "tp 2, stream whole": Case(Layout(tp=2, sequence_parallel=False)),
     "tp 2, logits whole": Case(Layout(tp=2, vocabulary_parallel=False)),
     "tp 2, both whole": Case(Layout(tp=2, sequence_parallel=False, vocabulary_parallel=False)),
