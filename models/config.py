@@ -157,7 +157,7 @@ class ModelConfig:
         """Tell whether block `layer` (from 0) turns queries and keys by their positions."""
         return self.layer_rope is None or self.layer_rope[layer]
 
-    def marks_of(self, layers: Iterable[int]) -> dict[str, tuple[bool, ...] | None]:
+    def marks_of(self, layers: Iterable[int]) -> dict[str, Any]:
         """What some layers, from 0, have of every setting in `BY_LAYER`."""
         marks = {name: getattr(self, name) for name in BY_LAYER}
         at = tuple(layers)

@@ -283,10 +283,10 @@ class Decoder(nn.Module):
             first_BT = order_T - positions_BT
         if places.windowed is None:
             return places
-        mask = places.mask
+        band = places.mask
         if window < length:
-            mask = visible(torch.maximum(first_BT, order_T - window + 1), width)
-        return replace(places, windowed=replace(places.windowed, mask=mask))
+            band = visible(torch.maximum(first_BT, order_T - window + 1), width)
+        return replace(places, windowed=replace(places.windowed, mask=band))
 
     def places_at(self, positions_BT: Tensor, length: int) -> Places:
         """Return places of tokens at given positions, int64 [B, T] or [T], below `length`; without

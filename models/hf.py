@@ -28,6 +28,9 @@ from motet.models.hf_files import INDEX, config_of_folder, read_json, stored_ten
 from motet.models.hf_kinds import KINDS
 
 MAX_SHARD_BYTES = 5 * 10**9
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+"""Post-processors of tokenizer.json that add special tokens around a text."""
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
@@ -76,6 +79,7 @@ def to_hf(
     sequence_length: int = 2048,
     end_token: str = "<|endofdoc|>",
     end_id: int | None = None,
+    begins: bool = True,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write `folder` so that `AutoModelForCausalLM` and `AutoTokenizer` load it.
@@ -83,7 +87,8 @@ def to_hf(
     `decoder_state` holds full (unsharded) tensors. `tokenizer_path` is a tokenizer.json or a folder
     that has one. `end_id`, which ended documents in training, becomes the end-of-sequence token;
     where it is not known, `end_token`, if it is in there. `generation_config.json` pads with it.
-    `sequence_length` is recorded as the longest trained context, in tokens.
+    `sequence_length` is recorded as the longest trained context, in tokens. Without `begins`, texts
+    began with no special token in training, and the tokenizer is written so that it adds none.
     Where hidden widths differ by layer, zeros fill the narrow layers up (see `one_width`).
     Raises `ModelError` where transformers has no such model, a tensor is missing or misshapen, or
     the folder already holds weights.
@@ -100,6 +105,8 @@ def to_hf(
         text["eos_token_id"] = _copy_tokenizer(
             tokenizer, folder, end_token, end_id, sequence_length
         )
+        if not begins:
+            add_no_special_tokens(folder)
     names, state = hf_names(config), widened(decoder_state, config)
     tensors = {names[name]: hf_moe.part_of(state, name) for name in names}
     if text["model_type"] in KINDS:
@@ -284,6 +291,41 @@ def _copy_tokenizer(
         settings.setdefault("pad_token", name)
     _write_json(folder / "tokenizer_config.json", settings)
     return ids.get(name) if end_id is None else end_id
+
+
+def add_no_special_tokens(folder: Path) -> None:
+    """Rewrite a folder's tokenizer so that a text's tokens are those of the text alone."""
+    content, settings = (read_json(folder / name) for name in TOKENIZER_FILES)
+    kept = _without_special(content.get("post_processor"))
+    if kept != content.get("post_processor"):
+        _write_json(folder / TOKENIZER_FILES[0], content | {"post_processor": kept})
+    # Some classes make their own post-processor of these.
+    adds = {key: False for key in ("add_bos_token", "add_eos_token") if settings.get(key, True)}
+    _write_json(folder / TOKENIZER_FILES[1], settings | adds)
+
+
+def _without_special(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a post-processor without the steps that add tokens."""
+    kind = (processor or {}).get("type")
+    if processor is None or kind in ADDS_TOKENS:
+        return None
+    if kind != "Sequence":
+        return processor
+    parts = [part for one in processor["processors"] if (part := _without_special(one))]
+    return {**processor, "processors": parts} if parts else None
+
+
+def special_before(processor: dict[str, Any] | None) -> str | None:
+    """Return the special token that a post-processor of tokenizer.json puts before a text."""
+    kind = (processor or {}).get("type")
+    if processor is None or kind not in (*ADDS_TOKENS, "Sequence"):
+        return None
+    if kind == "Sequence":
+        return next(filter(None, map(special_before, processor["processors"])), None)
+    if kind != "TemplateProcessing":
+        return str(processor["cls"][0])
+    first = (processor.get("single") or [{}])[0].get("SpecialToken")
+    return None if first is None else str(first["id"])
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

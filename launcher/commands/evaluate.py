@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from motet.launcher.commands import common, options
 from motet.launcher.commands.export import (
     ChosenModel,
     all_models,
+    begin_token,
+    begins_with_special,
     chosen_model,
     chosen_step,
     config_of,
     export,
+    is_cut_short,
     member_folder,
+    model_by_size,
+    model_by_spec,
     read_model,
 )
 from motet.launcher.config import run_yaml
@@ -43,6 +49,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
     several = "several, with commas between them, or all: the members and the whole model"
     which.add_argument("--members", metavar="NAMES", help=several)
+    params = "the slice, trained or not, that is nearest to so many parameters, as 200m"
+    which.add_argument("--params", metavar="SIZE", help=params)
+    spec = "any slice, as '{n_layers: 4, d_ffn: 0.5}': axes as in family.options.members"
+    which.add_argument("--spec", metavar="YAML", help=spec)
+    rows = "texts at once: a number, auto, or auto:N (default: the harness's own, 1)"
+    parser.add_argument("--batch-size", metavar="N", help=rows)
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is)")
+    more = "more for the harness's model, as dtype=bfloat16,parallelize=True"
+    parser.add_argument("--model-args", metavar="K=V,...", help=more)
     parser.add_argument("--limit", type=int, help="documents per task")
     parser.add_argument("--include", metavar="FOLDER", help="with tasks of your own")
     inside = "score with Motet's own decoder, without exporting; no tasks that write text"
@@ -50,23 +65,82 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def harness_command(
-    model: Path, tasks: str, output: Path, limit: int | None, include: str | None = None
+    model: Path, output: Path, asked: argparse.Namespace, scored: Mapping[str, str]
 ) -> list[str]:
-    """Arguments of lm-evaluation-harness for an exported model."""
+    """Arguments of lm-evaluation-harness for an exported model.
+
+    Args:
+        asked: what was typed.
+        scored: arguments of its model that make it score texts as they were trained on.
+    """
     from motet.parallel.runtime.mesh import choose_device
 
     # It would ask for a GPU where it is told nothing, also of a torch that knows none.
-    device = choose_device("auto", 0).type
+    device = asked.device or choose_device("auto", 0).type
+    how = {"pretrained": str(model), "dtype": "float32", **scored, **_model_arguments(asked)}
+    told = ",".join(f"{key}={value}" for key, value in how.items())
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", device]
-    command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", tasks]
+    command += ["--model_args", told, "--tasks", asked.tasks]
     command += ["--output_path", str(output)]
-    command += ["--include_path", include] if include is not None else []
-    return command + (["--limit", str(limit)] if limit is not None else [])
+    command += ["--include_path", asked.include] if asked.include is not None else []
+    command += ["--batch_size", asked.batch_size] if asked.batch_size is not None else []
+    return command + (["--limit", str(asked.limit)] if asked.limit is not None else [])
+
+
+def _model_arguments(asked: argparse.Namespace) -> dict[str, str]:
+    parts = (asked.model_args or "").split(",")
+    return {key.strip(): value for part in parts if part for key, _, value in [part.partition("=")]}
+
+
+def _scored_as_trained(rundir: RunDir) -> dict[str, str]:
+    """Arguments of the harness's model where the tokenizer names a token that texts begin with, and
+    the corpus has none: nothing stands before a text, and an end of document where something must.
+    """
+    from motet.experiments.corpora.corpus import Corpus
+
+    settings = run_yaml.load(rundir.resolved_yaml)
+    try:
+        corpus = Corpus.open(Path(settings.data.corpora[0].path))
+    except UserError:
+        return {}  # the export says what is wrong with it
+    if begin_token(corpus) is None or begins_with_special(corpus):
+        return {}
+    return {"add_bos_token": "False", "prefix_token_id": str(corpus.eod)}
+
+
+def _refuse(asked: argparse.Namespace) -> None:
+    """Say what is wrong with arguments before anything is read or written."""
+    whys = []
+    if asked.limit is not None and asked.limit < 1:
+        whys.append(f"--limit {asked.limit}: is not a number of documents of at least 1")
+    rows, device, told = asked.batch_size, asked.device, asked.model_args
+    if rows is not None and not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", rows):
+        whys.append(f"--batch-size {rows}: is not a number of at least 1, auto, or auto:N")
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        whys.append(f"--device {device}: is not cpu, cuda, cuda:N or mps")
+    for part in (told or "").split(",") if told is not None else ():
+        key, sign, _ = part.partition("=")
+        if not key.strip() or not sign:
+            whys.append(f"--model-args {told}: {part!r} is not like key=value")
+        elif key.strip() in ("pretrained", "tokenizer"):
+            whys.append(f"--model-args {told}: {key.strip()} is the run's own; leave it out")
+    if asked.inside:
+        given = {"--batch-size": rows, "--device": device, "--model-args": told}
+        whys += [
+            f"{name} {value}: is for the harness's own model; leave it, or --inside, out"
+            for name, value in given.items()
+            if value is not None
+        ]
+    if asked.include is not None and not asked.dry_run and not Path(asked.include).is_dir():
+        whys.append(f"--include: {asked.include} is no folder; give one with task files")
+    if whys:
+        raise UserError("; ".join(whys))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run lm-evaluation-harness on each model, and show what it found."""
     rundir = common.open_run(arguments.run)
+    _refuse(arguments)
     step = chosen_step(rundir, arguments.step)
     models = _models(rundir, arguments)
     if arguments.dry_run:
@@ -78,8 +152,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
-    if arguments.include is not None and not Path(arguments.include).is_dir():
-        raise UserError(f"--include: {arguments.include} is no folder; give one with task files")
     if arguments.inside:
         _inside(rundir, step, models, arguments)
     elif code := _exported(rundir, step, models, arguments):
@@ -90,6 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _models(rundir: RunDir, arguments: argparse.Namespace) -> list[ChosenModel]:
     """The asked models; a wrong name is refused before anything is read."""
+    if arguments.params is not None:
+        return [model_by_size(rundir, arguments.params)]
+    if arguments.spec is not None:
+        return [model_by_spec(rundir, arguments.spec)]
     if arguments.members == ALL:
         return all_models(rundir)
     if arguments.members is None:
@@ -109,7 +185,7 @@ def _command(
 ) -> list[str]:
     folder = member_folder(rundir, step, model)
     output = _output(rundir, step, model, False)
-    return harness_command(folder, arguments.tasks, output, arguments.limit, arguments.include)
+    return harness_command(folder, output, arguments, _scored_as_trained(rundir))
 
 
 def _exported(
@@ -117,7 +193,11 @@ def _exported(
 ) -> int:
     """Export what is not there yet, and run the harness on each folder; return its exit code."""
     targets = {member_folder(rundir, step, model): model for model in models}
-    missing = {f: model for f, model in targets.items() if not (f / "config.json").exists()}
+    missing = {
+        folder: model
+        for folder, model in targets.items()
+        if not (folder / "config.json").exists() or is_cut_short(rundir, folder)
+    }
     if missing:
         export(rundir, step, missing, "float32")
     for model in models:
@@ -164,7 +244,7 @@ def _tell(
     rundir: RunDir, step: int, models: Sequence[ChosenModel], arguments: argparse.Namespace
 ) -> None:
     """Show every metric of every model."""
-    from motet.launcher.report.model_card import benchmarks
+    from motet.launcher.report.benchmarks import benchmarks
     from motet.models.counts import parameters_non_embedding
 
     rows: list[dict[str, Any]] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +18,18 @@ from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
-from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage, seal_export
+from motet.launcher.runs.verify import EXPORTED, EXPORTED_FROM, refuse_damage, seal_export
 from motet.models.family.base import WHOLE, Member, members_of
 
 if TYPE_CHECKING:
     import torch
 
+    from motet.experiments.corpora.corpus import Corpus
     from motet.models.config import ModelConfig
+
+LOOKED_AT = 100  # documents whose first tokens are read
+EXPORT_FILES = (*("*.json", "*.safetensors", "README.md", "chat_template.jinja", "*.tmp"),)
+"""Names of the files that an export has."""
 
 
 class ChosenModel(NamedTuple):
@@ -101,7 +108,8 @@ def _refuse(rundir: RunDir, targets: Mapping[Path, ChosenModel]) -> None:
     from motet.models.hf_config import hf_config
 
     for folder in targets:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if filled and not is_cut_short(rundir, folder):
             raise UserError(f"--output: {folder} holds files already; give another folder")
     for model in targets.values():
         hf_config(config_of(rundir, model.member), torch.float32, 1)
@@ -223,12 +231,17 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
     import torch
 
     from motet.experiments.corpora.corpus import Corpus
-    from motet.launcher.report.model_card import RunFacts, benchmarks, card
+    from motet.launcher.report.benchmarks import benchmarks
+    from motet.launcher.report.model_card import RunFacts, card
     from motet.models.hf import to_hf
     from motet.models.slices import member_weights
 
     settings = run_yaml.load(rundir.resolved_yaml)
     whole, state = read_model(rundir, step)
+    for folder in targets:
+        if is_cut_short(rundir, folder):
+            print(f"motet: {folder} was cut short, and is written again", file=sys.stderr)
+            shutil.rmtree(folder)
     corpus = Corpus.open(Path(settings.data.corpora[0].path))
     facts = RunFacts(rundir, step, settings)
     with whole_folders(list(targets)) as folders:
@@ -241,11 +254,61 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
                 getattr(torch, dtype),
                 sequence_length=settings.data.sequence_length,
                 end_id=corpus.eod,
+                begins=begins_with_special(corpus),
             )
             scores = benchmarks(rundir.evaluations / target.name)
             text = card(facts, model.member, model.found, scores)
             (folder / "README.md").write_text(text, encoding="utf-8")
             seal_export(folder, rundir, step)
+
+
+def is_cut_short(rundir: RunDir, folder: Path) -> bool:
+    """Tell whether a folder of exports of a run holds a part of one and nothing else."""
+    from motet.models.hf_files import stored_tensors
+
+    if folder.parent != rundir.members or not folder.is_dir():
+        return False
+    names = [path.name for path in folder.rglob("*")]
+    if not names or not all(any(Path(n).match(p) for p in EXPORT_FILES) for n in names):
+        return False
+    try:
+        read_json(folder / "config.json")
+        stored_tensors(folder)
+        listed = read_json(folder / EXPORTED)["files"] if (folder / EXPORTED).exists() else ()
+    except (UserError, OSError, ValueError, KeyError):
+        return True
+    return any(not (folder / name).exists() for name in listed)
+
+
+def begins_with_special(corpus: Corpus) -> bool:
+    """Tell whether documents of a corpus begin with the token that its tokenizer puts before texts,
+    or says that texts begin with.
+    """
+    begin = begin_token(corpus)
+    if begin is None or not corpus.n_documents:
+        return False
+    step = max(1, corpus.n_documents // LOOKED_AT)
+    starts = (corpus.document_span(i)[0] for i in range(0, corpus.n_documents, step))
+    return all(int(corpus.read(start, 1)[0]) == begin for start in starts)
+
+
+def begin_token(corpus: Corpus) -> int | None:
+    """Return the id of the token that a corpus's tokenizer would put before a text, or that the
+    settings beside it say begins one; None where there is none.
+    """
+    from motet.experiments.corpora.tokenizer import vocabulary_of
+    from motet.models.hf import special_before
+
+    if corpus.tokenizer_path is None:
+        return None
+    file = Path(corpus.tokenizer_path)
+    file = file / "tokenizer.json" if file.is_dir() else file
+    settings = file.parent / "tokenizer_config.json"
+    named = read_json(settings).get("bos_token") if settings.is_file() else None
+    text = named["content"] if isinstance(named, dict) else named
+    known = {token: number for number, token in vocabulary_of(file).items()}
+    begin = special_before(read_json(file).get("post_processor")) or text
+    return known.get(begin) if isinstance(begin, str) else None
 
 
 def read_model(

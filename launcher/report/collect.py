@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motet.launcher.report.benchmarks import benchmark_rows
 from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
 from motet.launcher.report.training import MOST_POINTS, training_record
@@ -63,6 +64,7 @@ class Sources:
         answers: what `experiments.analysis.analyze.analyze` gave, or None.
         problems: why study or answers are missing, in words.
         unread: it was frozen with experiments, and none of them could be read.
+        benchmarks: what `motet eval` found: `benchmarks.benchmark_rows`.
         prediction: how time and memory compare with what was predicted, in one line; "" unknown.
     """
 
@@ -77,6 +79,7 @@ class Sources:
     unread: bool = False
     prediction: str = ""
     damaged: Sequence[str] = field(default_factory=tuple)
+    benchmarks: Sequence[Mapping[str, Any]] = ()
 
 
 def assemble(sources: Sources) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def assemble(sources: Sources) -> dict[str, Any]:
             "answers": {**NO_ANSWERS, **(sources.answers or {})},
             "compliance": found,
             **({"family": family} if family else {}),
+            **({"benchmarks": list(sources.benchmarks)} if sources.benchmarks else {}),
             "training": training,
             "cost": cost(sources, definition, training["seconds"]) | really_ran(family),
             "definition": definition,
@@ -302,6 +306,7 @@ def collect(rundir: RunDir) -> Sources:
         problems=problems,
         unread=asked and study is None,
         prediction="" if damaged else predicted(rundir),
+        benchmarks=benchmark_rows(rundir),
     )
 
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from motet.core import format
@@ -80,17 +79,6 @@ def _sequences(run: RunDir, step: int) -> Counter[str | None] | None:
     except (UserError, KeyError, TypeError, ValueError):
         return None
     return found
-
-
-def benchmarks(folder: Path) -> dict[str, dict[str, float]]:
-    """Return {task: {metric: value}} of the newest results of lm-evaluation-harness in a folder."""
-    files = sorted(folder.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return {}
-    return {
-        task: {key: value for key, value in values.items() if isinstance(value, int | float)}
-        for task, values in read_json(files[-1]).get("results", {}).items()
-    }
 
 
 def card(facts: RunFacts, member: Member | None, found: str, scores: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "definition_text": pretty(report.get("definition")),
         "skipped_steps": record.get("skipped_steps") or [],
         "family": families.view(report.get("family") or {}, markup),
+        "benchmarks": report.get("benchmarks") or [],
     }
 
 

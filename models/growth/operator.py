@@ -162,9 +162,9 @@ class GrowthOperator(ABC):
 
 def _foreign(config: ModelConfig) -> list[str]:
     """Return the settings of weights that the operators do not know: those of imported models."""
-    told = {"norm_position": config.norm_position} if config.norm_position == "both" else {}
-    told |= {name: True for name in ("o_bias", "mlp_bias") if getattr(config, name)}
-    return [f"{name}={value!r}" for name, value in told.items()]
+    names = ["norm_position"] if config.norm_position == "both" else []
+    names += [name for name in ("o_bias", "mlp_bias") if getattr(config, name)]
+    return [f"{name}={getattr(config, name)!r}" for name in names]
 
 
 def sized(config: ModelConfig, setting: str) -> Any:
