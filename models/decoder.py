@@ -22,14 +22,7 @@ from motet.models.config import ModelConfig, ModelError, check
 from motet.models.distill import Teacher, distilled_sums
 from motet.models.flex import takes
 from motet.models.layers import Block, Linear, Places, RMSNorm
-from motet.models.loss import (
-    LossSums,
-    Scores,
-    VocabularyShard,
-    cap_logits,
-    label_scores,
-    loss_sums,
-)
+from motet.models.loss import LossSums, Scores, VocabularyShard, cap_logits, label_scores, loss_sums
 from motet.models.member import UNCUT, BlockCuts, Cut, Member, block_cuts
 from motet.models.rope_scaling import longest
 from motet.models.rotary import rotary_tables

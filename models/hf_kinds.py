@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import NamedTuple
 
-from motet.models.config import ModelConfig
+from motet.models.config import ModelConfig, llama_heads
 
 OPTIONAL = (
     *("rope_scaling", "window", "layer_windows", "window_rope_theta", "layer_rope", "activation"),
@@ -221,6 +221,8 @@ def lost_class(config: ModelConfig, origin: ModelConfig) -> str:
     """Return why the class that holds a decoder cannot hold one that was made of it; "" where it
     can, or where no class held the first.
     """
+    if (why := llama_heads(config)) and not llama_heads(origin):
+        return why
     kind = "" if origin.n_experts or config.n_experts else kind_of(origin)[0]
     why = "; ".join(reasons(config, kind)) if kind else ""
     return f"{KINDS[kind].name} does not hold {why}" if why else ""

@@ -19,7 +19,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.plugins import MISTAKES, place
 from motet.models import counts
-from motet.models.config import BY_LAYER, ModelConfig, llama_heads, problems
+from motet.models.config import ModelConfig, problems
 from motet.models.hf_kinds import lost_class
 from motet.models.member import Choice as Choice
 from motet.models.member import Exit as Exit
@@ -36,7 +36,6 @@ WhoTrains = str | None | Member | Term
 AXES = (
     *("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "layer_ffn"),
     *("n_experts", "d_expert", "d_shared", "n_dense_layers", "moe_every"),
-    *BY_LAYER,
 )
 """What a member's config may have other than the whole model's."""
 
@@ -180,9 +179,8 @@ def _faults(whole: ModelConfig, member: Member) -> Iterator[str]:
     if config.n_layers != len(layers):
         yield f"n_layers={config.n_layers} is not the number of its layers, {len(layers)}"
         return
-    different = [
-        key for key, value in vars(whole).items() if key not in AXES and vars(config)[key] != value
-    ]
+    wanted = {**vars(whole), **whole.marks_of(layers)}
+    different = [key for key in wanted if key not in AXES and vars(config)[key] != wanted[key]]
     if different:
         yield (
             f"its config differs from the whole model's in {', '.join(different)}; a member is a "
@@ -205,19 +203,12 @@ def _slice_faults(whole: ModelConfig, member: Member) -> Iterator[str]:
             f"n_heads={config.n_heads} with n_kv_heads={config.n_kv_heads}: a key-value head takes "
             f"its {ratio} queries with it; use n_heads={ratio * config.n_kv_heads}"
         )
-    for name, marks in whole.marks_of(layers).items():
-        if getattr(config, name) != marks:
-            yield f"{name}={getattr(config, name)} is not that of the layers that it takes: {marks}"
-    if (why := llama_heads(config)) and not llama_heads(whole):
-        yield f"{why}; it could not be exported"
     if why := lost_class(config, whole):
-        yield f"it could not be exported: {why}"
+        yield f"{why}; it could not be exported"
     routed = [whole.has_experts(layer) for layer in layers]
     if routed != [config.has_experts(at) for at in range(len(layers))]:
         yield "its layers with experts are not those of the layers that it takes"
         return
-    if config.n_experts and config.experts_per_token > config.n_experts:
-        yield f"n_experts={config.n_experts} are fewer than experts_per_token"
     names = ("d_model", "n_kv_heads", "a layer's d_ffn", "n_experts", "d_expert", "d_shared")
     told = set()
     for cuts in block_cuts(whole, member):
