@@ -255,23 +255,17 @@ class NativeEngine(TensorState):
         """
         decoder = self.decoders[0]
         tokens_BT, labels_BT, places = self._local(decoder, *micro_batch)
+        more = {} if one is None else one.keywords(taught, kept)
         with self._autocast():
             sums: LossSums = decoder(
-                tokens_BT,
-                labels_BT,
-                mode="loss",
-                z_loss=self.options.z_loss,
-                places=places,
-                **({} if one is None else one.keywords(taught, kept)),
+                tokens_BT, labels_BT, mode="loss", z_loss=self.options.z_loss, places=places, **more
             )
         return sums
 
     def _local(
         self, decoder: Decoder, x: Tensor, labels_BT: Tensor, ids_BT: Tensor | None
     ) -> tuple[Tensor, Tensor, Places]:
-        """Return this context rank's part of tokens and labels, and where its tokens stand; hidden
-        states are its part already.
-        """
+        """Return this context rank's part of tokens, or hidden states, and labels; its places."""
         rows, length = labels_BT.shape
         if self.ring is None:
             return x, labels_BT, decoder.places(labels_BT, ids_BT)
@@ -283,9 +277,8 @@ class NativeEngine(TensorState):
             positions, segments = torch.arange(length, device=x.device).expand(rows, -1), None
         else:
             positions, segments = document_positions(ids_BT)
-        plan = self.ring.plan(
-            None if segments is None else mine(segments), length // self.layout.cp
-        )
+        own = None if segments is None else mine(segments)
+        plan = self.ring.plan(own, length // self.layout.cp)
         places = decoder.places_at(mine(positions), length).reaching(self.ring, plan)
         return mine(x) if decoder.part.first else x, mine(labels_BT), places
 
