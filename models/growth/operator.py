@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from motet.core.errors import Problem
-from motet.models.config import TRAINING_FIELDS, ModelConfig, ModelError, problems
+from motet.models.config import TRAINING_FIELDS, ModelConfig, ModelError, llama_heads, problems
 from motet.models.growth.growth import Growth
 from motet.models.growth.state import Moments
 from motet.models.hf_kinds import lost_class
@@ -111,7 +111,8 @@ class GrowthOperator(ABC):
             known = ", ".join(rule.value for rule in Moments)
             return [Problem("moments", f"{self.moments!r} is not one of {known}")]
         found = [*self._pair_problems(source, target)]
-        if not found and (why := lost_class(target, source)):
+        # Heads that do not divide the stream are growth's to take: a later one may mend them.
+        if not found and not llama_heads(target) and (why := lost_class(target, source)):
             found = [Problem("the new model", f"could not be exported: {why}")]
         return found or self.own_problems(source, target)
 
