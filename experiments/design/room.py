@@ -29,12 +29,13 @@ WRAPPING_TOKENS = 2
 
 
 def room_problem(
-    spec: ExperimentSpec, kinds: Kinds, tokenizer: Tokenizer, room_tokens: int
+    spec: ExperimentSpec, kinds: Kinds, tokenizer: Tokenizer | None, room_tokens: int
 ) -> Problem | None:
     """Return what to say of an experiment whose exposures cannot all be in the run, judged by its
     number of units, its doses and its first units; None where that is not certain.
 
     Args:
+        tokenizer: None where it is not known: then every text has one token.
         room_tokens: of the whole run.
 
     Raises:
@@ -48,18 +49,20 @@ def room_problem(
     exposures = count * float(weights @ doses) / float(weights.sum())
     if count <= FEW_UNITS:
         return None
-    units = _first_units(spec, kinds)
-    if not units:
-        return None
-    lengths = [len(ids) for ids in tokenizer.encode_batch([unit.texts[0] for unit in units])]
+    lengths = [1]
+    if tokenizer is not None:
+        units = _first_units(spec, kinds)
+        if not units:
+            return None
+        lengths = [len(ids) for ids in tokenizer.encode_batch([unit.texts[0] for unit in units])]
     tokens = exposures * (WRAPPING_TOKENS + float(np.mean(lengths)))
     if tokens * SLACK <= room_tokens:
         return None
     return Problem(
         f"experiments.{spec.name}",
-        f"has {count:,} units, which ask for about {exposures:,.0f} exposures, {tokens:,.0f} "
-        f"tokens; the whole run has {room_tokens:,}. Give fewer units, lower the doses, or "
-        "lengthen the run",
+        f"has {count:,} units, which ask for about {exposures:,.0f} exposures, at least "
+        f"{tokens * SLACK:,.0f} tokens; the whole run has {room_tokens:,}. Give fewer units, lower "
+        "the doses, or lengthen the run",
     )
 
 

@@ -19,6 +19,7 @@ from motet.experiments.design.experiment import item_problems, make
 from motet.experiments.design.frozen import Hashes, check_kinds, freeze
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
+from motet.experiments.design.room import room_problem
 from motet.experiments.design.spec import ExperimentSpec, n_tests
 from motet.experiments.design.study import (
     Draft,
@@ -248,6 +249,9 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     rows = []
     assumed = assumed_of(settings)
     n_questions = max(1, n_tests(specs))
+    tokens = settings.batch_steps.slots_before(settings.steps) * settings.data.sequence_length
+    asked = [room_problem(spec, library, None, tokens) for spec in specs]
+    raise_problems([problem for problem in asked if problem is not None])
     for spec in specs:
         question = ask(spec, settings.plan_seed, library)
         raise_problems(trial_problems(question, settings.steps))

@@ -11,7 +11,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.experiments.design.parser import parse_experiments
-from motet.experiments.design.room import FEW_UNITS
+from motet.experiments.design.room import FEW_UNITS, room_problem
 from motet.experiments.design.study import Draft, draft_study
 from motet.experiments.library.kinds import Library
 from tests.experiments.design import desk
@@ -44,6 +44,16 @@ def test_invented_units_that_cannot_fit_are_refused_before_one_is_made(
     assert problem.setting == "experiments.many"
     assert f"has {count:,} units" in problem.message
     assert "the whole run has" in problem.message
+
+
+def test_before_there_is_a_corpus_every_text_counts_as_one_token(tmp_path: Path) -> None:
+    entry = {"name": "many", "use": "memorization", "generate": {"count": 100_000}}
+    library = Library(tmp_path)
+    (spec,), _ = parse_experiments([entry], tmp_path, library)
+    found = room_problem(spec, library, None, 245_760)
+    assert found is not None
+    assert "has 100,000 units" in found.message
+    assert room_problem(spec, library, None, 10**9) is None
 
 
 def test_so_are_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
