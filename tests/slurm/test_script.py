@@ -186,7 +186,7 @@ def test_what_sites_use_is_allowed(name: str, value: str) -> None:
         ("srun", "--task-prolog=/tmp/x"),
         ("srun", "--export=ALL,A=b"),
         ("dependency", "singleton;id"),
-        ("path", "/a b"),
+        ("path", "/a /b"),
         ("path", "/a/%j"),
         ("name", "a" * 129),
     ],
