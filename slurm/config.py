@@ -24,14 +24,20 @@ SIGNAL_EARLY_S = 60
 
 
 class Pattern(NamedTuple):
-    """An allow-pattern, the most characters, and how it reads in a message."""
+    """An allow-pattern, the most characters, how it reads in a message, and whether letters beyond
+    ASCII are letters.
+    """
 
     regex: str
     most: int
     what: str
+    flags: re.RegexFlag = re.ASCII
 
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_LETTER = r"\w\u0300-\u036f._+,:=@-"  # with combining accents
+_FOLDER = rf"[{_LETTER}](?:[ {_LETTER}]*[{_LETTER}])?"
+"""A part of a path: blanks stand inside, not at its ends."""
 PATTERNS = {
     "name": Pattern(_WORD, 128, "letters, digits, '.', '_' and '-'"),
     "partition": Pattern(
@@ -73,7 +79,10 @@ PATTERNS = {
         r"[A-Za-z0-9 ._/+,:=@%^~-]*", 1024, "letters, digits, blanks and ._/+,:=@%^~-"
     ),
     "path": Pattern(
-        r"/[A-Za-z0-9._/+,:=@-]*", 1024, "an absolute path of letters, digits and ._/+,:=@-"
+        rf"/(?:(?:{_FOLDER})?/)*(?:{_FOLDER})?",
+        1024,
+        "an absolute path of letters, digits, blanks and ._/+,:=@-",
+        re.UNICODE,
     ),
 }
 
@@ -87,7 +96,7 @@ def fault(kind: str, value: str) -> str:
     pattern = PATTERNS[kind]
     if len(value) > pattern.most:
         return f"{shown(value)} has {len(value):,} characters; at most {pattern.most}"
-    if not re.fullmatch(pattern.regex, value, re.ASCII):
+    if not re.fullmatch(pattern.regex, value, pattern.flags):
         return f"{shown(value)} cannot be handed to Slurm; it is {pattern.what}"
     return ""
 

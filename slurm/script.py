@@ -94,7 +94,8 @@ def _common_options(request: BatchRequest) -> list[str]:
         out += [f"--{name}={value}"] if value else []
     out.append("--no-requeue" if request.requeue == "never" else "--requeue")
     out.append(f"--export={','.join(sorted({*ALWAYS_PASSED, *request.passed}))}")
-    out.append(f"--output={request.run}{'%a' if request.array else ''}/slurm/{_output(request)}")
+    output = f"{request.run}{'%a' if request.array else ''}/slurm/{_output(request)}"
+    out.append(f'--output="{output}"' if " " in output else f"--output={output}")
     return [*out, "--open-mode=append"]
 
 

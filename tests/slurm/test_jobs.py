@@ -56,6 +56,17 @@ def test_a_heterogeneous_job_of_two_clusters_trains_as_the_local_run_does(
     assert audit.returncode == 0, audit.stdout
 
 
+def test_a_run_in_a_folder_with_blanks_and_letters_of_any_script_finishes(
+    healed: Testbed, tmp_path: Path, corpus: Path
+) -> None:
+    folder = tmp_path / "my runs é 二"
+    folder.mkdir()
+    run, job_id = submit(healed, write_yaml(folder, corpus, "r", one_process), "slurm.time=10")
+    until(run.done.exists, run)
+    until(lambda: job(healed, job_id).word == "COMPLETED", run)
+    assert (run.root / "slurm" / f"output-{job_id}.txt").exists()
+
+
 def test_a_preempted_run_saves_and_goes_on_where_it_was(healed: Testbed, yaml: Path) -> None:
     run, job_id = submit(
         healed,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -308,3 +309,24 @@ def test_variables_of_the_loader_go_to_the_job_when_asked(fake: FakeSlurm, yaml:
     done = motet(fake, "submit", str(yaml), *asked, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "export LD_LIBRARY_PATH=/opt/a:/opt/b\n" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["my runs", "Läufe", "二 つ/実行", "re\u0301sultats"])
+def test_runs_may_lie_in_folders_with_blanks_and_letters_of_any_script(
+    fake: FakeSlurm, yaml: Path, folder: str
+) -> None:
+    runs = yaml.parent / folder
+    done = motet(fake, "submit", str(yaml), f"runs={runs}", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    output = f"{runs}/r/slurm/output-%j.txt"
+    quoted = f'"{output}"' if " " in output else output
+    assert f"#SBATCH --output={quoted}\n" in done.stdout
+    assert f"run={shlex.quote(str(runs / 'r'))}\n" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["a\u202eb", "a%jb", "a$HOME", 'a"b', "a\u2028b", "a\\b"])
+def test_other_signs_in_a_folder_are_refused(fake: FakeSlurm, yaml: Path, folder: str) -> None:
+    done = motet(fake, "submit", str(yaml), f"runs={yaml.parent / folder}", "--dry-run")
+    assert done.returncode == 2
+    assert "runs: " in done.stderr
+    assert "letters, digits, blanks" in done.stderr
