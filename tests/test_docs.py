@@ -22,6 +22,7 @@ from motet.launcher.commands import options
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.typed import fields_of
 from motet.models.family.nested import OPTIONS
+from motet.models.family.progressive import OPTIONS as PROGRESSIVE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -91,8 +92,8 @@ def known_setting(path: str) -> bool:
             hint = typing.get_args(hint)[0]
         elif typing.get_origin(hint) is Mapping:
             own = ("layout.deepspeed.", "scheduler_options.")  # keys of others
-            nested = path.startswith("family.options.") and key in OPTIONS
-            return key in KEYS or path.startswith(own) or nested
+            family = path.startswith("family.options.") and key in {*OPTIONS, *PROGRESSIVE}
+            return key in KEYS or path.startswith(own) or family
         else:
             return False
     return True

@@ -17,6 +17,8 @@ from motet.launcher.runs.rundir import RunDir
 DEMO_STEPS = 400
 NESTED_STEPS = 480
 """Three members train on every sequence, and the largest is larger than the other demo's model."""
+PROGRESSIVE_STEPS = 800
+"""A step costs half of the nested demo's on average, and three models need time to learn."""
 DEMO_PROCESSES = 2
 VOCABULARY_SIZE = 2048
 CORPUS = "corpora/stdlib"
@@ -121,7 +123,55 @@ metrics: {{evaluate_every: 0.04}}                          # members take turns 
 checkpoint: {{every_steps: {every_steps}, keep: 2}}
 layout: {{processes: {processes}, micro_sequences: 4}}   # FSDP2 over both
 """
-TEMPLATES = {"whole": _TEMPLATE, "nested": _NESTED}
+
+_PROGRESSIVE = """\
+# The run of `motet demo --family progressive`: a small model grows twice, and each size is kept.
+name: demo-progressive
+seed: 0
+
+model: {{preset: 1m, d_model: 128, n_layers: 4, n_heads: 8, n_kv_heads: 4, d_ffn: 384, head_dim: 16}}
+
+family:
+  kind: progressive       # one model after the other: `motet family show run.yaml`
+  options:
+    preset: yano2025      # each has cost, with those before it, what it would alone
+    stages:
+    - {{name: quarter, depth: 0.5, width: 0.5, warmup_steps: {stage_warmup_steps}}}
+    - {{name: half, depth: 0.5, operator: {{name: hypercloning, noise: 0.1}}, warmup_steps: {stage_warmup_steps}}}
+    - {{operator: stack, warmup_steps: {stage_warmup_steps}}}
+
+data:
+  sequence_length: 512
+  corpora:
+  - path: {corpus}        # motet data prepare stdlib: --vocabulary-size {vocabulary_size}
+
+batch:
+  sequences: 8            # per step, over all processes
+
+training:
+  steps: {steps}
+  precision: auto
+  optimizer: {{lr: 4.0e-3}}
+  schedule: {{kind: cosine, warmup_steps: {warmup_steps}}}
+
+# Units are randomized to doses; dose 0 is never shown. Every text below is invented from a seed.
+experiments:
+  controls: true          # an A/A placebo and a positive control, judged at every size
+  list:
+  - name: canaries
+    use: memorization
+    hypothesis: A random secret is memorized better, the more often it is seen.
+    generate: {{count: 96, seed: 1}}
+    doses: [0, 4, 16, 64]
+    options: {{n_references: 31}}
+
+probes: {{every: 0.2}}
+metrics: {{evaluate_every: 0.04}}                          # the member that trains, on held-out text
+checkpoint: {{every_steps: {every_steps}, keep: 2}}
+layout: {{processes: {processes}, micro_sequences: 4}}   # FSDP2 over both
+"""
+TEMPLATES = {"whole": _TEMPLATE, "nested": _NESTED, "progressive": _PROGRESSIVE}
+USUAL_STEPS = {"whole": DEMO_STEPS, "nested": NESTED_STEPS, "progressive": PROGRESSIVE_STEPS}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +182,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--family",
         choices=list(TEMPLATES),
         default="whole",
-        help="nested: three sizes from one run, and memorization against size",
+        help="nested: three sizes from one run, and memorization against size; progressive: a small "
+        "model that grows twice",
     )
     parser.add_argument("--folder", default=".", help="where corpora/ and runs/ go")
     options.settings(parser)
@@ -143,7 +194,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     A demo that was interrupted goes on; a finished one is reported again.
     """
-    usual = NESTED_STEPS if arguments.family == "nested" else DEMO_STEPS
+    usual = USUAL_STEPS[arguments.family]
     steps = usual if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps {steps} must be at least 1")
@@ -199,6 +250,7 @@ def demo_yaml(
         vocabulary_size=VOCABULARY_SIZE,
         steps=steps,
         warmup_steps=min(max(steps // 15, 1), max(steps - 1, 0)),
+        stage_warmup_steps=steps // 80,
         every_steps=max(steps // 3, 1),
         processes=processes,
     )

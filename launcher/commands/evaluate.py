@@ -26,10 +26,12 @@ from motet.launcher.commands.export import (
     config_of,
     export,
     is_cut_short,
+    is_growing,
     member_folder,
     model_by_size,
     model_by_spec,
     read_model,
+    step_of,
 )
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
@@ -142,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     rundir = common.open_run(arguments.run)
     _refuse(arguments)
     step = chosen_step(rundir, arguments.step)
-    models = _models(rundir, arguments)
+    models = _models(rundir, step, arguments)
     if arguments.dry_run:
         for model in models:
             if arguments.inside:
@@ -160,18 +162,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models(rundir: RunDir, arguments: argparse.Namespace) -> list[ChosenModel]:
+def _models(rundir: RunDir, step: int, arguments: argparse.Namespace) -> list[ChosenModel]:
     """The asked models; a wrong name is refused before anything is read."""
     if arguments.params is not None:
         return [model_by_size(rundir, arguments.params)]
     if arguments.spec is not None:
         return [model_by_spec(rundir, arguments.spec)]
     if arguments.members == ALL:
-        return all_models(rundir)
+        return all_models(rundir, step)
     if arguments.members is None:
-        return [chosen_model(rundir, arguments.member)]
-    names = list(dict.fromkeys(name.strip() for name in arguments.members.split(",")))
-    return [chosen_model(rundir, name, "--members") for name in names]
+        found = [chosen_model(rundir, arguments.member)]
+    else:
+        names = list(dict.fromkeys(name.strip() for name in arguments.members.split(",")))
+        found = [chosen_model(rundir, name, "--members") for name in names]
+    for model in found:
+        step_of(rundir, step, model)
+    return found
 
 
 def _output(rundir: RunDir, step: int, model: ChosenModel, inside: bool) -> Path:
@@ -222,14 +228,15 @@ def _inside(
     tokenizer = load_tokenizer(Corpus.open(Path(settings.data.corpora[0].path)))
     if tokenizer is None:
         raise UserError("motet eval: the run's corpus has no tokenizer, so that no text is scored")
-    config, state = read_model(rundir, step)
-    decoder = Decoder(config)
-    decoder.load_state_dict(state, assign=True)
-    include = None if arguments.include is None else Path(arguments.include)
+    include, read = None if arguments.include is None else Path(arguments.include), -1
     for model in models:
+        if (at := step_of(rundir, step, model)) != read:
+            config, state = read_model(rundir, at)
+            decoder, read = Decoder(config), at
+            decoder.load_state_dict(state, assign=True)
         found = evaluate_inside(
             decoder,
-            model.member,
+            None if is_growing(rundir) else model.member,
             tokenizer,
             arguments.tasks.split(","),
             settings.data.sequence_length,

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     targets = _targets(rundir, step, arguments)
     _refuse(rundir, targets)
     if arguments.dry_run:
-        print(f"# reads  {rundir.checkpoint(step)}")
+        read = {rundir.checkpoint(step_of(rundir, step, model)) for model in targets.values()}
+        for folder in sorted(read):
+            print(f"# reads  {folder}")
         for folder, model in targets.items():
             print(f"# writes {folder} ({arguments.dtype}): {model.found}")
         return 0
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _targets(rundir: RunDir, step: int, arguments: argparse.Namespace) -> dict[Path, ChosenModel]:
     output = None if arguments.output is None else Path(arguments.output)
     if arguments.all:
-        models = all_models(rundir)
+        models = all_models(rundir, step)
         if output is not None:
             return {output / model.name: model for model in models}
         return {member_folder(rundir, step, model): model for model in models}
@@ -136,15 +138,55 @@ def _refuse_guest(rundir: RunDir) -> None:
 def member_folder(rundir: RunDir, step: int, model: ChosenModel) -> Path:
     """Where a model of one step is exported to."""
     suffix = "" if model.member is None else f"@{model.name}"
-    return rundir.members / f"step-{step:08d}{suffix}"
+    return rundir.members / f"step-{step_of(rundir, step, model):08d}{suffix}"
 
 
-def all_models(rundir: RunDir) -> list[ChosenModel]:
-    """The members of a run's family, the smallest first, and the whole model."""
+def all_models(rundir: RunDir, step: int) -> list[ChosenModel]:
+    """The members of a run's family, the smallest first, and the whole model; of a run that grows,
+    those that a checkpoint up to the step has.
+    """
     members = members_of(read_json(rundir.manifest))
     names = [None, *(member.name for member in members)]
+    if is_growing(rundir):
+        held = {held_by(rundir, one) for one in rundir.checkpoint_steps() if one <= step}
+        names = [name for name in names if (name or WHOLE) in held]
     models = [chosen_model(rundir, name) for name in names]
     return sorted(models, key=lambda model: _parameters(rundir, model.member))
+
+
+def refuse_slices(rundir: RunDir, option: str) -> None:
+    """Raise `UserError` where the models of a run are no slices of one."""
+    if is_growing(rundir):
+        raise UserError(
+            f"{option}: members of this run grew one into the other, and none is a slice; give "
+            "--member or all of them"
+        )
+
+
+def is_growing(rundir: RunDir) -> bool:
+    """Whether the members of a run are models of their own that grow one into the other."""
+    return bool(read_json(rundir.manifest).get("stages"))
+
+
+def held_by(rundir: RunDir, step: int) -> str:
+    """The name of the model that a checkpoint has."""
+    return str((read_checkpoint(rundir, step).get("stage") or {}).get("name", WHOLE))
+
+
+def step_of(rundir: RunDir, step: int, model: ChosenModel) -> int:
+    """The step of the checkpoint that has a model as it was after `step` updates: of one that has
+    grown since, the last of its own.
+    """
+    if not is_growing(rundir):
+        return step
+    known = [one for one in rundir.checkpoint_steps() if one <= step]
+    found = [one for one in known if held_by(rundir, one) == model.name]
+    if not found:
+        there = ", ".join(dict.fromkeys(held_by(rundir, one) for one in known)) or "none"
+        raise UserError(
+            f"--member {model.name}: no checkpoint up to step {step:,} has it; there are {there}"
+        )
+    return found[-1]
 
 
 def chosen_model(rundir: RunDir, name: str | None, option: str = "--member") -> ChosenModel:
@@ -162,6 +204,7 @@ def model_by_size(rundir: RunDir, size: str) -> ChosenModel:
     """The model, trained or not, that is nearest to a number of parameters."""
     from motet.models.family.pick import nearest_slice
 
+    refuse_slices(rundir, "--params")
     whole, members = config_of(rundir, None), members_of(read_json(rundir.manifest))
     try:
         found = nearest_slice(whole, members, size, f"params-{size.strip().lower()}")
@@ -187,6 +230,7 @@ def model_by_spec(rundir: RunDir, text: str) -> ChosenModel:
 
     from motet.models.family.pick import slice_by_spec
 
+    refuse_slices(rundir, "--spec")
     members = members_of(read_json(rundir.manifest))
     try:
         asked = yaml.safe_load(text)
@@ -227,7 +271,7 @@ def chosen_step(rundir: RunDir, step: int | None) -> int:
 
 
 def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype: str) -> None:
-    """Read and verify one checkpoint, and write models of it: all of them, or none."""
+    """Read and verify checkpoints, and write models of them: all of them, or none."""
     import torch
 
     from motet.experiments.corpora.corpus import Corpus
@@ -236,19 +280,21 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
     from motet.models.hf import to_hf
     from motet.models.slices import member_weights
 
-    settings = run_yaml.load(rundir.resolved_yaml)
-    whole, state = read_model(rundir, step)
+    settings, read = run_yaml.load(rundir.resolved_yaml), -1
     for folder in targets:
         if is_cut_short(rundir, folder):
             print(f"motet: {folder} was cut short, and is written again", file=sys.stderr)
             shutil.rmtree(folder)
     corpus = Corpus.open(Path(settings.data.corpora[0].path))
-    facts = RunFacts(rundir, step, settings)
     with whole_folders(list(targets)) as folders:
         for folder, (target, model) in zip(folders, targets.items(), strict=True):
+            if (at := step_of(rundir, step, model)) != read:
+                config, state = read_model(rundir, at)
+                facts, read = RunFacts(rundir, at, settings), at
+            inside = None if is_growing(rundir) else model.member
             to_hf(
-                member_weights(model.member, whole, state),
-                whole if model.member is None else model.member.config,
+                member_weights(inside, config, state),
+                config if inside is None else inside.config,
                 corpus.tokenizer_path,
                 folder,
                 getattr(torch, dtype),
@@ -259,7 +305,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             scores = benchmarks(rundir.evaluations / target.name)
             text = card(facts, model.member, model.found, scores)
             (folder / "README.md").write_text(text, encoding="utf-8")
-            seal_export(folder, rundir, step)
+            seal_export(folder, rundir, at)
 
 
 def is_cut_short(rundir: RunDir, folder: Path) -> bool:
@@ -331,7 +377,8 @@ def read_model(
     folder = rundir.checkpoint(step)
     refuse_damage(rundir, EXPORTED_FROM, step)
     manifest = read_checkpoint(rundir, step)
-    model_config = ModelConfig(**_model_facts(rundir, manifest))
+    stage = manifest.get("stage") or {}
+    model_config = ModelConfig(**(stage.get("model") or _model_facts(rundir, manifest)))
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Decoder(model_config).named_parameters()}
     source = f"{source or _deployed(rundir)}."

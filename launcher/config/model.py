@@ -143,10 +143,12 @@ class FamilySettings:
 
     kind: str = setting(
         "whole",
-        "whole (one model), nested (slices of it that are models of their own), or a class of your "
-        "own that makes members of it: my_family.py:Class (a file next to run.yaml) or "
-        "package.module:Class",
+        "whole (one model), nested (slices of it that are models of their own), progressive (a "
+        "small model that grows into it), or a class of your own that makes members of it: "
+        "my_family.py:Class (a file next to run.yaml) or package.module:Class",
     )
     options: Mapping[str, Any] = setting(
-        dict, "settings of that kind: docs/models.md has those of nested", kind="free"
+        dict,
+        "settings of that kind: docs/models.md has those of nested, docs/families.md those of progressive",
+        kind="free",
     )

@@ -11,16 +11,18 @@ from motet.core import format
 from motet.core.errors import UserError
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
+from motet.launcher.planning import stage_costs
 from motet.launcher.planning.family_facts import sampled_steps
-from motet.launcher.runs.families import draws_of, made_members, new_family
+from motet.launcher.runs.families import draws_of, made_members, new_family, sound_members
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Family, Member, choices
 from motet.models.family.costs import passes_of
 from motet.models.family.nested import NestedFamily
+from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.samplers import SAMPLERS
 from motet.models.member import Term
 from motet.parallel.cost.family import StepCost, StepPrices
-from motet.parallel.engines.refusals import refusals
+from motet.parallel.engines.refusals import refusals, stage_refusals
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
@@ -36,10 +38,16 @@ class PlannedFamily:
         self.settings, self.whole = settings, whole
         self.family = new_family(settings, whole)
         self.members: list[Member] = list(made_members(self.family))
+        if isinstance(self.family, ProgressiveFamily):
+            sound_members(self.family, settings)
 
     def refusal(self, layout: Layout) -> str:
         """Say why a layout cannot train the family; "" where it can."""
-        if refused := refusals(layout, self.whole, self.members, self.family.needs()):
+        if isinstance(self.family, ProgressiveFamily):
+            refused = stage_refusals(layout, self.members)
+        else:
+            refused = refusals(layout, self.whole, self.members, self.family.needs())
+        if refused:
             return refused[0]
         try:
             draws_of(self.family, self.settings, layout)
@@ -53,7 +61,11 @@ class PlannedFamily:
         return [c for c, why in told if not why], [why for _, why in told if why]
 
     def prices(self, question: PlanQuestion, choice: RankedLayout) -> dict[str, Any]:
-        """Return what every sampler costs in a layout, and what runs of each member alone do."""
+        """Return what every sampler, or stage, costs in a layout, and what runs of each member
+        alone do.
+        """
+        if isinstance(self.family, ProgressiveFamily):
+            return stage_costs.stage_prices(self.family, self.settings, question, choice)
         models = {member.name: member.config for member in self.members} | {WHOLE: self.whole}
         asked = (choice.cluster, choice.layout, question.training, question.traits)
         found = StepPrices(self.whole, models, *asked, question.constants)
@@ -150,7 +162,10 @@ def _plain(cost: StepCost) -> dict[str, Any]:
 
 
 def tell(facts: Mapping[str, Any]) -> None:
-    """Print what the samplers cost."""
+    """Print what the samplers, or the stages, cost."""
+    if "stages" in facts:
+        stage_costs.tell(facts)
+        return
     whole = facts["members_alone"][-1]
     all_alone = facts["all_alone"]
     rows = [_shown(row, whole, all_alone) for row in facts["samplers"] if not row["refused"]]

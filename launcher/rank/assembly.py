@@ -42,7 +42,8 @@ from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint, run_sha256
 from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
-from motet.models.family.base import Family, choices, teacher_update_of
+from motet.models.family.base import Family, Member, choices, teacher_update_of
+from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, tell_all
@@ -51,12 +52,13 @@ from motet.parallel.runtime.mesh import World, agree_any, tell_all
 @dataclass(frozen=True)
 class Start:
     """The checkpoint that an attempt begins with: its step, its segment of the ledger and its
-    facts; 0, 0 and None for fresh weights.
+    facts; 0, 0 and None for fresh weights. `held`: whose model it has, where a family grows.
     """
 
     step: int = 0
     segment: int = 0
     facts: dict[str, Any] | None = None
+    held: Member | None = None
 
 
 def build_job(
@@ -83,13 +85,18 @@ def build_job(
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
     starting.at(StartStage.ENGINE, "the model to be built", detail=_extension)
-    engine = build_engine(model, engine_options(settings, precision, family), layout, world)
-    checkpoints = _checkpoints(run, settings, world)
+    growing = family if isinstance(family, ProgressiveFamily) else None
+    options = engine_options(settings, precision, family)
+    engines = StageEngines(model, options, layout, world)
+    if growing is None:  # else the checkpoint says whose model it is
+        engines.of(None)
+    checkpoints = _checkpoints(run, settings, world, growing)
     public = run_yaml.public(settings)
     mirror = open_mirror(run, public, world.rank, hashes | model_facts_of(manifest))
     metrics = MetricsWriter(run, public, world.rank, mirror)
     starting.at(StartStage.CHECKPOINT, "a checkpoint to be read")
-    start = _load_newest(run, engine, checkpoints, metrics, world, hashes)
+    start = _load_newest(run, engines, growing, checkpoints, metrics, world, hashes)
+    engine, held = engines.of(start.held), start.held
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
     steps = settings.batch_steps
@@ -97,7 +104,13 @@ def build_job(
     # The whole model alone trains on all of a step: each rank reads, and proves, it in one piece.
     number = draws_of(family, settings, layout, begun) if members else 1
     choose = partial(choices, family, members, draws=number)
-    draws = Draws(number, choose, family.by_replica, partial(teacher_update_of, family))
+    draws = Draws(
+        number,
+        choose,
+        family.by_replica,
+        partial(teacher_update_of, family),
+        grows=growing is not None,
+    )
     draw_check = DrawCheck(family, members, number, settings.steps, world)
     draw_check.ahead(start.step)
     segment = _open_segment(run, start, attempt, world, hashes, number if members else None)
@@ -115,7 +128,7 @@ def build_job(
             world.rank,
             draws,
         ),
-        probes=ProbeSet.of_run(run, settings),
+        probes=ProbeSet.of_run(run, settings, () if growing is None else growing.ends()),
         checkpoints=checkpoints,
         metrics=metrics,
         mirror=mirror,
@@ -142,6 +155,8 @@ def build_job(
         draw_check=draw_check,
         evaluation=MemberEvaluation.of_run(settings, members),
         validation=Validation.of_run(settings),
+        engines=None if growing is None else engines.another,
+        held=held,
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )
@@ -163,9 +178,37 @@ def _extension() -> tuple[str, bool] | None:
     return ("an extension to be compiled", False) if extension_locks.compiles() else None
 
 
-def _checkpoints(run: RunDir, settings: RunSettings, world: World) -> Checkpoints:
-    kept = settings.checkpoint
-    return Checkpoints(run, world, kept.keep, kept.keep_every_steps, kept.async_)
+@dataclass
+class StageEngines:
+    """Makes the engine of the model that trains: the whole one, or a member that is a model of its
+    own; the one that was made last is kept until another is asked for.
+    """
+
+    whole: ModelConfig
+    options: EngineOptions
+    layout: Layout
+    world: World
+    made: tuple[Member | None, Engine] | None = None
+
+    def of(self, member: Member | None) -> Engine:
+        """Return the engine of a model."""
+        if self.made is None or self.made[0] != member:
+            self.made = None  # its memory is needed
+            self.made = (member, self.another(member))
+        return self.made[1]
+
+    def another(self, member: Member | None) -> Engine:
+        """Make an engine beside the one that there is."""
+        self.made = None
+        config = self.whole if member is None else member.config
+        return build_engine(config, self.options, self.layout, self.world)
+
+
+def _checkpoints(
+    run: RunDir, settings: RunSettings, world: World, growing: ProgressiveFamily | None
+) -> Checkpoints:
+    kept, always = settings.checkpoint, () if growing is None else growing.ends()
+    return Checkpoints(run, world, kept.keep, kept.keep_every_steps, kept.async_, always)
 
 
 def _open_segment(
@@ -233,7 +276,8 @@ def engine_options(settings: RunSettings, precision: str, family: Family) -> Eng
 
 def _load_newest(
     run: RunDir,
-    engine: Engine,
+    engines: StageEngines,
+    growing: ProgressiveFamily | None,
     checkpoints: Checkpoints,
     metrics: MetricsWriter,
     world: World,
@@ -246,25 +290,28 @@ def _load_newest(
     """
     known = tell_all(run.checkpoint_steps(), world)
     complaints = []
-    for step in reversed(known):
+    grew = set(tell_all(run.grown_steps(), world))
+    kept = [(step, grown) for step in known for grown in (False, True) if step in grew or not grown]
+    for step, grown in reversed(kept):
+        held = None if growing is None else growing.member_at(step if grown else max(step - 1, 0))
         try:
-            manifest = load(checkpoints, engine, step, hashes)
-            return Start(step, manifest["segment"], manifest)
+            manifest = load(checkpoints, engines.of(held), step, hashes, grown)
+            return Start(step, manifest["segment"], manifest, held)
         except UserError as error:
             complaints.append(str(error))
             metrics.log("event", step, event="damaged_checkpoint", why=str(error))
             if world.rank == 0:
                 print(f"motet: {error}; trying the one before", file=sys.stderr)
-                set_aside(run, step)
+                set_aside(run, step, grown)
     if complaints:
         raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
     refuse_start_over(run)
-    return Start()
+    return Start(held=None if growing is None else growing.member_at(0))
 
 
-def set_aside(run: RunDir, step: int) -> None:
+def set_aside(run: RunDir, step: int, grown: bool = False) -> None:
     """Rename a checkpoint that cannot be used: retention must not count it among the newest."""
-    folder = run.checkpoint(step)
+    folder = run.checkpoint(step, grown)
     folder.rename(folder.with_name(f"{folder.name}{DAMAGED}{time.time_ns()}"))
 
 

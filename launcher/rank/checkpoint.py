@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -40,8 +40,11 @@ class Checkpoints:
         keep: int = 3,
         keep_every_steps: int = 0,
         background: bool = True,
+        always: Collection[int] = (),
     ) -> None:
         self.run, self.world = run, world
+        self.always = frozenset(always)
+        """Steps whose checkpoints stay for good."""
         self.keep, self.keep_every_steps, self.background = keep, keep_every_steps, background
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -52,6 +55,7 @@ class Checkpoints:
         tensors: Mapping[str, torch.Tensor],
         facts: Mapping[str, Any],
         before_publish: Callable[[], None] | None = None,
+        grown: bool = False,
     ) -> None:
         """Start saving; returns once the tensors are copied, or once published when not in the
         background.
@@ -61,6 +65,7 @@ class Checkpoints:
             tensors: what to save, sharded or not.
             facts: JSON values that the manifest keeps.
             before_publish: called in the background on each rank before its part counts as done.
+            grown: it is what was made of the model of that step, see `RunDir.checkpoint`.
 
         Raises:
             UserError: the disk has no room for it; every rank raises it, and nothing was begun.
@@ -68,9 +73,12 @@ class Checkpoints:
         self.wait()
         if told := first_complaint(self._lacks_room(step, tensors), self.world):
             raise UserError(told)
-        aside = self.run.checkpoints / f".step-{step:08d}.part"
+        final = self.run.checkpoint(step, grown)
+        aside = final.with_name(f".{final.name}.part")
         if self.world.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
+            # What grew of another training of the same steps must not be gone on with.
+            shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
             aside.mkdir(parents=True)
         dist.barrier(group=self.world.control)
         writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
@@ -78,7 +86,12 @@ class Checkpoints:
             dict(tensors), storage_writer=writer, process_group=self.world.saving
         )
         self._pending = self._pool.submit(
-            self._publish, cast("Future[Any]", written), aside, step, dict(facts), before_publish
+            self._publish,
+            cast("Future[Any]", written),
+            aside,
+            final,
+            {"version": 1, "step": step, "world_size": self.world.size, **facts},
+            before_publish,
         )
         if not self.background:
             self.wait()
@@ -124,8 +137,8 @@ class Checkpoints:
         self,
         written: Future[Any],
         aside: Path,
-        step: int,
-        facts: dict[str, Any],
+        final: Path,
+        manifest: dict[str, Any],
         before_publish: Callable[[], None] | None,
     ) -> None:
         """Hash this rank's files; on rank 0 also gather all hashes, write the manifest and
@@ -143,15 +156,13 @@ class Checkpoints:
         }
         write_json(aside / f"hashes-{rank}.json", hashes)
         if rank == 0:
-            manifest = {"version": 1, "step": step, "world_size": size, **facts}
             manifest["files"] = _gather_hashes(aside, size)
             write_json(aside / "manifest.json", manifest)
-            self._rename(aside, step)
+            self._rename(aside, final)
             self._retain()
 
-    def _rename(self, aside: Path, step: int) -> None:
+    def _rename(self, aside: Path, final: Path) -> None:
         """Make the folder appear under its name; an older one of the same step gives way."""
-        final = self.run.checkpoint(step)
         for leftover in aside.glob("hashes-*.json"):
             leftover.unlink()
         fsync_folder(aside)
@@ -166,15 +177,23 @@ class Checkpoints:
         fsync_folder(self.run.checkpoints)
 
     def _retain(self) -> None:
-        """Remove checkpoints that the retention policy lets go."""
-        for step in kept_out(self.run.checkpoint_steps(), self.keep, self.keep_every_steps):
-            shutil.rmtree(self.run.checkpoint(step), ignore_errors=True)
+        """Remove checkpoints that the retention policy lets go; what grew can be made again of the
+        checkpoint before, which stays.
+        """
+        steps = self.run.checkpoint_steps()
+        for step in kept_out(steps, self.keep, self.keep_every_steps):
+            if step not in self.always:
+                shutil.rmtree(self.run.checkpoint(step), ignore_errors=True)
+        for step in self.run.grown_steps():
+            if step < min(steps[-self.keep :], default=0):
+                shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
 
     def load(
         self,
         step: int,
         tensors: Mapping[str, torch.Tensor],
         expected: Mapping[str, Any] | None = None,
+        grown: bool = False,
     ) -> dict[str, Any]:
         """Verify a checkpoint and read it into `tensors` in place; return its manifest.
 
@@ -183,11 +202,11 @@ class Checkpoints:
         Raises:
             UserError: a file is missing, altered or refused; every rank raises it.
         """
-        folder = self.run.checkpoint(step)
-        complaint = first_complaint(self._damage(step), self.world)
+        folder = self.run.checkpoint(step, grown)
+        complaint = first_complaint(self._damage(step, grown), self.world)
         if complaint:
             raise UserError(f"checkpoint {folder} is damaged: {complaint}")
-        manifest = read_checkpoint(self.run, step, {"files": dict})
+        manifest = read_checkpoint(self.run, step, {"files": dict}, grown)
         missing = {"run_sha256"}  # in none of before hashes were kept
         foreign = [
             key
@@ -203,11 +222,11 @@ class Checkpoints:
         )
         return manifest
 
-    def _damage(self, step: int) -> str | None:
+    def _damage(self, step: int, grown: bool) -> str | None:
         """Return what is wrong with this rank's share of a checkpoint's files."""
-        folder = self.run.checkpoint(step)
+        folder = self.run.checkpoint(step, grown)
         try:
-            files = read_checkpoint(self.run, step, {"files": dict})["files"]
+            files = read_checkpoint(self.run, step, {"files": dict}, grown)["files"]
             SafeReader(folder).read_metadata()
         except (UserError, KeyError) as error:
             return str(error)

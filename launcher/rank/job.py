@@ -24,6 +24,7 @@ from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.starting import Starting
 from motet.models.family.base import Choice, Family, Member
 from motet.models.family.costs import choice_flops
+from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
@@ -76,6 +77,10 @@ class TrainingJob:
     draw_check: DrawCheck | None = None
     evaluation: MemberEvaluation | None = None
     validation: Validation | None = None
+    engines: Callable[[Member | None], Engine] | None = None
+    """Makes the engine of a member's own model, where a family grows."""
+    held: Member | None = None
+    """Whose model the engine has, where a family grows; None is the whole one."""
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
     reached: int = 0
@@ -85,6 +90,20 @@ class TrainingJob:
 
     def __post_init__(self) -> None:
         self.hooks = Hooks(self.world)
+
+    @property
+    def growing(self) -> ProgressiveFamily | None:
+        """The family, where its members are models of their own that train one after the other."""
+        return self.family if isinstance(self.family, ProgressiveFamily) else None
+
+    @property
+    def scored(self) -> tuple[Member | None, ...]:
+        """Whom the engine can score now: all members, or the one that it has, where they grow."""
+        return (None, *self.members.values()) if self.growing is None else (self.held,)
+
+    def inside(self, member: Member | None) -> Member | None:
+        """Return a member as the engine knows it: one that grew is the engine's whole model."""
+        return member if self.growing is None else None
 
     @property
     def done(self) -> StepDone:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from motet.core.hashing import sha256_file
 from motet.experiments.scoring.store import probe_path, read_probe, set_aside
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.growing import facts_of, grow, growth_due, has_grown
 from motet.launcher.rank.job import StepDone, TrainingJob
 from motet.launcher.rank.probing import Interrupted
+from motet.launcher.rank.stop import SpikeGuard
 from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import stage_of
-from motet.parallel.engines.protocol import Engine, StepResult
+from motet.models.member import name_of
+from motet.parallel.engines.protocol import Engine, Guard, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all
 
 ORDER = "order"
@@ -26,7 +31,8 @@ ORDER = "order"
 def train(job: TrainingJob, step: int) -> tuple[int, str]:
     """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
     total, stopping = job.settings.steps, agree_any(job.stop.requested(), job.world)
-    if job.settings.training.compile and job.members and step < total and not stopping:
+    slices = job.members and job.growing is None
+    if job.settings.training.compile and slices and step < total and not stopping:
         compile_ahead(job, step)
     while True:
         job.reached = step
@@ -40,6 +46,8 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
             return step, reason
         if order_due(job, step):
             order(job, step)
+        if growth_due(job, step):
+            grow(job, step)
         stage = stage_of(job.family, step) if job.family else None
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
@@ -94,10 +102,21 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     share = job.feed.take(step)
     draw = "" if job.draw_check is None else job.draw_check.checked(step, share.draws)
     waited = time.perf_counter() - started
-    result = job.engine.step(share.batches, lr, job.guard, job.stop.requested, share.members)
+    guard: Guard = job.guard
+    if job.growing is not None:
+        job.engine.freeze(job.growing.frozen(step))
+        guard = partial(of_member, job.guard, name_of(job.held))
+    result = job.engine.step(share.batches, lr, guard, job.stop.requested, share.members)
+    if job.held is not None:
+        result = replace(result, losses={job.held.name: result.loss})
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
     job.last = StepDone(share, result, lr, draw)
     return result
+
+
+def of_member(guard: SpikeGuard, name: str | None, loss: float, grad_norm: float) -> bool:
+    """Ask the guard about a step of one member: each model that grows has a window of its own."""
+    return guard(loss, grad_norm, {name: loss})
 
 
 def numbers_of(result: StepResult) -> dict[str, Any]:
@@ -107,39 +126,39 @@ def numbers_of(result: StepResult) -> dict[str, Any]:
 
 
 def checkpoint_due(job: TrainingJob, step: int) -> bool:
-    """Return whether a checkpoint is due before `step` trains; not right after one was loaded."""
+    """Return whether a checkpoint is due before `step` trains; not right after one was loaded. A
+    model that is about to grow is kept.
+    """
     every = job.settings.checkpoint.every_steps
-    return every > 0 and step % every == 0 and step > job.segment.start_step
+    due = (every > 0 and step % every == 0) or growth_due(job, step)
+    return due and step > job.segment.start_step
 
 
 def save(job: TrainingJob, step: int) -> None:
     """Save in the background; the ledger is on disk before the checkpoint is published."""
     started = time.perf_counter()
-    facts = {
-        **job.facts,
-        "segment": job.segment.segment,
-        "judge": job.guard.state(),
-        "probes": list(job.measured),
-        "metrics": job.metrics.mark(),
-    }
-    job.checkpoints.save(step, job.engine.tensors(), facts, job.ledger.sync)
+    job.checkpoints.save(step, job.engine.tensors(), facts_of(job), job.ledger.sync)
     job.seconds["checkpoint"] = time.perf_counter() - started
     job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
 
 
 def load(
-    checkpoints: Checkpoints, engine: Engine, step: int, expected: dict[str, Any] | None = None
+    checkpoints: Checkpoints,
+    engine: Engine,
+    step: int,
+    expected: dict[str, Any] | None = None,
+    grown: bool = False,
 ) -> dict[str, Any]:
     """Let the engine go on from a checkpoint; return its manifest."""
     tensors = engine.tensors()
-    manifest = checkpoints.load(step, tensors, expected)
+    manifest = checkpoints.load(step, tensors, expected, grown)
     engine.restore(tensors)
     return manifest
 
 
 def probe(job: TrainingJob, step: int) -> bool:
     """Measure every experiment that is due; False when a stop was asked for in the middle."""
-    if not job.probes.names(step) or probed_before(job, step):
+    if not job.probes.names(step) or has_grown(job, step) or probed_before(job, step):
         return True
     try:
         job.at("at_probe", step)
@@ -173,7 +192,7 @@ def _holds(job: TrainingJob, path: Path, names: set[str]) -> bool:
         if known and sha256_file(path) not in known:
             set_aside(path)
             return False
-        found = [read_probe(path, member) for member in (None, *job.members)]
+        found = [read_probe(path, name_of(member)) for member in job.scored]
     except DamagedFile:  # `keep_aside` takes it out of the way
         return False
     return all(f["segment"] == parent and set(s) >= names for f, s in found)
@@ -201,7 +220,9 @@ def roll_back(job: TrainingJob, step: int) -> None:
     saved_steps = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
     if not saved_steps:
         return
-    manifest = load(job.checkpoints, job.engine, saved_steps[-1])
+    # Within a stage: where it began, the model is the one that grew.
+    grown = has_grown(job, saved_steps[-1])
+    manifest = load(job.checkpoints, job.engine, saved_steps[-1], grown=grown)
     keep_order(job.facts, manifest)
     job.ledger.close()
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)

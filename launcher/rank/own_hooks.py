@@ -44,9 +44,10 @@ class Probes(OwnHook):
         job, step = self.job, context.step
         with job.progress.phase("probing"):
             started = time.perf_counter()
-            scores = self._score(step, None)
+            found = {member: self._score(step, job.inside(member)) for member in job.scored}
+            scores = found.pop(None, {})
             context.facts["experiments"] = job.probes.means(scores)
-            members = {name: self._score(step, member) for name, member in job.members.items()}
+            members = {member_name(member): theirs for member, theirs in found.items()}
             if members:
                 means = {name: job.probes.means(found) for name, found in members.items()}
                 context.facts["members"] = means
@@ -60,7 +61,9 @@ class Probes(OwnHook):
                 seconds = time.perf_counter() - started
                 job.metrics.log("probe", step, **context.facts, seconds=seconds, **row)
                 self._tell_failures(step)
-                self._tell_saturation(step, context.facts["experiments"])
+                self._tell_saturation(
+                    step, job.probes.means(scores or next(iter(members.values())))
+                )
             job.seconds["probe"] = time.perf_counter() - started
 
     def _tell_failures(self, step: int) -> None:
@@ -142,20 +145,23 @@ class Evaluations(OwnHook):
 
     def after_step(self, context: HookContext) -> None:
         job, step = self.job, context.step
-        due = [] if job.evaluation is None else job.evaluation.due(step, job.settings.steps)
+        due = self._due(step)
         if job.evaluation is None or not due:
             return
         whole = ModelConfig(**job.facts["model"])
         with job.progress.phase("evaluating"):
             started = time.perf_counter()
             losses = {
-                member_name(member): job.evaluation.loss(job.engine, job.layout, job.world, member)
+                member_name(member): job.evaluation.loss(
+                    job.engine, job.layout, job.world, job.inside(member)
+                )
                 for member in due
             }
             more: dict[str, Any] = {}
-            if len(due) > 1:
+            if len(due) > 1 or self._is_last(step):
                 more["latency_ms"] = {
-                    member_name(member): 1000 * job.evaluation.latency_s(job.engine, member)
+                    member_name(member): 1000
+                    * job.evaluation.latency_s(job.engine, job.inside(member))
                     for member in due
                 }
                 more["sizes"] = {
@@ -172,20 +178,39 @@ class Evaluations(OwnHook):
             seconds = time.perf_counter() - started
             job.metrics.log("evaluation", step, losses=losses, **facts, **more, seconds=seconds)
 
+    def _due(self, step: int) -> list[Member | None]:
+        """Return who is evaluated after a step; where members grow it is the one that trains, at
+        the end of its stage too.
+        """
+        job = self.job
+        if job.evaluation is None:
+            return []
+        due = job.evaluation.due(step, job.settings.steps)
+        return [job.held] * bool(due or self._is_last(step)) if job.growing else due
+
+    def _is_last(self, step: int) -> bool:
+        """Return whether a member that grows, or the whole that was grown, is as it will be."""
+        growing = self.job.growing
+        return growing is not None and step in (*growing.ends(), self.job.settings.steps)
+
 
 class Validations(OwnHook):
     """Measures the loss on text that is not trained on; at the end that of every member too."""
 
     def after_step(self, context: HookContext) -> None:
         job, step, total = self.job, context.step, self.job.settings.steps
-        if job.validation is None or not job.validation.due(step, total):
+        growing = job.growing
+        ends = growing is not None and step in growing.ends()
+        if job.validation is None or not (ends or job.validation.due(step, total)):
             return
         with job.progress.phase("validating"):
             started = time.perf_counter()
             place = job.engine, job.layout, job.world
             losses = job.validation.losses(*place)
             more: dict[str, Any] = {}
-            if job.members and step == total:
+            if job.held is not None:
+                more["members"] = {job.held.name: losses}
+            elif job.members and growing is None and step == total:
                 more["members"] = {
                     name: job.validation.losses(*place, member)
                     for name, member in job.members.items()

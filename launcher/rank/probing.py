@@ -107,16 +107,20 @@ class ProbeSet:
         }
 
     @classmethod
-    def of_run(cls, run: RunDir, settings: RunSettings) -> ProbeSet:
+    def of_run(cls, run: RunDir, settings: RunSettings, also: Sequence[int] = ()) -> ProbeSet:
         """Return the probes of a run's frozen study; token-only corpora without experiments need no
         tokenizer.
+
+        Args:
+            also: steps at which everything is measured beside those of the definition.
         """
         questions = read_questions(run.plan, Library(run.plugins))
         if not questions:
             return cls.none()
         definition, _ = read_definition(run.plan)
         frozen = {
-            entry["spec"]["name"]: entry["probe_steps"] for entry in definition["experiments"]
+            entry["spec"]["name"]: [*entry["probe_steps"], *also]
+            for entry in definition["experiments"]
         }
         due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
         length, room = settings.data.sequence_length, settings.probes.batch_tokens

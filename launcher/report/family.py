@@ -10,6 +10,7 @@ from typing import Any
 
 from motet.launcher.report import plots, words
 from motet.launcher.runs.metrics import Row, rows_of
+from motet.models.family.costs import lineage_totals
 
 WHOLE = "whole"
 AXES = {
@@ -38,6 +39,8 @@ def family_part(
         return {}
     evaluations = rows_of(rows, "evaluation")
     last = evaluations[-1] if evaluations else {}
+    if manifest.get("stages"):
+        last = _last_of_each(evaluations)
     latency = last.get("latency_ms") or {}
     trained = compliance.get("trained_sequences")
     members = [
@@ -48,15 +51,70 @@ def family_part(
     for axis in AXES:
         for row, on_front in zip(members, front(members, axis), strict=True):
             row["front"][axis] = on_front
+    stages = lineage(members, manifest) if manifest.get("stages") else []
     return {
         "members": members,
+        **({"lineage": stages} if stages else {}),
         "step": last.get("step") if latency else None,
         "unseen": all(row.get("unseen", True) for row in evaluations) if evaluations else None,
         "sequences": last.get("sequences"),
         "latency_of": last.get("latency_of"),
         "losses": curves(evaluations),
-        "cost": family_cost(members, manifest, compliance),
+        "cost": grown_cost(stages, compliance)
+        if stages
+        else family_cost(members, manifest, compliance),
     }
+
+
+def _last_of_each(evaluations: Sequence[Row]) -> Row:
+    """Return, as one evaluation, that of each member when it was as it is kept."""
+    whole = [row for row in evaluations if row.get("latency_ms")]
+    found: dict[str, Any] = dict(whole[-1]) if whole else {}
+    for key in ("losses", "latency_ms"):
+        found[key] = {name: x for row in whole for name, x in (row.get(key) or {}).items()}
+    return found
+
+
+def lineage(
+    members: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what each stage read and cost, in order, alone and with those before it; figures are
+    None where no ledger says what was read.
+    """
+    by_name = {row["member"]: row for row in members}
+    rows: list[dict[str, Any]] = []
+    tokens: float | None = 0.0
+    flops = 0.0
+    for stage in manifest["stages"]:
+        row = by_name[stage["name"]]
+        own = None if row["tokens"] is None or tokens is None else float(row["tokens"])
+        tokens = None if own is None or tokens is None else tokens + own
+        flops += (own or 0.0) * (row["flops_per_token"] or 0.0)
+        rows.append(
+            {
+                "member": stage["name"],
+                "operator": stage["operator"],
+                "start_step": stage["start_step"],
+                "flops_per_token": row["flops_per_token"] or 0.0,
+                "tokens": own,
+                "lineage_tokens": tokens,
+                "lineage_flops": None if own is None else flops,
+            }
+        )
+    return rows
+
+
+def grown_cost(
+    stages: Sequence[Mapping[str, Any]], compliance: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the operations that really ran against those of separate runs
+    (`models.family.costs.lineage_totals`); None without a ledger. Stages that did not begin have
+    cost nothing and are left out.
+    """
+    begun = [row for row in stages if row["tokens"]]
+    if compliance.get("flops") is None or not begun:
+        return None
+    return lineage_totals(begun)
 
 
 def _member(

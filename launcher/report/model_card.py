@@ -43,6 +43,16 @@ class RunFacts:
             return None
         return self.sequences[name_of(member)] * self.length
 
+    def lineage(self, member: Member | None) -> list[dict[str, Any]]:
+        """Return the stages that led to a model that grew, its own last; [] where none does."""
+        stages, name = self.manifest.get("stages") or [], name_of(member) or "whole"
+        names = [stage["name"] for stage in stages]
+        entries = {entry["name"]: entry for entry in self._members()} | {"whole": self.manifest}
+        return [
+            {**entries[stage["name"]], **stage}
+            for stage in stages[: names.index(name) + 1 if stages else 0]
+        ]
+
     def run_flops(self) -> float | None:
         """Return the operations of all passes with a gradient up to the step."""
         if self.sequences is None:
@@ -56,7 +66,9 @@ class RunFacts:
         """Return the mean training loss of a model over the last steps in which it trained."""
         name = name_of(member) or "whole"
         found = [row.get("losses", {}).get(name) for row in self.rows]
-        if member is None and not any(x is not None for x in found):
+        if self.manifest.get("stages"):
+            found = [row.get("loss") for row in self.rows if row.get("member", "whole") == name]
+        elif member is None and not any(x is not None for x in found):
             found = [row.get("loss") for row in self.rows]
         last = [x for x in found if isinstance(x, int | float) and math.isfinite(x)][-LAST_ROWS:]
         return sum(last) / len(last) if last else None
@@ -120,11 +132,9 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
     each = counts.training_flops_per_token(config, facts.length)
     flops = None if tokens is None else tokens * each
     tail = f"nats per token, mean of the last {LAST_ROWS} logged steps in which it trained"
-    part = "all of it" if member is None else f"`{json.dumps(spec(member, config))}`"
     return [
         ("parameters", f"{total:,}; {matmul:,} outside embedding and head"),
-        ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
-        ("part of the parent", part),
+        *(_grown_from(facts, member) or _parent(facts, member, config)),
         ("tokens it trained on", _or_unknown(tokens, "no step trained it as such")),
         ("FLOPs of its own training", _flops(flops)),
         ("FLOPs of the whole run", _flops(run_flops)),
@@ -133,6 +143,32 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
         ("seed", str(facts.settings.seed)),
         ("licence", "not set; that of the tokenizer and the text is not known to Motet"),
     ]
+
+
+def _parent(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[tuple[str, str]]:
+    """Return what a model is a part of."""
+    part = "all of it" if member is None else f"`{json.dumps(spec(member, config))}`"
+    return [
+        ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
+        ("part of the parent", part),
+    ]
+
+
+def _grown_from(facts: RunFacts, member: Member | None) -> list[tuple[str, str]]:
+    """Return which models a model grew from, and what they trained on; [] where it did not."""
+    told, tokens = [], 0
+    for stage in facts.lineage(member):
+        who = None if stage["name"] == "whole" else stage["name"]
+        own = None if facts.sequences is None else facts.sequences[who] * facts.length
+        tokens += own or 0
+        made = f"{stage['operator']} → " if stage["operator"] else ""
+        trained = "" if own is None else f", {own:,} tokens"
+        told.append(f"{made}{stage['name']} ({stage['parameters']:,} parameters{trained})")
+    if not told:
+        return []
+    run = f"run `{facts.run.name}`"
+    found = [("lineage", f"{run}: {' → '.join(told)}")]
+    return found if facts.sequences is None else [*found, ("tokens of its lineage", f"{tokens:,}")]
 
 
 def spec(member: Member, config: ModelConfig) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def validation_losses(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Steps and losses of each text that was validated, and the members' at the end."""
+    """Steps and losses of each text that was validated, and the members' at the end; of one that
+    grew into another, when it last trained.
+    """
     found: dict[str, dict[str, Any]] = {}
     for row in rows_of(rows, "validation"):
         for name, loss in (row.get("losses") or {}).items():
@@ -69,7 +71,9 @@ def validation_losses(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             curve["loss"].append(finite(loss))
             curve["labels"] = (row.get("labels") or {}).get(name)
             members = {m: finite(losses.get(name)) for m, losses in row.get("members", {}).items()}
-            curve |= {"members": members} if members else {}
+            if members:
+                curve.setdefault("members", {}).update(members)
+                curve.setdefault("member_steps", {}).update(dict.fromkeys(members, row["step"]))
     return found
 
 
@@ -80,7 +84,8 @@ def validation_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
     for name, curve in (record.get("validation") or {}).items():
         for member, loss in {None: curve["loss"][-1], **(curve.get("members") or {})}.items():
-            known = {"name": name, "member": member, "step": curve["steps"][-1], "loss": loss}
+            step = (curve.get("member_steps") or {}).get(member, curve["steps"][-1])
+            known = {"name": name, "member": member, "step": step, "loss": loss}
             perplexity = None if loss is None else math.exp(min(loss, 700.0))
             out.append({**known, "perplexity": perplexity, "labels": curve.get("labels")})
     return out

@@ -29,8 +29,10 @@ from motet.models.family.base import (
     member_problems,
     members_of,
 )
+from motet.models.family.growing_stages import RunShape
+from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.registry import FAMILIES
-from motet.parallel.engines.refusals import refusals
+from motet.parallel.engines.refusals import refusals, stage_refusals
 from motet.parallel.layout.layout import Layout
 
 
@@ -57,13 +59,33 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     if settings.family.kind == WHOLE:
         return {}
     family = new_family(settings, whole)
-    members = made_members(family)
-    problems = member_problems(whole, members) or family.problems(settings.steps)
-    raise_problems([Problem("family.kind", why) for why in problems])
+    members = sound_members(family, settings)
     if not members:
         return {}
     facts = {"members": member_facts(members, settings.data.sequence_length)}
+    if isinstance(family, ProgressiveFamily):
+        facts["stages"] = family.stage_facts()
     return facts | ({"family_needs": list(needs)} if (needs := family.needs()) else {})
+
+
+def sound_members(family: Family, settings: RunSettings) -> Sequence[Member]:
+    """Return the members of a family that can train for as long as the run is.
+
+    Raises:
+        UserError: they cannot be, or the family cannot train so.
+    """
+    members = made_members(family)
+    # Those that grow are no slices of the whole; each is a model that was looked at by itself.
+    grows = isinstance(family, ProgressiveFamily)
+    problems = [] if grows else member_problems(family.whole, members)
+    if grows and settings.model.from_hf:
+        problems.append(
+            f"progressive begins with a small model of its own, and model.from_hf="
+            f"{settings.model.from_hf} has the weights of the last; leave it out"
+        )
+    problems = problems or family.problems(settings.steps)
+    raise_problems([Problem("family.kind", why) for why in problems])
+    return members
 
 
 def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
@@ -91,8 +113,11 @@ def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
 def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfig) -> None:
     """Raise `UserError` where a layout cannot train the family of a run's manifest."""
     if manifest.get("members"):
-        needs = manifest.get("family_needs", ())
-        found = refusals(layout, whole, members_of(manifest), needs)
+        members, needs = members_of(manifest), manifest.get("family_needs", ())
+        if manifest.get("stages"):
+            found = stage_refusals(layout, members)
+        else:
+            found = refusals(layout, whole, members, needs)
         raise_problems([Problem("family.kind", why) for why in found])
 
 
@@ -147,7 +172,8 @@ def open_family(
         made = frozen_class(run, manifest, "family.kind", kind, Family)
     else:
         made = FAMILIES[kind]
-    family, frozen = _made(made, settings, whole), members_of(manifest)
+    family = _made(made, settings, whole, manifest.get("stages") or ())
+    frozen = members_of(manifest)
     if list(made_members(family)) != frozen:
         raise UserError(
             f"family.kind: {kind} makes other members than those that {run.manifest} was frozen "
@@ -156,13 +182,34 @@ def open_family(
     return family, {member.name: member for member in frozen}
 
 
-def _made(made: type[Family], settings: RunSettings, whole: ModelConfig) -> Family:
+def _made(
+    made: type[Family],
+    settings: RunSettings,
+    whole: ModelConfig,
+    stages: Sequence[Mapping[str, Any]] = (),
+) -> Family:
+    """Return a family, its stages laid over the run, or as they were frozen with it."""
     try:
-        return made(whole, settings.family.options, settings.seed)
+        family = made(whole, settings.family.options, settings.seed)
+        if isinstance(family, ProgressiveFamily):
+            family.fit(shape_of(settings), stages)
+        return family
     except UserError:
         raise
     except MISTAKES as error:
         raise PluginError("family.kind", f"cannot be made: {place(error, made)}") from None
+
+
+def shape_of(settings: RunSettings) -> RunShape:
+    """Return the length and the learning rate of a run, as stages of a family need them."""
+    training = settings.training
+    return RunShape(
+        steps=settings.steps,
+        sequence_length=settings.data.sequence_length,
+        sequences_before=settings.slots_before,
+        peak_lr=training.optimizer.learning_rate,
+        warmup_steps=training.schedule.warmup_steps,
+    )
 
 
 def made_members(family: Family) -> Sequence[Member]:

@@ -13,6 +13,7 @@ from motet.core.errors import DamagedFile, UserError
 from motet.core.files import PRIVATE_UMASK, read_text
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
+_GROWN = re.compile(r"step-(\d{8,})\.grown")
 
 
 class RunDir:
@@ -216,9 +217,16 @@ class RunDir:
         """
         return self.attempt(number) / "resolved.yaml"
 
-    def checkpoint(self, step: int) -> Path:
-        """Folder of the checkpoint after `step` updates."""
-        return self.checkpoints / f"step-{step:08d}"
+    def checkpoint(self, step: int, grown: bool = False) -> Path:
+        """Folder of the checkpoint after `step` updates; `grown`: of the model that was made of
+        that one, before it trained.
+        """
+        return self.checkpoints / f"step-{step:08d}{'.grown' if grown else ''}"
+
+    def grown_steps(self) -> list[int]:
+        """Steps after which a model grew and the new one was saved, ascending."""
+        found = (_GROWN.fullmatch(path.name) for path in self.checkpoints.glob("step-*.grown"))
+        return sorted(int(match[1]) for match in found if match)
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""

@@ -41,14 +41,14 @@ def run_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def read_checkpoint(
-    run: RunDir, step: int, needs: Mapping[str, Any] = CHECKPOINT_NEEDS
+    run: RunDir, step: int, needs: Mapping[str, Any] = CHECKPOINT_NEEDS, grown: bool = False
 ) -> dict[str, Any]:
-    """Return the manifest of a checkpoint.
+    """Return the manifest of a checkpoint; `grown`: see `RunDir.checkpoint`.
 
     Raises:
         DamagedFile: it is missing or altered, or the folder has another step's name.
     """
-    path = run.checkpoint(step) / "manifest.json"
+    path = run.checkpoint(step, grown) / "manifest.json"
     found = read_fields(path, {**needs, "step": int}, "its weights cannot be trusted: use another")
     if found["step"] != step:
         what = f"is that of step {found['step']:,}, in the folder of step {step:,}"

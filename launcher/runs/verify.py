@@ -136,14 +136,26 @@ def _frozen(found: Findings, within: str) -> None:
 
 def _checkpoints(found: Findings) -> None:
     """Manifests, whose step and run they are, and the weights."""
-    for step, manifest in found.checkpoints.items():
-        folder = found.run.checkpoint(step)
+    found_here = [(found.run.checkpoint(step), one) for step, one in found.checkpoints.items()]
+    for folder, manifest in [*found_here, *_grown(found)]:
+        step = manifest["step"]
         for key, now in _identity(found.manifest).items():
             if manifest.get(key, now) != now:
                 found.add(folder, f"is of another run: its {key} differs", "take it away")
         if found.step in (None, step):
             for name, what in seals.altered_files(folder, manifest.get("files", {})):
                 found.add(folder / name, what, "use another checkpoint")
+
+
+def _grown(found: Findings) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints of models that grew, with what they say of themselves."""
+    for step in found.run.grown_steps():
+        if found.step is None or found.step < 0:
+            read = found.reading(
+                seals.read_checkpoint, found.run, step, seals.CHECKPOINT_NEEDS, True
+            )
+            if read:
+                yield found.run.checkpoint(step, grown=True), read
 
 
 def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ definition is the frozen one.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -157,7 +159,8 @@ def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
     newest = lineage(read_segments(run.ledger), segment, step)
     members = members_of(manifest)
     sizes = sizes_of(manifest, definition)
-    reader = _Reader(run, settings, plan, questions, members, definition, sizes)
+    stages = manifest.get("stages") or ()
+    reader = _Reader(run, settings, plan, questions, members, definition, sizes, stages)
     ends, later = Ends.of(run, definition), []
     if ends.reached:
         moved, measured = reader.judged(ends, manifest, (step, segment, compliance))
@@ -203,6 +206,8 @@ class _Reader:
     definition: Mapping[str, Any]
     sizes: Mapping[str, int | None]
     """Parameters by member, the whole model as "whole"."""
+    stages: Sequence[Mapping[str, Any]] = ()
+    """Of members that grow, in order (`stages` of the manifest)."""
 
     def measured(
         self, stretches: Sequence[Stretch], compliance: Compliance, until: int | None = None
@@ -213,12 +218,13 @@ class _Reader:
         found: list[Measured] = []
         batches, total = self.settings.batch_steps, int(self.definition["steps_total"])
         for member in self.members:
-            probed = read_probes(self.run.probes, stretches, member)
+            probed = self.probed(stretches, member)
             if until is not None:
+                last = min(until, self.end_of(member))
                 probed = {
                     name: one
                     for name, found_there in probed.items()
-                    if (one := self.frozen(name, found_there, until)).steps[-1:] == [until]
+                    if (one := self.frozen(name, found_there, last)).steps[-1:] == [last]
                 }
             found += measure(
                 self.questions,
@@ -233,12 +239,33 @@ class _Reader:
             )
         return found
 
+    def probed(self, stretches: Sequence[Stretch], member: str | None) -> dict[str, Probed]:
+        """The probes of a member by experiment; of one that grew, those of the models that it was
+        made of as well, each as long as it trained. Without its own it was not measured.
+        """
+        own = read_probes(self.run.probes, stretches, member)
+        names = [entry["name"] for entry in self.stages]
+        before = names[: names.index(member or WHOLE)] if names else []
+        found: dict[str, Probed] = {}
+        for part in (*(read_probes(self.run.probes, stretches, name) for name in before), own):
+            for name in own.keys() & part.keys():
+                entry = found.setdefault(name, Probed([], []))
+                entry.steps.extend(part[name].steps)
+                entry.scores.extend(part[name].scores)
+        return found
+
+    def end_of(self, member: str | None) -> float:
+        """The step at which a member grew into another: it is judged as it was then."""
+        pairs = itertools.pairwise(self.stages)
+        ends = {one["name"]: int(after["start_step"]) for one, after in pairs}
+        return ends.get(member or WHOLE, math.inf)
+
     @cached_property
     def overlaps(self) -> list[Overlap]:
         """Experiments that tell of each other's units, whatever was trained or probed."""
         return known_overlaps(self.questions)
 
-    def frozen(self, name: str, probed: Probed, until: int) -> Probed:
+    def frozen(self, name: str, probed: Probed, until: float) -> Probed:
         """The probes of an experiment that its definition asks for, up to a step: what a hook
         measures beside them decides nothing.
         """

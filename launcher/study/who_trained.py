@@ -123,10 +123,11 @@ def add_doses(
     """Add to each experiment's row of `compliance` what dose each member had, by arm (`doses`);
     nothing for a run of one model.
 
-    An experiment that never shows its units' texts (A/A) is counted by its placebos.
+    An experiment that never shows its units' texts (A/A) is counted by its placebos. Members that
+    grow share no weights; what each consumed stands in the rows of its arms.
     """
     members = [None, *(member["name"] for member in manifest.get("members") or [])]
-    if len(members) < 2:
+    if len(members) < 2 or manifest.get("stages"):
         return
     exposures, contains = plan.exposures(), containment(manifest)
     placebo = (exposures.flags & PLACEBO_FLAG) > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from motet.models.config import ModelConfig
 from motet.models.counts import (
@@ -24,6 +26,25 @@ def passes_of(choice: Choice) -> Choice:
     """
     teacher = (Term(None, 0.0),) if any(term.kept for term in choice) else ()
     return (*teacher, *choice)
+
+
+def lineage_totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the operations of a family that grows, and of separate runs of its members.
+
+    Args:
+        rows: of each stage in order: `flops_per_token`, and `lineage_tokens` and `lineage_flops` of
+            all stages up to its end.
+    """
+    flops = rows[-1]["lineage_flops"]
+    equal_cost = sum(row["lineage_flops"] for row in rows)
+    equal_tokens = sum(row["lineage_tokens"] * row["flops_per_token"] for row in rows)
+    return {
+        "flops": flops,
+        "at_equal_cost": equal_cost,
+        "at_equal_tokens": equal_tokens,
+        "saved_at_equal_cost": 1 - flops / equal_cost if equal_cost else None,
+        "saved_at_equal_tokens": 1 - flops / equal_tokens if equal_tokens else None,
+    }
 
 
 @lru_cache(maxsize=4096)

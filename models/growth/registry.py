@@ -135,6 +135,13 @@ def operator(name: str, **options: Any) -> GrowthOperator:
     return WidthThenDepth(width=made[0], depth=made[1])
 
 
+def stated_jump(name: str) -> float:
+    """Return the most that the loss of a trained model is expected to rise by, nats: of a pair the
+    sum of both.
+    """
+    return sum(_kind(part.strip()).facts.loss_jump_nats for part in name.split("+"))
+
+
 def _kind(name: str) -> type[GrowthOperator]:
     if name not in OPERATORS:
         raise ModelError(

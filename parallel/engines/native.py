@@ -144,6 +144,7 @@ class NativeEngine(TensorState):
         for moe in self.experts.values():
             moe.begin_step(n_tokens)
         sums = self._forward_backward(inputs, 1.0 / max(n_labels, 1), tally)
+        self.leave_frozen()
         parts = self.options.mask_update or self.options.by_users
         usage = self.usage.of(members) if parts and members is not None else None
         if usage is not None and self.options.by_users:

@@ -105,6 +105,11 @@ class Engine(Protocol):
     def finish_scoring(self) -> None:
         """Give back what scoring held, so that the next step finds the engine as it was."""
 
+    def freeze(self, names: frozenset[str]) -> None:
+        """Leave some weights as they are in the steps that follow, moments too; () trains all. The
+        native engine alone does.
+        """
+
     def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
         """Put the channels of every axis in the order of their importance, weights with their
         moments, and return the orders (`models.family.importance`); the model computes the same (a

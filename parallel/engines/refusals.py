@@ -10,6 +10,7 @@ from motet.models.config import ModelConfig
 from motet.models.family.space import part_order
 from motet.models.member import Member, block_cuts
 from motet.parallel.layout.layout import Layout
+from motet.parallel.layout.model_rules import model_problems
 
 NEEDS = {
     "mask_update": "updates parts of weights",
@@ -54,6 +55,20 @@ def refusals(
         reasons.append("layout.shares: replicas must take equally many micro-batches")
     reasons += _out_of_step(layout, config, members)
     return reasons + list(dict.fromkeys(_cut_groups(layout, config, members)))
+
+
+def stage_refusals(layout: Layout, members: Sequence[Member]) -> list[str]:
+    """Return why a layout cannot train the models of a run that grows, one after the other."""
+    if layout.engine != "native":
+        return [
+            f"layout.engine={layout.engine}: a model that grows is handed over with its optimizer "
+            "state between two engines of one process, which was shown for native alone; use native"
+        ]
+    found = []
+    for member in members:
+        for setting, why in model_problems(layout, member.config):
+            found.append(f"stage {member.name}: {setting}: {why}")
+    return found
 
 
 def _short_of_layers(

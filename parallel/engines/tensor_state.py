@@ -26,11 +26,21 @@ class TensorState:
 
     world: World
     parameters: dict[str, nn.Parameter]
+    frozen: frozenset[str] = frozenset()
     experts: Any  # mixtures by layer: an attribute here, a cached property there
 
     def adam(self) -> torch.optim.Optimizer:
         """Return the optimizer that holds the state of the parameters."""
         raise NotImplementedError
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """See `Engine.freeze`."""
+        self.frozen = names
+
+    def leave_frozen(self) -> None:
+        """Drop the gradients of frozen weights: AdamW touches neither them nor their moments."""
+        for name in self.frozen & self.parameters.keys():
+            self.parameters[name].grad = None
 
     def speaks(self) -> bool:
         """Return whether this rank tells the others of the weights that it holds."""

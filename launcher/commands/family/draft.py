@@ -10,7 +10,13 @@ from typing import Any
 from motet.core import format
 from motet.core.errors import UserError
 from motet.launcher.commands import common, options
-from motet.launcher.commands.export import all_models, chosen_model, chosen_step, read_model
+from motet.launcher.commands.export import (
+    all_models,
+    chosen_model,
+    chosen_step,
+    is_growing,
+    read_model,
+)
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
@@ -55,7 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _who(rundir: RunDir, target: str, draft: str | None) -> tuple[Member | None, list[Member]]:
     """The target, and the members that draft for it."""
-    models = all_models(rundir)
+    if is_growing(rundir):
+        raise UserError(
+            f"{rundir.root}: its members grew one into the other, and drafts are measured between "
+            "slices of one checkpoint; export them and draft in transformers"
+        )
+    models = all_models(rundir, chosen_step(rundir, None))
     wanted = chosen_model(rundir, target, "--target")
     smaller = models[: [model.name for model in models].index(wanted.name)]
     found = [model.member for model in smaller if model.member is not None]

@@ -20,25 +20,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw the members of a run.yaml's family, or tell them as JSON."""
     settings = run_yaml.load(common.run_yaml(arguments), arguments.settings)
+    from motet.launcher.planning import stage_costs
     from motet.launcher.planning.family_facts import draw, family_facts
-    from motet.launcher.runs.families import draws_of, made_members, new_family
-    from motet.models.family.base import WHOLE, member_problems
-    from motet.parallel.engines.refusals import refusals
+    from motet.launcher.runs.families import (
+        draws_of,
+        new_family,
+        new_members,
+        refuse_layout,
+        sound_members,
+    )
+    from motet.models.family.base import WHOLE
+    from motet.models.family.progressive import ProgressiveFamily
 
     model, known = model_of(settings)
     if settings.family.kind == WHOLE:
-        problem = Problem("family.kind", "is whole: this run trains one model; set kind: nested")
+        problem = Problem(
+            "family.kind", "is whole: this run trains one model; set kind: nested or progressive"
+        )
         raise_problems([problem])
     family = new_family(settings, model)
-    members = list(made_members(family))
-    problems = member_problems(model, members) or family.problems(settings.steps)
-    raise_problems([Problem("family.kind", why) for why in problems])
+    members = list(sound_members(family, settings))
     layout = settings.layout_for(settings.layout.processes)
-    refused = refusals(layout, model, members, family.needs())
-    raise_problems([Problem("family.kind", why) for why in refused])
-    facts = family_facts(family, members, settings, draws_of(family, settings, layout))
+    refuse_layout(new_members(settings, model), layout, model)
+    draws = draws_of(family, settings, layout)
+    if isinstance(family, ProgressiveFamily):
+        facts = {"kind": settings.family.kind, **stage_costs.stage_facts(family, settings)}
+        shown = stage_costs.draw
+    else:
+        facts, shown = family_facts(family, members, settings, draws), draw
     if arguments.json:
         terminal.print_json(facts)
         return 0
-    draw(facts, known)
+    shown(facts, known)
     return 0

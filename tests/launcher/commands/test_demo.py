@@ -58,6 +58,17 @@ def test_the_demo_of_a_family_asks_how_memorization_grows_with_size() -> None:
     assert {member["name"] for member in members} == {"quarter", "half"}
 
 
+def test_the_demo_of_a_family_that_grows_has_three_sizes_that_cost_what_they_would_alone() -> None:
+    for steps in (8, 100, demo.PROGRESSIVE_STEPS):
+        text = demo.demo_yaml(steps, family="progressive")
+        settings = run_yaml.load(None, [], text=text, base=Path("/d"))
+        whole = preset(settings.model.preset, 2048, **settings.model.overrides())
+        facts = new_members(settings, whole)
+        assert [stage["name"] for stage in facts["stages"]] == ["quarter", "half", "whole"]
+        assert [stage["operator"] for stage in facts["stages"]] == ["", "hypercloning", "stack"]
+        assert facts["stages"][-1]["start_step"] < steps
+
+
 def test_a_dry_run_prints_the_run_yaml_and_does_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -306,6 +306,34 @@ def test_a_family_is_priced_by_who_its_sampler_draws_beside_runs_of_each_member_
     assert "Alone, a step of each takes short" in told
 
 
+def test_the_stages_of_a_family_are_priced_beside_separate_runs(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cluster = tmp_path / "family.yaml", tmp_path / "small.yaml"
+    stages = "[{name: half, depth: 0.5}, {operator: stack}]"
+    path.write_text(
+        f"{RUN}\nfamily: {{kind: progressive, options: {{preset: yano2025, stages: {stages}}}}}\n"
+    )
+    cluster.write_text(CLUSTER.split("  - {name: attic")[0])
+    asked = ["plan", str(path), "--cluster", str(cluster), *UNDIVIDED]
+    assert main([*asked, "--json"]) == 0
+    family = json.loads(capsys.readouterr().out)["family"]
+    half, whole = family["stages"]
+    assert half["flops_per_token"] < whole["flops_per_token"]
+    assert half["step_time_s"] < whole["step_time_s"]
+    assert half["memory_gib"] < whole["memory_gib"] == family["memory_gib"]
+    assert family["time_s"] == pytest.approx(half["time_s"] + whole["time_s"])
+    assert whole["lineage_flops"] == family["flops"] < family["at_equal_cost"]
+    # The first costs what it would alone: one part in all of it.
+    share = half["lineage_flops"] / family["flops"]
+    assert family["saved_at_equal_cost"] == pytest.approx(1 - 1 / (1 + share))
+    assert main(asked) == 0
+    assert "All stages take" in capsys.readouterr().out
+    assert main(["family", "show", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["flops"] == pytest.approx(family["flops"])
+
+
 def test_a_family_that_cannot_be_is_refused_by_a_plan(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

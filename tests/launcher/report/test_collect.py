@@ -258,7 +258,13 @@ def test_validation_losses_are_a_curve_a_table_and_a_line() -> None:
     ]  # fmt: skip
     report = assemble(Sources(manifest=MANIFEST, rows=rows))
     assert report["training"]["validation"] == {
-        "web": {"steps": [1, 2], "loss": [3.5, 3.25], "labels": 62, "members": {"small": 3.75}}
+        "web": {
+            "steps": [1, 2],
+            "loss": [3.5, 3.25],
+            "labels": 62,
+            "members": {"small": 3.75},
+            "member_steps": {"small": 2},
+        }
     }
     assert report["training"]["seconds"]["probe"] == 2.0
     page = render(report)

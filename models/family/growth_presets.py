@@ -1,0 +1,214 @@
+"""Published schedules of growth, by the name that `family.options.preset` gives. Torch-free.
+
+A preset fills in what `stages` leaves out: sizes and operators when the options are read, lengths
+and learning rates once the length of the run is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from motet.core.errors import UserError, suggest
+from motet.core.schema import MappingReader, is_sequence
+from motet.models.config import ModelConfig
+from motet.models.counts import parameters, parameters_non_embedding, training_flops_per_token
+from motet.models.family.growing_stages import LENGTHS, GrowingStage, RunShape, StageLength, amount
+
+GSTACK_FACTOR = 4
+LR_EXPONENT = 1 / 3
+"""Of sizes, in the peak learning rate of `yano2025`: muP's rate of hidden matrices falls with the
+width, and the number of parameters grows as its cube where depth grows along."""
+
+
+class PresetRun(NamedTuple):
+    """What a preset is fitted to: stages as they were read, the run, and the family's options."""
+
+    stages: list[GrowingStage]
+    run: RunShape
+    options: Mapping[str, Any]
+
+
+class Preset(NamedTuple):
+    """One published schedule.
+
+    Attributes:
+        takes: options beside `stages` that it reads.
+        written: gives the stages as run.yaml would have them.
+        fitted: gives them lengths and learning rates.
+    """
+
+    takes: tuple[str, ...]
+    written: Callable[[MappingReader, ModelConfig], list[Any]]
+    fitted: Callable[[PresetRun], list[GrowingStage]]
+
+
+def preset_options(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return the stages as run.yaml would have them, with what a preset fills in."""
+    name = read.values.get("preset")
+    if name is not None and (not isinstance(name, str) or name not in PRESETS):
+        if why := NOT_BUILT.get(str(name)):
+            read.problem("preset", f"{name} is not built: {why}; there are {', '.join(PRESETS)}")
+        else:
+            hint = suggest(str(name), PRESETS)
+            read.problem("preset", f"{name!r} is not one of {', '.join(PRESETS)}{hint}")
+        return []
+    for key in ("factor", "tokens"):
+        if key in read.values and (name is None or key not in PRESETS[name].takes):
+            whose = [other for other, one in PRESETS.items() if key in one.takes]
+            read.problem(key, f"belongs to preset {' or '.join(whose)}; leave it out")
+    return _listed(read) if name is None else PRESETS[name].written(read, whole)
+
+
+def _listed(read: MappingReader) -> list[Any]:
+    """Return `stages` as they stand."""
+    asked = read.values.get("stages")
+    if not is_sequence(asked) or not asked:
+        said = "is not set" if asked is None else f"{asked!r:.60} is no list of stages"
+        what = "write [{name: small, depth: 0.5, tokens: 2m}, {operator: stack}], or take a preset"
+        read.problem("stages", f"{said}; {what}")
+        return []
+    return list(asked)
+
+
+def _refuse_stages(read: MappingReader) -> None:
+    if "stages" in read.values:
+        preset = read.values["preset"]
+        read.problem("stages", f"preset {preset} makes them itself; leave them out, or the preset")
+
+
+def _written_yano(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return the stages with the operators of the preset: bert2BERT's advanced knowledge
+    initialization for widths, interpolation for depth, as AquilaMoE has both.
+    """
+    found: list[Any] = []
+    for number, stage in enumerate(_listed(read)):
+        if not isinstance(stage, Mapping):
+            found.append(stage)  # told when it is read
+            continue
+        for key in LENGTHS:
+            if key in stage:
+                why = "preset yano2025 says how long each stage is; leave it out, or the preset"
+                read.problem(f"stages[{number}].{key}", why)
+        stage, before = dict(stage), found[-1] if found else None
+        sized = {"parameters", "model"} & {*stage, *(before or ())}
+        if isinstance(before, Mapping) and "operator" not in stage and not sized:
+            wider, deeper = (before.get(key, 1) != stage.get(key, 1) for key in ("width", "depth"))
+            names = ["bert2bert-aki"] * wider + ["interpolate"] * deeper
+            stage |= {"operator": "+".join(names)} if names else {}
+        found.append({k: v for k, v in stage.items() if k not in LENGTHS})
+    return found
+
+
+def _fitted_yano(asked: PresetRun) -> list[GrowingStage]:
+    """Return stages after each of which its model has cost what it would alone (arXiv:2504.00623):
+    D_i tokens alone, as many for each parameter, cost C_i = D_i f_i FLOPs, and stage i reads
+    (C_i - C_{i-1}) / f_i tokens.
+
+    Raises:
+        UserError: sizes that do not rise.
+    """
+    stages, run = asked.stages, asked.run
+    sizes = [parameters_non_embedding(stage.config) for stage in stages]
+    if sizes != sorted(set(sizes)):
+        told = ", ".join(f"{size:,}" for size in sizes)
+        raise UserError(
+            f"family.options.stages: preset yano2025 needs sizes that rise; they have {told} "
+            "parameters outside embedding and head"
+        )
+    flops = [training_flops_per_token(stage.config, run.sequence_length) for stage in stages]
+    costs = [size * each for size, each in zip(sizes, flops, strict=True)]
+    shares = [
+        (cost - before) / each
+        for cost, before, each in zip(costs, [0.0, *costs[:-1]], flops, strict=True)
+    ]
+    total = run.tokens(0, run.steps)
+    peak = run.peak_lr(sizes[-1])
+    return [
+        replace(
+            stage,
+            length=stage.length or StageLength("tokens", total * share / sum(shares)),
+            lr=stage.lr or peak * (sizes[-1] / size) ** LR_EXPONENT,
+        )
+        for stage, share, size in zip(stages, shares, sizes, strict=True)
+    ]
+
+
+def _written_gstack(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return a base of a `factor`th of the layers, then the whole stack of it."""
+    _refuse_stages(read)
+    factor = read.whole("factor", GSTACK_FACTOR, 2)
+    if whole.n_layers % factor:
+        fits = [n for n in range(2, whole.n_layers + 1) if whole.n_layers % n == 0]
+        told = ", ".join(map(str, fits)) or "none: one layer cannot be stacked"
+        read.problem(
+            "factor", f"{factor} does not divide {whole.n_layers} layers; there are {told}"
+        )
+        return []
+    base: dict[str, Any] = {"name": "base", "depth": f"1/{factor}"}
+    return [base | _tokens(read), {"operator": "stack"}]
+
+
+def _tokens(read: MappingReader) -> dict[str, Any]:
+    asked = read.values.get("tokens")
+    if asked is not None and amount(asked) is None:
+        read.refuse("tokens", asked, "a number such as 2m or 1.5b")
+        asked = None
+    return {} if asked is None else {"tokens": asked}
+
+
+def gstack_tokens(n_parameters: float, flops: float) -> float:
+    """Return the tokens that a base trains on before it is stacked (arXiv:2405.15319, equation of
+    the guideline): log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74.
+
+    Args:
+        n_parameters: of the model that it grows into.
+        flops: 6 N D of that model on all tokens.
+    """
+    return float(10 ** (0.88 * math.log10(n_parameters) + 163.27 / math.log10(flops) - 5.74))
+
+
+def _fitted_gstack(asked: PresetRun) -> list[GrowingStage]:
+    """Return the base with the guideline's length.
+
+    Raises:
+        UserError: that is no less than the run.
+    """
+    base, whole = asked.stages
+    if base.length is not None:
+        return asked.stages
+    size, total = parameters(whole.config), asked.run.tokens(0, asked.run.steps)
+    tokens = gstack_tokens(size, 6.0 * size * total)
+    if tokens >= total:
+        raise UserError(
+            f"family.options.preset: gstack's guideline gives the base {tokens:.3g} tokens, and "
+            f"the run has {total:,}: it was fitted to runs of billions; set family.options.tokens"
+        )
+    return [replace(base, length=StageLength("tokens", tokens)), whole]
+
+
+def _written_upcycle(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return a dense model, then a mixture whose experts are copies of its feed-forward."""
+    _refuse_stages(read)
+    if not whole.n_experts:
+        read.problem("preset", "upcycle makes a dense model a mixture; set model.n_experts")
+        return []
+    if not (length := _tokens(read)):
+        read.problem("tokens", "is not set: how long the dense model trains")
+    dense = {"name": "dense", "model": {"n_experts": 0, "d_ffn": whole.expert_width}}
+    return [dense | length, {"operator": "upcycling"}]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "yano2025": Preset((), _written_yano, _fitted_yano),
+    "gstack": Preset(("factor", "tokens"), _written_gstack, _fitted_gstack),
+    "upcycle": Preset(("tokens",), _written_upcycle, lambda asked: asked.stages),
+}
+NOT_BUILT: Mapping[str, str] = {
+    "vcycle": "its last stage blends what came back with the large model of the first",
+    "minitron": "its second stage follows the model that was pruned, of another size",
+    "apollo": "its small models run layers several times, a number that is drawn every step",
+}
+"""Presets that are known and that a run cannot follow, and why."""

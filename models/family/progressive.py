@@ -1,0 +1,244 @@
+"""Progressive families: a small model trains, is kept, grows into the next, and trains on.
+
+One stream of data runs through all stages, so that nothing is read twice and nothing left out. What
+grows is made by an operator of `models/growth`; which step belongs to which stage is known before
+the run begins. Torch-free, but for asking an operator.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.schema import MappingReader
+from motet.models.config import ModelConfig
+from motet.models.counts import parameters_non_embedding
+from motet.models.family.base import Family, Member, TrainingStage, WhoTrains
+from motet.models.family.growing_stages import KEYS, GrowingStage, RunShape, read_stage
+from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
+
+if TYPE_CHECKING:
+    from motet.models.growth.growth import Growth
+    from motet.models.growth.operator import GrowthOperator
+
+WHERE = "family.options"
+OPTIONS = ("stages", "preset", "factor", "tokens")
+NOT_IN_A_RUN = {
+    "ligo": "learns its maps before it grows",
+    "mango": "learns its maps before it grows",
+    "prune": "needs the importance of channels, measured on the model that is pruned",
+}
+"""Operators that need more than the state of the model before; a run has not that to give yet."""
+
+
+class ProgressiveFamily(Family):
+    """Members that train one after the other, each grown from the one before.
+
+    Options:
+        stages: in order; see `growing_stages`. The last is the run's model.
+        preset: a published schedule that fills in what is left out (`growth_presets`).
+        factor, tokens: of presets that make their stages themselves.
+    """
+
+    draws = 1
+
+    def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
+        super().__init__(whole, options, seed)
+        problems: list[Problem] = []
+        read = MappingReader(options, WHERE, problems, OPTIONS)
+        self.preset = read.values.get("preset")
+        filled = preset_options(read, whole)
+        raise_problems(problems)
+        self.stages = self._read(filled, problems)
+        raise_problems(problems)
+        self.starts: tuple[int, ...] = ()
+        self.run: RunShape | None = None
+        self._members = [
+            Member(stage.name, stage.config, tuple(range(stage.config.n_layers)))
+            for stage in self.stages
+            if stage.name is not None
+        ]
+        self._frozen: dict[int, frozenset[str]] = {0: frozenset()}
+
+    def _read(self, asked: Sequence[Any], problems: list[Problem]) -> list[GrowingStage]:
+        """Return the stages, read from the last: a size may depend on what it grows into."""
+        if len(asked) < 2:
+            problems.append(
+                Problem(f"{WHERE}.stages", f"are {len(asked)}; a model that grows has 2 or more")
+            )
+            return []
+        found: list[GrowingStage] = []
+        for number in range(len(asked) - 1, -1, -1):
+            one = MappingReader(asked[number], f"{WHERE}.stages[{number}]", problems, KEYS)
+            found.insert(0, read_stage(one, self.whole, found[0] if found else None, number == 0))
+        names = [stage.label for stage in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        problems += [Problem(f"{WHERE}.stages", f"{name!r} is the name of two") for name in twice]
+        return found
+
+    def fit(self, run: RunShape, frozen: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Learn how long the run is, and with it where every stage begins.
+
+        Args:
+            frozen: `stage_facts` of a run that has begun, which keeps its stages.
+
+        Raises:
+            UserError: a stage has no length, or the run ends before its last stage begins.
+        """
+        self.run = run
+        if frozen:
+            self.starts = tuple(int(entry["start_step"]) for entry in frozen)
+            return
+        if self.preset is not None:
+            self.stages = PRESETS[self.preset].fitted(PresetRun(self.stages, run, self.options))
+        starts, start, problems = [0], 0, []
+        for number, stage in enumerate(self.stages[:-1]):
+            where = f"{WHERE}.stages[{number}]"
+            if stage.length is None:
+                why = f"stage {stage.label} has no length; give steps, tokens or flops"
+                raise UserError(f"{where}: {why}")
+            start = stage.length.stop(start, stage.config, run)
+            starts.append(start)
+            if start >= run.steps:
+                why = (
+                    f"stage {stage.label} ends at step {start:,}, but the run has {run.steps:,} "
+                    "steps: nothing is left for the last stage; make it shorter, or the run longer"
+                )
+                problems.append(Problem(where, why))
+                break
+        raise_problems(problems)
+        self.starts = tuple(starts)
+
+    def members(self) -> Sequence[Member]:
+        """See `Family.members`: the models of all stages but the last, in their order."""
+        return self._members
+
+    def stage_facts(self) -> list[dict[str, Any]]:
+        """Return what a run's manifest says of its stages: where they begin, and how each model is
+        made of the one before.
+        """
+        return [
+            {"name": stage.label, "start_step": start, "operator": stage.operator}
+            for stage, start in zip(self.stages, self.starts, strict=True)
+        ]
+
+    def number_at(self, step: int) -> int:
+        """Return the number of the stage that a step belongs to."""
+        return bisect_right(self.starts, step) - 1
+
+    def member_at(self, step: int) -> Member | None:
+        """Return the model that trains in a step; None is the whole one."""
+        number = self.number_at(step)
+        return self._members[number] if number < len(self._members) else None
+
+    def stop_of(self, number: int) -> int:
+        """Return the step that a stage ends before."""
+        assert self.run is not None
+        return [*self.starts[1:], self.run.steps][number]
+
+    def ends(self) -> tuple[int, ...]:
+        """Return the steps at which a model is kept and grows."""
+        return self.starts[1:]
+
+    def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
+        """See `Family.choose`."""
+        return [(self.stages[self.number_at(step)].name,)] * draws
+
+    def stage(self, step: int) -> TrainingStage | None:
+        """See `Family.stage`: a schedule of its own for every stage."""
+        assert self.run is not None
+        number = self.number_at(step)
+        one, start = self.stages[number], self.starts[number]
+        of_run = self.run.peak_lr(parameters_non_embedding(self.whole))
+        scale = self.peak_lr(number) / of_run
+        return TrainingStage(start, self.stop_of(number) - start, scale, one.warmup_steps)
+
+    def peak_lr(self, number: int) -> float:
+        """Return the peak learning rate of a stage: its own, or the run's for a model of its
+        size.
+        """
+        assert self.run is not None
+        one = self.stages[number]
+        return one.lr or self.run.peak_lr(parameters_non_embedding(one.config))
+
+    def operator(self, number: int) -> GrowthOperator:
+        """Return the operator that makes the model of a stage.
+
+        Raises:
+            ModelError: there is none of that name, or it has no such option.
+        """
+        from motet.models.growth.registry import operator  # brings torch
+
+        stage = self.stages[number]
+        return operator(stage.operator, **{"seed": self.seed, **stage.options})
+
+    def growth(self, number: int) -> Growth:
+        """Return how the model of a stage is made of the one before.
+
+        Raises:
+            ModelError: it cannot be.
+        """
+        return self.operator(number).growth(
+            self.stages[number - 1].config, self.stages[number].config
+        )
+
+    def loss_jump_nats(self, number: int) -> float:
+        """Return the most that the loss may rise by when a stage begins."""
+        from motet.models.growth.registry import stated_jump
+
+        asked = self.stages[number].loss_jump_nats
+        return stated_jump(self.stages[number].operator) if asked is None else asked
+
+    def frozen(self, step: int) -> frozenset[str]:
+        """Return the names of weights that do not train in a step."""
+        number = self.number_at(step)
+        until = self.stages[number].frozen_steps
+        if until is not None and step - self.starts[number] >= until:
+            return frozenset()
+        if number not in self._frozen:
+            self._frozen[number] = self.growth(number).frozen
+        return self._frozen[number]
+
+    def problems(self, steps: int) -> list[str]:
+        """See `Family.problems`."""
+        found = []
+        for number, stage in enumerate(self.stages):
+            where = f"stages[{number}]"
+            found += [f"{where}.{why}" for why in self._length_faults(number)]
+            for part in stage.operator.split("+"):
+                if why := NOT_IN_A_RUN.get(part.strip()):
+                    found.append(
+                        f"{where}.operator: {part.strip()} {why}, which a run does not do; grow "
+                        "by it in Python (docs/growth.md), or take another operator"
+                    )
+                    break
+            else:
+                found += self._operator_faults(number)
+        return found
+
+    def _operator_faults(self, number: int) -> list[str]:
+        if number == 0:
+            return []
+        try:
+            growth = self.growth(number)
+        except UserError as error:
+            return [f"stages[{number}].operator: {error}"]
+        if self.stages[number].frozen_steps is not None and not growth.frozen:
+            name = self.stages[number].operator
+            return [f"stages[{number}].frozen_steps: {name} freezes nothing; leave it out"]
+        return []
+
+    def _length_faults(self, number: int) -> list[str]:
+        assert self.run is not None
+        stage, start = self.stages[number], self.starts[number]
+        steps = self.stop_of(number) - start
+        warmup = self.run.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
+        if warmup < steps:
+            return []
+        whose = "training.schedule.warmup_steps" if stage.warmup_steps is None else "its own"
+        return [
+            f"warmup_steps: stage {stage.label} has {steps:,} steps, no more than its warm-up of "
+            f"{warmup:,} ({whose}); set warmup_steps of the stage to {max(0, steps // 10):,}"
+        ]

@@ -1,0 +1,258 @@
+"""Families that grow: which model trains in which step, for how long, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from motet.core.errors import UserError
+from motet.models.config import ModelConfig
+from motet.models.counts import parameters_non_embedding, training_flops_per_token
+from motet.models.family.base import choices
+from motet.models.family.costs import lineage_totals
+from motet.models.family.growing_stages import RunShape
+from motet.models.family.growth_presets import gstack_tokens
+from motet.models.family.progressive import ProgressiveFamily
+from motet.models.growth.registry import stated_jump
+from tests.models.families import tiny
+
+WHOLE = replace(tiny(), n_layers=4, n_heads=4, n_kv_heads=2)
+STEPS, SEQUENCES, LENGTH = 400, 8, 64
+SMALL = {"name": "small", "depth": 0.5, "steps": 100}
+STACK = {"operator": "stack"}
+
+
+def shape(steps: int = STEPS, warmup_steps: int = 10) -> RunShape:
+    return RunShape(steps, LENGTH, lambda step: step * SEQUENCES, lambda n: 1e-3, warmup_steps)
+
+
+def family(
+    *stages: Any, whole: ModelConfig = WHOLE, run: RunShape | None = None, **options: Any
+) -> ProgressiveFamily:
+    asked = {**({"stages": list(stages)} if stages else {}), **options}
+    found = ProgressiveFamily(whole, asked, seed=3)
+    found.fit(run or shape())
+    return found
+
+
+def told(*stages: Any, whole: ModelConfig = WHOLE, **options: Any) -> str:
+    """What is said of stages that cannot be."""
+    try:
+        return "\n".join(family(*stages, whole=whole, **options).problems(STEPS))
+    except UserError as error:
+        return str(error)
+
+
+def test_each_step_trains_the_model_of_its_stage_alone() -> None:
+    middle = {"name": "middle", "width": 0.5, "steps": 50, "operator": "stack"}
+    found = family({**SMALL, "width": 0.5}, middle, {"operator": "hypercloning"})
+    assert found.problems(STEPS) == []
+    assert found.starts == (0, 100, 150)
+    members = {member.name: member for member in found.members()}
+    assert list(members) == ["small", "middle"]
+
+    def who(step: int) -> str | None:
+        chosen = choices(found, members, step, 1)
+        if chosen is None:
+            return None
+        ((term,),) = chosen
+        assert term.member is not None
+        assert term.member == found.member_at(step)
+        return term.member.name
+
+    assert [who(step) for step in (0, 99, 100, 149)] == ["small", "small", "middle", "middle"]
+    assert who(150) is who(399) is None  # the whole model alone, as in any run
+    small, whole = members["small"].config, found.whole
+    assert (small.n_layers, small.d_model, small.n_heads, small.n_kv_heads) == (2, 16, 2, 1)
+    assert small.head_width == whole.head_width
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        ({"steps": 120}, 120),
+        ({"tokens": 120 * SEQUENCES * LENGTH}, 120),
+        ({"tokens": "60k"}, 118),
+        ({"flops": 1e9}, None),
+    ],
+)
+def test_a_stage_ends_with_the_first_whole_step_that_holds_its_length(
+    length: dict[str, Any], steps: int | None
+) -> None:
+    found = family({"name": "small", "depth": 0.5, **length}, STACK)
+    each = training_flops_per_token(found.stages[0].config, LENGTH) * SEQUENCES * LENGTH
+    assert found.starts[1] == (steps or -(-1e9 // each))
+
+
+def test_a_run_that_has_begun_keeps_its_stages_when_it_becomes_longer() -> None:
+    sizes: list[dict[str, Any]] = [{"name": "small", "depth": 0.5}, {}]
+    found = family(*sizes, preset="yano2025")
+    longer = ProgressiveFamily(WHOLE, {"stages": sizes, "preset": "yano2025"}, 3)
+    longer.fit(shape(2 * STEPS), found.stage_facts())
+    assert longer.starts == found.starts
+    anew = family(*sizes, preset="yano2025", run=shape(2 * STEPS))
+    assert anew.starts != found.starts
+    stage = longer.stage(2 * STEPS - 1)
+    assert stage is not None
+    assert stage.start_step + stage.steps == 2 * STEPS
+
+
+def test_every_stage_has_a_learning_rate_and_a_warm_up_of_its_own() -> None:
+    found = family({**SMALL, "lr": 4e-3}, {**STACK, "warmup_steps": 3})
+    first, second = found.stage(99), found.stage(100)
+    assert first is not None
+    assert second is not None
+    assert (first.start_step, first.steps, first.lr_scale, first.warmup_steps) == (0, 100, 4, None)
+    assert (second.start_step, second.steps) == (100, 300)
+    assert (second.lr_scale, second.warmup_steps) == (1, 3)
+
+
+def test_yano2025_lets_each_member_cost_what_it_would_alone() -> None:
+    """Doubling sizes cost 64 of 1 + 4 + 16 + 64, with attention and head as they are counted."""
+    whole = replace(WHOLE, n_layers=8)
+    depths = [{"name": f"d{n}", "depth": n / 8} for n in (1, 2, 4)]
+    found = family(*depths, {}, whole=whole, preset="yano2025", run=shape(20_000, 1))
+    configs = [stage.config for stage in found.stages]
+    assert [config.n_layers for config in configs] == [1, 2, 4, 8]
+    assert [stage.operator for stage in found.stages] == ["", *["interpolate"] * 3]
+    rows, tokens, flops = [], 0, 0.0
+    for number, (config, start) in enumerate(zip(configs, found.starts, strict=True)):
+        read = (found.stop_of(number) - start) * SEQUENCES * LENGTH
+        each = training_flops_per_token(config, LENGTH)
+        tokens, flops = tokens + read, flops + read * each
+        rows.append({"flops_per_token": each, "lineage_tokens": tokens, "lineage_flops": flops})
+    # Alone: as many tokens for each parameter.
+    alone = [
+        parameters_non_embedding(config) * training_flops_per_token(config, LENGTH)
+        for config in configs
+    ]
+    for row, cost in zip(rows, alone, strict=True):
+        assert row["lineage_flops"] / rows[-1]["lineage_flops"] == pytest.approx(
+            cost / alone[-1], rel=0.01
+        )
+    saved = lineage_totals(rows)["saved_at_equal_cost"]
+    assert saved == pytest.approx(1 - alone[-1] / sum(alone), abs=1e-3)
+    peaks = [found.peak_lr(number) for number in range(4)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[-1] == 1e-3
+
+
+def test_doubling_sizes_save_what_the_arithmetic_says() -> None:
+    """Where FLOPs are 6 N a token: 1 - 64 / 85."""
+    rows, tokens, flops = [], 0.0, 0.0
+    for n, alone, before in ((1, 1, 0), (2, 4, 1), (4, 16, 4), (8, 64, 16)):
+        read = (alone - before) / (6 * n)
+        tokens, flops = tokens + read, flops + 6 * n * read
+        rows.append({"flops_per_token": 6 * n, "lineage_tokens": tokens, "lineage_flops": flops})
+    assert lineage_totals(rows)["saved_at_equal_cost"] == pytest.approx(1 - 64 / 85)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "published"),
+    [(8e9, 15e12, 6.58e9), (7e9, 2e12, 11.1e9), (13e9, 2e12, 15.8e9), (70e9, 2e12, 42.5e9)],
+)
+def test_the_guideline_of_gstack_gives_the_published_table(
+    parameters: float, tokens: float, published: float
+) -> None:
+    assert gstack_tokens(parameters, 6 * parameters * tokens) == pytest.approx(published, rel=3e-3)
+
+
+def test_gstack_stacks_a_base_of_a_quarter_of_the_layers() -> None:
+    found = family(preset="gstack", tokens="50k")
+    assert [stage.config.n_layers for stage in found.stages] == [1, 4]
+    assert found.stages[1].operator == "stack"
+    assert found.starts[1] == -(-50_000 // (SEQUENCES * LENGTH))
+    assert "fitted to runs of billions" in told(preset="gstack")
+
+
+def test_upcycle_begins_with_the_dense_model_whose_copies_are_the_experts() -> None:
+    whole = replace(WHOLE, n_experts=4, experts_per_token=2, d_expert=24)
+    found = family(whole=whole, preset="upcycle", tokens="50k")
+    assert found.problems(STEPS) == []
+    assert (found.stages[0].config.n_experts, found.stages[0].config.d_ffn) == (0, 24)
+    assert found.growth(1).exact
+
+
+def test_a_size_in_parameters_is_one_that_the_operator_can_grow() -> None:
+    half = parameters_non_embedding(replace(WHOLE, n_layers=2))
+    found = family({"name": "small", "parameters": half, "steps": 9}, STACK, run=shape(20, 1))
+    assert found.stages[0].config == replace(found.stages[0].config, n_layers=2, d_model=32)
+    assert found.problems(20) == []
+    asked = {"name": "small", "parameters": "2", "steps": 9}
+    assert f"there are {parameters_non_embedding(replace(WHOLE, n_layers=1)):,}" in told(
+        asked, STACK
+    )
+
+
+def test_what_an_operator_freezes_trains_again_after_so_many_steps() -> None:
+    found = family(SMALL, {"operator": "incremental", "frozen_steps": 20})
+    assert found.frozen(99) == frozenset()
+    assert "embedding.weight" in found.frozen(100)
+    assert found.frozen(119) == found.frozen(100)
+    assert found.frozen(120) == frozenset()
+
+
+def test_a_pair_of_operators_may_raise_the_loss_by_the_sum_of_both() -> None:
+    assert stated_jump("bert2bert-aki+stack") == stated_jump("bert2bert-aki") + stated_jump("stack")
+    found = family(SMALL, {**STACK, "loss_jump_nats": 0.3})
+    assert found.loss_jump_nats(1) == 0.3
+
+
+REFUSED = [
+    ([], {}, "stages: is not set"),
+    ([SMALL], {}, "a model that grows has 2 or more"),
+    ([SMALL, {}], {}, "operator: is not set; write one such as stack"),
+    ([SMALL, {"operator": "stak"}], {}, "did you mean 'stack'"),
+    ([SMALL, {"operator": {"name": "stack", "noise": 1}}], {}, "has no option 'noise'"),
+    ([SMALL, {"operator": "hypercloning"}], {}, "this operator changes"),
+    ([SMALL, {"operator": "ligo"}], {}, "learns its maps before it grows"),
+    ([SMALL, {"operator": "bert2bert-aki+ligo"}], {}, "learns its maps before it grows"),
+    ([SMALL, {"operator": "prune"}], {}, "needs the importance of channels"),
+    ([{**SMALL, "operator": "stack"}, STACK], {}, "nothing comes before the first stage"),
+    ([{**SMALL, "tokens": 5}, STACK], {}, "steps says how long the stage is already"),
+    ([{**SMALL, "steps": "soon"}, STACK], {}, "'soon' is not a whole number of steps"),
+    ([{**SMALL, "steps": True}, STACK], {}, "True is not a whole number of steps"),
+    ([{**SMALL, "steps": 1.5}, STACK], {}, "1.5 is not a whole number of steps"),
+    ([{**SMALL, "steps": 400}, STACK], {}, "nothing is left for the last stage"),
+    ([{**SMALL, "steps": 5}, STACK], {}, "no more than its warm-up of 10"),
+    ([SMALL, {**STACK, "warmup_steps": 300}], {}, "no more than its warm-up of 300"),
+    ([{"name": "small", "depth": 0.5}, STACK], {}, "stage small has no length"),
+    ([{"name": "small", "steps": 5}, STACK], {}, "has no size; give one of"),
+    ([{**SMALL, "depth": 0.3}, STACK], {}, "shares that fit: 1/2, 1/4, 3/4"),
+    ([{**SMALL, "depth": 2}, STACK], {}, "2 is not a share"),
+    ([{**SMALL, "depth": "1/0"}, STACK], {}, "'1/0' is not a share"),
+    ([{**SMALL, "parameters": "5k"}, STACK], {}, "parameters says the size already"),
+    ([{**SMALL, "model": {"d_modle": 3}}, STACK], {}, "did you mean 'd_model'"),
+    ([{**SMALL, "model": {"n_heads": 3}}, STACK], {}, "stages[0].model.n_"),
+    ([{**SMALL, "name": "whole"}, STACK], {}, "'whole' is not a name"),
+    ([{**SMALL, "name": None}, STACK], {}, "None is not a name"),
+    ([SMALL, {**STACK, "name": "large"}], {}, "the last stage is the run's model"),
+    ([SMALL, {**STACK, "steps": 5}], {}, "the last stage takes the rest of the run"),
+    ([SMALL, {**STACK, "depth": 1}], {}, "the last stage has the sizes of the run's model"),
+    ([SMALL, {**SMALL, **STACK}, STACK], {}, "'small' is the name of two"),
+    ([SMALL, {**STACK, "frozen_steps": 3}], {}, "stack freezes nothing"),
+    ([SMALL, {**STACK, "lr": 0}], {}, "0 is not a number above 0"),
+    ([SMALL, {**STACK, "lrr": 0.1}], {}, "stages[1].lrr"),
+    (["small", STACK], {}, "stages[0]: 'small' is not a mapping"),
+    ([SMALL, STACK], {"preset": "yano"}, "did you mean 'yano2025'"),
+    ([SMALL, STACK], {"preset": "vcycle"}, "vcycle is not built"),
+    ([SMALL, STACK], {"preset": "minitron"}, "minitron is not built"),
+    ([SMALL, STACK], {"preset": "apollo"}, "apollo is not built"),
+    ([SMALL, STACK], {"preset": "gstack"}, "preset gstack makes them itself"),
+    ([SMALL, STACK], {"preset": "yano2025"}, "yano2025 says how long each stage is"),
+    ([SMALL, STACK], {"factor": 2}, "belongs to preset gstack"),
+    ([SMALL, STACK], {"preset": ["gstack"]}, "is not one of"),
+    ([], {"preset": "gstack", "factor": 3}, "3 does not divide 4 layers; there are 2, 4"),
+    ([], {"preset": "gstack", "tokens": "many"}, "'many' is not a number"),
+    ([], {"preset": "upcycle"}, "set model.n_experts"),
+    ([{"name": "same", "depth": 1}, {}], {"preset": "yano2025"}, "operator: is not set"),
+]
+
+
+@pytest.mark.parametrize(("stages", "options", "why"), REFUSED)
+def test_a_schedule_that_cannot_be_is_refused_with_what_would_work(
+    stages: list[Any], options: dict[str, Any], why: str
+) -> None:
+    assert why in told(*stages, **options)
