@@ -149,6 +149,6 @@ class FamilySettings:
     )
     options: Mapping[str, Any] = setting(
         dict,
-        "settings of that kind: docs/models.md has those of nested, docs/families.md those of progressive",
+        "settings of that kind: docs/models.md (nested), docs/families.md (progressive)",
         kind="free",
     )

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, known = model_of(settings)
     if settings.family.kind == WHOLE:
         problem = Problem(
-            "family.kind", "is whole: this run trains one model; set kind: nested or progressive"
+            "family.kind", "is whole: this run trains one model; set nested or progressive"
         )
         raise_problems([problem])
     family = new_family(settings, model)
