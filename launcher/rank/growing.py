@@ -124,18 +124,19 @@ def refuse_change(job: TrainingJob, number: int, growth: Growth, change: Change)
     assert job.growing is not None
     stage, told = job.growing.stages[number], ""
     tolerance = EXACT_TOLERANCE[job.facts["precision"]]
-    rise = change.loss_after - change.loss_before
-    most = job.growing.loss_jump_nats(number)
-    if growth.exact and not change.largest <= tolerance:
-        told = (
-            "keeps what the model computes, and a log-probability changed by "
-            f"{change.largest:.2g}; {tolerance:g} is what {job.facts['precision']} explains"
-        )
-    elif not growth.exact and not rise <= most:
+    rise, most = change.loss_after - change.loss_before, job.growing.loss_jump_nats(number)
+    asked = "set loss_jump_nats of the stage if that is what you want"
+    if growth.exact and stage.loss_jump_nats is None:
+        if not change.largest <= tolerance:
+            told = (
+                "keeps what the model computes, and a log-probability changed by "
+                f"{change.largest:.2g}; {tolerance:g} is what {job.facts['precision']} explains; "
+                f"{asked}"
+            )
+    elif not rise <= most:
         told = (
             f"raises the loss by at most {most:g} nats, and it rose by {rise:.3g}, from "
-            f"{change.loss_before:.4g} to {change.loss_after:.4g}; set loss_jump_nats of the stage "
-            "if that is what you want"
+            f"{change.loss_before:.4g} to {change.loss_after:.4g}; {asked}"
         )
     if told:
         where = f"family.options.stages[{number}].operator={stage.operator}"
