@@ -44,7 +44,8 @@ class PlannedFamily:
     def refusal(self, layout: Layout) -> str:
         """Say why a layout cannot train the family; "" where it can."""
         if isinstance(self.family, ProgressiveFamily):
-            refused = stage_refusals(layout, self.members)
+            length = self.settings.data.sequence_length
+            refused = stage_refusals(layout, self.members, length)
         else:
             refused = refusals(layout, self.whole, self.members, self.family.needs())
         if refused:

@@ -65,6 +65,7 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     facts = {"members": member_facts(members, settings.data.sequence_length)}
     if isinstance(family, ProgressiveFamily):
         facts["stages"] = family.stage_facts()
+        facts["sequence_length"] = settings.data.sequence_length
     return facts | ({"family_needs": list(needs)} if (needs := family.needs()) else {})
 
 
@@ -115,7 +116,7 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
     if manifest.get("members"):
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
-            found = stage_refusals(layout, members)
+            found = stage_refusals(layout, members, manifest["sequence_length"])
         else:
             found = refusals(layout, whole, members, needs)
         raise_problems([Problem("family.kind", why) for why in found])

@@ -57,7 +57,7 @@ def refusals(
     return reasons + list(dict.fromkeys(_cut_groups(layout, config, members)))
 
 
-def stage_refusals(layout: Layout, members: Sequence[Member]) -> list[str]:
+def stage_refusals(layout: Layout, members: Sequence[Member], sequence_length: int) -> list[str]:
     """Return why a layout cannot train the models of a run that grows, one after the other."""
     if layout.engine != "native":
         return [
@@ -66,7 +66,7 @@ def stage_refusals(layout: Layout, members: Sequence[Member]) -> list[str]:
         ]
     found = []
     for member in members:
-        for setting, why in model_problems(layout, member.config):
+        for setting, why in model_problems(layout, member.config, sequence_length):
             found.append(f"stage {member.name}: {setting}: {why}")
     return found
 
