@@ -62,7 +62,7 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     members = sound_members(family, settings)
     if not members:
         return {}
-    facts = {"members": member_facts(members, settings.data.sequence_length)}
+    facts: dict[str, Any] = {"members": member_facts(members, settings.data.sequence_length)}
     if isinstance(family, ProgressiveFamily):
         facts["stages"] = family.stage_facts()
         facts["sequence_length"] = settings.data.sequence_length
