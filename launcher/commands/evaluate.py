@@ -26,15 +26,14 @@ from motet.launcher.commands.export import (
     config_of,
     export,
     is_cut_short,
-    is_growing,
     member_folder,
     model_by_size,
     model_by_spec,
     read_model,
-    step_of,
 )
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
+from motet.launcher.runs.kept_models import is_growing, step_of
 from motet.launcher.runs.rundir import RunDir
 
 ALL = "all"
@@ -176,7 +175,7 @@ def _models(rundir: RunDir, step: int, arguments: argparse.Namespace) -> list[Ch
         names = list(dict.fromkeys(name.strip() for name in arguments.members.split(",")))
         found = [chosen_model(rundir, name, "--members") for name in names]
     for model in found:
-        step_of(rundir, step, model)
+        step_of(rundir, step, model.name)
     return found
 
 
@@ -230,7 +229,7 @@ def _inside(
         raise UserError("motet eval: the run's corpus has no tokenizer, so that no text is scored")
     include, read = None if arguments.include is None else Path(arguments.include), -1
     for model in models:
-        if (at := step_of(rundir, step, model)) != read:
+        if (at := step_of(rundir, step, model.name)) != read:
             config, state = read_model(rundir, at)
             decoder, read = Decoder(config), at
             decoder.load_state_dict(state, assign=True)

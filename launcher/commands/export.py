@@ -16,6 +16,7 @@ from motet.core.errors import UserError
 from motet.core.files import read_json, whole_folders
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
+from motet.launcher.runs.kept_models import held_by, is_growing, refuse_slices, step_of
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
 from motet.launcher.runs.verify import EXPORTED, EXPORTED_FROM, refuse_damage, seal_export
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     targets = _targets(rundir, step, arguments)
     _refuse(rundir, targets)
     if arguments.dry_run:
-        read = {rundir.checkpoint(step_of(rundir, step, model)) for model in targets.values()}
+        read = {rundir.checkpoint(step_of(rundir, step, model.name)) for model in targets.values()}
         for folder in sorted(read):
             print(f"# reads  {folder}")
         for folder, model in targets.items():
@@ -138,7 +139,7 @@ def _refuse_guest(rundir: RunDir) -> None:
 def member_folder(rundir: RunDir, step: int, model: ChosenModel) -> Path:
     """Where a model of one step is exported to."""
     suffix = "" if model.member is None else f"@{model.name}"
-    return rundir.members / f"step-{step_of(rundir, step, model):08d}{suffix}"
+    return rundir.members / f"step-{step_of(rundir, step, model.name):08d}{suffix}"
 
 
 def all_models(rundir: RunDir, step: int) -> list[ChosenModel]:
@@ -152,41 +153,6 @@ def all_models(rundir: RunDir, step: int) -> list[ChosenModel]:
         names = [name for name in names if (name or WHOLE) in held]
     models = [chosen_model(rundir, name) for name in names]
     return sorted(models, key=lambda model: _parameters(rundir, model.member))
-
-
-def refuse_slices(rundir: RunDir, option: str) -> None:
-    """Raise `UserError` where the models of a run are no slices of one."""
-    if is_growing(rundir):
-        raise UserError(
-            f"{option}: members of this run grew one into the other, and none is a slice; give "
-            "--member or all of them"
-        )
-
-
-def is_growing(rundir: RunDir) -> bool:
-    """Whether the members of a run are models of their own that grow one into the other."""
-    return bool(read_json(rundir.manifest).get("stages"))
-
-
-def held_by(rundir: RunDir, step: int) -> str:
-    """The name of the model that a checkpoint has."""
-    return str((read_checkpoint(rundir, step).get("stage") or {}).get("name", WHOLE))
-
-
-def step_of(rundir: RunDir, step: int, model: ChosenModel) -> int:
-    """The step of the checkpoint that has a model as it was after `step` updates: of one that has
-    grown since, the last of its own.
-    """
-    if not is_growing(rundir):
-        return step
-    known = [one for one in rundir.checkpoint_steps() if one <= step]
-    found = [one for one in known if held_by(rundir, one) == model.name]
-    if not found:
-        there = ", ".join(dict.fromkeys(held_by(rundir, one) for one in known)) or "none"
-        raise UserError(
-            f"--member {model.name}: no checkpoint up to step {step:,} has it; there are {there}"
-        )
-    return found[-1]
 
 
 def chosen_model(rundir: RunDir, name: str | None, option: str = "--member") -> ChosenModel:
@@ -288,7 +254,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
     corpus = Corpus.open(Path(settings.data.corpora[0].path))
     with whole_folders(list(targets)) as folders:
         for folder, (target, model) in zip(folders, targets.items(), strict=True):
-            if (at := step_of(rundir, step, model)) != read:
+            if (at := step_of(rundir, step, model.name)) != read:
                 config, state = read_model(rundir, at)
                 facts, read = RunFacts(rundir, at, settings), at
             inside = None if is_growing(rundir) else model.member

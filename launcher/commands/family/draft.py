@@ -14,11 +14,11 @@ from motet.launcher.commands.export import (
     all_models,
     chosen_model,
     chosen_step,
-    is_growing,
     read_model,
 )
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
+from motet.launcher.runs.kept_models import is_growing
 from motet.launcher.runs.rundir import RunDir
 from motet.models.family.base import WHOLE, Member
 
