@@ -84,6 +84,15 @@ def grow(job: TrainingJob, step: int) -> None:
             torch.cuda.empty_cache()
         job.checkpoints.save(step, engine.tensors(), facts_of(job), job.ledger.sync, grown=True)
         job.checkpoints.wait()
+    _tell(job, step, from_name, growth.exact, change, time.perf_counter() - started)
+
+
+def _tell(
+    job: TrainingJob, step: int, from_name: str, exact: bool, change: Change, seconds: float
+) -> None:
+    """Log a growth, and show it."""
+    assert job.growing is not None
+    number = job.growing.number_at(step)
     job.metrics.log(
         "event",
         step,
@@ -91,9 +100,9 @@ def grow(job: TrainingJob, step: int) -> None:
         source=from_name,
         member=name_of(job.held) or WHOLE,
         operator=job.growing.stages[number].operator,
-        exact=growth.exact,
+        exact=exact,
         **change._asdict(),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
     job.progress.print(
         f"step {step:,}: {from_name} grew into {name_of(job.held) or WHOLE} "

@@ -93,6 +93,10 @@ class ProgressiveFamily(Family):
             return
         if self.preset is not None:
             self.stages = PRESETS[self.preset].fitted(PresetRun(self.stages, run, self.options))
+        self.starts = self._laid(run)
+
+    def _laid(self, run: RunShape) -> tuple[int, ...]:
+        """Return the step at which each stage begins, from their lengths."""
         starts, start, problems = [0], 0, []
         for number, stage in enumerate(self.stages[:-1]):
             where = f"{WHERE}.stages[{number}]"
@@ -109,7 +113,7 @@ class ProgressiveFamily(Family):
                 problems.append(Problem(where, why))
                 break
         raise_problems(problems)
-        self.starts = tuple(starts)
+        return tuple(starts)
 
     def members(self) -> Sequence[Member]:
         """See `Family.members`: the models of all stages but the last, in their order."""
