@@ -74,13 +74,7 @@ class Checkpoints:
         if told := first_complaint(self._lacks_room(step, tensors), self.world):
             raise UserError(told)
         final = self.run.checkpoint(step, grown)
-        aside = final.with_name(f".{final.name}.part")
-        if self.world.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            # What grew of another training of the same steps must not be gone on with.
-            shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
-            aside.mkdir(parents=True)
-        dist.barrier(group=self.world.control)
+        aside = self._folder_aside(final, step)
         writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
         written = dcp.async_save(
             dict(tensors), storage_writer=writer, process_group=self.world.saving
@@ -95,6 +89,17 @@ class Checkpoints:
         )
         if not self.background:
             self.wait()
+
+    def _folder_aside(self, final: Path, step: int) -> Path:
+        """Make the folder that a checkpoint fills before it has its name (a collective)."""
+        aside = final.with_name(f".{final.name}.part")
+        if self.world.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            # What grew of another training of the same steps must not be gone on with.
+            shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
+            aside.mkdir(parents=True)
+        dist.barrier(group=self.world.control)
+        return aside
 
     def _lacks_room(self, step: int, tensors: Mapping[str, torch.Tensor]) -> str | None:
         """Return on rank 0 what to say of a disk with less room than a checkpoint is known to take:
