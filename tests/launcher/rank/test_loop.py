@@ -22,6 +22,7 @@ def job(**changed: Any) -> Any:
     facts: dict[str, Any] = {
         "settings": SimpleNamespace(steps=10, training=SimpleNamespace(compile=True)),
         "members": {"half": "HALF", "thin": "THIN"},
+        "growing": None,
         "feed": SimpleNamespace(read=lambda step: SimpleNamespace(batches=[f"batch of {step}"])),
         "engine": SimpleNamespace(),
         "metrics": Metrics(),
@@ -35,23 +36,25 @@ def job(**changed: Any) -> Any:
 @pytest.mark.parametrize(("step", "called"), [(0, True), (4, True), (10, False)])
 @pytest.mark.parametrize("members", [{}, {"half": "HALF", "thin": "THIN"}])
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("growing", [None, "models that train one after the other"])
 def test_members_are_compiled_on_the_sequences_that_come_next(
     monkeypatch: pytest.MonkeyPatch,
     step: int,
     called: bool,
     members: dict[str, str],
     compiled: bool,
+    growing: str | None,
 ) -> None:
     asked: list[Any] = []
     engine = SimpleNamespace(compile_ahead=lambda batch, each: asked.append((batch, each)))
-    made = job(engine=engine, members=members)
+    made = job(engine=engine, members=members, growing=growing)
     made.settings.training.compile = compiled
-    for name in ("agree_any", "probe", "save", "order_due", "checkpoint_due"):
+    for name in ("agree_any", "probe", "save", "order_due", "checkpoint_due", "growth_due"):
         monkeypatch.setattr(loop, name, lambda *_: False)  # a stop is asked for by the first probe
     made.segment = SimpleNamespace(start_step=step)
     made.at = lambda *_, **__: None
     assert loop.train(made, step)[0] == step
-    if called and members and compiled:
+    if called and members and compiled and growing is None:
         assert asked == [(f"batch of {step}", ["HALF", "THIN"])]
         ((kind, at, facts),) = made.metrics
         assert (kind, at, facts["event"], facts["members"]) == ("event", step, "compiled", 2)
