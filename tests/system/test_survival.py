@@ -66,10 +66,14 @@ def test_ctrl_c_saves_and_a_longer_run_goes_on_without_moving_an_exposure(
 ) -> None:
     yaml = write_yaml(tmp_path, corpus, "whole")
     process, run = train_until(yaml, 8)
+    for rank in (0, 1):  # the run must not end before the second command looks
+        kill_rank(run, rank, signal.SIGSTOP)
     second = motet("resume", str(run))
     assert second.returncode == 2
     assert "is being trained already" in second.stderr
     process.send_signal(signal.SIGINT)
+    for rank in (0, 1):
+        kill_rank(run, rank, signal.SIGCONT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     plan = (run / "plan" / "exposures.plan").read_bytes()
