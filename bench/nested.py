@@ -31,6 +31,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -294,8 +295,12 @@ def alone_rows(
 
 
 def fingerprint(arm: str, steps: int) -> str:
-    """What a kept row must have been made with to count."""
-    told = [vars(WHOLE), MEMBERS, SEQUENCES, LENGTH, HELD_OUT, LR, WARMUP_STEPS, FALL]
+    """What a kept row must have been made with to count; fields that a config got later, and that
+    are at their defaults here, change nothing.
+    """
+    whole = {f.name: getattr(WHOLE, f.name) for f in fields(WHOLE)}
+    told: list[Any] = [{f.name: whole[f.name] for f in fields(WHOLE) if whole[f.name] != f.default}]
+    told += [MEMBERS, SEQUENCES, LENGTH, HELD_OUT, LR, WARMUP_STEPS, FALL]
     told += [RECIPES.get(arm, arm), steps if arm in RECIPES else 0]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
