@@ -46,14 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.run_folder(parser)
     parser.add_argument("--tasks", required=True, help="names, with commas between them")
     options.step_of_run(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    which = options.one_model(parser)
     several = "several, with commas between them, or all: the members and the whole model"
     which.add_argument("--members", metavar="NAMES", help=several)
-    params = "the slice, trained or not, that is nearest to so many parameters, as 200m"
-    which.add_argument("--params", metavar="SIZE", help=params)
-    spec = "any slice, as '{n_layers: 4, d_ffn: 0.5}': axes as in family.options.members"
-    which.add_argument("--spec", metavar="YAML", help=spec)
     rows = "texts at once: a number, auto, or auto:N (default: the harness's own, 1)"
     parser.add_argument("--batch-size", metavar="N", help=rows)
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is)")
@@ -102,8 +97,10 @@ def _scored_as_trained(rundir: RunDir) -> dict[str, str]:
     settings = run_yaml.load(rundir.resolved_yaml)
     try:
         corpus = Corpus.open(Path(settings.data.corpora[0].path))
-    except UserError:
-        return {}  # the export says what is wrong with it
+    except UserError as error:
+        told = "texts are scored as the exported tokenizer says, which may not be as in training"
+        print(f"motet: warning: {error}; {told}", file=sys.stderr)
+        return {}
     if begin_token(corpus) is None or begins_with_special(corpus):
         return {}
     return {"add_bos_token": "False", "prefix_token_id": str(corpus.eod)}

@@ -52,12 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.dry_run(parser)
     options.run_folder(parser)
     options.step_of_run(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
-    params = "the slice, trained or not, that is nearest to so many parameters, as 200m"
-    which.add_argument("--params", metavar="SIZE", help=params)
-    spec = "any slice, as '{n_layers: 4, d_ffn: 0.5}': axes as in family.options.members"
-    which.add_argument("--spec", metavar="YAML", help=spec)
+    which = options.one_model(parser)
     every = "every member and the whole model, each in a folder of its own"
     which.add_argument("--all", action="store_true", help=every)
     output = "folder of the model (with --all: of their folders; default: RUN/members/step-N), or "

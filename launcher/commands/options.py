@@ -81,3 +81,14 @@ def verify(parser: argparse.ArgumentParser) -> None:
 def step_of_run(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint of a run."""
     parser.add_argument("--step", type=int, help="checkpoint (default: the last)")
+
+
+def one_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """--member, --params or --spec: which model of a run; returns their group, for one more way."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--member", metavar="NAME", help="of its family (default: the whole model)")
+    params = "the slice, trained or not, that is nearest to so many parameters, as 200m"
+    which.add_argument("--params", metavar="SIZE", help=params)
+    spec = "any slice, as '{n_layers: 4, d_ffn: 0.5}': axes as in family.options.members"
+    which.add_argument("--spec", metavar="YAML", help=spec)
+    return which

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from motet.experiments.corpora.corpus import Corpus, CorpusWriter
 from motet.experiments.corpora.tokenizer import Tokenizer
+from motet.launcher.commands import evaluate
 from motet.launcher.commands.export import begin_token, begins_with_special, is_cut_short
 from motet.launcher.report.benchmarks import benchmark_rows
 from motet.launcher.report.page import render
@@ -170,3 +172,15 @@ def test_results_are_rows_of_the_report_and_a_damaged_file_costs_itself_alone(
     page = render({"benchmarks": rows, "run": {"name": "x"}})
     assert "Benchmarks" in page
     assert "arc&lt;b&gt;" in page
+
+
+def test_a_corpus_that_is_gone_is_told_where_texts_cannot_be_scored_as_in_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = SimpleNamespace(data=SimpleNamespace(corpora=[SimpleNamespace(path=tmp_path / "gone")]))
+    monkeypatch.setattr(evaluate.run_yaml, "load", lambda _: gone)
+    assert evaluate._scored_as_trained(RunDir(tmp_path)) == {}
+    told = capsys.readouterr().err
+    assert told.startswith("motet: warning: ")
+    assert str(tmp_path / "gone") in told
+    assert "which may not be as in training" in told
