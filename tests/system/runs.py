@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from motet.experiments.stream.ledger import read_records
 from motet.launcher import cli
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
@@ -123,6 +124,17 @@ def kill_rank(run: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to one rank of the newest attempt."""
     attempt = max(int(path.name) for path in (run / "attempts").iterdir())
     os.kill(int((run / "attempts" / str(attempt) / f"pid-{rank}").read_text().split()[0]), number)
+
+
+def who_trained(run: Path) -> dict[int, tuple[str | None, ...]]:
+    """Return who trained on each slot, by the ledger; each slot once."""
+    found: dict[int, tuple[str | None, ...]] = {}
+    for path in run.glob("ledger/segment-*/rank-*.bin"):
+        for record in read_records(path):
+            for slot in range(record.first_slot, record.first_slot + record.count):
+                assert slot not in found
+                found[slot] = record.members_at(slot)
+    return found
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:

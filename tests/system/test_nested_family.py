@@ -12,7 +12,6 @@ import torch
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.inspection import load_tokenizer
-from motet.experiments.stream.ledger import read_records
 from motet.launcher.commands.export import read_model
 from motet.launcher.config import run_yaml
 from motet.launcher.measure.draft_rate import unread_text
@@ -24,7 +23,7 @@ from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
 from motet.models.family.pick import slice_by_spec
 from motet.models.member import Member
-from tests.system.runs import motet, motet_here, write_yaml
+from tests.system.runs import motet, motet_here, who_trained, write_yaml
 
 pytestmark = pytest.mark.xdist_group("nested_family")  # its runs are made once
 
@@ -74,17 +73,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Pa
             done = motet("resume", str(run), "training.hooks=[]", *overrides)
             assert done.returncode == 0, done.stderr
         found[kind] = run
-    return found
-
-
-def who_trained(run: Path) -> dict[int, tuple[str | None, ...]]:
-    """Return who trained on each slot."""
-    found: dict[int, tuple[str | None, ...]] = {}
-    for path in run.glob("ledger/segment-*/rank-*.bin"):
-        for record in read_records(path):
-            for slot in range(record.first_slot, record.first_slot + record.count):
-                assert slot not in found
-                found[slot] = record.members_at(slot)
     return found
 
 

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from motet.experiments.scoring.store import probe_path, read_probe
-from motet.experiments.stream.ledger import read_records
 from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
 from motet.models.decoder import Decoder
-from tests.system.runs import losses, motet, motet_here, rows, write_yaml
+from tests.system.runs import losses, motet, motet_here, rows, who_trained, write_yaml
 
 pytestmark = pytest.mark.xdist_group("progressive_family")  # its runs are made once
 
@@ -107,17 +106,6 @@ def write(folder: Path, corpus: Path) -> Path:
     return write_yaml(
         folder, corpus, "r", lambda text: text.replace("training:", FAMILY, 1).replace(*layers)
     )
-
-
-def who_trained(run: Path) -> dict[int, tuple[str | None, ...]]:
-    """Return who trained on each slot, by the ledger; each slot once."""
-    found: dict[int, tuple[str | None, ...]] = {}
-    for path in run.glob("ledger/segment-*/rank-*.bin"):
-        for record in read_records(path):
-            for slot in range(record.first_slot, record.first_slot + record.count):
-                assert slot not in found
-                found[slot] = record.members_at(slot)
-    return found
 
 
 def test_two_ranks_and_a_pipeline_grow_as_one_process(runs: dict[str, Path]) -> None:
