@@ -203,7 +203,7 @@ def run_agent(
                 lambda: (
                     stopped_early(rundir, attempt)
                     or superseded()
-                    or (meeting is not None and closed(meeting) and not agent.ranks())
+                    or (meeting is not None and not agent.ranks() and closed(meeting))
                 ),
                 look,
             )
