@@ -22,12 +22,17 @@ OF_THE_CLASS = ("null_values", "low", "high")
 
 @dataclass(frozen=True)
 class ProbeItem:
-    """One measurement: how likely is `target` right after `prompt`. `id` is unique in its unit."""
+    """One measurement: how likely is `target` right after `prompt`, and, with `max_tokens`, what
+    the model writes there by greedy decoding: at most so many tokens, to the end of document.
+
+    `id` is unique in its unit. The target may be empty where only what is written counts.
+    """
 
     id: str
     kind: str
     prompt: str
     target: str
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,17 +107,32 @@ class OutcomeSpec:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """What the model wrote after each prompt, without the end of document.
+
+    texts: [I], "" for an item that asked for nothing; tokens: per item, int64. ended: bool [I],
+    whether the end of document came before the item's `max_tokens` were used up.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[I64, ...]
+    ended: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class ItemScores:
     """What the model said about every item at one probe step.
 
     logprob: float64 [I], sum over the target's tokens, nats. n_tokens, n_bytes: int64 [I], length
     of the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
+    generated: what was written, None where no item asks for it.
     """
 
     logprob: F64
     n_tokens: I64
     n_bytes: I64
     greedy: npt.NDArray[np.bool_]
+    generated: Generated | None = None
 
 
 class ItemTable:
@@ -142,6 +162,12 @@ class ItemTable:
         chosen = self.of_kind(kind)
         counts = np.bincount(self.unit_I[chosen], minlength=self.n_units)
         return np.split(np.asarray(values_I, np.float64)[chosen], np.cumsum(counts)[:-1])
+
+
+def generated_texts(scores: ItemScores) -> tuple[str, ...]:
+    """What was written after each item's prompt, [I]; "" where nothing was asked for."""
+    found = scores.generated
+    return ("",) * len(scores.logprob) if found is None else found.texts
 
 
 def per_token(scores: ItemScores) -> F64:

@@ -17,6 +17,10 @@ from motet.models.precision import compute_dtype, product_dtype
 
 IGNORED = -100  # the label of a position that has none
 CHUNK_ROWS = 512
+TIE = 2.0**-14
+"""Logits that differ by less are equal: the order of sums, which changes with the size of a batch,
+must not choose between two tokens whose weights are the same.
+"""
 # A device holds more rows: the gradient of the head, fp32 [V, D], is read and written once per
 # chunk.
 DEVICE_CHUNK_BYTES = 1 << 29
@@ -62,12 +66,13 @@ class VocabularyShard:
 
 
 class Scores(NamedTuple):
-    """Per label: log-probability in nats (fp32 [B, T]) and whether it is the likeliest token (bool
-    [B, T]).
+    """Per label: log-probability in nats (fp32 [B, T]), whether it is the likeliest token (bool
+    [B, T]), and which one is (int64 [B, T]).
     """
 
     logprob: Tensor
     greedy: Tensor
+    likeliest: Tensor
 
 
 def round_to(x: Tensor, rounded: torch.dtype, dtype: torch.dtype) -> Tensor:
@@ -295,38 +300,41 @@ def label_scores(
     shard: VocabularyShard | None = None,
     softcap: float = 0.0,
 ) -> Scores:
-    """Return log-probability and greediness of each label; 0 and True where the label is -100.
+    """Return log-probability and greediness of each label, and the likeliest token in its place; 0,
+    True and -100 where the label is -100.
 
     Only rows with a label meet the head, `CHUNK_ROWS` at a time. No gradient.
     """
     logprob_BT = torch.zeros(labels_BT.shape, device=hidden_BTD.device)
-    greedy_BT = torch.ones(labels_BT.shape, dtype=torch.bool, device=hidden_BTD.device)
+    likeliest_BT = torch.full_like(labels_BT, IGNORED)
     wanted_BT = labels_BT != IGNORED
     rounded, dtype = compute_dtype(hidden_BTD), product_dtype(hidden_BTD)
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         h_ND, labels_N1 = hidden_BTD[wanted_BT], labels_BT[wanted_BT][:, None]
         h_ND, w_VD = round_to(h_ND, rounded, dtype), round_to(head_VD, rounded, dtype)
-        logprobs, greedys = [], []
+        logprobs, likeliest = [], []
         for h_CD, labels_C1 in zip(
             h_ND.split(CHUNK_ROWS), labels_N1.split(CHUNK_ROWS), strict=True
         ):
             logits_CV = cap_logits((h_CD @ w_VD.t()).float(), softcap)
             columns_C1, held_C1 = held(labels_C1, len(w_VD), shard)
-            greedys.append(_likeliest(logits_CV, shard) == labels_C1[:, 0])
+            likeliest.append(_likeliest(logits_CV, shard))
             chosen_C1, _, log_sum_C1 = exponentials(logits_CV, columns_C1, held_C1, shard)
             logprobs.append((chosen_C1 - log_sum_C1)[:, 0])
     logprob_BT[wanted_BT] = torch.cat(logprobs)
-    greedy_BT[wanted_BT] = torch.cat(greedys)
-    return Scores(logprob_BT, greedy_BT)
+    likeliest_BT[wanted_BT] = torch.cat(likeliest)
+    return Scores(logprob_BT, likeliest_BT == labels_BT, likeliest_BT)
 
 
 def _likeliest(logits_CV: Tensor, shard: VocabularyShard | None) -> Tensor:
-    """Return the token with the largest logit, int64 [C]; the first of equals."""
-    column_C = logits_CV.argmax(-1)
+    """Return the token with the largest logit, int64 [C]; the first of those within `TIE` of it."""
+    largest_C1 = logits_CV.amax(-1, keepdim=True)
+    if shard is not None:
+        largest_C1 = shard.maximum(largest_C1)
+    near_CV = logits_CV >= largest_C1 - TIE
+    column_C = near_CV.to(torch.uint8).argmax(-1)
     if shard is None:
         return column_C
-    largest_C1 = logits_CV.amax(-1, keepdim=True)
-    mine_C = (largest_C1 == shard.maximum(largest_C1.clone()))[:, 0]
-    # The smallest token among the processes that hold the maximum: a maximum of negatives.
-    candidate_C = -(column_C + shard.first).where(mine_C, 1 << 62)
+    # The smallest token among the processes that hold one: a maximum of negatives.
+    candidate_C = -(column_C + shard.first).where(near_CV.any(-1), 1 << 62)
     return -shard.maximum(candidate_C)

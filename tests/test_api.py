@@ -61,7 +61,7 @@ def test_opening_a_run_loads_no_pandas() -> None:
 
 PLUGIN_NAMES = {
     "Experiment", "Family", "Hook", "HookContext", "ItemScores", "ItemTable", "Member",
-    "OutcomeSpec", "ProbeItem", "Scheduler", "Unit", "per_token",
+    "OutcomeSpec", "ProbeItem", "Scheduler", "Unit", "generated_texts", "per_token",
 }  # fmt: skip
 
 

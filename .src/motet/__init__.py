@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from motet.experiments.types import OutcomeSpec as OutcomeSpec
     from motet.experiments.types import ProbeItem as ProbeItem
     from motet.experiments.types import Unit as Unit
+    from motet.experiments.types import generated_texts as generated_texts
     from motet.experiments.types import per_token as per_token
     from motet.launcher.guest.guest import Guest as Guest
     from motet.launcher.jobs.scheduler import Scheduler as Scheduler
@@ -57,6 +58,7 @@ _PUBLIC = {
     "OutcomeSpec": "motet.experiments.types",
     "ItemScores": "motet.experiments.types",
     "ItemTable": "motet.experiments.types",
+    "generated_texts": "motet.experiments.types",
     "per_token": "motet.experiments.types",
     "Hook": "motet.launcher.rank.hooks",
     "HookContext": "motet.launcher.rank.hooks",

@@ -132,6 +132,9 @@ def unit_rows(question: Question) -> list[dict[str, Any]]:
     rows = []
     for number, unit in enumerate(question.units):
         row = asdict(unit)
+        for item in row["items"]:
+            if not item["max_tokens"]:  # reads as it did before probes could write
+                del item["max_tokens"]
         row["arm"] = question.spec.arms[int(question.arms[number])].name
         row["timing"] = None if question.timing is None else int(question.timing[number])
         rows.append(row)

@@ -83,7 +83,7 @@ def wanted(question: Question, tokenizer: Tokenizer) -> Wanted:
             (number, item.prompt + item.target)
             for number, unit in enumerate(question.units)
             for item in unit.items
-            if any(item.target.strip() in text for text in unit.texts)
+            if (target := item.target.strip()) and any(target in text for text in unit.texts)
         }
     )
     found: dict[bytes, list[tuple[int, bool, npt.NDArray[np.integer]]]] = {}

@@ -20,7 +20,7 @@ from motet.core.plugins import PluginError, fault, is_plugin, mistakes_of
 from motet.core.sealed import sealed
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Experiment
-from motet.experiments.types import F64, I64, ItemScores, OutcomeSpec, Unit
+from motet.experiments.types import F64, I64, Generated, ItemScores, OutcomeSpec, Unit
 
 
 def series_of(experiment: Experiment, units: Sequence[Unit], scores: ItemScores) -> dict[str, F64]:
@@ -150,9 +150,17 @@ def _try(question: Question, steps_total: int) -> None:
 
 
 def _invented(question: Question) -> ItemScores:
-    """Scores as of a model that gives every target one nat per token, each of one token."""
-    count = sum(len(unit.items) for unit in question.units)
+    """Scores as of a model that gives every target one nat per token, each of one token, and
+    writes nothing.
+    """
+    items = [item for unit in question.units for item in unit.items]
+    count = len(items)
+    nothing = np.empty(0, dtype=np.int64)
+    writes = any(item.max_tokens for item in items)
     return ItemScores(
+        generated=Generated(("",) * count, (nothing,) * count, np.ones(count, dtype=bool))
+        if writes
+        else None,
         logprob=np.full(count, -1.0),
         n_tokens=np.ones(count, dtype=np.int64),
         n_bytes=np.ones(count, dtype=np.int64),
@@ -162,7 +170,9 @@ def _invented(question: Question) -> ItemScores:
 
 def _read_only(scores: ItemScores) -> ItemScores:
     """The same scores, in arrays that refuse to be written to: others read them afterwards."""
-    views = {name: array.view() for name, array in vars(scores).items()}
+    views: dict[str, Any] = {
+        name: array.view() for name, array in vars(scores).items() if isinstance(array, np.ndarray)
+    }
     for view in views.values():
         view.flags.writeable = False
     return replace(scores, **views)

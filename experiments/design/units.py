@@ -72,6 +72,10 @@ def _rows(experiment: UnitMaker) -> Iterable[tuple[str, Any]]:
         yield f"experiments.{spec.name}.items[{number}]", row
 
 
+MOST_WRITTEN = 4096
+"""The most tokens that a probe may ask for."""
+
+
 def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
     """One row -> unit; ValueError says what is wrong with the row."""
     row = _checked_row(experiment, row)
@@ -87,8 +91,8 @@ def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
         raise TypeError(f"unit_of returned a Unit with {wrong}")
     if not unit.texts or not all(text.strip() for text in unit.texts):
         raise ValueError("has an empty text")
-    if any(not item.prompt or not item.target for item in unit.items):
-        raise ValueError("has a probe with an empty prompt or target")
+    if any(not item.prompt or not (item.target or item.max_tokens) for item in unit.items):
+        raise ValueError("has a probe with an empty prompt, or an empty target and no max_tokens")
     words = [unit.id, *unit.texts, *(w for item in unit.items for w in (item.prompt, item.target))]
     for text in words:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -105,7 +109,10 @@ def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
 def _unlike_unit(unit: Unit) -> str | None:
     """Say which part of a unit, apart from its texts and items, is of another type."""
     named = [("id", unit.id), ("cluster", unit.cluster), ("block", unit.block)]
-    named += [(f"items: {key}", value) for item in unit.items for key, value in vars(item).items()]
+    for item in unit.items:
+        named += [(f"items: {key}", vars(item)[key]) for key in ("id", "kind", "prompt", "target")]
+        if type(item.max_tokens) is not int or not 0 <= item.max_tokens <= MOST_WRITTEN:
+            return f"items: max_tokens={item.max_tokens!r:.60}; it must be 0 to {MOST_WRITTEN}"
     for part, text in named:
         if type(text) is not str:
             return f"{part}={text!r:.60}; it must be text"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from motet.core.errors import Problem, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
+from motet.experiments.scoring.generation import Prompts, encode_prompts
 from motet.experiments.stream.stream import IGNORED_LABEL
 from motet.experiments.types import ItemScores, ProbeItem
 
@@ -44,12 +45,14 @@ class EncodedItems:
         tokens: per item, int64 [end-of-document, prompt..., target...].
         target_start: int64 [I], index into the item's tokens at which its target begins.
         n_tokens, n_bytes: int64 [I], size of the target.
+        prompts: of the items that ask for text.
     """
 
     tokens: tuple[I64, ...]
     target_start: I64
     n_tokens: I64
     n_bytes: I64
+    prompts: Prompts
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -84,11 +87,12 @@ def encode_items(
                     "shorten it or lengthen the sequence",
                 )
             )
-    raise_problems(problems)
+    prompts, unfit = encode_prompts(items, tokenizer, sequence_length, where)
+    raise_problems([*problems, *unfit])
     target_start = np.array(starts, dtype=np.int64)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     n_bytes = np.array([len(item.target.encode()) for item in items], dtype=np.int64)
-    return EncodedItems(tuple(tokens), target_start, lengths - target_start, n_bytes)
+    return EncodedItems(tuple(tokens), target_start, lengths - target_start, n_bytes, prompts)
 
 
 def probe_batches(lengths: I64, batch_tokens: int) -> list[I64]:

@@ -17,7 +17,7 @@ import numpy as np
 from motet.core.errors import DamagedFile
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
-from motet.experiments.types import ItemScores
+from motet.experiments.types import Generated, ItemScores
 
 SUPERSEDED = "superseded"
 _BROKEN = (
@@ -130,6 +130,8 @@ def write_probe(
         arrays[f"{name}/n_tokens"] = found.n_tokens
         arrays[f"{name}/n_bytes"] = found.n_bytes
         arrays[f"{name}/greedy"] = found.greedy
+        if found.generated is not None:
+            arrays |= {f"{name}/{key}": array for key, array in _columns(found.generated).items()}
     facts = {"step": step, "segment": segment, "definition_sha256": definition_sha256}
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -159,6 +161,7 @@ def read_probe(
                     arrays[f"{key}/n_tokens"],
                     arrays[f"{key}/n_bytes"],
                     arrays[f"{key}/greedy"],
+                    _read_generated(arrays, key),
                 )
                 for key in keys
                 if key.partition("@")[2] == (member or "")
@@ -166,3 +169,28 @@ def read_probe(
     except _BROKEN as error:
         raise _unreadable(path, error) from None
     return facts, scores
+
+
+def _columns(generated: Generated) -> dict[str, Any]:
+    """Return what was written as arrays without objects: all texts and tokens in a row, with the
+    size of each.
+    """
+    texts = [text.encode() for text in generated.texts]
+    return {
+        "texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
+        "text_bytes": np.array([len(text) for text in texts], dtype=np.int64),
+        "written": np.concatenate([np.empty(0, dtype=np.int64), *generated.tokens]),
+        "written_tokens": np.array([len(ids) for ids in generated.tokens], dtype=np.int64),
+        "ended": generated.ended,
+    }
+
+
+def _read_generated(arrays: Mapping[str, Any], key: str) -> Generated | None:
+    """Return what one experiment's items wrote; None in files of before, and where none asks."""
+    if f"{key}/texts" not in arrays:
+        return None
+    ends = np.cumsum(arrays[f"{key}/text_bytes"])[:-1]
+    texts = np.split(arrays[f"{key}/texts"], ends)
+    tokens = np.split(arrays[f"{key}/written"], np.cumsum(arrays[f"{key}/written_tokens"])[:-1])
+    decoded = tuple(text.tobytes().decode() for text in texts)
+    return Generated(decoded, tuple(tokens), arrays[f"{key}/ended"])

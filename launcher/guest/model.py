@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from motet.experiments.stream.stream import IGNORED_LABEL, Batch
+from motet.models.loss import TIE
 
 # Wrappers by name: accelerate and deepspeed need not be installed.
 TRANSPARENT = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -168,6 +169,17 @@ class Scorer:
             logprob_BT[row, wanted] = chosen_N.double().cpu().numpy()
             greedy_BT[row, wanted] = (logits_NV.argmax(1) == labels_N1[:, 0]).cpu().numpy()
         return logprob_BT, greedy_BT
+
+    def likeliest(
+        self, tokens_BT: npt.NDArray[np.int64], at_B: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Return the most likely token after place `at_B` of each row, int64 [B], the smallest of
+        those whose logits are within `TIE`.
+        """
+        rows = torch.arange(len(at_B), device=self.device)
+        logits_BV = self.logits(tokens_BT)[rows, torch.from_numpy(at_B).to(self.device)].float()
+        near_BV = logits_BV >= logits_BV.amax(-1, keepdim=True) - TIE
+        return near_BV.to(torch.uint8).argmax(-1).cpu().numpy()
 
     def finish_scoring(self) -> None:
         """Nothing: `untouched` puts everything back."""

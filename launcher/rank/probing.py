@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import read_definition, read_questions
 from motet.experiments.design.trial import series_of
 from motet.experiments.library.kinds import Library
+from motet.experiments.scoring.generation import generate
 from motet.experiments.scoring.probes import EncodedItems, encode_items, score_items
 from motet.experiments.scoring.store import write_probe
 from motet.experiments.types import ItemScores
@@ -77,6 +80,10 @@ def saturation(question: Question, means: Mapping[str, float]) -> str:
     )
 
 
+def _any_rank(mine: bool, world: World) -> bool:
+    return mine if world.size == 1 else agree_any(mine, world)
+
+
 class Interrupted(Exception):
     """A stop was asked for while probing: nothing was measured."""
 
@@ -94,6 +101,7 @@ class ProbeSet:
     ) -> None:
         self.questions = {question.name: question for question in questions}
         self.due, self.batch_tokens = due, batch_tokens
+        self.tokenizer: Tokenizer | None = tokenizer
         self.failed: dict[str, str] = {}
         """Experiments whose scores could not be measured, and why."""
         self.items: dict[str, EncodedItems] = {
@@ -131,7 +139,7 @@ class ProbeSet:
         """Return a set without probes: a run without experiments needs no tokenizer."""
         empty = cls.__new__(cls)
         empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
-        empty.failed = {}
+        empty.failed, empty.tokenizer = {}, None
         return empty
 
     def names(self, step: int) -> list[str]:
@@ -147,8 +155,8 @@ class ProbeSet:
         stop: Callable[[], bool] | None = None,
         member: Member | None = None,
     ) -> dict[str, ItemScores]:
-        """Score everything that is due (a collective): each data-parallel rank its share of the
-        items.
+        """Score everything that is due, and let the model write where it is asked to (a
+        collective): each data-parallel rank its share of the items.
 
         Args:
             stop: whether this rank was asked to stop; asked before each batch, and all ranks agree.
@@ -162,19 +170,28 @@ class ProbeSet:
             if stop is not None and agree_any(stop(), world):
                 raise Interrupted
 
-        scored = engine.score if member is None else partial(engine.score, member=member)
-        scores = {
-            name: score_items(
-                self.items[name],
-                scored,
-                self.batch_tokens,
-                layout.dp_rank(world.rank),
-                layout.dp_size,
-                partial(sum_over_ranks, layout=layout, world=world),
-                give_way,
-            )
-            for name in self.names(step)
-        }
+        share = layout.dp_rank(world.rank), layout.dp_size
+        total = partial(sum_over_ranks, layout=layout, world=world)
+        whose: dict[str, Any] = {} if member is None else {"member": member}
+        scores = {}
+        for name in self.names(step):
+            items = self.items[name]
+            scored = partial(engine.score, **whose)
+            found = score_items(items, scored, self.batch_tokens, *share, total, give_way)
+            if len(items.prompts):
+                assert self.tokenizer is not None
+                written = generate(
+                    items.prompts,
+                    partial(engine.likeliest, **whose),
+                    self.tokenizer,
+                    self.batch_tokens,
+                    *share,
+                    total,
+                    partial(_any_rank, world=world),
+                    give_way,
+                )
+                found = replace(found, generated=written)
+            scores[name] = found
         engine.finish_scoring()
         return scores
 

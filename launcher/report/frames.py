@@ -14,13 +14,14 @@ import numpy as np
 
 from motet.core.plugins import PluginError
 from motet.experiments.design.trial import series_of
+from motet.experiments.types import generated_texts
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from motet.experiments.analysis.measured import Measured
     from motet.experiments.design.assignment import Question
-    from motet.launcher.runs.metrics import Row
+from motet.launcher.runs.metrics import Row
 
 WHOLE = "whole"
 ALL = "all"
@@ -31,6 +32,7 @@ UNIT_COLUMNS = ("experiment", "role", "unit", "arm", "dose", "timing", "cluster"
 SCORE_COLUMNS = ("step", "experiment", "unit", "member", "series", "value")
 ITEM_COLUMNS = (
     "step", "experiment", "unit", "member", "item", "kind", "logprob", "tokens", "bytes", "greedy",
+    "generated",
 )  # fmt: skip
 OUTCOME_COLUMNS = (
     "effect", "low", "high", "confidence", "p", "p_corrected", "control_mean", "treated_mean", "n",
@@ -107,6 +109,7 @@ def items(measured: Sequence[Measured]) -> pd.DataFrame:
             row = (
                 step, m.name, unit_I, m.member or WHOLE, item_I, kind_I, found.logprob,
                 found.n_tokens, found.n_bytes, found.greedy,
+                np.array(generated_texts(found), dtype=object),
             )  # fmt: skip
             parts.append(dict(zip(ITEM_COLUMNS, row, strict=True)))
     return _stacked(parts, ITEM_COLUMNS)

@@ -159,7 +159,8 @@ class LoadedRun:
     def items(self) -> pd.DataFrame:
         """One row per probe step, probe item and member: `step`, `experiment`, `unit`, `member`,
         `item`, `kind`, `logprob` (of the whole target, nats), `tokens` and `bytes` (of the target),
-        `greedy` (whether greedy decoding gives the target).
+        `greedy` (whether greedy decoding gives the target), `generated` (what the model wrote after
+        the prompt, "" where nothing was asked for).
 
         Raises:
             UserError: the run has no checkpoint yet, or a file of it is damaged.

@@ -8,7 +8,7 @@ are spread.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
@@ -25,6 +25,7 @@ from motet.models.family.base import Member, StepChoices
 from motet.models.moe import MoE
 from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
+from motet.parallel.engines.scoring import I64, Scoring
 from motet.parallel.layout.layout import Layout, LayoutError
 from motet.parallel.runtime.mesh import World
 from motet.parallel.runtime.passes import Pass
@@ -60,12 +61,12 @@ class Trained(nn.Module):
         self, tokens_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None, train: bool
     ) -> tuple[Tensor, Tensor]:
         """Return (what to go backward through, summed [cross-entropy, z-loss]) for training, else
-        (log-probability, greedy) [B, T].
+        (log-probability, likeliest token) [B, T].
         """
         with self._compute():
             if not train:
                 scores = self.decoder(tokens_BT, labels_BT, mode="score", member=self.scored)
-                return scores.logprob, scores.greedy
+                return scores.logprob, scores.likeliest
             turn = self.turn
             sums = self.decoder(
                 tokens_BT,
@@ -111,7 +112,7 @@ def _with_members(
     return guard(loss, grad_norm, losses)
 
 
-class DataParallelEngine(ABC):
+class DataParallelEngine(Scoring):
     """Steps and scores of an `Engine`; a subclass says how gradients, updates and state are
     handled.
 
@@ -267,21 +268,14 @@ class DataParallelEngine(ABC):
         """The mixtures by layer."""
         return mixtures([self.decoder])
 
-    def compile_ahead(self, batch: MicroBatch, members: Sequence[Member]) -> None:  # noqa: B027
+    def compile_ahead(self, batch: MicroBatch, members: Sequence[Member]) -> None:
         """See `Engine.compile_ahead`: not here. A library counts a backward pass as one of a
         step's, so blocks compile when a member first trains.
         """
 
-    @torch.no_grad()
-    def score(
-        self,
-        tokens_BT: npt.NDArray[np.int64],
-        labels_BT: npt.NDArray[np.int64],
-        member: Member | None = None,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """See `Engine.score`."""
+    def _scored(
+        self, tokens_BT: I64, labels_BT: I64, member: Member | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Scoring`."""
         self.trained.scored = member
-        logprob, greedy = self._run(
-            self._to_device(tokens_BT), self._to_device(labels_BT), None, train=False
-        )
-        return logprob.double().cpu().numpy(), greedy.cpu().numpy()
+        return self._run(self._to_device(tokens_BT), self._to_device(labels_BT), None, train=False)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from motet.parallel.engines.channel_order import measured, move
 from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
 from motet.parallel.engines.members import MemberTally, through_stages
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
+from motet.parallel.engines.scoring import I64, Scoring
 from motet.parallel.engines.tensor_state import TensorState, gather_stages
 from motet.parallel.engines.usage import Usage, step_within
 from motet.parallel.layout.layout import Layout
@@ -50,7 +50,7 @@ _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-class NativeEngine(TensorState):
+class NativeEngine(Scoring, TensorState):
     """A Decoder laid out over the ranks of a world; bare on one rank."""
 
     def __init__(
@@ -331,29 +331,25 @@ class NativeEngine(TensorState):
             return nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 
-    @torch.no_grad()
-    def score(
-        self,
-        tokens_BT: npt.NDArray[np.int64],
-        labels_BT: npt.NDArray[np.int64],
-        member: Member | None = None,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """See `Engine.score`."""
+    def _scored(
+        self, tokens_BT: I64, labels_BT: I64, member: Member | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Scoring`."""
         length = tokens_BT.shape[1]
         pad = -length % self.layout.tp  # sequence parallelism splits T evenly
         tokens = torch.from_numpy(np.pad(tokens_BT, ((0, 0), (0, pad)))).to(self.world.device)
         labels = np.pad(labels_BT, ((0, 0), (0, pad)), constant_values=-100)
         with self._autocast():
             scores = self._score(tokens, torch.from_numpy(labels).to(self.world.device), member)
-        logprob, greedy = scores[:, :, :length]
-        return logprob.double().cpu().numpy(), greedy.cpu().numpy() > 0.5
+        logprob_BT, likeliest_BT = scores[:, :, :length]
+        return logprob_BT, likeliest_BT
 
     def _score(self, tokens_BT: Tensor, labels_BT: Tensor, member: Member | None) -> Tensor:
-        """Return log-probability and greediness, [2, B, T]."""
+        """Return log-probability and the likeliest token, [2, B, T]; fp32 holds every token."""
         if self.pipeline is not None:
             return self.pipeline.score(tokens_BT, labels_BT, member)
         scores = self.decoders[0](tokens_BT, labels_BT, mode="score", member=member)
-        return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
+        return torch.stack([scores.logprob, scores.likeliest.to(scores.logprob.dtype)])
 
     def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
         """See `Engine.order_channels`; pipelines are refused before."""

@@ -102,6 +102,16 @@ class Engine(Protocol):
         all call it equally often.
         """
 
+    def likeliest(
+        self,
+        tokens_BT: npt.NDArray[np.int64],
+        at_B: npt.NDArray[np.int64],
+        member: Member | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Return the most likely token after place `at_B` of each row, int64 [B], the smallest of
+        those whose logits are nearly equal (`models.loss.TIE`). A collective, as `score` is.
+        """
+
     def finish_scoring(self) -> None:
         """Give back what scoring held, so that the next step finds the engine as it was."""
 

@@ -96,15 +96,15 @@ class Stage(nn.Module):
         score: bool = False,
         member: Member | None = None,
     ) -> Tensor:
-        """Train, or with `score` return log-probabilities and greediness of a member, [2, B, T],
-        from the last stage.
+        """Train, or with `score` return log-probabilities and likeliest tokens of a member, [2, B,
+        T], from the last stage.
         """
         if score:
             places = self.decoder.places(labels_BT)
             if not self.decoder.part.last:
                 return self._hidden(x, labels_BT, places, member)
             scores = self.decoder(x, labels_BT, mode="score", places=places, member=member)
-            return torch.stack([scores.logprob, scores.greedy.to(scores.logprob.dtype)])
+            return torch.stack([scores.logprob, scores.likeliest.to(scores.logprob.dtype)])
         mine, labels_BT, places = self.local(self.decoder, x, labels_BT, document_ids_BT)
         if self._turns is None:
             return self._pass(mine, labels_BT, places, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from motet.experiments.scoring.generation import Prompts, generate
 from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.probing import sum_over_ranks
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.parallel.engines.protocol import EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.layout.rules import problems
-from motet.parallel.runtime.mesh import World, build_meshes
+from motet.parallel.runtime.mesh import World, agree_any, build_meshes
 from tests.parallel.ranks import run_ranks
 from tests.parallel.training import BATCH, DENSE, LENGTH, Curve, assert_same, one_step, train
 
@@ -344,18 +347,48 @@ def scores(world: World, layout: Layout, config: ModelConfig) -> Any:
     labels = np.roll(tokens, -1, axis=1)
     labels[:, ::3] = -100
     before = engine.score(tokens, labels)
+    written = write(engine, layout, world)
     engine.finish_scoring()
     losses = [one_step(engine, layout, world.rank, step).loss for step in range(2)]
-    return before, losses
+    return before, losses, written
+
+
+class Numbers:
+    """A tokenizer whose words are numbers."""
+
+    eod = 3
+
+    def decode(self, ids: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+def write(engine: Any, layout: Layout, world: World) -> list[list[int]]:
+    """What greedy decoding writes after prompts of 1 to 40 tokens, dealt to data-parallel ranks."""
+    generator = np.random.default_rng(1)
+    tokens = tuple(generator.integers(0, 96, n).astype(np.int64) for n in (1, 5, 40, 9, 33))
+    prompts = Prompts(np.arange(5), tokens, np.array([6, 6, 6, 2, 2]), 5)
+    rank, ranks = layout.dp_rank(world.rank), layout.dp_size
+    total = partial(sum_over_ranks, layout=layout, world=world)
+    found = generate(
+        prompts, engine.likeliest, Numbers(), 256, rank, ranks, total, partial(any_rank, world)
+    )  # type: ignore[arg-type]
+    return [ids.tolist() for ids in found.tokens]
+
+
+def any_rank(world: World, mine: bool) -> bool:
+    return mine if world.size == 1 else agree_any(mine, world)
 
 
 @pytest.mark.parametrize(
     "name", ["tp 2", "tp 2, stream whole", "cp 2", "pp 2, zbv", "fsdp 2 x tp 2 x pp 2"]
 )
 def test_probes_score_the_same_on_all_ranks_of_every_layout(name: str) -> None:
-    (logprob, greedy), losses = run_ranks(1, scores, ONE, DENSE)[0]
+    (logprob, greedy), losses, written = run_ranks(1, scores, ONE, DENSE)[0]
+    assert [len(ids) for ids in written] == [6, 6, 6, 2, 2], "no row met its end by chance"
     layout = DENSE_LAYOUTS[name]
-    for (found, found_greedy), found_losses in run_ranks(layout.world_size, scores, layout, DENSE):
+    everything = run_ranks(layout.world_size, scores, layout, DENSE)
+    for (found, found_greedy), found_losses, found_written in everything:
+        assert found_written == written
         np.testing.assert_allclose(found, logprob, atol=2e-6)
         assert np.array_equal(found_greedy, greedy)
         np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
