@@ -29,6 +29,7 @@ from motet.experiments.analysis.negative import fault
 from motet.experiments.analysis.power import Assumed
 from motet.experiments.analysis.two_by_two import add_interactions
 from motet.experiments.analysis.verdict import estimate_text, judge
+from motet.experiments.analysis.whole_run import whole_run
 from motet.experiments.design.spec import ALPHA, n_tests
 
 
@@ -59,6 +60,8 @@ def analyze(
             None = enough of them, unless the user's cache has the figures.
     """
     alpha = one_alpha(measured)
+    of_run = [m for m in measured if m.experiment.treatment == "global"]
+    measured = [m for m in measured if m.experiment.treatment != "global"]
     asked = {m.name: m.experiment.spec for m in measured if m.experiment.role == "question"}
     over = max(n_tests(asked.values()), n_questions or 0)
     studies, entries, failed = _estimated(
@@ -85,7 +88,7 @@ def analyze(
     for control in controls.values():
         if control is not None:
             control["verdict"] = next(e["verdict"] for e in entries if e["name"] == control["name"])
-    answers = {
+    answers: dict[str, Any] = {
         "alpha": alpha,
         "draws": draws,
         "experiments": questions,
@@ -97,6 +100,8 @@ def analyze(
             "questions": over,
         },
     }
+    if of_run:
+        answers["whole_run"] = whole_run(of_run)
     return _finite(answers)
 
 

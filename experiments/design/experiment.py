@@ -37,7 +37,9 @@ class Experiment(ABC):
         protocol: one sentence for the report: what was shown, what is compared.
         defaults: the faithful settings, as in YAML.
         Options: a frozen dataclass of the experiment's own options, each with a default.
-        role: "question", "placebo" or "positive_control".
+        role: "question", "placebo" or "positive_control"; of a global treatment "whole_run".
+        treatment: "local", units in the stream; "semi-global", format or loss of many documents,
+            randomized per document; "global", a property of the whole run, with one arm.
         inserts_units: False = exposures of every arm carry i.i.d. base text, never a unit's text
             (A/A).
         follows_exposure: True = the report shows the effect against steps since exposure.
@@ -50,10 +52,17 @@ class Experiment(ABC):
     defaults: ClassVar[dict[str, Any]]
     Options: ClassVar[type[Any]] = NoOptions
     role: ClassVar[str] = "question"
+    treatment: ClassVar[str] = "local"
     inserts_units: ClassVar[bool] = True
     follows_exposure: ClassVar[bool] = False
     fields: ClassVar[dict[str, tuple[type, ...]]] = {}
     optional_fields: ClassVar[dict[str, tuple[type, ...]]] = {}
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """A global treatment is no question that its run can answer, whatever its class says."""
+        super().__init_subclass__(**keywords)
+        if cls.treatment == "global":
+            cls.role, cls.inserts_units = "whole_run", False
 
     def __init__(self, spec: ExperimentSpec) -> None:
         self.spec = spec

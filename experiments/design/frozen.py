@@ -40,6 +40,7 @@ JUDGING = (
     "design/places.py",
     "design/shares.py",
     "design/spec.py",
+    "design/treatments.py",
     "design/trial.py",
     "design/wording.py",
     "design/words.py",

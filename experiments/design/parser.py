@@ -27,6 +27,7 @@ from motet.experiments.design.spec import (
     ExperimentSpec,
     Schedule,
 )
+from motet.experiments.design.treatments import arms_wrong
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 MEMBER = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -139,7 +140,7 @@ def parse_entry(
         hypothesis=reader.text("hypothesis").strip(),
         items=_items(reader, base),
         generate=_generate(reader),
-        arms=_arms(reader),
+        arms=_arms(reader, kind.treatment == "global"),
         dose_in=reader.choice("dose_in", DOSE_UNITS, "exposures"),
         schedule=_schedule(reader),
         placement=reader.choice("placement", PLACEMENTS, "anywhere"),
@@ -256,7 +257,7 @@ def _generate(reader: _Reader) -> dict[str, Any]:
     return {"count": inner.whole("count", 64, 2), "seed": inner.whole("seed", 0, 0)}
 
 
-def _arms(reader: _Reader) -> tuple[Arm, ...]:
+def _arms(reader: _Reader, whole_run: bool) -> tuple[Arm, ...]:
     if "arms" in reader.values and "doses" in reader.values:
         reader.problem("arms", "is given together with doses; keep one of the two")
     if "arms" in reader.values:
@@ -275,7 +276,7 @@ def _arms(reader: _Reader) -> tuple[Arm, ...]:
             for dose, weight in zip(doses, weights, strict=True)
         ]
         setting = "doses"
-    _check_arms(reader, setting, arms)
+    _check_arms(reader, setting, arms, whole_run)
     return tuple(arms)
 
 
@@ -293,7 +294,7 @@ def _arm(reader: _Reader, index: int, value: Any) -> Arm:
     return Arm(str(name), value.get("dose", 0), variants, value.get("weight", 1))
 
 
-def _check_arms(reader: _Reader, setting: str, arms: Sequence[Arm]) -> None:
+def _check_arms(reader: _Reader, setting: str, arms: Sequence[Arm], whole_run: bool) -> None:
     dose_in = reader.values.get("dose_in", "exposures")
     whole = dose_in != "share"
     for arm in arms:
@@ -305,12 +306,8 @@ def _check_arms(reader: _Reader, setting: str, arms: Sequence[Arm]) -> None:
             reader.problem(setting, f"has the dose {arm.dose!r}; doses in {dose_in} are whole")
         if not is_whole(arm.weight) or arm.weight < 1:
             reader.problem("weights", f"has {arm.weight!r}; a weight is a whole number >= 1")
-    if len(arms) < 2:
-        reader.problem(setting, f"has {len(arms)} arms; an experiment compares at least two")
-    elif not any(arm.dose == 0 for arm in arms):
-        reader.problem(setting, "has no dose 0; add it: held-out units are what others compare to")
-    elif all(arm.dose == 0 for arm in arms):
-        reader.problem(setting, "has no dose above 0")
+    if wrong := arms_wrong(arms, whole_run):
+        reader.problem(setting, wrong)
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         what = "doses" if setting == "doses" else "arm names"

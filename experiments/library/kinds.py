@@ -20,6 +20,7 @@ from motet.core.plugins import (
     source_sha256,
 )
 from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.treatments import GLOBAL_ROLE, TREATMENTS
 from motet.experiments.library.contamination import Contamination
 from motet.experiments.library.controls import Placebo, PositiveControl
 from motet.experiments.library.forgetting import Forgetting
@@ -34,7 +35,7 @@ LIBRARY: dict[str, type[Experiment]] = {
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }
-ROLES = ("question", "placebo", "positive_control")
+ROLES = ("question", "placebo", "positive_control", GLOBAL_ROLE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def declared_lines(use: str, kind: type[Experiment]) -> list[str]:
     options = [f"{option.name}: {option.default!r}" for option in dataclass_fields(kind.Options)]
     return [
         f"{use}: {kind.description}",
+        f"  treatment         {kind.treatment}",
         f"  a line of items   {', '.join(fields)}",
         f"  options           {', '.join(options) or 'none'}",
         *(f"  default           {name}: {value}" for name, value in kind.defaults.items()),
@@ -112,6 +114,10 @@ def _declared_wrong(kind: type[Experiment]) -> str | None:
             return f"has {name}={declared!r}; it must be like {{'start': (str,)}}"
     if kind.role not in ROLES:
         return f"has role={kind.role!r}; it must be one of {', '.join(ROLES)}"
+    if kind.treatment not in TREATMENTS:
+        return f"has treatment={kind.treatment!r}; it must be one of {', '.join(TREATMENTS)}"
+    if kind.role == GLOBAL_ROLE and kind.treatment != "global":
+        return f"has role={kind.role!r}; write treatment = 'global' instead"
     if not isinstance(kind.Options, type) or not is_dataclass(kind.Options):
         return "has Options that is no dataclass"
     for option in dataclass_fields(kind.Options):

@@ -51,6 +51,7 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     if validated := validation_line(report.get("training") or {}):
         parts.append(Text(words.printable(validated)))
     parts += [Text(f"! {words.printable(text)}", style="bold red") for text in alarms(report)]
+    parts += [Text(words.printable(whole_run_line(one))) for one in answers.get("whole_run") or []]
     if entries:
         parts += [Text(""), table(entries)]
         for entry in entries:
@@ -60,6 +61,15 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
         parts += [Text(""), Text(words.tally(entries), style="bold")]
         parts += [control_line(control) for control in control_sentences(answers)]
     return Group(*parts)
+
+
+def whole_run_line(one: Mapping[str, Any]) -> str:
+    """What a run measured under its arm of a global treatment, and why that is no effect."""
+    level = words.level(one["mean"], one["unit"])
+    return (
+        f"{one['name']} (global treatment, arm {one['arm']}): {one['label']} {level}. "
+        f"{one['sentence']}"
+    )
 
 
 def validation_line(record: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from motet.experiments.design.study import (
     place_study,
     with_controls,
 )
+from motet.experiments.design.treatments import GLOBAL_ROLE, treatment_problems
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.probes import encode_items
@@ -194,6 +195,7 @@ def _design_problems(draft: Draft, settings: RunSettings, must_answer: bool) -> 
     found = [one for question in draft.questions for one in cluster_problems(question)]
     found += answer_problems(draft, assumed_of(settings)) if must_answer else []
     found += member_problems(draft.questions, draft.setting.sizes)
+    found += treatment_problems(draft.questions)
     return [*_probe_problems(draft), *control_problems(draft), *found]
 
 
@@ -252,7 +254,7 @@ def power_table(settings: RunSettings) -> list[dict[str, Any]]:
     tokens = settings.batch_steps.slots_before(settings.steps) * settings.data.sequence_length
     asked = [room_problem(spec, library, None, tokens) for spec in specs]
     raise_problems([problem for problem in asked if problem is not None])
-    for spec in specs:
+    for spec in (one for one in specs if one.role != GLOBAL_ROLE):
         question = ask(spec, settings.plan_seed, library)
         raise_problems(trial_problems(question, settings.steps))
         alpha = spec.alpha / n_questions if spec.role == "question" else spec.alpha

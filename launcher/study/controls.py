@@ -12,6 +12,7 @@ from motet.experiments.analysis.measured import PLACEBO_THRESHOLD, smallest_p_of
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.study import Asking, Study
+from motet.experiments.design.treatments import GLOBAL_ROLE
 from motet.experiments.stream.placement import PLACEBO_FLAG
 
 MOST_UNITS = 1_000
@@ -27,7 +28,7 @@ def control_problems(study: Asking) -> list[Problem]:
     placebos = sum(question.experiment.role == "placebo" for question in study.questions)
     problems = []
     for question in study.questions:
-        if question.experiment.role == "question":
+        if question.experiment.role in ("question", GLOBAL_ROLE):
             continue
         placebo = question.experiment.role == "placebo"
         needed = PLACEBO_THRESHOLD / placebos if placebo else study.setting.alpha

@@ -69,6 +69,7 @@ def _kind_row(use: str, kind: Any, library: Library) -> dict[str, Any]:
     primary = next(outcome for outcome in kind(spec).outcomes if outcome.primary)
     return {
         "use": use,
+        "treatment": kind.treatment,
         "doses": list(spec.doses),
         "primary outcome": f"{primary.label} ({primary.unit})",
         "description": kind.description,
