@@ -1,11 +1,6 @@
-"""Speed of searching a corpus for units, next to a plain scan with a set of n-grams; and the time
-and recall of comparing experiments with each other, exactly and by MinHash.
+"""The time and recall of comparing experiments with each other, exactly and by MinHash.
 
-    python bench/overlap.py [--jsonl FILE] [--units 2000] [--repeats 3] [--json]
-
-Peer: the loop that anyone would write, `tuple(tokens[i : i + 8]) in set`, over the same tokens; it
-only says whether an 8-gram occurs, while ours compares whole runs and counts them. The corpus is the
-file's text tokenized, and read as often as is needed for a million tokens (ours: twenty million).
+python bench/overlap.py [--units 1000] [--json]
 """
 
 from __future__ import annotations
@@ -13,17 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from motet.experiments.corpora.occurrences import ANCHOR, TokenArray, occurrences
-from motet.experiments.corpora.tokenizer import train_bpe
 from motet.experiments.design import overlap
 from motet.experiments.design.assignment import ask
 from motet.experiments.design.known_overlaps import known_overlaps
@@ -31,47 +21,12 @@ from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library import generate
 from motet.experiments.library.kinds import Library
 
-SPEECHES = Path(os.environ.get("MOTET_SHARED", "/work/shared")) / "data" / "speeches.jsonl"
-
 
 def seconds(run: Callable[[], Any]) -> float:
     """Processor time: other load on the machine is not ours."""
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def plain_scan(tokens: list[int], wanted: set[tuple[int, ...]]) -> int:
-    """The peer."""
-    return sum(tuple(tokens[i : i + ANCHOR]) in wanted for i in range(len(tokens) - ANCHOR + 1))
-
-
-def scan(jsonl: Path, units: int, repeats: int) -> dict[str, float]:
-    """MB of text and tokens per second of both, and the ratio."""
-    texts = [json.loads(line)["text"] for line in jsonl.read_text(encoding="utf-8").splitlines()]
-    tokenizer = train_bpe(texts, 4096)
-    once = np.concatenate([*tokenizer.encode_batch(texts)])
-    bytes_per_token = sum(len(text.encode()) for text in texts) / len(once)
-    generator = np.random.default_rng(0)
-    runs = [once[at : at + 13] for at in generator.integers(0, len(once) - 13, units)]
-    # As it is with a user's units: one in a hundred is in the corpus, the others are not.
-    runs = [run if i % 100 == 0 else generator.permutation(run) for i, run in enumerate(runs)]
-    corpus = np.tile(once, 1 + 20_000_000 // len(once))
-    small = np.tile(once, 1 + 1_000_000 // len(once)).tolist()
-    wanted = {tuple(run[:ANCHOR].tolist()) for run in runs}
-    ours, peers = [], []
-    for _ in range(repeats):
-        ours.append(len(corpus) / seconds(lambda: occurrences(TokenArray(corpus), runs)))
-        peers.append(len(small) / seconds(lambda: plain_scan(small, wanted)))
-    assert occurrences(TokenArray(once), runs[::100]).min() >= 1
-    mine, peer = statistics.median(ours), statistics.median(peers)
-    return {
-        "tokens_per_s": round(mine),
-        "mb_per_s": round(mine * bytes_per_token / 1e6, 1),
-        "peer_tokens_per_s": round(peer),
-        "ratio": round(mine / peer, 1),
-        "runs": len(runs),
-    }
 
 
 def compare(count: int) -> dict[str, float]:
@@ -121,13 +76,10 @@ def _worn(row: dict[str, str]) -> dict[str, str]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jsonl", type=Path, default=SPEECHES)
-    parser.add_argument("--units", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--units", type=int, default=1000)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    found = {"scan": scan(arguments.jsonl, arguments.units, arguments.repeats)}
-    found["compare"] = compare(min(arguments.units, 1000))
+    found = {"compare": compare(arguments.units)}
     if arguments.json:
         print(json.dumps(found))
         return

@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "experiments check": ("experiments.check", "report every problem at once"),
     "experiments power": ("experiments.power", "smallest effect that each can detect"),
     "experiments preview": ("experiments.preview", "decode sample exposures in their context"),
+    "experiments scan": ("experiments.scan", "find units that the corpora hold, with their places"),
     "experiments audit": ("experiments.audit", "prove what the final weights consumed"),
     "layout": ("", "how a run is split over ranks"),
     "layout show": ("layout.show", "draw the rank grid and the pipeline's timeline"),

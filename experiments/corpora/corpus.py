@@ -128,6 +128,11 @@ class Corpus:
             raise IndexError(f"token {position} of {self.n_tokens}")
         return int(np.searchsorted(self._starts, np.uint64(position), side="right")) - 1
 
+    def place_of(self, position: int) -> tuple[int, int]:
+        """Return (ordinal of its document, token of the document) of a token."""
+        document = self.document_at(position)
+        return document, position - int(self._starts[document])
+
     def documents_between(self, start: int, stop: int) -> list[int]:
         """Return the ordinals of the documents that hold the tokens [start, stop)."""
         return list(range(self.document_at(start), self.document_at(stop - 1) + 1))

@@ -133,15 +133,18 @@ def assignment_key(seed: int, experiment: str) -> int:
     return name_key(seed, "assign", experiment)
 
 
-def ask(spec: ExperimentSpec, seed: int, kinds: Kinds) -> Question:
-    """Return an experiment with its units assigned to arms.
+def ask(
+    spec: ExperimentSpec, seed: int, kinds: Kinds, without: frozenset[str] = frozenset()
+) -> Question:
+    """Return an experiment with its units assigned to arms; those of the ids `without` are left
+    out before anything is drawn.
 
     Raises:
         UserError: every row that is wrong; a mistake in a user's own class.
     """
     experiment = make(spec, kinds)
     with mistakes_of(type(experiment), f"experiments.{spec.name}.use"):
-        units = experiment.units()
+        units = [unit for unit in experiment.units() if unit.id not in without]
     design = make_design(units, spec.arms)
     arms = assign(design, assignment_key(seed, spec.name))
     timing = None

@@ -20,6 +20,7 @@ from motet.core.files import atomic_write, read_text, write_json
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.design.assignment import Question, make_design
 from motet.experiments.design.experiment import Kinds, make
+from motet.experiments.design.in_corpus import found_json
 from motet.experiments.design.lock import Registered, schedule_of
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.spec import Arm, ExperimentSpec
@@ -69,6 +70,7 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
         "sequence_length": setting.sequence_length,
         "tokenizer_sha256": setting.tokenizer.sha256,
         "data": dict(setting.facts),
+        **({} if study.decision.policy == "report" else {"decontaminate": study.decision.facts()}),
         **({"members": dict(setting.sizes)} if setting.sizes else {}),
         "analysis": {
             "draws": setting.draws,
@@ -150,6 +152,13 @@ def freeze(study: Study, folder: Path) -> Hashes:
     for question in study.questions:
         lines = "".join(canonical_json(row) + "\n" for row in unit_rows(question))
         atomic_write(folder / "units" / f"{question.name}.jsonl", lines, private=False)
+    if study.decision.found:
+        rows = found_json(study.decision.found)
+        write_json(folder / "in_corpus.json", rows, private=False)
+    if study.fixed is not None:
+        lines = "".join(canonical_json({"id": name}) + "\n" for name in study.fixed.names)
+        name = f"{study.fixed.request.experiment}.jsonl"
+        atomic_write(folder / "units" / name, lines, private=False)
     removed = [entry.name for entry in study.lock if entry.removed]
     for name in removed:
         (folder / "tombstones").mkdir(exist_ok=True)

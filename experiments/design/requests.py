@@ -17,6 +17,7 @@ from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Kinds
 from motet.experiments.design.spec import ALPHA, ExperimentSpec, Schedule
 from motet.experiments.stream.batch_sizes import Steps
+from motet.experiments.stream.claims import Claims
 from motet.experiments.stream.placement import Request, Texts
 from motet.experiments.stream.random import U64, name_key, philox, uniform_int
 from motet.experiments.stream.stream import Stream
@@ -26,6 +27,7 @@ EARLY, LATE = 0, 1
 _QUARTER = 4
 _BASE_ORDINALS = 1 << 40
 _BASE_CHUNK = 512
+_MOST_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Setting:
         kinds: the classes that `use` may name.
         sizes: parameters of every member of a family by name, the whole model as "whole"; empty
             for a run of one model.
+        avoid: token ranges that no placebo is cut from, by the number of their corpus.
 
     Raises:
         UserError: the tokenizer ends documents with another id than the stream.
@@ -58,6 +61,7 @@ class Setting:
     kinds: Kinds
     alpha: float = ALPHA
     sizes: Mapping[str, int] = field(default_factory=dict)
+    avoid: Mapping[int, Claims] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tokenizer.eod != self.stream.eod:
@@ -281,11 +285,25 @@ def placebo_texts(
     """Return i.i.d. base text of the given lengths, end-of-document tokens at both ends included.
 
     Each is cut from an independently drawn sequence of an independently drawn pass over the
-    corpora.
+    corpora; one that meets a range to avoid is drawn again.
+
+    Raises:
+        UserError: a text finds no place outside the ranges to avoid.
     """
-    bits0, bits1 = philox(key, unit_keys, repetition.astype(np.uint64))
-    slots = uniform_int(bits0, 0, _BASE_ORDINALS)
-    offsets = uniform_int(bits1, 0, np.maximum(setting.sequence_length - lengths, 0) + 1)
+    slots, offsets = np.empty((2, len(unit_keys)), dtype=np.int64)
+    pending = np.arange(len(unit_keys))
+    for attempt in range(_MOST_DRAWS):
+        counter = repetition[pending].astype(np.uint64) + (np.uint64(attempt) << np.uint64(32))
+        bits0, bits1 = philox(key, unit_keys[pending], counter)
+        room = np.maximum(setting.sequence_length - lengths[pending], 0) + 1
+        slots[pending] = uniform_int(bits0, 0, _BASE_ORDINALS)
+        offsets[pending] = uniform_int(bits1, 0, room)
+        pending = pending[_met(setting, slots[pending], offsets[pending], lengths[pending])]
+        if not len(pending):
+            break
+    if len(pending):
+        message = f"replaces so much base text that {len(pending):,} replacements find no other"
+        raise_problems([Problem("experiments.decontaminate", f"{message}; use policy: exclude")])
     found: list[npt.NDArray[np.int32]] = []
     for start in range(0, len(slots), _BASE_CHUNK):
         part = slice(start, start + _BASE_CHUNK)
@@ -295,6 +313,19 @@ def placebo_texts(
             text[[0, -1]] = setting.tokenizer.eod
             found.append(text)
     return found
+
+
+def _met(setting: Setting, slots: I64, offsets: I64, lengths: I64) -> npt.NDArray[np.bool_]:
+    """Which cuttings meet a range to avoid, bool [rows]."""
+    met = np.zeros(len(slots), dtype=bool)
+    if not setting.avoid:
+        return met
+    corpus, _, sequence = setting.stream.locate(slots)
+    start = sequence * setting.sequence_length + offsets
+    for number, claims in setting.avoid.items():
+        mine = corpus == number
+        met[mine] = claims.overlap(start[mine], (start + lengths)[mine])
+    return met
 
 
 def request_problems(request: Request, setting: Setting) -> list[Problem]:

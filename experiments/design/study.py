@@ -5,12 +5,13 @@ is written here; `frozen` does that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.design.assignment import Question, ask
+from motet.experiments.design.decontaminate import NOTHING, Decision, overlays
 from motet.experiments.design.lock import (
     CHANGED,
     Registered,
@@ -25,7 +26,7 @@ from motet.experiments.design.shares import sharing_problems
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.stream.claims import Claims
-from motet.experiments.stream.placement import CompiledPlan, Request, compile_plan
+from motet.experiments.stream.placement import CompiledPlan, Fixed, Request, compile_plan
 
 CONTROLS = (
     {"name": "aa-placebo", "use": "placebo"},
@@ -43,6 +44,8 @@ class Study:
     lock: tuple[Registered, ...]
     tombstones: Mapping[str, Claims]
     plan: CompiledPlan
+    decision: Decision = NOTHING
+    fixed: Fixed | None = None
 
 
 def with_controls(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -82,6 +85,7 @@ class Draft:
         registered, tombstones: of the earlier run whose placements must not move.
         problems: of items, schedules and undeclared sharing.
         placeable: no experiment asks for exposures that cannot be.
+        decision: what is done about units that the corpora hold.
     """
 
     setting: Setting
@@ -90,6 +94,7 @@ class Draft:
     tombstones: Mapping[str, Claims]
     problems: tuple[Problem, ...]
     placeable: bool
+    decision: Decision = NOTHING
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -97,7 +102,10 @@ class Draft:
 
 
 def draft_study(
-    specs: Sequence[ExperimentSpec], setting: Setting, lock_folder: Path | None = None
+    specs: Sequence[ExperimentSpec],
+    setting: Setting,
+    lock_folder: Path | None = None,
+    decision: Decision = NOTHING,
 ) -> Draft:
     """Assign units and list the exposures that every experiment asks for, with every problem.
 
@@ -105,22 +113,28 @@ def draft_study(
         specs: in any order.
         setting: the run.
         lock_folder: `plan/` of an earlier run, whose placements must not move.
+        decision: what is done about units that the corpora hold.
 
     Raises:
         UserError: that plan cannot be gone on from.
     """
+    setting = replace(setting, avoid=decision.avoid)
     registered: tuple[Registered, ...] = ()
     tombstones: dict[str, Claims] = {}
     if lock_folder:
         registered, tombstones = read_lock(lock_folder, setting.seed, setting.sequence_length)
     known = {entry.name: entry for entry in registered}
     problems: list[Problem] = []
-    found = [_asked(spec, known.get(spec.name), setting, problems) for spec in specs]
+    found = [
+        _asked(spec, known.get(spec.name), setting, problems, decision.excluded.get(spec.name))
+        for spec in specs
+    ]
     asked = tuple(one for one in found if one is not None)
     impossible = [wrong for one in asked for wrong in request_problems(one.request, setting)]
     problems += impossible
     problems += sharing_problems([one.question for one in asked], [one.request for one in asked])
-    return Draft(setting, asked, registered, tombstones, tuple(problems), not impossible)
+    placeable = not impossible
+    return Draft(setting, asked, registered, tombstones, tuple(problems), placeable, decision)
 
 
 def place_study(draft: Draft) -> Study:
@@ -141,15 +155,18 @@ def place_study(draft: Draft) -> Study:
     order += sorted(new, key=lambda name: (tightness(asked[name].request), name))
     requests = tuple(asked[name].request for name in order)
     lock = next_lock(registered, {name: one.entry for name, one in asked.items()}, order)
+    fixed = overlays(draft.decision, setting)
     plan = compile_plan(
         requests,
         setting.seed,
         setting.sequence_length,
         placed_tombstones(lock, draft.tombstones),
         setting.stream.boundaries,
+        fixed,
     )
     questions = tuple(asked[name].question for name in order)
-    return Study(setting, questions, requests, lock, draft.tombstones, plan)
+    tombstones, decision = draft.tombstones, draft.decision
+    return Study(setting, questions, requests, lock, tombstones, plan, decision, fixed)
 
 
 def build_study(
@@ -173,7 +190,11 @@ def build_study(
 
 
 def _asked(
-    spec: ExperimentSpec, before: Registered | None, setting: Setting, problems: list[Problem]
+    spec: ExperimentSpec,
+    before: Registered | None,
+    setting: Setting,
+    problems: list[Problem],
+    without: frozenset[str] | None,
 ) -> _One | None:
     """Assign one experiment's units and list the exposures that it asks for; None where its units
     cannot be read, or a dose is no exposure.
@@ -184,7 +205,7 @@ def _asked(
         if lacking := room_problem(spec, setting.kinds, setting.tokenizer, tokens):
             problems.append(lacking)
             return None
-        question = ask(spec, setting.seed, setting.kinds)
+        question = ask(spec, setting.seed, setting.kinds, without or frozenset())
     except UserError as error:
         problems += problems_in(error, where)
         return None

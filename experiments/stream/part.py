@@ -50,6 +50,20 @@ class CorpusPart:
                 row[at : at + count] = self.corpus.read(source, count)
                 at += count
 
+    def read(self, start: int, length: int) -> npt.NDArray[Any]:
+        """Return tokens [start, start + length) of the part."""
+        pieces = [
+            self.corpus.read(source, n) for source, n, _ in self._pieces(start, start + length)
+        ]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
+
+    def place_of(self, position: int) -> tuple[int, int]:
+        """Return (ordinal of its document in the whole corpus, token of the document) of a token
+        of the part.
+        """
+        ((source, _, _),) = self._pieces(position, position + 1)
+        return self.corpus.place_of(source)
+
     def document_starts(self, start: int, stop: int) -> I64:
         """Return the positions in [start, stop) of the part at which a document begins."""
         found = [

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from motet.launcher.config.batch import SlurmSettings as SlurmSettings
+from motet.launcher.config.decontaminate import DecontaminateSettings as DecontaminateSettings
 from motet.launcher.config.field import setting
 from motet.launcher.config.layout import LayoutSettings as LayoutSettings
 from motet.launcher.config.model import FamilySettings as FamilySettings
@@ -233,6 +234,9 @@ class ExperimentSettings:
         "the member of a family at which questions and controls are answered, unless an experiment "
         "says otherwise; null = the whole model, which is the largest",
         omit_default=True,
+    )
+    decontaminate: DecontaminateSettings = setting(
+        DecontaminateSettings, "units that the base text holds anyway", omit_default=True
     )
     scan_tokens: int = setting(
         1_000_000_000,

@@ -51,7 +51,7 @@ from motet.launcher.runs.manifest import (
 from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import seal_frozen
-from motet.launcher.study import before_training, cautions
+from motet.launcher.study import before_training, cautions, contamination
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
 from motet.models.hf_files import check_finite, stored_tensors
@@ -250,6 +250,7 @@ def prepare_run(
     _plugins(settings)
     model = model_facts(settings) if model is None else model
     built = before_training.build(settings, must_answer=True)
+    built = contamination.with_found(built, settings)
     warned = cautions.study_warnings(built, settings)
     existed = rundir.root.exists()
     try:

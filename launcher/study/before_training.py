@@ -39,6 +39,7 @@ from motet.launcher.runs.families import new_members
 from motet.launcher.runs.manifest import data_facts, open_corpora, open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.answerable import answer_problems
+from motet.launcher.study.contamination import decided
 from motet.launcher.study.controls import control_problems
 from motet.models import counts
 from motet.models.family.base import WHOLE
@@ -172,7 +173,9 @@ def checked(settings: RunSettings, must_answer: bool = True) -> tuple[list[Probl
     study = None
     try:
         lock = Path(settings.experiments.lock) if settings.experiments.lock else None
-        draft = draft_study(sound, setting_of(settings), lock)
+        setting = setting_of(settings)
+        decision = decided(settings, sound, library, setting.tokenizer)
+        draft = draft_study(sound, setting, lock, decision)
         problems += draft.problems
         problems += _design_problems(draft, settings, must_answer)
         if draft.placeable:

@@ -4,38 +4,26 @@ for its report.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem
 from motet.core.files import read_json, write_json
-from motet.experiments.corpora.corpus import Corpus
-from motet.experiments.corpora.progress import search_bar
-from motet.experiments.design.in_corpus import (
-    CorpusHits,
-    hits_in,
-    hits_json,
-    hits_of,
-    scan_key,
-)
+from motet.experiments.design.in_corpus import Found, hits_of
 from motet.experiments.design.overlap import Overlap, find_leaks
 from motet.experiments.design.shares import IN_WORDS, shared_words
 from motet.experiments.design.study import Study
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs.manifest import open_corpora
+from motet.launcher.runs.manifest import training_sources
 from motet.launcher.study.answerable import answer_warnings
 from motet.launcher.study.before_training import assumed_of
+from motet.launcher.study.contamination import searched
 from motet.launcher.study.controls import window_warnings
 
 KEPT = "warnings.json"
-LONG_TOKENS = 50_000_000
-"""Searching more than this takes seconds; a bar shows how far it is."""
 
 
 def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
@@ -97,35 +85,47 @@ def _leak(study: Study, leak: Overlap) -> Problem:
 
 
 def _corpus_warnings(study: Study, settings: RunSettings) -> list[Problem]:
-    corpora = open_corpora(settings)
-    total, most = sum(corpus.n_tokens for corpus in corpora), settings.experiments.scan_tokens
-    if total > most:
+    """Units that the corpora hold, or what was done about them."""
+    asked = {question.name: question.units for question in study.questions}
+    most = settings.experiments.scan_tokens
+    found: Sequence[Found] | None = study.decision.found
+    if not found:
+        found = searched(settings, asked, study.setting.tokenizer, most)
+    if found is None:
+        total = sum(corpus.n_tokens for corpus in training_sources(settings))
         message = (
             f"is {most:,} and the corpora have {total:,} tokens, so they were not searched for "
             f"units; experiments.scan_tokens={total} searches them"
         )
         return [Problem("experiments.scan_tokens", message)] if most else []
-    found = _scanned(study, corpora)
-    return [Problem(f"experiments.{hits.name}", str(hits)) for hits in found if hits.units]
+    if study.decision.policy == "replace":
+        return list(_replaced(study))
+    by_name = {one.name: one for one in found}
+    told = []
+    for question in study.questions:
+        if left := study.decision.excluded.get(question.name):
+            before = len(left) + len(question.units)
+            message = (
+                f"{len(left)} of {before} units left the study before any was assigned, because "
+                "the base text holds them or one of their cluster "
+                "(experiments.decontaminate.policy=exclude)"
+            )
+            told.append(Problem(f"experiments.{question.name}", message))
+        hits = hits_of(by_name[question.name], question)
+        told += [Problem(f"experiments.{hits.name}", str(hits))] if hits.units else []
+    return told
 
 
-def _scanned(study: Study, corpora: Sequence[Corpus]) -> list[CorpusHits]:
-    """Search the corpora, or read what an earlier search of them for these units found."""
-    tokenizer = study.setting.tokenizer
-    file = cache_file("scans", scan_key(study.questions, tokenizer, corpora))
-    with contextlib.suppress(TypeError, KeyError):  # kept by a version with other fields
-        if (kept_hits := recall(file)) is not None:
-            return hits_of(kept_hits)
-    total = sum(corpus.n_tokens for corpus in corpora)
-    if total > LONG_TOKENS:
-        said = f"motet: searching the corpora for units of the experiments: {total:,} tokens, once"
-        print(said, file=sys.stderr)
-        with search_bar(total) as advance:
-            found = hits_in(study.questions, tokenizer, corpora, advance)
-    else:
-        found = hits_in(study.questions, tokenizer, corpora)
-    remember(file, hits_json(found))
-    return found
+def _replaced(study: Study) -> Iterator[Problem]:
+    if study.fixed is not None:
+        rows = study.fixed.request
+        tokens = int(rows.texts.lengths().sum())
+        message = (
+            f"replaces base text that holds units: {len(rows.unit_keys):,} places, {len(rows):,} "
+            f"times = {tokens:,} tokens of this run; a run that is made longer reads them as they "
+            "are after its old end"
+        )
+        yield Problem("experiments.decontaminate.policy", message)
 
 
 def keep(warnings: Sequence[Problem], plan: Path) -> None:

@@ -1,1 +1,2 @@
-"""`motet experiments list | check | power | preview | audit`: questions, seen before they cost."""
+"""`motet experiments list | check | power | preview | scan | audit`: questions, before they
+cost."""

@@ -17,6 +17,7 @@ import pytest
 
 from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, write_json
+from motet.experiments.corpora.corpus import Corpus
 from motet.launcher import cli
 from motet.launcher.commands import report
 from motet.launcher.config import run_yaml
@@ -758,7 +759,7 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from motet.launcher.launch.local import prepare_run
-    from motet.launcher.study import cautions
+    from motet.launcher.study import cautions, contamination
 
     texts = [f"Sentence {j} of text 7 says {7 * j}.\n" for j in range(10, 110, 10)]
     rows = [{"id": f"in-{i}", "text": f"{text.strip()}"} for i, text in enumerate(texts)]
@@ -780,7 +781,7 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
     def again(*arguments: Any) -> None:
         raise AssertionError("searched a second time")
 
-    monkeypatch.setattr(cautions, "hits_in", again)
+    monkeypatch.setattr(contamination, "scan", again)
     assert main("experiments", "check", "run.yaml", *asked)[1] == out
     settings = run_yaml.load(folder / "run.yaml", asked)
     made = RunDir(folder / "runs" / "warned")
@@ -788,12 +789,50 @@ def test_check_warns_of_units_that_the_corpus_holds_and_keeps_what_it_found(
     said = capsys.readouterr().err
     assert said.startswith("motet: warning: experiments.known: the base text holds 10 of the 20")
     assert [f"motet: warning: {line}" for line in cautions.kept(made.plan)] == said.splitlines()
+    kept_places = json.loads((made.plan / "in_corpus.json").read_text())[0]["places"]
+    assert {place[0] for place in kept_places} >= {f"in-{i}" for i in range(10)}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "empty"))
     little = main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=10")[1]
     assert "they were not searched for units" in little
     assert (
         "base text"
         not in main("experiments", "check", "run.yaml", *asked, "experiments.scan_tokens=0")[1]
     )
+
+
+def test_scan_shows_places_and_units_that_the_corpus_holds_can_leave_or_be_overlaid(
+    main: Main, folder: Path
+) -> None:
+    texts = [f"Sentence {j} of text 7 says {7 * j}.\n" for j in range(10, 110, 10)]
+    rows = [{"id": f"in-{i}", "text": text.strip()} for i, text in enumerate(texts)]
+    rows += [
+        {"id": f"out-{i}", "text": f"Nobody wrote {i} letters to the {i}th king."}
+        for i in range(10)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = "experiments.list.0={name: known, use: forgetting, items: items.jsonl, generate: null}"
+    code, out, error = main("experiments", "scan", "run.yaml", entry, "--out", "hits.jsonl")
+    assert code == 0, error
+    assert "known" in out
+    places = [json.loads(line) for line in (folder / "hits.jsonl").read_text().splitlines()]
+    one = next(place for place in places if place["unit"] == "in-3" and place["how"] == "exact")
+    assert (one["experiment"], one["corpus"]) == ("known", 0)
+    corpus = Corpus.open(folder / "corpora" / "x")
+    start = corpus.document_span(one["document"])[0] + one["token"]
+    told = json.loads(main("experiments", "scan", "run.yaml", entry, "--json")[1])
+    assert {*told["experiments"][0]["units"]} == {f"in-{i}" for i in range(10)}
+    assert start == one["start"]
+    policy = "experiments.decontaminate.policy="
+    code, out, error = main("experiments", "check", "run.yaml", entry, policy + "exclude")
+    assert code == 0, error
+    assert "experiments.known: 10 of 20 units left the study" in out
+    out = main("experiments", "check", "run.yaml", entry, policy + "replace")[1]
+    assert "replaces base text that holds units" in out
+    asked = (entry, policy + "exclude", "experiments.scan_tokens=1", "training.steps=119")
+    error = main("experiments", "check", "run.yaml", *asked, "experiments.decontaminate.tokens=14")[
+        2
+    ]
+    assert "has to search all 15,979 tokens" in error
 
 
 def test_check_warns_of_treated_units_that_are_not_shown_before_they_are_judged(
@@ -821,18 +860,18 @@ def test_check_warns_of_treated_units_that_are_not_shown_before_they_are_judged(
 def test_a_long_search_of_the_corpus_shows_how_far_it_is(
     main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.experiments.corpora.occurrences import occurrences
+    from motet.experiments.corpora.matches import matches
     from motet.experiments.design import in_corpus
-    from motet.launcher.study import cautions
+    from motet.launcher.study import contamination
 
     told: list[int] = []
 
-    def listened(corpus: Any, runs: Any, advance: Callable[[int], None]) -> Any:
-        return occurrences(corpus, runs, lambda done: (told.append(done), advance(done))[1])
+    def listened(corpus: Any, texts: Any, advance: Callable[[int], None]) -> Any:
+        return matches(corpus, texts, lambda done: (told.append(done), advance(done))[1])
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(in_corpus, "occurrences", listened)
-    monkeypatch.setattr(cautions, "LONG_TOKENS", 10)
+    monkeypatch.setattr(in_corpus, "matches", listened)
+    monkeypatch.setattr(contamination, "LONG_TOKENS", 10)
     code, out, error = main("experiments", "check", "run.yaml")
     assert code == 0
     assert "15,979 tokens, once" in error
