@@ -24,7 +24,7 @@ from motet.experiments.corpora.tokenizer import token_dtype
 from motet.experiments.design.in_corpus import BY_DEFAULT, CorpusPlace, Found, Sieve, found_json
 from motet.experiments.design.requests import Setting, placebo_texts
 from motet.experiments.stream.claims import Claims
-from motet.experiments.stream.placement import Fixed, Request, Texts
+from motet.experiments.stream.placement import Placed, Request, Texts
 from motet.experiments.stream.random import name_key, text_keys
 from motet.experiments.types import Unit
 
@@ -130,6 +130,15 @@ def merged(places: Sequence[CorpusPlace]) -> dict[int, Claims]:
     return found
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Exposures whose places are not drawn: what they are, where, and the names of their units."""
+
+    request: Request
+    placed: Placed
+    names: tuple[str, ...]
+
+
 def overlays(decision: Decision, setting: Setting) -> Fixed | None:
     """Return the rows that replace the base text of every place, in every slot of the run that
     reads one; None where there is nothing to replace.
@@ -164,7 +173,10 @@ def overlays(decision: Decision, setting: Setting) -> Fixed | None:
         texts=Texts.of(list(texts), token_dtype(setting.tokenizer.vocabulary_size)),
         placebo=np.ones(len(unit), dtype=bool),
     )
-    return Fixed(request, slot, pieces.offset[piece], tuple(names))
+    offset = pieces.offset[piece]
+    start = slot * setting.sequence_length + offset
+    claims = Claims.none().add(start, start + lengths)
+    return Fixed(request, Placed(slot, offset, claims), tuple(names))
 
 
 @dataclass(frozen=True)

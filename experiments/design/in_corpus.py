@@ -216,6 +216,22 @@ def _wanted(
     A text's first token is left out: after a space it is another one. What many clusters of the
     experiment have in common says nothing of any of them.
     """
+    rows = _runs(units, tokenizer)
+    labels = {unit.cluster or unit.id: None for unit in units}
+    common = max(1, int(TEMPLATE_SHARE * len(labels)))
+    clusters = [units[unit].cluster or units[unit].id for unit, _, _ in rows]
+    own = _own_shingles([run for _, _, run in rows], clusters, common)
+    found = []
+    for (unit, is_probe, run), mask in zip(rows, own, strict=True):
+        least = len(run) if is_probe else min(sieve.tokens, len(run))
+        similar = None if is_probe else sieve.similar
+        if mask.any():
+            found.append(_Wanted(number, unit, is_probe, Sought(run, least, mask, similar)))
+    return found
+
+
+def _runs(units: Sequence[Unit], tokenizer: Tokenizer) -> list[tuple[int, bool, Tokens]]:
+    """(unit, whether it is a probe with its answer, tokens) of every text that is long enough."""
     texts = [(i, text) for i, unit in enumerate(units) for text in unit.texts]
     probes = sorted(
         {
@@ -232,25 +248,7 @@ def _wanted(
             run = tokens[1:][-PROBE_TOKENS:] if is_probe else tokens[1:]
             if len(run) >= FEWEST_TOKENS:
                 rows.append((unit, is_probe, run))
-    labels = {unit.cluster or unit.id: None for unit in units}
-    common = max(1, int(TEMPLATE_SHARE * len(labels)))
-    clusters = [units[unit].cluster or units[unit].id for unit, _, _ in rows]
-    own = _own_shingles([run for _, _, run in rows], clusters, common)
-    return [
-        _Wanted(
-            number,
-            unit,
-            is_probe,
-            Sought(
-                run,
-                len(run) if is_probe else min(sieve.tokens, len(run)),
-                mask,
-                None if is_probe else sieve.similar,
-            ),
-        )
-        for (unit, is_probe, run), mask in zip(rows, own, strict=True)
-        if mask.any()
-    ]
+    return rows
 
 
 def _own_shingles(

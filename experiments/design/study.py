@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.design.assignment import Question, ask
-from motet.experiments.design.decontaminate import NOTHING, Decision, overlays
+from motet.experiments.design.decontaminate import NOTHING, Decision, Fixed, overlays
 from motet.experiments.design.lock import (
     CHANGED,
     Registered,
@@ -26,7 +26,7 @@ from motet.experiments.design.shares import sharing_problems
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.stream.claims import Claims
-from motet.experiments.stream.placement import CompiledPlan, Fixed, Request, compile_plan
+from motet.experiments.stream.placement import CompiledPlan, Request, compile_plan
 
 CONTROLS = (
     {"name": "aa-placebo", "use": "placebo"},
@@ -162,7 +162,7 @@ def place_study(draft: Draft) -> Study:
         setting.sequence_length,
         placed_tombstones(lock, draft.tombstones),
         setting.stream.boundaries,
-        fixed,
+        None if fixed is None else (fixed.request, fixed.placed),
     )
     questions = tuple(asked[name].question for name in order)
     tombstones, decision = draft.tombstones, draft.decision

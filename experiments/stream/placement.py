@@ -262,26 +262,6 @@ class Exposures:
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """Exposures whose places are not drawn: they claim theirs before all others.
-
-    request: what they are; its windows are not looked at. slot, offset: int64 [rows], no two of
-    them overlap. names: of its units.
-    """
-
-    request: Request
-    slot: I64
-    offset: I64
-    names: tuple[str, ...]
-
-    def placed(self, sequence_length: int) -> Placed:
-        """Their places, and what they claim."""
-        start = self.slot * sequence_length + self.offset
-        lengths = self.request.texts.lengths()[self.request.text]
-        return Placed(self.slot, self.offset, Claims.none().add(start, start + lengths))
-
-
-@dataclass(frozen=True)
 class CompiledPlan:
     """A plan in memory, before it is written."""
 
@@ -306,7 +286,7 @@ def compile_plan(
     sequence_length: int,
     tombstones: Sequence[tuple[int, Claims]] = (),
     boundaries: Boundaries | None = None,
-    fixed: Fixed | None = None,
+    fixed: tuple[Request, Placed] | None = None,
 ) -> CompiledPlan:
     """Place every request, in order of precedence, and sort the rows by slot.
 
@@ -317,20 +297,18 @@ def compile_plan(
         tombstones: (precedence, claims) of removed experiments: claims that come before request
             number `precedence` keep being respected, so that removing an experiment moves no other.
         boundaries: document starts of the base stream, for placement "boundary".
-        fixed: exposures that have their places; they come last among the experiments.
+        fixed: exposures that have their places, which claim first; named last.
 
     Raises:
         UserError: every request for which there is no room.
     """
-    there = None if fixed is None else fixed.placed(sequence_length)
-    taken = Claims.none() if there is None else there.claims
+    taken = Claims.none() if fixed is None else fixed[1].claims
     problems: list[Problem] = []
     parts: list[Exposures] = []
     text_base = 0
     for number, request in enumerate(requests):
-        for precedence, claims in tombstones:
-            if precedence == number:
-                taken = taken.add(claims.start, claims.stop)
+        for claims in [claims for precedence, claims in tombstones if precedence == number]:
+            taken = taken.add(claims.start, claims.stop)
         try:
             placed = place(request, seed, sequence_length, taken, boundaries)
         except UserError as error:
@@ -340,13 +318,19 @@ def compile_plan(
         parts.append(_rows_of(request, placed, number, text_base))
         text_base += len(request.texts.offsets) - 1
     raise_problems(problems)
-    every = list(requests)
-    if fixed is not None and there is not None:
-        parts.append(_rows_of(fixed.request, there, len(requests), text_base))
-        every.append(fixed.request)
+    if fixed is not None:
+        parts.append(_rows_of(*fixed, len(requests), text_base))
+    every = [*requests, *([] if fixed is None else fixed[:1])]
+    return _joined(every, parts, seed, sequence_length)
+
+
+def _joined(
+    requests: Sequence[Request], parts: list[Exposures], seed: int, sequence_length: int
+) -> CompiledPlan:
+    """Return one plan of the rows of all requests."""
     rows = _sorted_rows(parts, sequence_length)
-    texts = _join_texts([request.texts for request in every])
-    names = tuple(request.experiment for request in every)
+    texts = _join_texts([request.texts for request in requests])
+    names = tuple(request.experiment for request in requests)
     return CompiledPlan(sequence_length, seed, names, rows, texts)
 
 
