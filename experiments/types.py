@@ -91,6 +91,13 @@ class OutcomeSpec:
         return (0.0, 1.0) if self.binary else (self.low, self.high)
 
     @property
+    def guess(self) -> float | None:
+        """The mean of units of which nothing was learned; None where it is not known."""
+        if self.chance is None and self.null_values is not None:
+            return sum(self.null_values) / len(self.null_values)
+        return self.chance
+
+    @property
     def reach(self) -> float:
         """The largest difference that two values can have; infinite without an end."""
         low, high = self.range

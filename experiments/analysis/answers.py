@@ -371,7 +371,7 @@ class Answer:
                 }
             )
         return {
-            "dose_response": dose | {"label": primary.label, "unit": primary.unit},
+            "dose_response": dose | means.named(primary),
             "over_time": times,
             "since_exposure": self.since(primary),
         }

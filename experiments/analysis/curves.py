@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.format import percent
+from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -70,6 +71,13 @@ def _inside(end: float, mean: float, ends: Bounds) -> float:
 def shown_range(ends: Bounds) -> list[float | None] | None:
     """`range` of a curve in report.json: where its values can lie, null where there is no end."""
     return None if ends == ENDLESS else list(ends)
+
+
+def named(outcome: OutcomeSpec) -> dict[str, Any]:
+    """`label`, `unit` and `chance` of a curve in report.json: what it shows, and where units lie
+    that were only guessed (null where that is not known).
+    """
+    return {"label": outcome.label, "unit": outcome.unit, "chance": outcome.guess}
 
 
 def dose_response(

@@ -227,7 +227,9 @@ def shares_html(parts: Mapping[str, float], unit: str) -> str:
         )
         x += wide
         named.append((color, f"{words} {value:.3g} {unit} ({value / total:.0%})"))
-    return f"{_svg(28, boxes)}{_legend(named)}"
+    # stretched as wide as there is room, never cut off
+    bar = _svg(28, boxes, LEFT + WIDTH).replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
+    return f"{bar}{_legend(named)}"
 
 
 def _legend(pairs: Sequence[tuple[str, str]]) -> str:
@@ -268,7 +270,6 @@ def _axis(end_s: float, bottom: int) -> list[str]:
     return out
 
 
-def _svg(height: int, shapes: Sequence[str]) -> str:
-    width = LEFT + WIDTH + RIGHT
+def _svg(height: int, shapes: Sequence[str], width: int = LEFT + WIDTH + RIGHT) -> str:
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(shapes)}</svg>'

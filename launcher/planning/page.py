@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from motet.launcher.output.page import drawing, plain_page, table
+from motet.launcher.planning import page_head
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning.charts import (
     MOST_RANKS,
@@ -31,8 +32,12 @@ def page(
     answer: PlanAnswer,
     rows: Sequence[Mapping[str, Any]],
     tokens: float,
+    run_yaml: str = "run.yaml",
+    cluster: str | None = None,
 ) -> str:
-    """Return the page; `rows` as of `plan_table.row`, `tokens` of the whole run."""
+    """Return the page; `rows` as of `plan_table.row`, `tokens` of the whole run; `run_yaml` and
+    `cluster` (None: this machine) are files as they were given.
+    """
     best = answer.best
     prediction = best.prediction
     works, drawn, number = pipeline_works(question, best)
@@ -48,6 +53,9 @@ def page(
         "Motet plan",
         f"Plan of {name}",
         [
+            page_head.html(
+                page_head.facts(question, best, tokens), page_head.command(best, run_yaml, cluster)
+            ),
             table([_headed(row) for row in rows], _cell),
             f"<ul>{summary}</ul>",
             f"<h2>Layout 1: {escape(words(best))}</h2>",

@@ -30,8 +30,9 @@ def build(rundir: RunDir) -> Path:
     from motet.core.files import atomic_write, write_json
     from motet.launcher.report.collect import assemble, collect
     from motet.launcher.report.page import render
+    from motet.launcher.report.places import without_places
 
-    report = assemble(collect(rundir))
+    report = without_places(assemble(collect(rundir)), rundir.root)
     write_json(rundir.report_json, report)
     atomic_write(rundir.report_html, render(report))
     return rundir.report_html

@@ -97,7 +97,9 @@ def assemble(sources: Sources) -> dict[str, Any]:
             **({"experiments_unread": True} if sources.unread else {}),
             "standing": standing(study),
             "run": run_facts(sources),
-            "answers": {**NO_ANSWERS, **(sources.answers or {})},
+            "answers": in_order_of_the_file(
+                {**NO_ANSWERS, **(sources.answers or {})}, sources.manifest
+            ),
             "compliance": found,
             **({"family": family} if family else {}),
             **({"benchmarks": list(sources.benchmarks)} if sources.benchmarks else {}),
@@ -109,6 +111,16 @@ def assemble(sources: Sources) -> dict[str, Any]:
             },
         }
     )
+
+
+def in_order_of_the_file(answers: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers with experiments as run.yaml lists them, those of other files behind: the plan's
+    own order is that of precedence, which tells a reader nothing.
+    """
+    listed = ((manifest.get("config") or {}).get("experiments") or {}).get("list") or []
+    place = {str(one.get("name")): number for number, one in enumerate(listed)}
+    entries = sorted(answers["experiments"], key=lambda e: place.get(str(e["name"]), len(place)))
+    return {**answers, "experiments": entries}
 
 
 def run_facts(sources: Sources) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from motet.launcher.output import page as pages
 from motet.launcher.report import by_member, plots, words
 from motet.launcher.report import family as families
+from motet.launcher.report.copies import copies
 from motet.launcher.report.forest import forest
 from motet.launcher.report.training import validation_rows
 
@@ -69,6 +70,7 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "controls": [views.of(e, f"c{i}") for i, e in enumerate(controls)],
         "control_sentences": control_sentences(answers),
         "alarms": alarms(report),
+        "copies": copies(report),
         "validation": (validation := validation_rows(record)),
         "validation_members": any(row["member"] for row in validation),
         "loss_plot": markup(loss) if loss else None,
@@ -199,13 +201,22 @@ class Views:
         window = sorted(set((self.record.get("exposure_steps") or {}).get(entry["name"], [])))
         window = window[:: max(1, len(window) // 150)]
         panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
-        drawn = [plots.dose_response(entry, f"{key}-dose")]
+        dose_in = self.dose_in.get(entry["name"], "exposures per unit")
+        drawn = [plots.dose_response(entry, f"{key}-dose", dose_in)]
         drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
         drawn.append(plots.since_exposure(entry, f"{key}-since"))
-        dose_label = (curves.get("dose_response") or {}).get("label") or "outcome"
-        captions = [f"Dose-response: {dose_label}"]
+        dose = curves.get("dose_response") or {}
+        captions = [f"Dose-response: {dose.get('label') or 'outcome'}"]
         captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
         captions.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
+        within = f"{words.percent(plots.OUTCOME_CONFIDENCE)} interval"
+        units = [arm.get("n_units") for arm in entry.get("arms") or []]
+        counted = words.units_in_arms(dose.get("n") or units)
+        marks = ["bars", *["bands"] * (len(captions) - 1)]
+        captions = [
+            f"{c[:1].upper()}{c[1:]} ({counted}{', ' if counted else ''}{mark}: {within})"
+            for c, mark in zip(captions, marks, strict=True)
+        ]
         figures = [(c, self.markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
         if curves.get("since_exposure") and figures:
             figures.insert(0, figures.pop())

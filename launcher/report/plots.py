@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report.bounds import inside, keep_within, possible
 from motet.launcher.report.words import dose as dose_text
-from motet.launcher.report.words import finite, printable, scaled, shown_unit
+from motet.launcher.report.words import finite, percent, printable, scaled, shown_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +61,8 @@ STYLE = {
 }
 MARKERS = "osD^vP"
 SMALL = (5.0, 2.9)
+OUTCOME_CONFIDENCE = 0.95
+"""Of the intervals of means in all curves; `experiments.analysis.answers.CONFIDENCE`."""
 LONGEST_Y = 34
 LEGEND_CHARACTERS = 70
 WIDE = (10.2, 3.6)
@@ -158,7 +160,9 @@ def dose_ticks(arms: Sequence[str], doses: Sequence[float]) -> tuple[list[str], 
     return texts, [float(i) for i in range(len(doses))]
 
 
-def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
+def dose_response(
+    entry: Mapping[str, Any], key: str, dose_in: str = "exposures per unit"
+) -> str | None:
     """Mean outcome and interval at each dose; None without data."""
     curve = (entry.get("curves") or {}).get("dose_response")
     if not curve or not curve.get("x"):
@@ -177,19 +181,39 @@ def dose_response(entry: Mapping[str, Any], key: str) -> str | None:
         for x, m, lo, hi, shade in zip(xs, mean, low, high, shades, strict=True):
             axes.plot([x, x], [lo, hi], color=shade, linewidth=2.2, solid_capstyle="butt", zorder=3)
             axes.plot([x], [m], "o", color=shade, markersize=6.5, zorder=4)
-        axes.axhline(mean[0], color=CONTROL, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        known = (mean[0] if doses[0] == 0 else None, scaled(curve.get("chance"), unit))
+        explain(fig, axes, *known)
         axes.set_xticks(xs, names)
         axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)
         axes.grid(visible=False, axis="x")
-        name_axes(
-            axes, "dose: exposures per unit (0 = never shown)", str(curve.get("label", "")), unit
-        )
+        name_axes(axes, f"dose: {dose_in} (0 = never shown)", str(curve.get("label", "")), unit)
         keep_within(axes, ends)
         points = "; ".join(
             f"dose {dose_text(d)}: {m:.3g}" for d, m in zip(doses, mean, strict=True)
         )
+        points += "" if known[1] is None else f"; chance: {known[1]:.3g}"
         label = f"{curve.get('label', 'outcome')} by dose, in {shown_unit(unit)}. {points}."
         return to_svg(fig, key, label)
+
+
+def explain(fig: Figure, axes: Axes, never_shown: float | None, chance: float | None) -> None:
+    """Draw the levels that a dose is compared with (None: not known), say what every mark means."""
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], color=ORDERED[3], marker="o", linestyle="", markersize=6.5, label="mean"),
+        Line2D(
+            [], [], color=ORDERED[3], linewidth=2.2, label=f"{percent(OUTCOME_CONFIDENCE)} interval"
+        ),
+    ]
+    levels = ((never_shown, CONTROL, (0, (4, 3)), "dose 0"), (chance, SOFT, (0, (1, 2)), "chance"))
+    for level, shade, dashes, name in levels:
+        if level is not None and math.isfinite(level):
+            line = axes.axhline(level, color=shade, linewidth=1.1, linestyle=dashes, zorder=1)
+            line.set_label(name)
+            marks.append(line)
+    fig.legend(handles=marks, loc="outside upper left", ncols=len(marks), handlelength=1.6,
+               columnspacing=1.2)  # fmt: skip
 
 
 def over_time(

@@ -172,6 +172,19 @@ def most_moved(outcome: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return most
 
 
+def units_in_arms(numbers: Sequence[Any]) -> str:
+    """How many units stand behind the means of arms: `16 units in each arm`, `12 to 48 units in an
+    arm`; "" in a report that does not say.
+    """
+    known = [int(n) for n in numbers if finite(n) is not None]
+    if not known:
+        return ""
+    few, most = min(known), max(known)
+    if few < most:
+        return f"{few:,} to {most:,} units in an arm"
+    return f"{plural(most, 'unit')} in each arm"
+
+
 def p_value(value: Any) -> str:
     """Two significant digits, `< 0.0001` below that."""
     p = finite(value)

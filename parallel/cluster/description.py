@@ -137,10 +137,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Cluster:
-    """All groups, and the links between them by pairs of names in alphabetical order."""
+    """All groups, and the links between them by pairs of names in alphabetical order.
+
+    Attributes:
+        currency: of all prices; "" = not said.
+    """
 
     groups: tuple[Group, ...]
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    currency: str = ""
 
     @property
     def devices(self) -> int:
@@ -174,7 +179,7 @@ class Cluster:
                 {"between": list(names), **_link_mapping(link)}
                 for names, link in self.links.items()
             ]
-        return out
+        return out | ({"currency": self.currency} if self.currency else {})
 
     def to_yaml(self) -> str:
         """Return the text of a cluster.yaml that `read` makes this cluster of."""

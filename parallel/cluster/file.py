@@ -13,6 +13,7 @@ groups:
                                                        writes it
 links:                         # between groups
   - {between: [hall, attic], gbit_s: 10, latency_us: 5000, kind: ethernet}
+currency: EUR                  # of all price_per_hour; may be left out
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "price_per_hour": (0.0, 1000.0, "of one device"),
     "power_w": (0.0, 5000.0, "of one device"),
 }
+TOP_KEYS = ("name", "groups", "links", "currency")
+MOST_CURRENCY = 12
 DTYPES = ("bf16", "fp16", "fp8", "fp32")
 PEAK_TFLOPS = (0.01, 20_000.0)
 INFINIBAND_GBIT_S = (10.0, 20.0, 40.0, 56.0, 100.0, 200.0, 400.0, 800.0)
@@ -98,7 +101,7 @@ def from_mapping(values: Any) -> Cluster:
         ClusterError: one message with everything that is wrong.
     """
     problems: list[Problem] = []
-    top = _Reader(values, "cluster", problems, ("name", "groups", "links")).values
+    top = _Reader(values, "cluster", problems, TOP_KEYS).values
     listed = top.get("groups")
     groups: tuple[Group, ...] = ()
     links: dict[tuple[str, str], Link] = {}
@@ -114,9 +117,12 @@ def from_mapping(values: Any) -> Cluster:
     else:
         why = f"{listed!r} is not a list of at least one group of nodes"
         problems.append(Problem("groups", why))
+    currency = top.get("currency") or ""
+    if not isinstance(currency, str) or len(currency) > MOST_CURRENCY or not currency.isprintable():
+        problems.append(Problem("currency", f"{currency!r} is no short word, such as EUR"))
     if problems:
         raise ClusterError("; ".join(map(str, problems)))
-    return Cluster(groups, links)
+    return Cluster(groups, links, currency)
 
 
 def _group(reader: _Reader) -> Group:

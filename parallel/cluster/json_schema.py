@@ -30,9 +30,10 @@ def cluster_schema() -> _Schema:
     link = _link(between=ends)
     link["required"] = ["between"]
     top = _object(
-        ("name", "groups", "links"),
+        file.TOP_KEYS,
         groups={"type": "array", "items": group, "minItems": 1},
         links={"type": ["array", "null"], "items": link},
+        currency={"type": ["string", "null"], "maxLength": file.MOST_CURRENCY},
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -314,7 +314,7 @@ def _part(cluster: Cluster, full: list[int], g: int, nodes: int, each: int) -> C
     groups = tuple(kept[h] for h in sorted(kept))
     names = {group.name for group in groups}
     links = {pair: link for pair, link in cluster.links.items() if names.issuperset(pair)}
-    return Cluster(groups, links)
+    return Cluster(groups, links, cluster.currency)
 
 
 def _holds(cluster: Cluster, used: Cluster) -> bool:

@@ -33,7 +33,8 @@ def trimmed(cluster: Cluster, used: Sequence[int]) -> Cluster | None:
             return None
     names = [group.name for group in groups]
     pairs = {pair(a, b) for a in names for b in names if a != b}
-    return Cluster(tuple(groups), {key: cluster.links[key] for key in pairs})
+    links = {key: cluster.links[key] for key in pairs}
+    return Cluster(tuple(groups), links, cluster.currency)
 
 
 def renumbered(spread: GroupAssignment) -> GroupAssignment:

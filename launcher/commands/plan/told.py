@@ -47,7 +47,9 @@ def tell_answer(
         from motet.core.files import atomic_write
         from motet.launcher.planning import page as plan_page
 
-        atomic_write(Path(arguments.html), plan_page.page(name, question, answer, rows, tokens))
+        files = str(arguments.run_yaml), arguments.cluster
+        page = plan_page.page(name, question, answer, rows, tokens, *files)
+        atomic_write(Path(arguments.html), page)
     if arguments.write:
         _write(arguments, answer)
     if arguments.json:

@@ -5,12 +5,16 @@ read.
 from __future__ import annotations
 
 import re
+import shlex
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from motet.launcher.planning import charts
+from motet.launcher.config import run_yaml
+from motet.launcher.planning import charts, page_head
 from motet.launcher.planning import page as plan_page
 from motet.launcher.planning import table as plan_table
 from motet.models.config import preset
@@ -74,3 +78,31 @@ def test_what_a_rank_holds_ends_at_nothing_and_is_never_less(schedule: str, virt
         assert min(held) >= 0
         assert held[-1] == 0
         assert max(held) >= 1
+
+
+def test_the_head_says_the_model_the_machines_the_currency_and_the_command() -> None:
+    question, answer = planned(4)
+    shown = page_head.facts(question, answer.best, 1e9)
+    assert shown["Model"].startswith("1.2")
+    assert shown["Cluster"] == "h100: 8 nodes of 8 h100, infiniband between them"
+    assert "does not name it" in shown["Prices"]
+    named = replace(question, cluster=replace(question.cluster, currency="EUR"))
+    assert page_head.facts(named, answer.best, 1e9)["Prices"].startswith("in EUR; ")
+    rows = [plan_table.row(1, answer.best, 1e9)]
+    page = plan_page.page("big", question, answer, rows, 1e9, "a <run>.yaml", "c.yaml")
+    assert "motet submit &#x27;a &lt;run&gt;.yaml&#x27; layout.processes=8" in page
+
+
+def test_the_command_of_the_page_gives_the_layout_of_the_page(tmp_path: Path) -> None:
+    _, answer = planned(4)
+    path = tmp_path / "run.yaml"
+    words = shlex.split(page_head.command(answer.best, str(path), None))
+    assert words[:3] == ["motet", "submit", str(path)]
+    path.write_text(
+        "name: r\nmodel: {preset: 1b}\ndata: {sequence_length: 2048, corpora: [{path: .}]}\n"
+        "batch: {sequences: 64}\ntraining: {steps: 10}\nexperiments: {controls: false}\n"
+    )
+    settings, _ = run_yaml.inspect(path, words[3:])
+    assert settings is not None
+    assert (settings.slurm.nodes, settings.slurm.gpus_per_node) == (8, 8)
+    assert settings.layout_for(64) == answer.best.layout

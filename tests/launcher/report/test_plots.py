@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motet.experiments.analysis.answers import CONFIDENCE
 from motet.launcher.report import plots
 from motet.launcher.report.forest import axis, forest
 from tests.launcher import sample_report
@@ -168,3 +169,20 @@ def test_smoothing_keeps_a_constant_and_ignores_gaps() -> None:
     ys = [2.0] * 400
     ys[7] = math.nan
     assert plots.smooth(ys) == [2.0] * 400
+
+
+def test_a_dose_response_says_what_its_marks_are_and_where_chance_lies() -> None:
+    entry = sample_report.questions()[1]
+    without = plots.dose_response(entry, "k") or ""
+    for words in ("mean", "95 % interval", "dose 0"):
+        assert words in texts(without)
+    assert "chance" not in without
+    entry["curves"]["dose_response"]["chance"] = 0.25
+    told = plots.dose_response(entry, "k", "tokens in all") or ""
+    assert "chance" in texts(told)
+    assert "chance: 25" in told
+    assert "dose: tokens in all (0 = never shown)" in texts(told)
+
+
+def test_intervals_of_curves_are_said_to_be_what_the_analysis_makes_them() -> None:
+    assert plots.OUTCOME_CONFIDENCE == CONFIDENCE
