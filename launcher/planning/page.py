@@ -23,7 +23,7 @@ from motet.launcher.planning.charts import (
     shares_html,
 )
 from motet.launcher.planning.table import COLUMNS, words
-from motet.parallel.planner.question import PlanAnswer, PlanQuestion
+from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 
 def page(
@@ -39,40 +39,50 @@ def page(
     `cluster` (None: this machine) are files as they were given.
     """
     best = answer.best
-    prediction = best.prediction
-    works, drawn, number = pipeline_works(question, best)
     summary = "".join(
         f"<li>{escape(line)}</li>" for line in plan_words.lines(question, answer, tokens)
     )
+    head = page_head.facts(question, best, tokens), page_head.command(best, run_yaml, cluster)
+    parts = [
+        page_head.html(*head),
+        table([_headed(row) for row in rows], _cell),
+        f"<ul>{summary}</ul>",
+        f"<h2>Layout 1: {escape(words(best))}</h2>",
+        *_shares(best),
+        *_over_time(question, best),
+    ]
+    return plain_page("Motet plan", f"Plan of {name}", parts)
+
+
+def _shares(best: RankedLayout) -> list[str]:
+    """Where the time of a step and the memory of the fullest device go."""
+    prediction = best.prediction
     low, high = prediction.interval_s
+    return [
+        f"<p>A step takes {prediction.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
+        shares_html(prediction.parts, "s"),
+        f"<p>The fullest device holds {prediction.memory_gib:.1f} of "
+        f"{prediction.capacity_gib:.1f} GiB.</p>",
+        shares_html(prediction.memory_parts, "GiB"),
+    ]
+
+
+def _over_time(question: PlanQuestion, best: RankedLayout) -> list[str]:
+    """The pipeline and the memory over a step, as pictures."""
+    works, drawn, number = pipeline_works(question, best)
     each = "one pipeline rank" if best.layout.pp == 1 else f"{best.layout.pp} pipeline ranks"
     drawn_of = f"{number}" if drawn == number else f"The first {drawn} of {number}"
     batches = "micro-batch" if number == 1 else "micro-batches"
     more = f", of which {MOST_RANKS} are drawn" if best.layout.pp > MOST_RANKS else ""
-    return plain_page(
-        "Motet plan",
-        f"Plan of {name}",
-        [
-            page_head.html(
-                page_head.facts(question, best, tokens), page_head.command(best, run_yaml, cluster)
-            ),
-            table([_headed(row) for row in rows], _cell),
-            f"<ul>{summary}</ul>",
-            f"<h2>Layout 1: {escape(words(best))}</h2>",
-            f"<p>A step takes {prediction.step_time_s:.3g} s ({low:.3g} to {high:.3g}).</p>",
-            shares_html(prediction.parts, "s"),
-            f"<p>The fullest device holds {prediction.memory_gib:.1f} of "
-            f"{prediction.capacity_gib:.1f} GiB.</p>",
-            shares_html(prediction.memory_parts, "GiB"),
-            f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
-            "predicted.</p>",
-            legend(works),
-            drawing(pipeline_svg(works)),
-            "<h2>Its memory over that time</h2><p>The fullest device of each pipeline rank.</p>",
-            memory_legend(best),
-            drawing(memory_svg(best, works)),
-        ],
-    )
+    return [
+        f"<h2>Its pipeline over time</h2><p>{drawn_of} {batches} on {each}{more}; times are "
+        "predicted.</p>",
+        legend(works),
+        drawing(pipeline_svg(works)),
+        "<h2>Its memory over that time</h2><p>The fullest device of each pipeline rank.</p>",
+        memory_legend(best),
+        drawing(memory_svg(best, works)),
+    ]
 
 
 def _headed(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -205,22 +205,31 @@ class Views:
         drawn = [plots.dose_response(entry, f"{key}-dose", dose_in)]
         drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]
         drawn.append(plots.since_exposure(entry, f"{key}-since"))
-        dose = curves.get("dose_response") or {}
-        captions = [f"Dose-response: {dose.get('label') or 'outcome'}"]
-        captions += [f"{p.get('label', 'Outcome')} over training" for p in panels]
-        captions.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
-        within = f"{words.percent(plots.OUTCOME_CONFIDENCE)} interval"
-        units = [arm.get("n_units") for arm in entry.get("arms") or []]
-        counted = words.units_in_arms(dose.get("n") or units)
-        marks = ["bars", *["bands"] * (len(captions) - 1)]
-        captions = [
-            f"{c[:1].upper()}{c[1:]} ({counted}{', ' if counted else ''}{mark}: {within})"
-            for c, mark in zip(captions, marks, strict=True)
-        ]
-        figures = [(c, self.markup(d)) for c, d in zip(captions, drawn, strict=True) if d]
+        told = captions(entry, panels)
+        figures = [(c, self.markup(d)) for c, d in zip(told, drawn, strict=True) if d]
         if curves.get("since_exposure") and figures:
             figures.insert(0, figures.pop())
         return figures
+
+
+def captions(entry: Mapping[str, Any], panels: Sequence[Entry]) -> list[str]:
+    """What stands above the curves: the dose-response, `panels` over time, since the exposure; each
+    with its units and what its bars or bands are.
+    """
+    curves = entry.get("curves") or {}
+    dose = curves.get("dose_response") or {}
+    names = [f"Dose-response: {dose.get('label') or 'outcome'}"]
+    names += [f"{p.get('label', 'Outcome')} over training" for p in panels]
+    names.append((curves.get("since_exposure") or {}).get("label") or "Since the exposure")
+    within = f"{words.percent(plots.OUTCOME_CONFIDENCE)} interval"
+    units = [arm.get("n_units") for arm in entry.get("arms") or []]
+    counted = words.units_in_arms(dose.get("n") or units)
+    counted += ", " if counted else ""
+    marks = ["bars", *["bands"] * (len(names) - 1)]
+    return [
+        f"{name[:1].upper()}{name[1:]} ({counted}{mark}: {within})"
+        for name, mark in zip(names, marks, strict=True)
+    ]
 
 
 def primary_first(panels: Sequence[Entry], primary: Mapping[str, Any]) -> list[Entry]:
