@@ -141,7 +141,9 @@ class MappingReader:
         for name in inner.values:
             default = defaults[name]
             assert default is not MISSING, f"{kind.__name__}.{name} must have a default"
-            what = f"{type(default).__name__}, for example {default!r}"
+            listed = isinstance(default, tuple)  # YAML has lists
+            what = f"{'list' if listed else type(default).__name__}, for example "
+            what += repr(list(default) if listed else default)
             value = inner.checked(name, default, partial(_is_like, default), what)
             chosen[name] = type(default)(value)
         return kind(**chosen)
@@ -157,4 +159,7 @@ def _is_like(default: Any, value: Any) -> bool:
         return isinstance(value, bool)
     if isinstance(default, int):
         return is_whole(value)
+    if isinstance(default, tuple):
+        members = list(value) if is_sequence(value) else [None]
+        return all(one is not None and _is_like((*default, one)[0], one) for one in members)
     return is_number(value) if isinstance(default, float) else isinstance(value, type(default))

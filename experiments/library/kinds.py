@@ -26,12 +26,14 @@ from motet.experiments.library.controls import Placebo, PositiveControl
 from motet.experiments.library.forgetting import Forgetting
 from motet.experiments.library.knowledge import Knowledge
 from motet.experiments.library.memorization import Memorization
+from motet.experiments.library.reasoning import Reasoning
 
 LIBRARY: dict[str, type[Experiment]] = {
     "memorization": Memorization,
     "contamination": Contamination,
     "knowledge": Knowledge,
     "forgetting": Forgetting,
+    "reasoning": Reasoning,
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }
