@@ -45,6 +45,17 @@ def run_yaml(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     settings(parser)
 
 
+def grid(parser: argparse.ArgumentParser) -> None:
+    """Add --grid."""
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="a.b.c=V,V",
+        help="a run and a job for each value; several --grid: for each combination",
+    )
+
+
 def settings(parser: argparse.ArgumentParser, help_text: str = SETTINGS_HELP) -> None:
     """Add settings, as a.b.c=value."""
     # With a default argparse does not call them required.

@@ -28,11 +28,16 @@ GIB = 2**30
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A run.yaml."""
     options.dry_run(parser)
+    options.grid(parser)
     options.run_yaml(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Submit a run.yaml, or print what would be submitted."""
+    if arguments.grid:
+        from motet.launcher.commands import submit_grid
+
+        return submit_grid.run(arguments)
     path = common.run_yaml(arguments)
     world_size = schedulers.world_size
     settings = run_yaml.load(path, arguments.settings, world=world_size)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A run.yaml, and the machines that train together."""
     options.dry_run(parser)
+    options.grid(parser)
     options.run_yaml(parser)
     options.nodes(parser)
     options.verify(parser)
@@ -42,6 +43,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train from the start."""
+    if arguments.grid:
+        raise UserError(
+            f"--grid {arguments.grid[0]}: `motet train` trains one run; `motet submit` makes a job "
+            "of each, and a loop of the shell trains one after the other: for v in ...; do motet "
+            "train RUN.yaml name=NAME-$v SETTING=$v; done"
+        )
     nodes = asked_nodes(arguments)
     if nodes.count == 1:
         settings = common.load_settings(arguments)

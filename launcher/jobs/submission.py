@@ -84,30 +84,72 @@ def submit(made: Submission, yaml_text: str) -> list[str]:
     A refusal by the scheduler leaves no folder behind. Where it gives no answer the folders stay:
     the job may have been taken.
     """
-    from motet.launcher.launch.local import check_weights, prepare_run
-    from motet.launcher.rank.wandb_mirror import stored_run_id
+    return submit_all([made], [yaml_text])[0]
 
-    made.scheduler.trial(made.script)
-    check_weights(made.settings[0])
-    prepared: list[RunDir] = []
+
+def submit_all(all_made: Sequence[Submission], yaml_texts: Sequence[str]) -> list[list[str]]:
+    """Submit one after the other, once the folders of all are made; return their job ids.
+
+    Where one is refused, it and those behind it leave no folder, and the error names the others.
+    """
+    from motet.launcher.launch.local import check_weights
+
+    for made in all_made:
+        made.scheduler.trial(made.script)
+        check_weights(made.settings[0])
+    prepared: list[list[RunDir]] = [[] for _ in all_made]
+    ids: list[list[str]] = []
     try:
-        for settings, run in zip(made.settings, made.rundirs, strict=True):
-            existed = run.root.exists()
-            prepare_run(settings, run, yaml_text)
-            prepared += [] if existed else [run]
-            schedulers.keep(settings, run)
-            if settings.metrics.wandb != "off":
-                stored_run_id(run)
-        return hand_in(made, resumed=False)
+        for made, text, runs in zip(all_made, yaml_texts, prepared, strict=True):
+            _prepare(made, text, runs)
+        for made in all_made:
+            ids.append(hand_in(made, resumed=False))  # noqa: PERF401 - those so far are told of
+        return ids
     except SchedulerUnreachable as error:
+        made = all_made[min(len(ids), len(all_made) - 1)]
+        _remove(prepared[len(ids) + 1 :])
         raise SchedulerUnreachable(
             f"{error}\n{made.rundirs[0].root} is made; once {made.scheduler.name} answers, look "
-            f"at {made.scheduler.queue_hint}, and then `motet resume` it"
+            f"at {made.scheduler.queue_hint}, and then `motet resume` it{_submitted(all_made, ids)}"
         ) from None
+    except UserError as error:
+        _remove(prepared[len(ids) :])
+        if not ids:
+            raise
+        raise type(error)(f"{error}{_submitted(all_made, ids)}") from None
     except BaseException:
-        for run in prepared:
-            shutil.rmtree(run.root, ignore_errors=True)
+        _remove(prepared[len(ids) :])
         raise
+
+
+def _prepare(made: Submission, yaml_text: str, prepared: list[RunDir]) -> None:
+    """Make the folders of one submission; `prepared` gets those that were not there before."""
+    from motet.launcher.launch.local import prepare_run
+    from motet.launcher.rank.wandb_mirror import stored_run_id
+
+    for settings, run in zip(made.settings, made.rundirs, strict=True):
+        existed = run.root.exists()
+        prepare_run(settings, run, yaml_text)
+        prepared += [] if existed else [run]
+        schedulers.keep(settings, run)
+        if settings.metrics.wandb != "off":
+            stored_run_id(run)
+
+
+def _remove(prepared: Sequence[Sequence[RunDir]]) -> None:
+    for run in (run for runs in prepared for run in runs):
+        shutil.rmtree(run.root, ignore_errors=True)
+
+
+def _submitted(all_made: Sequence[Submission], ids: Sequence[Sequence[str]]) -> str:
+    """What was submitted before an error, for its end."""
+    if not ids:
+        return ""
+    known = ", ".join(
+        f"{made.rundirs[0].name} ({', '.join(jobs)})"
+        for made, jobs in zip(all_made, ids, strict=False)
+    )
+    return f"\nsubmitted before that: {known}"
 
 
 def hand_in(made: Submission, *, resumed: bool) -> list[str]:

@@ -330,3 +330,36 @@ def test_other_signs_in_a_folder_are_refused(fake: FakeSlurm, yaml: Path, folder
     assert done.returncode == 2
     assert "runs: " in done.stderr
     assert "letters, digits, blanks" in done.stderr
+
+
+def test_a_grid_is_a_run_and_a_job_of_each_combination(fake: FakeSlurm, yaml: Path) -> None:
+    grid = ("--grid", "training.optimizer.lr=1e-3,3e-3", "--grid", "slurm.nodes=1,2")
+    names = [f"r-lr{lr}-nodes{n}" for lr in ("1e-3", "3e-3") for n in (1, 2)]
+    dry = motet(fake, "submit", str(yaml), *grid, "slurm.time=30", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert all(name in dry.stdout for name in names)
+    assert "at most 3 node-hours" in dry.stdout
+    assert not (yaml.parent / "runs").exists()
+
+    bad = motet(fake, "submit", str(yaml), "--grid", "training.optimizer.lr=1e-3,fast")
+    assert bad.returncode == 2
+    assert "training.optimizer.lr" in bad.stderr
+    assert not (yaml.parent / "runs").exists()
+
+    done = motet(fake, "submit", str(yaml), *grid, "slurm.time=30")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()[:4]] == names
+    runs = [yaml.parent / "runs" / name for name in names]
+    assert all(len(jobs(run)) == 1 for run in runs)
+    assert "#SBATCH --nodes=2\n" in (runs[1] / "slurm" / "job.sbatch").read_text()
+    assert "lr: 0.003" in (runs[3] / "resolved.yaml").read_text()
+    assert "#   training.optimizer.lr=3e-3" in (runs[3] / "run.yaml").read_text()
+    listed = motet(fake, "status")
+    assert all(name in listed.stdout.replace("\n", "") for name in names)
+
+    again = motet(fake, "submit", str(yaml), *grid, "slurm.time=30")
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    here = motet(fake, "train", str(yaml), *grid)
+    assert here.returncode == 2
+    assert "`motet train` trains one run" in here.stderr
