@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.grid:
         from motet.launcher.commands import submit_grid
 
-        return submit_grid.run(arguments)
+        return submit_grid.run(arguments, print_dry_run)
     path = common.run_yaml(arguments)
     world_size = schedulers.world_size
     settings = run_yaml.load(path, arguments.settings, world=world_size)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.launcher.commands import common
-from motet.launcher.commands.submit import print_dry_run
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import grid, schedulers, submission
 from motet.launcher.runs.begun import refuse_existing, yaml_with_overrides
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(
+    arguments: argparse.Namespace, print_dry_run: Callable[[submission.Submission], None]
+) -> int:
     """Check all runs, then submit them; or print the first one's job, and the names of all."""
     path = common.run_yaml(arguments)
     words = words_of_runs(arguments)
