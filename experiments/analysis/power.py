@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from motet.experiments.stream.random import name_key
 from motet.experiments.types import OutcomeSpec
 
 F64 = npt.NDArray[np.float64]
+CLEAR, CLEAR_STUDIES, FEWEST_CLEAR = 2.0, 100, 16
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,33 @@ def power_at_largest(
     studies = _studies(experiment, comparison, repeater, alpha, known, simulations)
     marginal = expected(outcome)
     return studies.power(marginal, studies.largest_shift(marginal))
+
+
+def clearly_found(
+    experiment: Experiment, repeater: Repeater, alpha: float, assumed: Assumed
+) -> bool:
+    """Whether the largest possible effect is so large that no assignment need be repeated to know
+    that it is found: the squared statistic of every simulated study is at least CLEAR times what a
+    normal distribution asks for, with FEWEST_CLEAR clusters or more on either side.
+
+    Few clusters have heavier tails, so there, and where it is not so clear, False: simulate.
+    """
+    outcome = primary_of(experiment)
+    if declared_test(experiment, outcome) == "omnibus":
+        return False
+    comparison = comparison_of(experiment, outcome, repeater.first(1))
+    if comparison is None or fewest_clusters(comparison) < FEWEST_CLEAR:
+        return False
+    studies = _studies(experiment, comparison, repeater, alpha, assumed, CLEAR_STUDIES)
+    marginal = expected(outcome)
+    normal = NormalDist().inv_cdf(alpha / 2) ** 2
+    return studies.actual(marginal, studies.largest_shift(marginal)) >= CLEAR * normal
+
+
+def fewest_clusters(comparison: Comparison) -> int:
+    """Clusters on the smaller of the two sides, with a treatment above 0 and without."""
+    treated = comparison.score[comparison.arms] > 0
+    return min(len(np.unique(comparison.clusters[side])) for side in (treated, ~treated))
 
 
 def simulated_comparison(

@@ -232,6 +232,10 @@ class Studies:
             found[chunk] = sums.squared_t(within_DC[chunk])
         return found
 
+    def actual(self, marginal: Marginal, shift: float) -> float:
+        """The least squared statistic of the studies, under the assignment that was made."""
+        return float(self._statistics(self.outcomes(marginal, shift), slice(0, 1)).min())
+
     def power(self, marginal: Marginal, shift: float) -> float:
         """Share of simulated studies that find an effect (p <= alpha)."""
         return float((self.p(marginal, shift) <= self.alpha).mean())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,17 @@ class Tokenizer:
         """Return the id of a token, None if the vocabulary lacks it."""
         number: int | None = self._inner.token_to_id(token)
         return number
+
+    @cached_property
+    def spells_bytes(self) -> bool:
+        """Whether any text has at most one token a byte, and one more for a space before it: a
+        byte-level BPE to which nothing is added before it is cut. No byte is unknown to it.
+        """
+        made = json.loads(self.json_bytes)
+        cut = made.get("pre_tokenizer") or {}
+        parts = cut.get("pretokenizers", [cut])
+        byte_level = any(part.get("type") == "ByteLevel" for part in parts)
+        return byte_level and made["model"].get("type") == "BPE" and not made.get("normalizer")
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without an end-of-document token."""

@@ -36,6 +36,7 @@ JUDGING = (
     "design/assignment.py",
     "design/declared.py",
     "design/experiment.py",
+    "design/in_common.py",
     "design/known_overlaps.py",
     "design/overlap.py",
     "design/places.py",

@@ -16,7 +16,7 @@ from motet.experiments.design.overlap import HOW, Overlap, Telling, find_overlap
 
 FEWEST_UNITS = 500
 """Fewer are searched sooner than a file is worth."""
-SOURCES = ("overlap.py", "wording.py", "words.py")
+SOURCES = ("overlap.py", "in_common.py", "wording.py", "words.py")
 
 
 def known_overlaps(questions: Sequence[Question]) -> list[Overlap]:

@@ -20,28 +20,31 @@ docs/decisions.md has what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from motet.experiments.design.assignment import Question
+from motet.experiments.design.in_common import (
+    CONTAINED,
+    FEWEST_NAMES,
+    FEWEST_SHINGLES,
+    MOST_PAIRS,
+    NAMES_SHARE,
+    SIMILAR,
+    fewest_lone,
+    fewest_spoken_of,
+    pairs_in_common,
+)
 from motet.experiments.design.wording import Told, each_once
 from motet.experiments.stream.random import U64, mix64
 
 I64 = npt.NDArray[np.int64]
 
-SIMILAR, CONTAINED = 0.5, 0.8
-FEWEST_SHINGLES = 4
-"""A text with fewer shingles of its own is not looked for as a part of a longer one."""
 COMMON_TARGET = 0.2
 """A target in more than this share of the other's clusters (yes, no, A, B) tells nothing alone."""
-FEWEST_NAMES, NAMES_SHARE = 4, 0.5
-FEWEST_LONE, LONE_SHARE = 4, 0.2
-CHANCE_SHARE = 0.002
-MOST_PAIRS = 20_000_000
-"""A larger exact join is left to MinHash."""
 HOW = ("equal", "near", "probe", "facts")
 
 
@@ -76,11 +79,9 @@ def find_overlaps(questions: Sequence[Question]) -> list[Overlap]:
     """Return every ordered pair of experiments of which one tells of the other's units."""
     sides = [Told(question) for question in questions]
     return [
-        Overlap(told.question.name, teller.question.name, tuple(links))
-        for told in sides
-        for teller in sides
-        if told is not teller and teller.question.experiment.inserts_units
-        if (links := links_between(told, teller))
+        Overlap(sides[told].question.name, sides[teller].question.name, tuple(links))
+        for told, teller in pairs_in_common(sides)
+        if (links := links_between(sides[told], sides[teller]))
     ]
 
 
@@ -90,16 +91,27 @@ def find_leaks(questions: Sequence[Question]) -> list[Overlap]:
     for question in questions:
         if not question.experiment.inserts_units:
             continue
-        side = Told(question, least=2)
-        cluster = question.design.cluster_of_unit
-        links = [
-            link
-            for link in links_between(side, side)
-            if cluster[link.unit] != cluster[link.teller] and link.how in ("probe", "facts")
-        ]
-        if links:
+        if links := _leaks(Told(question, least=2)):
             found.append(Overlap(question.name, question.name, tuple(links)))
     return found
+
+
+def _leaks(side: Told) -> list[Telling]:
+    """What texts of other clusters tell of units, other than by being nearly the same text."""
+    cluster = side.question.design.cluster_of_unit
+
+    def elsewhere(pairs: Iterator[tuple[int, int]], how: str) -> dict[tuple[int, int], str]:
+        return {
+            (unit, text): how
+            for unit, text in pairs
+            if cluster[unit] != cluster[side.unit_of_text[text]]
+        }
+
+    found = elsewhere(_facts(side, side), "facts") | elsewhere(_probes(side, side), "probe")
+    if found:
+        alike = {*_equal(side, side), *_near(side, side)}
+        found = {pair: how for pair, how in found.items() if pair not in alike}
+    return _tellings(found, side)
 
 
 def links_between(told: Told, teller: Told) -> list[Telling]:
@@ -113,6 +125,10 @@ def links_between(told: Told, teller: Told) -> list[Telling]:
     ):
         for unit, text in pairs:
             found.setdefault((unit, text), how)
+    return _tellings(found, teller)
+
+
+def _tellings(found: Mapping[tuple[int, int], str], teller: Told) -> list[Telling]:
     return [
         Telling(unit, int(teller.unit_of_text[text]), int(teller.number_of_text[text]), how)
         for (unit, text), how in sorted(found.items())
@@ -230,29 +246,39 @@ def _facts(told: Told, teller: Told) -> Iterator[tuple[int, int]]:
     mine = told.own_names
     about = np.bincount(mine[1], minlength=len(told.question.units))
     held, spoken = _by_row(*mine), _by_row(*theirs)
+    itself, cluster = told is teller, told.question.design.cluster_of_unit
     lone: list[tuple[int, int]] = []
     spoken_of: list[tuple[int, int]] = []
     for unit, text, count in _shared(mine, theirs):
+        if itself and cluster[unit] == cluster[told.unit_of_text[text]]:
+            continue
         if count >= FEWEST_NAMES and count >= NAMES_SHARE * about[unit]:
             yield unit, text
             continue
+        targets = _targets_in(told.targets[unit], text, teller)
+        if not targets:
+            continue
         both = np.intersect1d(held[unit], spoken[text], assume_unique=True)
-        words = teller.shown.text(text)
-        for target in told.targets[unit]:
-            if not _has(words, target) or _common(target, teller):
-                continue
-            if len(np.setdiff1d(both, target)):
-                spoken_of.append((unit, text))
-                break
-            own = np.flatnonzero(told.unit_of_text == unit).tolist()
-            if any(_has(told.shown.text(number), target) for number in own):
-                lone.append((unit, text))
-    # Among very many units a few agree in a name and a target by chance.
-    if spoken_of and len({unit for unit, _ in spoken_of}) >= CHANCE_SHARE * len(about):
-        yield from spoken_of
-    # One name that two experiments have in common is chance; the answers of many units are not.
-    if len({unit for unit, _ in lone}) >= max(FEWEST_LONE, LONE_SHARE * len(about)):
+        if any(len(np.setdiff1d(both, target)) for target in targets):
+            spoken_of.append((unit, text))
+        elif any(_in_own_text(told, unit, target) for target in targets):
+            lone.append((unit, text))
+    if len({unit for unit, _ in lone}) >= fewest_lone(told):
         yield from lone
+    fewest = 1 if itself else fewest_spoken_of(told, teller)
+    if spoken_of and len({unit for unit, _ in spoken_of}) >= fewest:
+        yield from spoken_of
+
+
+def _targets_in(targets: Sequence[U64], text: int, teller: Told) -> list[U64]:
+    """The targets that a text holds, without those that are common among all texts."""
+    words = teller.shown.text(text)
+    return [one for one in targets if _has(words, one) and not _common(one, teller)]
+
+
+def _in_own_text(told: Told, unit: int, target: U64) -> bool:
+    own = np.flatnonzero(told.unit_of_text == unit).tolist()
+    return any(_has(told.shown.text(number), target) for number in own)
 
 
 def _has(words: U64, run: U64) -> bool:
@@ -268,6 +294,4 @@ def _common(target: U64, teller: Told) -> bool:
     """Whether the target is so common among the teller's texts that it tells nothing."""
     if not len(target):
         return True
-    keys, text = teller.shown.grams(len(target))
-    holding = teller.unit_of_text[text[keys == np.uint64(_key(target))]]
-    return len(np.unique(teller.group_of_unit[holding])) > max(1, COMMON_TARGET * teller.n_groups)
+    return teller.n_holding(len(target), _key(target)) > max(1, COMMON_TARGET * teller.n_groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.types import ProbeItem, Unit
 
 Fields = dict[str, tuple[type, ...]]
+ITEM_PARTS = ("id", "kind", "prompt", "target")
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class UnitMaker(Protocol):
@@ -95,7 +98,7 @@ def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
         raise ValueError("has a probe with an empty prompt, or an empty target and no max_tokens")
     words = [unit.id, *unit.texts, *(w for item in unit.items for w in (item.prompt, item.target))]
     for text in words:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not text.isascii() and HALF_PAIR.search(text):
             raise ValueError(f"has half of a surrogate pair, which is no text: {text!r:.60}")
     known = {"id", *experiment.fields, *experiment.optional_fields}
     extra = {
@@ -108,14 +111,15 @@ def checked_unit(experiment: UnitMaker, row: Any) -> Unit:
 
 def _unlike_unit(unit: Unit) -> str | None:
     """Say which part of a unit, apart from its texts and items, is of another type."""
-    named = [("id", unit.id), ("cluster", unit.cluster), ("block", unit.block)]
+    for part in ("id", "cluster", "block"):
+        if type(text := getattr(unit, part)) is not str:
+            return f"{part}={text!r:.60}; it must be text"
     for item in unit.items:
-        named += [(f"items: {key}", vars(item)[key]) for key in ("id", "kind", "prompt", "target")]
+        for part in ITEM_PARTS:
+            if type(text := getattr(item, part)) is not str:
+                return f"items: {part}={text!r:.60}; it must be text"
         if type(item.max_tokens) is not int or not 0 <= item.max_tokens <= MOST_WRITTEN:
             return f"items: max_tokens={item.max_tokens!r:.60}; it must be 0 to {MOST_WRITTEN}"
-    for part, text in named:
-        if type(text) is not str:
-            return f"{part}={text!r:.60}; it must be text"
     if not isinstance(unit.attributes, dict):
         return f"attributes={unit.attributes!r:.60}; it must be a dict"
     for name, value in unit.attributes.items():

@@ -146,8 +146,14 @@ class Told:
         ]
         self.unit_of_text = np.array([unit for unit, _ in pairs], dtype=np.int64)
         self.number_of_text = np.array([number for _, number in pairs], dtype=np.int64)
+        self._holding: dict[int, tuple[U64, I64]] = {}
         self.shown = Wording.of([units[unit].texts[number] for unit, number in pairs])
         self._listed()
+
+    @property
+    def invented(self) -> bool:
+        """Whether the items were drawn from the experiment's own key and not read from a file."""
+        return self.question.spec.items is None
 
     def _listed(self) -> None:
         """Number the texts, prompts and targets of all units, each once a unit."""
@@ -180,6 +186,15 @@ class Told:
         pairs = np.unique(number * np.int64(self.n_groups) + self.group_of_unit[units])
         count = np.bincount(pairs // self.n_groups, minlength=len(distinct))
         return distinct, count
+
+    def n_holding(self, n: int, key: int) -> int:
+        """In how many clusters' shown texts a run of n words is."""
+        if n not in self._holding:
+            keys, text = self.shown.grams(n)
+            self._holding[n] = self.spread(keys, self.unit_of_text[text])
+        distinct, count = self._holding[n]
+        place = int(np.searchsorted(distinct, np.uint64(key)))
+        return int(count[place]) if place < len(distinct) and distinct[place] == key else 0
 
     @cached_property
     def names(self) -> tuple[U64, I64]:
@@ -241,6 +256,30 @@ class Told:
             n: (np.concatenate([k for k, _ in parts]), np.concatenate([u for _, u in parts]))
             for n, parts in found.items()
         }
+
+    @cached_property
+    def whole_texts(self) -> U64:
+        """A key for each distinct shown text, of all its words in their order."""
+        starts, words = self.shown.starts, self.shown.words
+        keys = np.zeros(len(starts) - 1, dtype=np.uint64)
+        left = np.diff(starts)
+        for place in range(int(left.max(initial=0))):
+            rows = np.flatnonzero(left > place)
+            keys[rows] = mix64(keys[rows] + words[starts[rows] + place])
+        return np.unique(keys[left > 0])
+
+    @cached_property
+    def target_keys(self) -> dict[int, tuple[U64, I64]]:
+        """{n: (key, unit)} of all targets of n words."""
+        starts = self.told.starts
+        target = np.array([probe.target for probe in self.probes], dtype=np.int64)
+        unit = np.array([probe.unit for probe in self.probes], dtype=np.int64)
+        length, found = starts[target + 1] - starts[target], {}
+        for n in np.unique(length[length > 0]).tolist():
+            first = starts[target[length == n]]
+            keys = self._run([first + place for place in range(n)])
+            found[n] = each_once(keys, unit[length == n])
+        return found
 
     @cached_property
     def last_words(self) -> U64:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from motet.experiments.library import phrases
-from motet.experiments.stream.random import name_key
+from motet.experiments.stream.random import key_after, key_state, name_key
 
 T = TypeVar("T")
 
@@ -22,6 +22,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 ONSETS = _words("b br c cl d dr f fl g gl h j k kr l m n p pl qu r s sk sp st t th tr v vr w y z")
 NUCLEI = _words("a e i o u a e i o u ae ai ea io ou")
+ALPHABETS = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+ALPHABET_OF = {letter: alphabet for alphabet in ALPHABETS for letter in alphabet}
 CODAS = ("", "", "", "", *_words("l m n nd r rn s sk st t th x"))
 
 
@@ -29,13 +31,14 @@ class Chooser:
     """A sequence of draws that belongs to one path of names."""
 
     def __init__(self, *path: str | int) -> None:
-        self._key = name_key(*path)
+        # A run of 200 experiments draws millions of numbers: all that they share is hashed once.
+        self._hash = key_state(name_key(*path))
         self._count = 0
 
     def below(self, n: int) -> int:
         """A whole number uniform in [0, n)."""
         self._count += 1
-        return name_key(self._key, self._count) % n
+        return key_after(self._hash, self._count) % n
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options."""
@@ -81,16 +84,9 @@ def digits(choose: Chooser, length: int) -> str:
 
 def resample_secret(choose: Chooser, secret: str) -> str:
     """A random text of the same pattern: digits for digits, letters for letters, the rest kept."""
-    lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    drawn = []
-    for letter in secret:
-        for alphabet in ("0123456789", lower, upper):
-            if letter in alphabet:
-                drawn.append(choose.pick(alphabet))
-                break
-        else:
-            drawn.append(letter)
-    return "".join(drawn)
+    return "".join(
+        choose.pick(ALPHABET_OF[letter]) if letter in ALPHABET_OF else letter for letter in secret
+    )
 
 
 def secret_space(secret: str) -> int:

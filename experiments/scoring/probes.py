@@ -58,6 +58,12 @@ class EncodedItems:
         return len(self.tokens)
 
 
+def surely_fit(items: Sequence[ProbeItem], tokenizer: Tokenizer, sequence_length: int) -> bool:
+    """Whether no item can be too long for `encode_items`, known without tokenizing any."""
+    longest = max((len((item.prompt + item.target).encode()) for item in items), default=0)
+    return tokenizer.spells_bytes and longest + 2 <= sequence_length
+
+
 def encode_items(
     items: Sequence[ProbeItem], tokenizer: Tokenizer, sequence_length: int, where: str
 ) -> EncodedItems:

@@ -23,6 +23,7 @@ _32 = np.uint64(32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
 _CHUNK = 1 << 15
+_LENGTHS = [length.to_bytes(4, "little") for length in range(24)]
 
 
 def name_key(*parts: str | int) -> int:
@@ -30,10 +31,25 @@ def name_key(*parts: str | int) -> int:
 
     Parts are length-prefixed before hashing (BLAKE2b), so `("a", "bc")` and `("ab", "c")` differ.
     """
+    return int.from_bytes(key_state(*parts).digest(), "little")
+
+
+def key_state(*parts: str | int) -> hashlib.blake2b:
+    """Return the hash that `name_key` makes of a path, so that more parts can follow."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         encoded = f"{type(part).__name__}:{part}".encode()
         digest.update(len(encoded).to_bytes(4, "little") + encoded)
+    return digest
+
+
+def key_after(state: hashlib.blake2b, number: int) -> int:
+    """Return `name_key(*path, number)` from the state of the path, which stays as it is.
+
+    A study draws millions of numbers, so this is one call; `number` has at most 18 digits.
+    """
+    digest, encoded = state.copy(), b"int:%d" % number
+    digest.update(_LENGTHS[len(encoded)] + encoded)
     return int.from_bytes(digest.digest(), "little")
 
 

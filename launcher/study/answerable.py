@@ -4,14 +4,18 @@ money is spent.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 
 from motet.core.errors import Problem
 from motet.core.format import percent
-from motet.experiments.analysis.declared import comparison_of, primary_of
+from motet.core.hashing import canonical_json
+from motet.experiments.analysis.declared import comparison_of, primary_of, treatment_values
 from motet.experiments.analysis.estimates import POWER
 from motet.experiments.analysis.measured import smallest_p_of
-from motet.experiments.analysis.power import Assumed, power_at_largest
+from motet.experiments.analysis.power import Assumed, clearly_found, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.spec import n_tests
@@ -27,6 +31,10 @@ Intervals are made wider for that, but not in clusters, where they still miss (d
 
 STUDIES = 1_000
 """Simulated per question: a share of 80 % is known to 1.3 points (binomial)."""
+FEW_STUDIES, CLEAR = 150, 0.95
+"""Simulated first: where the truth is 80 %, 95 % of so few are found in one of 10^6 designs, so
+that a clear case needs no more.
+"""
 MOST_UNITS = 2_000
 """Simulating more takes seconds, and so many miss the largest effect only where `smallest_p` or
 few controls tell so already."""
@@ -49,9 +57,9 @@ def answer_problems(
     needed = _needed(study)
     found = [_unanswerable(question, study.setting.draws, needed) for question in questions]
     controls = [one for one in study.questions if one.experiment.role == "positive_control"]
-    alpha = study.setting.alpha
+    alpha, powers = study.setting.alpha, _Powers(study, assumed or Assumed(), studies)
     found += [
-        _powerless(one, study, alpha, assumed or Assumed(), studies)
+        _powerless(one, alpha, powers)
         for one in controls
         if not too_small(one, study.setting.draws, alpha)  # `control_problems` tells
     ]
@@ -63,16 +71,66 @@ def _needed(study: Asking) -> float:
     return study.setting.alpha / max(1, n_tests(one.spec for one in study.questions))
 
 
-def _powerless(
-    question: Question, study: Asking, alpha: float, assumed: Assumed, studies: int
-) -> Problem | None:
+class _Powers:
+    """Power at the largest effect of a run's questions, simulated once for each shape of design.
+
+    Two designs have one shape when their blocks hold clusters of the same sizes in the same arms;
+    nothing else enters the simulation but chance. A run of 200 questions has a few shapes.
+    """
+
+    def __init__(self, study: Asking, assumed: Assumed, studies: int) -> None:
+        self.setting, self.assumed, self.studies = study.setting, assumed, studies
+        self._known: dict[str, float] = {}
+
+    def at_largest(self, question: Question, alpha: float) -> float:
+        """Power at the largest effect; 1 where nothing is known of it, as simulating it takes long
+        and `motet experiments power` was not asked yet.
+        """
+        seed, draws = self.setting.seed, self.setting.draws
+        if len(question.units) > MOST_UNITS:
+            kept = kept_power(question, seed, draws, alpha, self.assumed)
+            return 1.0 if kept is None or kept["possible"] else float(kept["at_largest"])
+        shape = canonical_json([alpha, question.spec.test, _shape(question)])
+        if shape not in self._known:
+            self._known[shape] = self._simulated(question, alpha)
+        return self._known[shape]
+
+    def _simulated(self, question: Question, alpha: float) -> float:
+        found = 0.0
+        repeater = repeater_of(question, self.setting.seed, self.setting.draws)
+        if clearly_found(question.experiment, repeater, alpha, self.assumed):
+            return 1.0
+        for studies in sorted({min(FEW_STUDIES, self.studies), self.studies}):
+            found = power_at_largest(question.experiment, repeater, alpha, self.assumed, studies)
+            if found >= CLEAR:
+                break
+        return found
+
+
+def _shape(question: Question) -> list[Any]:
+    """What power depends on, chance apart: the outcome, what the arms count for, and how many
+    clusters of which size are in which arm of each block.
+    """
+    design, outcome = question.design, primary_of(question.experiment)
+    _, first = np.unique(design.cluster_of_unit, return_index=True)
+    rows = np.stack([np.bincount(design.cluster_of_unit), question.arms[first]], axis=1)
+    blocks = [
+        np.unique(rows[design.block_of_cluster == block], axis=0, return_counts=True)
+        for block in range(design.n_blocks)
+    ]
+    held = sorted([kinds.tolist(), counts.tolist()] for kinds, counts in blocks)
+    scores = treatment_values(question.experiment, outcome)
+    return [asdict(outcome), list(design.weights), [str(score) for score in scores], held]
+
+
+def _powerless(question: Question, alpha: float, powers: _Powers) -> Problem | None:
     """Say that even the largest possible effect is missed in more than 20 % of runs, and what
     would help; None where it is not.
     """
-    found = _at_largest(question, study, alpha, assumed, studies)
+    found = powers.at_largest(question, alpha)
     if found >= POWER:
         return None
-    corrected = alpha < study.setting.alpha
+    corrected = alpha < powers.setting.alpha
     size = f"gives {len(question.units)} units in {len(question.spec.arms)} arms"
     size += _in_blocks(question.design.n_blocks)
     message = (
@@ -83,20 +141,6 @@ def _powerless(
     if question.experiment.role == "positive_control":
         message += ", so this is a control that cannot be relied on"
     return Problem(sized_by(question), f"{message}; {_helps(question, corrected)}")
-
-
-def _at_largest(
-    question: Question, study: Asking, alpha: float, assumed: Assumed, studies: int
-) -> float:
-    """Power at the largest effect; 1 where nothing is known of it, as simulating it takes long and
-    `motet experiments power` was not asked yet.
-    """
-    seed, draws = study.setting.seed, study.setting.draws
-    if len(question.units) > MOST_UNITS:
-        kept = kept_power(question, seed, draws, alpha, assumed)
-        return 1.0 if kept is None or kept["possible"] else float(kept["at_largest"])
-    repeater = repeater_of(question, seed, draws)
-    return power_at_largest(question.experiment, repeater, alpha, assumed, studies)
 
 
 def _helps(question: Question, corrected: bool) -> str:
@@ -170,6 +214,7 @@ def answer_warnings(
         studies: simulated for each question.
     """
     found = []
+    powers, needed = _Powers(study, assumed or Assumed(), studies), _needed(study)
     for question in study.questions:
         if question.experiment.role != "question":
             continue
@@ -179,7 +224,7 @@ def answer_warnings(
         )
         if comparison is None:
             continue
-        weak = _powerless(question, study, _needed(study), assumed or Assumed(), studies)
+        weak = _powerless(question, needed, powers)
         found += [weak] if weak else []
         control = comparison.score[comparison.arms] == 0
         clusters = len(np.unique(comparison.clusters[control]))

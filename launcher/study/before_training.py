@@ -31,7 +31,7 @@ from motet.experiments.design.study import (
 from motet.experiments.design.treatments import GLOBAL_ROLE, treatment_problems
 from motet.experiments.design.trial import trial_problems
 from motet.experiments.library.kinds import Library
-from motet.experiments.scoring.probes import encode_items
+from motet.experiments.scoring.probes import encode_items, surely_fit
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.described_model import model_of
@@ -233,6 +233,8 @@ def _probe_problems(study: Draft) -> list[Problem]:
     for question in study.questions:
         items = [item for unit in question.units for item in unit.items]
         where = f"experiments.{question.name}"
+        if surely_fit(items, study.setting.tokenizer, study.setting.sequence_length):
+            continue
         try:
             encode_items(items, study.setting.tokenizer, study.setting.sequence_length, where)
         except UserError as error:

@@ -18,11 +18,12 @@ from motet.experiments.analysis import kept
 from motet.experiments.analysis.detectable import Detectable, detectable, intra_cluster
 from motet.experiments.analysis.estimates import Comparison, estimate
 from motet.experiments.analysis.marginals import Marginal, latent_correlation
-from motet.experiments.analysis.power import Assumed, power
+from motet.experiments.analysis.power import Assumed, clearly_found, power, power_at_largest
 from motet.experiments.analysis.randomization import Repeater
 from motet.experiments.analysis.simulation import Studies
 from motet.experiments.analysis.verdict import judge
 from motet.experiments.design.assignment import assign, make_design
+from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.spec import Arm
 from motet.experiments.library.kinds import LIBRARY, Library
@@ -34,12 +35,16 @@ Label = Callable[[int], str]
 def power_of(
     entry: dict[str, Any], alpha: float = 0.05, assumed: Assumed | None = None
 ) -> dict[str, Any]:
+    return power(*assigned(entry), alpha, assumed, simulations=600)
+
+
+def assigned(entry: dict[str, Any]) -> tuple[Experiment, Repeater]:
+    """An experiment, and how its assignment is repeated."""
     specs, problems = parse_experiments([entry], Path(), Library(Path()))
     assert not problems, problems
     experiment = LIBRARY[specs[0].use](specs[0])
     design = make_design(experiment.units(), specs[0].arms)
-    repeater = Repeater(design, assign(design, 1), 2, 2000)
-    return power(experiment, repeater, alpha, assumed, simulations=600)
+    return experiment, Repeater(design, assign(design, 1), 2, 2000)
 
 
 def comparison_of(
@@ -369,3 +374,33 @@ def test_an_outcome_without_room_is_saturated_and_neither_found_nor_negligible()
     assert "had only 0.8" in said["sentence"]
     fell = outcome | {"effect": -2.0, "low": -3.0, "high": -1.0}
     assert judge(fell, 0.05, None, "", 1, room=0.8)["kind"] == "found"
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+@pytest.mark.parametrize("doses", [[0, 4], [0, 1, 4, 16]])
+@pytest.mark.parametrize("choices", [2, 4])
+@pytest.mark.parametrize("units", [24, 40, 64, 160])
+def test_what_is_called_clear_without_simulation_is_found_in_nearly_every_simulated_run(
+    units: int, choices: int, doses: list[int], alpha: float
+) -> None:
+    entry = {
+        "name": "q",
+        "use": "contamination",
+        "generate": {"count": units},
+        "doses": doses,
+        "options": {"choices": choices},
+    }
+    experiment, repeater = assigned(entry)
+    if clearly_found(experiment, repeater, alpha, Assumed()):
+        assert power_at_largest(experiment, repeater, alpha, None, 200) >= 0.98
+
+
+def test_a_clear_design_is_called_clear_and_a_weak_or_small_one_is_not() -> None:
+    def clear(count: int, choices: int, alpha: float) -> bool:
+        entry = {"name": "q", "use": "contamination", "generate": {"count": count}}
+        entry |= {"doses": [0, 4], "options": {"choices": choices}}
+        return clearly_found(*assigned(entry), alpha, Assumed())
+
+    assert clear(64, 4, 0.05 / 200)
+    assert not clear(20, 4, 0.05)
+    assert not clear(40, 2, 0.05 / 200)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from motet.core.errors import Problem, UserError
-from motet.experiments.design import overlap
+from motet.experiments.design import in_common, overlap
 from motet.experiments.design.frozen import spec_of
 from motet.experiments.design.overlap import find_leaks, find_overlaps
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.shares import shown_text
 from motet.experiments.design.study import with_controls
+from motet.experiments.design.wording import Told
 from motet.experiments.library import generate
 from motet.experiments.library.kinds import Library
 from tests.experiments.design.desk import Desk, Rows, quiz
@@ -199,6 +200,52 @@ def test_invented_items_of_all_kinds_raise_no_alarm(desk: Desk, count: int) -> N
         for i in range(2)
     ]
     assert find_overlaps(desk.questions(*entries)) == []
+
+
+@pytest.mark.parametrize("most", [in_common.MOST_PAIRS, 0])
+def test_one_pass_over_all_texts_leaves_out_no_pair_that_tells_of_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    asked, retold = capitals()
+    sides = [
+        *("contamination", quiz()), *("contamination", quiz()), *("forgetting", told(quiz())),
+        *("contamination", asked), *("forgetting", retold), *("forgetting", lower(retold)),
+        *("knowledge", facts(20, 2)), *("forgetting", documents(20, 2, 7)),
+        *("memorization", canaries(20)), *("forgetting", typed(canaries(20))),
+        *("forgetting", documents(30, 9)), *("contamination", quiz(25, 8)),
+        *("contamination", two_lands()[0]), *("forgetting", two_lands()[1]),
+    ]  # fmt: skip
+    entries = [
+        desk.entry(f"e{n}", use, rows, **({"doses": [0, 4]} if use == "knowledge" else {}))  # type: ignore[arg-type]
+        for n, (use, rows) in enumerate(zip(sides[::2], sides[1::2], strict=True))
+    ]
+    entries += [{"name": f"i{n}", "use": "contamination", "generate": {"count": 30}} for n in "abc"]
+    questions = desk.questions(*entries)
+    told_of = [Told(question) for question in questions]
+    expected = {
+        (a.question.name, b.question.name): links
+        for a in told_of
+        for b in told_of
+        if a is not b and (links := overlap.links_between(a, b))
+    }
+    assert len(expected) >= 12
+    monkeypatch.setattr(in_common, "MOST_PAIRS", most)
+    found = {(one.told, one.teller): list(one.links) for one in find_overlaps(questions)}
+    assert found == expected
+
+
+def test_names_that_two_experiments_invented_alike_by_chance_raise_no_alarm(desk: Desk) -> None:
+    rows = quiz(30)
+    entries: Rows = [{"name": "a", "use": "contamination", "generate": {"count": 30, "seed": 1}}]
+    entries += [desk.entry("b", "contamination", rows)]
+    mine, theirs = desk.questions(*entries)
+    retold = f"They say so. {told(rows)[3]['text']}"
+    mine.units[5] = replace(mine.units[5], texts=(retold,))
+    (one,) = find_overlaps([mine, theirs])
+    assert (one.told, one.units) == ("b", [3])
+    spec = replace(theirs.spec, items=None, generate={"count": 30, "seed": 2})
+    theirs.experiment.spec = spec
+    assert find_overlaps([mine, theirs]) == []
 
 
 def test_forms_that_two_files_have_in_common_raise_no_alarm(desk: Desk) -> None:

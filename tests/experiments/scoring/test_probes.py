@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
-from motet.experiments.scoring.probes import encode_items, probe_batches, score_items
+from motet.experiments.scoring.probes import encode_items, probe_batches, score_items, surely_fit
 from motet.experiments.stream.stream import IGNORED_LABEL
 from motet.experiments.types import ProbeItem
 
@@ -96,6 +96,16 @@ def test_a_token_that_straddles_the_border_belongs_to_the_target(tokenizer: Toke
     start = int(encoded.target_start[0])
     assert tokenizer.decode(encoded.tokens[0][start:]).endswith("at")
     assert encoded.n_tokens[0] >= 1
+
+
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=4), st.integers(8, 64))
+def test_what_fits_by_its_bytes_fits_by_its_tokens(
+    tokenizer: Tokenizer, texts: list[str], length: int
+) -> None:
+    items = [ProbeItem(f"i{n}", "k", f"the {text}", f" {text}") for n, text in enumerate(texts)]
+    assert tokenizer.spells_bytes
+    if surely_fit(items, tokenizer, length):
+        encode_items(items, tokenizer, length, "x")
 
 
 def test_a_probe_longer_than_a_sequence_is_named(tokenizer: Tokenizer) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from motet.experiments.stream.random import (
+    key_after,
+    key_state,
     name_key,
     permute,
     philox,
@@ -110,3 +112,8 @@ def test_uniform_draws_are_uniform() -> None:
 def test_uniform_int_refuses_an_empty_range() -> None:
     with pytest.raises(ValueError, match="low < high"):
         uniform_int(np.zeros(1, dtype=np.uint64), 4, 4)
+
+
+@given(st.lists(st.one_of(st.text(), st.integers()), max_size=4), st.integers(0, 10**18 - 1))
+def test_a_key_goes_on_from_the_state_of_its_path(path: list[str | int], number: int) -> None:
+    assert key_after(key_state(*path), number) == name_key(*path, number)
