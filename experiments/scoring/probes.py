@@ -60,8 +60,11 @@ class EncodedItems:
 
 def surely_fit(items: Sequence[ProbeItem], tokenizer: Tokenizer, sequence_length: int) -> bool:
     """Whether no item can be too long for `encode_items`, known without tokenizing any."""
-    longest = max((len((item.prompt + item.target).encode()) for item in items), default=0)
-    return tokenizer.spells_bytes and longest + 2 <= sequence_length
+    sizes = (
+        len(item.prompt.encode()) + max(len(item.target.encode()), item.max_tokens)
+        for item in items
+    )
+    return tokenizer.spells_bytes and max(sizes, default=0) + 2 <= sequence_length
 
 
 def encode_items(
