@@ -26,11 +26,13 @@ def stage_facts(family: ProgressiveFamily, settings: RunSettings) -> dict[str, A
     for number, (stage, start) in enumerate(zip(family.stages, family.starts, strict=True)):
         stop, each = family.stop_of(number), counts.training_flops_per_token(stage.config, length)
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
-        tokens, flops = tokens + read, flops + read * each
+        # Maps learn by passes of the new model, on sequences that are no part of the run.
+        learning = family.learning_sequences(number) * length * each
+        tokens, flops = tokens + read, flops + read * each + learning
         rows.append(
             {
                 "name": stage.label,
-                "operator": stage.operator,
+                "operator": family.told(number),
                 "start_step": start,
                 "steps": stop - start,
                 "tokens": read,
@@ -40,7 +42,7 @@ def stage_facts(family: ProgressiveFamily, settings: RunSettings) -> dict[str, A
                 "d_model": stage.config.d_model,
                 "peak_lr": family.peak_lr(number),
                 "flops_per_token": each,
-                "flops": read * each,
+                "flops": read * each + learning,
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
             }

@@ -19,10 +19,10 @@ import torch.distributed as dist
 
 from motet.core.errors import UserError
 from motet.experiments.stream.stream import IGNORED_LABEL, Batch
+from motet.launcher.rank.growth_inputs import blended_states, growth_of, is_exact
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.probing import sum_over_ranks
 from motet.models.family.base import WHOLE
-from motet.models.growth.growth import Growth
 from motet.models.growth.growth import grow as grown_states
 from motet.models.member import name_of
 from motet.parallel.engines.protocol import Engine
@@ -69,14 +69,15 @@ def grow(job: TrainingJob, step: int) -> None:
     assert job.engines is not None
     job.checkpoints.wait()  # the model before is on disk
     started, number = time.perf_counter(), job.growing.number_at(step)
-    growth = job.growing.growth(number)
+    growth = growth_of(job, number)
     batch = job.feed.read(step).batches[0]
     with job.progress.phase("growing"):
         before = _scores(job.engine, batch)
         engine = job.engines(job.growing.member_at(step))
-        engine.import_state(grown_states(growth, job.engine.export_state()))
+        grown = grown_states(growth, job.engine.export_state())
+        engine.import_state(blended_states(job, number, engine, grown))
         change = _change(job, batch, before, _scores(engine, batch))
-        refuse_change(job, number, growth, change)
+        refuse_change(job, number, change)
         from_name = name_of(job.held) or WHOLE
         job.engine, job.held = engine, job.growing.member_at(step)
         gc.collect()  # the old engine holds as much as half of the new one
@@ -84,12 +85,10 @@ def grow(job: TrainingJob, step: int) -> None:
             torch.cuda.empty_cache()
         job.checkpoints.save(step, engine.tensors(), facts_of(job), job.ledger.sync, grown=True)
         job.checkpoints.wait()
-    _tell(job, step, from_name, growth.exact, change, time.perf_counter() - started)
+    _tell(job, step, from_name, change, time.perf_counter() - started)
 
 
-def _tell(
-    job: TrainingJob, step: int, from_name: str, exact: bool, change: Change, seconds: float
-) -> None:
+def _tell(job: TrainingJob, step: int, from_name: str, change: Change, seconds: float) -> None:
     """Log a growth, and show it."""
     assert job.growing is not None
     number = job.growing.number_at(step)
@@ -99,8 +98,8 @@ def _tell(
         event="grown",
         source=from_name,
         member=name_of(job.held) or WHOLE,
-        operator=job.growing.stages[number].operator,
-        exact=exact,
+        operator=job.growing.told(number),
+        exact=is_exact(job.growing, number),
         **change._asdict(),
         seconds=seconds,
     )
@@ -128,14 +127,14 @@ def facts_of(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def refuse_change(job: TrainingJob, number: int, growth: Growth, change: Change) -> None:
+def refuse_change(job: TrainingJob, number: int, change: Change) -> None:
     """Raise `UserError` where a growth changed the model more than its operator states."""
     assert job.growing is not None
     stage, told = job.growing.stages[number], ""
     tolerance = EXACT_TOLERANCE[job.facts["precision"]]
     rise, most = change.loss_after - change.loss_before, job.growing.loss_jump_nats(number)
     asked = "set loss_jump_nats of the stage if that is what you want"
-    if growth.exact and stage.loss_jump_nats is None:
+    if is_exact(job.growing, number) and stage.loss_jump_nats is None:
         if not change.largest <= tolerance:
             told = (
                 "keeps what the model computes, and a log-probability changed by "

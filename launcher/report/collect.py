@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report.benchmarks import benchmark_rows
+from motet.launcher.report.consistency import neighbours
 from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
 from motet.launcher.report.training import MOST_POINTS, training_record
@@ -89,6 +90,8 @@ def assemble(sources: Sources) -> dict[str, Any]:
     training = training_record(sources.rows, exposure_steps(study.measured if study else ()))
     found = compliance(study, sources.problems)
     family = family_part(sources.manifest, sources.rows, found)
+    if stages := sources.manifest.get("stages"):
+        family |= {"neighbours": neighbours(stages, study.measured if study else ())}
     return plain(
         {
             "version": VERSION,

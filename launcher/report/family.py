@@ -89,7 +89,8 @@ def lineage(
         row = by_name[stage["name"]]
         own = None if row["tokens"] is None or tokens is None else float(row["tokens"])
         tokens = None if own is None or tokens is None else tokens + own
-        flops += (own or 0.0) * (row["flops_per_token"] or 0.0)
+        spent = own + stage.get("learning_tokens", 0) if own else 0.0
+        flops += spent * (row["flops_per_token"] or 0.0)
         rows.append(
             {
                 "member": stage["name"],

@@ -30,6 +30,7 @@ KEYS = (
     "warmup_steps",
     "frozen_steps",
     "loss_jump_nats",
+    "blend",
 )
 WIDTHS = ("d_model", "n_heads", "d_ffn", "d_expert", "d_shared")
 SIZED = (
@@ -103,6 +104,8 @@ class GrowingStage:
             all of them.
         loss_jump_nats: the most that the loss may rise by at the transition; None = what the
             operator states.
+        blend: share of what the operator made; the rest is the latest model before of the very same
+            sizes (the V-cycle's interpolation). None = all of it.
     """
 
     name: str | None
@@ -114,6 +117,7 @@ class GrowingStage:
     warmup_steps: int | None = None
     frozen_steps: int | None = None
     loss_jump_nats: float | None = None
+    blend: float | None = None
 
     @property
     def label(self) -> str:
@@ -142,6 +146,7 @@ def read_stage(
         warmup_steps=read.whole("warmup_steps", None, 0),
         frozen_steps=read.whole("frozen_steps", None, 0),
         loss_jump_nats=_positive(read, "loss_jump_nats"),
+        blend=read.number("blend", None, 0.0, 1.0),
     )
 
 
@@ -164,7 +169,7 @@ def _operator(read: MappingReader, first: bool) -> tuple[str, dict[str, Any]]:
     """Return name and options of `operator: stack` or `{name: hypercloning, noise: 0.1}`."""
     asked = read.values.get("operator")
     if first:
-        for key in ("operator", "frozen_steps", "loss_jump_nats"):
+        for key in ("operator", "frozen_steps", "loss_jump_nats", "blend"):
             if key in read.values:
                 read.problem(key, "nothing comes before the first stage; leave it out")
         return "", {}

@@ -18,6 +18,7 @@ from motet.models.counts import parameters, parameters_non_embedding, training_f
 from motet.models.family.growing_stages import LENGTHS, GrowingStage, RunShape, StageLength, amount
 
 GSTACK_FACTOR = 4
+CYCLE_FACTOR, CYCLE_ALPHA, CYCLE_SHARES = 2, 0.25, (0.05, 0.5)
 LR_EXPONENT = 1 / 3
 """Of sizes, in the peak learning rate of `yano2025`: muP's rate of hidden matrices falls with the
 width, and the number of parameters grows as its cube where depth grows along."""
@@ -55,7 +56,7 @@ def preset_options(read: MappingReader, whole: ModelConfig) -> list[Any]:
             hint = suggest(str(name), PRESETS)
             read.problem("preset", f"{name!r} is not one of {', '.join(PRESETS)}{hint}")
         return []
-    for key in ("factor", "tokens"):
+    for key in ("factor", "tokens", "alpha"):
         if key in read.values and (name is None or key not in PRESETS[name].takes):
             whose = [other for other, one in PRESETS.items() if key in one.takes]
             read.problem(key, f"belongs to preset {' or '.join(whose)}; leave it out")
@@ -201,13 +202,42 @@ def _written_upcycle(read: MappingReader, whole: ModelConfig) -> list[Any]:
     return [dense | length, {"operator": "upcycling"}]
 
 
+def _written_vcycle(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return a little of the large model, a small one made of it, and the large one, blended with
+    what the small one became.
+    """
+    _refuse_stages(read)
+    factor = read.whole("factor", CYCLE_FACTOR, 2)
+    alpha = read.number("alpha", CYCLE_ALPHA, 0.0, 1.0)
+    share = f"1/{factor}"
+    return [
+        {"name": "first", "depth": 1},
+        {"name": "small", "depth": share, "width": share, "operator": "coalesce"},
+        {"operator": "decoalesce", "blend": alpha},
+    ]
+
+
+def _fitted_vcycle(asked: PresetRun) -> list[GrowingStage]:
+    """Return the stages with the published shares of the run's steps (arXiv:2404.07999: 5,000 and
+    50,000 steps of 100,000).
+    """
+    lengths = [max(1, round(share * asked.run.steps)) for share in CYCLE_SHARES]
+    first, small, whole = asked.stages
+    warmup = min(asked.run.warmup_steps, lengths[0] // 2)
+    return [
+        replace(first, length=StageLength("steps", lengths[0]), warmup_steps=warmup),
+        replace(small, length=StageLength("steps", lengths[1])),
+        whole,
+    ]
+
+
 PRESETS: Mapping[str, Preset] = {
     "yano2025": Preset((), _written_yano, _fitted_yano),
     "gstack": Preset(("factor", "tokens"), _written_gstack, _fitted_gstack),
     "upcycle": Preset(("tokens",), _written_upcycle, lambda asked: asked.stages),
+    "vcycle": Preset(("factor", "alpha"), _written_vcycle, _fitted_vcycle),
 }
 NOT_BUILT: Mapping[str, str] = {
-    "vcycle": "its last stage blends what came back with the large model of the first",
     "minitron": "its second stage follows the model that was pruned, of another size",
     "apollo": "its small models run layers several times, a number that is drawn every step",
 }

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from motet.models.growth.operator import GrowthOperator
 
 WHERE = "family.options"
-OPTIONS = ("stages", "preset", "factor", "tokens")
+OPTIONS = ("stages", "preset", "factor", "tokens", "alpha")
+LEARNED = ("ligo", "mango")
 NOT_IN_A_RUN = {
-    "ligo": "learns its maps before it grows",
-    "mango": "learns its maps before it grows",
     "prune": "needs the importance of channels, measured on the model that is pruned",
 }
 """Operators that need more than the state of the model before; a run has not that to give yet."""
+BLEND_JUMP_NATS = 8.0
+"""Of a model that is the sum of two: nothing is known but that chance is no better."""
 
 
 class ProgressiveFamily(Family):
@@ -123,10 +124,39 @@ class ProgressiveFamily(Family):
         """Return what a run's manifest says of its stages: where they begin, and how each model is
         made of the one before.
         """
-        return [
-            {"name": stage.label, "start_step": start, "operator": stage.operator}
-            for stage, start in zip(self.stages, self.starts, strict=True)
-        ]
+        assert self.run is not None
+        found = []
+        for number, start in enumerate(self.starts):
+            stage = self.stages[number]
+            facts = {"name": stage.label, "start_step": start, "operator": self.told(number)}
+            if learned := self.learning_sequences(number):
+                facts["learning_tokens"] = learned * self.run.sequence_length
+            found.append(facts)
+        return found
+
+    def told(self, number: int) -> str:
+        """Return how the model of a stage is made, in words."""
+        stage, other = self.stages[number], self.blended_with(number)
+        if other is None:
+            return stage.operator
+        return f"{stage.operator} ({stage.blend:g}, the rest {self.stages[other].label})"
+
+    def blended_with(self, number: int) -> int | None:
+        """Return the stage whose model a stage's is blended with: the latest before it of the very
+        same sizes; None where it is not blended, or there is none.
+        """
+        stage = self.stages[number]
+        alike = [n for n in range(number) if self.stages[n].config == stage.config]
+        return alike[-1] if alike and stage.blend is not None else None
+
+    def learning_sequences(self, number: int) -> int:
+        """Return how many sequences the maps of a stage's operator are learned on; 0 for all but
+        learned operators.
+        """
+        if self.stages[number].operator not in LEARNED:
+            return 0
+        made: Any = self.operator(number)
+        return int(made.steps * made.sequences)
 
     def number_at(self, step: int) -> int:
         """Return the number of the stage that a step belongs to."""
@@ -192,8 +222,10 @@ class ProgressiveFamily(Family):
         """Return the most that the loss may rise by when a stage begins."""
         from motet.models.growth.registry import stated_jump
 
-        asked = self.stages[number].loss_jump_nats
-        return stated_jump(self.stages[number].operator) if asked is None else asked
+        stage = self.stages[number]
+        if stage.loss_jump_nats is not None:
+            return stage.loss_jump_nats
+        return BLEND_JUMP_NATS if stage.blend is not None else stated_jump(stage.operator)
 
     def frozen(self, step: int) -> frozenset[str]:
         """Return the names of weights that do not train in a step."""
@@ -211,15 +243,12 @@ class ProgressiveFamily(Family):
         for number, stage in enumerate(self.stages):
             where = f"stages[{number}]"
             found += [f"{where}.{why}" for why in self._length_faults(number)]
-            for part in stage.operator.split("+"):
-                if why := NOT_IN_A_RUN.get(part.strip()):
-                    found.append(
-                        f"{where}.operator: {part.strip()} {why}, which a run does not do; grow "
-                        "by it in Python (docs/growth.md), or take another operator"
-                    )
-                    break
-            else:
-                found += self._operator_faults(number)
+            if stage.blend is not None and self.blended_with(number) is None:
+                found.append(
+                    f"{where}.blend: no stage before {stage.label} has a model of its sizes to "
+                    "blend with; let one have them, or leave blend out"
+                )
+            found += _not_in_a_run(stage.operator, where) or self._operator_faults(number)
         return found
 
     def _operator_faults(self, number: int) -> list[str]:
@@ -246,3 +275,20 @@ class ProgressiveFamily(Family):
             f"warmup_steps: stage {stage.label} has {steps:,} steps, no more than its warm-up of "
             f"{warmup:,} ({whose}); set warmup_steps of the stage to {max(0, steps // 10):,}"
         ]
+
+
+def _not_in_a_run(operator: str, where: str) -> list[str]:
+    """Say why a run does not grow by an operator; [] where it does."""
+    parts = [part.strip() for part in operator.split("+")]
+    for part in parts:
+        if why := NOT_IN_A_RUN.get(part):
+            return [
+                f"{where}.operator: {part} {why}, which a run does not do; grow by it in Python "
+                "(docs/growth.md), or take another operator"
+            ]
+        if part in LEARNED and len(parts) > 1:
+            return [
+                f"{where}.operator: {part} learns width and depth at once, and goes with no other "
+                f"operator; write {part} alone"
+            ]
+    return []

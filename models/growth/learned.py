@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from motet.core.errors import Problem
+from motet.core.schema import is_number, is_whole
 from motet.models.architecture import WeightSpec, named_weights
 from motet.models.config import ModelConfig, ModelError
 from motet.models.decoder import Decoder
@@ -93,12 +94,14 @@ class LearnedOperator(GrowthOperator):
         layers: which old layer each new one begins with, "stack" or "interpolate".
         noise: root mean square of what is added to maps at the beginning.
         steps, lr: of `learn`, as published; Adam (without decay).
+        sequences: that each step of `learn` has in a run.
     """
 
     layers: str = "stack"
     noise: float = 0.03
     steps: int = 100
     lr: float = 1e-3
+    sequences: int = 8
 
     @abstractmethod
     def learned(self, source: ModelConfig, target: ModelConfig, layers: list[int]) -> LearnedGrowth:
@@ -118,6 +121,11 @@ class LearnedOperator(GrowthOperator):
         """See `GrowthOperator.own_problems`."""
         if self.layers not in LAYER_RULES:
             return [Problem("layers", f"{self.layers!r} is not one of {', '.join(LAYER_RULES)}")]
+        for key in ("steps", "sequences"):
+            if not is_whole(value := getattr(self, key)) or value < 1:
+                return [Problem(key, f"{value!r} is not a whole number >= 1")]
+        if not is_number(self.lr) or self.lr <= 0:
+            return [Problem("lr", f"{self.lr!r} is not a number above 0; published: 1e-3")]
         if self.moments not in (None, "drop"):
             why = f"{self.moments!r}: mixed weights have no moments of their own; leave it out"
             return [Problem("moments", why)]

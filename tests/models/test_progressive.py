@@ -200,6 +200,28 @@ def test_a_pair_of_operators_may_raise_the_loss_by_the_sum_of_both() -> None:
     assert found.loss_jump_nats(1) == 0.3
 
 
+def test_a_v_cycle_has_the_published_shares_and_blends_with_its_first_model() -> None:
+    """5,000 steps of 100,000 of the large model, 50,000 of the small one (arXiv:2404.07999)."""
+    found = family(preset="vcycle", alpha=0.5, run=shape(400, 10))
+    assert found.problems(400) == []
+    assert found.starts == (0, 20, 220)
+    first, small, whole = found.stages
+    assert first.config == whole.config == WHOLE
+    assert (small.config.n_layers, small.config.d_model) == (2, WHOLE.d_model // 2)
+    assert [found.blended_with(number) for number in range(3)] == [None, None, 0]
+    assert found.stage_facts()[2]["operator"] == "decoalesce (0.5, the rest first)"
+    assert found.loss_jump_nats(2) == found.loss_jump_nats(1) == 8.0
+
+
+def test_maps_that_are_learned_are_paid_for() -> None:
+    ligo = {"name": "ligo", "steps": 20, "sequences": 3}
+    found = family(SMALL, {"operator": ligo})
+    assert found.problems(STEPS) == []
+    assert [found.learning_sequences(number) for number in range(2)] == [0, 60]
+    assert found.stage_facts()[1]["learning_tokens"] == 60 * LENGTH
+    assert "learning_tokens" not in found.stage_facts()[0]
+
+
 REFUSED = [
     ([], {}, "stages: is not set"),
     ([SMALL], {}, "a model that grows has 2 or more"),
@@ -207,8 +229,12 @@ REFUSED = [
     ([SMALL, {"operator": "stak"}], {}, "did you mean 'stack'"),
     ([SMALL, {"operator": {"name": "stack", "noise": 1}}], {}, "has no option 'noise'"),
     ([SMALL, {"operator": "hypercloning"}], {}, "this operator changes"),
-    ([SMALL, {"operator": "ligo"}], {}, "learns its maps before it grows"),
-    ([SMALL, {"operator": "bert2bert-aki+ligo"}], {}, "learns its maps before it grows"),
+    ([SMALL, {"operator": "bert2bert-aki+ligo"}], {}, "goes with no other operator"),
+    ([SMALL, {"operator": {"name": "ligo", "steps": 0}}], {}, "0 is not a whole number >= 1"),
+    ([SMALL, {"operator": {"name": "mango", "lr": -1}}], {}, "-1 is not a number above 0"),
+    ([SMALL, {**STACK, "blend": 0.5}], {}, "no stage before whole has a model of its sizes"),
+    ([{**SMALL, "blend": 0.5}, STACK], {}, "nothing comes before the first stage"),
+    ([SMALL, {**STACK, "blend": 2}], {}, "2 is not a number from 0 to 1"),
     ([SMALL, {"operator": "prune"}], {}, "needs the importance of channels"),
     ([{**SMALL, "operator": "stack"}, STACK], {}, "nothing comes before the first stage"),
     ([{**SMALL, "tokens": 5}, STACK], {}, "steps says how long the stage is already"),
@@ -237,12 +263,14 @@ REFUSED = [
     ([SMALL, {**STACK, "lrr": 0.1}], {}, "stages[1].lrr"),
     (["small", STACK], {}, "stages[0]: 'small' is not a mapping"),
     ([SMALL, STACK], {"preset": "yano"}, "did you mean 'yano2025'"),
-    ([SMALL, STACK], {"preset": "vcycle"}, "vcycle is not built"),
+    ([SMALL, STACK], {"preset": "vcycle"}, "preset vcycle makes them itself"),
+    ([], {"preset": "vcycle", "alpha": -1}, "-1 is not a number from 0 to 1"),
+    ([], {"preset": "vcycle", "factor": 3}, "1/3 of 4 is no whole number"),
     ([SMALL, STACK], {"preset": "minitron"}, "minitron is not built"),
     ([SMALL, STACK], {"preset": "apollo"}, "apollo is not built"),
     ([SMALL, STACK], {"preset": "gstack"}, "preset gstack makes them itself"),
     ([SMALL, STACK], {"preset": "yano2025"}, "yano2025 says how long each stage is"),
-    ([SMALL, STACK], {"factor": 2}, "belongs to preset gstack"),
+    ([SMALL, STACK], {"factor": 2}, "belongs to preset gstack or vcycle"),
     ([SMALL, STACK], {"preset": ["gstack"]}, "is not one of"),
     ([], {"preset": "gstack", "factor": 3}, "3 does not divide 4 layers; there are 2, 4"),
     ([], {"preset": "gstack", "tokens": "many"}, "'many' is not a number"),

@@ -269,7 +269,13 @@ def test_the_report_has_every_member_with_its_lineage_and_what_was_saved(
     }
     if planned:
         assert planned["tiny"] <= planned["small"] <= entry_planned(entry)
+    pairs = [(row["smaller"], row["larger"]) for row in family["neighbours"]]
+    assert list(dict.fromkeys(pairs)) == [("tiny", "small"), ("small", "whole")]
+    assert all(
+        row["both"] + row["lost"] + row["gained"] <= row["units"] for row in family["neighbours"]
+    )
     page = (runs["one"] / "report.html").read_text()
+    assert "Do neighbours answer alike?" in page
     assert "each model was made of the one before" in page
 
 
