@@ -132,7 +132,8 @@ class ItemScores:
 
     logprob: float64 [I], sum over the target's tokens, nats. n_tokens, n_bytes: int64 [I], length
     of the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
-    generated: what was written, None where no item asks for it.
+    generated: what was written, None where no item asks for it. alignment: float64 [I], cosine of
+    the unit's noise with minus the loss gradient; None where there is no noise.
     """
 
     logprob: F64
@@ -140,6 +141,7 @@ class ItemScores:
     n_bytes: I64
     greedy: npt.NDArray[np.bool_]
     generated: Generated | None = None
+    alignment: F64 | None = None
 
 
 class ItemTable:

@@ -6,7 +6,7 @@ B batch, T tokens, V vocabulary, D model width. It knows no rank, no environment
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -346,6 +346,7 @@ class Embedding(nn.Embedding):
 
     gradient_placements: Any = None  # see `own`
     first_row: int | None = None  # of the rows that this process holds, when others hold the rest
+    added: Callable[[Tensor], Tensor] | None = None  # what is done to the embeddings of a pass
 
     def reset_parameters(self) -> None:
         """Leave the weight as it is."""
@@ -354,7 +355,8 @@ class Embedding(nn.Embedding):
         """[B, T] -> [B, T, D]; zeros where another process holds the row."""
         weight_VD = own_slice(self.weight, self.gradient_placements, None, stream)
         if self.first_row is None:
-            return F.embedding(tokens_BT, weight_VD)
+            x_BTD = F.embedding(tokens_BT, weight_VD)
+            return x_BTD if self.added is None else self.added(x_BTD)
         rows_BT = tokens_BT - self.first_row
         held_BT = (rows_BT >= 0) & (rows_BT < len(weight_VD))
         return F.embedding(rows_BT.where(held_BT, 0), weight_VD) * held_BT[..., None]

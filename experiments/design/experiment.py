@@ -70,6 +70,13 @@ class Experiment(ABC):
         self._units: list[Unit] | None = None
 
     @property
+    def noise_deviation(self) -> float:
+        """Standard deviation of the noise that its units' texts carry on their input embeddings; 0
+        for none. Every item of a class with noise is a text of its unit, after an empty prompt.
+        """
+        return 0.0
+
+    @property
     @abstractmethod
     def outcomes(self) -> tuple[OutcomeSpec, ...]:
         """All outcomes; exactly one is primary."""

@@ -234,6 +234,7 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
         texts=Texts.of([texts.tokens[index] for index in used] + fillers, texts.dtype),
         placement=question.spec.placement,
         placebo=placebo,
+        noise_deviation=question.experiment.noise_deviation,
     )
 
 

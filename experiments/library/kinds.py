@@ -27,6 +27,7 @@ from motet.experiments.library.forgetting import Forgetting
 from motet.experiments.library.knowledge import Knowledge
 from motet.experiments.library.memorization import Memorization
 from motet.experiments.library.reasoning import Reasoning
+from motet.experiments.library.watermark import EmbeddingWatermark
 
 LIBRARY: dict[str, type[Experiment]] = {
     "memorization": Memorization,
@@ -34,6 +35,7 @@ LIBRARY: dict[str, type[Experiment]] = {
     "knowledge": Knowledge,
     "forgetting": Forgetting,
     "reasoning": Reasoning,
+    "embedding_watermark": EmbeddingWatermark,
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }

@@ -157,7 +157,7 @@ def score_items(
         before_batch()
         mine = turn + rank
         members = batches[mine] if mine < len(batches) else np.empty(0, dtype=np.int64)
-        tokens_BT, labels_BT = _padded_batch(items, members)
+        tokens_BT, labels_BT = padded_batch(items, members)
         logprob_BT, greedy_BT = score(tokens_BT, labels_BT)
         counted_BT = labels_BT != IGNORED_LABEL
         results[0, members] = np.where(counted_BT, logprob_BT, 0.0).sum(axis=1)[: len(members)]
@@ -166,7 +166,7 @@ def score_items(
     return ItemScores(logprob, items.n_tokens, items.n_bytes, greedy > 0.5)
 
 
-def _padded_batch(items: EncodedItems, members: I64) -> tuple[I64, I64]:
+def padded_batch(items: EncodedItems, members: I64) -> tuple[I64, I64]:
     """Return tokens and labels [B, T], padded on the right; a batch without members is one row that
     counts nothing.
     """

@@ -130,6 +130,8 @@ def write_probe(
         arrays[f"{name}/n_tokens"] = found.n_tokens
         arrays[f"{name}/n_bytes"] = found.n_bytes
         arrays[f"{name}/greedy"] = found.greedy
+        if found.alignment is not None:
+            arrays[f"{name}/alignment"] = found.alignment
         if found.generated is not None:
             arrays |= {f"{name}/{key}": array for key, array in _columns(found.generated).items()}
     facts = {"step": step, "segment": segment, "definition_sha256": definition_sha256}
@@ -162,6 +164,7 @@ def read_probe(
                     arrays[f"{key}/n_bytes"],
                     arrays[f"{key}/greedy"],
                     _read_generated(arrays, key),
+                    arrays.get(f"{key}/alignment"),
                 )
                 for key in keys
                 if key.partition("@")[2] == (member or "")

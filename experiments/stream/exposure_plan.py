@@ -23,7 +23,14 @@ from motet.core.errors import DamagedFile, UserError
 from motet.core.files import whole_file
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.stream.claims import Claims
-from motet.experiments.stream.placement import COLUMNS, SHIFT_FLAG, CompiledPlan, Exposures
+from motet.experiments.stream.noise import EmbeddingNoise
+from motet.experiments.stream.placement import (
+    COLUMNS,
+    NOISE_FLAG,
+    SHIFT_FLAG,
+    CompiledPlan,
+    Exposures,
+)
 from motet.experiments.stream.random import U64
 
 MAGIC = b"MOTETPL1"
@@ -89,6 +96,7 @@ def _header(
         "sequence_length": plan.sequence_length,
         "seed": plan.seed,
         "experiments": list(plan.experiments),
+        **({"noise": dict(plan.noise)} if plan.noise else {}),
         "columns": {
             name: {"dtype": _dtype_name(column.dtype), "rows": len(column), "sha256": digests[name]}
             for name, column in columns.items()
@@ -144,6 +152,7 @@ class ExposurePlan:
             self.sequence_length: int = header["sequence_length"]
             self.seed: int = header["seed"]
             self.experiments: tuple[str, ...] = tuple(header["experiments"])
+            self.noise: dict[str, float] = dict(header.get("noise", {}))
             self._columns = self._locate(header["columns"], 16 + len(encoded))
             self._rows = self._columns["slot"].rows
             self._last_block: tuple[int, memoryview] | None = None
@@ -294,6 +303,22 @@ class ExposurePlan:
             Span(slot - first_slot, offset, len(inserted), bool(flag & SHIFT_FLAG))
             for slot, flag, (offset, inserted) in rows
         ]
+
+    def noises(self, first_slot: int, count: int) -> tuple[EmbeddingNoise, ...]:
+        """Return the noise of slots [first_slot, first_slot + count), in order of position."""
+        if not self.noise:
+            return ()
+        first, last = self.rows_between(first_slot, first_slot + count)
+        columns = [self._read(name, first, last) for name in ("flags", "experiment", "unit")]
+        found = []
+        for span, flag, number, unit in zip(
+            self.spans(first_slot, count), *(column.tolist() for column in columns), strict=True
+        ):
+            if flag & NOISE_FLAG:  # the end-of-document tokens around a text carry none
+                name, length = self.experiments[number], span.length - 2
+                whose = self.seed, name, unit, self.noise[name]
+                found.append(EmbeddingNoise(span.row, span.offset + 1, length, *whose))
+        return tuple(found)
 
     def exposures(self, first: int = 0, last: int | None = None) -> Exposures:
         """Return rows [first, last) (default: all), in memory."""

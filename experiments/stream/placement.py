@@ -8,7 +8,7 @@ inside an experiment a keyed priority decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ COLUMNS = {
     "repetition": np.int32,
     "flags": np.uint8,
 }
-PLACEBO_FLAG, SHIFT_FLAG = 1, 2
+PLACEBO_FLAG, SHIFT_FLAG, NOISE_FLAG = 1, 2, 4
 
 Boundaries = Callable[[int], I64]
 """slot -> offsets in (0, sequence_length) at which a base document begins."""
@@ -73,6 +73,7 @@ class Request:
         placement: "anywhere" and "start" (offset 0) overwrite base tokens; "boundary" takes a place
             between two base documents and moves the rest of the sequence to the right.
         placebo: bool [rows], True where the text is base text for a held-out unit.
+        noise_deviation: of the noise on the input embeddings of what is no placebo; 0 for none.
     """
 
     experiment: str
@@ -85,6 +86,7 @@ class Request:
     texts: Texts
     placement: str = "anywhere"
     placebo: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    noise_deviation: float = 0.0
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -270,6 +272,8 @@ class CompiledPlan:
     experiments: tuple[str, ...]
     rows: Exposures
     texts: Texts
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """Experiments whose exposures carry noise, and its standard deviation."""
 
 
 def exposure_ids(experiment: str, unit_keys: U64, repetition: npt.NDArray[np.int32]) -> U64:
@@ -331,7 +335,8 @@ def _joined(
     rows = _sorted_rows(parts, sequence_length)
     texts = _join_texts([request.texts for request in requests])
     names = tuple(request.experiment for request in requests)
-    return CompiledPlan(sequence_length, seed, names, rows, texts)
+    noise = {one.experiment: one.noise_deviation for one in requests if one.noise_deviation}
+    return CompiledPlan(sequence_length, seed, names, rows, texts, noise)
 
 
 def _rows_of(request: Request, placed: Placed, number: int, text_base: int) -> Exposures:
@@ -339,6 +344,8 @@ def _rows_of(request: Request, placed: Placed, number: int, text_base: int) -> E
     flags = np.full(len(request), SHIFT_FLAG * (request.placement == "boundary"), np.uint8)
     if len(request.placebo):
         flags |= request.placebo.astype(np.uint8) * np.uint8(PLACEBO_FLAG)
+    if request.noise_deviation:
+        flags[flags & PLACEBO_FLAG == 0] |= NOISE_FLAG
     keys = request.unit_keys[request.unit]
     return Exposures(
         slot=placed.slot,

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from motet.core.errors import UserError
 from motet.experiments.corpora.eod_marks import BOTH, END, START
 from motet.experiments.stream.exposure_plan import ExposurePlan, Span
+from motet.experiments.stream.noise import EmbeddingNoise
 from motet.experiments.stream.random import U64, name_key, permute
 
 I64 = npt.NDArray[np.int64]
@@ -53,6 +54,7 @@ class Batch:
         document_ids_BT: int32 number of the document inside its sequence, None unless documents are
             masked.
         exposure_ids: uint64, every exposure that was laid over these slots, in order of position.
+        noise: what is added to the input embeddings.
     """
 
     first_slot: int
@@ -60,18 +62,23 @@ class Batch:
     labels_BT: I64
     document_ids_BT: npt.NDArray[np.int32] | None
     exposure_ids: U64
+    noise: tuple[EmbeddingNoise, ...] = ()
 
     def digest(self) -> int:
         """Return a 64-bit digest of what the model consumes here.
 
-        It is the sum, modulo 2^64, of one BLAKE2b hash per slot over (slot, tokens, labels' mask),
-        so the digest of a step does not depend on how its slots are spread over ranks.
+        It is the sum, modulo 2^64, of one BLAKE2b hash per slot over (slot, tokens, labels' mask,
+        and which noise is added where), so the digest of a step does not depend on how its slots
+        are spread over ranks.
         """
         total = 0
         for row, (tokens, labels) in enumerate(zip(self.tokens_BT, self.labels_BT, strict=True)):
             slot = (self.first_slot + row).to_bytes(8, "little")
             digest = hashlib.blake2b(tokens.data, digest_size=8, key=slot)
             digest.update(np.packbits(labels == IGNORED_LABEL).data)
+            for one in self.noise:
+                if one.row == row:
+                    digest.update(one.mark())
             total += int.from_bytes(digest.digest(), "little")
         return total & 0xFFFFFFFFFFFFFFFF
 
@@ -209,7 +216,8 @@ class Stream:
             self._mark_starts(starts_BT, tokens_BT, slots, spans)
             document_ids_BT = np.cumsum(starts_BT, axis=1, dtype=np.int32)
             labels_BT[:, :-1][starts_BT[:, 1:]] = IGNORED_LABEL
-        return Batch(first_slot, tokens_BT, labels_BT, document_ids_BT, exposure_ids)
+        noise = () if self.plan is None else self.plan.noises(first_slot, count)
+        return Batch(first_slot, tokens_BT, labels_BT, document_ids_BT, exposure_ids, noise)
 
     @property
     def eod(self) -> int:

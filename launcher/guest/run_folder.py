@@ -17,12 +17,14 @@ import torch.distributed as dist
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import fsync_folder, write_json
 from motet.core.hashing import sha256_file
+from motet.experiments.design.experiment import make
 from motet.launcher.config.run_yaml import load, public, store
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.local import prepare_run, verify_corpora
 from motet.launcher.runs.begun import flat, frozen_problems, yaml_with_overrides
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import damage, read_checkpoint, read_manifest
+from motet.launcher.study.before_training import library_of, specs_of
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
 # What a guest's loop decides itself: a value here would be recorded and not obeyed.
@@ -132,6 +134,7 @@ def freeze_or_open(
         if resume:
             raise UserError(f"{run.root} holds no run to go on with; leave out resume=True")
         text = yaml_with_overrides(run_yaml.read_text("utf-8"), overrides)
+        _refuse_noise(settings)
         prepare_run(settings, run, text, UNKNOWN_MODEL)
         return
     if not read_manifest(run).get("guest"):
@@ -140,6 +143,19 @@ def freeze_or_open(
     raise_problems(frozen_problems(before, settings))
     store(run.resolved_yaml, settings)
     run.done.unlink(missing_ok=True)
+
+
+def _refuse_noise(settings: RunSettings) -> None:
+    """Refuse experiments that change what another's loop computes: it would train without.
+
+    Raises:
+        UserError: all of them.
+    """
+    specs, problems = specs_of(settings, library_of(settings))
+    raise_problems(problems)
+    noisy = [spec for spec in specs if make(spec, library_of(settings)).noise_deviation]
+    message = "adds noise to input embeddings, which a loop of your own does not; motet train does"
+    raise_problems([Problem(f"experiments.{spec.name}.use", message) for spec in noisy])
 
 
 def adopt(run: RunDir, facts: Mapping[str, Any], vocabulary_size: int) -> None:

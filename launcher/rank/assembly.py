@@ -44,6 +44,7 @@ from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
 from motet.models.family.base import Family, Member, choices, teacher_update_of
 from motet.models.family.progressive import ProgressiveFamily
+from motet.parallel.engines.embedding_noise import refuse_noise
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, tell_all
@@ -82,6 +83,7 @@ def build_job(
         "run_sha256": run_sha256(manifest),
     }
     model, training = ModelConfig(**manifest["model"]), settings.training
+    refuse_noise(plan.noise, layout, model.n_experts > 0)
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
     starting.at(StartStage.ENGINE, "the model to be built", detail=_extension)

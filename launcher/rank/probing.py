@@ -19,13 +19,16 @@ from motet.experiments.design.frozen import read_definition, read_questions
 from motet.experiments.design.trial import series_of
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.generation import generate
+from motet.experiments.scoring.gradients import align_items
 from motet.experiments.scoring.probes import EncodedItems, encode_items, score_items
 from motet.experiments.scoring.store import write_probe
-from motet.experiments.types import ItemScores
+from motet.experiments.stream.noise import noise
+from motet.experiments.types import ItemScores, ItemTable
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.before_training import tokenizer_of
 from motet.models.family.base import Member
+from motet.parallel.engines.embedding_noise import NoisyEmbeddings
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
@@ -98,7 +101,9 @@ class ProbeSet:
         tokenizer: Tokenizer,
         sequence_length: int,
         batch_tokens: int,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed  # of the plan
         self.questions = {question.name: question for question in questions}
         self.due, self.batch_tokens = due, batch_tokens
         self.tokenizer: Tokenizer | None = tokenizer
@@ -132,14 +137,15 @@ class ProbeSet:
         }
         due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
         length, room = settings.data.sequence_length, settings.probes.batch_tokens
-        return cls(questions, due, tokenizer_of(settings), length, room)
+        seed = int(definition["seed"])
+        return cls(questions, due, tokenizer_of(settings), length, room, seed)
 
     @classmethod
     def none(cls) -> ProbeSet:
         """Return a set without probes: a run without experiments needs no tokenizer."""
         empty = cls.__new__(cls)
         empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
-        empty.failed, empty.tokenizer = {}, None
+        empty.failed, empty.tokenizer, empty.seed = {}, None, 0
         return empty
 
     def names(self, step: int) -> list[str]:
@@ -191,9 +197,23 @@ class ProbeSet:
                     give_way,
                 )
                 found = replace(found, generated=written)
+            if deviation := self.questions[name].experiment.noise_deviation:
+                aligned = self._aligned(name, deviation, engine, (*share, total, give_way))
+                found = replace(found, alignment=aligned)
             scores[name] = found
         engine.finish_scoring()
         return scores
+
+    def _aligned(
+        self, name: str, deviation: float, engine: Engine, how: tuple[Any, ...]
+    ) -> npt.NDArray[np.float64]:
+        """Compare the gradient of an experiment's texts with the noise of their units."""
+        if not isinstance(engine, NoisyEmbeddings):
+            raise UserError(f"experiments.{name}: this engine has no gradient of embeddings")
+        units = ItemTable(self.questions[name].units).unit_I.tolist()
+        noise_of = lambda u, length, width: noise(self.seed, name, u, length, width, deviation)  # noqa: E731
+        items, gradient = self.items[name], engine.embedding_gradient
+        return align_items(items, units, gradient, noise_of, self.batch_tokens, *how)
 
     def means(self, scores: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
         """Return the mean of every outcome series per arm, for the metrics file and W&B.

@@ -41,6 +41,7 @@ from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.answerable import answer_problems
 from motet.launcher.study.contamination import decided
 from motet.launcher.study.controls import control_problems
+from motet.launcher.study.embedding_noise import noise_problems
 from motet.models import counts
 from motet.models.family.base import WHOLE
 
@@ -199,6 +200,7 @@ def _design_problems(draft: Draft, settings: RunSettings, must_answer: bool) -> 
     found += answer_problems(draft, assumed_of(settings)) if must_answer else []
     found += member_problems(draft.questions, draft.setting.sizes)
     found += treatment_problems(draft.questions)
+    found += noise_problems(draft.questions, settings)
     return [*_probe_problems(draft), *control_problems(draft), *found]
 
 

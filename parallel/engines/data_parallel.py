@@ -23,6 +23,7 @@ from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
 from motet.models.family.base import Member, StepChoices
 from motet.models.moe import MoE
+from motet.parallel.engines.embedding_noise import refuse_noise
 from motet.parallel.engines.members import MemberTally
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.engines.scoring import I64, Scoring
@@ -170,6 +171,8 @@ class DataParallelEngine(Scoring):
         tally = None if members is None else MemberTally(members, batches, self.config.n_layers)
         if tally is not None and self.needs_all_layers:
             self._refuse_short(tally)
+        if any(getattr(batch, "noise", ()) for batch in batches):
+            refuse_noise({"the plan": 0.0}, self.layout, False)
         n_labels, n_tokens = count_step(batches, True, self.world)
         for moe in self.experts.values():
             moe.begin_step(n_tokens, gradient_scale=self.world.size)

@@ -23,6 +23,7 @@ from motet.models.loss import LossSums
 from motet.models.member import Term, name_of
 from motet.models.moe import MoE
 from motet.parallel.engines.channel_order import measured, move
+from motet.parallel.engines.embedding_noise import NoisyEmbeddings
 from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
 from motet.parallel.engines.members import MemberTally, through_stages
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
@@ -50,7 +51,7 @@ _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-class NativeEngine(Scoring, TensorState):
+class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
     """A Decoder laid out over the ranks of a world; bare on one rank."""
 
     def __init__(
@@ -138,6 +139,7 @@ class NativeEngine(Scoring, TensorState):
         tally = None if members is None else MemberTally(members, batches, self.config.n_layers)
         if self.teacher is not None and members is not None:
             self.teacher.follow(members.teacher)
+        self._note_noise(batches)
         inputs = [self._to_device(batch) for batch in batches]
         counted = self.layout.is_dp_leader(self.world.rank)
         n_labels, n_tokens = count_step(batches, counted, self.world)
@@ -200,7 +202,8 @@ class NativeEngine(Scoring, TensorState):
                 last = number == len(inputs) - 1
                 if tally is None:
                     self._synchronise(last)
-                    sums += self._one_micro_batch(micro_batch, scale)
+                    with self._with_noise(number):
+                        sums += self._one_micro_batch(micro_batch, scale)
                 else:
                     sums += self._members(number, micro_batch, scale, tally)
             if self.teacher is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from motet.models.config import ModelConfig
 from motet.models.family.space import part_order
@@ -140,3 +141,35 @@ def _cut_groups(layout: Layout, config: ModelConfig, members: Sequence[Member]) 
                         f"{name}={fits[-1]}, or groups={math.lcm(member.groups, degree)} in a new "
                         "run"
                     )
+
+
+class Degrees(Protocol):
+    """What decides: the engine's name and the degrees of a layout, or of the settings of one."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def tp(self) -> int: ...
+
+    @property
+    def pp(self) -> int: ...
+
+    @property
+    def cp(self) -> int: ...
+
+    @property
+    def ep(self) -> int: ...
+
+
+def noise_refusal(layout: Degrees, has_experts: bool) -> str | None:
+    """Return why no noise can be added under a layout, and what would work; None where it can."""
+    if layout.engine != "native":
+        return f"layout.engine={layout.engine}: a library keeps its passes to itself; use native"
+    for name in ("tp", "pp", "cp", "ep"):
+        if getattr(layout, name) > 1:
+            return (
+                f"layout.{name}={getattr(layout, name)}: embeddings of whole sequences are not on "
+                f"every rank; use {name}=1, with data-parallel ranks (dp_shard, dp_replicate)"
+            )
+    return "the model is a mixture of experts, which counts its tokens" if has_experts else None

@@ -10,6 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 
+class Noise(Protocol):
+    """What is added to the input embeddings of some tokens of one row."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    def values(self, width: int) -> npt.NDArray[np.float32]:
+        """Return the noise of the tokens from `offset` on, [tokens, width]."""
+        ...
+
+
 class MicroBatch(Protocol):
     """Sequences of one forward pass: B sequences of T tokens, as the stream gives them."""
 
