@@ -72,7 +72,7 @@ class Experiment(ABC):
     @property
     def noise_deviation(self) -> float:
         """Standard deviation of the noise that its units' texts carry on their input embeddings; 0
-        for none. Every item of a class with noise is a text of its unit, after an empty prompt.
+        for none. Prompt and target of every item of such a class are, together, its unit's text.
         """
         return 0.0
 

@@ -101,9 +101,11 @@ class EmbeddingWatermark(Experiment):
 
     def unit_of(self, row: Mapping[str, Any]) -> Unit:
         text = row["text"].strip()
-        if len(text) < 20:
+        cut = text.find(" ")
+        if len(text) < 20 or cut < 0:
             raise ValueError(f"has the text {text!r}, too short to carry noise; give a sentence")
-        return Unit(row["id"], (text,), (ProbeItem("text", "text", "", text),))
+        item = ProbeItem("text", "text", text[:cut], text[cut:])
+        return Unit(row["id"], (text,), (item,))
 
     def measure(self, units: Sequence[Unit], scores: ItemScores) -> dict[str, F64]:
         table = ItemTable(units)
