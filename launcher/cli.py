@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data inspect": ("data.inspect", "documents and tokens of a corpus"),
     "experiments": ("", "register questions, see their plan first"),
     "experiments list": ("experiments.list", "built-in experiments, or those of a run"),
+    "experiments new": ("experiments.new", "write an experiment of your own, and a test of it"),
     "experiments check": ("experiments.check", "report every problem at once"),
     "experiments power": ("experiments.power", "smallest effect that each can detect"),
     "experiments preview": ("experiments.preview", "decode sample exposures in their context"),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from motet.experiments.corpora.corpus import Corpus as Corpus
     from motet.experiments.corpora.tokenizer import Tokenizer as Tokenizer
     from motet.experiments.design.experiment import Experiment as Experiment
+    from motet.experiments.library.tried import TriedExperiment as TriedExperiment
+    from motet.experiments.library.tried import try_experiment as try_experiment
     from motet.experiments.stream.exposure_plan import ExposurePlan as ExposurePlan
     from motet.experiments.stream.stream import Stream as Stream
     from motet.experiments.types import ItemScores as ItemScores
@@ -58,6 +60,8 @@ _PUBLIC = {
     "OutcomeSpec": "motet.experiments.types",
     "ItemScores": "motet.experiments.types",
     "ItemTable": "motet.experiments.types",
+    "try_experiment": "motet.experiments.library.tried",
+    "TriedExperiment": "motet.experiments.library.tried",
     "generated_texts": "motet.experiments.types",
     "per_token": "motet.experiments.types",
     "Hook": "motet.launcher.rank.hooks",

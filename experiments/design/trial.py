@@ -136,6 +136,8 @@ def _is_number(value: Any) -> bool:
 def _try(question: Question, steps_total: int) -> None:
     """Measure and summarize invented scores; PluginError when that fails."""
     experiment, units = question.experiment, question.units
+    if any(item.max_tokens for unit in units for item in unit.items):
+        series_of(experiment, units, _invented(question, WRITTEN))
     series = series_of(experiment, units, _invented(question))
     named = [(outcome.name, outcome.baseline) for outcome in experiment.outcomes]
     for name, baseline in named:
@@ -149,18 +151,23 @@ def _try(question: Question, steps_total: int) -> None:
     final_of(experiment, units, question.arms, rows, over_time, none_shown)
 
 
-def _invented(question: Question) -> ItemScores:
+WRITTEN = " Some words: 7, and more."
+"""What an invented model writes, beside nothing at all."""
+
+
+def _invented(question: Question, written: str = "") -> ItemScores:
     """Scores as of a model that gives every target one nat per token, each of one token, and
-    writes nothing.
+    writes the same after every prompt that asks for text.
     """
     items = [item for unit in question.units for item in unit.items]
     count = len(items)
     nothing = np.empty(0, dtype=np.int64)
-    writes = any(item.max_tokens for item in items)
+    generated = None
+    if any(item.max_tokens for item in items):
+        texts = tuple(written if item.max_tokens else "" for item in items)
+        generated = Generated(texts, (nothing,) * count, np.ones(count, dtype=bool))
     return ItemScores(
-        generated=Generated(("",) * count, (nothing,) * count, np.ones(count, dtype=bool))
-        if writes
-        else None,
+        generated=generated,
         logprob=np.full(count, -1.0),
         n_tokens=np.ones(count, dtype=np.int64),
         n_bytes=np.ones(count, dtype=np.int64),

@@ -1,5 +1,5 @@
-"""The experiments that `use:` may name: the built-in ones by their word, a user's own by
-reference.
+"""The experiments that `use:` may name: the built-in ones and those of installed packages by their
+word, a user's own by reference.
 """
 
 from __future__ import annotations
@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from motet.core.errors import suggest
 from motet.core.plugins import (
     PluginError,
+    Reference,
     fault,
     is_reference,
     keep_source,
@@ -39,6 +41,8 @@ LIBRARY: dict[str, type[Experiment]] = {
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }
+GROUP = "motet.experiments"
+"""Entry points of installed packages: NAME = "package.module:Class"."""
 ROLES = ("question", "placebo", "positive_control", GLOBAL_ROLE)
 
 
@@ -61,12 +65,7 @@ class Library:
         """
         if use in LIBRARY:
             return LIBRARY[use]
-        if not is_reference(use):
-            hint = suggest(use, LIBRARY)
-            known = ", ".join(LIBRARY)
-            message = f"is {use!r}; it must be one of {known}, or my_file.py:Class{hint}"
-            raise PluginError(setting, message)
-        reference = parse_reference(use, setting)
+        reference = _reference(use, setting)
         kind: type[Experiment] = load_class(reference, self.folder, Experiment, setting, sha256)
         if wrong := _declared_wrong(kind):
             raise fault(kind, setting, wrong)
@@ -76,12 +75,44 @@ class Library:
         """Return the SHA-256 of the source of a user's class; None for a built-in one."""
         if use in LIBRARY:
             return None
-        return source_sha256(parse_reference(use, setting), self.folder, setting)
+        return source_sha256(_reference(use, setting), self.folder, setting)
 
     def keep(self, use: str, plugins: Path) -> None:
         """Copy the source of a user's class into a run's snapshot; built-in ones are in it."""
         if use not in LIBRARY:
-            keep_source(parse_reference(use, use), self.folder, plugins)
+            keep_source(_reference(use, use), self.folder, plugins)
+
+
+def installed() -> dict[str, str]:
+    """Return {name: "package.module:Class"} of the experiments that installed packages offer under
+    `GROUP`, less those whose name is built in. A name that two packages claim has both, divided by
+    a comma.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group=GROUP):
+        values = {*found.get(point.name, point.value).split(", "), point.value}
+        found[point.name] = ", ".join(sorted(values))
+    return {name: found[name] for name in sorted(found) if name not in LIBRARY}
+
+
+def _reference(use: str, setting: str) -> Reference:
+    """Read what `use` names beside the built-in classes.
+
+    Raises:
+        PluginError: no class is named so, or two are.
+    """
+    if is_reference(use):
+        return parse_reference(use, setting)
+    offered = installed()
+    if use not in offered:
+        hint = suggest(use, [*LIBRARY, *offered])
+        known = ", ".join([*LIBRARY, *offered])
+        message = f"is {use!r}; it must be one of {known}, or my_file.py:Class{hint}"
+        raise PluginError(setting, message)
+    if ", " in offered[use]:
+        message = f"is {use!r}, which two installed packages offer; write one of {offered[use]}"
+        raise PluginError(setting, message)
+    return parse_reference(offered[use], setting)
 
 
 def declared_lines(use: str, kind: type[Experiment]) -> list[str]:

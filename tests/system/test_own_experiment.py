@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from motet.core.hashing import sha256_hex
+from motet.experiments.scoring.store import read_probe
 from tests.system.runs import kill_rank, motet, train_until, write_yaml
 
 pytestmark = pytest.mark.xdist_group("own_experiment")  # one run for most
@@ -31,8 +32,11 @@ def with_slogans(text: str) -> str:
 
 
 def with_package(text: str) -> str:
-    """The same class from an installed module."""
-    return with_slogans(text).replace("slogans.py:Slogans", "sayings.wise.slogans:Slogans")
+    """The same class under the name that an installed package gives it, and one that `motet
+    experiments new` wrote.
+    """
+    packed = with_slogans(text).replace("slogans.py:Slogans", "wise-slogans")
+    return f"{packed}    - {{name: greetings, use: 'greetings.py:Greetings'}}\n"
 
 
 def refused(done: subprocess.CompletedProcess[str], said: str) -> None:
@@ -156,11 +160,18 @@ def test_a_class_of_an_installed_package_is_trained_audited_and_reported(
     for folder in (module.parent, module.parent.parent):
         (folder / "__init__.py").touch()
     shutil.copy(OWN, module)
+    record = tmp_path / "site" / "sayings-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: sayings\nVersion: 1.0\n")
+    offered = "[motet.experiments]\nwise-slogans = sayings.wise.slogans:Slogans\n"
+    (record / "entry_points.txt").write_text(offered)
     paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     yaml = write_yaml(tmp_path, corpus, "packed", with_package)
     run = tmp_path / "runs" / "packed"
+    assert "wise-slogans" in motet("experiments", "list", cwd=tmp_path).stdout
     for command in (
+        ["experiments", "new", "greetings"],
         ["experiments", "check", str(yaml)],
         ["train", str(yaml)],
         ["report", str(run)],
@@ -168,7 +179,14 @@ def test_a_class_of_an_installed_package_is_trained_audited_and_reported(
     ):
         done = motet(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "slogans" in (run / "report.json").read_text()
+    answers = json.loads((run / "report.json").read_text())["answers"]
+    assert {"slogans", "greetings"} <= {entry["name"] for entry in answers["experiments"]}
+    _, scores = read_probe(max((run / "probes").glob("step-*.npz")))
+    written = scores["greetings"].generated
+    assert written is not None
+    assert {len(ids) for ids in written.tokens} <= set(range(9))
+    assert any(written.texts)
+    assert scores["slogans"].generated is None
     kept = run / "code" / "plugins" / "installed" / "sayings.wise.slogans.py"
     assert kept.read_bytes() == OWN.read_bytes()
     module.write_text(module.read_text() + "# the next version\n")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motet.core.errors import UserError
 from motet.launcher.commands import common, options
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
@@ -21,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The experiments of a run.yaml; without one, the kinds that are built in."""
+    """The experiments of a run.yaml; without one, the kinds that are built in or installed."""
     if arguments.run_yaml is None:
         rows, own = _built_in_rows(), list[str]()
     else:
@@ -38,10 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _built_in_rows() -> list[dict[str, Any]]:
-    from motet.experiments.library.kinds import LIBRARY, Library
+    from motet.experiments.library.kinds import LIBRARY, Library, installed
 
     library = Library(Path.cwd())
-    return [_kind_row(use, kind, library) for use, kind in LIBRARY.items()]
+    rows = [_kind_row(use, kind, library) for use, kind in LIBRARY.items()]
+    for use, value in installed().items():
+        try:
+            row = _kind_row(use, library.kind(use, f"experiments.{use}"), library)
+        except UserError as error:  # a package that does not load hides no other
+            row = {"use": use, "description": f"cannot be used: {error}"}
+        rows.append(row | {"description": f"{row['description']} ({value})"})
+    return rows
 
 
 def _run_rows(settings: RunSettings) -> tuple[list[dict[str, Any]], list[str]]:
