@@ -52,6 +52,15 @@ def open_run(name: str, runs: str = "runs") -> RunDir:
     return RunDir.open(path)
 
 
+def ended(rundir: RunDir, code: int, machine: int = 0) -> int:
+    """Tell trackers and alerts how a run ended, on the first machine; return its exit code."""
+    if machine == 0 and rundir.resolved_yaml.exists():
+        from motet.launcher.report import ended
+
+        ended.after(rundir, f"exit code {code}" if code else "")
+    return code
+
+
 def _run_of(file: Path) -> RunDir:
     if (file.parent / "resolved.yaml").exists():  # a file of the run itself
         return RunDir.open(file.parent)

@@ -257,7 +257,8 @@ def _tell(
         rows.append({"member": model.name, "parameters_non_embedding": size, "tasks": scores})
     if arguments.json:
         terminal.print_json({"run": rundir.name, "step": step, "models": rows})
-    elif len(rows) > 1 or arguments.inside:
+    else:
+        print(f"\nall that is kept of step {step:,}:")  # earlier calls measured other tasks
         terminal.print_table([_shown(row) for row in rows])
 
 

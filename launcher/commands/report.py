@@ -10,6 +10,7 @@ from motet.core.files import read_json
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
+from motet.launcher.report import ended
 from motet.launcher.runs.rundir import RunDir
 
 FORMATS = ("md", "csv", "latex")
@@ -23,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wandb",
         action="store_true",
-        help="send effects, intervals, p and verdicts to the run's W&B run, too",
+        help="send effects, intervals, p and verdicts to the run's W&B run and other trackers, too",
     )
     parser.add_argument(
         "--table",
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         terminal.print_json(found)
     if arguments.wandb:
-        mirror(rundir)
+        ended.send_answers(rundir, run_yaml.load(rundir.resolved_yaml), found)
     return 1 if found.get("damaged") else 0
 
 
@@ -69,31 +70,6 @@ def print_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
         return 0
     print(export_table.table(rundir.root, arguments.table, form).decode(), end="")
     return 0
-
-
-def mirror(rundir: RunDir) -> None:
-    """Send what only the report knows to Weights & Biases: the answers, as a table and as summary
-    values, and of a family the effects by member and its cost.
-
-    Raises:
-        UserError: the run is not mirrored there.
-    """
-    from motet.launcher.rank.wandb_mirror import open_mirror
-    from motet.launcher.report import answer_rows, by_member
-
-    report = read_json(rundir.report_json)
-    opened = open_mirror(rundir, run_yaml.public(run_yaml.load(rundir.resolved_yaml)))
-    if opened is None:
-        raise UserError("--wandb: metrics.wandb is off in this run; set it to online or offline")
-    step = int(report["run"]["steps"])
-    opened.table("answers", list(answer_rows.COLUMNS), answer_rows.table(report), step)
-    opened.summary(answer_rows.summary(report))
-    if report.get("family"):
-        opened.table("effects_by_member", list(by_member.COLUMNS), by_member.table(report), step)
-        spent = report["family"].get("cost") or {}
-        told = {f"family/{name}": x for name, x in spent.items() if not isinstance(x, dict)}
-        opened.summary(told)
-    opened.close()
 
 
 def build(rundir: RunDir, quiet: bool = False) -> dict[str, Any]:

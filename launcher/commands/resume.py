@@ -73,10 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.verify == "full":
         verify_corpora(settings, full=True)
-    also = schedulers.recorded()
+    also, over = schedulers.recorded(), rundir.finished(settings.steps)
     if nodes.count > 1:
-        return train_together(settings, rundir, nodes, yaml_text=text, resume=True, recorded=also)
-    return train(settings, rundir, yaml_text=text, resume=True, recorded=also)
+        code = train_together(settings, rundir, nodes, yaml_text=text, resume=True, recorded=also)
+    else:
+        code = train(settings, rundir, yaml_text=text, resume=True, recorded=also)
+    return code if over else common.ended(rundir, code, nodes.rank)
 
 
 def next_facts(rundir: RunDir, before: RunSettings, settings: RunSettings) -> list[tuple[str, str]]:

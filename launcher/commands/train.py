@@ -88,10 +88,12 @@ def start(settings: RunSettings, yaml_text: str, dry_run: bool, nodes: NodePlace
 
     also = schedulers.recorded()
     if nodes.count > 1:
-        return train_together(
+        code = train_together(
             settings, rundir, nodes, yaml_text=yaml_text, resume=False, recorded=also
         )
-    return train(settings, rundir, yaml_text=yaml_text, resume=False, recorded=also)
+    else:
+        code = train(settings, rundir, yaml_text=yaml_text, resume=False, recorded=also)
+    return common.ended(rundir, code, nodes.rank)
 
 
 def announce(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import Problem, UserError, suggest
 from motet.launcher.config.batch import slurm_problems
 from motet.launcher.config.sections import LayoutSettings, RunSettings
+from motet.launcher.config.telling import telling_problems
 from motet.launcher.config.validation import validation_problems
 from motet.slurm.config import shown
 
@@ -288,6 +289,11 @@ def job_problems(settings: RunSettings) -> list[Problem]:
     return slurm_problems(settings.slurm, settings.layout)
 
 
+def tracked_problems(settings: RunSettings) -> list[Problem]:
+    """See `telling_problems`."""
+    return telling_problems(settings.tracking, settings.alerts)
+
+
 # Each check with the settings that it reads.
 CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ...] = (
     (name_problems, ("name",)),
@@ -299,6 +305,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (model_problems, ("model",)),
     (engine_problems, ("layout",)),
     (deepspeed_problems, ("layout", "training.compile")),
+    (tracked_problems, ("tracking", "alerts")),
     (job_problems, ("slurm", "layout.processes", "layout.device")),
 )
 LAYOUT_READS = ("layout", "batch", "data.sequence_length", "model", "training.compile")

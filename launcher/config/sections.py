@@ -17,6 +17,8 @@ from motet.launcher.config.field import setting
 from motet.launcher.config.layout import LayoutSettings as LayoutSettings
 from motet.launcher.config.model import FamilySettings as FamilySettings
 from motet.launcher.config.model import ModelSettings as ModelSettings
+from motet.launcher.config.telling import AlertSettings as AlertSettings
+from motet.launcher.config.telling import TrackingSettings as TrackingSettings
 from motet.launcher.config.validation import ValidationSettings as ValidationSettings
 
 if TYPE_CHECKING:
@@ -328,6 +330,8 @@ class RunSettings:
     checkpoint: CheckpointSettings = setting(CheckpointSettings, "saving")
     layout: LayoutSettings = setting(LayoutSettings, "processes, devices, parallelism")
     metrics: MetricSettings = setting(MetricSettings, "logging")
+    tracking: TrackingSettings = setting(TrackingSettings, "services beside W&B", omit_default=True)
+    alerts: AlertSettings = setting(AlertSettings, "messages to a webhook", omit_default=True)
     slurm: SlurmSettings = setting(SlurmSettings, "the batch job of `motet submit`")
     scheduler: str = setting(
         "slurm",

@@ -29,7 +29,7 @@ from motet.launcher.guest.watch import Watch, compare, complaint, records
 from motet.launcher.jobs.schedulers import recorded
 from motet.launcher.launch.command import recorded_environment
 from motet.launcher.rank.probing import ProbeSet
-from motet.launcher.rank.wandb_mirror import open_mirror
+from motet.launcher.rank.trackers import open_trackers
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
@@ -68,7 +68,7 @@ class Attempt:
         self.segment, self.number = self._open(parent, plan)
         self.ledger = LedgerWriter(run.ledger, self.segment.segment, world.rank)
         config = run_yaml.public(settings)
-        self.mirror = open_mirror(run, config, world.rank, self.hashes)
+        self.mirror = open_trackers(run, config, world.rank, self.hashes)
         self.metrics = MetricsWriter(run, config, world.rank, self.mirror)
         self.metrics.log(
             "attempt",

@@ -132,7 +132,7 @@ def _prepare(made: Submission, yaml_text: str, prepared: list[RunDir]) -> None:
         prepare_run(settings, run, yaml_text)
         prepared += [] if existed else [run]
         schedulers.keep(settings, run)
-        if settings.metrics.wandb != "off":
+        if settings.metrics.wandb != "off" or settings.tracking.trackio:
             stored_run_id(run)
 
 

@@ -30,8 +30,9 @@ from motet.launcher.rank.plugins import load_hooks
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
+from motet.launcher.rank.trackers import open_trackers
 from motet.launcher.rank.validating import Validation
-from motet.launcher.rank.wandb_mirror import model_facts_of, open_mirror
+from motet.launcher.rank.wandb_mirror import model_facts_of
 from motet.launcher.runs import extension_locks
 from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
@@ -94,7 +95,7 @@ def build_job(
         engines.of(None)
     checkpoints = _checkpoints(run, settings, world, growing)
     public = run_yaml.public(settings)
-    mirror = open_mirror(run, public, world.rank, hashes | model_facts_of(manifest))
+    mirror = open_trackers(run, public, world.rank, hashes | model_facts_of(manifest))
     metrics = MetricsWriter(run, public, world.rank, mirror)
     starting.at(StartStage.CHECKPOINT, "a checkpoint to be read")
     start = _load_newest(run, engines, growing, checkpoints, metrics, world, hashes)

@@ -17,7 +17,7 @@ import secrets as random_source
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -118,9 +118,11 @@ class WandbMirror:
         """Mirror one row of `metrics.jsonl`."""
         self._put("row", dict(row))
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
         """Show a table, such as probe results per unit."""
-        self._put("table", (name, columns, rows, step))
+        self._put("table", (name, list(columns), [list(row) for row in rows], step))
 
     def alert(self, title: str, text: str, level: str = "WARN") -> None:
         """Send an alert; one of the same title per five minutes."""

@@ -17,7 +17,7 @@ from motet.launcher.runs.rundir import RunDir
 # questions.
 RESUMABLE = (
     r"layout\..*",
-    r"metrics\..*",
+    r"(metrics|tracking|alerts)\..*",
     r"checkpoint\..*",
     r"probes\.batch_tokens",
     r"data\.verify",

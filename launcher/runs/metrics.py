@@ -23,7 +23,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,10 +44,20 @@ _CHECK_BYTES = len(_CHECK) + 8 + len(b'"}')
 
 
 class Tracker(Protocol):
-    """A service that shows a run while it trains; Weights & Biases is one. No method may raise."""
+    """A service that shows a run while it trains: Weights & Biases, TensorBoard, Trackio. No method
+    may raise or wait, but `close`.
+    """
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Take one row of `metrics.jsonl`; returns at once."""
+        """Take one row of `metrics.jsonl`."""
+
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """Take a table of the run, such as its answers, as of a step."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Take values of the whole run, by name."""
 
     def close(self, wait_s: float | None = None) -> None:
         """Send what is left, for at most `wait_s` (None: as long as the tracker thinks right)."""

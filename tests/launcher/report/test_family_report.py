@@ -106,7 +106,7 @@ def test_frames_hold_every_member(family: RunDir) -> None:
 def test_the_mirror_gets_the_effect_of_every_experiment_at_every_member(
     family: RunDir, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from motet.launcher.rank import wandb_mirror
+    from motet.launcher.rank import trackers
 
     code, _, err = main("report", family.root, "--wandb")
     assert code == 2
@@ -120,10 +120,10 @@ def test_the_mirror_gets_the_effect_of_every_experiment_at_every_member(
         def summary(self, values: dict[str, Any]) -> None:
             sent.setdefault("summary", {}).update(values)
 
-        def close(self) -> None:
+        def close(self, wait_s: float | None = None) -> None:
             sent["closed"] = True
 
-    monkeypatch.setattr(wandb_mirror, "open_mirror", lambda *_: Mirror())
+    monkeypatch.setattr(trackers, "open_mirror", lambda *_: Mirror())
     assert main("report", family.root, "--wandb")[0] == 0
     report = json.loads(family.report_json.read_text(encoding="utf-8"))
     (entry,) = report["answers"]["experiments"]
