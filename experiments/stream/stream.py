@@ -21,6 +21,7 @@ from motet.experiments.corpora.eod_marks import BOTH, END, START
 from motet.experiments.stream.exposure_plan import ExposurePlan, Span
 from motet.experiments.stream.noise import EmbeddingNoise
 from motet.experiments.stream.random import U64, name_key, permute
+from motet.experiments.stream.repeat import Repeat
 
 I64 = npt.NDArray[np.int64]
 MIXTURE_BLOCK = 10_000
@@ -115,6 +116,7 @@ class Stream:
         seed: int,
         plan: ExposurePlan | None = None,
         document_masks: bool = False,
+        repeat: Repeat | None = None,
     ) -> None:
         """Describe a stream; nothing is read yet.
 
@@ -126,13 +128,14 @@ class Stream:
             plan: exposures to lay over the base tokens.
             document_masks: number the documents of a sequence, and predict nothing across their
                 borders.
+            repeat: what is read again and again.
 
         Raises:
             UserError: unusable weights, a corpus shorter than one sequence, or a plan for another
                 sequence length.
         """
         self.corpora, self.sequence_length, self.seed = list(corpora), sequence_length, seed
-        self.plan, self.document_masks = plan, document_masks
+        self.plan, self.document_masks, self.repeat = plan, document_masks, repeat
         self.counts = mixture_counts(weights)
         self._edges = np.concatenate([[0], np.cumsum(self.counts)])
         self._sequences = [corpus.n_tokens // sequence_length for corpus in corpora]
@@ -166,6 +169,8 @@ class Stream:
 
     def locate(self, slots: I64) -> tuple[npt.NDArray[np.int64], I64, I64]:
         """Return (corpus number, epoch, sequence number in the corpus) of each slot, all int64."""
+        if self.repeat is not None:
+            slots = self.repeat.ordinals(slots, self.seed)
         block, inside = slots // MIXTURE_BLOCK, slots % MIXTURE_BLOCK
         if len(self.corpora) > 1:
             keys = np.uint64(name_key(self.seed, "mixture")) + block.astype(np.uint64)

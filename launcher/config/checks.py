@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem, UserError, suggest
 from motet.launcher.config.batch import slurm_problems
+from motet.launcher.config.repeat import repeat_problems
 from motet.launcher.config.sections import LayoutSettings, RunSettings
 from motet.launcher.config.telling import telling_problems
 from motet.launcher.config.validation import validation_problems
@@ -64,6 +65,12 @@ def ramp_problems(settings: RunSettings) -> list[Problem]:
             out.append(Problem(f"batch.ramp.{i}.step", why))
         seen.add(stage.step)
     return out
+
+
+def set_problems(settings: RunSettings) -> list[Problem]:
+    """What is read again and again fits the run and its batches."""
+    sizes = [settings.batch.sequences, *(stage.sequences for stage in settings.batch.ramp)]
+    return repeat_problems(settings.data.repeat, settings.slots_before(settings.steps), sizes)
 
 
 def layout_problems(
@@ -299,6 +306,7 @@ CHECKS: tuple[tuple[Callable[[RunSettings], list[Problem]], tuple[str, ...]], ..
     (name_problems, ("name",)),
     (length_problems, ("training.steps", "training.tokens", "batch", "data.sequence_length")),
     (ramp_problems, ("batch.ramp",)),
+    (set_problems, ("data.repeat", "batch", "training.steps", "training.tokens")),
     (schedule_problems, ("training", "batch", "data.sequence_length")),
     (data_problems, ("data", "probes")),
     (held_out_problems, ("data.corpora", "validation")),

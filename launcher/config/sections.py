@@ -17,6 +17,7 @@ from motet.launcher.config.field import setting
 from motet.launcher.config.layout import LayoutSettings as LayoutSettings
 from motet.launcher.config.model import FamilySettings as FamilySettings
 from motet.launcher.config.model import ModelSettings as ModelSettings
+from motet.launcher.config.repeat import RepeatSettings as RepeatSettings
 from motet.launcher.config.telling import AlertSettings as AlertSettings
 from motet.launcher.config.telling import TrackingSettings as TrackingSettings
 from motet.launcher.config.validation import ValidationSettings as ValidationSettings
@@ -50,6 +51,9 @@ class DataSettings:
         None, "seed of the order of the sequences; null = the run's seed", least=0
     )
     corpora: tuple[CorpusSettings, ...] = setting((), "the corpora that are mixed; at least one")
+    repeat: RepeatSettings = setting(
+        RepeatSettings, "sequences that are read again and again", omit_default=True
+    )
     verify: bool = setting(True, "check the SHA-256 of every shard before training starts")
 
     @property

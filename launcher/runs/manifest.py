@@ -5,6 +5,7 @@ trains.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from motet.experiments.design.frozen import check_kinds, read_definition
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.part import CorpusPart, hold_out
+from motet.experiments.stream.repeat import Repeat
 from motet.experiments.stream.stream import Stream
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.validation import names_of
@@ -131,7 +133,17 @@ def open_stream(settings: RunSettings, plan: ExposurePlan | None = None) -> Stre
         settings.data_seed,
         plan,
         settings.data.document_masks,
+        repeat_of(settings),
     )
+
+
+def repeat_of(settings: RunSettings) -> Repeat | None:
+    """Return what a run reads again and again; None where nothing is."""
+    asked = settings.data.repeat
+    if not asked.share:
+        return None
+    steps = settings.batch_steps
+    return Repeat(asked.share, asked.sequences, asked.mixed, asked.drawn, steps)
 
 
 def corpus_problems(
@@ -161,6 +173,7 @@ def data_facts(settings: RunSettings) -> dict[str, Any]:
         **({"validation": validated} if validated else {}),
         "seed": settings.data_seed,
         "document_masks": settings.data.document_masks,
+        **({"repeat": asdict(settings.data.repeat)} if settings.data.repeat.share else {}),
         "corpora": [
             {"fingerprint": corpus.fingerprint, "weight": entry.weight}
             for corpus, entry in zip(open_corpora(settings), settings.data.corpora, strict=True)

@@ -17,7 +17,7 @@ from motet.experiments.design.shares import IN_WORDS, shared_words
 from motet.experiments.design.study import Study
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs.manifest import training_sources
+from motet.launcher.runs.manifest import repeat_of, training_sources
 from motet.launcher.study.answerable import answer_warnings
 from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.contamination import searched
@@ -38,7 +38,22 @@ def study_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     leaks = [_leak(study, leak) for leak in find_leaks(study.questions)]
     told = _corpus_warnings(study, settings)
     weak = answer_warnings(study, assumed_of(settings))
-    return [*weak, *_unshown(study), *leaks, *told, *window_warnings(study)]
+    return [*weak, *_unshown(study), *leaks, *told, *window_warnings(study), *_repeated(settings)]
+
+
+def _repeated(settings: RunSettings) -> Iterator[Problem]:
+    """That what is read again and again is a property of the whole run."""
+    asked = settings.data.repeat
+    repeat = repeat_of(settings)
+    if repeat is not None:
+        slots = settings.slots_before(settings.steps)
+        message = (
+            f"is a global treatment: {asked.share:.2%} of the sequences are {asked.sequences:,} of "
+            f"them, each read about {repeat.times(slots):.3g} times. Every question of this run is "
+            "asked under it, and nothing inside the run can say what it does: one arm a run, no "
+            "p-value; compare with runs of another share (motet compare)"
+        )
+        yield Problem("data.repeat", message)
 
 
 def _unshown(study: Study) -> list[Problem]:

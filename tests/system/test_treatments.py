@@ -14,9 +14,12 @@ from tests.system.runs import motet, write_yaml
 pytestmark = pytest.mark.xdist_group("treatments")
 MARK = "{name: mark, use: embedding_watermark, doses: [0, 6], generate: {count: 16}}"
 
+REPEAT = "repeat: {share: 0.25, sequences: 5, mixed: batch, drawn: replacement}"
+
 
 def with_treatments(text: str) -> str:
     text = text.replace("processes: 2", "processes: 1").replace("steps: 24", "steps: 40")
+    text = text.replace("sequence_length: 320", f"{REPEAT}, sequence_length: 320")
     first = text.index("    - {name: canaries")
     last = text.index("    - {name: aa")
     return f"{text[:first]}    - {MARK}\n{text[last:]}"
@@ -49,3 +52,8 @@ def test_a_run_with_noise_is_proved_and_answered(trained: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     answers = json.loads((trained / "report.json").read_text())
     assert "cosine of the noise" in json.dumps(answers)
+    (told,) = [line for line in answers["compliance"]["warnings"] if "data.repeat" in line]
+    assert (
+        "is a global treatment: 25.00% of the sequences are 5 of them, each read about 16" in told
+    )
+    assert "one arm a run, no p-value" in told
