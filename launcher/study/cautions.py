@@ -51,7 +51,7 @@ def _repeated(settings: RunSettings) -> Iterator[Problem]:
             f"is a global treatment: {asked.share:.2%} of the sequences are {asked.sequences:,} of "
             f"them, each read about {repeat.times(slots):.3g} times. Every question of this run is "
             "asked under it, and nothing inside the run can say what it does: one arm a run, no "
-            "p-value; compare with runs of another share (motet compare)"
+            "p-value; compare with runs of another share"
         )
         yield Problem("data.repeat", message)
 
