@@ -105,6 +105,8 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     guard: Guard = job.guard
     if job.growing is not None:
         job.engine.freeze(job.growing.frozen(step))
+        new = partial(job.growing.new_elements, step)
+        job.engine.rewarm(job.growing.rewarm_share(step), new)
         guard = partial(of_member, job.guard, name_of(job.held))
     result = job.engine.step(share.batches, lr, guard, job.stop.requested, share.members)
     if job.held is not None:

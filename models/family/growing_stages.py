@@ -31,6 +31,7 @@ KEYS = (
     "frozen_steps",
     "loss_jump_nats",
     "blend",
+    "rewarm_steps",
 )
 WIDTHS = ("d_model", "n_heads", "d_ffn", "d_expert", "d_shared")
 SIZED = (
@@ -106,6 +107,8 @@ class GrowingStage:
             operator states.
         blend: share of what the operator made; the rest is the latest model before of the very same
             sizes (the V-cycle's interpolation). None = all of it.
+        rewarm_steps: within so many steps the learning rate of new values alone rises from 0 to 1.3
+            times that of the rest (SPARKLING); None = all train alike.
     """
 
     name: str | None
@@ -118,6 +121,7 @@ class GrowingStage:
     frozen_steps: int | None = None
     loss_jump_nats: float | None = None
     blend: float | None = None
+    rewarm_steps: int | None = None
 
     @property
     def label(self) -> str:
@@ -147,6 +151,7 @@ def read_stage(
         frozen_steps=read.whole("frozen_steps", None, 0),
         loss_jump_nats=_positive(read, "loss_jump_nats"),
         blend=read.number("blend", None, 0.0, 1.0),
+        rewarm_steps=read.whole("rewarm_steps", None, 1),
     )
 
 
@@ -169,7 +174,7 @@ def _operator(read: MappingReader, first: bool) -> tuple[str, dict[str, Any]]:
     """Return name and options of `operator: stack` or `{name: hypercloning, noise: 0.1}`."""
     asked = read.values.get("operator")
     if first:
-        for key in ("operator", "frozen_steps", "loss_jump_nats", "blend"):
+        for key in ("operator", "frozen_steps", "loss_jump_nats", "blend", "rewarm_steps"):
             if key in read.values:
                 read.problem(key, "nothing comes before the first stage; leave it out")
         return "", {}

@@ -20,6 +20,8 @@ from motet.models.family.growing_stages import KEYS, GrowingStage, RunShape, rea
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from motet.models.growth.growth import Growth
     from motet.models.growth.operator import GrowthOperator
 
@@ -30,6 +32,7 @@ NOT_IN_A_RUN = {
     "prune": "needs the importance of channels, measured on the model that is pruned",
 }
 """Operators that need more than the state of the model before; a run has not that to give yet."""
+REWARM_PEAK = 1.3
 BLEND_JUMP_NATS = 8.0
 """Of a model that is the sum of two: nothing is known but that chance is no better."""
 
@@ -62,6 +65,7 @@ class ProgressiveFamily(Family):
             if stage.name is not None
         ]
         self._frozen: dict[int, frozenset[str]] = {0: frozenset()}
+        self._made: tuple[int, Growth] | None = None
 
     def _read(self, asked: Sequence[Any], problems: list[Problem]) -> list[GrowingStage]:
         """Return the stages, read from the last: a size may depend on what it grows into."""
@@ -237,6 +241,25 @@ class ProgressiveFamily(Family):
             self._frozen[number] = self.growth(number).frozen
         return self._frozen[number]
 
+    def rewarm_share(self, step: int) -> float:
+        """Return how many times the learning rate of the rest new values have in a step.
+
+        It rises to 1.3 within `rewarm_steps` (SPARKLING, arXiv:2602.02472: 250 steps); then all
+        values have the stage's.
+        """
+        number = self.number_at(step)
+        within, done = self.stages[number].rewarm_steps, step - self.starts[number]
+        if within is None or done >= within:
+            return 1.0
+        return REWARM_PEAK * (done + 1) / within
+
+    def new_elements(self, step: int, weight_name: str) -> Tensor | None:
+        """Return which values of a weight are new in the stage of a step; None: none of them."""
+        number = self.number_at(step)
+        if self._made is None or self._made[0] != number:
+            self._made = (number, self.growth(number))
+        return self._made[1].new_elements(weight_name)
+
     def problems(self, steps: int) -> list[str]:
         """See `Family.problems`."""
         found = []
@@ -261,6 +284,22 @@ class ProgressiveFamily(Family):
         if self.stages[number].frozen_steps is not None and not growth.frozen:
             name = self.stages[number].operator
             return [f"stages[{number}].frozen_steps: {name} freezes nothing; leave it out"]
+        if self.stages[number].rewarm_steps is None:
+            return []
+        return self._rewarm_faults(number, growth)
+
+    def _rewarm_faults(self, number: int, growth: Growth) -> list[str]:
+        stage, where = self.stages[number], f"stages[{number}].rewarm_steps"
+        assert stage.rewarm_steps is not None
+        names = (name for name in growth.names() if not name.startswith(("frequencies", "bias")))
+        if stage.blend is not None:
+            return [f"{where}: all of a blended model is new; set warmup_steps"]
+        if all(growth.new_elements(name) is None for name in names):
+            why = f"{stage.operator} makes no new values, but copies of whole weights"
+            return [f"{where}: {why}; set warmup_steps"]
+        steps = self.stop_of(number) - self.starts[number]
+        if stage.rewarm_steps > steps:
+            return [f"{where}: {stage.rewarm_steps:,} are more than the {steps:,} of the stage"]
         return []
 
     def _length_faults(self, number: int) -> list[str]:

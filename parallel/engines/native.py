@@ -305,10 +305,11 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
             clip(self.parameters.values(), grad_norm, self.options.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            if self.options.mask_update and usage is not None:
-                step_within(self.optimizer, usage)
-            else:
-                self.optimizer.step()
+            with self.rewarmed():
+                if self.options.mask_update and usage is not None:
+                    step_within(self.optimizer, usage)
+                else:
+                    self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return applied
 

@@ -120,6 +120,15 @@ class Engine(Protocol):
         native engine alone does.
         """
 
+    def rewarm(self, share: float, new: Callable[[str], torch.Tensor | None]) -> None:
+        """Give new values of a model that grew so many times the learning rate of all others in the
+        steps that follow; 1 treats all alike. The native engine alone does.
+
+        Args:
+            new: which values of a weight are new, bool of its unsharded shape; None: none of them.
+                Asked once, until the share is 1 again.
+        """
+
     def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
         """Put the channels of every axis in the order of their importance, weights with their
         moments, and return the orders (`models.family.importance`); the model computes the same (a

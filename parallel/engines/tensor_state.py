@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,9 @@ class TensorState:
     world: World
     parameters: dict[str, nn.Parameter]
     frozen: frozenset[str] = frozenset()
+    new: Mapping[str, Tensor] | None = None
+    """Which values of this rank's parts have a learning rate of their own; None: none."""
+    new_share: float = 1.0
     experts: Any  # mixtures by layer: an attribute here, a cached property there
 
     def adam(self) -> torch.optim.Optimizer:
@@ -41,6 +45,31 @@ class TensorState:
         """Drop the gradients of frozen weights: AdamW touches neither them nor their moments."""
         for name in self.frozen & self.parameters.keys():
             self.parameters[name].grad = None
+
+    def rewarm(self, share: float, new: Callable[[str], Tensor | None]) -> None:
+        """See `Engine.rewarm`."""
+        self.new_share = share
+        if share == 1.0:
+            self.new = None
+        elif self.new is None:
+            found = {name: (new(name), weight) for name, weight in self.parameters.items()}
+            self.new = {
+                name: own_part(mask, weight).to(local(weight).device)
+                for name, (mask, weight) in found.items()
+                if mask is not None
+            }
+
+    @contextmanager
+    def rewarmed(self) -> Iterator[None]:
+        """Let an update of AdamW within it move new values by their share: it moves a value in
+        proportion to the learning rate, decay too.
+        """
+        new = self.new or {}
+        before = {name: local(self.parameters[name]).clone() for name in new}
+        yield
+        for name, old in before.items():
+            now = local(self.parameters[name])
+            now.copy_(torch.where(new[name], torch.lerp(old, now, self.new_share), now))
 
     def speaks(self) -> bool:
         """Return whether this rank tells the others of the weights that it holds."""

@@ -222,6 +222,23 @@ def test_maps_that_are_learned_are_paid_for() -> None:
     assert "learning_tokens" not in found.stage_facts()[0]
 
 
+WIDE = {"name": "small", "width": 0.5, "steps": 100}
+SPARKLING = {"operator": "sparkling", "warmup_steps": 0}
+
+
+def test_the_rate_of_new_values_alone_rises_above_that_of_the_rest() -> None:
+    found = family(WIDE, {**SPARKLING, "rewarm_steps": 4})
+    assert found.problems(STEPS) == []
+    shares = [found.rewarm_share(step) for step in (99, 100, 101, 102, 103, 104)]
+    assert shares == pytest.approx([1, 0.325, 0.65, 0.975, 1.3, 1])
+    new = found.new_elements(100, "blocks.0.feed_forward.down_proj.weight")
+    assert new is not None
+    old_rows, old_columns = WHOLE.d_model // 2, WHOLE.d_ffn // 2
+    assert not new[:old_rows, :old_columns].any()
+    assert new[old_rows:].all()
+    assert new[:, old_columns:].all()
+
+
 REFUSED = [
     ([], {}, "stages: is not set"),
     ([SMALL], {}, "a model that grows has 2 or more"),
@@ -259,6 +276,9 @@ REFUSED = [
     ([SMALL, {**STACK, "depth": 1}], {}, "the last stage has the sizes of the run's model"),
     ([SMALL, {**SMALL, **STACK}, STACK], {}, "'small' is the name of two"),
     ([SMALL, {**STACK, "frozen_steps": 3}], {}, "stack freezes nothing"),
+    ([SMALL, {**STACK, "rewarm_steps": 3}], {}, "stack makes no new values"),
+    ([WIDE, {**SPARKLING, "rewarm_steps": 301}], {}, "301 are more than the 300 of the stage"),
+    ([WIDE, {**SPARKLING, "rewarm_steps": 0}], {}, "0 is not a whole number >= 1"),
     ([SMALL, {**STACK, "lr": 0}], {}, "0 is not a number above 0"),
     ([SMALL, {**STACK, "lrr": 0.1}], {}, "stages[1].lrr"),
     (["small", STACK], {}, "stages[0]: 'small' is not a mapping"),

@@ -25,7 +25,8 @@ FAMILY = """family:
   options:
     stages:
     - {name: tiny, depth: 0.5, width: 0.5, steps: 8}
-    - {name: small, depth: 0.5, steps: 7, operator: {name: hypercloning, noise: 0.1}, lr: 0.002}
+    - {name: small, depth: 0.5, steps: 7, operator: {name: hypercloning, noise: 0.1}, lr: 0.002,
+       rewarm_steps: 5}
     - {operator: stack, warmup_steps: 2}
 training:"""
 STEPS, ENDS = 24, {"tiny": 8, "small": 15, "whole": 24}

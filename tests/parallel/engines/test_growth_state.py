@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from motet.models.config import ModelConfig
@@ -113,6 +114,66 @@ def test_a_model_grows_between_two_layouts_as_in_one_process(config: ModelConfig
     if not config.n_experts:
         pairs[1] = (PP, TP)
     for found in run_ranks(2, both, pairs, config, OPTIONS, larger)[0]:
+        assert_same(found, expected)
+
+
+@pytest.mark.long
+def test_a_model_grows_on_four_ranks_as_in_one_process() -> None:
+    """Sharded over all, and over two with tensor parallelism inside; either way round."""
+    larger = replace(twice_as_wide(DENSE), n_layers=2 * DENSE.n_layers)
+    expected = run_ranks(1, both, [(ONE, ONE)], DENSE, OPTIONS, larger)[0][0]
+    four, mixed = (
+        Layout(dp_shard=4, micro_sequences=1),
+        Layout(tp=2, dp_shard=2, micro_sequences=2),
+    )
+    for found in run_ranks(4, both, [(four, mixed), (mixed, four)], DENSE, OPTIONS, larger)[0]:
+        assert_same(found, expected)
+
+
+def twice_as_wide(config: ModelConfig) -> ModelConfig:
+    heads = {"n_heads": 2 * config.n_heads, "n_kv_heads": 2 * config.n_kv_heads}
+    return replace(config, d_model=2 * config.d_model, d_ffn=2 * config.d_ffn, **heads)
+
+
+def warmed(world: World, layouts: list[Layout], shares: tuple[float, ...]) -> list[Curve]:
+    """Train a model that grew by SPARKLING, new values at shares of the learning rate."""
+    larger, found = twice_as_wide(DENSE), []
+    growth = operator("sparkling").growth(DENSE, larger)
+    for layout in layouts:
+        before = build_engine(DENSE, OPTIONS, layout, world)
+        for step in range(2):
+            one_step(before, layout, world.rank, step)
+        engine = build_engine(larger, OPTIONS, layout, world)
+        engine.import_state(grow(growth, before.export_state()))
+        curve = Curve()
+        for step, share in enumerate(shares):
+            engine.rewarm(share, growth.new_elements)
+            result = one_step(engine, layout, world.rank, 2 + step)
+            curve.steps.append((result.loss, result.grad_norm, result.n_labels))
+        curve.weights = {name: value.numpy() for name, value in engine.full_model().items()}
+        found.append(curve)
+    return found
+
+
+def test_new_values_alone_move_by_their_share_of_a_step() -> None:
+    """AdamW moves a value in proportion to its learning rate, so a share is read off one step."""
+    growth = operator("sparkling").growth(DENSE, twice_as_wide(DENSE))
+    begin, full, part = (run_ranks(1, warmed, [ONE], s)[0][0] for s in ((), (1.0,), (0.25,)))
+    seen = 0
+    for name, old in begin.weights.items():
+        new = growth.new_elements(name)
+        moved, less = full.weights[name] - old, part.weights[name] - old
+        share = np.ones(old.shape) if new is None else np.where(new.numpy(), 0.25, 1.0)
+        np.testing.assert_allclose(less, moved * share, atol=1e-7)
+        seen += int((share < 1).sum() and np.abs(moved[share < 1]).max() > 1e-5)
+    assert seen > 5
+
+
+def test_new_values_are_warmed_up_on_two_ranks_as_on_one() -> None:
+    shares = (0.4, 0.8, 1.3, 1.0)
+    expected = run_ranks(1, warmed, [ONE], shares)[0][0]
+    assert expected.weights.keys()
+    for found in run_ranks(2, warmed, [FSDP, TP, PP], shares)[0]:
         assert_same(found, expected)
 
 
