@@ -17,6 +17,7 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 SATURATED_SHARE = 0.2
+LOWEST_SHARE = 0.2
 OF_THE_CLASS = ("null_values", "low", "high")
 
 
@@ -134,6 +135,9 @@ class ItemScores:
     of the target. greedy: bool [I], whether greedy decoding from the prompt reproduces the target.
     generated: what was written, None where no item asks for it. alignment: float64 [I], cosine of
     the unit's noise with minus the loss gradient; None where there is no noise.
+    lowest: float64 [I], mean of the least likely fifth (`LOWEST_SHARE`, at least one) of the
+    target's token log-probabilities, nats (Min-K%, Shi et al., arXiv 2310.16789); None in files
+    of before.
     """
 
     logprob: F64
@@ -142,6 +146,7 @@ class ItemScores:
     greedy: npt.NDArray[np.bool_]
     generated: Generated | None = None
     alignment: F64 | None = None
+    lowest: F64 | None = None
 
 
 class ItemTable:

@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data prepare": ("data.prepare", "tokenize text into a corpus"),
     "data index": ("data.index", "make a corpus over existing token files"),
     "data inspect": ("data.inspect", "documents and tokens of a corpus"),
+    "data sample": ("data.sample", "passages of a corpus as items of an experiment"),
     "experiments": ("", "register questions, see their plan first"),
     "experiments list": ("experiments.list", "built-in experiments, or those of a run"),
     "experiments new": ("experiments.new", "write an experiment of your own, and a test of it"),

@@ -26,7 +26,9 @@ from motet.experiments.analysis.members import (
     secondaries,
 )
 from motet.experiments.analysis.negative import fault
+from motet.experiments.analysis.order import order_note, order_test
 from motet.experiments.analysis.power import Assumed
+from motet.experiments.analysis.separation import separation_notes, separations
 from motet.experiments.analysis.two_by_two import add_interactions
 from motet.experiments.analysis.verdict import estimate_text, judge
 from motet.experiments.analysis.whole_run import whole_run
@@ -129,6 +131,12 @@ def _estimated(
         try:
             study = Answer(one.judged, seed, draws, n_questions, alpha, None, simulations)
             entry = study.entry(details)
+            if details and study.m.experiment.membership:
+                entry["separation"] = separations(study)
+                entry["notes"] += separation_notes(entry["separation"])
+            if study.m.experiment.order and (order := order_test(study)):
+                entry["order"] = order
+                entry["notes"].append(order_note(order))
             if one.others:
                 others = [
                     Answer(m, seed, draws, n_questions, alpha, study.repeater) for m in one.others

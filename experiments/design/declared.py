@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from motet.core.errors import Problem, suggest
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.experiment import Experiment
+from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.types import OutcomeSpec
 
 FEWEST_CLUSTERS_PER_ARM = 2
@@ -25,6 +26,8 @@ def declared_test(experiment: Experiment, outcome: OutcomeSpec) -> str:
 def declared_problems(experiment: Experiment) -> list[Problem]:
     """Return why the declared test makes no sense for this experiment, and what would."""
     spec = experiment.spec
+    if wrong := _windows_wrong(spec):
+        return [Problem(f"experiments.{spec.name}.arms", wrong)]
     if spec.test is None or spec.test == "contrast":
         return []
     found = []
@@ -44,6 +47,17 @@ def declared_problems(experiment: Experiment) -> list[Problem]:
         found.append(f"{message}; use dose_in: exposures, or test: omnibus")
     where = f"experiments.{spec.name}.test"
     return [Problem(where, f"is {spec.test!r}, but {why}") for why in found]
+
+
+def _windows_wrong(spec: ExperimentSpec) -> str | None:
+    """Say why arms cannot have windows of their own, None when they can or have none."""
+    own = [arm for arm in spec.arms if arm.window is not None]
+    if own and spec.schedule.kind != "uniform":
+        kind = spec.schedule.kind
+        return f"have windows of their own, which go with schedule.kind uniform, not {kind}"
+    if idle := [arm.name for arm in own if arm.is_control]:
+        return f"have a window for {idle[0]}, whose dose is 0; its placebos lie as the others do"
+    return None
 
 
 def member_problems(questions: Sequence[Question], sizes: Mapping[str, int]) -> list[Problem]:

@@ -146,8 +146,8 @@ def overlays(decision: Decision, setting: Setting) -> Fixed | None:
     Each row is of one sequence: a place that two sequences share becomes two. Its text is other
     base text of the same length, with end-of-document tokens at its ends, as a placebo is.
     """
-    pieces = _pieces(decision.avoid, setting.sequence_length)
-    slot, piece = _slots_of(pieces, setting)
+    pieces = pieces_of(decision.avoid, setting.sequence_length)
+    slot, piece = slots_of(pieces, setting)
     if not len(slot):
         return None
     order = np.lexsort((piece, slot))
@@ -180,7 +180,7 @@ def overlays(decision: Decision, setting: Setting) -> Fixed | None:
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class Pieces:
     """Parts of places inside one sequence each: columns, int64 [pieces]."""
 
     corpus: I64
@@ -190,7 +190,7 @@ class _Pieces:
     length: I64
 
 
-def _pieces(avoid: Mapping[int, Claims], sequence_length: int) -> _Pieces:
+def pieces_of(avoid: Mapping[int, Claims], sequence_length: int) -> Pieces:
     rows = []
     for corpus, claims in avoid.items():
         for first, last in zip(claims.start.tolist(), claims.stop.tolist(), strict=True):
@@ -201,10 +201,10 @@ def _pieces(avoid: Mapping[int, Claims], sequence_length: int) -> _Pieces:
                 rows.append((corpus, at, sequence, offset, stop - at))
                 at = stop
     columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
-    return _Pieces(*columns)
+    return Pieces(*columns)
 
 
-def _slots_of(pieces: _Pieces, setting: Setting) -> tuple[I64, I64]:
+def slots_of(pieces: Pieces, setting: Setting) -> tuple[I64, I64]:
     """(slot, piece) of every time that the run reads a piece."""
     end = setting.steps.slots_before(setting.steps_total)
     slots, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

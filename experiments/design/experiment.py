@@ -45,6 +45,13 @@ class Experiment(ABC):
         follows_exposure: True = the report shows the effect against steps since exposure.
         fields: required fields of a row, beside `id`, and their types.
         optional_fields: those that a row may have.
+        removes: True = a unit's text is in the corpora, and an exposure of it is base text that
+            takes its place.
+        needs_items: True = it invents no units.
+        membership: outcomes by which shown units are told from held-out ones; the report gives AUC
+            and true-positive rates of each, by arm.
+        membership_by: the attribute within whose values alone units are told apart; "" none.
+        order: the outcome whose rank correlation with the step of exposure is told; "" none.
     """
 
     description: ClassVar[str]
@@ -57,6 +64,11 @@ class Experiment(ABC):
     follows_exposure: ClassVar[bool] = False
     fields: ClassVar[dict[str, tuple[type, ...]]] = {}
     optional_fields: ClassVar[dict[str, tuple[type, ...]]] = {}
+    removes: ClassVar[bool] = False
+    needs_items: ClassVar[bool] = False
+    membership: ClassVar[tuple[str, ...]] = ()
+    membership_by: ClassVar[str] = ""
+    order: ClassVar[str] = ""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """A global treatment is no question that its run can answer, whatever its class says."""

@@ -187,13 +187,19 @@ def read_definition(folder: Path) -> tuple[dict[str, Any], str]:
         raise DamagedFile(path, f"cannot be read: {error}", "restore it from a copy") from None
 
 
+def arm_of(fields: Mapping[str, Any]) -> Arm:
+    """Return an arm from its frozen JSON."""
+    window = fields.get("window")
+    return Arm(**{**fields, "window": None if window is None else tuple(window)})
+
+
 def spec_of(fields: Mapping[str, Any]) -> ExperimentSpec:
     """Return a spec from its frozen JSON; its items are in the frozen units, so no file is
     needed.
     """
     values = dict(fields)
     values["items"] = None
-    values["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
+    values["arms"] = tuple(arm_of(arm) for arm in fields["arms"])
     values["schedule"] = schedule_of(fields["schedule"])
     values["block_by"] = tuple(fields["block_by"])
     if fields.get("shares_units_with") is not None:

@@ -50,6 +50,8 @@ def placement_hash(request: Request) -> str:
         request.last_slot,
         request.texts.lengths()[request.text],
     ]
+    if request.offset is not None:
+        parts.append(request.offset)
     joined = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
     return sha256_hex(joined + request.placement.encode())
 

@@ -26,6 +26,7 @@ from motet.experiments.design.spec import (
     Arm,
     ExperimentSpec,
     Schedule,
+    is_part,
 )
 from motet.experiments.design.treatments import arms_wrong
 
@@ -281,7 +282,7 @@ def _arms(reader: _Reader, whole_run: bool) -> tuple[Arm, ...]:
 
 
 def _arm(reader: _Reader, index: int, value: Any) -> Arm:
-    keys = ("name", "dose", "variants", "weight")
+    keys = ("name", "dose", "variants", "weight", "window")
     inner = _Reader(value, f"{reader.where}.arms[{index}]", reader.problems, keys)
     if not isinstance(value, Mapping):
         return Arm(f"arm-{index}", 0)
@@ -291,7 +292,10 @@ def _arm(reader: _Reader, index: int, value: Any) -> Arm:
     if "dose" not in value:
         inner.problem("dose", "is missing; the control arm has dose: 0")
     variants = inner.choice("variants", VARIANTS, "same")
-    return Arm(str(name), value.get("dose", 0), variants, value.get("weight", 1))
+    what = "two shares of the schedule's window, [0.0, 0.1]"
+    window = cast("list[float] | None", inner.checked("window", None, is_part, what))
+    part = None if window is None else (float(window[0]), float(window[1]))
+    return Arm(str(name), value.get("dose", 0), variants, value.get("weight", 1), part)
 
 
 def _check_arms(reader: _Reader, setting: str, arms: Sequence[Arm], whole_run: bool) -> None:

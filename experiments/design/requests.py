@@ -150,7 +150,7 @@ def repetitions(question: Question, lengths: I64, tokens_in_window: int, seed: i
             continue
         counts[members] = _spread(spec, arm.dose, members, order, lengths, tokens_in_window)
     if spec.placebo == "matched":
-        _match_controls(question, counts, order)
+        counts = counts[_mirrored(question, seed)]
     return counts
 
 
@@ -181,16 +181,29 @@ def _spread(
     return counts
 
 
-def _match_controls(question: Question, counts: I64, order: U64) -> None:
-    """Give each held-out unit the count of a treated unit, so that placebos mirror the treated
-    arms.
+def _mirrored(question: Question, seed: int) -> I64:
+    """Whose exposures each unit's are like, int64 [U]: a treated unit's its own, a held-out unit's
+    those of a treated one, so that placebos mirror the treated arms.
     """
-    treated = question.treated()
+    keys = question.unit_keys()
+    order, _ = philox(name_key(seed, "spread", question.name), keys, keys)
+    treated, found = question.treated(), np.arange(len(question.units))
     held_out, shown = np.flatnonzero(~treated), np.flatnonzero(treated)
-    if len(shown) == 0:
-        return
-    held_out, shown = held_out[np.argsort(order[held_out])], shown[np.argsort(order[shown])]
-    counts[held_out] = counts[shown[np.arange(len(held_out)) % len(shown)]]
+    if len(shown):
+        held_out, shown = held_out[np.argsort(order[held_out])], shown[np.argsort(order[shown])]
+        found[held_out] = shown[np.arange(len(held_out)) % len(shown)]
+    return found
+
+
+def _in_arms(
+    question: Question, schedule: Schedule, setting: Setting, unit: I64
+) -> tuple[I64, I64]:
+    """Return the slots [first, last) of each exposure where arms have windows of their own."""
+    low, high = int(schedule.window[0]), int(schedule.window[1])
+    parts = np.array([arm.window or (0.0, 1.0) for arm in question.spec.arms])
+    part = parts[question.arms[_mirrored(question, setting.seed)[unit]]]
+    edges = (low + np.rint(part * (high - low))).astype(np.int64)
+    return _slots_of(setting.steps, edges[:, 0]), _slots_of(setting.steps, edges[:, 1])
 
 
 def build_request(question: Question, schedule: Schedule, setting: Setting) -> Request:
@@ -223,6 +236,8 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
     timing = None if question.timing is None else question.timing[unit]
     length = setting.sequence_length
     first, last = slot_windows(schedule, setting.steps, length, repetition, timing)
+    if any(arm.window for arm in question.spec.arms):
+        first, last = _in_arms(question, schedule, setting, unit)
     return Request(
         experiment=question.name,
         unit_keys=keys,

@@ -33,13 +33,16 @@ class Arm:
 
     `dose` counts exposures per unit, or is the arm's total in the spec's `dose_in`. `variants` says
     which of a unit's texts repetition r shows: "same" always the first, "cycle" text r mod n.
-    `weight` is how many units the arm gets relative to the other arms.
+    `weight` is how many units the arm gets relative to the other arms. `window` is the part of the
+    schedule's window in which its exposures lie, two shares of it; None, and left out of the
+    definition, is all of it.
     """
 
     name: str
     dose: float
     variants: str = "same"
     weight: int = 1
+    window: tuple[float, float] | None = None
 
     @property
     def is_control(self) -> bool:
@@ -85,6 +88,16 @@ class Schedule:
         if self.kind == "late":
             return high - (high - low) // 4
         return 0 if self.kind == "tokens" else low
+
+
+def is_part(value: Any) -> bool:
+    """Two shares, ascending, of [0, 1]."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(edge, (int, float)) and not isinstance(edge, bool) for edge in value)
+        and 0 <= value[0] < value[1] <= 1
+    )
 
 
 def as_step(value: float, steps_total: int) -> int:
@@ -159,6 +172,9 @@ class ExperimentSpec:
         for name in ("member", "judge_at", "use_sha256", "test", "shares_units_with", "size_slope"):
             if definition[name] is None:
                 del definition[name]
+        for arm in definition["arms"]:
+            if arm["window"] is None:
+                del arm["window"]
         if self.items is not None:
             definition["items"] = {"sha256": sha256_hex(self.items.read_bytes())}
         return json.loads(canonical_json(definition))

@@ -20,6 +20,7 @@ from motet.experiments.design.lock import (
     placement_hash,
     read_lock,
 )
+from motet.experiments.design.removal import removal_request
 from motet.experiments.design.requests import Setting, build_request, request_problems
 from motet.experiments.design.room import room_problem
 from motet.experiments.design.shares import sharing_problems
@@ -216,7 +217,11 @@ def _asked(
     if before and spec.schedule != before.asked:
         problems.append(Problem(f"{where}.schedule", CHANGED))
     try:
-        request = build_request(question, schedule, setting)
+        request = (
+            removal_request(question, setting)
+            if question.experiment.removes
+            else build_request(question, schedule, setting)
+        )
     except UserError as error:
         problems += problems_in(error, where)
         return None

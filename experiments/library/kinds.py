@@ -23,12 +23,20 @@ from motet.core.plugins import (
 )
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.treatments import GLOBAL_ROLE, TREATMENTS
+from motet.experiments.library.canaries import AuditingCanaries
 from motet.experiments.library.contamination import Contamination
 from motet.experiments.library.controls import Placebo, PositiveControl
+from motet.experiments.library.fewshot import FewShot
 from motet.experiments.library.forgetting import Forgetting
 from motet.experiments.library.knowledge import Knowledge
+from motet.experiments.library.membership import Membership
 from motet.experiments.library.memorization import Memorization
+from motet.experiments.library.poisoning import Poisoning
+from motet.experiments.library.radioactivity import Radioactivity
 from motet.experiments.library.reasoning import Reasoning
+from motet.experiments.library.removal import Removal
+from motet.experiments.library.replacement import Palimpsest, Replacement
+from motet.experiments.library.unlearning import Unlearning
 from motet.experiments.library.watermark import EmbeddingWatermark
 
 LIBRARY: dict[str, type[Experiment]] = {
@@ -38,6 +46,15 @@ LIBRARY: dict[str, type[Experiment]] = {
     "forgetting": Forgetting,
     "reasoning": Reasoning,
     "embedding_watermark": EmbeddingWatermark,
+    "canaries": AuditingCanaries,
+    "membership": Membership,
+    "poisoning": Poisoning,
+    "radioactivity": Radioactivity,
+    "fewshot": FewShot,
+    "unlearning": Unlearning,
+    "removal": Removal,
+    "replacement": Replacement,
+    "palimpsest": Palimpsest,
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }

@@ -22,7 +22,7 @@ from motet.core.errors import Problem, raise_problems
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.scoring.generation import Prompts, encode_prompts
 from motet.experiments.stream.stream import IGNORED_LABEL
-from motet.experiments.types import ItemScores, ProbeItem
+from motet.experiments.types import LOWEST_SHARE, ItemScores, ProbeItem
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -152,7 +152,7 @@ def score_items(
     """
     lengths = np.array([len(ids) for ids in items.tokens], dtype=np.int64)
     batches = probe_batches(lengths, batch_tokens)
-    results = np.zeros((2, len(items)), dtype=np.float64)
+    results = np.zeros((3, len(items)), dtype=np.float64)
     for turn in range(0, len(batches), world_size):
         before_batch()
         mine = turn + rank
@@ -162,8 +162,18 @@ def score_items(
         counted_BT = labels_BT != IGNORED_LABEL
         results[0, members] = np.where(counted_BT, logprob_BT, 0.0).sum(axis=1)[: len(members)]
         results[1, members] = (greedy_BT | ~counted_BT).all(axis=1)[: len(members)]
-    logprob, greedy = sum_over_ranks(results)
-    return ItemScores(logprob, items.n_tokens, items.n_bytes, greedy > 0.5)
+        for row, item in enumerate(members):
+            results[2, item] = lowest_mean(logprob_BT[row, counted_BT[row]])
+    logprob, greedy, lowest = sum_over_ranks(results)
+    return ItemScores(logprob, items.n_tokens, items.n_bytes, greedy > 0.5, lowest=lowest)
+
+
+def lowest_mean(logprob_N: F64) -> float:
+    """The mean of the lowest `LOWEST_SHARE` of some log-probabilities, of at least one; 0 of
+    none.
+    """
+    count = max(1, int(LOWEST_SHARE * len(logprob_N)))
+    return float(np.sort(logprob_N)[:count].mean()) if len(logprob_N) else 0.0
 
 
 def padded_batch(items: EncodedItems, members: I64) -> tuple[I64, I64]:

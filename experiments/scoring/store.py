@@ -132,6 +132,8 @@ def write_probe(
         arrays[f"{name}/greedy"] = found.greedy
         if found.alignment is not None:
             arrays[f"{name}/alignment"] = found.alignment
+        if found.lowest is not None:
+            arrays[f"{name}/lowest"] = found.lowest
         if found.generated is not None:
             arrays |= {f"{name}/{key}": array for key, array in _columns(found.generated).items()}
     facts = {"step": step, "segment": segment, "definition_sha256": definition_sha256}
@@ -165,6 +167,7 @@ def read_probe(
                     arrays[f"{key}/greedy"],
                     _read_generated(arrays, key),
                     arrays.get(f"{key}/alignment"),
+                    arrays.get(f"{key}/lowest"),
                 )
                 for key in keys
                 if key.partition("@")[2] == (member or "")

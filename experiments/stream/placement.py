@@ -74,6 +74,7 @@ class Request:
             between two base documents and moves the rest of the sequence to the right.
         placebo: bool [rows], True where the text is base text for a held-out unit.
         noise_deviation: of the noise on the input embeddings of what is no placebo; 0 for none.
+        offset: int64 [rows], the one place of each exposure in its slot, where it is not drawn.
     """
 
     experiment: str
@@ -87,6 +88,7 @@ class Request:
     placement: str = "anywhere"
     placebo: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     noise_deviation: float = 0.0
+    offset: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -130,8 +132,8 @@ def place(
     slot, offset = np.empty((2, len(request)), dtype=np.int64)
     pending = np.arange(len(request))
     for attempt in range(MOST_ATTEMPTS):
-        if len(pending) == 0:
-            break
+        if len(pending) == 0 or (attempt and request.offset is not None):
+            break  # a place that is given is not drawn again
         # The first time all rows are drawn: a slice reads them without copying them.
         rows = slice(None) if len(pending) == len(request) else pending
         won = _attempt(request, key, rows, attempt, sequence_length, taken, boundaries)
@@ -170,7 +172,7 @@ def _attempt(
     repetition = request.repetition[rows].astype(np.uint64) << np.uint64(32)
     bits0, bits1 = philox(key, units, repetition | np.uint64(attempt))
     slots = uniform_int(bits0, request.first_slot[rows], request.last_slot[rows])
-    offsets = _draw_offsets(request, bits1, slots, lengths, sequence_length, boundaries)
+    offsets = _draw_offsets(request, bits1, slots, lengths, sequence_length, boundaries, rows)
     start = slots * sequence_length + np.maximum(offsets, 0)
     stop = start + lengths
     if request.placement == "boundary":
@@ -190,8 +192,11 @@ def _draw_offsets(
     lengths: I64,
     sequence_length: int,
     boundaries: Boundaries | None,
+    rows: slice | I64,
 ) -> I64:
     """Return an offset per row; -1 where the slot has no boundary that fits."""
+    if request.offset is not None:
+        return request.offset[rows]
     if request.placement == "start":
         return np.zeros(len(slots), dtype=np.int64)
     if request.placement == "anywhere":
@@ -232,7 +237,10 @@ def _check_request(request: Request, sequence_length: int, boundaries: Boundarie
 
 
 def _too_full(request: Request, pending: I64, sequence_length: int) -> Problem:
-    """Return what to say of a window with no room left."""
+    """Return what to say of a window with no room left, or of given places that are taken."""
+    if request.offset is not None:
+        message = "given places are held by others; leave experiments.lock out, or those units"
+        return Problem(f"experiments.{request.experiment}", f"{len(pending):,} {message}")
     slots = int(request.last_slot.max() - request.first_slot.min())
     asked = int(request.texts.lengths()[request.text].sum())
     message = (

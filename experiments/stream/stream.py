@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ class TokenSource(Protocol):
     eod: int
     eod_terminated: bool
     eod_marks: str  # where eod stands in each document: "end", "start", "both"
+
+    def read(self, start: int, length: int) -> npt.NDArray[Any]:
+        """Return the tokens [start, start + length)."""
 
     def read_many(self, starts: I64, length: int, out: npt.NDArray[np.int32]) -> None:
         """Fill out[i] with the `length` tokens from position starts[i]."""

@@ -54,8 +54,8 @@ EXPERIMENT_KEYS: dict[str, tuple[str, str]] = {
     "doses": ("list", "how often a unit is shown, one arm per dose; must contain 0, the control"),
     "arms": (
         "list",
-        "instead of `doses`: `{name, dose, variants: same|cycle, weight}`; `cycle` shows a unit's "
-        "texts in turn",
+        "instead of `doses`: `{name, dose, variants: same|cycle, weight, window}`; `cycle` shows a "
+        "unit's texts in turn; `window` is a part of a uniform schedule's, such as `[0.0, 0.1]`",
     ),
     "dose_in": (
         "text",

@@ -101,7 +101,9 @@ def _leak(study: Study, leak: Overlap) -> Problem:
 
 def _corpus_warnings(study: Study, settings: RunSettings) -> list[Problem]:
     """Units that the corpora hold, or what was done about them."""
-    asked = {question.name: question.units for question in study.questions}
+    # Whatever is removed from the corpora is in them on purpose.
+    questions = [one for one in study.questions if not one.experiment.removes]
+    asked = {question.name: question.units for question in questions}
     most = settings.experiments.scan_tokens
     found: Sequence[Found] | None = study.decision.found
     if not found:
@@ -117,7 +119,7 @@ def _corpus_warnings(study: Study, settings: RunSettings) -> list[Problem]:
         return list(_replaced(study))
     by_name = {one.name: one for one in found}
     told = []
-    for question in study.questions:
+    for question in questions:
         if left := study.decision.excluded.get(question.name):
             before = len(left) + len(question.units)
             message = (

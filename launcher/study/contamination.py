@@ -44,7 +44,9 @@ def units_of(specs: Sequence[ExperimentSpec], kinds: Kinds) -> dict[str, list[Un
     found = {}
     for spec in specs:
         with contextlib.suppress(UserError):  # told where they are asked
-            found[spec.name] = make(spec, kinds).units()
+            experiment = make(spec, kinds)
+            if not experiment.removes:  # whatever is removed is in the corpora on purpose
+                found[spec.name] = experiment.units()
     return found
 
 

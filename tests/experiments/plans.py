@@ -55,6 +55,9 @@ class ArrayCorpus:
     def __post_init__(self) -> None:
         self.n_tokens = len(self.tokens)
 
+    def read(self, start: int, length: int) -> npt.NDArray[np.uint16]:
+        return self.tokens[start : start + length]
+
     def read_many(
         self, starts: npt.NDArray[np.int64], length: int, out: npt.NDArray[np.int32]
     ) -> None:

@@ -1,1 +1,1 @@
-"""`motet data prepare | index | inspect`: text to token shards, and what is in them."""
+"""`motet data prepare | index | inspect | sample`: text to token shards, and what is in them."""

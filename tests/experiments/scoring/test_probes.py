@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
-from motet.experiments.scoring.probes import encode_items, probe_batches, score_items, surely_fit
+from motet.experiments.scoring.probes import (
+    encode_items,
+    lowest_mean,
+    probe_batches,
+    score_items,
+    surely_fit,
+)
 from motet.experiments.stream.stream import IGNORED_LABEL
 from motet.experiments.types import ProbeItem
 
@@ -71,13 +77,20 @@ def test_scores_equal_a_walk_by_hand_for_any_batch_size_and_world(
         parts.append(raw[0])
         calls.append(count[0])
     assert len(set(calls)) == 1, "every rank must make the same number of forward passes"
-    logprob, greedy = np.sum(parts, axis=0)
+    logprob, greedy, lowest = np.sum(parts, axis=0)
     for number, item in enumerate(asked):
         expected, n_tokens, is_greedy = by_hand(tokenizer, item)
         assert logprob[number] == pytest.approx(expected)
         assert encoded.n_tokens[number] == n_tokens
         assert (greedy[number] > 0.5) == is_greedy
+        assert expected - 1e-9 <= lowest[number] <= logprob[number] / n_tokens + 1e-9
         assert encoded.n_bytes[number] == len(item.target.encode())
+
+
+def test_the_lowest_are_a_fifth_of_the_tokens_and_at_least_one() -> None:
+    assert lowest_mean(np.array([-1.0, -5.0, -2.0])) == -5.0
+    assert lowest_mean(np.array([*range(-10, 0)], dtype=np.float64)) == -9.5
+    assert lowest_mean(np.empty(0)) == 0.0
 
 
 @given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=60), most=st.integers(1, 2000))
