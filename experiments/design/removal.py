@@ -8,7 +8,7 @@ from no place of any unit. All of it is decided before training, as every exposu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,7 +76,7 @@ def removal_request(question: Question, setting: Setting) -> Request:
         keys[unit],
         repetition,
         lengths,
-        replace(setting, avoid=found.claims()),
+        replace(setting, avoid=_with(setting.avoid, found.claims())),
     )
     return Request(
         experiment=question.name,
@@ -90,6 +90,19 @@ def removal_request(question: Question, setting: Setting) -> Request:
         placebo=np.zeros(len(unit), dtype=bool),
         offset=pieces.offset[piece],
     )
+
+
+def _with(one: Mapping[int, Claims], other: Mapping[int, Claims]) -> dict[int, Claims]:
+    """Token ranges of either, by the number of their corpus; those that meet are one."""
+    joined = {**one, **other}
+    for number in one.keys() & other.keys():
+        start = np.concatenate([one[number].start, other[number].start])
+        stop = np.concatenate([one[number].stop, other[number].stop])
+        order = np.argsort(start, kind="stable")
+        start, stop = start[order], np.maximum.accumulate(stop[order])
+        first = np.append(True, start[1:] > stop[:-1])
+        joined[number] = Claims(start[first], stop[np.append(first[1:], True)])
+    return joined
 
 
 def stretches(question: Question, setting: Setting) -> Stretches:

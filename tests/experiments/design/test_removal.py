@@ -12,11 +12,13 @@ from motet.core.errors import UserError, raise_problems
 from motet.experiments.corpora.sampling import searched_tokens
 from motet.experiments.corpora.tokenizer import Tokenizer, train_bpe
 from motet.experiments.design.parser import parse_experiments
+from motet.experiments.design.removal import _with
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.study import Study, build_study
 from motet.experiments.library import generate
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.batch_sizes import Steps
+from motet.experiments.stream.claims import Claims
 from motet.experiments.stream.exposure_plan import ExposurePlan, write_plan
 from motet.experiments.stream.stream import Stream
 from tests.experiments.design.desk import Desk
@@ -139,6 +141,20 @@ def test_what_is_removed_is_replaced_by_base_text_of_the_same_length_between_end
     assert (request.offset + request.texts.lengths() <= LENGTH).all()
     pairs = set(zip(request.unit.tolist(), request.repetition.tolist(), strict=True))
     assert len(pairs) == len(request)
+
+
+def test_ranges_to_avoid_are_joined_with_those_of_others() -> None:
+    def claims(*pairs: tuple[int, int]) -> Claims:
+        start, stop = np.array(pairs, dtype=np.int64).T
+        return Claims(start, stop)
+
+    one = {0: claims((0, 10), (40, 50)), 1: claims((5, 6))}
+    other = {0: claims((2, 4), (8, 20), (30, 35)), 2: claims((1, 2))}
+    joined = _with(one, other)
+    assert joined[0].start.tolist() == [0, 30, 40]
+    assert joined[0].stop.tolist() == [20, 35, 50]
+    assert joined[1] is one[1]
+    assert joined[2] is other[2]
 
 
 def test_passages_that_are_nowhere_too_short_unread_or_in_one_another_are_refused(
