@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "experiments list": ("experiments.list", "built-in experiments, or those of a run"),
     "experiments new": ("experiments.new", "write an experiment of your own, and a test of it"),
     "experiments check": ("experiments.check", "report every problem at once"),
+    "experiments freeze": ("experiments.freeze", "write the definition that is signed off"),
     "experiments power": ("experiments.power", "smallest effect that each can detect"),
     "experiments preview": ("experiments.preview", "decode sample exposures in their context"),
     "experiments scan": ("experiments.scan", "find units that the corpora hold, with their places"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import NoReturn
 
 from motet.core.errors import suggest
@@ -81,6 +82,19 @@ def nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--endpoint", default="", metavar="HOST:PORT", help="of machine 0; its network is the run's"
     )
+
+
+def preregistered(parser: argparse.ArgumentParser) -> None:
+    """The definition that a run is held to."""
+    what = "what `motet experiments freeze` wrote: the report lists every deviation from it"
+    parser.add_argument("--preregistered", metavar="FILE", help=what)
+
+
+def hold_to(arguments: argparse.Namespace) -> None:
+    """Let --preregistered be a setting, as if it stood in run.yaml."""
+    if arguments.preregistered:
+        path = Path(arguments.preregistered).absolute()
+        arguments.settings = [*arguments.settings, f"experiments.preregistered={path}"]
 
 
 def verify(parser: argparse.ArgumentParser) -> None:

@@ -28,12 +28,14 @@ GIB = 2**30
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A run.yaml."""
     options.dry_run(parser)
+    options.preregistered(parser)
     options.grid(parser)
     options.run_yaml(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Submit a run.yaml, or print what would be submitted."""
+    options.hold_to(arguments)
     if arguments.grid:
         from motet.launcher.commands import submit_grid
 

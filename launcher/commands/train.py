@@ -39,10 +39,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.run_yaml(parser)
     options.nodes(parser)
     options.verify(parser)
+    options.preregistered(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train from the start."""
+    options.hold_to(arguments)
     if arguments.grid:
         raise UserError(
             f"--grid {arguments.grid[0]}: `motet train` trains one run; `motet submit` makes a job "

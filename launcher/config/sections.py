@@ -216,6 +216,13 @@ class ExperimentSettings:
     lock: str | None = setting(
         None, "plan of an earlier run whose placements must not move", kind="path"
     )
+    preregistered: str | None = setting(
+        None,
+        "file of `motet experiments freeze` that the run is held to: its report lists every "
+        "deviation",
+        kind="path",
+        omit_default=True,
+    )
     draws: int = setting(
         10_000,
         "re-randomizations of the analysis",

@@ -52,6 +52,7 @@ from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import seal_frozen
 from motet.launcher.study import before_training, cautions, contamination
+from motet.launcher.study.preregistration import check_registered, keep_registered
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
 from motet.models.hf_files import check_finite, stored_tensors
@@ -248,6 +249,7 @@ def prepare_run(
     build it itself.
     """
     _plugins(settings)
+    check_registered(settings)
     model = model_facts(settings) if model is None else model
     built = before_training.build(settings, must_answer=True)
     built = contamination.with_found(built, settings)
@@ -257,6 +259,7 @@ def prepare_run(
         rundir.create()
         hashes = before_training.freeze_study(built, before_training.library_of(settings), rundir)
         cautions.keep(warned, rundir.plan)
+        registered = keep_registered(settings, rundir)
         snapshot.take(rundir)
         atomic_write(rundir.run_yaml, yaml_text)
         frozen = manifest(settings, model, hashes.definition_sha256, hashes.plan_sha256)
@@ -267,7 +270,7 @@ def prepare_run(
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)
         raise
-    for warning in warned:
+    for warning in [*warned, *registered]:
         print(f"motet: warning: {warning}", file=sys.stderr)
 
 

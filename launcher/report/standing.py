@@ -25,6 +25,10 @@ def first_line(study: Any, damaged: Sequence[str] = (), problems: Sequence[str] 
     if damaged:
         why = "no figure of this page can be trusted"
         parts.insert(0, f"The run folder is damaged, and {why}: {'; '.join(damaged)}.")
+    registered = (study.compliance or {}).get("preregistered") or {}
+    if registered.get("deviations"):
+        told = "; ".join(registered["deviations"])
+        parts.insert(0, f"Deviation from the preregistered definition: {told}.")
     if study.deviations:
         told = "; ".join(study.deviations)
         parts.insert(0, f"Deviation from the definition that was frozen before step 1: {told}.")

@@ -40,6 +40,7 @@ from motet.launcher.study import cautions
 from motet.launcher.study.before_training import assumed_of
 from motet.launcher.study.deviations import altered, changed_settings, other_judging
 from motet.launcher.study.endpoint import Ends, Standing, changed_training, standing
+from motet.launcher.study.preregistration import preregistered
 from motet.launcher.study.who_trained import add_doses, drawn_again, trained_sequences
 from motet.models.family.base import WHOLE
 
@@ -184,6 +185,7 @@ def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
             **compliance_json(compliance, plan, questions, manifest),
             **trained_sequences(compliance, run, settings, manifest),
             **told_by_others(measured),
+            **preregistered(run, definition),
             **({"warnings": warned} if (warned := cautions.kept(run.plan)) else {}),
         },
         unanswered=unanswered(questions, measured),
