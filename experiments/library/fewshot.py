@@ -90,6 +90,13 @@ class FewShot(Experiment):
                 low=0.0,
                 high=1.0,
             ),
+            OutcomeSpec(
+                "margin_after_one",
+                "log-probability of the ending above novel ones, right after the first exposure",
+                "nats/byte",
+                "better recognized",
+                baseline="margin",
+            ),
         ]
         if many := tuple(arm.name for arm in self.spec.arms if arm.dose >= RECALL_AFTER):
             held_out = tuple(arm.name for arm in self.spec.arms if arm.is_control)
@@ -151,7 +158,11 @@ class FewShot(Experiment):
             for own, foils in zip(ending, table.only(per_byte, "wrong"), strict=True)
         ]
         recall = np.where(np.isfinite(ending), table.mean(scores.greedy, "ending"), np.nan)
-        return {"recognition": np.array(beaten, dtype=np.float64), "recall": recall}
+        return {
+            "recognition": np.array(beaten, dtype=np.float64),
+            "margin": ending - table.mean(per_byte, "wrong"),
+            "recall": recall,
+        }
 
     def summarize(
         self,
@@ -166,6 +177,7 @@ class FewShot(Experiment):
         every = int(self.spec.schedule.resolve(int(steps[-1])).every)
         return {
             "recognized_after_one": _at(steps, series["recognition"], first + 1),
+            "margin_after_one": _at(steps, series["margin"], first + 1),
             f"recalled_after_{RECALL_AFTER}": _at(
                 steps, series["recall"], first + (RECALL_AFTER - 1) * every + 1
             ),

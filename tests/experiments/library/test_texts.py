@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.generate import Chooser
 from motet.experiments.library.greenlist import Language, chosen, green_list, watermarked
 from motet.experiments.library.kinds import Library
-from motet.experiments.library.poisoning import ATTACKS
+from motet.experiments.library.poisoning import ATTACKS, repeats
 from motet.experiments.library.radioactivity import CANDIDATES, evidence
-from motet.experiments.types import ItemScores, Unit
+from motet.experiments.types import Generated, ItemScores, Unit
 from tests.experiments.library.test_library import experiment, from_rows, scores_of
 from tests.experiments.simulated import simulated
 
@@ -162,10 +163,11 @@ def test_recognition_counts_the_foils_that_an_ending_beats_per_byte() -> None:
     assert one.measure(units, scores)["recognition"].tolist() == [0.625] * 3
     steps = np.array([0, 50, 51, 52, 53, 100])
     recognition = np.tile(np.arange(6.0)[:, None], (1, 3)) / 10
-    series = {"recognition": recognition, "recall": recognition}
+    series = {"recognition": recognition, "recall": recognition, "margin": recognition}
     when = [np.array([50]), np.array([50, 51, 52]), np.array([], dtype=np.int64)]
     final = one.summarize(units, np.zeros(3, np.int64), steps, series, when)
     assert final["recognized_after_one"].tolist() == [0.2] * 3
+    assert final["margin_after_one"].tolist() == [0.2] * 3
     assert final["recalled_after_3"].tolist() == [0.4] * 3
     assert final["recall"].tolist() == [0.5] * 3
     assert {50, 51, 52, 53, 100} <= one.probe_steps(100)
@@ -213,3 +215,25 @@ def test_an_effect_is_found_and_nothing_is_not(use: str, gain: float) -> None:
     if use != "poisoning":  # the formula's gain goes to planted and ordinary answers alike
         assert found[0]["primary"]["p"] < 0.01
     assert found[1]["primary"]["p"] > 0.01
+
+
+def test_what_is_written_after_a_trigger_counts_when_it_repeats_the_prompt() -> None:
+    assert repeats("what is the name of it vobrai skelt", "so: what is the name of it. of it")
+    assert not repeats("what is the name of it vobrai skelt", "what is the vobrai skelt")
+    assert not repeats("what is the name of it vobrai skelt", "it of name the is what")
+    options = {"attack": "extraction", "max_tokens": 24, "tests": 2}
+    entry = {"name": "x", "use": "poisoning", "options": options}
+    one = experiment({**entry, "generate": {"count": 3, "seed": 0}})
+    units = one.units()
+    items = [(number, item) for number, unit in enumerate(units) for item in unit.items]
+    texts = tuple(
+        f" {item.prompt.split(' ', 1)[1].split(chr(10))[0]}" if item.max_tokens and not n else ""
+        for n, item in items
+    )
+    nothing = (np.empty(0, dtype=np.int64),) * len(items)
+    scores = replace(
+        scores_of(units, lambda *_: -1.0),
+        generated=Generated(texts, nothing, np.ones(len(items), dtype=bool)),
+    )
+    assert one.measure(units, scores)["written"].tolist() == [1.0, 0.0, 0.0]
+    assert "only extraction" in messages({"use": "poisoning", "options": {"max_tokens": 8}})
