@@ -17,6 +17,7 @@ from motet.core.errors import Problem, raise_problems
 from motet.core.plugins import PluginError, mistakes_of
 from motet.experiments.design.spec import ExperimentSpec, as_step
 from motet.experiments.design.units import read_units
+from motet.experiments.stream.random import U64
 from motet.experiments.types import F64, I64, ItemScores, OutcomeSpec, Unit
 
 
@@ -87,6 +88,22 @@ class Experiment(ABC):
         for none. Prompt and target of every item of such a class are, together, its unit's text.
         """
         return 0.0
+
+    def text_numbers(self, arms: I64, unit_keys: U64, repetition: I64, seed: int) -> I64 | None:
+        """Which of its unit's texts each exposure shows, int64 [rows]; None: as `variants` of the
+        arms say. A pure function of its arguments.
+
+        Args:
+            arms: int64 [rows], number of the unit's arm.
+            unit_keys: uint64 [rows].
+            repetition: int64 [rows], 0 for a unit's first exposure.
+            seed: of the plan.
+        """
+        return None
+
+    def masked_characters(self, unit: Unit, number: int) -> int:
+        """How many characters at the beginning of a unit's text `number` carry no loss."""
+        return 0
 
     @property
     @abstractmethod

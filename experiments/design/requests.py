@@ -220,7 +220,7 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
     # One row per exposure: unit 0's repetitions 0, 1, ..., then unit 1's, and so on.
     unit = np.repeat(np.arange(len(counts)), counts)
     repetition = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
-    source = texts.shown(unit, repetition)
+    source = texts.shown(unit, repetition, setting.seed)
     placebo = ~question.treated()[unit]
     if not question.experiment.inserts_units:
         placebo = np.ones(len(unit), dtype=bool)
@@ -246,7 +246,11 @@ def build_request(question: Question, schedule: Schedule, setting: Setting) -> R
         text=text.astype(np.int32),
         first_slot=first,
         last_slot=last,
-        texts=Texts.of([texts.tokens[index] for index in used] + fillers, texts.dtype),
+        texts=Texts.of(
+            [texts.tokens[index] for index in used] + fillers,
+            texts.dtype,
+            [*(texts.masked[index] for index in used), *(0 for _ in fillers)],
+        ),
         placement=question.spec.placement,
         placebo=placebo,
         noise_deviation=question.experiment.noise_deviation,
@@ -269,24 +273,44 @@ def _numbered(source: I64, placebo: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
 class _UnitTexts:
     """The texts of all units as tokens, end to end, each wrapped in end-of-document tokens.
 
-    tokens: one array per text. lengths: int64 [texts]. first: int64 [U], number of a unit's first
-    text.
+    tokens: one array per text. lengths: int64 [texts]. masked: tokens after the first that carry no
+    loss, per text. first: int64 [U], number of a unit's first text.
     """
 
     def __init__(self, question: Question, tokenizer: Tokenizer) -> None:
         units = question.units
         self.dtype = token_dtype(tokenizer.vocabulary_size)
         end = np.array([tokenizer.eod], dtype=self.dtype)
-        encoded = tokenizer.encode_batch([text for unit in units for text in unit.texts])
+        self._question = question
+        numbered = [(unit, i) for unit in units for i in range(len(unit.texts))]
+        encoded = tokenizer.encode_batch([unit.texts[i] for unit, i in numbered])
         self.tokens = [np.concatenate([end, ids, end]) for ids in encoded]
+        self.masked = [0] * len(numbered)
+        characters = [question.experiment.masked_characters(*one) for one in numbered]
+        if any(characters):  # a token that goes on into the text is one of the text
+            placed = tokenizer.encode_with_ends([unit.texts[i] for unit, i in numbered])
+            self.masked = [
+                int(np.searchsorted(ends, count, side="right"))
+                for count, (_, ends) in zip(characters, placed, strict=True)
+            ]
         self.lengths = np.array([len(ids) for ids in self.tokens], dtype=np.int64)
         self._count = np.array([len(unit.texts) for unit in units], dtype=np.int64)
         self.first = np.cumsum(self._count) - self._count
         cycles = np.array([arm.variants == "cycle" for arm in question.spec.arms])
         self._cycles = cycles[question.arms]
 
-    def shown(self, unit: I64, repetition: I64) -> I64:
+    def shown(self, unit: I64, repetition: I64, seed: int) -> I64:
         """Return the number of the text that each exposure shows."""
+        one = self._question
+        keys, arms = one.unit_keys()[unit], one.arms[unit]
+        chosen = one.experiment.text_numbers(arms, keys, repetition, seed)
+        if chosen is not None:
+            if np.shape(chosen) != unit.shape or np.any(
+                (chosen < 0) | (chosen >= self._count[unit])
+            ):
+                message = "gives text_numbers that are no numbers of its units' texts, one per row"
+                raise_problems([Problem(f"experiments.{one.name}.use", message)])
+            return self.first[unit] + chosen
         variant = np.where(self._cycles[unit], repetition % self._count[unit], 0)
         return self.first[unit] + variant
 

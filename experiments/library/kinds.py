@@ -24,6 +24,7 @@ from motet.core.plugins import (
 from motet.experiments.design.experiment import Experiment
 from motet.experiments.design.treatments import GLOBAL_ROLE, TREATMENTS
 from motet.experiments.library.canaries import AuditingCanaries
+from motet.experiments.library.conditioning import Metadata, Tagged
 from motet.experiments.library.contamination import Contamination
 from motet.experiments.library.controls import Placebo, PositiveControl
 from motet.experiments.library.fewshot import FewShot
@@ -55,6 +56,8 @@ LIBRARY: dict[str, type[Experiment]] = {
     "removal": Removal,
     "replacement": Replacement,
     "palimpsest": Palimpsest,
+    "metadata": Metadata,
+    "conditional_tags": Tagged,
     "placebo": Placebo,
     "positive_control": PositiveControl,
 }

@@ -37,6 +37,8 @@ MAGIC = b"MOTETPL1"
 PIECE_BYTES = 16 * 2**20
 VERSION = 1
 INDEX_ROWS = 512
+MASKED = "masked"
+"""Column of a plan in which texts have tokens without loss: how many after the first, by text."""
 _PLACE = struct.Struct("<qii")
 PLACE = np.dtype([("start", "<i8"), ("length", "<i4"), ("offset", "<i4")])
 """Of a row: where its tokens begin in the column "tokens", how many they are, and their offset in
@@ -61,6 +63,8 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
     columns["place"] = _places(plan)
     columns["slot_index"] = np.ascontiguousarray(plan.rows.slot[::INDEX_ROWS])
     columns["tokens"] = plan.texts.tokens
+    if plan.texts.masked is not None:
+        columns[MASKED] = plan.texts.masked
     blobs = {name: _bytes_of(column) for name, column in columns.items()}
     unhashed = {name: ["0" * 64 for _ in _pieces(blob)] for name, blob in blobs.items()}
     size = len(_header(plan, columns, unhashed))
@@ -181,7 +185,8 @@ class ExposurePlan:
     def _locate(self, entries: dict[str, Any], position: int) -> dict[str, _Column]:
         """Return where each column lies in the file."""
         columns, end = {}, os.fstat(self._handle).st_size
-        for name in [*COLUMNS, "place", "slot_index", "tokens"]:
+        masked = [MASKED] if MASKED in entries else []
+        for name in [*COLUMNS, "place", "slot_index", "tokens", *masked]:
             position += -position % 64
             entry = entries[name]
             columns[name] = _Column(
@@ -302,6 +307,21 @@ class ExposurePlan:
         return [
             Span(slot - first_slot, offset, len(inserted), bool(flag & SHIFT_FLAG))
             for slot, flag, (offset, inserted) in rows
+        ]
+
+    def unlearned(self, first_slot: int, count: int) -> list[tuple[int, int, int]]:
+        """Return (row, offset, tokens) of what carries no loss in slots [first_slot, first_slot +
+        count), by its exposure.
+        """
+        if MASKED not in self._columns:
+            return []
+        first, last = self.rows_between(first_slot, first_slot + count)
+        masked = [int(self._read(MASKED, i, i + 1)[0]) for i in self._read("text", first, last)]
+        spans = self.spans(first_slot, count)
+        return [
+            (span.row, span.offset + 1, tokens)
+            for span, tokens in zip(spans, masked, strict=True)
+            if tokens
         ]
 
     def noises(self, first_slot: int, count: int) -> tuple[EmbeddingNoise, ...]:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.stream.claims import Claims, disjoint
 from motet.experiments.stream.random import U64, mix64, name_key, philox, uniform_int
+from motet.experiments.stream.texts import Texts as Texts
+from motet.experiments.stream.texts import join_texts
 
 I64 = npt.NDArray[np.int64]
 PLACEMENTS = ("anywhere", "start", "boundary")
@@ -36,26 +38,6 @@ PLACEBO_FLAG, SHIFT_FLAG, NOISE_FLAG = 1, 2, 4
 
 Boundaries = Callable[[int], I64]
 """slot -> offsets in (0, sequence_length) at which a base document begins."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Token sequences end to end: text i is `tokens[offsets[i]:offsets[i + 1]]`."""
-
-    tokens: npt.NDArray[np.unsignedinteger]
-    offsets: I64
-
-    @classmethod
-    def of(cls, texts: list[npt.NDArray[np.integer]], dtype: npt.DTypeLike) -> Texts:
-        """Pack a list of token arrays."""
-        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum([len(text) for text in texts], out=offsets[1:])
-        tokens = np.concatenate(texts) if texts else np.empty(0)
-        return cls(tokens.astype(dtype), offsets)
-
-    def lengths(self) -> I64:
-        """Return tokens per text, int64 [texts]."""
-        return np.diff(self.offsets)
 
 
 @dataclass(frozen=True)
@@ -341,7 +323,7 @@ def _joined(
 ) -> CompiledPlan:
     """Return one plan of the rows of all requests."""
     rows = _sorted_rows(parts, sequence_length)
-    texts = _join_texts([request.texts for request in requests])
+    texts = join_texts([request.texts for request in requests])
     names = tuple(request.experiment for request in requests)
     noise = {one.experiment: one.noise_deviation for one in requests if one.noise_deviation}
     return CompiledPlan(sequence_length, seed, names, rows, texts, noise)
@@ -383,16 +365,3 @@ def _sorted_rows(parts: list[Exposures], sequence_length: int) -> Exposures:
     if repeats(rows.id):
         raise UserError("experiments: two exposures have the same (experiment, unit, repetition)")
     return rows
-
-
-def _join_texts(tables: list[Texts]) -> Texts:
-    """Return one text table; text numbers of table k follow those of table k - 1."""
-    if len(tables) == 1:
-        return tables[0]
-    offsets, base = [np.zeros(1, dtype=np.int64)], 0
-    for table in tables:
-        offsets.append(table.offsets[1:] + base)
-        base += int(table.offsets[-1])
-    dtype = np.result_type(*[table.tokens.dtype for table in tables]) if tables else np.uint16
-    tokens = np.concatenate([table.tokens for table in tables]) if tables else np.empty(0)
-    return Texts(tokens.astype(dtype), np.concatenate(offsets))

@@ -219,6 +219,9 @@ class Stream:
         labels_BT = np.empty(tokens_BT.shape, dtype=np.int64)
         labels_BT[:, :-1] = tokens_BT[:, 1:]
         labels_BT[:, -1] = IGNORED_LABEL
+        for row, offset, tokens in self.plan.unlearned(first_slot, count) if self.plan else ():
+            # A label belongs to the token before the one that it asks for.
+            labels_BT[row, offset - 1 : offset - 1 + tokens] = IGNORED_LABEL
         document_ids_BT = None
         if starts_BT is not None:
             self._mark_starts(starts_BT, tokens_BT, slots, spans)

@@ -14,6 +14,7 @@ from tests.system.runs import motet, write_yaml
 pytestmark = pytest.mark.xdist_group("treatments")
 MARK = "{name: mark, use: embedding_watermark, doses: [0, 6], generate: {count: 16}}"
 
+META = "{name: meta, use: metadata, generate: {count: 24}}"
 REPEAT = "repeat: {share: 0.25, sequences: 5, mixed: batch, drawn: replacement}"
 
 
@@ -22,7 +23,7 @@ def with_treatments(text: str) -> str:
     text = text.replace("sequence_length: 320", f"{REPEAT}, sequence_length: 320")
     first = text.index("    - {name: canaries")
     last = text.index("    - {name: aa")
-    return f"{text[:first]}    - {MARK}\n{text[last:]}"
+    return f"{text[:first]}    - {MARK}\n    - {META}\n{text[last:]}"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return yaml.parent / "runs" / "treated"
 
 
-def test_a_run_with_noise_is_proved_and_answered(trained: Path) -> None:
+def test_a_run_with_noise_prefixes_and_repetition_is_proved_and_answered(trained: Path) -> None:
     done = motet("experiments", "audit", str(trained), "--replay")
     assert done.returncode == 0, done.stdout + done.stderr
     _, scores = read_probe(trained / "probes" / "step-00000040.npz")
@@ -52,6 +53,7 @@ def test_a_run_with_noise_is_proved_and_answered(trained: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     answers = json.loads((trained / "report.json").read_text())
     assert "cosine of the noise" in json.dumps(answers)
+    assert "log-probability with the prefix less that without" in json.dumps(answers)
     (told,) = [line for line in answers["compliance"]["warnings"] if "data.repeat" in line]
     assert (
         "is a global treatment: 25.00% of the sequences are 5 of them, each read about 16" in told
