@@ -269,6 +269,15 @@ class ProbeSettings:
     batch_tokens: int = setting(
         16_384, "most tokens in one forward pass of a probe, per rank", unit="tokens", least=64
     )
+    budget: float | None = setting(
+        None,
+        "most time of probes, as a share of the time spent training: points of curves are left "
+        "out, never what an answer needs; null = no bound",
+        unit="share",
+        above=0,
+        most=1,
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from motet.launcher.runs.attempts import DAMAGED, refuse_start_over
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.families import draws_of, open_family
 from motet.launcher.runs.manifest import check_frozen, open_stream
-from motet.launcher.runs.metrics import MetricsWriter
+from motet.launcher.runs.metrics import MetricsWriter, all_rows
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint, run_sha256
 from motet.launcher.runs.starting import Starting, StartStage
@@ -163,6 +163,9 @@ def build_job(
         peak_flops=peak_flops(world.device),
         memory_mib=memory_meter(world.device),
     )
+    job.budget = job.probes.budget(settings.probes.budget)
+    if job.budget is not None and world.rank == 0:
+        job.budget.recall(all_rows(run.metrics))
     if start.facts is not None:
         job.guard.restore(start.facts["judge"])
         keep_order(job.facts, start.facts)

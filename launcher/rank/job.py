@@ -14,6 +14,7 @@ from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.evaluating import MemberEvaluation
 from motet.launcher.rank.feed import Feed, Share
 from motet.launcher.rank.hooks import HookContext, Hooks
+from motet.launcher.rank.probe_budget import ProbeBudget
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
@@ -83,6 +84,8 @@ class TrainingJob:
     """Whose model the engine has, where a family grows; None is the whole one."""
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
+    budget: ProbeBudget | None = None
+    """What probes may cost; None where they may cost whatever they do."""
     reached: int = 0
     """Updates that are done."""
     last: StepDone | None = None

@@ -16,6 +16,7 @@ from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.growing import facts_of, grow, growth_due, has_grown
 from motet.launcher.rank.job import StepDone, TrainingJob
+from motet.launcher.rank.probe_budget import THINNED
 from motet.launcher.rank.probing import Interrupted
 from motet.launcher.rank.stop import SpikeGuard
 from motet.launcher.runs.lr_schedule import learning_rate
@@ -112,6 +113,8 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     if job.held is not None:
         result = replace(result, losses={job.held.name: result.loss})
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
+    if job.budget is not None:
+        job.budget.train_s += job.seconds["data"] + job.seconds["train"]
     job.last = StepDone(share, result, lr, draw)
     return result
 
@@ -160,13 +163,33 @@ def load(
 
 def probe(job: TrainingJob, step: int) -> bool:
     """Measure every experiment that is due; False when a stop was asked for in the middle."""
+    thin(job, step)
     if not job.probes.names(step) or has_grown(job, step) or probed_before(job, step):
         return True
+    started = time.perf_counter()
     try:
         job.at("at_probe", step)
     except Interrupted:
         return False
+    if job.budget is not None:
+        job.budget.spent(time.perf_counter() - started, job.probes.names(step))
     return True
+
+
+def thin(job: TrainingJob, step: int) -> None:
+    """Leave out what the budget of probes has no room for, as rank 0 decides (a collective where
+    there is a budget).
+    """
+    due = job.probes.names(step)
+    if job.budget is None or not due:
+        return
+    budget = job.budget
+    known = step in budget.decided
+    left_out = tell_all(budget.left_out(step, due), job.world)
+    if left_out and not known:
+        spent = {"probe_s": budget.probe_s, "train_s": budget.train_s, "share": budget.share}
+        job.metrics.log("event", step, event=THINNED, experiments=left_out, **spent)
+    job.probes.leave_out(step, left_out)
 
 
 def probed_before(job: TrainingJob, step: int) -> bool:

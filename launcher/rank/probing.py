@@ -15,7 +15,7 @@ import torch.distributed as dist
 from motet.core.errors import UserError
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.assignment import Question
-from motet.experiments.design.frozen import read_definition, read_questions
+from motet.experiments.design.frozen import judged_steps, read_definition, read_questions
 from motet.experiments.design.trial import series_of
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.generation import generate
@@ -25,6 +25,7 @@ from motet.experiments.scoring.store import write_probe
 from motet.experiments.stream.noise import noise
 from motet.experiments.types import ItemScores, ItemTable
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.rank.probe_budget import ProbeBudget, needed_steps, work_of
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.before_training import tokenizer_of
 from motet.models.family.base import Member
@@ -109,6 +110,8 @@ class ProbeSet:
         self.tokenizer: Tokenizer | None = tokenizer
         self.failed: dict[str, str] = {}
         """Experiments whose scores could not be measured, and why."""
+        self.needed: dict[str, set[int]] = {}
+        """Steps at which an experiment is measured whatever it costs."""
         self.items: dict[str, EncodedItems] = {
             question.name: encode_items(
                 [item for unit in question.units for item in unit.items],
@@ -138,15 +141,34 @@ class ProbeSet:
         due = due_steps(frozen, questions, definition["steps_total"], settings.steps)
         length, room = settings.data.sequence_length, settings.probes.batch_tokens
         seed = int(definition["seed"])
-        return cls(questions, due, tokenizer_of(settings), length, room, seed)
+        made = cls(questions, due, tokenizer_of(settings), length, room, seed)
+        judged, frozen_total = judged_steps(definition), int(definition["steps_total"])
+        totals = (frozen_total, settings.steps)
+        made.needed = {
+            question.name: needed_steps(question, judged[question.name], totals, also)
+            for question in questions
+        }
+        return made
+
+    def budget(self, share: float | None) -> ProbeBudget | None:
+        """Return what these probes may cost, nothing spent yet; None without a share."""
+        if share is None:
+            return None
+        work = {name: work_of(items, self.batch_tokens) for name, items in self.items.items()}
+        return ProbeBudget(share, self.needed, work)
 
     @classmethod
     def none(cls) -> ProbeSet:
         """Return a set without probes: a run without experiments needs no tokenizer."""
         empty = cls.__new__(cls)
         empty.questions, empty.due, empty.batch_tokens, empty.items = {}, {}, 0, {}
-        empty.failed, empty.tokenizer, empty.seed = {}, None, 0
+        empty.failed, empty.needed, empty.tokenizer, empty.seed = {}, {}, None, 0
         return empty
+
+    def leave_out(self, step: int, names: Sequence[str]) -> None:
+        """Measure some experiments not at a step, although they are due."""
+        for name in names:
+            self.due[name].discard(step)
 
     def names(self, step: int) -> list[str]:
         """Return the experiments that are due at a step, in a fixed order."""

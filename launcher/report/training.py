@@ -29,7 +29,18 @@ def training_record(rows: Sequence[Row], exposures: Mapping[str, list[int]]) -> 
         **({"validation": validation} if (validation := validation_losses(rows)) else {}),
         "seconds": seconds_by_phase(rows),
         "skipped_steps": skipped_steps(rows),
+        **({"thinned": thinned} if (thinned := thinned_probes(rows)) else {}),
     }
+
+
+def thinned_probes(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """{experiment: steps} of the probes that the budget had no room for (`probes.budget`)."""
+    found: dict[str, set[int]] = {}
+    for event in rows_of(rows, "event"):
+        if event.get("event") == "thinned":
+            for name in event.get("experiments") or ():
+                found.setdefault(str(name), set()).add(event["step"])
+    return {name: sorted(steps) for name, steps in sorted(found.items())}
 
 
 def skipped_steps(rows: Sequence[Row]) -> list[int]:
