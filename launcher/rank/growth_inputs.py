@@ -1,12 +1,13 @@
-"""What a growth needs beside the state of the model before: maps that are learned, and an earlier
-model to blend with.
+"""What a growth needs beside the state of the model before: maps that are learned, scores of its
+channels, and an earlier model to blend with.
 
-Both are functions of the run alone, so that a growth that is made again is the same.
+All are functions of the run alone, so that a growth that is made again is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from motet.models.family.progressive import ProgressiveFamily
 from motet.models.growth.growth import Growth
 from motet.models.growth.learned import LearnedGrowth, LearnedOperator, learn
 from motet.models.growth.multilevel import blended, digests
+from motet.models.growth.prune import Prune
 from motet.models.growth.state import WeightState, states_of
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.runtime.mesh import first_complaint
@@ -40,6 +42,9 @@ def growth_of(job: TrainingJob, number: int) -> Growth:
         UserError: on every rank: learning met a loss that is no number.
     """
     assert job.growing is not None
+    operator = job.growing.operator(number)
+    if isinstance(operator, Prune) and "scores" not in job.growing.stages[number].options:
+        return _pruned(job, number, operator)
     growth = job.growing.growth(number)
     if not isinstance(growth, LearnedGrowth):
         return growth
@@ -62,6 +67,19 @@ def growth_of(job: TrainingJob, number: int) -> Growth:
     if losses:
         _tell(job, number, losses)
     return growth
+
+
+def _pruned(job: TrainingJob, number: int, operator: Prune) -> Growth:
+    """Return what is left of a model by the size of its activations on the sequences that come
+    next, which are not trained on before their turn.
+    """
+    assert job.growing is not None
+    step, batches, sequences = job.growing.starts[number], [], 0
+    while sequences < operator.sequences and step < job.settings.steps:
+        batches += job.feed.read(step).batches
+        sequences, step = sequences + job.steps.sequences(step), step + 1
+    before, after = job.growing.stages[number - 1].config, job.growing.stages[number].config
+    return replace(operator, scores=job.engine.channel_scores(batches)).growth(before, after)
 
 
 def _learn(

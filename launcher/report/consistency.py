@@ -1,4 +1,4 @@
-"""Whether neighbours of a family that grows answer alike: what the smaller one knows and the larger
+"""Whether neighbours of a family that grows answer alike: what one knows and the one made of it
 has lost. Pure functions.
 """
 
@@ -22,7 +22,8 @@ def neighbours(
     """Return one row for each experiment and each two models that follow each other, both as they
     were at their ends.
 
-    `lost`: units that the smaller has right and the larger wrong (a flip). `gained`: the other way.
+    `lost`: units that the one before has right and the one made of it wrong (a flip). `gained`: the
+    other way.
     A unit is right when the most likely token is the right one at every place of all its items.
 
     Args:
@@ -34,15 +35,15 @@ def neighbours(
     found = []
     for before, after in itertools.pairwise(stages):
         for name in experiments:
-            smaller, larger = (known.get((name, stage["name"])) for stage in (before, after))
-            if smaller is None or larger is None or not smaller.scores or not larger.scores:
+            first, second = (known.get((name, stage["name"])) for stage in (before, after))
+            if first is None or second is None or not first.scores or not second.scores:
                 continue
-            was, now = right(smaller), right(larger)
+            was, now = right(first), right(second)
             found.append(
                 {
                     "experiment": name,
-                    "smaller": before["name"],
-                    "larger": after["name"],
+                    "before": before["name"],
+                    "after": after["name"],
                     "units": len(was),
                     "both": int((was & now).sum()),
                     "lost": int((was & ~now).sum()),

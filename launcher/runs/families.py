@@ -117,6 +117,9 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
             found = stage_refusals(layout, members, manifest["sequence_length"])
+            if layout.pp > 1 and any(one["operator"] == "prune" for one in manifest["stages"]):
+                why = "channels that are pruned are measured in one piece; set layout.pp=1"
+                found = [*found, f"layout.pp={layout.pp}: {why}"]
         else:
             found = refusals(layout, whole, members, needs)
         raise_problems([Problem("family.kind", why) for why in found])

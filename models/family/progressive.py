@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 WHERE = "family.options"
 OPTIONS = ("stages", "preset", "factor", "tokens", "alpha")
 LEARNED = ("ligo", "mango")
-NOT_IN_A_RUN = {
-    "prune": "needs the importance of channels, measured on the model that is pruned",
+ALONE = {
+    **dict.fromkeys(LEARNED, "learns width and depth at once"),
+    "prune": "measures the model that stands before it",
 }
-"""Operators that need more than the state of the model before; a run has not that to give yet."""
+"""Operators that go with no other in a pair, and why."""
 REWARM_PEAK = 1.3
 BLEND_JUMP_NATS = 8.0
 """Of a model that is the sum of two: nothing is known but that chance is no better."""
@@ -210,7 +211,10 @@ class ProgressiveFamily(Family):
         from motet.models.growth.registry import operator  # brings torch
 
         stage = self.stages[number]
-        return operator(stage.operator, **{"seed": self.seed, **stage.options})
+        options = {"seed": self.seed, **stage.options}
+        if stage.operator == "prune" and number:
+            options = {"scores": _even_scores(self.stages[number - 1].config), **options}
+        return operator(stage.operator, **options)
 
     def growth(self, number: int) -> Growth:
         """Return how the model of a stage is made of the one before.
@@ -271,7 +275,7 @@ class ProgressiveFamily(Family):
                     f"{where}.blend: no stage before {stage.label} has a model of its sizes to "
                     "blend with; let one have them, or leave blend out"
                 )
-            found += _not_in_a_run(stage.operator, where) or self._operator_faults(number)
+            found += _alone(stage.operator, where) or self._operator_faults(number)
         return found
 
     def _operator_faults(self, number: int) -> list[str]:
@@ -316,18 +320,19 @@ class ProgressiveFamily(Family):
         ]
 
 
-def _not_in_a_run(operator: str, where: str) -> list[str]:
-    """Say why a run does not grow by an operator; [] where it does."""
+def _alone(operator: str, where: str) -> list[str]:
+    """Say that an operator goes with no other, where it is one of a pair."""
     parts = [part.strip() for part in operator.split("+")]
-    for part in parts:
-        if why := NOT_IN_A_RUN.get(part):
-            return [
-                f"{where}.operator: {part} {why}, which a run does not do; grow by it in Python "
-                "(docs/growth.md), or take another operator"
-            ]
-        if part in LEARNED and len(parts) > 1:
-            return [
-                f"{where}.operator: {part} learns width and depth at once, and goes with no other "
-                f"operator; write {part} alone"
-            ]
-    return []
+    return [
+        f"{where}.operator: {part} {ALONE[part]}, and goes with no other operator; write {part} "
+        "alone"
+        for part in parts
+        if part in ALONE and len(parts) > 1
+    ][:1]
+
+
+def _even_scores(config: ModelConfig) -> dict[str, list[float]]:
+    """Return scores that stand for those that a run will measure, of the axes that it measures."""
+    from motet.models.family.importance import axis_sizes  # brings torch
+
+    return {axis: [0.0] * size for axis, size in axis_sizes(config).items()}

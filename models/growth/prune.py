@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from motet.core.errors import Problem
+from motet.core.schema import is_whole
 from motet.models.architecture import WeightSpec
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder
@@ -55,9 +56,11 @@ class Prune(GrowthOperator):
 
     Attributes:
         scores: see `AxisScores`; of every axis that shrinks. Of equals the first stay.
+        sequences: on which a run measures them.
     """
 
     scores: AxisScores = field(default_factory=dict)
+    sequences: int = 256
 
     facts: ClassVar[OperatorFacts] = OperatorFacts(
         name="prune",
@@ -79,6 +82,8 @@ class Prune(GrowthOperator):
 
     def own_problems(self, source: ModelConfig, target: ModelConfig) -> list[Problem]:
         """See `GrowthOperator.own_problems`."""
+        if not is_whole(self.sequences) or self.sequences < 1:
+            return [Problem("sequences", f"{self.sequences!r} is not a whole number >= 1")]
         if target.n_layers > source.n_layers:
             why = (
                 f"{target.n_layers} is more than the {source.n_layers} there are; prune takes less"

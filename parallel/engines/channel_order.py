@@ -5,11 +5,12 @@ T tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from motet.models.layers import Block, FeedForward
 from motet.models.moe import MoE
 from motet.parallel.runtime.dtensors import local, own_part, whole
 from motet.parallel.runtime.mesh import World
+from motet.parallel.runtime.options import MicroBatch
 
 _Score = dict[str, Tensor]
 
@@ -45,6 +47,13 @@ def measured(
         if world.size > 1:
             dist.all_reduce(value, group=world.control)
     return {axis: value.tolist() for axis, value in sums.items()}
+
+
+def read_through(score: Callable[..., Any], batches: Sequence[MicroBatch]) -> None:
+    """Let a model read some sequences, without labels: no row meets the head."""
+    for batch in batches:
+        tokens_BT = batch.tokens_BT.astype(np.int64)
+        score(tokens_BT, np.full_like(tokens_BT, -100))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from motet.models.layers import Places
 from motet.models.loss import LossSums
 from motet.models.member import Term, name_of
 from motet.models.moe import MoE
-from motet.parallel.engines.channel_order import measured, move
+from motet.parallel.engines.channel_order import measured, move, read_through
 from motet.parallel.engines.embedding_noise import NoisyEmbeddings
 from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
 from motet.parallel.engines.members import MemberTally, through_stages
@@ -355,17 +356,16 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
         scores = self.decoders[0](tokens_BT, labels_BT, mode="score", member=member)
         return torch.stack([scores.logprob, scores.likeliest.to(scores.logprob.dtype)])
 
-    def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
-        """See `Engine.order_channels`; pipelines are refused before."""
-
-        def run() -> None:
-            for batch in batches:  # without labels: no row meets the head
-                tokens_BT = batch.tokens_BT.astype(np.int64)
-                self.score(tokens_BT, np.full_like(tokens_BT, -100))
-
+    def channel_scores(self, batches: Sequence[MicroBatch]) -> dict[str, list[float]]:
+        """See `Engine.channel_scores`; pipelines are refused before."""
+        run = partial(read_through, self.score, batches)
         scores = measured(self.decoders[0], self.place.tp, run, self.world)
         self.finish_scoring()
-        orders = orders_by(scores, groups)
+        return scores
+
+    def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
+        """See `Engine.order_channels`."""
+        orders = orders_by(self.channel_scores(batches), groups)
         move(self.tensors(), self.config, orders)
         return orders
 

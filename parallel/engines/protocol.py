@@ -129,6 +129,14 @@ class Engine(Protocol):
                 Asked once, until the share is 1 again.
         """
 
+    def channel_scores(self, batches: Sequence[MicroBatch]) -> dict[str, list[float]]:
+        """Return how much every channel of every axis matters: how large its activations are on
+        some sequences (`parallel.engines.channel_order.measured`; a collective).
+
+        Args:
+            batches: this data-parallel rank's part of them.
+        """
+
     def order_channels(self, batches: Sequence[MicroBatch], groups: int) -> dict[str, list[int]]:
         """Put the channels of every axis in the order of their importance, weights with their
         moments, and return the orders (`models.family.importance`); the model computes the same (a

@@ -239,6 +239,7 @@ def test_the_rate_of_new_values_alone_rises_above_that_of_the_rest() -> None:
     assert new[:, old_columns:].all()
 
 
+CUT = {"name": "cut", "operator": "prune", "steps": 100}
 REFUSED = [
     ([], {}, "stages: is not set"),
     ([SMALL], {}, "a model that grows has 2 or more"),
@@ -252,7 +253,13 @@ REFUSED = [
     ([SMALL, {**STACK, "blend": 0.5}], {}, "no stage before whole has a model of its sizes"),
     ([{**SMALL, "blend": 0.5}, STACK], {}, "nothing comes before the first stage"),
     ([SMALL, {**STACK, "blend": 2}], {}, "2 is not a number from 0 to 1"),
-    ([SMALL, {"operator": "prune"}], {}, "needs the importance of channels"),
+    ([SMALL, {"operator": "prune"}], {}, "is more than the 2 there are; prune takes less"),
+    ([SMALL, {"operator": "prune+stack"}], {}, "write prune alone"),
+    (
+        [{**SMALL, "depth": 1}, {**CUT, "depth": 0.5}, {"operator": "stack"}],
+        {},
+        "layers has 0 scores",
+    ),
     ([{**SMALL, "operator": "stack"}, STACK], {}, "nothing comes before the first stage"),
     ([{**SMALL, "tokens": 5}, STACK], {}, "steps says how long the stage is already"),
     ([{**SMALL, "steps": "soon"}, STACK], {}, "'soon' is not a whole number of steps"),

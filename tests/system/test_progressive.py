@@ -40,7 +40,7 @@ from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.hooks import Hook
 from motet.launcher.runs.metrics import MetricsWriter
 
-DIED = Path({folder!r})
+DIED, TENSORS = Path({folder!r}), {tensors!r}
 passed = len(list(DIED.iterdir()))
 
 
@@ -64,23 +64,25 @@ def before(owner, name, number, condition=lambda *args, **options: True):
 
 def states(growth, old, real=growing.grown_states):
     for number, one in enumerate(real(growth, old)):
-        if number == 5:
-            point(1)
+        if number in TENSORS:
+            point(1 + TENSORS.index(number))
         yield one
 
 
 grown = lambda self, aside, final: final.name.endswith(".grown")
 before(growing, "_scores", 0)
 growing.grown_states = states
-before(growing, "refuse_change", 2)
-before(Checkpoints, "_rename", 3, grown)
-before(MetricsWriter, "log", 4, lambda *a, event=None, **k: event == "grown")
+last = 1 + len(TENSORS)
+before(growing, "refuse_change", last)
+before(Checkpoints, "_rename", last + 1, grown)
+before(MetricsWriter, "log", last + 2, lambda *a, event=None, **k: event == "grown")
 
 
 class Dies(Hook):
     """Its file kills the run at every point of its first transition, one for each attempt."""
 '''
-POINTS = 5
+TENSORS = (5,)
+"""Of the new model: before which of them a run dies while it grows."""
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +102,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Pa
     return found
 
 
-def write(folder: Path, corpus: Path) -> Path:
+def write(folder: Path, corpus: Path, tensors: tuple[int, ...] = TENSORS) -> Path:
     (folder / "died").mkdir()
-    (folder / "kills.py").write_text(KILLS.format(folder=str(folder / "died")))
+    (folder / "kills.py").write_text(KILLS.format(folder=str(folder / "died"), tensors=tensors))
     layers = ("n_layers: 2, n_heads: 2", "n_layers: 4, n_heads: 2")
     return write_yaml(
         folder, corpus, "r", lambda text: text.replace("training:", FAMILY, 1).replace(*layers)
@@ -163,18 +165,23 @@ def test_members_are_measured_before_they_grow_and_by_nobody_else(runs: dict[str
     assert [list(losses) for losses in losses_of] == [["tiny"], ["small"], ["whole"]]
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [TENSORS, pytest.param(tuple(range(16)), id="twenty points", marks=pytest.mark.long)],
+)
 def test_a_run_killed_at_every_point_of_a_transition_ends_with_the_same_bits(
-    runs: dict[str, Path], tmp_path: Path, corpus: Path
+    runs: dict[str, Path], tmp_path: Path, corpus: Path, tensors: tuple[int, ...]
 ) -> None:
-    yaml, run = write(tmp_path, corpus), tmp_path / "runs/r"
+    yaml, run = write(tmp_path, corpus, tensors), tmp_path / "runs/r"
     settings = ["layout.processes=1", "training.max_restarts=0", "training.hooks=[kills.py:Dies]"]
     done = motet("train", str(yaml), *settings)
-    for number in range(POINTS):
+    for number in range(len(tensors) + 4):
         assert done.returncode != 0, done.stdout
         assert len(list((tmp_path / "died").iterdir())) == number + 1
         assert RunDir(run).checkpoint_steps()[-1] == 8
         # The new model is there from the moment on in which its folder has its name.
-        assert RunDir(run).grown_steps() == ([8] if number > 3 else [])
+        there = number == len(tensors) + 3
+        assert RunDir(run).grown_steps() == ([8] if there else [])
         done = motet("resume", str(run))
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(run) == losses(runs["one"])
@@ -270,7 +277,7 @@ def test_the_report_has_every_member_with_its_lineage_and_what_was_saved(
     }
     if planned:
         assert planned["tiny"] <= planned["small"] <= entry_planned(entry)
-    pairs = [(row["smaller"], row["larger"]) for row in family["neighbours"]]
+    pairs = [(row["before"], row["after"]) for row in family["neighbours"]]
     assert list(dict.fromkeys(pairs)) == [("tiny", "small"), ("small", "whole")]
     assert all(
         row["both"] + row["lost"] + row["gained"] <= row["units"] for row in family["neighbours"]

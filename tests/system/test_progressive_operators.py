@@ -26,15 +26,16 @@ FAMILY = """family:
     - {name: first, depth: 1, steps: 5, operator: {name: ligo, noise: 0.0, steps: 4, sequences: 3}}
     - {name: small, depth: 0.5, steps: 5, operator: coalesce}
     - {name: large, depth: 1, steps: 5, operator: {name: mango, steps: 4, lr: 0.01}}
+    - {name: cut, model: {d_ffn: 32}, steps: 5, operator: {name: prune, sequences: 16}}
     - {name: half, depth: 0.5, width: 0.5, steps: 5, operator: coalesce}
     - {operator: decoalesce, blend: 0.5}
 training:"""
-ENDS = {"tiny": 5, "first": 10, "small": 15, "large": 20, "half": 25}
+ENDS = {"tiny": 5, "first": 10, "small": 15, "large": 20, "cut": 25, "half": 30}
 SETTINGS = [
     "checkpoint.keep=30",
     "layout.processes=1",
     "training.schedule.warmup_steps=2",
-    "training.steps=30",
+    "training.steps=35",
 ]
 
 
@@ -56,14 +57,15 @@ def test_a_run_grows_by_learned_maps_and_comes_back_from_a_small_model(trained: 
         ("tiny", "first", "ligo"),
         ("first", "small", "coalesce"),
         ("small", "large", "mango"),
-        ("large", "half", "coalesce"),
+        ("large", "cut", "prune"),
+        ("cut", "half", "coalesce"),
         ("half", "whole", "decoalesce (0.5, the rest large)"),
     ]
     assert not any(row["exact"] for row in grew)
     learned = [row for row in rows(trained, "event") if row["event"] == "learned_growth"]
     assert [(row["step"], row["steps"]) for row in learned] == [(5, 4), (15, 4)]
     # The stream runs on: nothing is read twice for the sake of the maps.
-    assert sorted(who_trained(trained)) == list(range(8 * 30))
+    assert sorted(who_trained(trained)) == list(range(8 * 35))
     done = motet_here("experiments", "audit", str(trained), "--replay")
     assert done.returncode == 0, done.stdout
     assert motet_here("verify", str(trained)).returncode == 0
@@ -90,11 +92,25 @@ def test_maps_moved_from_where_they_began(trained: Path) -> None:
 def test_the_last_model_is_what_came_back_and_the_latest_of_its_sizes(trained: Path) -> None:
     run = RunDir(trained)
     (_, large), (half, small) = (read_model(run, ENDS[name]) for name in ("large", "half"))
-    back = operator("decoalesce").growth(half, read_model(run, 30)[0])
-    plain, found = grown(back, small), grown_weights(run, 25, large)
+    back = operator("decoalesce").growth(half, read_model(run, 35)[0])
+    plain, found = grown(back, small), grown_weights(run, 30, large)
     for name, value in found.items():
         torch.testing.assert_close(value, (plain[name] + large[name]) / 2)
     assert any(not torch.equal(plain[name], large[name]) for name in found)
+
+
+def test_what_is_pruned_is_what_matters_least(trained: Path) -> None:
+    """Rows that stay are rows of the model before, in an order that is measured."""
+    run = RunDir(trained)
+    (_, large), (_, cut) = (read_model(run, ENDS[name]) for name in ("large", "cut"))
+    found, moved = grown_weights(run, 20, cut), 0
+    for layer in range(4):
+        name = f"blocks.{layer}.feed_forward.gate_proj.weight"
+        places = [int((large[name] == row).all(1).nonzero()) for row in found[name]]
+        assert len(set(places)) == 32
+        moved += places != list(range(32))
+    assert moved == 4
+    torch.testing.assert_close(found["embedding.weight"], large["embedding.weight"])
 
 
 def test_a_growth_that_is_made_again_is_the_same(trained: Path, tmp_path: Path) -> None:
@@ -110,6 +126,6 @@ def test_a_growth_that_is_made_again_is_the_same(trained: Path, tmp_path: Path) 
     done = motet("resume", str(run.root))
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(run.root) == losses(trained)
-    plain = read_model(RunDir(trained), 30)[1]
-    for name, value in read_model(run, 30)[1].items():
+    plain = read_model(RunDir(trained), 35)[1]
+    for name, value in read_model(run, 35)[1].items():
         assert torch.equal(value, plain[name]), name

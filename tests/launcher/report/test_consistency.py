@@ -33,7 +33,7 @@ def test_flips_are_units_that_the_smaller_has_right_and_the_larger_wrong() -> No
             measured(None, [True, True, True, True]),
         ],
     )
-    assert [(row["smaller"], row["larger"]) for row in rows] == [
+    assert [(row["before"], row["after"]) for row in rows] == [
         ("tiny", "small"),
         ("small", "whole"),
     ]
