@@ -46,10 +46,11 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m motet.launcher.config.reference docs/reference.md
 	$(VENV)/bin/python docs/make_api.py docs/api.md
 	PYTHONPATH=. $(VENV)/bin/python -m tests.architecture
+	$(VENV)/bin/python -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

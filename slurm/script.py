@@ -19,6 +19,10 @@ ALWAYS_PASSED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 record of the job.
 """
 REQUEUE_WAIT_S, HOLD_S = 300, 900
+ALONE_S = 40
+"""A job that Slurm is ending is over in KillWait (30 s unless a site says otherwise). One that is
+there after it was not ended: only its batch step was told to.
+"""
 
 _BODY = """\
 # Made by `motet submit`. What it starts is the copy of the code in the run's folder.
@@ -34,7 +38,7 @@ stop() { # repeated: srun drops a signal that comes while it starts its tasks
     fi
 }
 trap 'stop time' USR1   # the time limit is near
-trap 'stop killed' TERM # Slurm is ending this job
+trap 'stop killed' TERM INT HUP USR2 # Slurm is ending this job, or somebody this script alone
 
 MOTET_ATTEMPT=$("${helper[@]}" begin "$run") || exit 1
 [[ -n $MOTET_ATTEMPT ]] || exit 0
@@ -59,10 +63,27 @@ case $? in
     fi
     echo "motet: the job could not requeue itself; to go on: motet resume $run" >&2
     ;;
-{hold}) sleep {hold_s} ;; # Slurm requeues this job, or ends it
+{hold})
+    {alone}
+    ;;
 esac
 exit 1
 """
+
+_WAIT = "sleep {alone_s} # Slurm ends this script meanwhile, if it is ending the job"
+_ALONE = {
+    "self": f"""{_WAIT}
+    echo "motet: only this script was told to end: the job is requeued" >&2
+    if scontrol requeue "$job"; then
+        sleep {{requeue_wait}}
+        exit 0
+    fi
+    echo "motet: the job could not requeue itself; to go on: motet resume $run" >&2""",
+    "site": "sleep {hold_s} # Slurm requeues this job, or ends it",
+    "never": f"""{_WAIT}
+    echo "motet: only this script was told to end; to go on: motet resume $run" >&2""",
+}
+"""What a job does that was told to end, by `slurm.requeue`."""
 
 
 def batch_script(request: BatchRequest) -> str:
@@ -78,8 +99,10 @@ def batch_script(request: BatchRequest) -> str:
         "setup": "\n".join(_setup(request)),
         "srun": _srun(request),
         "requeue": str(JobExit.REQUEUE.value),
-        "requeue_wait": str(REQUEUE_WAIT_S),
         "hold": str(JobExit.HOLD.value),
+        "alone": _ALONE[request.requeue],
+        "alone_s": str(ALONE_S),
+        "requeue_wait": str(REQUEUE_WAIT_S),
         "hold_s": str(HOLD_S),
     }.items():
         body = body.replace(f"{{{name}}}", text)

@@ -30,6 +30,7 @@ from motet.launcher.jobs.schedulers import recorded
 from motet.launcher.launch.command import recorded_environment
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.trackers import open_trackers
+from motet.launcher.report import ended
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
@@ -257,6 +258,8 @@ class Attempt:
             atomic_write(self.run.done, f"{self.step}\n")
         self.facts |= {"end_step": self.step, "ended": time.time(), "reason": reason}
         self._write_facts()
+        if self.world.rank == 0 and reason != "stopped":
+            ended.after(self.run, "" if finished else "the loop ended with an error")
 
     def _facts(self) -> dict[str, Any]:
         parameter = next(self.model.parameters())

@@ -29,7 +29,10 @@ from motet.launcher.runs.rundir import RunDir
 
 ASKED = {signal.SIGUSR1: "time", signal.SIGTERM: "killed"}
 """What a signal to the job means: its time limit is near; the scheduler is ending it."""
-HOLD_S = 900.0
+HOLD_S, ALONE_S = 900.0, 40.0
+"""How long a job waits to be ended or requeued; and how long, where it was told to end, until only
+this process was told, as nobody ends it.
+"""
 REPEAT_S = 2.0
 """The step is told again and again: it may not have been able to hear yet."""
 
@@ -71,8 +74,20 @@ def act(
     scheduler: Scheduler,
     environment: Mapping[str, str],
     sleep: Callable[[float], None] = time.sleep,
+    requeue: str = "site",
 ) -> int:
-    """Do what the end of a step asks for; return the exit code of the job."""
+    """Do what the end of a step asks for; return the exit code of the job.
+
+    Args:
+        requeue: who requeues a job that was told to end and is not: "self", "site" or "never".
+    """
+    if code is JobExit.HOLD and requeue != "site":
+        sleep(ALONE_S)
+        again = (
+            "the job is requeued" if requeue == "self" else "it is not requeued: motet resume it"
+        )
+        batch.say(f"only this process was told to end; {again}")
+        code = JobExit.REQUEUE if requeue == "self" else JobExit.FAILED
     if code is JobExit.REQUEUE:
         job = scheduler.current_job(environment)
         assert job is not None  # `begin` has seen it
@@ -98,7 +113,8 @@ def main(arguments: list[str]) -> int:
         environment = {**os.environ, "MOTET_ATTEMPT": str(attempt)}
         step = _Step(words, environment)
         ended = batch.finish(run, step.code, step.asked, scheduler.current_job(os.environ), attempt)
-        return act(ended, scheduler, os.environ)
+        requeue = scheduler.request(settings).requeue
+        return act(ended, scheduler, os.environ, requeue=requeue)
     except UserError as error:
         batch.say(str(error))
         return 1

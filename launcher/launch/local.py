@@ -270,8 +270,17 @@ def prepare_run(
         if not existed:
             shutil.rmtree(rundir.root, ignore_errors=True)
         raise
-    for warning in [*warned, *registered]:
+    for warning in (*corpus_cautions(settings), *warned, *registered):
         print(f"motet: warning: {warning}", file=sys.stderr)
+
+
+def corpus_cautions(settings: RunSettings) -> list[str]:
+    """What seemed odd when the corpora were made: said again where it begins to matter."""
+    return [
+        f"{corpus.path}: {caution}"
+        for corpus in open_corpora(settings)
+        for caution in corpus.cautions
+    ]
 
 
 def _plugins(settings: RunSettings, rundir: RunDir | None = None) -> dict[str, Any]:

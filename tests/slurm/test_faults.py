@@ -105,6 +105,23 @@ def test_time_limit_requeue_and_a_restart_of_the_controller_lose_no_step(
     assert_as_undisturbed(one.run, undisturbed)
 
 
+@pytest.mark.long  # Slurm holds a requeued job back for two minutes
+def test_a_signal_to_the_batch_step_alone_saves_and_requeues_within_a_minute(
+    healed: Testbed, corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """It saved, and then the nodes waited a quarter of an hour for an end that nobody meant."""
+    one = FaultRun.submitted(healed, write_run(tmp_path, corpus, "r"), "slurm.nodes=2")
+    one.until_step(12)
+    slurm(healed, "scancel", "--batch", "--signal=TERM", one.job_id)
+    one.until(lambda: one.trains_again(1), "it trains again")
+    one.finish()
+    assert reasons(one) == ["stopped", "finished"]
+    assert one.steps_lost(2) == 0
+    (output,) = (one.run.root / "slurm").glob("output-*.txt")
+    assert "only this script was told to end: the job is requeued" in output.read_text()
+    assert_as_undisturbed(one.run, undisturbed)
+
+
 def test_a_node_whose_cable_is_cut_costs_one_interval_at_most_and_cannot_hold_up_the_run(
     healed: Testbed, corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

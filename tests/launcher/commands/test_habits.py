@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -16,6 +17,7 @@ from motet.core.errors import UserError
 from motet.core.files import atomic_write
 from motet.launcher.commands import common
 from motet.launcher.config.json_schema import run_schema
+from motet.launcher.config.sections import RunSettings
 from motet.parallel.cluster.devices import DEVICES
 from motet.parallel.cluster.file import ClusterError, from_mapping
 from motet.parallel.cluster.json_schema import cluster_schema
@@ -192,3 +194,18 @@ def test_the_schema_of_a_cluster_agrees_with_its_reader(
 def test_every_device_that_is_known_may_be_written() -> None:
     values = {"groups": [{**GROUP, "device": name, "nics": NICS} for name in DEVICES]}
     assert problems(cluster_schema(), values) == []
+
+
+def test_what_was_odd_about_a_corpus_is_said_again_when_a_run_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from motet.launcher.launch import local
+
+    found = [
+        SimpleNamespace(path="corpora/a", cautions=("the end of document never occurs",)),
+        SimpleNamespace(path="corpora/b", cautions=()),
+    ]
+    monkeypatch.setattr(local, "open_corpora", lambda _: found)
+    told = local.corpus_cautions(RunSettings())
+    assert told == ["corpora/a: the end of document never occurs"]
+    assert "corpus_cautions" in local.prepare_run.__code__.co_names

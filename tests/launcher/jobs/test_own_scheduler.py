@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from motet.core.errors import UserError
-from motet.launcher.jobs import schedulers
+from motet.core.jobs import CurrentJob, JobExit
+from motet.launcher.jobs import job, schedulers
+from motet.launcher.jobs.scheduler import Scheduler
 from tests.launcher.jobs import local_queue
 
 SOURCE = Path(local_queue.__file__).read_text()
@@ -53,3 +57,26 @@ def test_what_a_method_raises_is_one_error(tmp_path: Path, method: str, mistake:
 def test_its_class_variables_are_checked(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=rf"Own has {text.split()[0]}="):
         made(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("requeue", "slept", "asked_for", "code"),
+    [
+        ("self", [job.ALONE_S, job.HOLD_S], ["7"], 0),
+        ("never", [job.ALONE_S], [], 1),
+        ("site", [job.HOLD_S], [], 1),
+    ],
+)
+def test_a_job_that_was_told_to_end_and_is_not_ended_goes_on_or_says_why_not(
+    requeue: str,
+    slept: list[float],
+    asked_for: list[str],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+    waited: list[float] = []
+    queue = SimpleNamespace(current_job=lambda _: CurrentJob("7"), requeue=asked.append)
+    found = job.act(JobExit.HOLD, cast(Scheduler, queue), {}, waited.append, requeue)
+    assert (waited, asked, found) == (slept, asked_for, code)
+    assert ("only this process was told to end" in capsys.readouterr().err) == (requeue != "site")
