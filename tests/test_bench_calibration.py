@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,14 @@ def test_invented_scores_are_calibrated(entry: dict[str, Any]) -> None:
 
 
 def test_too_many_false_alarms_are_unsound_and_too_few_are_coarse() -> None:
-    from calibration import null_row
+    from calibration import enough, null_row
 
     uniform = (np.arange(500) + 0.5) / 500
     assert null_row(uniform)["sound"]
     assert null_row(uniform)["rate"] == 0.05
     assert not null_row(uniform**2)["sound"], "22 % of these are below .05"
+    assert enough([True] * 370 + [False] * 130), "74 % of 500 is 75 % give or take 2"
+    assert not enough([True] * 340 + [False] * 160), "68 % is not"
     few = null_row(np.full(500, 0.3))
     assert few["coarse"]
     assert few["sound"]
@@ -65,3 +68,32 @@ def test_what_is_planted_has_its_size_and_stays_in_the_range() -> None:
     assert moved.mean() - ranks.mean() == pytest.approx(1.0, abs=1e-6)
     assert moved.max() <= 6.0
     assert raised(ranks, 1.0, free, rng).tolist() == (ranks + 1).tolist()
+
+
+def test_a_calibration_that_was_stopped_goes_on_and_computes_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import calibration
+
+    entry = {"name": "once", "use": "forgetting", "generate": {"count": 12, "seed": 0}}
+    one = simulated(entry, lambda n: 0.4 * n)
+    monkeypatch.setattr(calibration, "load_measured", lambda _: SimpleNamespace(measured=[one]))
+    monkeypatch.setattr(calibration, "calibrate", lambda m, *_: {"experiment": m.name})
+    kept = tmp_path / "rows.jsonl"
+    first = list(calibration.rows_of([Path("runs/a")], 20, 19, kept))
+
+    def twice(*_: Any) -> None:
+        raise AssertionError("computed twice")
+
+    monkeypatch.setattr(calibration, "calibrate", twice)
+    assert list(calibration.rows_of([Path("runs/a")], 20, 19, kept)) == first
+    with pytest.raises(AssertionError, match="twice"):
+        list(calibration.rows_of([Path("runs/a")], 21, 19, kept))
+
+
+def test_a_strong_effect_of_the_training_is_not_in_what_is_planted() -> None:
+    from calibration import calibrate
+
+    entry = {"name": "members", "use": "membership", "generate": {"count": 40, "seed": 0}}
+    row = calibrate(simulated(entry, lambda n: 50.0 * n), nulls=60, draws=199)
+    assert row["power"] >= 0.6, "values of treated units would hide it"
