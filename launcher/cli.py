@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "experiments new": ("experiments.new", "write an experiment of your own, and a test of it"),
     "experiments check": ("experiments.check", "report every problem at once"),
     "experiments freeze": ("experiments.freeze", "write the definition that is signed off"),
+    "experiments export": ("experiments.export", "write the exact insertions, for others"),
+    "experiments import": ("experiments.import_", "check somebody else's insertions for a run"),
     "experiments power": ("experiments.power", "smallest effect that each can detect"),
     "experiments preview": ("experiments.preview", "decode sample exposures in their context"),
     "experiments scan": ("experiments.scan", "find units that the corpora hold, with their places"),

@@ -20,6 +20,7 @@ from motet.core.files import atomic_write, read_text, write_json
 from motet.core.hashing import canonical_json, sha256_hex
 from motet.experiments.design.assignment import Question, make_design
 from motet.experiments.design.experiment import Kinds, make
+from motet.experiments.design.imported import facts_of_import
 from motet.experiments.design.in_corpus import found_json
 from motet.experiments.design.lock import Registered, schedule_of
 from motet.experiments.design.requests import Setting
@@ -72,6 +73,7 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
         "tokenizer_sha256": setting.tokenizer.sha256,
         "data": dict(setting.facts),
         **({} if study.decision.policy == "report" else {"decontaminate": study.decision.facts()}),
+        **_imported(study),
         **({"members": dict(setting.sizes)} if setting.sizes else {}),
         "analysis": {
             "draws": setting.draws,
@@ -87,6 +89,13 @@ def definition(study: Study, plan_sha256: str) -> dict[str, Any]:
             for question, request in zip(study.questions, study.requests, strict=True)
         ],
     }
+
+
+def _imported(study: Study) -> dict[str, Any]:
+    path = study.setting.insertions
+    if path is None or study.imported is None:
+        return {}
+    return {"imported": facts_of_import(path, study.imported)}
 
 
 def _defined(
@@ -156,10 +165,11 @@ def freeze(study: Study, folder: Path) -> Hashes:
     if study.decision.found:
         rows = found_json(study.decision.found)
         write_json(folder / "in_corpus.json", rows, private=False)
-    if study.fixed is not None:
-        lines = "".join(canonical_json({"id": name}) + "\n" for name in study.fixed.names)
-        name = f"{study.fixed.request.experiment}.jsonl"
-        atomic_write(folder / "units" / name, lines, private=False)
+    for fixed in (study.fixed, study.imported):
+        if fixed is not None:
+            lines = "".join(canonical_json({"id": name}) + "\n" for name in fixed.names)
+            name = f"{fixed.request.experiment}.jsonl"
+            atomic_write(folder / "units" / name, lines, private=False)
     removed = [entry.name for entry in study.lock if entry.removed]
     for name in removed:
         (folder / "tombstones").mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Setting:
         sizes: parameters of every member of a family by name, the whole model as "whole"; empty
             for a run of one model.
         avoid: token ranges that no placebo is cut from, by the number of their corpus.
+        insertions: file of somebody else's insertions, which claim their places first.
 
     Raises:
         UserError: the tokenizer ends documents with another id than the stream.
@@ -62,6 +64,7 @@ class Setting:
     alpha: float = ALPHA
     sizes: Mapping[str, int] = field(default_factory=dict)
     avoid: Mapping[int, Claims] = field(default_factory=dict)
+    insertions: Path | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer.eod != self.stream.eod:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from motet.core.errors import Problem, UserError, problems_in, raise_problems
 from motet.experiments.design.assignment import Question, ask
 from motet.experiments.design.decontaminate import NOTHING, Decision, Fixed, overlays
+from motet.experiments.design.imported import WHERE, fixed_of
 from motet.experiments.design.lock import (
     CHANGED,
     Registered,
@@ -47,6 +48,7 @@ class Study:
     plan: CompiledPlan
     decision: Decision = NOTHING
     fixed: Fixed | None = None
+    imported: Fixed | None = None
 
 
 def with_controls(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -157,17 +159,26 @@ def place_study(draft: Draft) -> Study:
     requests = tuple(asked[name].request for name in order)
     lock = next_lock(registered, {name: one.entry for name, one in asked.items()}, order)
     fixed = overlays(draft.decision, setting)
+    imported = None if setting.insertions is None else fixed_of(setting.insertions, setting)
+    there = [one for one in (fixed, imported) if one is not None]
+    if fixed is not None and imported is not None:
+        theirs, own = imported.placed.claims, fixed.placed.claims
+        if own.overlap(theirs.start, theirs.stop).any():
+            raise UserError(
+                f"{WHERE}={setting.insertions}: some rows lie where base text is replaced; use "
+                "experiments.decontaminate.policy: exclude"
+            )
     plan = compile_plan(
         requests,
         setting.seed,
         setting.sequence_length,
         placed_tombstones(lock, draft.tombstones),
         setting.stream.boundaries,
-        None if fixed is None else (fixed.request, fixed.placed),
+        [(one.request, one.placed) for one in there],
     )
     questions = tuple(asked[name].question for name in order)
     tombstones, decision = draft.tombstones, draft.decision
-    return Study(setting, questions, requests, lock, tombstones, plan, decision, fixed)
+    return Study(setting, questions, requests, lock, tombstones, plan, decision, fixed, imported)
 
 
 def build_study(

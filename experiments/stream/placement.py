@@ -280,7 +280,7 @@ def compile_plan(
     sequence_length: int,
     tombstones: Sequence[tuple[int, Claims]] = (),
     boundaries: Boundaries | None = None,
-    fixed: tuple[Request, Placed] | None = None,
+    fixed: Sequence[tuple[Request, Placed]] = (),
 ) -> CompiledPlan:
     """Place every request, in order of precedence, and sort the rows by slot.
 
@@ -296,7 +296,9 @@ def compile_plan(
     Raises:
         UserError: every request for which there is no room.
     """
-    taken = Claims.none() if fixed is None else fixed[1].claims
+    taken = Claims.none()
+    for _, there in fixed:
+        taken = taken.add(there.claims.start, there.claims.stop)
     problems: list[Problem] = []
     parts: list[Exposures] = []
     text_base = 0
@@ -312,9 +314,10 @@ def compile_plan(
         parts.append(_rows_of(request, placed, number, text_base))
         text_base += len(request.texts.offsets) - 1
     raise_problems(problems)
-    if fixed is not None:
-        parts.append(_rows_of(*fixed, len(requests), text_base))
-    every = [*requests, *([] if fixed is None else fixed[:1])]
+    for number, (request, there) in enumerate(fixed, start=len(requests)):
+        parts.append(_rows_of(request, there, number, text_base))
+        text_base += len(request.texts.offsets) - 1
+    every = [*requests, *(request for request, _ in fixed)]
     return _joined(every, parts, seed, sequence_length)
 
 

@@ -17,6 +17,7 @@ from motet.launcher.config.field import setting
 from motet.launcher.config.layout import LayoutSettings as LayoutSettings
 from motet.launcher.config.model import FamilySettings as FamilySettings
 from motet.launcher.config.model import ModelSettings as ModelSettings
+from motet.launcher.config.probes import ProbeSettings as ProbeSettings
 from motet.launcher.config.repeat import RepeatSettings as RepeatSettings
 from motet.launcher.config.telling import AlertSettings as AlertSettings
 from motet.launcher.config.telling import TrackingSettings as TrackingSettings
@@ -216,6 +217,12 @@ class ExperimentSettings:
     lock: str | None = setting(
         None, "plan of an earlier run whose placements must not move", kind="path"
     )
+    insertions: str | None = setting(
+        None,
+        "file of `motet experiments import`: inserted at its exact places, nothing is asked of it",
+        kind="path",
+        omit_default=True,
+    )
     preregistered: str | None = setting(
         None,
         "file of `motet experiments freeze` that the run is held to: its report lists every "
@@ -257,25 +264,6 @@ class ExperimentSettings:
         "tokens in all; 0 = never",
         unit="tokens",
         least=0,
-        omit_default=True,
-    )
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """When experiments are measured, unless they say otherwise themselves."""
-
-    every: float = setting(0.1, "time between probes", unit="fraction of the run", above=0, most=1)
-    batch_tokens: int = setting(
-        16_384, "most tokens in one forward pass of a probe, per rank", unit="tokens", least=64
-    )
-    budget: float | None = setting(
-        None,
-        "most time of probes, as a share of the time spent training: points of curves are left "
-        "out, never what an answer needs; null = no bound",
-        unit="share",
-        above=0,
-        most=1,
         omit_default=True,
     )
 

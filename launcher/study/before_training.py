@@ -17,6 +17,7 @@ from motet.experiments.design.assignment import ask
 from motet.experiments.design.declared import cluster_problems, member_problems
 from motet.experiments.design.experiment import item_problems, make
 from motet.experiments.design.frozen import Hashes, check_kinds, freeze
+from motet.experiments.design.imported import shown_problems
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.design.requests import Setting
 from motet.experiments.design.room import room_problem
@@ -114,6 +115,7 @@ def setting_of(settings: RunSettings) -> Setting:
         facts=data_facts(settings),
         kinds=library_of(settings),
         sizes=sizes_of(settings),
+        insertions=Path(file) if (file := settings.experiments.insertions) else None,
     )
 
 
@@ -200,6 +202,8 @@ def _design_problems(draft: Draft, settings: RunSettings, must_answer: bool) -> 
     found += answer_problems(draft, assumed_of(settings)) if must_answer else []
     found += member_problems(draft.questions, draft.setting.sizes)
     found += treatment_problems(draft.questions)
+    if draft.setting.insertions is not None:
+        found += shown_problems(draft.setting.insertions, draft.questions)
     found += noise_problems(draft.questions, settings)
     return [*_probe_problems(draft), *control_problems(draft), *found]
 

@@ -8,7 +8,16 @@ from motet.experiments.design import frozen
 
 IMPORTED = re.compile(r"from motet\.experiments\.(design(?:\.\w+)+) import")
 
-BEFORE = ("decontaminate", "frozen", "in_corpus", "lock", "removal", "requests", "study")
+BEFORE = (
+    "decontaminate",
+    "frozen",
+    "imported",
+    "in_corpus",
+    "lock",
+    "removal",
+    "requests",
+    "study",
+)
 
 
 def test_every_module_of_design_that_the_analysis_rests_on_is_hashed_with_it() -> None:
