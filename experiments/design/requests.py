@@ -36,16 +36,14 @@ class Setting:
     """The run that a study takes place in.
 
     Attributes:
-        seed: of assignment, placement and analysis.
-        steps, steps_total: batch sizes, and the length of the run.
+        seed: of assignment, placement and analysis. steps, steps_total: batch sizes, run length.
         tokenizer: the run's.
         stream: the clean stream (no plan).
         draws: re-randomizations of the analysis.
         alpha: significance level of the run.
         facts: further JSON that identifies the data (corpora and weights).
         kinds: the classes that `use` may name.
-        sizes: parameters of every member of a family by name, the whole model as "whole"; empty
-            for a run of one model.
+        sizes: parameters by member, the whole model as "whole"; empty for a run of one model.
         avoid: token ranges that no placebo is cut from, by the number of their corpus.
         insertions: file of somebody else's insertions, which claim their places first.
 
