@@ -362,6 +362,14 @@ def manifest(
 def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
     """Print the next command; return the exit code."""
     shown = _relative(rundir.root)
+    if not rundir.manifest.exists():
+        print(
+            f"motet: {shown} was removed while the run was going on (it has no manifest.json any "
+            "more), so there is nothing to go on from; start the run anew, or put the folder back "
+            f"from a copy and `motet resume {shown}`",
+            file=sys.stderr,
+        )
+        return code or 2
     last = rundir.latest_attempt()
     if code == 0 and rundir.done.exists():
         print(f"finished; `motet report {shown}` shows the answers")
