@@ -20,6 +20,8 @@ from motet.launcher.report.training import validation_rows
 
 HERE = Path(__file__).parent
 CLOSED_AFTER_PANELS = 2
+MOST_DRAWN = 24
+"""Of more experiments, only so many have curves: those with the smallest p, and the controls."""
 BREAK = re.compile(r"\n\s+")
 DOSE_NAMES = {
     "exposures": "exposures per unit",
@@ -54,7 +56,9 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
     names = [e["name"] for e in entries]
     names += [n for n in record.get("exposure_steps") or {} if n not in names]
     loss = plots.training(record, names, "loss")
-    views = Views(report.get("run") or {}, record, doses, markup)
+    drawn = names_drawn(questions)
+    few = len(drawn) == len(questions)
+    views = Views(report.get("run") or {}, record, doses, markup, few)
     return {
         "report": report,
         "run": report.get("run") or {},
@@ -66,7 +70,8 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
             if any(arm["consumed"] for arm in row.get("doses") or [])
         ],
         "answers": answers,
-        "questions": [views.of(e, f"q{i}") for i, e in enumerate(questions)],
+        "questions": [views.of(e, f"q{i}", e["name"] in drawn) for i, e in enumerate(questions)],
+        "undrawn": len(questions) - len(drawn),
         "controls": [views.of(e, f"c{i}") for i, e in enumerate(controls)],
         "control_sentences": control_sentences(answers),
         "alarms": alarms(report),
@@ -80,6 +85,12 @@ def context(report: Mapping[str, Any], markup: Any) -> dict[str, Any]:
         "family": families.view(report.get("family") or {}, markup),
         "benchmarks": report.get("benchmarks") or [],
     }
+
+
+def names_drawn(questions: Sequence[Entry]) -> set[str]:
+    """The questions whose curves the page draws: all, or those with the smallest p of very many."""
+    ranked = sorted(questions, key=lambda e: ((e.get("primary") or {}).get("p") or 1.0, e["name"]))
+    return {entry["name"] for entry in ranked[:MOST_DRAWN]}
 
 
 def dose_names(definition: Mapping[str, Any]) -> dict[str, str]:
@@ -156,20 +167,23 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
 @dataclass(frozen=True)
 class Views:
     """What the drawings of all experiments need of the report: the `run` and `training` parts, what
-    doses count by experiment, and the mark of a drawing.
+    doses count by experiment, and the mark of a drawing. `all_panels`: secondary outcomes are drawn
+    over time as well.
     """
 
     run: Mapping[str, Any]
     record: Mapping[str, Any]
     dose_in: Mapping[str, str]
     markup: Any
+    all_panels: bool = True
 
-    def of(self, entry: Entry, key: str) -> dict[str, Any]:
+    def of(self, entry: Entry, key: str, curves: bool = True) -> dict[str, Any]:
         """One experiment with its drawings.
 
-        `key` is its anchor and the prefix of ids in its drawings.
+        `key` is its anchor and the prefix of ids in its drawings; `curves`: more than the interval
+        is drawn.
         """
-        figures = self.figures(entry, key)
+        figures = self.figures(entry, key) if curves else []
         kind = (entry.get("verdict") or {}).get("kind") or "not_found"
         kind = kind if kind in words.VERDICT_LABELS else "not_found"
         primary = entry.get("primary") or {}
@@ -201,6 +215,7 @@ class Views:
         window = sorted(set((self.record.get("exposure_steps") or {}).get(entry["name"], [])))
         window = window[:: max(1, len(window) // 150)]
         panels = primary_first(curves.get("over_time") or [], entry.get("primary") or {})
+        panels = panels if self.all_panels else panels[:1]
         dose_in = self.dose_in.get(entry["name"], "exposures per unit")
         drawn = [plots.dose_response(entry, f"{key}-dose", dose_in)]
         drawn += [plots.over_time(p, doses, f"{key}-t{i}", window) for i, p in enumerate(panels)]

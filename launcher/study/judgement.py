@@ -31,6 +31,14 @@ from motet.launcher.study.after_training import StudyResult, load_measured
 
 Answers = dict[str, Any]
 VERSION = 1
+MOST_SIMULATED = 30
+"""Smallest detectable effects of more experiments are not simulated, which takes seconds for each:
+they are computed from standard errors, and the report says so."""
+NOT_SIMULATED = (
+    f"With more than {MOST_SIMULATED} experiments in a run the smallest detectable effect is "
+    "computed from the standard error, not simulated; motet experiments power simulates what it "
+    "was before training."
+)
 KEPT = (
     "name",
     "use",
@@ -68,9 +76,7 @@ def judged(
     if not study.measured:
         return study, None
     run = RunDir.open(root)
-    answers = analyze(
-        study.measured, study.seed, study.draws, details, study.n_questions, study.assumed
-    )
+    answers = _analyzed(study, details)
     recorded, told = read_record(run, study)
     computed = answers
     if recorded is not None:
@@ -89,6 +95,16 @@ def judged(
         answers = add_exploratory(answers, later, study.standing.step, study.standing.beyond)
     where = replace(study.standing, told=[*study.standing.told, *told])
     return replace(study, standing=where), answers
+
+
+def _analyzed(study: StudyResult, details: bool) -> Answers:
+    """The answers of a study, computed now."""
+    many = len({one.name for one in study.measured}) > MOST_SIMULATED
+    how = (study.seed, study.draws, details, study.n_questions, study.assumed)
+    answers = analyze(study.measured, *how, simulations=0 if many else None)
+    for entry in answers["experiments"] if many else []:
+        entry["notes"].append(NOT_SIMULATED)
+    return answers
 
 
 def _as_recorded(

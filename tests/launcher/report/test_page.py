@@ -371,3 +371,20 @@ def test_no_text_can_command_the_terminal() -> None:
     assert "alert(1)" in out.getvalue()
     assert "\x1b" not in out.getvalue()
     assert "\r" not in out.getvalue()
+
+
+def test_of_very_many_questions_those_with_the_smallest_p_are_drawn_and_all_are_told() -> None:
+    report = sample_report.small()
+    (first, *_) = report["answers"]["experiments"]
+    count = 60
+    report["answers"]["experiments"] = [
+        {**first, "name": f"q-{n:02d}", "primary": {**first["primary"], "p": (count - n) / 100}}
+        for n in range(count)
+    ]
+    html = render(report)
+    assert len(html) / count < 40_000
+    text = Page(html).text
+    assert "Curves are drawn for the 24 questions with the smallest p-values" in text
+    assert all(f"q-{n:02d}" in text for n in range(count))
+    drawn = {n for n in range(count) if f'id="q{n}-dose' in html or f"#q{n}-dose" in html}
+    assert drawn == set(range(count - 24, count))
