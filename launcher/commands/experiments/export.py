@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from motet.core.errors import UserError
@@ -11,6 +12,7 @@ from motet.launcher.commands import common, options
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to export, and where to."""
+    options.dry_run(parser)
     what = "a run's folder, or a run.yaml (nothing is trained)"
     parser.add_argument("source", metavar="RUN|RUN.YAML", help=what)
     parser.add_argument("output", metavar="FILE", help="OUT.parquet, or OUT.jsonl")
@@ -25,9 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
     source, output = Path(arguments.source), Path(arguments.output)
     if output.exists():
         raise UserError(f"{output} exists; choose another name")
-    if source.suffix in (".yaml", ".yml") and source.is_file():
-        count = export_settings(run_yaml.load(source, arguments.settings), output)
-    else:
-        count = export_run(common.open_run(arguments.source), output)
-    print(f"wrote {count:,} insertions to {output}")
+    with tempfile.TemporaryDirectory() as aside:
+        to = Path(aside) / output.name if arguments.dry_run else output
+        if source.suffix in (".yaml", ".yml") and source.is_file():
+            count = export_settings(run_yaml.load(source, arguments.settings), to)
+        else:
+            count = export_run(common.open_run(arguments.source), to)
+    print(f"{'would write' if arguments.dry_run else 'wrote'} {count:,} insertions to {output}")
     return 0

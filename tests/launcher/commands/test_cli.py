@@ -139,7 +139,7 @@ def test_every_command_has_help(command: list[str], main: Main) -> None:
     assert "usage: motet " + " ".join(command) in out
     acting = {"demo", "init", "prepare", "index", "train", "resume", "report", "eval", "export"}
     acting |= {"submit", "cancel", "start", "stop", "rate", "cut", "crash", "mend"}
-    acting |= {"restart-controller", "probe", "plan", "sample", "new", "freeze"}
+    acting |= {"restart-controller", "probe", "plan", "sample", "new", "freeze", "import"}
     assert ("--dry-run" in out) == (command[-1] in acting)
 
 

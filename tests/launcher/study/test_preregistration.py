@@ -142,6 +142,8 @@ def test_the_exact_insertions_of_a_run_are_published_with_text_and_place(
     pq = pytest.importorskip("pyarrow.parquet")
     run = RunDir(folder / "runs" / "piece")
     prepare_run(run_yaml.load(Path("run.yaml"), []), run, RUN_YAML, model={"vocabulary_size": 300})
+    assert main("experiments", "export", "runs/piece", "run.parquet", "--dry-run")[0] == 0
+    assert not Path("run.parquet").exists()
     code, out, err = main("experiments", "export", "runs/piece", "run.parquet")
     assert code == 0, err
     assert main("experiments", "export", "run.yaml", "ahead.jsonl")[0] == 0
