@@ -27,6 +27,7 @@ from motet.experiments.analysis.estimates import POWER, Comparison, Estimate
 from motet.experiments.analysis.marginals import Marginal, latent_correlation
 from motet.experiments.analysis.power import possible_range
 from motet.experiments.analysis.simulation import Studies, count_of, enough
+from motet.experiments.analysis.sums import TOLERANCE
 from motet.experiments.stream.random import name_key
 from motet.experiments.types import OutcomeSpec
 
@@ -91,6 +92,8 @@ def detectable(
     rng = np.random.Generator(np.random.Philox(key=name_key(key, "measured")))
     y, control = values[comparison.units], comparison.score[comparison.arms] == 0
     plain = _within(y - _fitted(found, comparison), comparison.blocks)
+    if not outcome.binary and float(np.abs(plain).max()) <= TOLERANCE * max(_scale(y), 1e-300):
+        return Detectable(None)  # all units alike: how much units vary is not known from these
     correlation: float | None = None
     if x is not None:
         correlation = _correlation(plain, _within(_filled(x[comparison.units]), comparison.blocks))
@@ -122,6 +125,10 @@ def detectable(
         return Detectable(size)
     few = studies(RANGE_STUDIES) if count > RANGE_STUDIES else many
     return Detectable(size, _range(few, shift, at))
+
+
+def _scale(values: F64) -> float:
+    return float(np.abs(values).max())
 
 
 def _range(

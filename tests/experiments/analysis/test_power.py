@@ -404,3 +404,12 @@ def test_a_clear_design_is_called_clear_and_a_weak_or_small_one_is_not() -> None
     assert clear(64, 4, 0.05 / 200)
     assert not clear(20, 4, 0.05)
     assert not clear(40, 2, 0.05 / 200)
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.0])
+def test_units_that_are_all_alike_tell_no_smallest_detectable_effect(effect: float) -> None:
+    comparison = comparison_of(40)
+    outcome = OutcomeSpec("x", "share of right answers", "accuracy", "more", low=0.0, high=1.0)
+    values = effect * comparison.score[comparison.arms]
+    found = estimate(values, None, comparison, 0.05)
+    assert detectable(outcome, values, None, comparison, found, 0.05, 1, 100).size is None
