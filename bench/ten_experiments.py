@@ -2,6 +2,7 @@
 
     python bench/ten_experiments.py                  train what is missing, then print the table
     python bench/ten_experiments.py --summary --json print it from what is kept, train nothing
+    python bench/ten_experiments.py --summary --pictures docs/experiments/img    draw what is kept
 
 The run is `examples/ten_experiments.yaml`. Text: presidents' speeches (`speeches.jsonl` under
 $MOTET_SHARED, 2.9 MB) and the documentation strings of Python's standard library, in repeated
@@ -40,6 +41,7 @@ from validity import motet
 
 from motet.core.files import write_json
 from motet.core.hashing import canonical_json, sha256_hex
+from motet.launcher.report import page, plots
 from motet.launcher.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +105,9 @@ def train(folder: Path, corpus: Path, run: dict[str, Any]) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     if run["experiments"]["list"]:
         report = json.loads(motet("report", str(where), "--json"))
-        answers = {entry["name"]: kept(entry) for entry in report["answers"]["experiments"]}
+        drawn = run["name"] == "joint"
+        entries = report["answers"]["experiments"]
+        answers = {entry["name"]: kept(entry, drawn) for entry in entries}
     return {
         "loss": sum(losses.values()) / len(losses),
         "seconds": seconds,
@@ -112,11 +116,16 @@ def train(folder: Path, corpus: Path, run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def kept(entry: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of an answer."""
-    primary = entry.get("primary") or {}
-    verdict = entry.get("verdict") or {}
-    return {key: primary.get(key) for key in FIELDS} | {"verdict": verdict.get("kind")}
+def kept(entry: dict[str, Any], drawn: bool) -> dict[str, Any]:
+    """What is kept of an answer; `drawn`: with the curves of its primary outcome."""
+    primary, curves = entry["primary"], entry["curves"]
+    found = {key: primary.get(key) for key in FIELDS} | {"verdict": entry["verdict"]["kind"]}
+    if drawn:
+        doses = {arm["name"]: arm["dose"] for arm in entry["arms"]}
+        found |= {"doses": doses, "since_exposure": curves.get("since_exposure")}
+        panels = page.primary_first(curves["over_time"], primary)
+        found["over_time"] = panels[0] if panels else {}
+    return found
 
 
 def trained(results: Path, wanted: dict[str, dict[str, Any]], only: list[str]) -> None:
@@ -194,9 +203,28 @@ def summary(found: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> dict[st
         "seed_spread": max(clean.values()) - min(clean.values()) if len(clean) > 1 else None,
         "joint_seconds": joint.get("seconds"),
         "table": pairs,
-        "answers": joint.get("answers", {}),
         "missing": missing,
     }
+
+
+def pictures(answers: dict[str, Any], folder: Path) -> None:
+    """Draw the primary outcome of each experiment of the joint run: since the exposure where that
+    is the question, else by arm over training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, answer in answers.items():
+        svg = plots.since_exposure({"curves": answer}, name)
+        svg = svg or plots.over_time(answer["over_time"], answer["doses"], name)
+        if svg:
+            (folder / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
+
+
+def alone(svg: str) -> str:
+    """A drawing of the report's page as a file of its own: without the page's style sheet."""
+    for colour, variable in plots.VARIABLES.items():
+        svg = svg.replace(f"var({variable})", colour)
+    svg = svg.replace("var(--sans)", "sans-serif")
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def said(found: dict[str, Any]) -> str:
@@ -228,12 +256,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=KEPT)
     parser.add_argument("--summary", action="store_true", help="train nothing")
     parser.add_argument("--only", nargs="*", default=[], help="names of arms")
+    parser.add_argument("--pictures", type=Path, help="folder to draw the joint run into")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     wanted = arms(settings())
     if not asked.summary:
         trained(asked.results, wanted, asked.only)
-    found = summary(read(asked.results), wanted)
+    arms_kept = read(asked.results)
+    if asked.pictures:
+        pictures(arms_kept["joint"]["answers"], asked.pictures)
+    found = summary(arms_kept, wanted)
     print(json.dumps(found, indent=1) if asked.json else said(found))
 
 

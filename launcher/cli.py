@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "submit": ("submit", "run it on Slurm, as a batch job"),
     "resume": ("resume", "go on from the last checkpoint"),
     "report": ("report", "the answers, as one HTML file"),
+    "compare": ("compare", "runs side by side: settings, losses, effects"),
     "verify": ("verify", "check a whole run folder, and name every damaged thing"),
     "eval": ("evaluate", "lm-evaluation-harness"),
     "export": ("export", "Hugging Face checkpoint of the model, or a table of what was found"),

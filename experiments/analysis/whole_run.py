@@ -16,8 +16,8 @@ from motet.experiments.design.trial import final_of, series_of
 
 SENTENCE = (
     "One arm per run: all of this run has the treatment, so nothing inside it can say what the "
-    "treatment does. Compare with runs of the other arm, several seeds each (motet.load_runs reads "
-    "them together)."
+    "treatment does. Compare with runs of the other arm, several seeds each (motet compare RUN "
+    "RUN shows them side by side)."
 )
 
 
