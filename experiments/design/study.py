@@ -25,8 +25,9 @@ from motet.experiments.design.removal import removal_request
 from motet.experiments.design.requests import Setting, build_request, request_problems
 from motet.experiments.design.room import room_problem
 from motet.experiments.design.shares import sharing_problems
-from motet.experiments.design.spec import ExperimentSpec
+from motet.experiments.design.spec import ExperimentSpec, Schedule
 from motet.experiments.design.trial import trial_problems
+from motet.experiments.design.windows import fitting_schedules, said
 from motet.experiments.stream.claims import Claims
 from motet.experiments.stream.placement import CompiledPlan, Request, compile_plan
 
@@ -168,17 +169,43 @@ def place_study(draft: Draft) -> Study:
                 f"{WHERE}={setting.insertions}: some rows lie where base text is replaced; use "
                 "experiments.decontaminate.policy: exclude"
             )
-    plan = compile_plan(
-        requests,
-        setting.seed,
-        setting.sequence_length,
-        placed_tombstones(lock, draft.tombstones),
-        setting.stream.boundaries,
-        [(one.request, one.placed) for one in there],
-    )
+    schedules = {name: asked[name].entry.schedule for name in order}
+    plan = _compiled(requests, lock, there, draft, schedules)
     questions = tuple(asked[name].question for name in order)
     tombstones, decision = draft.tombstones, draft.decision
     return Study(setting, questions, requests, lock, tombstones, plan, decision, fixed, imported)
+
+
+def _compiled(
+    requests: Sequence[Request],
+    lock: Sequence[Registered],
+    there: Sequence[Fixed],
+    draft: Draft,
+    schedules: Mapping[str, Schedule],
+) -> CompiledPlan:
+    """Place all requests. Where there is no room, the error of a new run proposes schedules that
+    fit, if there are any.
+    """
+    setting, fixed = draft.setting, [(one.request, one.placed) for one in there]
+    held = placed_tombstones(lock, draft.tombstones)
+    try:
+        return compile_plan(
+            requests,
+            setting.seed,
+            setting.sequence_length,
+            held,
+            setting.stream.boundaries,
+            fixed,
+        )
+    except UserError as error:
+        if draft.registered:
+            raise
+        taken = Claims.none()
+        for _, placed in fixed:
+            taken = taken.add(placed.claims.start, placed.claims.stop)
+        fitting = fitting_schedules(requests, schedules, setting, taken)
+        raise_problems(said(problems_in(error, "experiments"), fitting or {}))
+        raise
 
 
 def build_study(
