@@ -103,6 +103,8 @@ def read_sealed(path: Path, remedy: str = FROM_A_COPY) -> tuple[str, bool]:
         DamagedFile: it cannot be read, or was altered since it was written.
     """
     text = read_text(path, remedy)
+    if not text.strip():
+        raise DamagedFile(path, "is empty", remedy)
     body, mark, kept = text.rpartition(_TEXT_SEAL)
     if not mark:
         return text, False

@@ -10,8 +10,10 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.core.files import (
+    DamagedFile,
     atomic_write,
     read_json,
+    read_sealed,
     remove_leftovers,
     whole_file,
     write_json,
@@ -103,3 +105,11 @@ def test_a_damaged_or_missing_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"b\.json does not exist"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_settings_without_a_word_are_damaged_and_not_unsealed(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "resolved.yaml"
+    path.write_text(text)
+    with pytest.raises(DamagedFile, match="is empty"):
+        read_sealed(path)

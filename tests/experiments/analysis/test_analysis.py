@@ -458,6 +458,7 @@ def test_the_answers_have_exactly_the_agreed_fields(answers: dict[str, Any]) -> 
         curves = entry["curves"]
         assert set(curves) == {"dose_response", "over_time", "since_exposure"}
         assert set(curves["dose_response"]) == {
+            "chance",
             "x",
             "mean",
             "low",

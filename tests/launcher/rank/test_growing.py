@@ -17,7 +17,7 @@ def refusal(change: Change, operator: Any, precision: str = "fp32", **stage: Any
     growing = family({**SMALL, **stage.pop("small", {})}, {"operator": operator, **stage})
     job: Any = SimpleNamespace(growing=growing, facts={"precision": precision})
     try:
-        refuse_change(job, 1, growing.growth(1), change)
+        refuse_change(job, 1, change)
     except UserError as error:
         return str(error)
     return ""
