@@ -17,6 +17,7 @@ BEFORE = (
     "removal",
     "requests",
     "study",
+    "windows",
 )
 
 
