@@ -8,7 +8,7 @@ fits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,8 @@ from motet.experiments.stream.placement import Request, place
 SHIFTED = ("steps", "every")
 FULLEST = 0.6
 """A window that would be fuller is not tried: random places fill three quarters at most."""
+FARTHEST = 2_000
+"""Steps further away are not looked at: a run of a million would try each for each experiment."""
 
 
 def fitting_schedules(
@@ -84,14 +86,12 @@ def written(schedule: Schedule) -> str:
     return f"{{kind: every, every: {int(schedule.every)}, start: {int(schedule.start)}}}"
 
 
-def _moved(schedule: Schedule, steps_total: int) -> list[Schedule]:
+def _moved(schedule: Schedule, steps_total: int) -> Iterator[Schedule]:
     """The schedule itself, then the same some steps later or earlier, nearest first."""
-    if not steps_total:
-        return [schedule]
-    moved = [schedule]
-    for distance in range(1, steps_total):
-        moved += [shifted(schedule, by) for by in (distance, -distance)]
-    return moved
+    yield schedule
+    for distance in range(1, min(steps_total, FARTHEST)):
+        yield shifted(schedule, distance)
+        yield shifted(schedule, -distance)
 
 
 def shifted(schedule: Schedule, by: int) -> Schedule:

@@ -20,12 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from motet.core.errors import Problem
-from motet.experiments.design.experiment import Experiment
 from motet.experiments.library import generate, lexicon
-from motet.experiments.library.membership import rank_outcome, share_below, since_reference
+from motet.experiments.library.membership import Calibrated, rank_outcome, share_below
 from motet.experiments.types import (
     F64,
-    I64,
     ItemScores,
     ItemTable,
     OutcomeSpec,
@@ -54,7 +52,7 @@ class SuffixOptions:
     )
 
 
-class AuditingCanaries(Experiment):
+class AuditingCanaries(Calibrated):
     """Members against non-members, by condition."""
 
     description = "which canaries betray that they were trained on (suffixes, AUC, TPR at FPR)"
@@ -179,18 +177,6 @@ class AuditingCanaries(Experiment):
             f"{kind}_over_plain": difference(rank, kind_U == kind, kind_U == PLAIN)
             for kind in self.kinds()
         }
-
-    def summarize(
-        self,
-        units: Sequence[Unit],
-        arms: I64,
-        steps: I64,
-        series: Mapping[str, F64],
-        exposure_steps: Sequence[I64],
-    ) -> dict[str, F64]:
-        final = {name: values[-1] for name, values in series.items()}
-        first = self.spec.schedule.first_step(int(steps[-1]))
-        return final | {"calibrated": since_reference(steps, series["logprob"], first)}
 
 
 def difference(values_U: F64, one_U: Any, other_U: Any) -> F64:

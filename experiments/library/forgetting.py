@@ -89,11 +89,7 @@ class Forgetting(Experiment):
         )
 
     def generate_rows(self, count: int, seed: int) -> list[dict[str, Any]]:
-        path = (self.spec.use, self.spec.name, seed)
-        return [
-            {"id": document.id.replace("fact", "document"), "text": document.texts[0]}
-            for document in generate.documents(path, count, 1)
-        ]
+        return generate.texts((self.spec.use, self.spec.name, seed), count, "document")
 
     def unit_of(self, row: Mapping[str, Any]) -> Unit:
         text = row["text"].strip()

@@ -8,7 +8,7 @@ training text, and no two items share one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from motet.experiments.library import phrases
 from motet.experiments.stream.random import key_after, key_state, name_key
@@ -159,6 +159,14 @@ def documents(path: Sequence[str | int], count: int, n_variants: int) -> Iterato
     names = Names(*path, "names")
     for number in range(count):
         yield InventedDocument(path, number, names, n_variants)
+
+
+def texts(path: Sequence[str | int], count: int, called: str) -> list[dict[str, Any]]:
+    """Rows {id, text} of such documents in their first telling; `called` begins their ids."""
+    return [
+        {"id": document.id.replace("fact", called), "text": document.texts[0]}
+        for document in documents(path, count, 1)
+    ]
 
 
 class InventedDocument:

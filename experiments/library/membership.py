@@ -45,7 +45,23 @@ class MembershipOptions:
     prompt_words: int = 4
 
 
-class Membership(Experiment):
+class Calibrated(Experiment):
+    """An experiment that also compares each unit's log-probability with what it was before."""
+
+    def summarize(
+        self,
+        units: Sequence[Unit],
+        arms: I64,
+        steps: I64,
+        series: Mapping[str, F64],
+        exposure_steps: Sequence[I64],
+    ) -> dict[str, F64]:
+        final = {name: values[-1] for name, values in series.items()}
+        first = self.spec.schedule.first_step(int(steps[-1]))
+        return final | {"calibrated": since_reference(steps, series["logprob"], first)}
+
+
+class Membership(Calibrated):
     """Loss of members against non-members, in and out by chance."""
 
     description = "can it be told from scores which documents were trained on"
@@ -90,11 +106,7 @@ class Membership(Experiment):
         )
 
     def generate_rows(self, count: int, seed: int) -> list[dict[str, Any]]:
-        path = (self.spec.use, self.spec.name, seed)
-        return [
-            {"id": document.id.replace("fact", "document"), "text": document.texts[0]}
-            for document in generate.documents(path, count, 1)
-        ]
+        return generate.texts((self.spec.use, self.spec.name, seed), count, "document")
 
     def unit_of(self, row: Mapping[str, Any]) -> Unit:
         text, count = row["text"].strip(), self.options.prompt_words
@@ -114,18 +126,6 @@ class Membership(Experiment):
             "zlib": table.mean(scores.logprob, "rest") / sizes,
             "lowest": table.mean(lowest, "rest"),
         }
-
-    def summarize(
-        self,
-        units: Sequence[Unit],
-        arms: I64,
-        steps: I64,
-        series: Mapping[str, F64],
-        exposure_steps: Sequence[I64],
-    ) -> dict[str, F64]:
-        final = {name: values[-1] for name, values in series.items()}
-        first = self.spec.schedule.first_step(int(steps[-1]))
-        return final | {"calibrated": since_reference(steps, series["logprob"], first)}
 
 
 def beginning(text: str, n_words: int) -> str | None:

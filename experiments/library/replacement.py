@@ -10,13 +10,13 @@ The time is randomized with the arm: each arm has a part of the window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from motet.core.errors import Problem
 from motet.experiments.design.spec import Arm
 from motet.experiments.library.membership import Membership
-from motet.experiments.types import F64, I64, ItemScores, ItemTable, OutcomeSpec, Unit, per_token
+from motet.experiments.types import F64, ItemScores, ItemTable, OutcomeSpec, Unit, per_token
 
 LOGPROB = ("logprob", "log-probability of the document", "nats/token", "better known")
 
@@ -89,16 +89,6 @@ class Replacement(Membership):
     def measure(self, units: Sequence[Unit], scores: ItemScores) -> dict[str, F64]:
         logprob = ItemTable(units).mean(per_token(scores), "rest")
         return {"logprob": logprob, "late_over_early": logprob}
-
-    def summarize(
-        self,
-        units: Sequence[Unit],
-        arms: I64,
-        steps: I64,
-        series: Mapping[str, F64],
-        exposure_steps: Sequence[I64],
-    ) -> dict[str, F64]:
-        return {name: values[-1] for name, values in series.items()}
 
 
 class Palimpsest(Replacement):

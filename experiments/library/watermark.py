@@ -93,11 +93,7 @@ class EmbeddingWatermark(Experiment):
         )
 
     def generate_rows(self, count: int, seed: int) -> list[dict[str, Any]]:
-        path = (self.spec.use, self.spec.name, seed)
-        return [
-            {"id": document.id.replace("fact", "key"), "text": document.texts[0]}
-            for document in generate.documents(path, count, 1)
-        ]
+        return generate.texts((self.spec.use, self.spec.name, seed), count, "key")
 
     def unit_of(self, row: Mapping[str, Any]) -> Unit:
         text = row["text"].strip()

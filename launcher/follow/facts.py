@@ -12,8 +12,8 @@ from typing import Any
 
 from motet.core import format
 from motet.core.errors import DamagedFile, UserError
+from motet.core.files import FROM_A_COPY, read_json, read_sealed
 from motet.core.files import read_fields as core_fields
-from motet.core.files import read_json, read_sealed
 from motet.core.jobs import JOB_ID
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.follow.pace import FEW_BYTES, Pace, read_pace
@@ -23,6 +23,7 @@ from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.metrics import decode_row
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import LOST_SEAL, lost_seal
 from motet.launcher.runs.starting import waiting_of
 
 FRESH_S = 90.0
@@ -155,7 +156,7 @@ def _damaged(run: RunDir) -> Iterator[str]:
     newest = run.attempt(run.latest_attempt()) / "attempt.json"
     readers: list[tuple[Callable[[Path], Any], Path]] = [
         (_mapping, run.manifest),
-        (read_sealed, run.resolved_yaml),
+        (lambda path: _sealed(path, read_fields(run.manifest)), run.resolved_yaml),
         (lambda _: run.done_step(), run.done),
         (_mapping, newest),
         (read_json, run.jobs_json),
@@ -174,6 +175,12 @@ def _damaged(run: RunDir) -> Iterator[str]:
         mark = read_fields(run.checkpoint(step) / "manifest.json").get("metrics") or {}
         if mark and (not run.metrics.exists() or run.metrics.stat().st_size < mark["bytes"]):
             yield f"{run.metrics.name} is cut short: it lacks rows before step {step:,}"
+
+
+def _sealed(path: Path, manifest: Fields) -> None:
+    _, sealed = read_sealed(path)
+    if lost_seal(sealed, manifest):
+        raise DamagedFile(path, LOST_SEAL, FROM_A_COPY)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -35,6 +35,14 @@ def read_manifest(run: RunDir) -> dict[str, Any]:
     return read_fields(run.manifest, MANIFEST_NEEDS)
 
 
+LOST_SEAL = "lost the hash in its last line"
+
+
+def lost_seal(sealed: bool, manifest: Mapping[str, Any]) -> bool:
+    """Return whether settings without a hash had one: runs of earlier versions never did."""
+    return not sealed and "frozen_sha256" in manifest
+
+
 def run_sha256(manifest: Mapping[str, Any]) -> str:
     """Return the hash by which checkpoints and metrics know the frozen run."""
     return seal_of({key: value for key, value in manifest.items() if key not in _GROWS})

@@ -78,8 +78,8 @@ def _settings(found: Findings) -> None:
     """`resolved.yaml`: its own hash, and what may not change against the frozen copy."""
     path = found.run.resolved_yaml
     _, sealed = read_sealed(path, run_yaml_remedy(found.run))
-    if not sealed and "frozen_sha256" in found.manifest:
-        found.add(path, "lost the hash in its last line", run_yaml_remedy(found.run))
+    if seals.lost_seal(sealed, found.manifest):
+        found.add(path, seals.LOST_SEAL, run_yaml_remedy(found.run))
     settings = run_yaml.load(path)
     for problem in unlike_frozen(found.manifest, settings):
         found.add(path, f"is not as the run was frozen: {problem}", run_yaml_remedy(found.run))

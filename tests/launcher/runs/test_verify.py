@@ -357,3 +357,14 @@ def test_a_corpus_is_hashed_once_and_again_when_it_was_written(
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # as `cp -p` or `touch -r` would
     (problem,) = corpus.verify(known=True)
     assert problem.setting.endswith(shard.name)
+
+
+@pytest.mark.parametrize("text", ["", "name: r\n", "# nothing\n", "[]\n"])
+def test_status_says_so_of_settings_that_lost_their_hash_however_they_did(
+    run: RunDir, text: str
+) -> None:
+    before = run.resolved_yaml.read_bytes()
+    run.resolved_yaml.write_text(text)
+    _, said = answered(run, "status")
+    run.resolved_yaml.write_bytes(before)
+    assert "resolved.yaml" in said
