@@ -32,6 +32,8 @@ LEAST_OWN_SHARE = 0.1
 MOST_BINS = 4
 ALL_PAIRS_UP_TO = 200
 NEIGHBOURS_BEYOND = 8
+PAIRS_AT_ONCE = 1 << 16
+"""Pairs whose shingles are in memory together."""
 
 
 def with_groups(units: Sequence[Unit], spec: ExperimentSpec) -> tuple[list[Unit], list[Problem]]:
@@ -178,7 +180,7 @@ def _similar_pairs(sets: Sequence[npt.NDArray[np.uint64]], threshold: float) -> 
     kept = kept[count[code[kept]] > 1]
     signature = np.array([members[0] if len(members) else 0 for members in sets], dtype=np.uint64)
     left, right = _candidates(rarity[kept], owner[kept], signature)
-    return _verified(sets, left, right, threshold)
+    return _verified(sizes, code, left, right, threshold)
 
 
 def _candidates(shingle: I64, owner: I64, signature: npt.NDArray[np.uint64]) -> tuple[I64, I64]:
@@ -201,17 +203,26 @@ def _candidates(shingle: I64, owner: I64, signature: npt.NDArray[np.uint64]) -> 
     return merged // 2**31, merged % 2**31
 
 
-def _verified(
-    sets: Sequence[npt.NDArray[np.uint64]], left: I64, right: I64, threshold: float
-) -> tuple[I64, I64]:
-    keep = np.zeros(len(left), dtype=bool)
-    for index, (one, other) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-        a, b = sets[one], sets[other]
-        if min(len(a), len(b)) < threshold * max(len(a), len(b)):
-            continue
-        shared = len(np.intersect1d(a, b, assume_unique=True))
-        keep[index] = shared >= threshold * (len(a) + len(b) - shared) - 1e-9
-    return left[keep], right[keep]
+def _verified(sizes: I64, code: I64, left: I64, right: I64, threshold: float) -> tuple[I64, I64]:
+    """Those pairs whose Jaccard similarity reaches the threshold.
+
+    sizes: shingles of each text; code: their numbers, text after text.
+    """
+    from scipy.sparse import csr_array
+
+    a, b = sizes[left], sizes[right]
+    kept = np.minimum(a, b) >= threshold * np.maximum(a, b)
+    left, right = left[kept], right[kept]
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    shape = (len(sizes), int(code.max(initial=-1)) + 1)
+    table = csr_array((np.ones(len(code), np.int32), code, ends), shape)
+    alike = np.zeros(len(left), dtype=bool)
+    for first in range(0, len(left), PAIRS_AT_ONCE):
+        part = slice(first, first + PAIRS_AT_ONCE)
+        shared = (table[left[part]] * table[right[part]]).sum(axis=1)
+        either = sizes[left[part]] + sizes[right[part]] - shared
+        alike[part] = shared >= threshold * either - 1e-9
+    return left[alike], right[alike]
 
 
 def _components(n_texts: int, original: I64, left: I64, right: I64) -> I64:

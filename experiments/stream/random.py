@@ -24,6 +24,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
 _CHUNK = 1 << 15
 _LENGTHS = [length.to_bytes(4, "little") for length in range(24)]
+_TABLED = 1024
 
 
 def name_key(*parts: str | int) -> int:
@@ -48,9 +49,18 @@ def key_after(state: hashlib.blake2b, number: int) -> int:
 
     A study draws millions of numbers, so this is one call; `number` has at most 18 digits.
     """
-    digest, encoded = state.copy(), b"int:%d" % number
-    digest.update(_LENGTHS[len(encoded)] + encoded)
+    digest = state.copy()
+    digest.update(_PARTS[number] if 0 <= number < _TABLED else _part(number))
     return int.from_bytes(digest.digest(), "little")
+
+
+def _part(number: int) -> bytes:
+    """What `key_state` hashes of a number."""
+    encoded = b"int:%d" % number
+    return _LENGTHS[len(encoded)] + encoded
+
+
+_PARTS = [_part(number) for number in range(_TABLED)]
 
 
 def mix64(x: U64) -> U64:

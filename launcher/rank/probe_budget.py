@@ -11,35 +11,10 @@ trained again after a restart, what was measured or left out there before is so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from motet.experiments.design.assignment import Question
-from motet.experiments.scoring.generation import most_tokens
-from motet.experiments.scoring.probes import EncodedItems
-
 THINNED = "thinned"
-
-
-def needed_steps(
-    question: Question, judged: int, totals: Sequence[int], also: Sequence[int] = ()
-) -> set[int]:
-    """Return the steps at which a question is measured whatever it costs.
-
-    Args:
-        question: of the run.
-        judged: the frozen step of its judgement.
-        totals: lengths of the run, as it was frozen and as it is now.
-        also: further steps.
-    """
-    kind, spec = type(question.experiment), question.experiment.spec
-    bare = kind(replace(spec, probe_at={}))
-    return {0, judged, *also, *totals}.union(*(bare.probe_steps(total) for total in totals))
-
-
-def work_of(items: EncodedItems, batch_tokens: int) -> int:
-    """Return the tokens that one probe of an experiment passes through the model, at most."""
-    return sum(map(len, items.tokens)) + most_tokens(items.prompts, batch_tokens)
 
 
 @dataclass

@@ -25,9 +25,10 @@ from motet.experiments.scoring.store import write_probe
 from motet.experiments.stream.noise import noise
 from motet.experiments.types import ItemScores, ItemTable
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.rank.probe_budget import ProbeBudget, needed_steps, work_of
+from motet.launcher.rank.probe_budget import ProbeBudget
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.study.before_training import tokenizer_of
+from motet.launcher.study.probe_price import needed_steps, work_of
 from motet.models.family.base import Member
 from motet.parallel.engines.embedding_noise import NoisyEmbeddings
 from motet.parallel.engines.protocol import Engine

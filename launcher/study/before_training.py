@@ -181,14 +181,23 @@ def checked(settings: RunSettings, must_answer: bool = True) -> tuple[list[Probl
         draft = draft_study(sound, setting, lock, decision)
         problems += draft.problems
         problems += _design_problems(draft, settings, must_answer)
-        if draft.placeable:
-            study = place_study(draft)
     except UserError as error:
         unsound = {spec.name for spec in specs}
         problems += problems_in(error, "experiments")
+    else:
+        study = _placed(draft, problems)
     for spec in specs:
         problems += item_problems(spec, library) if spec.name in unsound else []
     return list(dict.fromkeys(problems)), None if problems else study
+
+
+def _placed(draft: Draft, problems: list[Problem]) -> Study | None:
+    """Return a draft's study; where there is no room for it, that becomes a problem."""
+    try:
+        return place_study(draft) if draft.placeable else None
+    except UserError as error:
+        problems += problems_in(error, "experiments")
+        return None
 
 
 def _is_of(name: str, setting: str) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.launcher.commands import common, options
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
+
+if TYPE_CHECKING:
+    from motet.launcher.study.probe_price import ProbePrices
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +21,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Every problem of the settings, the experiments and their items, at once; then warnings."""
+    """Every problem of the settings, the experiments and their items, at once; then the cost of
+    probes, and warnings.
+    """
     settings, problems = common.inspect_settings(arguments)
     warnings: list[Problem] = []
+    prices: ProbePrices | None = None
     if settings is not None and all(one.setting.startswith("experiments") for one in problems):
         # Of other settings that are wrong the study would be one of their defaults.
-        found, warnings = _study_problems(settings)
+        found, warnings, prices = _study_problems(settings)
         problems = list(dict.fromkeys([*problems, *found]))
     if arguments.json:
         listed = [[problem._asdict() for problem in each] for each in (problems, warnings)]
-        told = {"ok": not problems, "problems": listed[0], "warnings": listed[1]}
+        told: dict[str, Any] = {"ok": not problems, "problems": listed[0], "warnings": listed[1]}
+        told["probes"] = None if prices is None else prices.to_json()
         terminal.print_json(told)
         return 2 if problems else 0
     raise_problems(problems)
@@ -34,18 +42,25 @@ def run(arguments: argparse.Namespace) -> int:
     count = len(settings.experiments.list)
     controls = " and the controls" if settings.experiments.controls else ""
     print(f"no problems in {count} experiment{'s' if count != 1 else ''}{controls}")
+    if prices is not None:
+        print(prices)
     for warning in warnings:
         print(f"warning: {warning}")
     return 0
 
 
-def _study_problems(settings: RunSettings) -> tuple[list[Problem], list[Problem]]:
-    """(problems, warnings) of the study."""
+def _study_problems(
+    settings: RunSettings,
+) -> tuple[list[Problem], list[Problem], ProbePrices | None]:
+    """(problems, warnings, cost of the probes) of the study."""
     from motet.launcher.study import before_training
     from motet.launcher.study.cautions import study_warnings
+    from motet.launcher.study.probe_price import probe_prices
 
     try:
         problems, study = before_training.checked(settings)
-        return problems, [] if study is None else study_warnings(study, settings)
+        if study is None:
+            return problems, [], None
+        return problems, study_warnings(study, settings), probe_prices(study, settings)
     except UserError as error:
-        return [Problem("experiments", str(error))], []
+        return [Problem("experiments", str(error))], [], None

@@ -391,10 +391,11 @@ def test_a_begun_run_does_not_need_the_users_items_any_more(
 
 
 def test_check_reports_every_problem_for_people_and_for_machines(main: Main, folder: Path) -> None:
-    assert main("experiments", "check", "run.yaml")[:2] == (
-        0,
-        "no problems in 1 experiment and the controls\n",
-    )
+    code, out, _ = main("experiments", "check", "run.yaml")
+    assert code == 0
+    said, probes = out.splitlines()
+    assert said == "no problems in 1 experiment and the controls"
+    assert probes.startswith("probes: about ")
     arguments = [
         "experiments",
         "check",

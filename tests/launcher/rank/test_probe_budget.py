@@ -15,9 +15,10 @@ from motet.experiments.design.assignment import ask
 from motet.experiments.design.parser import parse_experiments
 from motet.experiments.library.kinds import LIBRARY, Library
 from motet.launcher.rank.loop import thin
-from motet.launcher.rank.probe_budget import THINNED, ProbeBudget, needed_steps
+from motet.launcher.rank.probe_budget import THINNED, ProbeBudget
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.report.training import thinned_probes
+from motet.launcher.study.probe_price import needed_steps
 
 NEEDED = {"cheap": {0, 90, 100}, "dear": {0, 100}}
 WORK = {"cheap": 100, "dear": 900}
