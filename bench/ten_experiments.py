@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "results" / "ten_experiments.json"
 RUN = ROOT / "examples" / "ten_experiments.yaml"
 SHARED = Path(os.environ.get("MOTET_SHARED", ROOT.parent / "shared"))
+STYLE = ROOT / "launcher" / "output" / "style.css"
 CLEAN_SEEDS = (1, 2, 3)
 Z = 1.96
 FIELDS = ("name", "label", "unit", "effect", "low", "high", "p", "n_treated", "n_control")
@@ -225,11 +226,14 @@ def pictures(answers: dict[str, Any], folder: Path) -> None:
 
 
 def alone(svg: str) -> str:
-    """A drawing of the report's page as a file of its own: without the page's style sheet."""
-    for colour, variable in plots.VARIABLES.items():
-        svg = svg.replace(f"var({variable})", colour)
-    svg = svg.replace("var(--sans)", "sans-serif")
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    """A drawing of the report's page as a file of its own, with the page's colours, by day and by
+    night.
+    """
+    colours = STYLE.read_text(encoding="utf-8").split("* {", 1)[0]
+    style = f"<style>{colours}svg {{ background: var(--paper) }}</style>"
+    head, body = svg.split(">", 1)
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{head}>{style}{body}\n"
 
 
 def said(found: dict[str, Any]) -> str:
