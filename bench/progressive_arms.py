@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding, training_flops_per_token
-from motet.models.family.growing_stages import RunShape
 from motet.models.family.progressive import ProgressiveFamily
+from motet.models.family.stage_lengths import RunShape
 from motet.models.growth.growth import Growth, grow
 from motet.models.growth.learned import LearnedGrowth, learn
 from motet.models.growth.multilevel import blended, digests

@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "layout show": ("layout.show", "draw the rank grid and the pipeline's timeline"),
     "family": ("", "the models that one run delivers"),
     "family show": ("family.show", "draw the members: sizes, FLOPs, memory, what they share"),
+    "family divergence": ("family.divergence", "how far neighbouring members lie apart"),
     "family draft": ("family.draft", "how often the largest accepts what smaller members draft"),
     "cluster": ("", "what the machines and their links really are"),
     "cluster probe": ("cluster.probe", "measure, and write it down"),

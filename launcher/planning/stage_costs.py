@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motet.core import format
@@ -20,11 +20,23 @@ def stage_facts(family: ProgressiveFamily, settings: RunSettings) -> dict[str, A
 
     `at_equal_cost`: each member alone for the operations that its lineage took up to its end (Yano
     et al., arXiv:2504.00623); `at_equal_tokens`: each alone on the tokens that its lineage read.
+    Stages that their loss ends are as long as they may be; `earliest` has all of it where each ends
+    as early as it may.
     """
+    facts = _laid(family, settings, family.planned)
+    shortest = family.shortest() if any(map(family.loss_ends, range(len(family.stages)))) else ()
+    return facts | ({"earliest": _laid(family, settings, shortest)} if shortest else {})
+
+
+def _laid(
+    family: ProgressiveFamily, settings: RunSettings, starts: Sequence[int]
+) -> dict[str, Any]:
+    """Return the facts of stages that begin at these steps."""
     length, rows = settings.data.sequence_length, []
     tokens = flops = 0.0
-    for number, (stage, start) in enumerate(zip(family.stages, family.starts, strict=True)):
-        stop, each = family.stop_of(number), counts.training_flops_per_token(stage.config, length)
+    stops = (*starts[1:], settings.steps)
+    for number, (stage, start) in enumerate(zip(family.stages, starts, strict=True)):
+        stop, each = stops[number], counts.training_flops_per_token(stage.config, length)
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
@@ -52,7 +64,8 @@ def stage_facts(family: ProgressiveFamily, settings: RunSettings) -> dict[str, A
 
 def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
     """Print the stages as a table, and what they save."""
-    terminal.print_table([_shown(row) for row in facts["stages"]])
+    earliest = facts.get("earliest", facts)["stages"]
+    terminal.print_table([_shown(*pair) for pair in zip(facts["stages"], earliest, strict=True)])
     print(f"\n{told(facts)}")
     if not known_vocabulary:
         print("The vocabulary is not known without a corpus: embeddings are those of 32,768 rows.")
@@ -68,16 +81,32 @@ def told(facts: Mapping[str, Any]) -> str:
         f"The family takes {flops} FLOPs. {number} separate runs that cost what each member and "
         f"those before it did take {alone}: {facts['saved_at_equal_cost']:.1%} is saved. Each "
         f"alone on as many tokens takes {longer}: {facts['saved_at_equal_tokens']:.1%} is saved."
+        f"{_told_earliest(facts)}"
     )
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+def _told_earliest(facts: Mapping[str, Any]) -> str:
+    """Return what is said where the loss ends stages."""
+    if (other := facts.get("earliest")) is None:
+        return ""
+    return (
+        " So where every stage is as long as it may be; where the loss ends each as early as it "
+        f"may, the family takes {format.power_of_ten(other['flops'])} FLOPs, and "
+        f"{other['saved_at_equal_cost']:.1%} and {other['saved_at_equal_tokens']:.1%} are saved."
+    )
+
+
+def _range(least: str, most: str) -> str:
+    return most if least == most else f"{least} to {most}"
+
+
+def _shown(row: Mapping[str, Any], early: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "member": row["name"],
         "made by": row["operator"] or "start",
-        "from step": f"{row['start_step']:,}",
-        "steps": f"{row['steps']:,}",
-        "tokens": format.short(row["tokens"]),
+        "from step": _range(f"{early['start_step']:,}", f"{row['start_step']:,}"),
+        "steps": _range(*(f"{n:,}" for n in sorted((early["steps"], row["steps"])))),
+        "tokens": _range(*map(format.short, sorted((early["tokens"], row["tokens"])))),
         "parameters": format.short(row["parameters"]),
         "without embeddings": format.short(row["parameters_non_embedding"]),
         "layers": row["layers"],
@@ -96,6 +125,18 @@ def stage_prices(
 ) -> dict[str, Any]:
     """Return time, memory and operations of every stage in one layout, and of separate runs."""
     facts = stage_facts(family, settings)
+    priced = _priced(family, facts, question, choice)
+    if early := facts.get("earliest"):
+        priced["earliest"] = _priced(family, early, question, choice)
+    return priced
+
+
+def _priced(
+    family: ProgressiveFamily,
+    facts: dict[str, Any],
+    question: PlanQuestion,
+    choice: RankedLayout,
+) -> dict[str, Any]:
     stages = [
         GrowthStage(row["name"], stage.config, choice.layout, question.training, row["tokens"])
         for stage, row in zip(family.stages, facts["stages"], strict=True)
@@ -119,22 +160,25 @@ def stage_prices(
 def tell(priced: Mapping[str, Any]) -> None:
     """Print what the stages cost in a layout."""
     print("\nThe stages of the family in layout 1:")
+    earliest = priced.get("earliest", priced)
+    pairs = list(zip(priced["stages"], earliest["stages"], strict=True))
     terminal.print_table(
         [
             {
                 "member": row["name"],
                 "made by": row["operator"] or "start",
-                "tokens": format.short(row["tokens"]),
+                "tokens": _range(*map(format.short, sorted((early["tokens"], row["tokens"])))),
                 "step (s)": f"{row['step_time_s']:.3g}",
-                "time": format.clock(row["time_s"]),
+                "time": _range(*map(format.clock, sorted((early["time_s"], row["time_s"])))),
                 "FLOPs": format.power_of_ten(row["flops"]),
                 "memory (GiB)": f"{row['memory_gib']:.1f}",
                 "fits": "yes" if row["fits"] else "no",
             }
-            for row in priced["stages"]
+            for row, early in pairs
         ]
     )
+    time = _range(*map(format.clock, sorted((earliest["time_s"], priced["time_s"]))))
     print(
-        f"All stages take {format.clock(priced['time_s'])}; separate runs of the members on as "
-        f"many tokens each {format.clock(priced['alone_s'])}. {told(priced)}"
+        f"All stages take {time}; separate runs of the members on as many tokens each "
+        f"{format.clock(priced['alone_s'])}. {told(priced)}"
     )

@@ -29,6 +29,8 @@ from motet.launcher.rank.own_hooks import own_hooks
 from motet.launcher.rank.plugins import load_hooks
 from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
+from motet.launcher.rank.stage_ends import restore as restore_trend
+from motet.launcher.rank.stage_ends import settle
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.trackers import open_trackers
 from motet.launcher.rank.validating import Validation
@@ -48,7 +50,7 @@ from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.engines.embedding_noise import refuse_noise
 from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
 from motet.parallel.layout.layout import Layout
-from motet.parallel.runtime.mesh import World, agree_any, tell_all
+from motet.parallel.runtime.mesh import World, agree_any, first_complaint, tell_all
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def build_job(
         job.budget.recall(all_rows(run.metrics))
     if start.facts is not None:
         job.guard.restore(start.facts["judge"])
+        restore_trend(job, start.facts)
         keep_order(job.facts, start.facts)
         job.measured += start.facts.get("probes", [])
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
@@ -299,8 +302,8 @@ def _load_newest(
     grew = set(tell_all(run.grown_steps(), world))
     kept = [(step, grown) for step in known for grown in (False, True) if step in grew or not grown]
     for step, grown in reversed(kept):
-        held = None if growing is None else growing.member_at(step if grown else max(step - 1, 0))
         try:
+            held = _held_by(run, growing, step, grown, world)
             manifest = load(checkpoints, engines.of(held), step, hashes, grown)
             return Start(step, manifest["segment"], manifest, held)
         except UserError as error:
@@ -313,6 +316,29 @@ def _load_newest(
         raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
     refuse_start_over(run)
     return Start(held=None if growing is None else growing.member_at(0))
+
+
+def _held_by(
+    run: RunDir, growing: ProgressiveFamily | None, step: int, grown: bool, world: World
+) -> Member | None:
+    """Return whose model a checkpoint has; the family learns where its stages began (a collective
+    where it grows).
+
+    Raises:
+        UserError: on every rank: the checkpoint says nothing that can be read.
+    """
+    if growing is None:
+        return None
+    facts: dict[str, Any] = {}
+    complaint = None
+    try:
+        facts = read_checkpoint(run, step, grown=grown) if world.rank == 0 else {}
+    except UserError as error:
+        complaint = str(error)
+    if told := first_complaint(complaint, world):
+        raise UserError(f"checkpoint {run.checkpoint(step, grown)} is damaged: {told}")
+    settle(growing, tell_all(facts, world))
+    return growing.member_at(step if grown else max(step - 1, 0))
 
 
 def set_aside(run: RunDir, step: int, grown: bool = False) -> None:

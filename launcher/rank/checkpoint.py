@@ -121,6 +121,10 @@ class Checkpoints:
             "kept), then `motet resume` goes on from the newest"
         )
 
+    def keep_for_good(self, step: int) -> None:
+        """Never remove the checkpoint of a step."""
+        self.always |= {step}
+
     def wait(self) -> None:
         """Wait for the save under way; a failure in the background is raised here."""
         pending, self._pending = self._pending, None

@@ -61,6 +61,10 @@ class DrawCheck:
             raise UserError(f"family.kind: {type(self.family).__name__}: {told}\n{PURE}")
         self._agreed = dict(zip(steps, mine, strict=True))
 
+    def forget(self) -> None:
+        """Compare anew from the next step on: what the family chooses has changed, on all ranks."""
+        self._agreed = {}
+
     def checked(self, step: int, drawn: Sequence[Choice] | None) -> str:
         """Return the hash of what a step trains.
 

@@ -73,6 +73,10 @@ class Feed:
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
         return share
 
+    def forget(self) -> None:
+        """Drop what was read ahead: who trains on it has changed."""
+        self._ahead = None
+
     def read(self, step: int) -> Share:
         """Read this rank's share of a step."""
         chosen = self.draws.choose(step)

@@ -22,6 +22,7 @@ from motet.experiments.stream.stream import IGNORED_LABEL, Batch
 from motet.launcher.rank.growth_inputs import blended_states, growth_of, is_exact
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.probing import sum_over_ranks
+from motet.launcher.rank.stage_ends import stage_state
 from motet.models.family.base import WHOLE
 from motet.models.growth.growth import grow as grown_states
 from motet.models.member import name_of
@@ -116,7 +117,8 @@ def facts_of(job: TrainingJob) -> dict[str, Any]:
     held = {}
     if job.growing is not None:
         config = job.growing.whole if job.held is None else job.held.config
-        held = {"stage": {"name": name_of(job.held) or WHOLE, "model": vars(config)}}
+        named = {"name": name_of(job.held) or WHOLE, "model": vars(config)}
+        held = {"stage": named | stage_state(job)}
     return {
         **job.facts,
         **held,

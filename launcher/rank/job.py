@@ -25,6 +25,7 @@ from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.starting import Starting
 from motet.models.family.base import Choice, Family, Member
 from motet.models.family.costs import choice_flops
+from motet.models.family.loss_trend import LossTrend
 from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
@@ -82,6 +83,8 @@ class TrainingJob:
     """Makes the engine of a member's own model, where a family grows."""
     held: Member | None = None
     """Whose model the engine has, where a family grows; None is the whole one."""
+    trend: tuple[int, LossTrend] | None = None
+    """Number and losses of the stage that trains, where its loss may end it."""
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
     budget: ProbeBudget | None = None

@@ -18,6 +18,8 @@ from motet.launcher.rank.growing import facts_of, grow, growth_due, has_grown
 from motet.launcher.rank.job import StepDone, TrainingJob
 from motet.launcher.rank.probe_budget import THINNED
 from motet.launcher.rank.probing import Interrupted
+from motet.launcher.rank.stage_ends import restore as restore_trend
+from motet.launcher.rank.stage_ends import watch
 from motet.launcher.rank.stop import SpikeGuard
 from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import stage_of
@@ -53,6 +55,7 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
         result = train_step(job, step, lr)
+        watch(job, step + 1, result)
         job.at("after_step", step + 1, **numbers_of(result), lr=lr)
         stopping = result.stop or job.asked_to_stop()
         if not result.applied:
@@ -249,6 +252,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
     grown = has_grown(job, saved_steps[-1])
     manifest = load(job.checkpoints, job.engine, saved_steps[-1], grown=grown)
     keep_order(job.facts, manifest)
+    restore_trend(job, manifest)
     job.ledger.close()
     hashes = (job.segment.plan_sha256, job.segment.definition_sha256)
     if job.world.rank == 0:

@@ -166,6 +166,12 @@ class ProbeSet:
         empty.failed, empty.needed, empty.tokenizer, empty.seed = {}, {}, None, 0
         return empty
 
+    def also(self, step: int) -> None:
+        """Measure everything after a step that was not known before, whatever it costs."""
+        for name in self.due:
+            self.due[name].add(step)
+            self.needed.setdefault(name, set()).add(step)
+
     def leave_out(self, step: int, names: Sequence[str]) -> None:
         """Measure some experiments not at a step, although they are due."""
         for name in names:

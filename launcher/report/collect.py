@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.launcher.report.benchmarks import benchmark_rows
-from motet.launcher.report.consistency import neighbours
+from motet.launcher.report.consistency import divergence_of, neighbours
 from motet.launcher.report.family import family_part
 from motet.launcher.report.standing import first_line, standing
 from motet.launcher.report.training import MOST_POINTS, training_record
 from motet.launcher.report.words import finite, plain
 from motet.launcher.runs.attempts import facts_of
+from motet.launcher.runs.kept_models import stages_of
 from motet.launcher.runs.metrics import Row, read_metrics, rows_of
 from motet.launcher.runs.seals import read_manifest
 from motet.launcher.runs.verify import JUDGED, Findings, inspect
@@ -81,6 +82,7 @@ class Sources:
     prediction: str = ""
     damaged: Sequence[str] = field(default_factory=tuple)
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    divergence: Mapping[str, Any] | None = None
 
 
 def assemble(sources: Sources) -> dict[str, Any]:
@@ -92,6 +94,8 @@ def assemble(sources: Sources) -> dict[str, Any]:
     family = family_part(sources.manifest, sources.rows, found)
     if stages := sources.manifest.get("stages"):
         family |= {"neighbours": neighbours(stages, study.measured if study else ())}
+    if family:
+        family["divergence"] = sources.divergence
     return plain(
         {
             "version": VERSION,
@@ -310,7 +314,7 @@ def collect(rundir: RunDir) -> Sources:
     asked = has_study(rundir)
     study, answers, problems = analysed(rundir.root, found) if asked else NOTHING
     return Sources(
-        manifest=found.manifest,
+        manifest=_with_stages(rundir, found.manifest),
         damaged=damaged,
         rows=read_metrics(rundir.metrics),
         attempts=read_attempts(rundir),
@@ -322,7 +326,14 @@ def collect(rundir: RunDir) -> Sources:
         unread=asked and study is None,
         prediction="" if damaged else predicted(rundir),
         benchmarks=benchmark_rows(rundir),
+        divergence=divergence_of(rundir),
     )
+
+
+def _with_stages(rundir: RunDir, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest, with its stages where they really began."""
+    stages = stages_of(rundir, manifest)
+    return {**manifest, "stages": stages} if stages else manifest
 
 
 def predicted(rundir: RunDir) -> str:

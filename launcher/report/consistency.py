@@ -1,5 +1,5 @@
-"""Whether neighbours of a family that grows answer alike: what one knows and the one made of it
-has lost. Pure functions.
+"""Whether neighbours of a family answer alike: what one knows and the one made of it has lost, and
+how far their distributions lie apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.errors import UserError
+from motet.core.files import read_fields
 from motet.experiments.analysis.measured import Measured
+from motet.launcher.runs.kept_models import step_of
+from motet.launcher.runs.rundir import RunDir
 
 WHOLE = "whole"
 
@@ -51,6 +55,24 @@ def neighbours(
                 }
             )
     return found
+
+
+def divergence_of(rundir: RunDir) -> dict[str, Any] | None:
+    """Return what `motet family divergence` found; None where it was not asked, or its file is
+    damaged. `outdated`: a newer checkpoint has one of the models.
+    """
+    if not rundir.divergence.exists():
+        return None
+    try:
+        found = read_fields(rundir.divergence, {"pairs": list, "unseen": bool})
+        newest = max(rundir.checkpoint_steps(), default=0)
+        rows = []
+        for row in found["pairs"]:
+            now = [step_of(rundir, newest, row[key]) for key in ("before", "after")]
+            rows.append({**row, "outdated": row["steps"] != now})
+    except (UserError, KeyError, TypeError):
+        return None
+    return {"unseen": found["unseen"], "pairs": rows}
 
 
 def right(one: Measured) -> npt.NDArray[np.bool_]:

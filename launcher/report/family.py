@@ -51,7 +51,7 @@ def family_part(
     for axis in AXES:
         for row, on_front in zip(members, front(members, axis), strict=True):
             row["front"][axis] = on_front
-    stages = lineage(members, manifest) if manifest.get("stages") else []
+    stages = lineage(members, manifest, rows) if manifest.get("stages") else []
     return {
         "members": members,
         **({"lineage": stages} if stages else {}),
@@ -76,11 +76,14 @@ def _last_of_each(evaluations: Sequence[Row]) -> Row:
 
 
 def lineage(
-    members: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+    members: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], metrics: Sequence[Row] = ()
 ) -> list[dict[str, Any]]:
     """Return what each stage read and cost, in order, alone and with those before it; figures are
-    None where no ledger says what was read.
+    None where no ledger says what was read. `ended` has the event of a stage that its loss could
+    end.
     """
+    events = [row for row in rows_of(metrics, "event") if row.get("event") == "stage_ended"]
+    ended = {row["member"]: row for row in events}  # the last, where a stage was trained again
     by_name = {row["member"]: row for row in members}
     rows: list[dict[str, Any]] = []
     tokens: float | None = 0.0
@@ -100,9 +103,16 @@ def lineage(
                 "tokens": own,
                 "lineage_tokens": tokens,
                 "lineage_flops": None if own is None else flops,
+                **({"ended": _ended(ended.get(stage["name"]))} if "until" in stage else {}),
             }
         )
     return rows
+
+
+def _ended(event: Row | None) -> dict[str, Any] | None:
+    """Return why a stage ended, and the slope of its loss then; None before it did."""
+    keys = ("step", "by", "threshold", "fall", "error", "blocks")
+    return None if event is None else {key: event.get(key) for key in keys}
 
 
 def grown_cost(

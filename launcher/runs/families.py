@@ -18,6 +18,7 @@ from motet.core.plugins import (
     place,
 )
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.kept_models import settled_starts
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
 from motet.models.config import ModelConfig
@@ -29,9 +30,9 @@ from motet.models.family.base import (
     member_problems,
     members_of,
 )
-from motet.models.family.growing_stages import RunShape
 from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.registry import FAMILIES
+from motet.models.family.stage_lengths import RunShape
 from motet.parallel.engines.refusals import refusals, stage_refusals
 from motet.parallel.layout.layout import Layout
 
@@ -176,7 +177,7 @@ def open_family(
         made = frozen_class(run, manifest, "family.kind", kind, Family)
     else:
         made = FAMILIES[kind]
-    family = _made(made, settings, whole, manifest.get("stages") or ())
+    family = _made(made, settings, whole, manifest.get("stages") or (), run)
     frozen = members_of(manifest)
     if list(made_members(family)) != frozen:
         raise UserError(
@@ -191,12 +192,17 @@ def _made(
     settings: RunSettings,
     whole: ModelConfig,
     stages: Sequence[Mapping[str, Any]] = (),
+    run: RunDir | None = None,
 ) -> Family:
-    """Return a family, its stages laid over the run, or as they were frozen with it."""
+    """Return a family, its stages laid over the run, or as they were frozen with it and as the
+    run's newest checkpoint knows them.
+    """
     try:
         family = made(whole, settings.family.options, settings.seed)
         if isinstance(family, ProgressiveFamily):
             family.fit(shape_of(settings), stages)
+            if run is not None and (starts := settled_starts(run)):
+                family.settle(starts)
         return family
     except UserError:
         raise

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from motet.core.errors import UserError
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from motet.core.errors import DamagedFile, UserError
 from motet.core.files import read_json
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
@@ -21,6 +25,28 @@ def refuse_slices(rundir: RunDir, option: str) -> None:
 def is_growing(rundir: RunDir) -> bool:
     """Whether the members of a run are models of their own that grow one into the other."""
     return bool(read_json(rundir.manifest).get("stages"))
+
+
+def settled_starts(rundir: RunDir) -> list[int]:
+    """The steps at which stages began of a run whose loss ends some, as its newest checkpoint that
+    can be read says; [] where all were known before, or nothing is known yet.
+    """
+    for step in reversed(rundir.checkpoint_steps()):
+        with contextlib.suppress(DamagedFile):
+            stage = read_checkpoint(rundir, step).get("stage") or {}
+            return [int(start) for start in stage.get("starts", ())]
+    return []
+
+
+def stages_of(rundir: RunDir, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a run's manifest, with the steps at which they really began; those that have
+    not begun keep the step at which they do at the latest.
+    """
+    starts = settled_starts(rundir)
+    return [
+        {**stage, "start_step": starts[number] if number < len(starts) else stage["start_step"]}
+        for number, stage in enumerate(manifest.get("stages") or ())
+    ]
 
 
 def held_by(rundir: RunDir, step: int) -> str:

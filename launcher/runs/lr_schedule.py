@@ -26,7 +26,9 @@ def learning_rate(
         step: the update's number, from 0.
         steps: updates of the whole run.
         peak: the highest learning rate.
-        stage: the stage of a family's run that the step belongs to: the schedule runs over it.
+        stage: the stage of a family's run that the step belongs to: the schedule runs over it. One
+            whose end is not known has no decay: a schedule over its greatest length would end
+            somewhere on its way down.
     """
     warmup = schedule.warmup_steps
     if stage is not None:
@@ -34,6 +36,8 @@ def learning_rate(
         warmup = warmup if stage.warmup_steps is None else stage.warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
+    if stage is not None and stage.held:
+        return peak
     first, last = warmup, max(steps - 1, warmup + 1)
     if schedule.kind == "wsd":
         first = last - max(1, round(schedule.decay_fraction * steps))

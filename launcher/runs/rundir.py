@@ -114,6 +114,11 @@ class RunDir:
         return self.root / "eval"
 
     @property
+    def divergence(self) -> Path:
+        """How far neighbouring members lie apart, where that was measured."""
+        return self.root / "divergence.json"
+
+    @property
     def report_html(self) -> Path:
         """The report as a page."""
         return self.root / "report.html"

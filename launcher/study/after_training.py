@@ -32,6 +32,7 @@ from motet.experiments.stream.ledger import Stretch, lineage, read_segments
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.kept_models import stages_of
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
@@ -160,7 +161,7 @@ def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
     newest = lineage(read_segments(run.ledger), segment, step)
     members = members_of(manifest)
     sizes = sizes_of(manifest, definition)
-    stages = manifest.get("stages") or ()
+    stages = stages_of(run, manifest)
     reader = _Reader(run, settings, plan, questions, members, definition, sizes, stages)
     ends, later = Ends.of(run, definition), []
     if ends.reached:

@@ -48,12 +48,14 @@ class TrainingStage:
         start_step, steps: where it begins, and how long it is.
         lr_scale: its peak learning rate over the run's.
         warmup_steps: None = as the run's schedule.
+        held: where it ends is not known: after the warm-up the learning rate stays.
     """
 
     start_step: int
     steps: int
     lr_scale: float = 1.0
     warmup_steps: int | None = None
+    held: bool = False
 
 
 class Family(ABC):

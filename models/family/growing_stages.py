@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from motet.core.errors import suggest
 from motet.core.schema import MappingReader, is_number, is_whole
 from motet.models.config import ModelConfig, ModelError, problems
-from motet.models.counts import parameters_non_embedding, training_flops_per_token
+from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import NAME, WHOLE
 from motet.models.family.space import size_of
+from motet.models.family.stage_lengths import LENGTHS, StageLength, amount, read_length
 
 SIZES = ("parameters", "depth", "width", "model")
-LENGTHS = ("steps", "tokens", "flops")
 KEYS = (
     "name",
     *SIZES,
@@ -43,52 +43,6 @@ SIZED = (
 NEAR = 0.25
 """A number of parameters that no stage comes so near to is refused, as a share of it."""
 MOST_PARTS = 16
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """What a run says of its length and learning rate to a family that has stages.
-
-    Attributes:
-        steps, sequence_length: of the run.
-        sequences_before: sequences consumed before a step.
-        peak_lr: the peak learning rate of a model of so many parameters outside embedding and head.
-        warmup_steps: of the run's schedule.
-    """
-
-    steps: int
-    sequence_length: int
-    sequences_before: Callable[[int], int]
-    peak_lr: Callable[[int], float]
-    warmup_steps: int
-
-    def tokens(self, start: int, stop: int) -> int:
-        """Return the tokens that steps [start, stop) consume."""
-        return (self.sequences_before(stop) - self.sequences_before(start)) * self.sequence_length
-
-
-class StageLength(NamedTuple):
-    """How long a stage is: `value` of "steps", "tokens" or "flops"; "rest" of the run."""
-
-    kind: str
-    value: float = 0.0
-
-    def stop(self, start: int, config: ModelConfig, run: RunShape) -> int:
-        """Return the step that the stage ends before; rounded up to a whole step."""
-        if self.kind == "rest":
-            return run.steps
-        if self.kind == "steps":
-            return start + round(self.value)
-        tokens = self.value
-        if self.kind == "flops":
-            tokens /= training_flops_per_token(config, run.sequence_length)
-        low, high = start + 1, start + 1
-        while run.tokens(start, high) < tokens and high < 2 * run.steps:
-            low, high = high, start + 2 * (high - start)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if run.tokens(start, middle) >= tokens else (middle + 1, high)
-        return low
 
 
 @dataclass(frozen=True)
@@ -143,7 +97,7 @@ def read_stage(
     return GrowingStage(
         name=name,
         config=_config(read, whole, after),
-        length=_length(read, last=after is None),
+        length=read_length(read, last=after is None),
         operator=operator,
         options=options,
         lr=_positive(read, "lr"),
@@ -187,39 +141,6 @@ def _operator(read: MappingReader, first: bool) -> tuple[str, dict[str, Any]]:
         )
         return "", {}
     return name, {str(key): value for key, value in options.items()}
-
-
-def _length(read: MappingReader, last: bool) -> StageLength | None:
-    given = [key for key in LENGTHS if key in read.values]
-    if last:
-        for key in given:
-            read.problem(key, "the last stage takes the rest of the run; leave it out")
-        return StageLength("rest")
-    if len(given) > 1:
-        read.problem(given[1], f"{given[0]} says how long the stage is already; leave one out")
-    if not given:
-        return None
-    value = amount(read.values[given[0]])
-    if value is None or (given[0] == "steps" and value != round(value)):
-        whole = "a whole number of steps" if given[0] == "steps" else "a number such as 2m or 1.5b"
-        read.refuse(given[0], read.values[given[0]], whole)
-        return StageLength("steps", 1)
-    return StageLength(given[0], value)
-
-
-def amount(value: Any) -> float | None:
-    """Return a positive number, also one written as 2m, 1.5b or 3e15; None where it is none."""
-    if is_number(value):
-        return float(value) if value > 0 else None
-    try:
-        return float(size_of(value))
-    except ValueError:
-        pass
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if 0 < found < math.inf and not isinstance(value, bool) else None
 
 
 def _positive(read: MappingReader, key: str) -> float | None:

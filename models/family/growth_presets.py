@@ -15,7 +15,8 @@ from motet.core.errors import UserError, suggest
 from motet.core.schema import MappingReader, is_sequence
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters, parameters_non_embedding, training_flops_per_token
-from motet.models.family.growing_stages import LENGTHS, GrowingStage, RunShape, StageLength, amount
+from motet.models.family.growing_stages import GrowingStage
+from motet.models.family.stage_lengths import LENGTHS, RunShape, StageLength, amount
 
 GSTACK_FACTOR = 4
 CYCLE_FACTOR, CYCLE_ALPHA, CYCLE_SHARES = 2, 0.25, (0.05, 0.5)

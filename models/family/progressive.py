@@ -2,12 +2,11 @@
 
 One stream of data runs through all stages, so that nothing is read twice and nothing left out. What
 grows is made by an operator of `models/growth`; which step belongs to which stage is known before
-the run begins. Torch-free, but for asking an operator.
+the run begins, or, where the loss ends a stage, once it did. Torch-free, but for an operator.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,11 @@ from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.schema import MappingReader
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding
-from motet.models.family.base import Family, Member, TrainingStage, WhoTrains
-from motet.models.family.growing_stages import KEYS, GrowingStage, RunShape, read_stage
+from motet.models.family.base import Member, TrainingStage, WhoTrains
+from motet.models.family.growing_stages import KEYS, GrowingStage, read_stage
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
+from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
+from motet.models.family.staged import WHERE, StagedFamily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from motet.models.growth.growth import Growth
     from motet.models.growth.operator import GrowthOperator
 
-WHERE = "family.options"
 OPTIONS = ("stages", "preset", "factor", "tokens", "alpha")
 LEARNED = ("ligo", "mango")
 ALONE = {
@@ -38,7 +38,7 @@ BLEND_JUMP_NATS = 8.0
 """Of a model that is the sum of two: nothing is known but that chance is no better."""
 
 
-class ProgressiveFamily(Family):
+class ProgressiveFamily(StagedFamily):
     """Members that train one after the other, each grown from the one before.
 
     Options:
@@ -58,8 +58,6 @@ class ProgressiveFamily(Family):
         raise_problems(problems)
         self.stages = self._read(filled, problems)
         raise_problems(problems)
-        self.starts: tuple[int, ...] = ()
-        self.run: RunShape | None = None
         self._members = [
             Member(stage.name, stage.config, tuple(range(stage.config.n_layers)))
             for stage in self.stages
@@ -93,33 +91,9 @@ class ProgressiveFamily(Family):
         Raises:
             UserError: a stage has no length, or the run ends before its last stage begins.
         """
-        self.run = run
-        if frozen:
-            self.starts = tuple(int(entry["start_step"]) for entry in frozen)
-            return
-        if self.preset is not None:
+        if self.preset is not None and not frozen:
             self.stages = PRESETS[self.preset].fitted(PresetRun(self.stages, run, self.options))
-        self.starts = self._laid(run)
-
-    def _laid(self, run: RunShape) -> tuple[int, ...]:
-        """Return the step at which each stage begins, from their lengths."""
-        starts, start, problems = [0], 0, []
-        for number, stage in enumerate(self.stages[:-1]):
-            where = f"{WHERE}.stages[{number}]"
-            if stage.length is None:
-                why = f"stage {stage.label} has no length; give steps, tokens or flops"
-                raise UserError(f"{where}: {why}")
-            start = stage.length.stop(start, stage.config, run)
-            starts.append(start)
-            if start >= run.steps:
-                why = (
-                    f"stage {stage.label} ends at step {start:,}, but the run has {run.steps:,} "
-                    "steps: nothing is left for the last stage; make it shorter, or the run longer"
-                )
-                problems.append(Problem(where, why))
-                break
-        raise_problems(problems)
-        return tuple(starts)
+        self.lay(run, [int(entry["start_step"]) for entry in frozen])
 
     def members(self) -> Sequence[Member]:
         """See `Family.members`: the models of all stages but the last, in their order."""
@@ -131,9 +105,11 @@ class ProgressiveFamily(Family):
         """
         assert self.run is not None
         found = []
-        for number, start in enumerate(self.starts):
+        for number, start in enumerate(self.planned):
             stage = self.stages[number]
             facts = {"name": stage.label, "start_step": start, "operator": self.told(number)}
+            if stage.length is not None and stage.length.until is not None:
+                facts["until"] = {**stage.length.until._asdict(), "most_tokens": stage.length.value}
             if learned := self.learning_sequences(number):
                 facts["learning_tokens"] = learned * self.run.sequence_length
             found.append(facts)
@@ -163,23 +139,10 @@ class ProgressiveFamily(Family):
         made: Any = self.operator(number)
         return int(made.steps * made.sequences)
 
-    def number_at(self, step: int) -> int:
-        """Return the number of the stage that a step belongs to."""
-        return bisect_right(self.starts, step) - 1
-
     def member_at(self, step: int) -> Member | None:
         """Return the model that trains in a step; None is the whole one."""
         number = self.number_at(step)
         return self._members[number] if number < len(self._members) else None
-
-    def stop_of(self, number: int) -> int:
-        """Return the step that a stage ends before."""
-        assert self.run is not None
-        return [*self.starts[1:], self.run.steps][number]
-
-    def ends(self) -> tuple[int, ...]:
-        """Return the steps at which a model is kept and grows."""
-        return self.starts[1:]
 
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """See `Family.choose`."""
@@ -192,7 +155,8 @@ class ProgressiveFamily(Family):
         one, start = self.stages[number], self.starts[number]
         of_run = self.run.peak_lr(parameters_non_embedding(self.whole))
         scale = self.peak_lr(number) / of_run
-        return TrainingStage(start, self.stop_of(number) - start, scale, one.warmup_steps)
+        steps, held = self.stop_of(number) - start, self.loss_ends(number)
+        return TrainingStage(start, steps, scale, one.warmup_steps, held)
 
     def peak_lr(self, number: int) -> float:
         """Return the peak learning rate of a stage: its own, or the run's for a model of its
@@ -301,15 +265,19 @@ class ProgressiveFamily(Family):
         if all(growth.new_elements(name) is None for name in names):
             why = f"{stage.operator} makes no new values, but copies of whole weights"
             return [f"{where}: {why}; set warmup_steps"]
-        steps = self.stop_of(number) - self.starts[number]
+        steps = self.least_steps(number)
         if stage.rewarm_steps > steps:
             return [f"{where}: {stage.rewarm_steps:,} are more than the {steps:,} of the stage"]
         return []
 
     def _length_faults(self, number: int) -> list[str]:
         assert self.run is not None
-        stage, start = self.stages[number], self.starts[number]
-        steps = self.stop_of(number) - start
+        stage, steps = self.stages[number], self.least_steps(number)
+        if self.loss_ends(number) and steps < LEAST_STEPS:
+            return [
+                f"until.least_tokens: they are {steps} steps of stage {stage.label}, and a slope "
+                f"needs {LEAST_STEPS}; make them more, or the batch smaller"
+            ]
         warmup = self.run.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
         if warmup < steps:
             return []

@@ -12,9 +12,9 @@ from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding, training_flops_per_token
 from motet.models.family.base import choices
 from motet.models.family.costs import lineage_totals
-from motet.models.family.growing_stages import RunShape
 from motet.models.family.growth_presets import gstack_tokens
 from motet.models.family.progressive import ProgressiveFamily
+from motet.models.family.stage_lengths import RunShape
 from motet.models.growth.registry import stated_jump
 from tests.models.families import tiny
 

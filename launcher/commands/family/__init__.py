@@ -1,1 +1,1 @@
-"""`motet family`: the members of a run.yaml's family, and how they draft for each other."""
+"""`motet family`: the members of a run's family, how far they lie apart, and how they draft."""

@@ -9,8 +9,8 @@ import pytest
 from motet.core.errors import UserError
 from motet.launcher.runs.families import refuse_layout
 from motet.models.family.base import member_facts
-from motet.models.family.growing_stages import RunShape
 from motet.models.family.progressive import ProgressiveFamily
+from motet.models.family.stage_lengths import RunShape
 from motet.parallel.layout.layout import Layout
 from tests.models.families import tiny
 
