@@ -40,7 +40,8 @@ def _laid(
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
-        tokens, flops = tokens + read, flops + read * each + learning
+        spent = read * (each + family.teacher_flops(number)) + learning
+        tokens, flops = tokens + read, flops + spent
         rows.append(
             {
                 "name": stage.label,
@@ -54,7 +55,7 @@ def _laid(
                 "d_model": stage.config.d_model,
                 "peak_lr": family.peak_lr(number),
                 "flops_per_token": each,
-                "flops": read * each + learning,
+                "flops": spent,
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
             }
@@ -137,14 +138,22 @@ def _priced(
     question: PlanQuestion,
     choice: RankedLayout,
 ) -> dict[str, Any]:
+    teachers = [family.teacher_of(number) for number in range(len(family.stages))]
     stages = [
-        GrowthStage(row["name"], stage.config, choice.layout, question.training, row["tokens"])
-        for stage, row in zip(family.stages, facts["stages"], strict=True)
+        GrowthStage(
+            row["name"],
+            stage.config,
+            choice.layout,
+            question.training,
+            row["tokens"],
+            None if teacher is None else family.stages[teacher].config,
+        )
+        for stage, row, teacher in zip(family.stages, facts["stages"], teachers, strict=True)
     ]
     cost = progressive_cost(stages, choice.cluster, question.traits, question.constants)
     for row in facts["stages"]:
         found = cost.predictions[row["name"]]
-        row["step_time_s"] = cost.step_time_s[row["name"]]
+        row["step_time_s"] = found.step_time_s
         row["time_s"] = row["tokens"] / found.tokens_per_s
         row["memory_gib"], row["fits"] = found.memory_gib, found.fits
     return {

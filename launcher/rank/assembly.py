@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
 from motet.launcher.rank.evaluating import MemberEvaluation
 from motet.launcher.rank.feed import Draws, Feed
+from motet.launcher.rank.growth_inputs import read_teacher
 from motet.launcher.rank.hooks import Hooks
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.loop import keep_order, load
@@ -93,6 +95,8 @@ def build_job(
     growing = family if isinstance(family, ProgressiveFamily) else None
     options = engine_options(settings, precision, family)
     engines = StageEngines(model, options, layout, world)
+    if growing is not None:
+        engines.taught_by = growing.taught_by
     if growing is None:  # else the checkpoint says whose model it is
         engines.of(None)
     checkpoints = _checkpoints(run, settings, world, growing)
@@ -171,6 +175,7 @@ def build_job(
     if start.facts is not None:
         job.guard.restore(start.facts["judge"])
         restore_trend(job, start.facts)
+        read_teacher(job)
         keep_order(job.facts, start.facts)
         job.measured += start.facts.get("probes", [])
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
@@ -191,12 +196,16 @@ def _extension() -> tuple[str, bool] | None:
 class StageEngines:
     """Makes the engine of the model that trains: the whole one, or a member that is a model of its
     own; the one that was made last is kept until another is asked for.
+
+    Attributes:
+        taught_by: the sizes of the frozen model that one of them follows; None: of none.
     """
 
     whole: ModelConfig
     options: EngineOptions
     layout: Layout
     world: World
+    taught_by: Callable[[Member | None], ModelConfig | None] = lambda member: None
     made: tuple[Member | None, Engine] | None = None
 
     def of(self, member: Member | None) -> Engine:
@@ -210,7 +219,8 @@ class StageEngines:
         """Make an engine beside the one that there is."""
         self.made = None
         config = self.whole if member is None else member.config
-        return build_engine(config, self.options, self.layout, self.world)
+        options = replace(self.options, taught_by=self.taught_by(member))
+        return build_engine(config, options, self.layout, self.world)
 
 
 def _checkpoints(

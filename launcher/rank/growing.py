@@ -19,7 +19,12 @@ import torch.distributed as dist
 
 from motet.core.errors import UserError
 from motet.experiments.stream.stream import IGNORED_LABEL, Batch
-from motet.launcher.rank.growth_inputs import blended_states, growth_of, is_exact
+from motet.launcher.rank.growth_inputs import (
+    blended_states,
+    growth_of,
+    is_exact,
+    read_teacher,
+)
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.probing import sum_over_ranks
 from motet.launcher.rank.stage_ends import stage_state
@@ -81,6 +86,7 @@ def grow(job: TrainingJob, step: int) -> None:
         refuse_change(job, number, change)
         from_name = name_of(job.held) or WHOLE
         job.engine, job.held = engine, job.growing.member_at(step)
+        read_teacher(job)
         gc.collect()  # the old engine holds as much as half of the new one
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

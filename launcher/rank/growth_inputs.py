@@ -119,6 +119,23 @@ def _tell(job: TrainingJob, number: int, losses: list[float]) -> None:
     )
 
 
+def read_teacher(job: TrainingJob) -> None:
+    """Read the frozen model that the one at hand follows, of the checkpoint at the end of its
+    stage, which stays for good and whose checksums are verified (a collective where there is one).
+
+    Raises:
+        UserError: on every rank: that checkpoint is missing or damaged.
+    """
+    growing = job.growing
+    if growing is None or growing.taught_by(job.held) is None:
+        return
+    names = [member.name for member in growing.members()]
+    number = len(names) if job.held is None else names.index(job.held.name)
+    teacher = growing.teacher_of(number)
+    assert teacher is not None
+    job.checkpoints.load(growing.stop_of(teacher), job.engine.teacher_source())
+
+
 def blended_states(
     job: TrainingJob, number: int, engine: Engine, states: Iterable[tuple[str, WeightState]]
 ) -> Iterable[tuple[str, WeightState]]:

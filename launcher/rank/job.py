@@ -23,6 +23,7 @@ from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.starting import Starting
+from motet.models.counts import training_flops_per_token
 from motet.models.family.base import Choice, Family, Member
 from motet.models.family.costs import choice_flops
 from motet.models.family.loss_trend import LossTrend
@@ -120,10 +121,18 @@ class TrainingJob:
     def flops_of(self, draws: Sequence[Choice] | None) -> float:
         """Return the floating-point operations per token of a step: of who trained on it."""
         if draws is None:
-            return self.flops_per_token
+            return self.flops_per_token + self._teacher_flops()
         assert self.family is not None
         whole, length = self.family.whole, self.settings.data.sequence_length
-        return sum(choice_flops(choice, whole, length) for choice in draws) / len(draws)
+        own = sum(choice_flops(choice, whole, length) for choice in draws) / len(draws)
+        return own + self._teacher_flops()
+
+    def _teacher_flops(self) -> float:
+        """Return those of the frozen model that the one at hand follows."""
+        growing = self.growing
+        if growing is None or (teacher := growing.taught_by(self.held)) is None:
+            return 0.0
+        return training_flops_per_token(teacher, self.settings.data.sequence_length) / 3
 
     def at(self, moment: str, step: int, **facts: Any) -> None:
         """Call the hooks of a moment; `step` updates are done.

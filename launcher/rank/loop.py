@@ -23,7 +23,7 @@ from motet.launcher.rank.stage_ends import watch
 from motet.launcher.rank.stop import SpikeGuard
 from motet.launcher.runs.lr_schedule import learning_rate
 from motet.models.family.base import stage_of
-from motet.models.member import name_of
+from motet.models.member import StepChoices, name_of
 from motet.parallel.engines.protocol import Engine, Guard, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all
 
@@ -112,7 +112,8 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
         new = partial(job.growing.new_elements, step)
         job.engine.rewarm(job.growing.rewarm_share(step), new)
         guard = partial(of_member, job.guard, name_of(job.held))
-    result = job.engine.step(share.batches, lr, guard, job.stop.requested, share.members)
+    members = share.members if job.growing is None else followers(job, step, len(share.batches))
+    result = job.engine.step(share.batches, lr, guard, job.stop.requested, members)
     if job.held is not None:
         result = replace(result, losses={job.held.name: result.loss})
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
@@ -122,7 +123,18 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
     return result
 
 
-def of_member(guard: SpikeGuard, name: str | None, loss: float, grad_norm: float) -> bool:
+def followers(job: TrainingJob, step: int, micro_batches: int) -> StepChoices | None:
+    """Return what a model that grows is told of its loss: to follow a frozen one, or None: the
+    labels.
+    """
+    assert job.growing is not None
+    term = job.growing.term(step)
+    return None if term is None else StepChoices(((term,),) * micro_batches, (None,))
+
+
+def of_member(
+    guard: SpikeGuard, name: str | None, loss: float, grad_norm: float, losses: object = None
+) -> bool:
     """Ask the guard about a step of one member: each model that grows has a window of its own."""
     return guard(loss, grad_norm, {name: loss})
 

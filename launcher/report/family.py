@@ -94,6 +94,7 @@ def lineage(
         tokens = None if own is None or tokens is None else tokens + own
         spent = own + stage.get("learning_tokens", 0) if own else 0.0
         flops += spent * (row["flops_per_token"] or 0.0)
+        flops += (own or 0.0) * stage.get("teacher_flops_per_token", 0.0)
         rows.append(
             {
                 "member": stage["name"],

@@ -118,7 +118,10 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
             found = stage_refusals(layout, members, manifest["sequence_length"])
-            if layout.pp > 1 and any(one["operator"] == "prune" for one in manifest["stages"]):
+            if layout.pp > 1 and any("teacher_flops_per_token" in s for s in manifest["stages"]):
+                why = "stages of a pipeline have no second model beside them to follow"
+                found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
+            if layout.pp > 1 and any(s["operator"].startswith("prune") for s in manifest["stages"]):
                 why = "channels that are pruned are measured in one piece; set layout.pp=1"
                 found = [*found, f"layout.pp={layout.pp}: {why}"]
         else:

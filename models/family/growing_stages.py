@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from motet.core.errors import suggest
 from motet.core.schema import MappingReader, is_number, is_whole
@@ -32,7 +32,11 @@ KEYS = (
     "loss_jump_nats",
     "blend",
     "rewarm_steps",
+    "distill",
 )
+AFTER_ANOTHER = ("frozen_steps", "loss_jump_nats", "blend", "rewarm_steps", "distill")
+"""What no first stage has."""
+DISTILLED = ("labels", "divergence", "of")
 WIDTHS = ("d_model", "n_heads", "d_ffn", "d_expert", "d_shared")
 SIZED = (
     *("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "tied_embeddings"),
@@ -43,6 +47,19 @@ SIZED = (
 NEAR = 0.25
 """A number of parameters that no stage comes so near to is refused, as a share of it."""
 MOST_PARTS = 16
+
+
+class Distillation(NamedTuple):
+    """What the loss of a stage is, beside or instead of the labels.
+
+    Attributes:
+        labels, divergence: weights of the cross-entropy, and of KL(teacher || model).
+        of: name of the stage whose last model is the teacher; None = the one before.
+    """
+
+    labels: float = 0.0
+    divergence: float = 1.0
+    of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,8 @@ class GrowingStage:
             sizes (the V-cycle's interpolation). None = all of it.
         rewarm_steps: within so many steps the learning rate of new values alone rises from 0 to 1.3
             times that of the rest (SPARKLING); None = all train alike.
+        distill: it follows an earlier model, frozen, of any sizes (Minitron); None = it learns from
+            labels alone.
     """
 
     name: str | None
@@ -76,6 +95,7 @@ class GrowingStage:
     loss_jump_nats: float | None = None
     blend: float | None = None
     rewarm_steps: int | None = None
+    distill: Distillation | None = None
 
     @property
     def label(self) -> str:
@@ -106,7 +126,35 @@ def read_stage(
         loss_jump_nats=_positive(read, "loss_jump_nats"),
         blend=read.number("blend", None, 0.0, 1.0),
         rewarm_steps=read.whole("rewarm_steps", None, 1),
+        distill=_distillation(read),
     )
+
+
+def _distillation(read: MappingReader) -> Distillation | None:
+    """Return what `distill: {}` or `{labels: 0.5, divergence: 0.5, of: large}` asks for."""
+    asked = read.values.get("distill")
+    if asked is None:
+        return None
+    if not isinstance(asked, Mapping):
+        read.refuse("distill", asked, "{}, or weights such as {labels: 0.5, divergence: 0.5}")
+        return None
+    for key in asked:
+        if key not in DISTILLED:
+            why = (
+                f"is no part of it{suggest(str(key), DISTILLED)}; there are {', '.join(DISTILLED)}"
+            )
+            read.problem(f"distill.{key}", why)
+    found = {key: asked[key] for key in DISTILLED if key in asked}
+    for key in ("labels", "divergence"):
+        value = found.get(key, 1.0)
+        if not is_number(value) or value < 0 or (key == "divergence" and value == 0):
+            least = "above 0" if key == "divergence" else "of at least 0"
+            read.problem(f"distill.{key}", f"{value!r:.60} is not a number {least}")
+            return None
+    if not isinstance(found.get("of", ""), str):
+        read.problem("distill.of", f"{found['of']!r:.60} is not the name of a stage")
+        return None
+    return Distillation(**found)
 
 
 def _name(read: MappingReader, last: bool) -> str | None:
@@ -128,7 +176,7 @@ def _operator(read: MappingReader, first: bool) -> tuple[str, dict[str, Any]]:
     """Return name and options of `operator: stack` or `{name: hypercloning, noise: 0.1}`."""
     asked = read.values.get("operator")
     if first:
-        for key in ("operator", "frozen_steps", "loss_jump_nats", "blend", "rewarm_steps"):
+        for key in ("operator", *AFTER_ANOTHER):
             if key in read.values:
                 read.problem(key, "nothing comes before the first stage; leave it out")
         return "", {}

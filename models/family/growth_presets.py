@@ -19,6 +19,8 @@ from motet.models.family.growing_stages import GrowingStage
 from motet.models.family.stage_lengths import LENGTHS, RunShape, StageLength, amount
 
 GSTACK_FACTOR = 4
+MINITRON_SHARE = 0.03
+"""Tokens of the pruned model over those of the model that it came from."""
 CYCLE_FACTOR, CYCLE_ALPHA, CYCLE_SHARES = 2, 0.25, (0.05, 0.5)
 LR_EXPONENT = 1 / 3
 """Of sizes, in the peak learning rate of `yano2025`: muP's rate of hidden matrices falls with the
@@ -57,7 +59,7 @@ def preset_options(read: MappingReader, whole: ModelConfig) -> list[Any]:
             hint = suggest(str(name), PRESETS)
             read.problem("preset", f"{name!r} is not one of {', '.join(PRESETS)}{hint}")
         return []
-    for key in ("factor", "tokens", "alpha"):
+    for key in ("factor", "tokens", "alpha", "larger"):
         if key in read.values and (name is None or key not in PRESETS[name].takes):
             whose = [other for other, one in PRESETS.items() if key in one.takes]
             read.problem(key, f"belongs to preset {' or '.join(whose)}; leave it out")
@@ -232,14 +234,34 @@ def _fitted_vcycle(asked: PresetRun) -> list[GrowingStage]:
     ]
 
 
+def _written_minitron(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return a larger model, then what is left of it, which follows it alone."""
+    _refuse_stages(read)
+    if not read.mapping("larger"):
+        why = "is not set: sizes of the model that is pruned, such as {d_ffn: 4096}"
+        read.problem("larger", why)
+        return []
+    large = {"name": "large", "model": dict(read.mapping("larger"))}
+    return [large | _tokens(read), {"operator": "prune", "distill": {}}]
+
+
+def _fitted_minitron(asked: PresetRun) -> list[GrowingStage]:
+    """Return the larger model with all but the published share of the tokens (arXiv:2407.14679: the
+    pruned model reads less than 3 % of what the larger did).
+    """
+    large, small = asked.stages
+    tokens = asked.run.tokens(0, asked.run.steps) / (1 + MINITRON_SHARE)
+    return [replace(large, length=large.length or StageLength("tokens", tokens)), small]
+
+
 PRESETS: Mapping[str, Preset] = {
     "yano2025": Preset((), _written_yano, _fitted_yano),
     "gstack": Preset(("factor", "tokens"), _written_gstack, _fitted_gstack),
     "upcycle": Preset(("tokens",), _written_upcycle, lambda asked: asked.stages),
+    "minitron": Preset(("larger", "tokens"), _written_minitron, _fitted_minitron),
     "vcycle": Preset(("factor", "alpha"), _written_vcycle, _fitted_vcycle),
 }
 NOT_BUILT: Mapping[str, str] = {
-    "minitron": "its second stage follows the model that was pruned, of another size",
     "apollo": "its small models run layers several times, a number that is drawn every step",
 }
 """Presets that are known and that a run cannot follow, and why."""

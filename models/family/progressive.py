@@ -14,7 +14,7 @@ from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.schema import MappingReader
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding
-from motet.models.family.base import Member, TrainingStage, WhoTrains
+from motet.models.family.base import Member, Term, TrainingStage, WhoTrains
 from motet.models.family.growing_stages import KEYS, GrowingStage, read_stage
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
 from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from motet.models.growth.growth import Growth
     from motet.models.growth.operator import GrowthOperator
 
-OPTIONS = ("stages", "preset", "factor", "tokens", "alpha")
+OPTIONS = ("stages", "preset", "factor", "tokens", "alpha", "larger")
 LEARNED = ("ligo", "mango")
 ALONE = {
     **dict.fromkeys(LEARNED, "learns width and depth at once"),
@@ -44,7 +44,7 @@ class ProgressiveFamily(StagedFamily):
     Options:
         stages: in order; see `growing_stages`. The last is the run's model.
         preset: a published schedule that fills in what is left out (`growth_presets`).
-        factor, tokens: of presets that make their stages themselves.
+        factor, tokens, alpha, larger: of presets that make their stages themselves.
     """
 
     draws = 1
@@ -110,6 +110,8 @@ class ProgressiveFamily(StagedFamily):
             facts = {"name": stage.label, "start_step": start, "operator": self.told(number)}
             if stage.length is not None and stage.length.until is not None:
                 facts["until"] = {**stage.length.until._asdict(), "most_tokens": stage.length.value}
+            if teaching := self.teacher_flops(number):
+                facts["teacher_flops_per_token"] = teaching
             if learned := self.learning_sequences(number):
                 facts["learning_tokens"] = learned * self.run.sequence_length
             found.append(facts)
@@ -118,9 +120,10 @@ class ProgressiveFamily(StagedFamily):
     def told(self, number: int) -> str:
         """Return how the model of a stage is made, in words."""
         stage, other = self.stages[number], self.blended_with(number)
-        if other is None:
-            return stage.operator
-        return f"{stage.operator} ({stage.blend:g}, the rest {self.stages[other].label})"
+        told, teacher = stage.operator, self.teacher_of(number)
+        if other is not None:
+            told += f" ({stage.blend:g}, the rest {self.stages[other].label})"
+        return told if teacher is None else f"{told}, then taught by {self.stages[teacher].label}"
 
     def blended_with(self, number: int) -> int | None:
         """Return the stage whose model a stage's is blended with: the latest before it of the very
@@ -190,6 +193,17 @@ class ProgressiveFamily(StagedFamily):
             self.stages[number - 1].config, self.stages[number].config
         )
 
+    def taught_by(self, member: Member | None) -> ModelConfig | None:
+        """Return the sizes of the frozen model that a model follows; None: it follows none."""
+        names = [stage.label for stage in self.stages]
+        teacher = self.teacher_of(len(names) - 1 if member is None else names.index(member.name))
+        return None if teacher is None else self.stages[teacher].config
+
+    def term(self, step: int) -> Term | None:
+        """Return what the loss of a step is, of the model that trains; None: the labels alone."""
+        asked = self.stages[self.number_at(step)].distill
+        return None if asked is None else Term(None, asked.labels, kept=asked.divergence)
+
     def loss_jump_nats(self, number: int) -> float:
         """Return the most that the loss may rise by when a stage begins."""
         from motet.models.growth.registry import stated_jump
@@ -233,6 +247,7 @@ class ProgressiveFamily(StagedFamily):
         found = []
         for number, stage in enumerate(self.stages):
             where = f"stages[{number}]"
+            self.teacher_of(number)
             found += [f"{where}.{why}" for why in self._length_faults(number)]
             if stage.blend is not None and self.blended_with(number) is None:
                 found.append(

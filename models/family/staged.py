@@ -11,6 +11,7 @@ from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.models.config import ModelConfig
+from motet.models.counts import training_flops_per_token
 from motet.models.family.base import Family
 from motet.models.family.growing_stages import GrowingStage
 from motet.models.family.loss_trend import LEAST_BLOCKS, LossTrend
@@ -121,6 +122,30 @@ class StagedFamily(Family):
                 break
         raise_problems(problems)
         return tuple(starts)
+
+    def teacher_of(self, number: int) -> int | None:
+        """Return the stage whose last model a stage follows, frozen; None: it follows none.
+
+        Raises:
+            UserError: there is no such stage before it.
+        """
+        asked = self.stages[number].distill
+        if asked is None:
+            return None
+        names = [stage.label for stage in self.stages[:number]]
+        if asked.of is not None and asked.of not in names:
+            raise UserError(
+                f"{WHERE}.stages[{number}].distill.of: {asked.of!r} is no stage before it; there "
+                f"are {', '.join(names)}"
+            )
+        return number - 1 if asked.of is None else names.index(asked.of)
+
+    def teacher_flops(self, number: int) -> float:
+        """Return the operations per token of a stage's teacher: a forward pass of it."""
+        assert self.run is not None
+        if (teacher := self.teacher_of(number)) is None:
+            return 0.0
+        return training_flops_per_token(self.stages[teacher].config, self.run.sequence_length) / 3
 
     def number_at(self, step: int) -> int:
         """Return the number of the stage that a step belongs to."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from motet.models.config import ModelConfig
-from motet.models.counts import training_flops_per_token
+from motet.models.counts import parameters, training_flops_per_token
 from motet.parallel.cluster.constants import Constants
 from motet.parallel.cluster.description import Cluster
 from motet.parallel.cost.predictor import Predictor
@@ -35,13 +35,18 @@ class MemberShare:
 
 @dataclass(frozen=True)
 class GrowthStage:
-    """One model of a progressive family: how it is trained, and for how many tokens."""
+    """One model of a progressive family: how it is trained, and for how many tokens.
+
+    Attributes:
+        teacher: a frozen model that it follows.
+    """
 
     name: str
     model: ModelConfig
     layout: Layout
     training: Training
     tokens: float
+    teacher: ModelConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -119,17 +124,46 @@ def progressive_cost(
     steps: dict[str, float] = {}
     time_s = alone_s = before = 0.0
     for stage in stages:
-        found = Predictor(stage.model, cluster, stage.training, traits, constants).predict(
+        alone = Predictor(stage.model, cluster, stage.training, traits, constants).predict(
             stage.layout
         )
+        found = _with_teacher(alone, stage, cluster, traits, constants)
         predictions[stage.name] = found
         steps[stage.name] = found.step_time_s
         before += stage.tokens
         time_s += stage.tokens / found.tokens_per_s
-        alone_s += before / found.tokens_per_s
+        alone_s += before / alone.tokens_per_s
     memory_gib = max(found.memory_gib for found in predictions.values())
     fits = all(found.fits for found in predictions.values())
     return FamilyCost(steps, time_s, alone_s, memory_gib, fits, predictions)
+
+
+def _with_teacher(
+    alone: Prediction,
+    stage: GrowthStage,
+    cluster: Cluster,
+    traits: Traits,
+    constants: Mapping[str, Constants] | None,
+) -> Prediction:
+    """Return what a stage costs beside a frozen model that it follows.
+
+    Its forward pass counts as a third of a training step of it, and its weights are held in fp32,
+    divided as the model's are; the second product with the head is not counted.
+    """
+    if stage.teacher is None:
+        return alone
+    other = Predictor(stage.teacher, cluster, stage.training, traits, constants).predict(
+        replace(stage.layout, stage_layers=())
+    )
+    step_time_s = alone.step_time_s + other.step_time_s / 3
+    parts = stage.layout.dp_shard * stage.layout.tp
+    memory_gib = alone.memory_gib + 4 * parameters(stage.teacher) / parts / (1 << 30)
+    return alone._replace(
+        step_time_s=step_time_s,
+        tokens_per_s=alone.tokens_per_s * alone.step_time_s / step_time_s,
+        memory_gib=memory_gib,
+        fits=alone.fits and memory_gib <= alone.capacity_gib,
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from motet.models.member import Term, name_of
 from motet.models.moe import MoE
 from motet.parallel.engines.channel_order import measured, move, read_through
 from motet.parallel.engines.embedding_noise import NoisyEmbeddings
-from motet.parallel.engines.kept_teacher import KeptTeacher, state_of
+from motet.parallel.engines.kept_teacher import WithTeacher, followed
 from motet.parallel.engines.members import MemberTally, through_stages
 from motet.parallel.engines.protocol import EngineOptions, Guard, MicroBatch, StepResult
 from motet.parallel.engines.scoring import I64, Scoring
@@ -52,7 +52,7 @@ _ValueOf = Callable[[str, tuple[int, ...]], Tensor]
 _Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
+class NativeEngine(NoisyEmbeddings, Scoring, WithTeacher, TensorState):
     """A Decoder laid out over the ranks of a world; bare on one rank."""
 
     def __init__(
@@ -62,7 +62,7 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
         self.meshes = build_meshes(layout, world, config.n_experts > 0)
         self.ring = None if self.meshes.context is None else RingAttention(self.meshes.context)
         self.place = layout.place(world.rank)
-        self.decoders = self._decoders()
+        self.decoders = self._decoders(config)
         self.roots: dict[int, nn.Module] = dict(self.decoders)
         if layout.pp > 1:
             self.roots = {
@@ -82,16 +82,14 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
         fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
         self.optimizer = adamw(self.parameters, options)
         self.usage = Usage(config, self.parameters)
-        self.teacher = self._teacher() if options.teacher else None
+        self.teacher = followed(config, options, self._second, self.decoders)
 
-    def _decoders(self) -> dict[int, Decoder]:
+    def _decoders(self, config: ModelConfig) -> dict[int, Decoder]:
         """Return the stages that this rank holds, on the meta device."""
-        layers, stages = self.layout.layers_of_stages(self.config), self.layout.stages
+        layers, stages = self.layout.layers_of_stages(config), self.layout.stages
         with torch.device("meta"):
             return {
-                number: Decoder(
-                    self.config, Part(layers[number], number == 0, number == stages - 1)
-                )
+                number: Decoder(config, Part(layers[number], number == 0, number == stages - 1))
                 for number in self.layout.stages_of(self.place.pp)
             }
 
@@ -109,11 +107,11 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
             if isinstance(module, MoE):
                 module.reset_state(self.world.device)
 
-    def _teacher(self) -> KeptTeacher:
+    def _second(self, config: ModelConfig) -> Decoder:
         """Return a second model, laid out as the first; pipelines are refused before."""
-        (decoder,) = self._decoders().values()
+        (decoder,) = self._decoders(config).values()
         self._lay_out(decoder, decoder)
-        return KeptTeacher(decoder, state_of(self.decoders[0]))
+        return decoder
 
     def _pipeline(self) -> Pipeline:
         split_by = self.layout.tp if self.layout.sequence_parallel else 1
@@ -241,7 +239,7 @@ class NativeEngine(NoisyEmbeddings, Scoring, TensorState):
     def _kept(self, micro_batch: _Inputs) -> tuple[Teacher]:
         """Run the kept teacher over a micro-batch."""
         assert self.teacher is not None
-        tokens_BT, _, places = self._local(self.decoders[0], *micro_batch)
+        tokens_BT, _, places = self._local(self.teacher.decoder, *micro_batch)
         with self._autocast():
             return (self.teacher.states(tokens_BT, places),)
 

@@ -176,6 +176,13 @@ class Engine(Protocol):
             ValueError: a weight of this model is missing.
         """
 
+    def teacher_source(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of the model that is followed (`EngineOptions.taught_by`), by their
+        names in the checkpoint of the run that trained it: `dcp.load` fills them in place. Native
+        alone has them.
+        """
+        raise NotImplementedError
+
     def full_model(self) -> dict[str, torch.Tensor]:
         """Return the unsharded model on the CPU of rank 0, {} elsewhere. A collective."""
 

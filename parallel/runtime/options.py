@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from motet.models.config import ModelConfig
+
 
 class Noise(Protocol):
     """What is added to the input embeddings of some tokens of one row."""
@@ -53,6 +55,7 @@ class EngineOptions:
         by_users: a value's gradient is a mean over the shares of a step whose members used it, not
             over all.
         teacher: a second set of the weights is kept for members to follow.
+        taught_by: a trained model of these sizes is kept instead, and never changes.
         seed: of the initial weights.
         zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or
             "parameters"; settings passed through.
@@ -69,6 +72,7 @@ class EngineOptions:
     mask_update: bool = False
     by_users: bool = False
     teacher: bool = False
+    taught_by: ModelConfig | None = None
     seed: int = 0
     zero_stage: int = 2
     offload: str = "none"

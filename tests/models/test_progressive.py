@@ -10,7 +10,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.models.config import ModelConfig
 from motet.models.counts import parameters_non_embedding, training_flops_per_token
-from motet.models.family.base import choices
+from motet.models.family.base import Term, choices
 from motet.models.family.costs import lineage_totals
 from motet.models.family.growth_presets import gstack_tokens
 from motet.models.family.progressive import ProgressiveFamily
@@ -239,6 +239,32 @@ def test_the_rate_of_new_values_alone_rises_above_that_of_the_rest() -> None:
     assert new[:, old_columns:].all()
 
 
+def test_minitron_prunes_and_follows_what_it_pruned() -> None:
+    found = family(preset="minitron", larger={"d_ffn": 2 * WHOLE.d_ffn})
+    assert found.problems(STEPS) == []
+    assert found.starts == (0, 389)  # 400 / 1.03, rounded up
+    (large,) = found.members()
+    assert (large.config.d_ffn, found.told(1)) == (2 * WHOLE.d_ffn, "prune, then taught by large")
+    assert (found.term(388), found.taught_by(large)) == (None, None)
+    assert found.term(389) == Term(None, 0.0, kept=1.0)
+    assert found.taught_by(None) == large.config
+    first, last = found.stage_facts()
+    assert "teacher_flops_per_token" not in first
+    forward = training_flops_per_token(large.config, LENGTH) / 3
+    assert last["teacher_flops_per_token"] == pytest.approx(forward)
+    longer = family(preset="minitron", larger={"d_ffn": 2 * WHOLE.d_ffn}, tokens=100 * LENGTH)
+    assert longer.starts == (0, 13)
+
+
+def test_a_stage_may_follow_any_model_before_it() -> None:
+    middle = {"name": "middle", "width": 0.5, "steps": 50, "operator": "stack"}
+    last = {"operator": "hypercloning", "distill": {"of": "small", "labels": 0.5}}
+    found = family({**SMALL, "width": 0.5}, middle, last)
+    assert found.problems(STEPS) == []
+    assert found.taught_by(None) == found.stages[0].config
+    assert found.term(399) == Term(None, 0.5, kept=1.0)
+
+
 CUT = {"name": "cut", "operator": "prune", "steps": 100}
 REFUSED = [
     ([], {}, "stages: is not set"),
@@ -293,7 +319,16 @@ REFUSED = [
     ([SMALL, STACK], {"preset": "vcycle"}, "preset vcycle makes them itself"),
     ([], {"preset": "vcycle", "alpha": -1}, "-1 is not a number from 0 to 1"),
     ([], {"preset": "vcycle", "factor": 3}, "1/3 of 4 is no whole number"),
-    ([SMALL, STACK], {"preset": "minitron"}, "minitron is not built"),
+    ([SMALL, STACK], {"preset": "minitron"}, "preset minitron makes them itself"),
+    ([], {"preset": "minitron"}, "larger: is not set"),
+    ([SMALL, STACK], {"larger": {"d_ffn": 64}}, "belongs to preset minitron"),
+    ([{**SMALL, "distill": {}}, STACK], {}, "nothing comes before the first stage"),
+    ([SMALL, {**STACK, "distill": True}], {}, "distill: True"),
+    ([SMALL, {**STACK, "distill": {"label": 1}}], {}, "did you mean 'labels'"),
+    ([SMALL, {**STACK, "distill": {"divergence": 0}}], {}, "0 is not a number above 0"),
+    ([SMALL, {**STACK, "distill": {"labels": -1}}], {}, "-1 is not a number of at least 0"),
+    ([SMALL, {**STACK, "distill": {"of": "large"}}], {}, "'large' is no stage before it"),
+    ([SMALL, {**STACK, "distill": {"of": 3}}], {}, "3 is not the name of a stage"),
     ([SMALL, STACK], {"preset": "apollo"}, "apollo is not built"),
     ([SMALL, STACK], {"preset": "gstack"}, "preset gstack makes them itself"),
     ([SMALL, STACK], {"preset": "yano2025"}, "yano2025 says how long each stage is"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from torch.distributed.checkpoint import load
 
 from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.seals import read_checkpoint
+from motet.models.decoder import Decoder
+from motet.models.divergence import divergence
 from motet.models.growth.growth import grown
 from motet.models.growth.registry import operator
 from tests.system.runs import losses, motet, motet_here, rows, who_trained, write_yaml
@@ -26,7 +30,7 @@ FAMILY = """family:
     - {name: first, depth: 1, steps: 5, operator: {name: ligo, noise: 0.0, steps: 4, sequences: 3}}
     - {name: small, depth: 0.5, steps: 5, operator: coalesce}
     - {name: large, depth: 1, steps: 5, operator: {name: mango, steps: 4, lr: 0.01}}
-    - {name: cut, model: {d_ffn: 32}, steps: 5, operator: {name: prune, sequences: 16}}
+    - {name: cut, model: {d_ffn: 32}, steps: 5, operator: {name: prune, sequences: 16}, distill: {}}
     - {name: half, depth: 0.5, width: 0.5, steps: 5, operator: coalesce}
     - {operator: decoalesce, blend: 0.5}
 training:"""
@@ -57,7 +61,7 @@ def test_a_run_grows_by_learned_maps_and_comes_back_from_a_small_model(trained: 
         ("tiny", "first", "ligo"),
         ("first", "small", "coalesce"),
         ("small", "large", "mango"),
-        ("large", "cut", "prune"),
+        ("large", "cut", "prune, then taught by large"),
         ("cut", "half", "coalesce"),
         ("half", "whole", "decoalesce (0.5, the rest large)"),
     ]
@@ -111,6 +115,43 @@ def test_what_is_pruned_is_what_matters_least(trained: Path) -> None:
         moved += places != list(range(32))
     assert moved == 4
     torch.testing.assert_close(found["embedding.weight"], large["embedding.weight"])
+
+
+def test_what_follows_a_frozen_model_comes_nearer_to_it_and_pays_for_its_passes(
+    trained: Path,
+) -> None:
+    """A model that is taught has no loss on labels in its gradient, and one is reported all the
+    same; the frozen one is in no checkpoint but its own.
+    """
+    run = RunDir(trained)
+    _, cut = read_model(run, ENDS["cut"])
+    names = read_checkpoint(run, ENDS["cut"])["files"]
+    assert sum(one["bytes"] for one in names.values()) < 4 * 3.5 * sum(
+        x.numel() for x in cut.values()
+    )
+    (large_config, large), (cut_config, _) = (read_model(run, ENDS[n]) for n in ("large", "cut"))
+    pruned = grown_weights(run, ENDS["large"], cut)
+    tokens = torch.randint(
+        0, cut_config.vocabulary_size, (4, 64), generator=torch.Generator().manual_seed(0)
+    )
+    logits = {}
+    for name, config, state in (
+        ("large", large_config, large),
+        ("pruned", cut_config, pruned),
+        ("taught", cut_config, cut),
+    ):
+        decoder = Decoder(config)
+        decoder.load_state_dict(state)
+        with torch.no_grad():
+            logits[name] = decoder(tokens).flatten(0, 1)
+    apart = {n: float(divergence(logits["large"], logits[n]).mean()) for n in ("pruned", "taught")}
+    assert 0 < apart["taught"] < apart["pruned"]
+    assert motet_here("report", str(trained)).returncode == 0
+    lineage = json.loads((trained / "report.json").read_text())["family"]["lineage"]
+    rows_of = {row["member"]: row for row in lineage}
+    spent = rows_of["cut"]["lineage_flops"] - rows_of["large"]["lineage_flops"]
+    each = rows_of["cut"]["flops_per_token"] + rows_of["large"]["flops_per_token"] / 3
+    assert spent == pytest.approx(rows_of["cut"]["tokens"] * each)
 
 
 def test_a_growth_that_is_made_again_is_the_same(trained: Path, tmp_path: Path) -> None:
