@@ -68,6 +68,7 @@ class Dies(Hook):
 
 def edited(text: str) -> str:
     text = text.replace("training:", FAMILY, 1).replace("steps: 24", f"steps: {STEPS}")
+    text = text.replace("every_steps: 6", "every_steps: 6, keep: 30")
     return text.replace("n_layers: 2, n_heads: 2", "n_layers: 4, n_heads: 2")
 
 
@@ -108,11 +109,14 @@ def test_a_stage_ends_by_its_loss_and_the_next_has_its_own_length(runs: dict[str
         assert (found["member"], found["by"], found["tokens"]) == ("small", "loss", 16 * STEP)
         assert found["fall"] + 2 * found["error"] < found["threshold"] == 0.9
         assert found["blocks"] == 8
-        who = [who_trained(run)[8 * step] for step in (0, 15, 16, 18, 19, 35)]
-        assert who == [("small",)] * 2 + [("middle",)] * 2 + [(None,)] * 2
         lr = {row["step"]: row["lr"] for row in rows(run, "step")}
         assert lr[4] == lr[10] == lr[16]  # held, where the end is not known
         assert lr[36] < 0.2 * lr[22]  # the last stage has the whole schedule
+    for kind in ("one", "two"):  # the other one trained some steps twice
+        trained = who_trained(runs[kind])
+        assert sorted(trained) == list(range(8 * STEPS))
+        who = [trained[8 * step] for step in (0, 15, 16, 18, 19, 35)]
+        assert who == [("small",)] * 2 + [("middle",)] * 2 + [(None,)] * 2
 
 
 def test_a_run_that_is_killed_decides_what_it_would_have(runs: dict[str, Path]) -> None:
