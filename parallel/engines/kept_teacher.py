@@ -52,7 +52,7 @@ class FollowedModel:
         return {}
 
 
-class FrozenTeacher(FollowedModel):
+class EarlierTeacher(FollowedModel):
     """A trained model of sizes of its own, that another learns from (Minitron, arXiv:2407.14679).
 
     It is no part of checkpoints: the one that it was read from stays.
@@ -115,7 +115,7 @@ class WithTeacher:
 
     def teacher_source(self) -> dict[str, Tensor]:
         """See `Engine.teacher_source`."""
-        assert isinstance(self.teacher, FrozenTeacher)
+        assert isinstance(self.teacher, EarlierTeacher)
         return self.teacher.source()
 
 
@@ -132,7 +132,7 @@ def followed(
         decoders: of that one.
     """
     if options.taught_by is not None:
-        return FrozenTeacher(laid_out(options.taught_by))
+        return EarlierTeacher(laid_out(options.taught_by))
     return KeptTeacher(laid_out(config), state_of(decoders[0])) if options.teacher else None
 
 
