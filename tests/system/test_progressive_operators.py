@@ -153,15 +153,19 @@ def test_what_follows_a_frozen_model_comes_nearer_to_it_and_pays_for_its_passes(
     assert spent == pytest.approx(rows_of["cut"]["tokens"] * each)
 
 
-def test_a_growth_that_is_made_again_is_the_same(trained: Path, tmp_path: Path) -> None:
-    """As after a kill before each new model was on disk: maps are learned again, to the bit."""
+@pytest.mark.parametrize("kept", [5, pytest.param(24, id="within a stage that follows")])
+def test_a_growth_that_is_made_again_is_the_same(trained: Path, tmp_path: Path, kept: int) -> None:
+    """As after a kill before each new model was on disk: maps are learned again, to the bit, and a
+    frozen teacher is read again.
+    """
     run = RunDir(tmp_path / "r")
     shutil.copytree(trained, run.root, symlinks=True)
     for step in run.checkpoint_steps():
-        if step > 5:
+        if step > kept:
             shutil.rmtree(run.checkpoint(step))
     for step in run.grown_steps():
-        shutil.rmtree(run.checkpoint(step, grown=True))
+        if step > kept or kept == 5:
+            shutil.rmtree(run.checkpoint(step, grown=True))
     run.done.unlink()
     done = motet("resume", str(run.root))
     assert done.returncode == 0, done.stdout + done.stderr
