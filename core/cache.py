@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.files import atomic_write
+from motet.core.parsing import parse_json
 
 
 def cache_file(kind: str, key: str) -> Path:
@@ -34,7 +35,7 @@ def cache_folder(kind: str) -> Path:
 def recall(file: Path) -> Any:
     """Return a kept result; None where there is none that can be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

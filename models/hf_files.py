@@ -6,7 +6,6 @@ tensors' bytes. Source: the format's description at github.com/huggingface/safet
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from motet.core.parsing import parse_json
 from motet.models.config import ModelConfig, ModelError
 from motet.models.hf_config import config_from_hf
 
@@ -93,7 +93,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         if 8 + length > size:
             raise ModelError(f"{file} is cut short: {size:,} bytes do not hold its header")
         try:
-            header: dict[str, Any] = json.loads(opened.read(length))
+            header: dict[str, Any] = parse_json(opened.read(length))
             header.pop("__metadata__", None)
             found = {
                 name: StoredTensor(
@@ -154,7 +154,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; `ModelError` if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except ValueError as error:

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import Problem, UserError
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.eod_marks import END
 from motet.experiments.corpora.storage import (
     ByteProgress,
@@ -150,7 +151,7 @@ class Corpus:
         if self._ids is None:
             return f"{self.manifest['name']}:{document}"
         text, offsets = self._ids
-        return str(json.loads(text[int(offsets[document]) : int(offsets[document + 1])]))
+        return str(parse_json(text[int(offsets[document]) : int(offsets[document + 1])]))
 
     def files(self) -> list[CorpusFile]:
         """Return every file of the corpus except the manifest, shards first, with absolute

@@ -5,11 +5,11 @@ The tokenizer's own files come first, as in transformers; a model's say only an 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.parsing import parse_json
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 MODEL_FILES = ("generation_config.json", "config.json")
@@ -44,7 +44,7 @@ def configured_eos_id(folder: Path) -> int | None:
 def _read(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty where there is no such file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:  # broken JSON and broken UTF-8

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.blocks import read_pieces
 
 DECODER = json.JSONDecoder()
@@ -19,7 +20,7 @@ def is_lines(path: Path) -> bool:
     if not line.startswith("{"):
         return False
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
@@ -54,7 +55,7 @@ def why_no_documents(path: Path, text_field: str) -> str:
     at = _next(text, 1) if text[0] == "[" else 0
     try:
         record, _ = DECODER.raw_decode(text, at)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         longer = len(text) > 1 << 16  # the record may go on after what was looked at
         return "" if longer and text[at : at + 1] == "{" else f"it is not JSON ({error})"
     if not isinstance(record, dict):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motet.core.errors import UserError
+from motet.core.parsing import parse_json
 
 WIDTHS = {"uint16": 2, "uint32": 4}  # bytes
 WINDOW_BYTES = 1 << 20  # read at the beginning, in the middle and at the end of each file
@@ -124,7 +124,7 @@ def _by_count(file: Path, table: Path) -> str:
 
 def _noted(note: Path) -> str | None:
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
+        content = parse_json(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     dtype = content.get("dtype") if isinstance(content, dict) else None

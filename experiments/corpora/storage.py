@@ -24,6 +24,7 @@ from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem, UserError
 from motet.core.files import atomic_write, fsync_folder, remove_leftovers
 from motet.core.hashing import canonical_json, sha256_file, sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.eod_marks import END
 
 MANIFEST = "corpus.json"
@@ -111,12 +112,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read and check the `corpus.json` of a folder; raises `UserError` naming what is wrong."""
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         partial = partial_folder(path)
         hint = f"; {partial} is unfinished, prepare it again" if partial.exists() else ""
         raise UserError(f"{path} is not a corpus: it has no {MANIFEST}{hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is damaged: {error}; prepare the corpus again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file} is not the manifest of a corpus (format {FORMAT!r})")

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from motet.core.errors import UserError, suggest
 from motet.core.hashing import sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.eos import configured_eos, configured_eos_id
 from motet.experiments.corpora.unspellable import without_control_tokens
 
@@ -87,7 +88,7 @@ class Tokenizer:
         """Whether any text has at most one token a byte, and one more for a space before it: a
         byte-level BPE to which nothing is added before it is cut. No byte is unknown to it.
         """
-        made = json.loads(self.json_bytes)
+        made = parse_json(self.json_bytes)
         cut = made.get("pre_tokenizer") or {}
         parts = cut.get("pretokenizers", [cut])
         byte_level = any(part.get("type") == "ByteLevel" for part in parts)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from motet.core.hashing import sha256_hex
+from motet.core.parsing import parse_json
 
 
 def without_control_tokens(json_bytes: bytes, eod_token: str) -> bytes:
@@ -23,7 +24,7 @@ def without_control_tokens(json_bytes: bytes, eod_token: str) -> bytes:
     spells one is encoded like other text. The model's token for unknown text stays, unless it is
     `eod_token`.
     """
-    content = json.loads(json_bytes)
+    content = parse_json(json_bytes)
     model, added = content["model"], content.get("added_tokens") or []
     special = {token["content"] for token in added if token.get("special")}
     hidden = (special - {_unknown(model)}) | {eod_token}

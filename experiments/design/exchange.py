@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from motet.core.errors import UserError
 from motet.core.files import whole_file
 from motet.core.hashing import canonical_json
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.blocks import needed
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.frozen import read_definition
@@ -64,7 +64,7 @@ def _tokens_at(plan: ExposurePlan, slot: int, offset: int) -> np.ndarray[Any, An
 def _units(folder: Path, name: str) -> list[tuple[str, str | None]]:
     """(id, arm) of every unit of an experiment; what is replaced in the base text has no arm."""
     lines = (folder / "units" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(row["id"], row.get("arm")) for row in map(json.loads, lines)]
+    return [(row["id"], row.get("arm")) for row in map(parse_json, lines)]
 
 
 def facts_of(folder: Path) -> Row:

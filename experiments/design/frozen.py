@@ -7,7 +7,6 @@ identity), `lock.json` (order of registration and absolute schedules), `exposure
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from motet.core.errors import DamagedFile
 from motet.core.files import atomic_write, read_text, write_json
 from motet.core.hashing import canonical_json, sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.design.assignment import Question, make_design
 from motet.experiments.design.experiment import Kinds, make
 from motet.experiments.design.imported import facts_of_import
@@ -192,7 +192,7 @@ def read_definition(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / "definition.json"
     text = read_text(path)
     try:
-        return dict(json.loads(text)), sha256_hex(text)
+        return dict(parse_json(text)), sha256_hex(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise DamagedFile(path, f"cannot be read: {error}", "restore it from a copy") from None
 
@@ -251,7 +251,7 @@ def _read_question(folder: Path, entry: Mapping[str, Any], kinds: Kinds) -> Ques
     if sha256_hex(lines) != entry["units_sha256"]:
         why = "was altered since the study was frozen"
         raise DamagedFile(path, why, "restore it from a copy")
-    rows = [json.loads(line) for line in lines.split("\n")]
+    rows = [parse_json(line) for line in lines.split("\n")]
     units = [
         Unit(
             id=row["id"],

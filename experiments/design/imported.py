@@ -8,7 +8,6 @@ without end-of-document tokens around it, so that it begins at its position.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from motet.core.errors import Problem, UserError
 from motet.core.hashing import sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.blocks import needed
 from motet.experiments.corpora.tokenizer import token_dtype
 from motet.experiments.design.assignment import Question
@@ -43,14 +43,14 @@ def read_insertions(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         parquet = needed("pyarrow.parquet", path)
         try:
             table = parquet.read_table(path)
+            facts = parse_json((table.schema.metadata or {}).get(b"motet", b"{}"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not readable as parquet: {error}") from None
-        facts = json.loads((table.schema.metadata or {}).get(b"motet", b"{}"))
         rows = table.to_pylist()
     else:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = [parse_json(line) for line in lines if line.strip()]
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not readable as JSON lines: {error}") from None
         first = rows[0] if rows and isinstance(rows[0], dict) else {}

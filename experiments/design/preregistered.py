@@ -15,6 +15,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.files import read_text
 from motet.core.hashing import canonical_json, sha256_hex
+from motet.core.parsing import parse_json
 
 FORMAT = "motet-preregistration"
 SHOWN = 60
@@ -60,7 +61,7 @@ def read_preregistration(path: Path, setting: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{wrong}: there is no such file; `motet experiments freeze` writes one")
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{wrong}: is no JSON ({error}); give what freeze wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -4,7 +4,6 @@ unit is made.
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from motet.core.errors import Problem, UserError
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.design.experiment import Kinds, make
 from motet.experiments.design.spec import ExperimentSpec
@@ -92,4 +92,4 @@ def _first_units(spec: ExperimentSpec, kinds: Kinds) -> list[Unit]:
 def _first_rows(path: Path) -> list[Any]:
     with open(path, encoding="utf-8") as file:
         head = [line for line in islice(file, 4 * SAMPLE) if line.strip()][:SAMPLE]
-    return [json.loads(line) for line in head]
+    return [parse_json(line) for line in head]

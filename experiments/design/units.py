@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from motet.core.errors import Problem, UserError, suggest
+from motet.core.parsing import parse_json
 from motet.experiments.design.clusters import with_groups
 from motet.experiments.design.spec import ExperimentSpec
 from motet.experiments.types import ProbeItem, Unit
@@ -130,7 +130,7 @@ def _unlike_unit(unit: Unit) -> str | None:
 
 
 def _checked_row(experiment: UnitMaker, row: Any) -> Mapping[str, Any]:
-    if isinstance(row, json.JSONDecodeError):
+    if isinstance(row, ValueError):
         raise ValueError(f"is not JSON: {row}")
     if not isinstance(row, Mapping):
         raise ValueError(f"is {type(row).__name__}; each line must be an object with an id")
@@ -178,6 +178,6 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"{path}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
+            yield f"{path}:{number}", parse_json(line)
+        except ValueError as error:
             yield f"{path}:{number}", error

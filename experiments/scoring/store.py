@@ -17,6 +17,7 @@ import numpy as np
 from motet.core.errors import DamagedFile
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.types import Generated, ItemScores
 
 SUPERSEDED = "superseded"
@@ -95,7 +96,7 @@ def _unreadable(path: Path, error: BaseException) -> DamagedFile:
 
 def _facts_of(path: Path, text: bytes) -> dict[str, Any]:
     """Return the facts that a probe file holds, once they fit its name."""
-    facts = dict(json.loads(text))
+    facts = dict(parse_json(text))
     step, segment = int(facts["step"]), int(facts["segment"])
     if path.name not in (probe_path(path, step).name, superseded_path(path, step, segment).name):
         what = f"holds the probes of step {step:,} (segment {segment})"

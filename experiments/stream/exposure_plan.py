@@ -7,7 +7,6 @@ own hash is the SHA-256 of the header, so one hash covers every byte and is chec
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from bisect import bisect_left
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import whole_file
 from motet.core.hashing import canonical_json, sha256_hex
+from motet.core.parsing import parse_json
 from motet.experiments.stream.claims import Claims
 from motet.experiments.stream.noise import EmbeddingNoise
 from motet.experiments.stream.placement import (
@@ -148,7 +148,7 @@ class ExposurePlan:
         encoded = self._encoded_header()
         self.sha256 = sha256_hex(encoded)
         try:
-            header = json.loads(encoded)
+            header = parse_json(encoded)
             if header.get("version") != VERSION:
                 raise UserError(
                     f"plan {path}: has format {header.get('version')}, this Motet reads {VERSION}"

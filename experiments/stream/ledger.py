@@ -20,6 +20,7 @@ import numpy as np
 
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import append_whole, read_bytes, read_fields, write_json
+from motet.core.parsing import parse_json
 from motet.experiments.stream.random import U64
 
 _HEAD = struct.Struct("<4sI")
@@ -214,7 +215,7 @@ def read_records(path: Path) -> Iterator[Record]:
             return
         step, first_slot, count, _, digest, flags = head
         ids = np.frombuffer(body[_BODY.size : ids_end], dtype="<u8").astype(np.uint64)
-        members = json.loads(body[ids_end + _TAIL.size :]) if flags & WITH_MEMBERS else ()
+        members = parse_json(body[ids_end + _TAIL.size :]) if flags & WITH_MEMBERS else ()
         who = tuple(tuple(names) for names in members)
         yield Record(step, first_slot, count, digest, bool(flags & APPLIED), ids, who)
         position += _HEAD.size + size

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from motet.core.errors import UserError
 from motet.core.files import read_json, whole_folders
+from motet.core.parsing import parse_yaml
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
 from motet.launcher.runs.kept_models import held_by, is_growing, refuse_slices, step_of
@@ -187,15 +188,13 @@ def _what_else(members: Sequence[Member]) -> str:
 
 def model_by_spec(rundir: RunDir, text: str) -> ChosenModel:
     """The slice that axes and sizes describe; a member's own name where it is one."""
-    import yaml
-
     from motet.models.family.pick import slice_by_spec
 
     refuse_slices(rundir, "--spec")
     members = members_of(read_json(rundir.manifest))
     try:
-        asked = yaml.safe_load(text)
-    except yaml.YAMLError:
+        asked = parse_yaml(text)
+    except ValueError:
         raise UserError(f"--spec: {text!r} is not like '{{n_layers: 4, d_ffn: 0.5}}'") from None
     groups = {member.groups for member in members}
     member = slice_by_spec(

@@ -142,12 +142,15 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_
     """What `print_command` prints, every problem of the experiments, and how much room they
     take.
     """
-    from motet.launcher.launch.local import check_layout
     from motet.launcher.study.before_training import build, check
 
     print_command(settings, rundir, nodes)
     raise_problems(check(settings))
+    # These import torch, which is not needed to say what is wrong in experiments.
+    from motet.launcher.launch.local import check_layout, check_weights
+
     check_layout(settings, ranks_on(settings, nodes))
+    check_weights(settings, values=False)
     check_asked_device(settings)
     terminal.print_facts(_plan_facts(build(settings)))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import UserError
 from motet.core.files import read_json
+from motet.core.parsing import parse_yaml
 from motet.launcher.runs.metrics import Row, read_metrics
 from motet.launcher.runs.rundir import RunDir
 
@@ -90,12 +91,10 @@ class LoadedRun:
         Raises:
             UserError: resolved.yaml is damaged.
         """
-        import yaml
-
         path = self._rundir.resolved_yaml
         try:
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            return dict(parse_yaml(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
 
     @cached_property

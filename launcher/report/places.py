@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from motet.core.parsing import parse_yaml
+
 PARTS = 2
 
 
@@ -45,11 +47,9 @@ def _paths(text: str) -> Iterable[str]:
     """Absolute paths that are a whole text, or a whole value of a YAML text with lines."""
     if "\n" not in text:
         return [text] if re.fullmatch(r"/[^/\0]+(/[^/\0]+)+/?", text) else []
-    import yaml
-
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = parse_yaml(text)
+    except ValueError:
         return []
     return [path for one in _texts(values) if "\n" not in one for path in _paths(one)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from motet.core.errors import UserError
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.experiments.stream.exposure_plan import ExposurePlan
@@ -81,7 +81,7 @@ def _unit_id(folder: Path | None, experiment: str, unit: int) -> str:
     path = (folder or Path()) / "units" / f"{experiment}.jsonl"
     try:
         line = path.read_text(encoding="utf-8").split("\n")[unit]
-        return str(json.loads(line)["id"])
+        return str(parse_json(line)["id"])
     except (OSError, IndexError, ValueError, KeyError):
         return str(unit)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import Problem
+from motet.core.parsing import parse_yaml
 from motet.core.schema import MappingReader, is_sequence
 from motet.parallel.cluster.calibration import fault
 from motet.parallel.cluster.description import (
@@ -80,14 +81,12 @@ def read(path: Path) -> Cluster:
     Raises:
         ClusterError: no such file, no YAML, or values that cannot be meant; all problems at once.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ClusterError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClusterError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ClusterError(f"{path} is not YAML: {error}") from None
     try:
         return from_mapping(values)
     except ClusterError as error:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from typing import Any
 
+from motet.core.parsing import parse_json
 from motet.slurm.errors import SlurmError
 from motet.slurm.testbed import shape
 from motet.slurm.testbed.shape import Files
@@ -57,7 +58,7 @@ def read_record(files: Files) -> dict[str, Any]:
     """{"subnet": third byte of the addresses, "rate_mbit": of the link, "killed": whether slurmctld
     once was}.
     """
-    record: dict[str, Any] = json.loads(files.marker.read_text(encoding="utf-8"))
+    record: dict[str, Any] = parse_json(files.marker.read_text(encoding="utf-8"))
     return record
 
 
