@@ -80,6 +80,19 @@ def stat_fields(pid: int) -> list[str]:
     return stat.rpartition(")")[2].split()  # the name in brackets may hold anything
 
 
+def birth(pid: int) -> str:
+    """Return what tells a process from every other one that had or will have its number: when it
+    started, in the kernel's ticks since the boot that is named; "" when it is gone. No clock that
+    can be set takes part.
+    """
+    fields = stat_fields(pid)
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return f"{fields[19]}@{boot}" if len(fields) > 19 and fields[0] not in DEAD else ""
+
+
 def _table() -> Iterator[tuple[int, int, str]]:
     """Yield (process, its parent, its state) of every process that this one may see."""
     for entry in os.listdir("/proc"):

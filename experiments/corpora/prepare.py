@@ -10,11 +10,9 @@ their sizes; a later run cuts off what came after and goes on. The finished fold
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,8 @@ from typing import Any, NamedTuple
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_hex
+from motet.core.locks import Taken, held
+from motet.core.parsing import parse_json
 from motet.experiments.corpora.blocks import ReadOptions, SourceBlock
 from motet.experiments.corpora.corpus import SHARD_TOKENS, Corpus, CorpusWriter
 from motet.experiments.corpora.encoding import encode_blocks, worker_count
@@ -317,7 +317,7 @@ def _begin(partial: Path, settings: dict[str, Any], request: PrepareRequest) -> 
 
 def _load_state(folder: Path) -> _State | None:
     try:
-        return _State(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        return _State(**parse_json((folder / STATE).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
@@ -345,12 +345,11 @@ def _check_same(
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock goes away with the process, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(held(folder))
+        except Taken:
+            raise UserError(f"{folder} is being prepared by another process") from None
         except OSError as error:
-            raise UserError(f"{folder} is being prepared by another process") from error
+            raise UserError(f"{folder} cannot be held for this process: {error}") from None
         yield
-    finally:
-        os.close(descriptor)

@@ -280,6 +280,14 @@ class CheckpointSettings:
         0, "checkpoints at multiples of this stay for good; 0 = none", unit="steps", least=0
     )
     async_: bool = setting(True, "write while training goes on", key="async")
+    no_room: str = setting(
+        "stop",
+        "when the disk lacks room for a checkpoint: stop = end the run with the reason; skip = "
+        "train on without it and try again when the next one is due. The last one of a run, and "
+        "one that a model grows from, are never skipped",
+        choices=("stop", "skip"),
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,10 @@ class Facts:
         lock_pid: the process that holds the folder, on this host.
         processes: of the newest attempt, unless it says how it ended.
         jobs: what was submitted, newest last (fields of jobs.json).
+        begun: what the newest job that began wrote down of itself, {} before.
         scheduler: to which, as the run's setting names it.
         checkpoint: step of the newest checkpoint.
+        skipped: why its newest checkpoint was skipped; "" when it was not.
         waiting: what its newest launch waits for, that does not train yet; "" otherwise.
         damaged: what of the files that were read for this is damaged, in words.
     """
@@ -78,9 +80,11 @@ class Facts:
     lock_pid: int | None
     processes: list[Process]
     jobs: list[Fields]
+    begun: Fields
     scheduler: str
     checkpoint: int | None
     pace: Pace
+    skipped: str = ""
     waiting: str = ""
     damaged: tuple[str, ...] = ()
 
@@ -96,7 +100,8 @@ class Facts:
         """
         if self.attempt.get("ended") is not None:
             return None
-        fresh = (p for p in self.processes if not p.is_here and now - p.seen < FRESH_S)
+        away = (p for p in self.processes if not p.is_here)
+        fresh = (p for p in away if abs(now - p.seen) < FRESH_S)  # a clock may have gone back
         return next(fresh, None)
 
 
@@ -110,14 +115,12 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
     manifest = read_fields(run.manifest)
     number = run.latest_attempt()
     folder = run.attempt(number)
-    lock_pid = lock_holder(run.lock, locks)
     attempt = read_fields(folder / "attempt.json") if number else {}
     reason = attempt.get("reason", "running")
     open_end = number > 0 and reason in ("running", "lost")  # others need no sign of life
     steps, tokens = _length(run, manifest)
     finished = run.done.exists()
     ended_well = finished or reason in ("finished", "stopped")
-    checkpoints = run.checkpoint_steps()
     return Facts(
         run=run,
         guest=bool(manifest.get("guest")),
@@ -132,15 +135,21 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
         error="" if ended_well else _text(folder / "error.txt"),
         culprit="" if ended_well or not number else _culprit(folder, attempt),
         stopped_early=bool(number) and not attempt and (folder / STOP_MARKER).exists(),
-        lock_pid=lock_pid,
+        lock_pid=lock_holder(run.lock, locks),
         processes=read_processes(folder) if open_end and not finished else [],
         jobs=(jobs := read_jobs(run)),
+        begun=read_fields(run.job_begun) if jobs else {},
         scheduler=_scheduler(run) if jobs else DEFAULT_SCHEDULER,
-        checkpoint=checkpoints[-1] if checkpoints else None,
+        checkpoint=max(run.checkpoint_steps(), default=None),
         pace=read_pace(run.metrics, moving=reason == "running" and not finished),
-        waiting=_waiting(run) if open_end and not finished else "",
+        **(_lasting(run, number) if open_end and not finished else {}),
         damaged=tuple(_damaged(run)),
     )
+
+
+def _lasting(run: RunDir, number: int) -> dict[str, str]:
+    """Say what lasts in the newest attempt: skipped checkpoints, a start that waits."""
+    return {"skipped": _text(run.skipped(number)), "waiting": _waiting(run)}
 
 
 def _waiting(run: RunDir) -> str:

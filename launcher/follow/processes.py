@@ -7,6 +7,7 @@ away.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.core.processes import DEAD, stat_fields
+from motet.core.locks import stand_in
+from motet.core.processes import DEAD, birth, stat_fields
 
 START_SLACK_S = 5.0
 """Clocks of a file system and of this host may differ by so much."""
@@ -30,12 +32,15 @@ class Process:
     Attributes:
         host: "" when the file does not say.
         seen: Unix time of its last sign of life.
+        birth: which process of that number it is (`core.processes.birth`); "" in files of earlier
+            versions, and then times decide.
     """
 
     rank: int
     pid: int
     host: str
     seen: float
+    birth: str = ""
 
     @property
     def is_here(self) -> bool:
@@ -43,9 +48,11 @@ class Process:
         return self.host in ("", socket.gethostname())
 
     def lives(self) -> bool:
-        """Return whether this very process is alive on this host (a later one with its number
-        started after its last sign).
+        """Return whether this very process is alive on this host, and no later one with its
+        number.
         """
+        if self.birth:
+            return self.is_here and birth(self.pid) == self.birth
         started = _started(self.pid) if self.is_here else None
         return started is not None and started <= self.seen + START_SLACK_S
 
@@ -57,9 +64,8 @@ def read_processes(attempt: Path) -> list[Process]:
         try:
             words = path.read_text().split()
             rank, pid = int(path.name.removeprefix("pid-")), int(words[0])
-            found.append(
-                Process(rank, pid, words[1] if len(words) > 1 else "", path.stat().st_mtime)
-            )
+            host, born = [*words[1:3], "", ""][:2]
+            found.append(Process(rank, pid, host, path.stat().st_mtime, born))
         except (OSError, ValueError, IndexError):
             continue
     return sorted(found, key=lambda process: process.rank)
@@ -81,12 +87,15 @@ def held_locks(text: str | None = None) -> Locks:
 
 
 def lock_holder(lock: Path, locks: Locks) -> int | None:
-    """Return the process that locked a file, None when nobody did."""
-    try:
-        found = lock.stat()
-    except OSError:
-        return None
-    return locks.get((found.st_dev, found.st_ino))
+    """Return the process that locked a file, or what stands in for it here; None when nobody
+    did.
+    """
+    for path in (lock, stand_in(lock)):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            if (holder := locks.get((found.st_dev, found.st_ino))) is not None:
+                return holder
+    return None
 
 
 def parent_of(pid: int) -> int | None:

@@ -81,13 +81,21 @@ def decide(facts: Facts, records: Records, now: float) -> State:
 
 def _running(facts: Facts, job: JobRecord | None, now: float, where: str = "") -> State:
     ready = facts.attempt.get("ended") is None and facts.attempt.get("segment") is not None
-    started = epoch(job.start) if job else None
-    if ready and started is not None and facts.attempt["started"] < started:
-        ready = False  # attempt.json is that of the job before
-    if not ready:
+    if not ready or (job is not None and not _of_this_start(facts, job)):
         return State("starting", "; ".join(filter(None, (where, facts.waiting))), job=job)
     why = "; ".join(filter(None, (where, facts.waiting)))
     return State("running", why, job=job, warnings=tuple(_warnings(facts, job, now)))
+
+
+def _of_this_start(facts: Facts, job: JobRecord) -> bool:
+    """Return whether the newest attempt is of this start of a job, and not of the one before: by
+    what the job wrote down, by times only where it wrote nothing.
+    """
+    begun = facts.begun
+    if begun.get("job_id") == job.id and isinstance(begun.get("restarts"), int):
+        return bool(begun["restarts"] >= job.restarts and facts.number >= begun.get("attempt", 0))
+    started = epoch(job.start)
+    return started is None or bool(facts.attempt["started"] >= started)
 
 
 def _warnings(facts: Facts, job: JobRecord | None, now: float) -> list[str]:
@@ -96,6 +104,8 @@ def _warnings(facts: Facts, job: JobRecord | None, now: float) -> list[str]:
     quiet = now - max(pace.last_row or 0.0, facts.attempt["started"])
     if quiet > max(SILENT_S, SILENT_STEPS * (pace.step_s or 0.0)):
         found.append(f"no step for {format.clock(quiet)}")
+    if facts.skipped:
+        found.append(f"checkpoints are skipped: {facts.skipped.splitlines()[0]}")
     left = pace.seconds_left(facts.tokens) if facts.tokens is not None else None
     end, start = (epoch(job.end), epoch(job.start)) if job else (None, None)
     if left is not None and end is not None and now + left > end:

@@ -32,7 +32,7 @@ from motet.launcher.guest.run_folder import (
     run_of,
     tell,
 )
-from motet.launcher.launch.local import only_one
+from motet.launcher.launch.holding import only_one
 from motet.launcher.rank.feed import Feed
 from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.seals import read_checkpoint

@@ -103,7 +103,7 @@ def _launch(
 
 def _hold(run: RunDir, stack: contextlib.ExitStack) -> int:
     """Hold the run, as no two jobs train it at once; return the file descriptor that does."""
-    from motet.launcher.launch.local import only_one
+    from motet.launcher.launch.holding import only_one
 
     deadline = time.monotonic() + HOLD_WAIT_S
     while True:

@@ -4,13 +4,11 @@ it ended.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from motet.launcher.launch.command import (
     launch_environment,
     recorded_environment,
 )
+from motet.launcher.launch.holding import only_one
 from motet.launcher.launch.joining import ask_to_join, gather
 from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs import snapshot
@@ -48,7 +47,6 @@ from motet.launcher.runs.manifest import (
     training_sources,
     validation_streams,
 )
-from motet.launcher.runs.presence import ranks_at_work
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import seal_frozen
 from motet.launcher.study import before_training, cautions, contamination
@@ -115,29 +113,6 @@ def train_together(
     with only_one(rundir) as held:
         attempt, among = gather(rundir, settings, nodes.count, nodes.endpoint)
         return launch(settings, rundir, attempt, held=held, nodes=among, recorded=recorded)
-
-
-@contextlib.contextmanager
-def only_one(rundir: RunDir) -> Iterator[int]:
-    """Hold the run folder for one launch; the kernel lets go of it however this process ends.
-
-    Yields the file descriptor that holds it: a child that inherits it holds the folder as well.
-
-    Raises:
-        UserError: another attempt of the run is under way, or its last ranks are still at work.
-    """
-    with open(rundir.lock, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{rundir.root} is being trained already, by another process") from None
-        if ranks_at_work(rundir):
-            raise UserError(
-                f"{rundir.root} is being trained already: ranks of its last attempt are still at "
-                "work; "
-                "they save and end by themselves once what started them is gone"
-            )
-        yield file.fileno()
 
 
 def launch(
@@ -220,10 +195,16 @@ def check_devices(settings: RunSettings) -> None:
     raise_problems(device_problems(layout.device, layout.processes, gpus))
 
 
-def check_weights(settings: RunSettings) -> None:
-    """Refuse imported weights that are not finite; reads all of them."""
+def check_weights(settings: RunSettings, values: bool = True) -> None:
+    """Refuse imported weights that are missing, cut short or not finite.
+
+    Args:
+        values: read all of them; else whether the files hold what they promise.
+    """
     if settings.model.from_hf:
-        check_finite(stored_tensors(Path(settings.model.from_hf)))
+        found = stored_tensors(Path(settings.model.from_hf))
+        if values:
+            check_finite(found)
 
 
 def verify_corpora(settings: RunSettings, full: bool = False) -> None:

@@ -36,7 +36,8 @@ class StartWatch:
         limit_s: how long a start may do nothing but wait.
         nodes: the machines, and which one this is.
         hosts: the names of all machines, () where they are not known.
-        clock: Unix time.
+        clock: Unix time, which may jump.
+        steady: seconds that only grow: what lasts too long is judged by these.
         say: tells the user.
     """
 
@@ -49,15 +50,17 @@ class StartWatch:
         hosts: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.attempt = run.attempt(attempt)
         self.folder = folder_of(self.attempt)
         self.limit_s, self.nodes, self.hosts = limit_s, nodes, hosts
-        self._clock, self._say = clock, say
+        self._clock, self._steady, self._say = clock, steady, say
         self._told: tuple[str, float] | None = None
         self._waiting: Waiting | None = None
-        self._looked = 0.0
-        self.began = clock()
+        self._looked = float("-inf")
+        self._began = steady()
+        self._noted: tuple[float, float] | None = None
         self._own = Starting(self.folder, f"machine-{nodes.rank}")
         self._own.at(
             StartStage.MACHINES, "torchrun to start ranks", waits=True, detail=self._machines
@@ -88,7 +91,7 @@ class StartWatch:
         """Tell what is waited for, and end a launch that waited too long."""
         if agent.seen:
             self._own.over()
-        now = self._clock()
+        now = self._steady()
         if self._waiting is None and now - self._looked < LOOK_S:
             return
         self._looked, self._waiting = now, waiting_in(self.folder)
@@ -98,7 +101,7 @@ class StartWatch:
             self._refuse(why)
             agent.kill()
             return
-        waited = now - self._waiting.since
+        waited = self._waited(self._waiting)
         before = self._told
         if waited < TOLD_AFTER_S:
             return
@@ -109,10 +112,20 @@ class StartWatch:
                 f"motet: not training yet: {self._waiting.text}, for {format.clock(waited)}{limit}"
             )
 
+    def _waited(self, found: Waiting) -> float:
+        """Return the seconds that something has lasted: by the clock until it was seen first, but
+        no longer than this launch; steadily from there on.
+        """
+        now = self._steady()
+        if self._noted is None or self._noted[0] != found.since:
+            known = min(max(0.0, self._clock() - found.since), now - self._began)
+            self._noted = (found.since, now - known)
+        return now - self._noted[1]
+
     def overdue(self) -> str:
         """Return why the launch must end, "" where it need not."""
         found = self._waiting
-        if found is None or not found.waits or self._clock() - found.since < self.limit_s:
+        if found is None or not found.waits or self._waited(found) < self.limit_s:
             return ""
         return (
             f"the start was given up: {found.text}, for {format.clock(self.limit_s)}; "

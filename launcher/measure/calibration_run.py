@@ -164,15 +164,19 @@ class Timer:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
+        began: float | None = None
         while not self._over.wait(LOOK_S):
-            if enough(rows_of(read_metrics(self.run.metrics), "step"), time.time(), self.probe_s):
+            steps = rows_of(read_metrics(self.run.metrics), "step")
+            if steps and began is None:
+                began = time.monotonic()
+            if enough(steps, time.monotonic() - (began or 0.0), self.probe_s):
                 self.fired = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
-def enough(steps: Sequence[Mapping[str, Any]], now_s: float, probe_s: float) -> bool:
+def enough(steps: Sequence[Mapping[str, Any]], trained_s: float, probe_s: float) -> bool:
     """Return whether the steps of a run (rows of metrics.jsonl) tell how long one takes, and have
-    been trained for a while.
+    been trained for a while: `trained_s` since the first was seen.
     """
-    return len(steps) >= ENOUGH_STEPS and now_s - steps[0]["time"] >= probe_s
+    return len(steps) >= ENOUGH_STEPS and trained_s >= probe_s

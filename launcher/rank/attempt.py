@@ -316,12 +316,18 @@ def _verified(run: RunDir, settings: RunSettings, world: World) -> dict[str, Any
     """
     complaint: str | None = None
     manifest: dict[str, Any] = {}
+    mine = sha256_hex(run_yaml.to_yaml(settings))
+    if tell_all(mine, world) != mine:
+        complaint = (
+            "this rank read other settings of the run than rank 0: a file system that shows new "
+            f"files late? Look at {run.root} from here, and start again"
+        )
     try:
         manifest, _ = check_frozen(run, settings)
         if settings.data.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             raise_problems(corpus_problems(settings, manifest["data"]))
     except UserError as error:
-        complaint = str(error)
+        complaint = complaint or str(error)
     told = first_complaint(complaint, world)
     if told:
         raise UserError(told)

@@ -56,7 +56,8 @@ class Checkpoints:
         facts: Mapping[str, Any],
         before_publish: Callable[[], None] | None = None,
         grown: bool = False,
-    ) -> None:
+        may_skip: bool = False,
+    ) -> str:
         """Start saving; returns once the tensors are copied, or once published when not in the
         background.
 
@@ -66,12 +67,19 @@ class Checkpoints:
             facts: JSON values that the manifest keeps.
             before_publish: called in the background on each rank before its part counts as done.
             grown: it is what was made of the model of that step, see `RunDir.checkpoint`.
+            may_skip: the run can do without this one.
+
+        Returns:
+            "", or on every rank why it was skipped: the disk has no room for it.
 
         Raises:
-            UserError: the disk has no room for it; every rank raises it, and nothing was begun.
+            UserError: the disk has no room for it, and it may not be skipped; every rank raises it,
+                and nothing was begun.
         """
         self.wait()
         if told := first_complaint(self._lacks_room(step, tensors), self.world):
+            if may_skip:
+                return told
             raise UserError(told)
         final = self.run.checkpoint(step, grown)
         aside = self._folder_aside(final, step)
@@ -89,6 +97,7 @@ class Checkpoints:
         )
         if not self.background:
             self.wait()
+        return ""
 
     def _folder_aside(self, final: Path, step: int) -> Path:
         """Make the folder that a checkpoint fills before it has its name (a collective)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import DamagedFile
+from motet.core.files import atomic_write
 from motet.core.hashing import sha256_file
 from motet.experiments.scoring.store import probe_path, read_probe, set_aside
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
@@ -22,6 +24,7 @@ from motet.launcher.rank.stage_ends import restore as restore_trend
 from motet.launcher.rank.stage_ends import watch
 from motet.launcher.rank.stop import SpikeGuard
 from motet.launcher.runs.lr_schedule import learning_rate
+from motet.launcher.runs.metrics import SKIPPED
 from motet.models.family.base import stage_of
 from motet.models.member import StepChoices, name_of
 from motet.parallel.engines.protocol import Engine, Guard, StepResult
@@ -42,7 +45,7 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         stopping = stopping or not probe(job, step)
         finished = step >= total and not stopping
         if finished or checkpoint_due(job, step) or (stopping and step > job.segment.start_step):
-            save(job, step)
+            save(job, step, last=finished or stopping)
         if finished or stopping:
             reason = "finished" if finished else "stopped"
             job.at("at_end", step, reason=reason)
@@ -154,12 +157,33 @@ def checkpoint_due(job: TrainingJob, step: int) -> bool:
     return due and step > job.segment.start_step
 
 
-def save(job: TrainingJob, step: int) -> None:
-    """Save in the background; the ledger is on disk before the checkpoint is published."""
+def save(job: TrainingJob, step: int, last: bool) -> None:
+    """Save in the background; the ledger is on disk before the checkpoint is published.
+
+    Where the disk has no room the run may go on without, by policy; not at its end, nor where a
+    model grows from it.
+    """
     started = time.perf_counter()
-    job.checkpoints.save(step, job.engine.tensors(), facts_of(job), job.ledger.sync)
+    optional = job.settings.checkpoint.no_room == "skip" and not (last or growth_due(job, step))
+    tensors, facts = job.engine.tensors(), facts_of(job)
+    why = job.checkpoints.save(step, tensors, facts, job.ledger.sync, may_skip=optional)
     job.seconds["checkpoint"] = time.perf_counter() - started
+    if job.world.rank == 0:
+        note_skipped(job.run.skipped(job.segment.attempt), why)
+    if why:
+        job.progress.print(f"skipped: {why}")
+        job.metrics.log("event", step, event=SKIPPED, why=why)
+        return
     job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
+
+
+def note_skipped(path: Path, why: str) -> None:
+    """Leave word for `status` while checkpoints are skipped, as far as the disk takes it."""
+    with contextlib.suppress(OSError):
+        if why:
+            atomic_write(path, f"{why}\n")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def load(

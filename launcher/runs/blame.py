@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from motet.core.files import atomic_write
+from motet.core.processes import birth
 
 TOUCH_EVERY_S = 5.0
 _LOST_A_PEER = (
@@ -33,7 +34,7 @@ class Heartbeat:
     def __init__(self, attempt: Path, rank: int) -> None:
         self.path = attempt / f"pid-{rank}"
         self.touched = time.monotonic()
-        atomic_write(self.path, f"{os.getpid()} {socket.gethostname()}")
+        atomic_write(self.path, f"{os.getpid()} {socket.gethostname()} {birth(os.getpid())}")
 
     def touch(self) -> None:
         """Say that this rank lives; at most every `TOUCH_EVERY_S`."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 KINDS = frozenset(
     {"step", "probe", "evaluation", "validation", "checkpoint", "event", "attempt", "hook"}
 )
+SKIPPED = "checkpoint_skipped"
+"""Event: the disk had no room for a checkpoint, and the run went on without."""
 SYNC_INTERVAL_S = 1.0
 UNSURE_S = 300.0
 """How long a row may take to reach Weights & Biases, or the disk in its offline file."""
@@ -325,12 +327,24 @@ def read_metrics(path: Path) -> list[Row]:
 
 def unmirrored(path: Path, start_step: int, seconds: float = UNSURE_S) -> list[Row]:
     """The measured rows that a mirror may have lost when the attempt before was killed: its last
-    `seconds`, up to `start_step`.
+    `seconds`, up to `start_step`. The order of rows decides: a clock that was set, back or ahead,
+    leaves none out.
     """
     kinds = ("step", "probe", "evaluation", "validation")
     rows = [row for row in read_metrics(path) if row["kind"] in kinds]
-    since = max((row.get("time", 0.0) for row in rows), default=0.0) - seconds
-    return [row for row in rows if row["step"] <= start_step and row.get("time", 0.0) >= since]
+    lasted, first = 0.0, len(rows)
+    while first and lasted <= seconds:
+        first -= 1
+        if first:
+            lasted += _apart(rows[first - 1], rows[first])
+    return [row for row in rows[first:] if row["step"] <= start_step]
+
+
+def _apart(before: Mapping[str, Any], row: Mapping[str, Any]) -> float:
+    """Return the seconds between two rows; for a step no more than it says that it took."""
+    apart = max(0.0, float(row.get("time", 0.0)) - float(before.get("time", 0.0)))
+    took = row.get("seconds")
+    return min(apart, sum(took.values())) if isinstance(took, dict) else apart
 
 
 def rows_of(rows: Iterable[Row], kind: str) -> list[Row]:

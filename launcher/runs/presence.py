@@ -5,9 +5,9 @@ shared lock on one file.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 
+from motet.core.locks import Taken, held
 from motet.launcher.runs.rundir import RunDir
 
 
@@ -15,21 +15,20 @@ from motet.launcher.runs.rundir import RunDir
 def be_present(run: RunDir) -> Iterator[None]:
     """Hold the run as one of its ranks; the kernel lets go however this process ends.
 
-    A file system without locks holds nothing.
+    Where nothing can be locked, here or on this machine, nothing is held.
     """
-    with open(run.presence, "a", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            stack.enter_context(held(run.presence, shared=True))
         yield
 
 
 def ranks_at_work(run: RunDir) -> bool:
     """Return whether a rank holds the run."""
-    with open(run.presence, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
+    try:
+        with held(run.presence):
             return False
-    return False
+    except Taken:
+        return True
+    except OSError:
+        return False

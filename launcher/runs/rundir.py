@@ -216,6 +216,10 @@ class RunDir:
         """Folder of one attempt (logs, environment). The first attempt is number 1."""
         return self.attempts / str(number)
 
+    def skipped(self, number: int) -> Path:
+        """Why the newest checkpoint of an attempt was skipped; there until one is saved again."""
+        return self.attempt(number) / "skipped.txt"
+
     def launch_settings(self, number: int) -> Path:
         """Settings that a launch begins with; they become the run's `resolved_yaml` once its ranks
         train.

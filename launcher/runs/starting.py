@@ -75,6 +75,7 @@ class Starting:
     def __init__(self, folder: Path, who: str, after_s: float = NOTED_AFTER_S) -> None:
         self.path, self.who, self._after_s = folder / f"{who}.json", who, after_s
         self._stage: tuple[StartStage, str, bool, Detail | None, float] | None = None
+        self._began = 0.0
         self._written: StartNote | None = None
         self._over = threading.Event()
         self._remove()
@@ -86,6 +87,7 @@ class Starting:
         """Begin a stage: `what` is waited for, unless `detail`, asked again and again, knows
         better.
         """
+        self._began = time.monotonic()
         self._stage = (stage, what, waits, detail, time.time())
 
     def over(self) -> None:
@@ -110,7 +112,7 @@ class Starting:
         if self._stage is None:
             return
         stage, what, waits, detail, since = self._stage
-        if time.time() - since < self._after_s:
+        if time.monotonic() - self._began < self._after_s:
             return
         if detail is not None and (known := detail()) is not None:
             what, waits = known

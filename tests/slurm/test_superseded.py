@@ -16,7 +16,7 @@ from motet.core.errors import UserError
 from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.jobs import batch, node
 from motet.launcher.launch.agent import run_agent
-from motet.launcher.launch.local import only_one
+from motet.launcher.launch.holding import only_one
 from motet.launcher.rank import attempt as rank_main
 from motet.launcher.runs.attempts import facts_of
 from motet.launcher.runs.rundir import RunDir

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from motet.core.files import read_json
 from tests.system.runs import kill_rank, losses, motet, motet_here, rows, train_until, write_yaml
 
 
@@ -118,6 +119,10 @@ def test_bad_steps_are_left_out_or_rolled_back_and_the_ledger_knows(
     done = motet("train", str(stopping), *settings, *constant, *stop, cwd=tmp_path)
     assert done.returncode != 0
     assert "gives up here" in done.stderr
+    facts = read_json(tmp_path / "runs" / "stopping" / "attempts" / "1" / "attempt.json")
+    assert (facts["reason"], facts["end_step"] > 0, bool(facts["ended"])) == ("refused", True, True)
+    told = motet_here("status", str(tmp_path / "runs" / "stopping")).stdout
+    assert "gives up here" in " ".join(told.split())
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
 
 

@@ -113,12 +113,12 @@ def test_any_run_becomes_a_short_plain_one_with_exactly_the_ranked_layout(folder
 
 def test_steps_are_enough_once_there_are_several_and_time_has_passed() -> None:
     def rows(count: int) -> list[dict[str, float]]:
-        return [{"time": 100.0 + i} for i in range(count)]
+        return [{"step": i} for i in range(count)]
 
     few, many = rows(calibration_run.ENOUGH_STEPS - 1), rows(calibration_run.ENOUGH_STEPS)
     assert not calibration_run.enough(few, 1000.0, 60.0)
-    assert not calibration_run.enough(many, 159.0, 60.0)
-    assert calibration_run.enough(many, 160.0, 60.0)
+    assert not calibration_run.enough(many, 59.0, 60.0)
+    assert calibration_run.enough(many, 60.0, 60.0)
     assert not calibration_run.enough([], 1000.0, 60.0)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pytest
 
 from motet.core.files import atomic_write, write_json
 from motet.launcher.config import run_yaml
+from motet.launcher.follow import processes
 from motet.launcher.follow.facts import read_facts
 from motet.launcher.follow.overview import View, look
-from motet.launcher.follow.processes import held_locks
+from motet.launcher.follow.processes import held_locks, read_processes
 from motet.launcher.follow.state import STATES, epoch, more_jobs
 from motet.launcher.jobs.submission import active_jobs
+from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.starting import StartNote, StartStage, folder_of
 from motet.slurm import states
@@ -116,6 +118,49 @@ def test_a_living_process_counts_without_a_lock_and_one_with_its_old_number_does
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_makes_no_process_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """Ahead, a rank that lives was taken for dead; back, a later process for the rank: `motet
+    cancel --now` kills it.
+    """
+    run = make_run(tmp_path, "r")
+    add_attempt(run)
+    Heartbeat(run.attempt(1), 0)
+    now = time.time() + jump
+    monkeypatch.setattr(processes.time, "time", lambda: now)
+    (mine,) = read_processes(run.attempt(1))
+    assert mine.lives()
+    words = f"{os.getpid()} {socket.gethostname()} 17@{'0' * 36}"
+    atomic_write(run.attempt(1) / "pid-0", words)  # of another process that had this number
+    (other,) = read_processes(run.attempt(1))
+    assert not other.lives()
+
+
+def test_whose_attempt_it_is_is_read_and_not_guessed_from_times(tmp_path: Path) -> None:
+    """`cancel` ends what only starts, and lets what trains save first."""
+    run = make_run(tmp_path, "r")
+    add_jobs(run, "7")
+    number = add_attempt(run, started=NOW - 7200.0)  # the clock was set ahead since it began
+    running = job("7", "RUNNING", start=iso(NOW - 700))
+    again = replace(running, restarts=1)
+    assert told(run, FakeClient(running))[0] == "starting", "only times are known"
+    begun = {"job_id": "7", "restarts": 0, "attempt": number, "step": 0}
+    write_json(run.job_begun, begun)
+    assert told(run, FakeClient(running))[0] == "running"
+    assert told(run, FakeClient(again))[0] == "starting", "requeued, and not begun again"
+
+
+def test_checkpoints_that_are_skipped_are_told_while_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    number = add_attempt(run, pids={0: f"{os.getpid()} {socket.gethostname()}"}, seen=time.time())
+    atomic_write(run.skipped(number), "no room for the checkpoint after step 20\n")
+    assert "checkpoints are skipped: no room" in " ".join(view_of(run).fields()["warnings"])
+    run.skipped(number).unlink()
+    assert "skipped" not in " ".join(view_of(run).fields()["warnings"])
 
 
 def test_a_process_on_another_host_counts_while_it_gives_signs_of_life(tmp_path: Path) -> None:

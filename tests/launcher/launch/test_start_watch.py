@@ -62,7 +62,10 @@ class Told:
     ) -> None:
         self.lines: list[str] = []
         self.now = 1000.0
-        self.watch = StartWatch(run, 1, 600.0, nodes, hosts, lambda: self.now, self.lines.append)
+        self.clock: Any = lambda: self.now
+        self.watch = StartWatch(
+            run, 1, 600.0, nodes, hosts, lambda: self.clock(), self.lines.append, lambda: self.now
+        )
 
     def look(self, now: float, agent: Agent) -> list[str]:
         self.now, self.lines[:] = now, []
@@ -116,6 +119,20 @@ def test_a_start_is_told_of_after_twenty_seconds_then_each_minute_and_ends_at_it
     assert "all 2 ranks to meet at h:1" in error
     assert "layout.timeout_s" in error
     assert line == f"motet: {error}".rstrip()
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_neither_ends_a_start_nor_lets_it_wait_on(
+    run: RunDir, jump: float
+) -> None:
+    told, agent = Told(run), Agent()
+    note(run, "rank-0", StartStage.MEETING, "all 2 ranks to meet", 1000.0, True)
+    told.clock = lambda: told.now + (jump if told.now > 1005.0 else 0.0)
+    assert told.look(1012.0, agent) == []
+    told.look(1590.0, agent)
+    assert not agent.killed
+    told.look(1650.0, agent)
+    assert agent.killed
 
 
 def test_work_has_no_limit_and_what_is_over_is_not_told(run: RunDir) -> None:

@@ -7,6 +7,8 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from motet.core.errors import UserError
 from motet.core.files import append_whole
 from motet.experiments.stream.ledger import LedgerWriter, Record, read_records
+from motet.launcher.rank import loop
 from motet.launcher.rank.attempt import disk_is_out
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.runs.rundir import RunDir
@@ -104,6 +107,59 @@ def test_room_for_a_checkpoint_is_looked_for_before_it_is_begun(small: Path) -> 
     run = RunDir(small / "r")
     assert run.checkpoint_steps() == [1]
     assert not list(run.checkpoints.glob(".*"))
+
+
+def skip_and_try_again(world: World, root: Path) -> list[object]:
+    run = RunDir(root)
+    run.create()
+    checkpoints = Checkpoints(run, world, background=False)
+    large, small = torch.zeros(40_000_000, device="meta"), torch.zeros(40_000)
+    why = checkpoints.save(1, {"w": large}, {}, may_skip=True)
+    again = checkpoints.save(2, {"w": small}, {}, may_skip=True)
+    checkpoints.close()
+    return [why, again]
+
+
+def test_a_checkpoint_that_may_be_skipped_is_and_the_next_is_tried(small: Path) -> None:
+    for why, again in run_ranks(2, skip_and_try_again, small / "r"):
+        assert "no room for the checkpoint after step 1" in str(why)
+        assert again == ""
+    assert RunDir(small / "r").checkpoint_steps() == [2]
+
+
+@pytest.mark.parametrize(("last", "grows", "policy"), [(True, False, "skip"), (False, True, "skip"), (False, False, "stop"), (False, False, "skip")])  # fmt: skip
+def test_only_by_policy_and_never_the_last_one_or_one_that_a_model_grows_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool, grows: bool, policy: str
+) -> None:
+    asked: list[bool] = []
+
+    def save(*_: object, may_skip: bool) -> str:
+        asked.append(may_skip)
+        return "no room" if may_skip else ""
+
+    logged: list[object] = []
+    run = RunDir(tmp_path)
+    run.attempt(1).mkdir(parents=True)
+    job: Any = SimpleNamespace(
+        settings=SimpleNamespace(checkpoint=SimpleNamespace(no_room=policy)),
+        checkpoints=SimpleNamespace(save=save),
+        engine=SimpleNamespace(tensors=dict),
+        ledger=SimpleNamespace(sync=None),
+        seconds={},
+        world=SimpleNamespace(rank=0),
+        segment=SimpleNamespace(attempt=1),
+        run=run,
+        progress=SimpleNamespace(print=lambda text: None),
+        metrics=SimpleNamespace(log=lambda *words, **facts: logged.append(facts["event"])),
+        at=lambda moment, step, folder: logged.append(moment),
+    )
+    monkeypatch.setattr(loop, "growth_due", lambda job, step: grows)
+    monkeypatch.setattr(loop, "facts_of", lambda job: {})
+    loop.save(job, 10, last=last)
+    skips = policy == "skip" and not (last or grows)
+    assert asked == [skips]
+    assert logged == (["checkpoint_skipped"] if skips else ["at_checkpoint"])
+    assert run.skipped(1).exists() == skips
 
 
 def test_a_full_disk_is_recognized_behind_other_errors() -> None:

@@ -15,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.launcher.runs.metrics import MetricsReader, MetricsWriter, encode_row, read_metrics
+from motet.launcher.runs.metrics import (
+    MetricsReader,
+    MetricsWriter,
+    encode_row,
+    read_metrics,
+    unmirrored,
+)
 from motet.launcher.runs.rundir import RunDir
 
 
@@ -116,6 +122,21 @@ def test_a_restart_supersedes_the_steps_after_its_start(tmp_path: Path) -> None:
         (1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2),
     ]  # fmt: skip
     assert [r["kind"] for r in rows if r["kind"] != "step"] == ["event", "attempt"]
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_was_set_leaves_no_row_out_of_what_a_mirror_may_have_lost(
+    tmp_path: Path, jump: float
+) -> None:
+    def row(step: int) -> dict[str, object]:
+        now = 1000.0 + 30.0 * step + (jump if step > 15 else 0.0)
+        return {"kind": "step", "step": step, "time": now, "seconds": {"train": 29.0, "data": 1.0}}
+
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, [row(step) for step in range(1, 19)])
+    steps = [found["step"] for found in unmirrored(path, 18, seconds=120.0)]
+    assert steps[-5:] == [14, 15, 16, 17, 18]
+    assert len(steps) <= 7
 
 
 def test_a_missing_file_gives_no_rows(tmp_path: Path) -> None:
