@@ -15,6 +15,8 @@ from motet.experiments.stream.stream import IGNORED_LABEL
 from motet.launcher.measure.neighbours import MeasuredModel, mean_with_interval, pair_rows
 from motet.models.decoder import Decoder, initialize
 from motet.models.divergence import ROWS, divergence
+from motet.models.member import Member
+from motet.models.slices import member_weights
 from tests.models.families import tiny
 
 
@@ -65,3 +67,21 @@ def test_the_larger_of_two_is_the_first_of_the_divergence_and_each_is_read_once(
     assert rows[0]["kl"] == pytest.approx(float(expected), rel=1e-6)
     assert rows[0]["kl"] > 0
     assert (rows[0]["sequences"], rows[0]["tokens"]) == (3, 21)
+
+
+def test_slices_of_one_checkpoint_are_compared_as_members_of_it() -> None:
+    whole = Decoder(replace(tiny(), n_layers=4))
+    initialize(whole, seed=0)
+    short = Member("short", replace(whole.config, n_layers=2), (0, 3))
+    alone = Decoder(short.config)
+    state = whole.state_dict()
+    alone.load_state_dict(member_weights(short, whole.config, state))
+    tokens = np.random.default_rng(1).integers(0, whole.config.vocabulary_size, (2, 6))
+    labels = np.roll(tokens, -1, 1)
+    text: Any = SimpleNamespace(tokens_BT=tokens, labels_BT=labels)
+    models = [MeasuredModel("short", 9, 1, short), MeasuredModel("whole", 9, 2, None)]
+    (row,) = pair_rows(models, lambda step: whole, text, torch.device("cpu"))
+    with torch.no_grad():
+        p_NV, q_NV = (one(torch.from_numpy(tokens)).flatten(0, 1) for one in (whole, alone))
+    assert row["kl"] == pytest.approx(float(divergence(p_NV, q_NV).mean()), rel=1e-5)
+    assert (row["larger"], row["steps"]) == ("whole", [9, 9])
