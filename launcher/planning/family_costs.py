@@ -13,7 +13,13 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
 from motet.launcher.planning import stage_costs
 from motet.launcher.planning.family_facts import sampled_steps
-from motet.launcher.runs.families import draws_of, made_members, new_family, sound_members
+from motet.launcher.runs.families import (
+    draws_of,
+    growing_refusals,
+    made_members,
+    new_family,
+    sound_members,
+)
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Family, Member, choices
 from motet.models.family.costs import passes_of
@@ -22,7 +28,7 @@ from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.samplers import SAMPLERS
 from motet.models.member import Term
 from motet.parallel.cost.family import StepCost, StepPrices
-from motet.parallel.engines.refusals import refusals, stage_refusals
+from motet.parallel.engines.refusals import refusals
 from motet.parallel.layout.layout import Layout
 from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
@@ -45,7 +51,8 @@ class PlannedFamily:
         """Say why a layout cannot train the family; "" where it can."""
         if isinstance(self.family, ProgressiveFamily):
             length = self.settings.data.sequence_length
-            refused = stage_refusals(layout, self.members, length)
+            facts = self.family.stage_facts()
+            refused = growing_refusals(layout, self.members, facts, length)
         else:
             refused = refusals(layout, self.whole, self.members, self.family.needs())
         if refused:

@@ -117,16 +117,33 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
     if manifest.get("members"):
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
-            found = stage_refusals(layout, members, manifest["sequence_length"])
-            if layout.pp > 1 and any("teacher_flops_per_token" in s for s in manifest["stages"]):
-                why = "stages of a pipeline have no second model beside them to follow"
-                found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
-            if layout.pp > 1 and any(s["operator"].startswith("prune") for s in manifest["stages"]):
-                why = "channels that are pruned are measured in one piece; set layout.pp=1"
-                found = [*found, f"layout.pp={layout.pp}: {why}"]
+            found = growing_refusals(
+                layout, members, manifest["stages"], manifest["sequence_length"]
+            )
         else:
             found = refusals(layout, whole, members, needs)
         raise_problems([Problem("family.kind", why) for why in found])
+
+
+def growing_refusals(
+    layout: Layout,
+    members: Sequence[Member],
+    stages: Sequence[Mapping[str, Any]],
+    sequence_length: int,
+) -> list[str]:
+    """Return why a layout cannot train a family that grows, in words.
+
+    Args:
+        stages: `ProgressiveFamily.stage_facts`.
+    """
+    found = stage_refusals(layout, members, sequence_length)
+    if layout.pp > 1 and any("teacher_flops_per_token" in stage for stage in stages):
+        why = "stages of a pipeline have no second model beside them to follow"
+        found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
+    if layout.pp > 1 and any(stage["operator"].startswith("prune") for stage in stages):
+        why = "channels that are pruned are measured in one piece; set layout.pp=1"
+        found = [*found, f"layout.pp={layout.pp}: {why}"]
+    return found
 
 
 def draws_of(

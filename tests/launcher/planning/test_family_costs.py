@@ -52,3 +52,15 @@ def test_a_plan_leaves_out_layouts_that_lack_what_the_family_asks_for() -> None:
     for options in (frozen, {"order_at_step": 10}):
         assert planned(**options).refusal(Layout(pp=2)) != ""
     assert planned(mask_update=True).refusal(Layout(engine="deepspeed", dp_shard=2)) != ""
+
+
+@pytest.mark.parametrize("last", [{"operator": "prune"}, {"operator": "stack", "distill": {}}])
+def test_a_plan_leaves_out_layouts_in_which_a_stage_cannot_begin(last: dict[str, Any]) -> None:
+    pruned = "prune" in last["operator"]
+    sizes = {"model": {"d_ffn": 256}} if pruned else {"depth": 0.5}
+    before = {"name": "before", **sizes, "steps": 150}
+    family = FamilySettings(kind="progressive", options={"stages": [before, last]})
+    settings = RunSettings(name="r", family=family, training=TrainingSettings(steps=400))
+    planned = PlannedFamily(settings, WHOLE)
+    assert planned.refusal(Layout(dp_shard=2)) == ""
+    assert planned.refusal(Layout(pp=2)).startswith("layout.pp=2: ")
