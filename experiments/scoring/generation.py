@@ -3,12 +3,17 @@ training.
 
 The same text comes out whatever the batch and whoever shares it. A pass has `BATCH_ROWS` rows or
 what fits, always the same for an item, however few are left, and a width that follows from the
-item's own prompt and the tokens written so far: sums are then made in the same order. Padding is
-on the right, where causal attention does not look; nearly equal tokens are told apart by their
-number (`models.loss.TIE`).
+item's own prompt and what it may write: sums are then made in the same order. Padding is on the
+right, where causal attention does not look; nearly equal tokens are told apart by their number
+(`models.loss.TIE`).
 
-There is no cache of keys and values: n tokens cost n passes over the prompt and what was written.
-The cost is bounded: passes end with the last row that has not met its end of document.
+There is no cache of keys and values, so that every engine can write: a pass is over the prompt and
+what was written. It also tells what follows each of the next `GUESSED` tokens, which are guessed
+from what stood after the same two words before; as many as come true are written at once, and one
+more (greedy speculative decoding: Leviathan et al., "Fast Inference from Transformers via
+Speculative Decoding", ICML 2023, section 2.3, with guesses from the text itself). The text is that
+of one token a pass. The cost is bounded by as many passes as tokens, and ends with the last row
+that has not met its end of document; text that repeats itself, as small models' does, takes few.
 
 This module is torch-free: the model and the agreement of ranks are handed in.
 """
@@ -28,11 +33,15 @@ from motet.experiments.types import Generated, ProbeItem
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 Likeliest = Callable[[I64, I64], I64]
-"""(tokens [B, T], place [B]) -> the most likely token after that place of each row, [B]."""
+"""(tokens [B, T], places [B, K]) -> the most likely token after each of these places, [B, K]."""
 
 BATCH_ROWS = 16
 WIDTHS = 32
 """Widths are multiples of it: few shapes, so that what is compiled is compiled seldom."""
+GUESSED = 8
+"""Tokens that one pass looks beyond the next."""
+CONTEXT = 2
+"""Tokens that must have stood together before, for a guess at what follows; or the last alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class PromptBatch:
     Attributes:
         members: int64 [at most `rows`], numbers of prompts.
         rows: of every pass, filled up with empty ones.
-        width: of the prompts, padded; a pass is wider by the tokens written, padded.
+        width: of every pass: of the prompts and of what may be written, padded each.
         max_tokens: most passes.
     """
 
@@ -108,7 +117,8 @@ def batches_of(prompts: Prompts, batch_tokens: int) -> list[PromptBatch]:
         groups.setdefault((int(most), _padded(len(ids))), []).append(number)
     shapes = []
     for (most, width), members in sorted(groups.items(), reverse=True):
-        rows = min(BATCH_ROWS, max(1, batch_tokens // (width + _padded(most))))
+        width += _padded(most)
+        rows = min(BATCH_ROWS, max(1, batch_tokens // width))
         shapes += [
             PromptBatch(np.array(members[start : start + rows], dtype=np.int64), rows, width, most)
             for start in range(0, len(members), rows)
@@ -121,14 +131,27 @@ def most_tokens(prompts: Prompts, batch_tokens: int) -> int:
     bound on what one probe costs.
     """
     return sum(
-        shape.rows * (shape.width + _padded(written))
-        for shape in batches_of(prompts, batch_tokens)
-        for written in range(shape.max_tokens)
+        shape.rows * shape.width * shape.max_tokens for shape in batches_of(prompts, batch_tokens)
     )
 
 
 def _padded(length: int) -> int:
     return -(-length // WIDTHS) * WIDTHS
+
+
+def guess(text: Sequence[int], count: int) -> list[int]:
+    """Return `count` tokens that may follow a text: what stood after the last place of its last
+    `CONTEXT` tokens, or of the last one; [] where that is new. A guess goes on into itself.
+    """
+    known = list(text)
+    for n in range(min(CONTEXT, len(known) - 1), 0, -1):
+        tail = known[-n:]
+        for at in range(len(known) - n - 1, -1, -1):
+            if known[at : at + n] == tail:
+                for place in range(at + n, at + n + count):
+                    known.append(known[place])
+                return known[len(text) :]
+    return []
 
 
 class _Turn:
@@ -140,6 +163,7 @@ class _Turn:
         self.rows = [prompts.tokens[number] for number in members]
         self.written: list[list[int]] = [[] for _ in members]
         self.ended = [False] * len(members)
+        self.guessed: list[list[int]] = [[] for _ in members]
 
     def goes_on(self) -> bool:
         """Whether a row of this rank still writes."""
@@ -150,30 +174,41 @@ class _Turn:
         )
 
     def batch(self) -> tuple[I64, I64]:
-        """Return tokens [B, T] and the last place of each row; a rank that has nothing to write
-        brings one empty row.
+        """Return tokens [B, T], guesses among them, and the places [B, K] after which the next
+        tokens are asked for: the last of each row, and those of its guesses. A rank that has
+        nothing to write brings one empty row.
         """
         if self.shape is None:
-            return np.zeros((1, WIDTHS), dtype=np.int64), np.zeros(1, dtype=np.int64)
-        length = self.shape.width + _padded(max(len(written) for written in self.written))
-        tokens_BT = np.zeros((self.shape.rows, length), dtype=np.int64)
-        at_B = np.zeros(self.shape.rows, dtype=np.int64)
+            return np.zeros((1, WIDTHS), dtype=np.int64), np.zeros((1, 1), dtype=np.int64)
+        tokens_BT = np.zeros((self.shape.rows, self.shape.width), dtype=np.int64)
+        at_BK = np.zeros((self.shape.rows, 1 + GUESSED), dtype=np.int64)
         for row, (ids, written) in enumerate(zip(self.rows, self.written, strict=True)):
-            tokens_BT[row, : len(ids)] = ids
-            tokens_BT[row, len(ids) : len(ids) + len(written)] = written
-            at_B[row] = len(ids) + len(written) - 1
-        return tokens_BT, at_B
+            room = 0 if self.ended[row] else self.shape.max_tokens - len(written) - 1
+            known = [*ids.tolist(), *written]
+            guessed = guess(known, min(GUESSED, room)) if room > 0 else []
+            self.guessed[row] = guessed
+            tokens_BT[row, : len(known) + len(guessed)] = [*known, *guessed]
+            at_BK[row] = len(known) - 1 + np.minimum(np.arange(1 + GUESSED), len(guessed))
+        return tokens_BT, at_BK
 
-    def take(self, next_B: I64) -> None:
-        """Write the next token of every row that still writes."""
-        if not self.goes_on():
+    def take(self, next_BK: I64) -> None:
+        """Write the next token of every row that still writes, and those after it whose guess came
+        true.
+        """
+        if self.shape is None:
             return
-        for row, ended in enumerate(self.ended):
-            token = int(next_B[row])
-            if not ended and token == self.eod:
-                self.ended[row] = True
-            elif not ended:
-                self.written[row].append(token)
+        for row, written in enumerate(self.written):
+            for token, guessed in zip(
+                next_BK[row].tolist(), [*self.guessed[row], None], strict=False
+            ):
+                if self.ended[row] or len(written) == self.shape.max_tokens:
+                    break
+                if token == self.eod:
+                    self.ended[row] = True
+                else:
+                    written.append(token)
+                if token != guessed:
+                    break
 
     def put(self, found: F64) -> None:
         """Put each row's number of tokens, whether it ended, and the tokens, into the row of its

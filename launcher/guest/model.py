@@ -171,15 +171,16 @@ class Scorer:
         return logprob_BT, greedy_BT
 
     def likeliest(
-        self, tokens_BT: npt.NDArray[np.int64], at_B: npt.NDArray[np.int64]
+        self, tokens_BT: npt.NDArray[np.int64], at_BK: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Return the most likely token after place `at_B` of each row, int64 [B], the smallest of
-        those whose logits are within `TIE`.
+        """Return the most likely token after each of the places `at_BK` of each row, int64 [B, K],
+        the smallest of those whose logits are within `TIE`.
         """
-        rows = torch.arange(len(at_B), device=self.device)
-        logits_BV = self.logits(tokens_BT)[rows, torch.from_numpy(at_B).to(self.device)].float()
-        near_BV = logits_BV >= logits_BV.amax(-1, keepdim=True) - TIE
-        return near_BV.to(torch.uint8).argmax(-1).cpu().numpy()
+        rows_B1 = torch.arange(len(at_BK), device=self.device)[:, None]
+        at = torch.from_numpy(at_BK).to(self.device)
+        logits_BKV = self.logits(tokens_BT)[rows_B1, at].float()
+        near_BKV = logits_BKV >= logits_BKV.amax(-1, keepdim=True) - TIE
+        return near_BKV.to(torch.uint8).argmax(-1).cpu().numpy()
 
     def finish_scoring(self) -> None:
         """Nothing: `untouched` puts everything back."""

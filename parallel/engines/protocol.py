@@ -105,11 +105,12 @@ class Engine(Protocol):
     def likeliest(
         self,
         tokens_BT: npt.NDArray[np.int64],
-        at_B: npt.NDArray[np.int64],
+        at_BK: npt.NDArray[np.int64],
         member: Member | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Return the most likely token after place `at_B` of each row, int64 [B], the smallest of
-        those whose logits are nearly equal (`models.loss.TIE`). A collective, as `score` is.
+        """Return the most likely token after each of the places `at_BK` of each row, int64 [B, K],
+        the smallest of those whose logits are nearly equal (`models.loss.TIE`). A collective, as
+        `score` is.
         """
 
     def finish_scoring(self) -> None:

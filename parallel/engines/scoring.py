@@ -36,10 +36,10 @@ class Scoring(ABC):
         return logprob_BT.double().cpu().numpy(), greedy_BT | (labels_BT == IGNORED)
 
     @torch.no_grad()
-    def likeliest(self, tokens_BT: I64, at_B: I64, member: Member | None = None) -> I64:
+    def likeliest(self, tokens_BT: I64, at_BK: I64, member: Member | None = None) -> I64:
         """See `Engine.likeliest`."""
-        labels_BT, rows_B = np.full_like(tokens_BT, IGNORED), np.arange(len(at_B))
-        labels_BT[rows_B, at_B] = 0  # any label asks; only rows with one meet the head
+        labels_BT, rows_B1 = np.full_like(tokens_BT, IGNORED), np.arange(len(at_BK))[:, None]
+        labels_BT[rows_B1, at_BK] = 0  # any label asks; only rows with one meet the head
         _, likeliest_BT = self._scored(tokens_BT, labels_BT, member)
-        found_B: I64 = likeliest_BT.long().cpu().numpy()[rows_B, at_B]
-        return found_B
+        found_BK: I64 = likeliest_BT.long().cpu().numpy()[rows_B1, at_BK]
+        return found_BK
