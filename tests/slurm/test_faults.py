@@ -122,6 +122,7 @@ def test_a_signal_to_the_batch_step_alone_saves_and_requeues_within_a_minute(
     assert_as_undisturbed(one.run, undisturbed)
 
 
+@pytest.mark.long  # two minutes, nearly all of them waiting
 def test_a_node_whose_cable_is_cut_costs_one_interval_at_most_and_cannot_hold_up_the_run(
     healed: Testbed, corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_node_whose_cable_is_cut_costs_one_interval_at_most_and_cannot_hold_up
     assert left <= {"slurmstepd"}, "Slurm's own tries for a minute to tell how the old start ended"
 
 
+@pytest.mark.long  # a minute and a half; a requeue alone is above
 def test_an_array_of_three_seeds_ends_though_one_of_them_is_requeued(
     healed: Testbed, corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_an_array_of_three_seeds_ends_though_one_of_them_is_requeued(
     assert [steps_lost(one.run) for one in runs[1:]] == [0, 0]
 
 
+@pytest.mark.long  # the next job of a chain: test_jobs
 def test_a_chain_goes_on_where_the_time_limit_of_its_first_job_ended_it(
     healed: Testbed, corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

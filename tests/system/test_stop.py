@@ -85,7 +85,7 @@ def last_steps(run: Path) -> set[int]:
     return {list(read_records(path))[-1].step + 1 for path in files}
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_stop_at_any_moment_saves_once_at_one_step_and_ends(
     corpus: Path, tmp_path: Path, rank: int
 ) -> None:

@@ -67,6 +67,7 @@ def trained(bed: Testbed, yaml: Path, name: str, port: int) -> tuple[float, list
     return step_seconds(found, first + 2), [row["loss"] for row in rows[:6]], run.root
 
 
+@pytest.mark.long  # two minutes; bench/two_clusters.py has the numbers
 def test_the_planner_and_the_clock_agree_that_stages_not_gradients_cross_a_slow_link(
     healed: Testbed, corpus: Path, tmp_path: Path
 ) -> None:
