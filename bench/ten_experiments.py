@@ -3,6 +3,7 @@
     python bench/ten_experiments.py                  train what is missing, then print the table
     python bench/ten_experiments.py --summary --json print it from what is kept, train nothing
     python bench/ten_experiments.py --summary --pictures docs/experiments/img    draw what is kept
+    python bench/ten_experiments.py --summary --pictures FOLDER --draw RUN       draw another run
 
 The run is `examples/ten_experiments.yaml`. Text: presidents' speeches (`speeches.jsonl` under
 $MOTET_SHARED, 2.9 MB) and the documentation strings of Python's standard library, in repeated
@@ -130,6 +131,12 @@ def kept(entry: dict[str, Any], drawn: bool) -> dict[str, Any]:
         panels = page.primary_first(curves["over_time"], primary)
         found["over_time"] = panels[0] if panels else {}
     return found
+
+
+def answers_of(run: Path) -> dict[str, Any]:
+    """What is drawn of a run's answers."""
+    report = json.loads(motet("report", str(run), "--json"))
+    return {entry["name"]: kept(entry, True) for entry in report["answers"]["experiments"]}
 
 
 def trained(results: Path, wanted: dict[str, dict[str, Any]], only: list[str]) -> None:
@@ -266,6 +273,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="train nothing")
     parser.add_argument("--only", nargs="*", default=[], help="names of arms")
     parser.add_argument("--pictures", type=Path, help="folder to draw the joint run into")
+    parser.add_argument("--draw", type=Path, help="folder of a run to draw instead")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     wanted = arms(settings())
@@ -273,7 +281,9 @@ def main() -> None:
         trained(asked.results, wanted, asked.only)
     arms_kept = read(asked.results)
     if asked.pictures:
-        pictures(arms_kept["joint"]["answers"], asked.pictures)
+        pictures(
+            answers_of(asked.draw) if asked.draw else arms_kept["joint"]["answers"], asked.pictures
+        )
     found = summary(arms_kept, wanted)
     print(json.dumps(found, indent=1) if asked.json else said(found))
 
