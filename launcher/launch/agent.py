@@ -53,6 +53,8 @@ class Agent:
         self.killed = False
         self.seen = False
         """Whether a rank was ever started here."""
+        self.building: dict[int, dict[Path, int]] = {}
+        """The locks of extensions that each rank holds while it compiles."""
         starter = os.getpid()
         self.others = frozenset(children(starter))
 
@@ -104,13 +106,29 @@ class Agent:
                 self._pass_on()
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
-                self.seen = self.seen or bool(ranks_of(self.process.pid))
+                ranks = self.ranks()
+                self.seen = self.seen or bool(ranks)
+                self._clear_builds(ranks)
                 if over() or (self.asked is not None and not self.seen):
                     self.kill()  # before there are ranks, torchrun waits and hears no stop
                 look(self)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(POLL_S)
         return code
+
+    def _clear_builds(self, ranks: Sequence[int]) -> None:
+        """When a rank was killed from outside while it compiled, end its compilers, which are
+        orphans of this process by now, and remove its lock: every later start would wait for it.
+        """
+        for rank in self.building.keys() - set(ranks):
+            mine = {*self.others, self.process.pid}
+            orphans = [child for child in children(os.getpid()) if child not in mine]
+            for lock in extension_locks.clear(self.building[rank], orphans):
+                print(
+                    f"motet: a rank was killed while it compiled an extension; removed {lock}",
+                    file=sys.stderr,
+                )
+        self.building = {rank: locks for rank in ranks if (locks := extension_locks.held_as(rank))}
 
     def _pass_on(self) -> None:
         """Tell each rank once, as soon as it can hear it: one that is still starting would just

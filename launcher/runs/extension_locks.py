@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from motet.core.processes import children
@@ -86,6 +87,32 @@ def drop(pid: int) -> None:
     for lock in locks:
         with contextlib.suppress(OSError):
             lock.unlink()
+
+
+def held_as(pid: int) -> dict[Path, int]:
+    """Return the locks that a process holds, each with its inode: a later lock of that name is
+    another's.
+    """
+    found = {}
+    for path in held_by(pid):
+        with contextlib.suppress(OSError):
+            found[path] = path.stat().st_ino
+    return found
+
+
+def clear(locks: Mapping[Path, int], orphans: Iterable[int]) -> list[Path]:
+    """End compilers whose process was killed, and remove the locks that it held; return these."""
+    for orphan in orphans:
+        for process in (*descendants(orphan), orphan):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    removed = []
+    for lock, inode in locks.items():
+        with contextlib.suppress(OSError):
+            if lock.stat().st_ino == inode and not is_held(lock):
+                lock.unlink()
+                removed.append(lock)
+    return removed
 
 
 def descendants(pid: int) -> list[int]:

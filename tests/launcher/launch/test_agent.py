@@ -243,3 +243,43 @@ def test_only_ranks_count_as_ranks() -> None:
         other.wait()
         rank.wait()
     assert rank.pid not in ranks_of(os.getpid())
+
+
+BUILDER = """
+import os, pathlib, subprocess, sys, time
+lock = pathlib.Path(sys.argv[1], "torch_extensions", "x", "lock")
+if pathlib.Path(sys.argv[1], "first").exists():
+    while lock.exists():  # as ranks that start anew wait for it
+        time.sleep(0.05)
+    sys.exit(0)
+lock.parent.mkdir(parents=True)
+pathlib.Path(sys.argv[1], "first").touch()
+held = os.open(lock, os.O_CREAT | os.O_EXCL)
+compiler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path(sys.argv[1], "pids").write_text(f"{os.getpid()} {compiler.pid}")
+time.sleep(600)
+"""
+BUILDS_TWICE = """
+import subprocess, sys
+rank, folder = sys.argv[1:]
+for _ in range(2):
+    subprocess.run([sys.executable, "-c", rank, folder, "motet.launcher.worker"])
+"""
+
+
+def test_a_rank_that_is_killed_while_it_compiles_leaves_no_lock_and_no_compiler(
+    run: RunDir, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", START.format(root=str(ROOT / ".src"))]
+    words += [BUILDS_TWICE, BUILDER, str(tmp_path), str(run.root)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    pids = tmp_path / "pids"
+    wait(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    rank, compiler = map(int, pids.read_text().split())
+    time.sleep(3 * agent.LOOK_S)  # the launcher looks twice a second
+    os.kill(rank, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert "a rank was killed while it compiled an extension; removed" in said
+    assert not (tmp_path / "torch_extensions" / "x" / "lock").exists()
+    assert compiler not in children(os.getpid())
+    assert not Path(f"/proc/{compiler}").exists()
