@@ -71,7 +71,7 @@ class StartWatch:
     def _arrive(self) -> None:
         """Leave word that this machine has come, for the others to see."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"came-{self.nodes.rank}").touch()
 
     def _machines(self) -> tuple[str, bool] | None:
@@ -81,7 +81,8 @@ class StartWatch:
         came = {path.name for path in self.folder.glob("came-*")}
         late = [n for n in range(self.nodes.count) if f"came-{n}" not in came]
         names = [self.hosts[n] if self.hosts else f"machine {n}" for n in late]
-        at = f"the rendezvous at {self.nodes.endpoint}"
+        endpoint, folder = self.nodes.endpoint, self.nodes.folder
+        at = f"the meeting in {folder}" if folder else f"the rendezvous at {endpoint}"
         if names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" * (len(names) > 8))
             return f"{at}: {shown} of {self.nodes.count} machines did not come", True

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +155,9 @@ def test_machines_that_did_not_come_are_told_by_name(run: RunDir) -> None:
     found = told.watch._machines()
     assert found is not None
     assert "do not meet" in found[0]
+    by_files = Told(run, replace(nodes, folder="/runs/r/attempts/1/meeting")).watch._machines()
+    assert by_files is not None
+    assert by_files[0].startswith("the meeting in /runs/r/attempts/1/meeting: ")
     unnamed = Told(run, NodePlace(4, 1, "h:1", 0, 8)).watch._machines()
     assert unnamed is not None
     assert "machine 3 of 4" in unnamed[0]
