@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from motet.core.errors import Problem, UserError
+from motet.core.access import follow
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.launcher.config.run_yaml import inspect, load
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.follow.facts import find_runs
@@ -17,14 +18,27 @@ def load_settings(arguments: argparse.Namespace) -> RunSettings:
     return load(run_yaml(arguments), arguments.settings)
 
 
-def inspect_settings(arguments: argparse.Namespace) -> tuple[RunSettings | None, list[Problem]]:
-    """As `load_settings`, with the problems handed back; None when the file cannot be read at
-    all.
+def inspected(
+    arguments: argparse.Namespace,
+) -> tuple[RunSettings | None, list[Problem], list[Problem]]:
+    """As `load_questions`, with problems and warnings handed back; None when the file cannot be
+    read at all.
     """
+    from motet.launcher.runs.guest_settings import inspect_questions
+
     try:
-        return inspect(run_yaml(arguments), arguments.settings)
+        return inspect_questions(run_yaml(arguments), arguments.settings)
     except UserError as error:
-        return None, [Problem(str(arguments.run_yaml), str(error))]
+        return None, [Problem(str(arguments.run_yaml), str(error))], []
+
+
+def load_questions(arguments: argparse.Namespace) -> RunSettings:
+    """As `load_settings`, for commands that only read the questions: a guest's file will do."""
+    from motet.launcher.runs.guest_settings import inspect_questions
+
+    settings, problems, _ = inspect_questions(run_yaml(arguments), arguments.settings)
+    raise_problems(problems)
+    return settings
 
 
 def run_yaml(arguments: argparse.Namespace) -> Path:
@@ -46,10 +60,13 @@ def open_run(name: str, runs: str = "runs") -> RunDir:
     """
     path, inside = Path(name), Path(runs) / name
     if path.is_file():
-        return _run_of(path)
-    if not path.exists() and (inside / "resolved.yaml").exists():
-        return RunDir.open(inside)
-    return RunDir.open(path)
+        found = _run_of(path)
+    elif not path.exists() and (inside / "resolved.yaml").exists():
+        found = RunDir.open(inside)
+    else:
+        found = RunDir.open(path)
+    follow(found.root)  # what is written into it, or made of it, is as open as it is
+    return found
 
 
 def ended(rundir: RunDir, code: int, machine: int = 0) -> int:

@@ -18,19 +18,16 @@ from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import fsync_folder, write_json
 from motet.core.hashing import sha256_file
 from motet.experiments.design.experiment import make
-from motet.launcher.config.run_yaml import load, public, store
+from motet.launcher.config.run_yaml import load, store
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.local import prepare_run, verify_corpora
-from motet.launcher.runs.begun import flat, frozen_problems, yaml_with_overrides
+from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
+from motet.launcher.runs.guest_settings import NO_WARMUP, not_read
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import damage, read_checkpoint, read_manifest
 from motet.launcher.study.before_training import library_of, specs_of
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
-# What a guest's loop decides itself: a value here would be recorded and not obeyed.
-NOT_READ = ("model.", "family.", "validation.", "training.", "checkpoint.", "layout.")
-READ = ("training.steps", "training.tokens", "layout.micro_sequences", "layout.timeout_s")
-NO_WARMUP = {"training": {"schedule": {"warmup_steps": 0}}}
 UNKNOWN_MODEL: Mapping[str, Any] = {
     "guest": True,
     "model": None,
@@ -59,15 +56,8 @@ def load_settings(run_yaml: Path, overrides: Sequence[str], resume: bool) -> Run
         nodes=0,
         begun=lambda found: resume and run_of(found).manifest.exists(),
     )
-    plain = flat(public(RunSettings(), whole=True)) | {"training.schedule.warmup_steps": 0}
-    given = flat(public(settings, whole=True))
     why = "is decided by your own training loop, which does not read it; leave it out"
-    problems = [
-        Problem(name, why)
-        for name, value in given.items()
-        if name.startswith(NOT_READ) and name not in READ and value != plain.get(name)
-    ]
-    raise_problems(problems)
+    raise_problems([Problem(name, why) for name in not_read(settings)])
     return settings
 
 

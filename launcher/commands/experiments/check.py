@@ -24,12 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Every problem of the settings, the experiments and their items, at once; then the cost of
     probes, and warnings.
     """
-    settings, problems = common.inspect_settings(arguments)
-    warnings: list[Problem] = []
+    settings, problems, warnings = common.inspected(arguments)
     prices: ProbePrices | None = None
     if settings is not None and all(one.setting.startswith("experiments") for one in problems):
         # Of other settings that are wrong the study would be one of their defaults.
-        found, warnings, prices = _study_problems(settings)
+        found, more, prices = _study_problems(settings)
+        warnings = [*warnings, *more]
         problems = list(dict.fromkeys([*problems, *found]))
     if arguments.json:
         listed = [[problem._asdict() for problem in each] for each in (problems, warnings)]

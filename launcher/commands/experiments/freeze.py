@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the definition with its hashes; `train --preregistered FILE` is held to it."""
     from motet.launcher.study.preregistration import registered_text
 
-    settings = common.load_settings(arguments)
+    settings = common.load_questions(arguments)
     default = Path(arguments.run_yaml).parent / f"{settings.name}.preregistered.json"
     path = Path(arguments.output) if arguments.output else default
     if path.exists() and not arguments.dry_run:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.run_yaml is None:
         rows, own = _built_in_rows(), list[str]()
     else:
-        rows, own = _run_rows(common.load_settings(arguments))
+        rows, own = _run_rows(common.load_questions(arguments))
     if arguments.json:
         terminal.print_json(rows)
     elif rows:

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The smallest effect that each experiment can detect, before any training."""
     from motet.launcher.study import before_training
 
-    rows = before_training.power_table(common.load_settings(arguments))
+    rows = before_training.power_table(common.load_questions(arguments))
     if arguments.json:
         terminal.print_json(rows)
     elif not rows:

@@ -20,5 +20,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")
-    print(before_training.preview(common.load_settings(arguments), arguments.count))
+    print(before_training.preview(common.load_questions(arguments), arguments.count))
     return 0

@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Search all that the run trains on for texts and probes of its units; also the experiments
     for units that they share.
     """
-    settings = common.load_settings(arguments)
+    settings = common.load_questions(arguments)
     found, shared = scanned(settings)
     rows = [_row(one.name, place._asdict()) for one in found for place in one.places]
     if arguments.out:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        atomic_write(Path(arguments.out), lines, private=False)
+        atomic_write(Path(arguments.out), lines)
     if arguments.json:
         told = [_counts(one) | {"units": sorted(one.held)} for one in found]
         terminal.print_json({"experiments": told, "places": rows, "shared": shared})

@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """Calls of `train`, which here leaves only what a begun run has."""
-    from motet.launcher.commands import resume as resume_command
+    from motet.launcher.commands import going_on
     from motet.launcher.launch import local
 
     calls: list[SimpleNamespace] = []
@@ -85,7 +85,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         return 0
 
     monkeypatch.setattr(local, "train", train)
-    monkeypatch.setattr(resume_command, "sound", lambda run: None)  # nothing was frozen here
+    monkeypatch.setattr(going_on, "sound", lambda run: None)  # nothing was frozen here
     return calls
 
 
@@ -230,12 +230,12 @@ def test_a_model_that_cannot_be_is_the_users_mistake(
     assert "model.preset='2m'" in err
 
 
-def test_files_are_private_whatever_the_shell_says(
+def test_files_are_as_open_as_the_shell_says(
     main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main("init", "mine")[0] == 0
-    assert (tmp_path / "mine" / "run.yaml").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "mine" / "run.yaml").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -388,6 +388,24 @@ def test_a_begun_run_does_not_need_the_users_items_any_more(
         )[0]
         == 2
     )
+
+
+def test_resume_says_that_it_begins_before_anything_that_takes_time(folder: Path) -> None:
+    """The folder of a large run, on a disk that is slow to import from and to hash."""
+    run = folder / "runs" / "large"
+    run.mkdir(parents=True)
+    (run / "resolved.yaml").write_text("")
+    code = (
+        "import sys; from motet.launcher import cli; from types import SimpleNamespace as N\n"
+        "late = N(go_on=lambda *_: print(sorted({'numpy', 'rich', 'torch'} & set(sys.modules))))\n"
+        "sys.modules['motet.launcher.commands.going_on'] = late\n"
+        f"cli.main(['resume', {str(run)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "motet: large: going on; what is there is checked first",
+        "[]",
+    ]
 
 
 def test_check_reports_every_problem_for_people_and_for_machines(main: Main, folder: Path) -> None:

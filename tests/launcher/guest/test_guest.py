@@ -20,7 +20,7 @@ from motet.core.errors import UserError
 from motet.experiments.stream.audit import check_ledger
 from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.stream import Batch
-from motet.launcher import report
+from motet.launcher import cli, report
 from motet.launcher.guest.guest import Guest
 from motet.launcher.guest.model import Scorer, model_facts, model_inputs, positions, untouched
 from motet.launcher.report.collect import assemble, collect
@@ -476,3 +476,17 @@ def test_a_class_of_ones_own_is_asked_in_a_foreign_loop_and_read_from_the_snapsh
     kept.unlink()
     with pytest.raises(UserError, match=r"experiments.slogans.use: is .*; there is no file"):
         Guest(yaml, resume=True)
+
+
+@pytest.mark.parametrize("command", ["check", "list"])
+def test_questions_of_a_short_guest_are_not_refused_for_a_warm_up_that_it_does_not_read(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    yaml = str(write_yaml(tmp_path, corpus))
+    asked = ["experiments", command, yaml]
+    assert cli.main(asked) == 0
+    if command == "check":
+        told = "warning: training.schedule.warmup_steps: 100 leaves none of the run's 12 steps"
+        assert told in capsys.readouterr().out
+    for of_train in ("training.schedule.warmup_steps=100", "model.d_model=64"):
+        assert cli.main([*asked, of_train]) == 2, "a guest would refuse it"
