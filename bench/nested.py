@@ -328,7 +328,7 @@ def train_missing(results: Path, seeds: int, steps: int, recipes: Sequence[str])
             for row in made:
                 told = {"settings": fingerprint(arm, steps), "seed": seed, **row}
                 rows.append(told)
-                write_json(results, rows, private=False)
+                write_json(results, rows)
                 print(json.dumps(told), file=sys.stderr)
     leave()
 

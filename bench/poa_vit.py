@@ -197,7 +197,7 @@ def train_missing(results: Path, seeds: int, steps: int) -> None:
                 continue
             state = states / f"{fingerprint(steps)}-{seed}-{arm}.pt"
             rows.append(measure(arm, seed, steps, state))
-            write_json(results, rows, private=False)
+            write_json(results, rows)
             state.unlink(missing_ok=True)
 
 

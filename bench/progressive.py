@@ -83,7 +83,7 @@ def train_missing(results: Path, text: Path, seeds: int, asked: Sequence[str]) -
     def keep(arm: str, seed: int, lr: float, made: Row) -> None:
         told = {"settings": fingerprint(arm, lr), "arm": arm, "seed": seed, "lr": lr, **made}
         rows.append(told)
-        write_json(results, rows, private=False)
+        write_json(results, rows)
         short = {key: value for key, value in told.items() if key != "curve"}
         print(json.dumps(short), file=sys.stderr, flush=True)
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
-import pwd
 import stat
 from pathlib import Path
-from typing import TextIO
 
 from motet.core.errors import UserError
 
@@ -35,22 +33,11 @@ def follow(folder: Path) -> None:
         os.umask(umask_of(folder.stat().st_mode))
 
 
-def held_file(path: Path) -> TextIO:
-    """Open a file that is only there to be locked. Whoever may only read its folder may not open
-    it: they could hold up a run.
-
-    Raises:
-        UserError: this user is one of them.
+def lock_mode(folder: Path) -> int:
+    """Return the mode of a lock in `folder`: who may only read there may not open it, as whoever
+    can open a file can hold its lock, and so hold up a run.
     """
-    mode = 0o660 if path.parent.stat().st_mode & _GROUP_WRITES else 0o600
-    try:
-        return open(path, "a", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, mode))
-    except PermissionError:
-        owner = user_name(path.parent.stat().st_uid)
-        raise UserError(
-            f"{path.parent} belongs to {owner}, and you may not write there: a run that is made "
-            "with access=group can be trained by all of a group"
-        ) from None
+    return 0o660 if folder.stat().st_mode & _GROUP_WRITES else 0o600
 
 
 def make_shared(folder: Path, access: str) -> None:
@@ -88,14 +75,6 @@ def _give_to_group(folder: Path) -> None:
         raise refused from None
     if not folder.stat().st_mode & stat.S_ISGID:  # the kernel drops it without a word
         raise refused
-
-
-def user_name(number: int) -> str:
-    """Return the name of a user, the number where it has none."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
 
 
 def group_name(number: int) -> str:

@@ -43,5 +43,4 @@ def recall(file: Path) -> Any:
 def remember(file: Path, result: Any) -> None:
     """Keep a result, where the cache can be written."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, json.dumps(result))
+        atomic_write(file, json.dumps(result), private=True)

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 from motet.core.errors import DamagedFile, UserError
 from motet.core.hashing import canonical_json, sha256_hex
 
-PRIVATE_UMASK = 0o077
 SEAL = "sha256"
 """Key of a JSON file under which it keeps the hash of all its other keys."""
 _TEXT_SEAL = "# sha256 of the lines above: "
@@ -34,7 +33,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, private: bool = True) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write; it becomes `path` when the block ends without an error.
 
     A reader sees the old file or the new one, never a part, also after a power cut. A `private`
@@ -83,7 +82,7 @@ def append_whole(file: int, content: bytes) -> None:
         raise
 
 
-def atomic_write(path: Path, content: bytes | str, *, private: bool = True) -> None:
+def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> None:
     """Write `content` to `path`, whole or not at all (see `whole_file`); text is UTF-8."""
     with whole_file(path, private=private) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -113,7 +112,7 @@ def read_sealed(path: Path, remedy: str = FROM_A_COPY) -> tuple[str, bool]:
     return body, True
 
 
-def write_json(path: Path, value: Any, *, private: bool = True) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write `value` as indented JSON; a mapping ends with its own hash, which `read_json` checks.
 
     NaN and infinity are refused: they are not JSON.

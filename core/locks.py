@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from motet.core.access import lock_mode
 from motet.core.hashing import sha256_hex
 
 WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -61,7 +62,7 @@ def _open(path: Path) -> int:
     """Open a file, which is made, or a folder."""
     if path.is_dir():
         return os.open(path, os.O_RDONLY)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, lock_mode(path.parent))
 
 
 def _taken(file: int, path: Path, how: int) -> bool:

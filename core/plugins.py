@@ -180,7 +180,7 @@ def keep_source(reference: Reference, folder: Path, plugins: Path) -> None:
         kept = {_record(name, plugins): source for name, source in sources.items()}
     for target, source in kept.items():
         if not target.is_file() or target.read_bytes() != source:
-            atomic_write(target, source, private=False)
+            atomic_write(target, source)
 
 
 def _record(module: str, plugins: Path) -> Path:

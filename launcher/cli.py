@@ -22,7 +22,6 @@ from motet.core.errors import UserError
 from motet.core.marks import marking
 from motet.launcher.commands.options import EXIT_USER_ERROR, Parser
 
-PRIVATE_UMASK = 0o077
 EXIT_INTERRUPTED = 130
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -151,7 +150,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    os.umask(PRIVATE_UMASK)
     with marking():
         return _run(arguments)
 

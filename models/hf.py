@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,8 @@ def _write_shards(
             file = "model.safetensors"
         part = {n: tensors[n].detach().to("cpu", dtype).contiguous() for n in names}
         save_file(part, folder / file, metadata={"format": "pt"})
+        # safetensors makes a file for its owner only, whatever the umask
+        (folder / file).chmod(stat.S_IMODE(folder.stat().st_mode) & 0o666)
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         size = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize

@@ -26,7 +26,6 @@ there after it was not ended: only its batch step was told to.
 
 _BODY = """\
 # Made by `motet submit`. What it starts is the copy of the code in the run's folder.
-umask 077
 unset SLURM_EXPORT_ENV # else srun would pass on no more than what the job was given
 {setup}
 

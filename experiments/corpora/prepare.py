@@ -180,7 +180,7 @@ class _State:
     writer: dict[str, Any] | None = None  # CorpusWriter.checkpoint()
 
     def save(self, folder: Path) -> None:
-        atomic_write(folder / STATE, json.dumps(vars(self), indent=1) + "\n", private=False)
+        atomic_write(folder / STATE, json.dumps(vars(self), indent=1) + "\n")
 
 
 def _run(
@@ -244,7 +244,7 @@ def _trained(
         return Tokenizer.load(trained)
     texts = _sample(sources, request.read_options, request.sample_mib * MIB, show)
     tokenizer = train_bpe(texts, request.vocabulary_size, request.reserved_tokens)
-    atomic_write(trained, tokenizer.json_bytes, private=False)
+    atomic_write(trained, tokenizer.json_bytes)
     return tokenizer
 
 

@@ -97,7 +97,7 @@ def finish_manifest(content: dict[str, Any]) -> dict[str, Any]:
 def publish(partial: Path, path: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest into the folder `partial` and rename that to `path`, durably."""
     remove_leftovers(partial)
-    atomic_write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n", private=False)
+    atomic_write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     os.rename(partial, path)
     fsync_folder(path.parent)
 

@@ -90,7 +90,7 @@ def write_insertions(folder: Path, tokenizer: Tokenizer, path: Path) -> int:
     """
     if path.suffix == ".jsonl":
         count = 0
-        with whole_file(path, private=False) as file:
+        with whole_file(path) as file:
             file.write((canonical_json(facts_of(folder)) + "\n").encode())
             for row in insertions(folder, tokenizer):
                 file.write((canonical_json(row) + "\n").encode())
@@ -115,7 +115,7 @@ def _write_parquet(folder: Path, tokenizer: Tokenizer, path: Path) -> int:
         metadata={"motet": canonical_json(facts_of(folder))},
     )
     count, waiting = 0, list[Row]()
-    with whole_file(path, private=False) as file, parquet.ParquetWriter(file, schema) as writer:
+    with whole_file(path) as file, parquet.ParquetWriter(file, schema) as writer:
         for row in insertions(folder, tokenizer):
             waiting.append(row)
             count += 1

@@ -161,15 +161,15 @@ def freeze(study: Study, folder: Path) -> Hashes:
     (folder / "units").mkdir(parents=True, exist_ok=True)
     for question in study.questions:
         lines = "".join(canonical_json(row) + "\n" for row in unit_rows(question))
-        atomic_write(folder / "units" / f"{question.name}.jsonl", lines, private=False)
+        atomic_write(folder / "units" / f"{question.name}.jsonl", lines)
     if study.decision.found:
         rows = found_json(study.decision.found)
-        write_json(folder / "in_corpus.json", rows, private=False)
+        write_json(folder / "in_corpus.json", rows)
     for fixed in (study.fixed, study.imported):
         if fixed is not None:
             lines = "".join(canonical_json({"id": name}) + "\n" for name in fixed.names)
             name = f"{fixed.request.experiment}.jsonl"
-            atomic_write(folder / "units" / name, lines, private=False)
+            atomic_write(folder / "units" / name, lines)
     removed = [entry.name for entry in study.lock if entry.removed]
     for name in removed:
         (folder / "tombstones").mkdir(exist_ok=True)
@@ -177,9 +177,9 @@ def freeze(study: Study, folder: Path) -> Hashes:
         np.save(folder / "tombstones" / f"{name}.npy", np.stack([claims.start, claims.stop]))
     plan_sha256 = write_plan(study.plan, folder / "exposures.plan")
     entries = [asdict(entry) for entry in study.lock]
-    write_json(folder / "lock.json", {"version": 1, "experiments": entries}, private=False)
+    write_json(folder / "lock.json", {"version": 1, "experiments": entries})
     text = canonical_json(definition(study, plan_sha256))
-    atomic_write(folder / "definition.json", text, private=False)
+    atomic_write(folder / "definition.json", text)
     return Hashes(sha256_hex(text), plan_sha256)
 
 

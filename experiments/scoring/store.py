@@ -143,7 +143,7 @@ def write_probe(
     np.savez(buffer, **arrays)
     keep_aside(probes, step, segment)
     content = buffer.getvalue()
-    atomic_write(probe_path(probes, step), content, private=False)
+    atomic_write(probe_path(probes, step), content)
     return sha256_hex(content)
 
 

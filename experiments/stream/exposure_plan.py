@@ -69,7 +69,7 @@ def write_plan(plan: CompiledPlan, path: Path) -> str:
     unhashed = {name: ["0" * 64 for _ in _pieces(blob)] for name, blob in blobs.items()}
     size = len(_header(plan, columns, unhashed))
     threads = min(8, os.cpu_count() or 1)
-    with whole_file(path, private=False) as file, ThreadPoolExecutor(threads) as pool:
+    with whole_file(path) as file, ThreadPoolExecutor(threads) as pool:
         hashing = {name: pool.map(sha256_hex, _pieces(blob)) for name, blob in blobs.items()}
         file.seek(16 + size)
         for blob in blobs.values():

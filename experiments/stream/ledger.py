@@ -124,7 +124,7 @@ def open_segment(
     segment = Segment(number, parent, attempt, start_step, world_size, *hashes, draws)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "segment.json", asdict(segment), private=False)
+    write_json(folder / "segment.json", asdict(segment))
     return segment
 
 
@@ -172,7 +172,7 @@ class LedgerWriter:
 
     def __init__(self, ledger: Path, segment: int, rank: int) -> None:
         path = segment_folder(ledger, segment) / f"rank-{rank:05d}.bin"
-        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
 
     def append(self, record: Record) -> None:
         """Hand a record to the kernel, whole: it survives the death of this process.

@@ -58,7 +58,7 @@ def run_table(rundir: RunDir, arguments: argparse.Namespace) -> int:
         return 0
     from motet.core.files import atomic_write
 
-    atomic_write(output, content, private=False)
+    atomic_write(output, content)
     print(f"wrote {output}")
     return 0
 

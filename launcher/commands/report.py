@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from motet.core.errors import UserError
@@ -47,6 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"# reads  {rundir.metrics}\n#        {rundir.probes}\n#        {rundir.ledger}")
         print(f"# writes {rundir.report_json}\n#        {rundir.report_html}")
         return 0
+    if not os.access(rundir.root, os.W_OK):
+        raise UserError(
+            f"{rundir.root} may be read by you and not written to, and the report is a file of it; "
+            f"`motet report {arguments.run} --table answers` prints the answers"
+        )
     found = build(rundir, quiet=arguments.json)
     if arguments.json:
         terminal.print_json(found)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from motet.core.access import CHOICES, UMASK
 from motet.launcher.config.batch import SlurmSettings as SlurmSettings
 from motet.launcher.config.decontaminate import DecontaminateSettings as DecontaminateSettings
 from motet.launcher.config.field import setting
@@ -331,6 +332,13 @@ class RunSettings:
     name: str = setting("", "name of the run and of its folder; required")
     seed: int = setting(0, "seed of weights, order and randomization", least=0, most=(1 << 63) - 1)
     runs: str = setting("runs", "folder of the run folders", kind="path")
+    access: str = setting(
+        UMASK,
+        "who else may read or write the run: as your umask says; private: nobody; group: the group "
+        "of the folder `runs` may read and write it. What may hold a secret is yours alone always",
+        choices=CHOICES,
+        omit_default=True,
+    )
     model: ModelSettings = setting(ModelSettings, "what is trained")
     family: FamilySettings = setting(
         FamilySettings, "the models that it delivers", omit_default=True

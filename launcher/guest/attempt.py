@@ -106,7 +106,7 @@ class Attempt:
                 "command": sys.argv[:1],  # arguments of a foreign script may hold a secret
                 "environment": recorded_environment(os.environ, recorded()),
             }
-            write_json(self.run.attempt(number) / "environment.json", command)
+            write_json(self.run.attempt(number) / "environment.json", command, private=True)
             run_yaml.store(self.run.launch_settings(number), self.settings)
             hashes = (plan.sha256, self.hashes["definition_sha256"])
             size = self.world.size

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from motet.core.access import follow
 from motet.core.errors import UserError
 from motet.experiments.stream.stream import Batch
 from motet.launcher.guest.attempt import Attempt
@@ -75,6 +76,7 @@ class Guest:
             except UserError as error:
                 complaint = str(error)
         agree(complaint, self.world)
+        follow(self.run.root)
         self._plan = self._verified()
         self.stream = open_stream(self.settings, self._plan)
         self._attempt: Attempt | None = None

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.core.access import follow
 from motet.core.errors import UserError
-from motet.core.files import PRIVATE_UMASK, read_json, write_json
+from motet.core.files import read_json, write_json
 from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -231,9 +232,9 @@ def own_attempt(environment: Mapping[str, str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """`begin RUN` or `end RUN CODE ASKED`; messages go to standard error."""
-    os.umask(PRIVATE_UMASK)
     what, folder, *rest = arguments
     run = RunDir(Path(folder))
+    follow(run.root)
     try:
         settings = run_yaml.load(run.resolved_yaml)
         job = schedulers.of_run(run, settings.scheduler).current_job(os.environ)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from motet.core.access import follow
 from motet.core.errors import UserError
-from motet.core.files import PRIVATE_UMASK
 from motet.core.jobs import JobExit
 from motet.core.marks import marking
 from motet.core.processes import die_with_parent
@@ -100,8 +100,8 @@ def act(
 
 def main(arguments: list[str]) -> int:
     """Run a job to its end; messages go to standard error."""
-    os.umask(PRIVATE_UMASK)
     run = RunDir(Path(arguments[0]))
+    follow(run.root)
     words = arguments[1:] or [sys.executable, "-m", "motet.launcher.node", str(run.root)]
     try:
         settings = run_yaml.load(run.resolved_yaml)

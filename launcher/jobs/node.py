@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from motet.core.access import follow
 from motet.core.errors import UserError
-from motet.core.files import PRIVATE_UMASK, read_json
+from motet.core.files import read_json
 from motet.core.jobs import JobNode
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -45,8 +46,8 @@ def with_processes(settings: RunSettings, processes: int) -> RunSettings:
 
 def main(arguments: list[str]) -> int:
     """Run this node's part of an attempt; 0 when it finished or stopped as asked."""
-    os.umask(PRIVATE_UMASK)
     run = RunDir(Path(arguments[0]))
+    follow(run.root)
     try:
         settings = run_yaml.load(run.resolved_yaml)
         told = read_json(run.job_command)

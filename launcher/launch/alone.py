@@ -66,7 +66,12 @@ def private_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
-        mine = found.st_uid in (os.geteuid(), folder.parent.stat().st_uid)
+        above = folder.parent.stat()
+        # Where root is nobody, as on many NFS, what it makes is nobody's: told by the folder above,
+        # which must be for nobody else to write to.
+        mine = found.st_uid == os.geteuid() or (
+            found.st_uid == above.st_uid and not above.st_mode & 0o022
+        )
         if not folder.is_dir() or folder.is_symlink() or not mine or found.st_mode & 0o077:
             raise UserError(
                 f"{folder} is not a folder of yours alone: machines of a launch meet there and "

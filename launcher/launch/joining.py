@@ -93,7 +93,7 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
     Raises:
         UserError: not all came in time, or they do not fit together. The others are told.
     """
-    run.joining.mkdir(exist_ok=True, mode=0o700)
+    private_folder(run.joining)
     for leftover in run.joining.glob("*.json"):
         leftover.unlink()
     requests = {0: request_of(settings)}
@@ -111,7 +111,8 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
             raise UserError(wrong)
         _check_together(run, settings, place_of[0].world_size(0))
     except UserError as error:
-        write_json(run.joining / "answer.json", {"words": _words(requests), "error": str(error)})
+        refused = {"words": _words(requests), "error": str(error)}
+        write_json(run.joining / "answer.json", refused, private=True)
         raise
     attempt = run.next_attempt()
     offsets = {str(rank): place.offset for rank, place in place_of.items()}
@@ -123,6 +124,7 @@ def gather(run: RunDir, settings: RunSettings, count: int, endpoint: str) -> tup
             "offsets": offsets,
             "total": place_of[0].total,
         },
+        private=True,
     )
     return attempt, place_of[0]
 
@@ -147,7 +149,7 @@ def fresh_meeting(base: Path, nodes: NodePlace, wait_s: float) -> Path:
 
         def answer() -> dict[str, Any] | None:
             if (_read(path) or {}).get("word") != mine:
-                write_json(path, {"word": mine})
+                write_json(path, {"word": mine}, private=True)
             told = _read(answered)
             return told if told and mine in told["words"] else None
 
@@ -165,7 +167,7 @@ def fresh_meeting(base: Path, nodes: NodePlace, wait_s: float) -> Path:
         words.append(_wait(come, late, f"motet: waiting for machine {rank}", wait_s)["word"])
     made = papers / mine
     made.mkdir(mode=0o700)
-    write_json(answered, {"words": words, "folder": made.name})
+    write_json(answered, {"words": words, "folder": made.name}, private=True)
     return made
 
 
@@ -199,7 +201,7 @@ def ask_to_join(run: RunDir, settings: RunSettings, nodes: NodePlace) -> tuple[i
         # request of this machine.
         if (_read(path) or {}).get("word") != mine.word:
             run.joining.mkdir(exist_ok=True, mode=0o700)
-            write_json(path, vars(mine))
+            write_json(path, vars(mine), private=True)
         told = _read(run.joining / "answer.json")
         return told if told and mine.word in told["words"] else None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import motet
+from motet.core.access import follow
 from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, write_json
 from motet.core.plugins import is_reference
@@ -132,6 +133,7 @@ def launch(
         nodes: the machines, and which one this is.
         recorded: what begins further names of variables that are kept with the attempt.
     """
+    follow(rundir.root)
     cores = len(os.sched_getaffinity(0))
     terminal = sys.stdout.isatty() and nodes.rank == 0
     with found_here(nodes, rundir.meeting(attempt)) as place:
@@ -161,6 +163,7 @@ def record_launch(
     write_json(
         rundir.attempt(attempt) / "environment.json",
         {"command": list(command), "environment": recorded_environment(environment, recorded)},
+        private=True,
     )
 
 
@@ -237,7 +240,7 @@ def prepare_run(
     warned = cautions.study_warnings(built, settings)
     existed = rundir.root.exists()
     try:
-        rundir.create()
+        rundir.create(settings.access)
         hashes = before_training.freeze_study(built, before_training.library_of(settings), rundir)
         cautions.keep(warned, rundir.plan)
         registered = keep_registered(settings, rundir)

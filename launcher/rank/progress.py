@@ -70,7 +70,7 @@ class TrainingProgress:
                 "training", total=self.steps, completed=self._step, text="", left=""
             )
             if log is not None:
-                log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                log.parent.mkdir(parents=True, exist_ok=True)
                 self._log = log.open("a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> TrainingProgress:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -105,7 +106,7 @@ class WandbMirror:
         self.failure: str | None = None
         self._config = {**without_secrets(dict(config)), **(facts or {})}
         self._name = rundir.root.name
-        self._folder = str(rundir.root)
+        self._folder = str(own_folder(rundir.root))
         self._say = say or (lambda message: print(message, file=sys.stderr))
         self._queue: queue.Queue[tuple[str, Any] | None] = queue.Queue(QUEUE_ROWS)
         self._run: Any = None
@@ -303,6 +304,15 @@ def stored_run_id(rundir: RunDir) -> str:
     run_id = random_source.token_hex(6)
     atomic_write(path, run_id + "\n")
     return run_id
+
+
+def own_folder(root: Path) -> Path:
+    """Return where W&B keeps its files, which are for their owner only: of a group, another user
+    who goes on with the run has a folder of their own.
+    """
+    theirs = root / "wandb"
+    mine = not theirs.exists() or theirs.stat().st_uid == os.geteuid()
+    return root if mine else root / f"user-{os.geteuid()}"
 
 
 def private_settings() -> dict[str, Any]:

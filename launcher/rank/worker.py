@@ -6,11 +6,17 @@ handler is there kills the rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from motet.launcher.rank.stop import StopRequest
+
+if TYPE_CHECKING:
+    from motet.launcher.runs.rundir import RunDir
 
 ALONE = {
     "RANK": "0",
@@ -38,13 +44,23 @@ def name_rank() -> None:
         os.environ["RANK"] = str(int(offset) + int(os.environ["LOCAL_RANK"]))
 
 
+def open_logs(run: RunDir) -> None:
+    """Open the folder of what ranks print as far as the one around it: torchrun makes it for its
+    owner only, whatever the umask.
+    """
+    logs = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "/")).parent.parent.parent
+    if os.environ["LOCAL_RANK"] == "0" and logs.is_relative_to(run.attempts):
+        with contextlib.suppress(OSError):
+            logs.chmod(stat.S_IMODE(logs.parent.stat().st_mode))
+
+
 def main(argv: list[str]) -> int:
     """Run one attempt; the exit code is 0 when it finished, stopped as asked, or had nothing to do
     any more.
     """
-    os.umask(0o077)
     stop = StopRequest().listen()
     name_rank()
+    from motet.core.access import follow
     from motet.launcher.rank.signals import Lifeline
     from motet.launcher.runs.attempts import launch_attempt, refusal, stopped_early
     from motet.launcher.runs.presence import be_present
@@ -52,8 +68,10 @@ def main(argv: list[str]) -> int:
     from motet.launcher.runs.starting import Starting, StartStage, folder_of
 
     run = RunDir(Path(argv[0]))
+    follow(run.root)
     launch = launch_attempt(run, os.environ.get("MOTET_ATTEMPT"))
-    run.attempt(launch).mkdir(parents=True, exist_ok=True, mode=0o700)  # by hand there is none yet
+    run.attempt(launch).mkdir(parents=True, exist_ok=True)  # by hand there is none yet
+    open_logs(run)
     lifeline = Lifeline(run.attempt(launch), int(os.environ["LOCAL_WORLD_SIZE"])).watch()
     if stop.requested():
         lifeline.consider()

@@ -64,7 +64,7 @@ def claim(run: RunDir, launch: int, world_size: int) -> int:
         number = run.next_attempt()
     else:
         number = launch
-        run.attempt(number).mkdir(parents=True, exist_ok=True, mode=0o700)
+        run.attempt(number).mkdir(parents=True, exist_ok=True)
     settle(run, launch, before=number)
     write_json(
         run.attempt(number) / "attempt.json",

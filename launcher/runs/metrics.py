@@ -241,9 +241,9 @@ def _finite(value: Any, path: str, nonfinite: list[str]) -> Any:
 
 
 def _open_for_append(path: Path) -> int:
-    """Open for appending, mode 0600; end a line that a killed writer left torn."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Open for appending; end a line that a killed writer left torn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":
         append_whole(file, b"\n")

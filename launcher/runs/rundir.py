@@ -1,16 +1,16 @@
 """The folder of one run: every path in it.
 
-Nothing else spells a path inside a run folder. Files are readable by their owner only.
+Nothing else spells a path inside a run folder.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+from motet.core.access import UMASK, follow, make_shared
 from motet.core.errors import DamagedFile, UserError
-from motet.core.files import PRIVATE_UMASK, read_text
+from motet.core.files import read_text
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _GROWN = re.compile(r"step-(\d{8,})\.grown")
@@ -255,17 +255,16 @@ class RunDir:
         number = self.latest_attempt() + 1
         while True:
             try:
-                self.attempt(number).mkdir(parents=True, mode=0o700)
+                self.attempt(number).mkdir(parents=True)
                 return number
             except FileExistsError:
                 number += 1
 
-    def create(self) -> None:
-        """Make the folders, for the owner only."""
-        before = os.umask(PRIVATE_UMASK)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            for folder in (self.attempts, self.ledger, self.probes, self.checkpoints):
-                folder.mkdir(exist_ok=True)
-        finally:
-            os.umask(before)
+    def create(self, access: str = UMASK) -> None:
+        """Make the folders; from now on what this process makes is as open as the run is (see
+        `make_shared` and `follow`).
+        """
+        make_shared(self.root, access)
+        follow(self.root)
+        for folder in (self.attempts, self.ledger, self.probes, self.checkpoints):
+            folder.mkdir(exist_ok=True)

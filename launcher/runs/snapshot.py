@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
-from motet.core.files import PRIVATE_UMASK
 from motet.core.hashing import sha256_file, sha256_hex
 from motet.launcher.runs.rundir import RunDir
 
@@ -31,21 +31,20 @@ def take(rundir: RunDir, package: Path | None = None) -> Path:
     target = rundir.code / "motet"
     if target.is_dir():
         return target
-    before = os.umask(PRIVATE_UMASK)
-    try:
-        rundir.code.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".motet.", dir=rundir.code) as temporary:
-            copy = Path(temporary) / "motet"
-            shutil.copytree(
-                package or package_folder(),
-                copy,
-                ignore=_LEFT_OUT,
-                symlinks=False,
-                copy_function=shutil.copyfile,
-            )
-            os.replace(copy, target)
-    finally:
-        os.umask(before)
+    rundir.code.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".motet.", dir=rundir.code) as temporary:
+        copy = Path(temporary) / "motet"
+        shutil.copytree(
+            package or package_folder(),
+            copy,
+            ignore=_LEFT_OUT,
+            symlinks=False,
+            copy_function=shutil.copyfile,
+        )
+        mode = stat.S_IMODE(rundir.code.stat().st_mode)
+        for folder, _, _ in os.walk(copy):  # copytree gives them that of the installed package
+            os.chmod(folder, mode)
+        os.replace(copy, target)
     return target
 
 

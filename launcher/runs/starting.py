@@ -118,7 +118,7 @@ class Starting:
             what, waits = known
         note = StartNote(self.who, int(stage), what, since, waits, socket.gethostname())
         if note != self._written:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, asdict(note))
             self._written = note
 

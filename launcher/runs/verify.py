@@ -335,7 +335,7 @@ def seal_export(folder: Path, run: RunDir, step: int) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != EXPORTED]
     listed = {path.relative_to(folder).as_posix(): seals.hash_of(path) for path in files}
     facts = {"run_sha256": seals.run_sha256(seals.read_manifest(run)), "step": step}
-    write_json(folder / EXPORTED, {**facts, "files": listed}, private=False)
+    write_json(folder / EXPORTED, {**facts, "files": listed})
 
 
 def _folders(parent: Path) -> Iterator[Path]:

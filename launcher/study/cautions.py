@@ -148,7 +148,7 @@ def _replaced(study: Study) -> Iterator[Problem]:
 def keep(warnings: Sequence[Problem], plan: Path) -> None:
     """Write the warnings beside the frozen study; nothing when there are none."""
     if warnings:
-        write_json(plan / KEPT, [str(warning) for warning in warnings], private=False)
+        write_json(plan / KEPT, [str(warning) for warning in warnings])
 
 
 def kept(plan: Path) -> list[str]:

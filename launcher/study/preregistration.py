@@ -53,7 +53,7 @@ def keep_registered(settings: RunSettings, run: RunDir) -> list[str]:
     if not settings.experiments.preregistered:
         return []
     registered = read_preregistration(Path(settings.experiments.preregistered), SETTING)
-    atomic_write(run.plan / KEPT, preregistration(registered), private=False)
+    atomic_write(run.plan / KEPT, preregistration(registered))
     found = deviations_from(registered, read_definition(run.plan)[0])
     return [f"not as preregistered: {told}" for told in found]
 

@@ -34,8 +34,8 @@ def group_umask() -> Iterator[None]:
 def test_a_private_file_is_its_owner_s_and_another_follows_the_umask(
     tmp_path: Path, group_umask: None
 ) -> None:
-    atomic_write(tmp_path / "a" / "secret", "x")
-    atomic_write(tmp_path / "b" / "shared", "x", private=False)
+    atomic_write(tmp_path / "a" / "secret", "x", private=True)
+    atomic_write(tmp_path / "b" / "shared", "x")
     assert (mode(tmp_path / "a"), mode(tmp_path / "a" / "secret")) == (0o700, 0o600)
     assert (mode(tmp_path / "b"), mode(tmp_path / "b" / "shared")) == (0o750, 0o640)
 
@@ -46,14 +46,14 @@ def test_a_file_that_is_replaced_takes_the_mode_of_the_new_one(
     path = tmp_path / "settings"
     path.write_text("old")
     assert mode(path) == 0o640
-    atomic_write(path, "a secret")
+    atomic_write(path, "a secret", private=True)
     assert mode(path) == 0o600
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     path = tmp_path / "plan"
     atomic_write(path, b"old")
-    with whole_file(path, private=False) as file:
+    with whole_file(path) as file:
         file.write(b"\0\0\0body")
         file.seek(0)
         file.write(b"top")

@@ -16,7 +16,7 @@ Main = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def main(capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
-    before = os.umask(0o022)
+    before = os.umask(0o022)  # commands change it to that of a run
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -36,7 +36,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
     def train(folder: Path) -> None:
         yaml = write_yaml(folder, corpus, "whole")
-        done = motet("train", str(yaml), cwd=folder)
+        done = motet("train", str(yaml), cwd=folder, umask=0o027)
         assert done.returncode == 0, done.stdout + done.stderr
 
     return _once(tmp_path_factory, "whole", train) / "runs" / "whole"

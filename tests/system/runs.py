@@ -55,14 +55,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
-def motet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def motet(
+    *arguments: str, cwd: Path | None = None, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, perhaps under another umask."""
     return subprocess.run(
         [*MOTET, *arguments],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         cwd=cwd,
+        umask=umask,
         env=environment(),
     )
 

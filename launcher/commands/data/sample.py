@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = passages(corpus, tokenizer, arguments.count, arguments.tokens, arguments.seed)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if arguments.output:
-        atomic_write(Path(arguments.output), "\n".join(lines) + "\n", private=False)
+        atomic_write(Path(arguments.output), "\n".join(lines) + "\n")
         print(f"{len(lines)} passages in {arguments.output}", file=sys.stderr)
     else:
         print(*lines, sep="\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import statistics
 import subprocess
 import sys
@@ -43,11 +42,6 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
         writer.log("step", 1, loss=1.0)
         writer.sync()
     assert not (tmp_path / "metrics.jsonl").exists()
-
-
-def test_the_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    MetricsWriter(RunDir(tmp_path)).close()
-    assert stat.S_IMODE((tmp_path / "metrics.jsonl").stat().st_mode) == 0o600
 
 
 def test_numbers_that_are_not_finite_become_null_and_are_named() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +18,22 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.fixture
-def open_umask() -> object:
-    before = os.umask(0o000)
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    before = os.umask(0o022)
     yield
     os.umask(before)
 
 
-def test_a_run_folder_is_for_its_owner_only_under_any_umask(
-    tmp_path: Path, open_umask: None
-) -> None:
+def test_a_run_folder_is_for_its_owner_only_when_it_is_asked_for(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "x")
-    run.create()
-    run.create()
+    run.create("private")
+    run.create("private")
     write_json(run.manifest, {"a": 1})
     atomic_write(run.run_yaml, "name: x\n")
     run.attempt(run.next_attempt())
     assert mode(run.root) == mode(run.checkpoints) == mode(run.attempt(1)) == 0o700
     assert mode(run.manifest) == mode(run.run_yaml) == 0o600
-    assert os.umask(0o000) == 0o000
 
 
 def test_every_path_of_a_run_lies_in_its_folder() -> None:
