@@ -163,7 +163,7 @@ class TrackioTracker(QueuedTracker):
     def open(self) -> None:
         import trackio
 
-        self._trackio = trackio
+        self._trackio, self._step = trackio, 0
         project = (self.config.get("tracking") or {}).get("project") or "motet"
         self._run = trackio.init(
             project=project,
@@ -177,8 +177,10 @@ class TrackioTracker(QueuedTracker):
         )
 
     def numbers(self, values: Mapping[str, Any], step: int) -> None:
-        if values:
-            self._run.log(dict(values), step=step)
+        self._step = max(step, self._step)
+        # "step" is a name of Trackio's own, which it would rename with a warning at every row
+        if kept := {name: value for name, value in values.items() if name != "step"}:
+            self._run.log(kept, step=step)
 
     def show_table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
@@ -186,12 +188,14 @@ class TrackioTracker(QueuedTracker):
         import pandas as pd
 
         frame = pd.DataFrame([list(row) for row in rows], columns=list(columns))
+        self._step = max(step, self._step)
         self._run.log({name: self._trackio.Table(dataframe=frame)}, step=step)
 
     def show_summary(self, values: Mapping[str, Any]) -> None:
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         if numbers:
-            self._run.log(numbers)
+            # without a step Trackio takes the next one, which no model was trained to
+            self._run.log(numbers, step=self._step)
 
     def finish(self) -> None:
         self._run.finish()

@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_machines_meet_although_an_earlier_launch_left_its_papers(run: RunDir) -> None:
-    run.joining.mkdir()
+    run.joining.mkdir(mode=0o700)
     write_json(run.joining / "1.json", vars(request_of(settings())))
     write_json(run.joining / "answer.json", {"words": ["stale"], "attempt": 9})
     found: list[tuple[int, NodePlace]] = []

@@ -104,8 +104,11 @@ def test_all_trackers_get_rows_and_answers(run: RunDir, tensorboard: Calls, trac
     assert (first["project"], first["group"], first["resume"]) == ("p", "r", "allow")
     assert first["auto_log_gpu"] is first["auto_log_cpu"] is False
     assert first["config"]["plan_sha256"] == "e" * 64
-    row = {"step": 1, "tokens": 512, "train/loss": 3.0, "by_tokens/loss": 3.0}
+    row = {"tokens": 512, "train/loss": 3.0, "by_tokens/loss": 3.0}
     assert ("log", row, 1) in trackio
+    logged = [call for call in trackio if call[0] == "log"]
+    assert not any("step" in values for _, values, _ in logged), "a name that Trackio keeps"
+    assert logged[-1][2] == logged[-2][2] == 600, "the answers are of the last step"
     tables = [c[1]["answers"] for c in trackio if c[0] == "log" and "answers" in c[1]]
     assert tables[0]["experiment"][0] == "canaries"
     assert trackio[-1] == ("finish",)
