@@ -8,6 +8,7 @@ next file.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,6 +213,8 @@ def _cautions(
     empty = sum(part.n_empty for part in parts)
     if empty:
         told.append(f"{empty:,} documents of the list hold no token and are left out")
+    names = [part.path.resolve() for part in parts]
+    told += [f"{path} is read {count} times" for path, count in Counter(names).items() if count > 1]
     return told
 
 
@@ -244,6 +247,12 @@ def _scan_file(
         piece = tokens[start : start + SCAN_TOKENS]
         ends.append(np.flatnonzero(piece == eod) + start)
         largest = max(largest, int(piece.max()))
+        if largest > np.iinfo(np.int32).max:
+            position, signed = start + int(piece.argmax()), largest - (1 << 32)
+            raise UserError(
+                f"{part.path} holds id {largest} at token {position}, which is {signed} where ids "
+                "are signed: padding or a mask and no token, or its type is another"
+            )
         if vocabulary_size is not None and largest >= vocabulary_size:
             position = start + int(piece.argmax())
             raise UserError(

@@ -389,3 +389,20 @@ def test_files_of_two_token_sizes_do_not_make_one_corpus(tmp_path: Path) -> None
     np.save(tmp_path / "b.npy", np.array(FLAT, np.uint32))
     with pytest.raises(UserError, match=r"b.npy holds uint32, .*a.npy uint16"):
         index_tokens([tmp_path / "a.npy", tmp_path / "b.npy"], "dolma", None, EOD, tmp_path / "c")
+
+
+@pytest.mark.parametrize("format", ["dolma", "megatron"])
+def test_an_id_below_zero_is_no_token(tmp_path: Path, format: str) -> None:
+    """Files of signed ids have the bits of unsigned ones, and -100 marks what has no loss."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([5, -100, EOD], np.int32))
+    if format == "megatron":
+        path = write_megatron(tmp_path / "m", [[5, -100, EOD]], [0, 1], 4)
+    with pytest.raises(UserError, match=r"holds id 4294967196 at token 1, which is -100 where"):
+        index_tokens([path], format, None, EOD, tmp_path / "c")
+
+
+def test_a_file_that_is_given_twice_is_told(tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "a.npy", FLAT)
+    corpus = index_tokens([path, path], "dolma", None, EOD, tmp_path / "c", dtype="uint16")
+    assert corpus.cautions == [f"{path} is read 2 times"]
