@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sequences is not None and arguments.sequences < 1:
         raise UserError(f"--sequences: {arguments.sequences} is not at least 1")
     facts = measured(rundir, step, arguments.sequences)
-    write_json(rundir.divergence, {"version": 1, **facts}, private=False)
+    write_json(rundir.divergence, {"version": 1, **facts})
     if arguments.json:
         terminal.print_json(facts)
         return 0

@@ -405,4 +405,4 @@ def test_an_id_below_zero_is_no_token(tmp_path: Path, format: str) -> None:
 def test_a_file_that_is_given_twice_is_told(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "a.npy", FLAT)
     corpus = index_tokens([path, path], "dolma", None, EOD, tmp_path / "c", dtype="uint16")
-    assert corpus.cautions == [f"{path} is read 2 times"]
+    assert list(corpus.cautions) == [f"{path} is read 2 times"]
