@@ -25,7 +25,14 @@ from motet.models import hf_fused, hf_moe
 from motet.models.architecture import named_weights
 from motet.models.config import ModelConfig, ModelError
 from motet.models.hf_config import family, hf_config, one_width
-from motet.models.hf_files import INDEX, config_of_folder, read_json, stored_tensors, weight_files
+from motet.models.hf_files import (
+    INDEX,
+    check_plain,
+    config_of_folder,
+    read_json,
+    stored_tensors,
+    weight_files,
+)
 from motet.models.hf_kinds import KINDS
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -160,7 +167,7 @@ def from_hf(
     folder = Path(folder)
     kind = read_json(folder / "config.json").get("model_type", "")
     config = config_of_folder(folder)
-    stored_tensors(folder)  # names a file that is cut short
+    check_plain(stored_tensors(folder))  # names a file that is cut short, too
     stored_as = one_width(config)
     ours = {theirs: name for name, theirs in hf_names(config).items()}
     state: dict[str, Tensor] = {}

@@ -60,7 +60,15 @@ def config_of_folder(folder: Path) -> ModelConfig:
     Raises:
         ModelError: as `config_from_hf` and `stored_tensors` do.
     """
-    config = config_from_hf(read_json(folder / "config.json"))
+    text = read_json(folder / "config.json")
+    try:
+        config = config_from_hf(text)
+    except ModelError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'}: a value is of another type than it should be: {error}"
+        ) from None
     if config.tied_embeddings and _has_own_head(stored_tensors(folder)):
         return replace(config, tied_embeddings=False)
     return config
@@ -75,13 +83,28 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_finite(tensors: dict[str, StoredTensor]) -> None:
-    """Raise `ModelError` naming a tensor that holds an infinite value, or no number; reads all."""
+    """Raise `ModelError` naming a tensor that holds an infinite value, or no number, or is
+    quantized; reads all.
+    """
+    check_plain(tensors)
     for name, tensor in tensors.items():
         width, bits = EXPONENTS.get(tensor.dtype, ("", 0))
         if width and any(((piece & bits) == bits).any() for piece in tensor.pieces(width)):
             raise ModelError(
                 f"{tensor.file}: tensor {name} holds NaN or infinite values; the model is broken, "
                 "use an earlier checkpoint"
+            )
+
+
+def check_plain(tensors: dict[str, StoredTensor]) -> None:
+    """Raise `ModelError` naming weights that are stored as integers or as eight-bit floats: what
+    they stand for is their value times a scale, which is not read.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith((".weight", ".bias")) and tensor.dtype not in EXPONENTS:
+            raise ModelError(
+                f"{tensor.file}: tensor {name} is quantized ({tensor.dtype}); only "
+                f"{', '.join(EXPONENTS)} are read: save the model dequantized"
             )
 
 
@@ -133,7 +156,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        listed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise ModelError(f"{folder / INDEX} has no weight_map of tensors")
+        names = sorted(set(map(str, listed.values())))
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ModelError(

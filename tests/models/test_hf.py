@@ -310,3 +310,45 @@ def test_the_end_of_documents_in_training_is_the_end_of_generation(tmp_path: Pat
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
     assert (generation.eos_token_id, generation.pad_token_id) == (0, 0)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.uint8])
+def test_quantized_weights_are_refused_before_anything_starts(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Without their scales they are other numbers."""
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**tensors, name: tensors[name].to(dtype)}, file)
+    for read in (lambda: check_finite(stored_tensors(tmp_path)), lambda: from_hf(tmp_path)):
+        with pytest.raises(ModelError, match=f"tensor {name} is quantized"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"rms_norm_eps": "small"}),
+        ("config.json", {"rope_parameters": {"rope_theta": "x", "rope_type": "default"}}),
+        ("config.json", {"initializer_range": [1]}),
+        ("config.json", {"hidden_size": "32"}),
+        ("model.safetensors.index.json", {"weight_map": {"model.norm.weight": 5}}),
+        ("model.safetensors.index.json", {"weight_map": ["model.safetensors"]}),
+        ("model.safetensors.index.json", {"weight_map": {}}),
+    ],
+)
+def test_a_value_of_another_type_is_one_error_that_names_the_file(
+    tmp_path: Path, file: str, change: dict[str, object]
+) -> None:
+    config = tiny()
+    to_hf(made(config).state_dict(), config, None, tmp_path)
+    path = tmp_path / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | change))
+    if "index" in file:
+        (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        from_hf(tmp_path)
