@@ -333,11 +333,7 @@ class RunSettings:
     seed: int = setting(0, "seed of weights, order and randomization", least=0, most=(1 << 63) - 1)
     runs: str = setting("runs", "folder of the run folders", kind="path")
     access: str = setting(
-        UMASK,
-        "who else may read or write the run: as your umask says; private: nobody; group: the group "
-        "of the folder `runs` may read and write it. What may hold a secret is yours alone always",
-        choices=CHOICES,
-        omit_default=True,
+        UMASK, "whose its files are; group: that of `runs`", choices=CHOICES, omit_default=True
     )
     model: ModelSettings = setting(ModelSettings, "what is trained")
     family: FamilySettings = setting(
