@@ -96,9 +96,7 @@ def fault(one: Trained, world: World) -> str:
         time.sleep(2.0)
         os.kill(pid, signal.SIGCONT)
     elif kind in ("SIGTERM", "everything"):
-        (os.kill if kind == "SIGTERM" else os.killpg)(
-            one.pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL
-        )
+        one.kill_all() if kind == "everything" else os.kill(one.pid, signal.SIGTERM)
         one.ends(0, -9)
         if not one.run.done.exists():
             one.start(STEP_S)

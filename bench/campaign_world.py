@@ -190,7 +190,7 @@ class Trained:
         try:
             code = self.process.wait(wait_s)
         except subprocess.TimeoutExpired:
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill_all()
             raise Wrong(f"it did not end within {wait_s:.0f} s") from None
         must(code in codes, f"exit code {code}: {self.said()[-1500:]}")
         deadline = time.monotonic() + 60.0
@@ -224,11 +224,16 @@ class Trained:
         """How its attempts ended."""
         return [str(facts["reason"]) for facts in self.attempts()]
 
+    def kill_all(self) -> None:
+        """kill -9 of everything that trains the run; torchrun has a session of its own."""
+        for pid in (self.pid, *self.people()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def clean(self) -> None:
         """End what is left of a case that failed."""
         if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self.kill_all()
             self.process.wait()
 
 
