@@ -232,6 +232,32 @@ def pictures(answers: dict[str, Any], folder: Path) -> None:
             (folder / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
 
 
+def agreement(table: list[dict[str, Any]], path: Path) -> None:
+    """Draw each effect in the joint run and alone, in standard errors of the joint one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "agreement", "font.size": 9.0}
+    figure, axes = pyplot.subplots(figsize=(6.6, 0.34 * len(table) + 0.9))
+    for side, shift, colour in (("joint", -0.14, "#0b7a75"), ("alone", 0.14, "#c2571a")):
+        for row, one in enumerate(table):
+            effect, low, high = one[side]
+            unit = (one["joint"][2] - one["joint"][1]) / (2 * Z)
+            axes.plot([low / unit, high / unit], [row + shift] * 2, color=colour, linewidth=1.4)
+            label = side if row == 0 else None
+            axes.plot(effect / unit, row + shift, "o", color=colour, markersize=4, label=label)
+    axes.axvline(0, color="#8b8d8e", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(table)), [one["experiment"] for one in table])
+    axes.invert_yaxis()
+    axes.set_xlabel("effect and 95 % interval, in standard errors of the joint run")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def alone(svg: str) -> str:
     """A drawing of the report's page as a file of its own, with the page's colours, by day and by
     night.
@@ -280,11 +306,14 @@ def main() -> None:
     if not asked.summary:
         trained(asked.results, wanted, asked.only)
     arms_kept = read(asked.results)
+    found = summary(arms_kept, wanted)
+    if asked.pictures and not asked.draw:
+        asked.pictures.mkdir(parents=True, exist_ok=True)
+        agreement(found["table"], asked.pictures / "agreement.svg")
     if asked.pictures:
         pictures(
             answers_of(asked.draw) if asked.draw else arms_kept["joint"]["answers"], asked.pictures
         )
-    found = summary(arms_kept, wanted)
     print(json.dumps(found, indent=1) if asked.json else said(found))
 
 
