@@ -27,6 +27,7 @@ _HEAD = struct.Struct("<4sI")
 _BODY = struct.Struct("<QQIIQI")
 _TAG = b"MLG1"
 APPLIED, WITH_MEMBERS = 1, 2
+_PAGE, _FEWEST_ZEROS = 4096, 32
 _TAIL = struct.Struct("<I")
 _SEGMENT = {
     **dict.fromkeys(("segment", "parent", "attempt", "start_step", "world_size"), int),
@@ -193,7 +194,7 @@ class LedgerWriter:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Yield the whole records of one rank's file; a torn tail ends it.
+    """Yield the whole records of one rank's file; a torn tail ends it, also one of zeros.
 
     Raises:
         UserError: a record inside the file does not match its checksum (the file was altered).
@@ -209,6 +210,8 @@ def read_records(path: Path) -> Iterator[Record]:
             size += _TAIL.size + (_TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else 0)
         body = data[position + _HEAD.size : position + _HEAD.size + size]
         if tag != _TAG or (len(body) == size and zlib.crc32(body) != checksum):
+            if _never_written(data, position, position + _HEAD.size + size):
+                return
             what = f"was altered in the record at byte {position:,}"
             raise DamagedFile(path, what, "restore it from a copy; else no audit can pass")
         if len(body) < size:
@@ -219,6 +222,19 @@ def read_records(path: Path) -> Iterator[Record]:
         who = tuple(tuple(names) for names in members)
         yield Record(step, first_slot, count, digest, bool(flags & APPLIED), ids, who)
         position += _HEAD.size + size
+
+
+def _never_written(data: bytes, start: int, stop: int) -> bool:
+    """Whether the record [start, stop) cannot be read because the machine or its disk died before
+    what it ends in was written: a file then has its length, and zeros from the end of what was
+    synced, or from the border of a page, to its own end. No record begins with zeros, or has so
+    many at its end.
+    """
+    zeros = len(data.rstrip(b"\0"))
+    if zeros <= start:
+        return True
+    border = -(-zeros // _PAGE) * _PAGE
+    return start < border < stop and border + _FEWEST_ZEROS <= len(data)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,36 @@ def test_a_torn_tail_ends_a_file_and_an_altered_record_is_an_error(
         list(read_records(path))
 
 
+def test_zeros_that_a_dead_machine_left_are_a_torn_tail_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    """A disk that turned read-only left a file of its length with zeros after what was synced."""
+    ids = np.arange(1, 40, dtype=np.uint64) << np.uint64(40)
+    made = [Record(step, 8 * step, 8, 2**63 + step, True, ids) for step in range(40)]
+    size = len(made[0].encode())
+    whole, path = b"".join(record.encode() for record in made), tmp_path / "rank-00000.bin"
+
+    def steps(data: bytes) -> list[int]:
+        path.write_bytes(data)
+        return [record.step for record in read_records(path)]
+
+    for lost in (1, 2, 25):  # from the end of a record on
+        kept = len(whole) - lost * size
+        assert steps(whole[:kept] + bytes(lost * size)) == list(range(40 - lost))
+    for page in (4096, 8192):  # from the border of a page on, within a record
+        assert page % size
+        assert steps(whole[:page] + bytes(len(whole) - page)) == list(range(page // size))
+    damaged = [
+        whole[: 5 * size] + bytes(size) + whole[6 * size :],  # a hole
+        whole[:-size] + bytes([whole[-size] ^ 1]) + whole[1 - size :],  # a bit of the last record
+        whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        whole[:5000] + bytes(len(whole) - 5000),  # zeros from within a page, and within a record
+    ]
+    for data in damaged:
+        with pytest.raises(UserError, match="was altered"):
+            steps(data)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     step=st.integers(0, 2**40),
