@@ -49,8 +49,9 @@ def held(path: Path, shared: bool = False) -> Iterator[Held]:
         if not _taken(file, path, how):
             path = stand_in(path)
             _private(path.parent)
-            os.close(file)
+            there = file
             file = _open(path)
+            os.close(there)
             if not _taken(file, path, how):
                 raise OSError(errno.ENOLCK, f"neither it nor {path.parent} can be locked")
         yield Held(path, file)
