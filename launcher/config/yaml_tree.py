@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,12 +233,27 @@ def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Leaf]]:
         yield from leaves(child, f"{path}.{key}" if path else key)
 
 
-def _texts(node: Node) -> Any:
+def _texts(node: Node, malformed: Collection[str]) -> Any:
+    """A tree of plain values; of `malformed` texts, which no tree may hold, nothing."""
     if isinstance(node, Map):
-        return {key: _texts(child) for key, child in node.items()}
+        return {key: _texts(child, malformed) for key, child in node.items()}
     if isinstance(node, Items):
-        return [_texts(child) for child in node]
-    return None if node.is_null else node.text
+        return [_texts(child, malformed) for child in node]
+    return None if node.is_null or node.text in malformed else node.text
+
+
+def _malformed(texts: Iterable[str]) -> dict[str, str]:
+    """{text: why} of those whose `${...}` cannot be read at all."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    found = {}
+    for text in texts:
+        try:
+            OmegaConf.create([text])
+        except (OmegaConfBaseException, ValueError, RecursionError) as error:
+            found[text] = str(error).splitlines()[0]
+    return found
 
 
 def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]:
@@ -247,9 +262,8 @@ def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]
     Returns the raw text of every setting whose value came out of the environment, directly or
     through other settings, by path; and the problems. The values themselves appear in no message.
     """
-    interpolated = [
-        (p, leaf) for p, leaf in leaves(root) if "${" in leaf.text and p.startswith(prefix)
-    ]
+    everywhere = [(path, leaf) for path, leaf in leaves(root) if "${" in leaf.text]
+    interpolated = [(path, leaf) for path, leaf in everywhere if path.startswith(prefix)]
     if not interpolated:
         return {}, []
     from omegaconf import Container, OmegaConf
@@ -264,10 +278,15 @@ def resolve(root: Map, prefix: str = "") -> tuple[dict[str, str], list[Problem]]
 
     written: dict[str, str] = {}
     problems: list[Problem] = []
-    tree = OmegaConf.create(_texts(root))
+    malformed = _malformed({leaf.text: None for _, leaf in everywhere})
+    tree = OmegaConf.create(_texts(root, malformed))
     _register(recorded_env)
     try:
         for path, leaf in interpolated:
+            if leaf.text in malformed:
+                said = f"{leaf.text} cannot be read: {malformed[leaf.text]}; it is ${{SETTING}}"
+                problems.append(Problem(path, f"{said} or ${{oc.env:NAME}}, with its brackets"))
+                continue
             env_names.clear()
             try:
                 value = OmegaConf.select(tree, path, throw_on_missing=True)

@@ -168,6 +168,31 @@ def test_an_interpolation_takes_another_settings_value() -> None:
     assert "Interpolation key 'nope' not found" in problems(GOOD, "seed=${nope}")
 
 
+PIECES = st.sampled_from(
+    ["${", "}", "$", "\\", "oc.env:", "seed", ".", ":", ",", "'", ")", "[", " ", "é"]
+)
+
+
+@given(st.lists(PIECES, min_size=1, max_size=8).map("".join), st.booleans())
+def test_a_malformed_interpolation_is_a_problem_of_its_setting_and_no_traceback(
+    text: str, within_list: bool
+) -> None:
+    """`${)` in any setting ended in a traceback."""
+    from motet.launcher.config.yaml_tree import Items, Leaf, Map, parse, resolve
+
+    tree = parse("seed: 3\nname: x\nwords: [y]\n", "run.yaml")
+    assert isinstance(tree, Map)
+    leaf = Leaf("${" + text, True, "run.yaml:2")
+    tree["name"] = leaf
+    if within_list:
+        tree["words"] = Items([leaf])
+    _, problems = resolve(tree)
+    places = ["name", "words.0"][: 1 + within_list]
+    assert [problem.setting for problem in problems] in ([], places)
+    assert all("${" in problem.message for problem in problems)
+    assert resolve(parse("name: '${)'", "x"))[1][0].setting == "name"  # type: ignore[arg-type]
+
+
 def test_a_value_of_the_environment_is_used_but_never_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
