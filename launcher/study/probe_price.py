@@ -22,7 +22,7 @@ from motet.experiments.scoring.probes import EncodedItems, encode_items
 from motet.launcher.config.sections import RunSettings
 
 FORWARD = 1 / 3
-SAMPLE = 256
+SAMPLE = 32
 """Items whose tokens are counted; of more, every so manyth."""
 NAMED = 3
 TOLD_ABOVE = 0.05
