@@ -174,7 +174,7 @@ def stopped(world: World) -> Trained:
         one.ends(0)
         return one
     except BaseException:
-        one.clean()
+        one.close()
         raise
 
 

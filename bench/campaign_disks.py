@@ -29,7 +29,7 @@ def disk(one: Trained, mib: int = LARGE_MIB) -> Iterator[None]:
     try:
         yield
     finally:
-        one.clean()
+        one.close()
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
@@ -154,7 +154,7 @@ def ext4(one: Trained) -> Iterator[tuple[Callable[[], None], Callable[[], None]]
     try:
         yield lambda: trigger.write_text("campaign") and None, mend
     finally:
-        one.clean()
+        one.close()
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
@@ -177,7 +177,7 @@ def read_only(world: World) -> str:
 def deleted(world: World) -> str:
     """Somebody removes the run folder."""
     one = world.new()
-    try:
+    with contextlib.closing(one):
         one.start()
         one.until_step(AT)
         began = time.monotonic()
@@ -187,8 +187,6 @@ def deleted(world: World) -> str:
         took_s = time.monotonic() - began
         must("was removed while the run was going on" in one.said(), f"said {one.said()[-500:]}")
         return f"exit {code} after {took_s:.0f} s, says that the folder was removed"
-    finally:
-        one.clean()
 
 
 GOES_ON = "one end with its reason; resumed when there is room, equal to its twin"

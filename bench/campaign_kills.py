@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from campaign_world import ENGINES, WAIT_S, Case, Trained, World, as_twin, must
@@ -84,7 +85,7 @@ def case(
     def act(world: World) -> str:
         twin = world.twin(*ENGINES[engine], key=engine)
         one = world.new(*ENGINES[engine])
-        try:
+        with closing(one):
             one.start()
             when(one)
             fault(one)
@@ -95,8 +96,6 @@ def case(
             did = as_twin(one, twin)
             must(not attempts or len(one.attempts()) == attempts, f"{len(one.attempts())} attempts")
             return did if itself else f"exit {code}; {did}"
-        finally:
-            one.clean()
 
     group = "kills and signals" if engine == "native" else f"engine {engine}"
     return Case(name, group, ITSELF if itself else RESUMED, act)
@@ -123,7 +122,7 @@ def second(one: Trained) -> None:
 def many(world: World) -> str:
     """Five kills of anyone at any moment."""
     twin, one, killed = world.twin(), world.new(), []
-    try:
+    with closing(one):
         one.start()
         for _ in range(5):
             begun = one.step()
@@ -144,8 +143,6 @@ def many(world: World) -> str:
         one.pace(0.0)
         one.ends(0)
         return f"killed {', '.join(killed)}: {as_twin(one, twin)}"
-    finally:
-        one.clean()
 
 
 BACK = """
@@ -180,7 +177,7 @@ def under(world: World, text: str) -> Trained:
 def clock_back(world: World) -> str:
     """The clock goes back in the middle, and a rank is killed then."""
     one, twin = under(world, BACK), world.twin()
-    try:
+    with closing(one):
         one.start()
         one.until_step(AT)
         Path(one.more["CAMPAIGN_CLOCK"]).touch()
@@ -192,28 +189,24 @@ def clock_back(world: World) -> str:
         one.ends(0)
         one.resume()
         return f"{as_twin(one, twin)}; attempts {', '.join(one.reasons())}"
-    finally:
-        one.clean()
 
 
 def without_locks(world: World) -> str:
     """flock fails with ENOLCK on the file system of the runs, in every process."""
     one, twin = under(world, NO_LOCKS), world.twin()
-    try:
+    with closing(one):
         one.start()
         in_a_step(one)
         kill(lambda one: one.ranks()[1:])(one)
         one.pace(0.0)
         one.ends(0)
         return as_twin(one, twin)
-    finally:
-        one.clean()
 
 
 def other_ranks(world: World) -> str:
     """Killed, and resumed on one rank: sums are in another order, tokens are not."""
     one, twin = world.new(), world.twin()
-    try:
+    with closing(one):
         one.start()
         in_a_step(one)
         everything(one)
@@ -228,8 +221,6 @@ def other_ranks(world: World) -> str:
         done = motet("experiments", "audit", str(one.run.root), "--replay")
         must(done.returncode == 0, done.stdout + done.stderr)
         return f"audit passes; losses within {worst:.0e}"
-    finally:
-        one.clean()
 
 
 def bad_steps(world: World) -> str:
@@ -237,21 +228,19 @@ def bad_steps(world: World) -> str:
     settings = ["training.bad_steps.spike_sigma=0.3", "training.bad_steps.window=8"]
     settings += ["training.bad_steps.most=1000", "training.bad_steps.policy=rollback"]
     twin, one = world.twin(*settings, key="rollback"), world.new(*settings)
-    try:
+    with closing(one):
         one.start()
         in_a_step(one)
         os.kill(one.ranks()[0], signal.SIGKILL)
         one.pace(0.0)
         one.ends(0)
         return as_twin(one, twin)
-    finally:
-        one.clean()
 
 
 def by_hand(world: World) -> str:
     """torchrun by hand, killed at once, and once more by hand."""
     one, twin = world.new(), world.twin()
-    try:
+    with closing(one):
         one.start()
         in_a_step(one)
         everything(one)
@@ -260,8 +249,6 @@ def by_hand(world: World) -> str:
         done = subprocess.run(hand(one.run.root), capture_output=True, text=True, timeout=WAIT_S)
         must(done.returncode == 0, done.stderr[-800:])
         return as_twin(one, twin)
-    finally:
-        one.clean()
 
 
 def hand(root: Path) -> list[str]:

@@ -149,7 +149,7 @@ def soak(
     finally:
         watch.over.set()
         watch.join()
-        one.clean()
+        one.close()
     return faults, watch.seen, time.monotonic() - began
 
 

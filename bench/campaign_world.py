@@ -230,7 +230,7 @@ class Trained:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def clean(self) -> None:
+    def close(self) -> None:
         """End what is left of a case that failed."""
         if self.process is not None and self.process.poll() is None:
             self.kill_all()
