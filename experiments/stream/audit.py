@@ -22,7 +22,6 @@ from motet.experiments.stream.ledger import (
     Record,
     Stretch,
     lineage,
-    read_segments,
     segment_folder,
     stretch_records,
 )
@@ -122,7 +121,7 @@ def check_ledger(
     order = np.argsort(rows.id)
     sorted_ids = rows.id[order]
     expected = 0
-    for stretch in lineage(read_segments(ledger), segment, step):
+    for stretch in lineage(ledger, segment, step):
         _check_segment(stretch, expected, plan, audit)
         expected = stretch.stop_step
         records = [record for _, record in stretch_records(ledger, stretch)]

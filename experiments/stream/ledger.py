@@ -8,6 +8,7 @@ from a checkpoint back to step 0.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -162,6 +163,15 @@ def read_segments(ledger: Path) -> list[Segment]:
     ]
 
 
+def readable_segments(ledger: Path) -> list[Segment]:
+    """Return the segments of a run that are not damaged, oldest first."""
+    found = []
+    for number in segment_numbers(ledger):
+        with contextlib.suppress(DamagedFile):
+            found.append(read_segment(ledger, number))
+    return found
+
+
 def _is_begun(ledger: Path, number: int) -> bool:
     """Whether a segment was opened: a kill may leave its folder with nothing in it."""
     folder = segment_folder(ledger, number)
@@ -246,24 +256,26 @@ class Stretch:
     stop_step: int
 
 
-def lineage(segments: list[Segment], segment: int, step: int) -> list[Stretch]:
+def lineage(ledger: Path, segment: int, step: int) -> list[Stretch]:
     """Return the stretches that lead from step 0 to a checkpoint, oldest first.
 
+    No other segment is read: what happened to one that nothing grew from says nothing of these.
+
     Args:
-        segments: every segment of the run.
+        ledger: the run's ledger folder.
         segment, step: the checkpoint's.
 
     Raises:
-        UserError: a segment on the way is missing.
+        UserError: a segment on the way is missing or damaged.
     """
-    by_number = {entry.segment: entry for entry in segments}
+    begun = {number for number in segment_numbers(ledger) if _is_begun(ledger, number)}
     stretches: list[Stretch] = []
-    while len(stretches) <= len(segments):
-        if segment not in by_number:
+    while len(stretches) <= len(begun):
+        if segment not in begun:
             raise UserError(
                 f"ledger: segment {segment} is missing, so the lineage cannot be proved"
             )
-        entry = by_number[segment]
+        entry = read_segment(ledger, segment)
         stretches.append(Stretch(entry, entry.start_step, step))
         if entry.parent == 0:
             return stretches[::-1]

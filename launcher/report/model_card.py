@@ -11,7 +11,7 @@ from typing import Any
 from motet.core import format
 from motet.core.errors import UserError
 from motet.core.files import read_json
-from motet.experiments.stream.ledger import lineage, read_segments, stretch_records
+from motet.experiments.stream.ledger import lineage, stretch_records
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
@@ -82,7 +82,7 @@ def _sequences(run: RunDir, step: int) -> Counter[str | None] | None:
     found: Counter[str | None] = Counter()
     try:
         segment = int(read_json(run.checkpoint(step) / "manifest.json")["segment"])
-        for stretch in lineage(read_segments(run.ledger), segment, step):
+        for stretch in lineage(run.ledger, segment, step):
             for _, record in stretch_records(run.ledger, stretch):
                 shares = record.members or ((None,),)
                 for names in shares if record.applied else ():

@@ -15,7 +15,9 @@ from motet.launcher.runs.rundir import RunDir
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, OverflowError)
 """What reading a file that holds something else can raise; `UserError` is a `ValueError`."""
-TOLD_ONLY = ("metrics.jsonl", "attempts")
+GIVEN_UP = "segments given up"
+"""Segments of the ledger that nothing grew from."""
+TOLD_ONLY = ("metrics.jsonl", "attempts", GIVEN_UP)
 """Parts of which a report shows curves and times, and no answer is made."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ from motet.experiments.stream.ledger import (
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs import metrics, seals
+from motet.launcher.runs.ancestors import segments_used
 from motet.launcher.runs.begun import unlike_frozen
-from motet.launcher.runs.findings import TOLD_ONLY, Findings
+from motet.launcher.runs.findings import GIVEN_UP, TOLD_ONLY, Findings
 from motet.launcher.runs.manifest import corpus_problems
 from motet.launcher.runs.rundir import RunDir
 
 UNKNOWN = "made before hashes were kept"
+NOTHING_GREW = "no checkpoint and no measurement of the run grew from it"
 EXPORTED = "motet.json"
 """File of an exported model that has the hashes of the others."""
 
@@ -174,14 +177,30 @@ def _newest(found: Findings) -> None:
 
 
 def _ledger(found: Findings) -> None:
-    for number in segment_numbers(found.run.ledger):
-        folder = segment_folder(found.run.ledger, number)
-        files = sorted(folder.glob("rank-*.bin"))
-        if files or (folder / "segment.json").exists():
-            segment = found.reading(read_segment, found.run.ledger, number)
-            _check_segment(found, folder, segment)
-        for path in files:
-            found.reading(_read_through, path)
+    """The segments that a checkpoint or a measurement grew from."""
+    for number in sorted(segments_used(found.run, found.checkpoints)):
+        _read_segment(found, number)
+
+
+def _given_up(found: Findings) -> None:
+    """The other segments: their steps were trained again. No answer rests on them."""
+    before = len(found.damage)
+    used = segments_used(found.run, found.checkpoints)
+    for number in set(segment_numbers(found.run.ledger)) - used:
+        _read_segment(found, number)
+    for place, one in enumerate(found.damage[before:], start=before):
+        remedy = f"{NOTHING_GREW}: take {Path(one.path).parent} away"
+        found.damage[place] = replace(one, remedy=remedy)
+
+
+def _read_segment(found: Findings, number: int) -> None:
+    folder = segment_folder(found.run.ledger, number)
+    files = sorted(folder.glob("rank-*.bin"))
+    if files or (folder / "segment.json").exists():
+        segment = found.reading(read_segment, found.run.ledger, number)
+        _check_segment(found, folder, segment)
+    for path in files:
+        found.reading(_read_through, path)
 
 
 def _read_through(path: Path) -> None:
@@ -351,6 +370,7 @@ PARTS: Mapping[str, Callable[[Findings], None]] = {
     "checkpoints": _checkpoints,
     "checkpoint manifests": _newest,
     "ledger": _ledger,
+    GIVEN_UP: _given_up,
     "lineage": _lineage,
     "probes": _probes,
     "metrics.jsonl": _metrics,
@@ -362,9 +382,9 @@ BASIS = ("manifest.json", "resolved.yaml", "plan")
 """What every command relies on."""
 JUDGED = (*BASIS, "checkpoint manifests", "ledger", "lineage", "probes", *TOLD_ONLY)
 """What a report rests on."""
-AUDITED = (*BASIS, "code", "checkpoint manifests", "ledger")
+AUDITED = (*BASIS, "code", "checkpoint manifests", "ledger", GIVEN_UP)
 EXPORTED_FROM = ("manifest.json", "resolved.yaml", "checkpoints")
 TRAINED = (*BASIS, "code")
-EVIDENCE = ("ledger", "probes", "metrics.jsonl", "attempts")
+EVIDENCE = ("ledger", GIVEN_UP, "probes", "metrics.jsonl", "attempts")
 """What a run that goes on does not need, and its answers do."""
 WHOLE = tuple(part for part in PARTS if part != "checkpoint manifests")

@@ -28,7 +28,7 @@ from motet.experiments.design.overlap import Overlap
 from motet.experiments.library.kinds import Library
 from motet.experiments.stream.audit import Compliance, audit_lines, check_ledger
 from motet.experiments.stream.exposure_plan import ExposurePlan
-from motet.experiments.stream.ledger import Stretch, lineage, read_segments
+from motet.experiments.stream.ledger import Stretch, lineage
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -131,13 +131,14 @@ def audit_run(root: Path, replay: bool = False) -> AuditResult:
     """
     run = RunDir.open(root)
     found = inspect(run, AUDITED)
-    if found.damage:
-        return AuditResult(False, [*(f"PROBLEM: {one}" for one in found.damage), "AUDIT FAILED"])
+    if spoils := found.spoils:
+        return AuditResult(False, [*(f"PROBLEM: {one}" for one in spoils), "AUDIT FAILED"])
     settings = run_yaml.load(run.resolved_yaml)
     plan = ExposurePlan(run.plan / "exposures.plan")
     check_kinds(run.plan, Library(run.plugins))
     compliance = audit(run, settings, plan, replay)
-    return AuditResult(compliance.ok, audit_lines(compliance))
+    beside = [f"damaged, and no part of this proof: {one}" for one in found.damage]
+    return AuditResult(compliance.ok, [*beside, *audit_lines(compliance)])
 
 
 def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
@@ -158,7 +159,7 @@ def load_measured(root: Path, damaged: Sequence[str] = ()) -> StudyResult:
         spoiled.append("the plan file is not the one that was frozen")
     compliance = audit(run, settings, plan, replay=False)
     step, segment = newest_checkpoint(run)
-    newest = lineage(read_segments(run.ledger), segment, step)
+    newest = lineage(run.ledger, segment, step)
     members = members_of(manifest)
     sizes = sizes_of(manifest, definition)
     stages = stages_of(run, manifest)
@@ -292,7 +293,7 @@ class _Reader:
         total = int(self.definition["steps_total"])
         for step, segment in sorted(ends.segments.items()):
             assert segment is not None
-            stretches = lineage(read_segments(self.run.ledger), segment, step)
+            stretches = lineage(self.run.ledger, segment, step)
             compliance = newest[2]
             if (step, segment) != newest[:2]:
                 batches = self.settings.batch_steps

@@ -11,7 +11,7 @@ from motet.core.hashing import canonical_json
 from motet.experiments.design.assignment import Question
 from motet.experiments.design.frozen import judging_sha256
 from motet.experiments.library.kinds import Library
-from motet.experiments.stream.ledger import read_segments
+from motet.experiments.stream.ledger import readable_segments
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
@@ -21,7 +21,7 @@ from motet.launcher.study.before_training import specs_of
 def altered(run: RunDir, sha256: str) -> list[str]:
     """Return every sign that the definition is not the one that was frozen before step 1."""
     keepers = {"the run's manifest": read_json(run.manifest)["definition_sha256"]}
-    for segment in read_segments(run.ledger):
+    for segment in readable_segments(run.ledger):
         keepers[f"segment {segment.segment} of the ledger"] = segment.definition_sha256
     for step in run.checkpoint_steps():
         manifest = read_checkpoint(run, step)

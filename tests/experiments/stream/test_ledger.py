@@ -20,7 +20,6 @@ from motet.experiments.stream.ledger import (
     lineage,
     open_segment,
     read_records,
-    read_segments,
 )
 from motet.experiments.stream.placement import compile_plan
 from motet.experiments.stream.stream import Stream
@@ -227,7 +226,7 @@ def test_records_read_back_as_written(
 def test_a_lineage_with_a_missing_segment_cannot_be_proved(tmp_path: Path, stream: Stream) -> None:
     last = train(tmp_path, stream, 7, 3, 5, 1)
     with pytest.raises(UserError, match="segment 7 is missing"):
-        lineage(read_segments(tmp_path), last, 5)
+        lineage(tmp_path, last, 5)
 
 
 def test_a_record_with_members_is_read_back_and_one_without_has_the_bytes_of_before(

@@ -25,7 +25,7 @@ from motet.core.hashing import sha256_file
 from motet.experiments.corpora import storage
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.scoring.store import keep_aside, probe_files, probe_path, read_facts
-from motet.experiments.stream.ledger import open_segment
+from motet.experiments.stream.ledger import open_segment, read_segment
 from motet.launcher import cli
 from motet.launcher.config import run_yaml
 from motet.launcher.launch import local
@@ -334,6 +334,39 @@ def test_a_damaged_segment_does_not_keep_a_run_from_going_on(run: RunDir) -> Non
     path.write_text(path.read_text()[:40])
     opened = open_segment(run.ledger, 1, 3, STEPS // 2, 1, ("p", "d"))
     assert opened.segment == 3
+
+
+def test_a_damaged_segment_that_nothing_grew_from_is_named_and_spoils_no_answer(
+    run: RunDir,
+) -> None:
+    before = assemble(collect(run))
+    folder = run.ledger / "segment-00003"
+    folder.mkdir()
+    (folder / "segment.json").write_text('{"attempt": 3, "par')
+    code, told = asked(run, "audit")
+    assert code == 1  # the newest: it may be trained now
+    assert "ledger/segment-00003/segment.json" in told
+    facts = read_segment(run.ledger, 2)
+    open_segment(run.ledger, 2, 4, STEPS, 1, (facts.plan_sha256, facts.definition_sha256))
+    code, told = asked(run, "audit")
+    assert code == 0
+    assert "no part of this proof: ledger/segment-00003/segment.json" in told
+    code, told = asked(run, "verify")
+    assert code == 1
+    assert "grew from it: take ledger/segment-00003 away" in " ".join(told.split())
+    found = assemble(collect(run))
+    assert any("ledger/segment-00003" in one for one in found["damaged"])
+    assert found["answers"] == before["answers"]
+    shutil.rmtree(folder)
+    assert asked(run, "verify")[0] == 0
+
+
+def test_a_damaged_segment_that_weights_grew_from_is_what_the_audit_names(run: RunDir) -> None:
+    path = run.ledger / "segment-00001" / "segment.json"
+    path.write_text(path.read_text()[:40])
+    code, told = asked(run, "audit")
+    assert code == 1
+    assert "PROBLEM: ledger/segment-00001/segment.json cannot be read as JSON" in told
 
 
 def test_a_corpus_is_hashed_once_and_again_when_it_was_written(
