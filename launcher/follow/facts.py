@@ -12,13 +12,14 @@ from typing import Any
 
 from motet.core import format
 from motet.core.errors import DamagedFile, UserError
-from motet.core.files import FROM_A_COPY, read_json, read_sealed
+from motet.core.files import FROM_A_COPY, read_sealed
 from motet.core.files import read_fields as core_fields
 from motet.core.jobs import JOB_ID
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.follow.pace import FEW_BYTES, Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
 from motet.launcher.follow.tails import last_bytes
+from motet.launcher.runs import job_files
 from motet.launcher.runs.attempts import STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.metrics import decode_row
@@ -168,7 +169,9 @@ def _damaged(run: RunDir) -> Iterator[str]:
         (lambda path: _sealed(path, read_fields(run.manifest)), run.resolved_yaml),
         (lambda _: run.done_step(), run.done),
         (_mapping, newest),
-        (read_json, run.jobs_json),
+        (lambda _: job_files.read_jobs(run), run.jobs_json),
+        (lambda _: job_files.read_begun(run), run.job_begun),
+        (lambda _: job_files.read_command(run), run.job_command),
     ]
     for read, path in readers:
         try:
@@ -212,11 +215,10 @@ def read_fields(path: Path) -> Fields:
 def read_jobs(run: RunDir) -> list[Fields]:
     """Return the submitted jobs of a run, newest last."""
     try:
-        value = read_json(run.jobs_json)
+        jobs = job_files.read_jobs(run, strict=False)
     except DamagedFile:
         return []
-    entries = value if isinstance(value, list) else []
-    return [e for e in entries if isinstance(e, dict) and JOB_ID.fullmatch(str(e.get("job_id")))]
+    return [job for job in jobs if JOB_ID.fullmatch(job["job_id"])]
 
 
 def all_attempts(run: RunDir) -> list[Fields]:

@@ -13,17 +13,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from motet.core.access import follow
 from motet.core.errors import UserError
-from motet.core.files import read_json, write_json
+from motet.core.files import write_json
 from motet.core.jobs import CurrentJob, JobExit
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.jobs import schedulers
 from motet.launcher.jobs.scheduler import JobRequest
 from motet.launcher.runs import attempts
+from motet.launcher.runs.job_files import read_begun, read_command, read_jobs
 from motet.launcher.runs.rundir import RunDir
 
 ASKED_TO_STOP = (0, 128 + 1, 128 + 2, 128 + 10, 128 + 12, 128 + 15)
@@ -40,7 +40,7 @@ def restarts_of(run: RunDir, job: CurrentJob) -> int:
     """Return how often this job was requeued, as it begins: by its scheduler's count, and by our
     own where that is more.
     """
-    before = read_json(run.job_begun) if run.job_begun.exists() else {}
+    before = read_begun(run) if run.job_begun.exists() else {}
     same = before.get("job_id") == job.id
     return max(job.restarts, before["restarts"] + 1) if same else job.restarts
 
@@ -61,7 +61,7 @@ def begin(run: RunDir, job: CurrentJob | None) -> tuple[int, int, str]:
     if restarts > request.max_requeues:
         return JobExit.FAILED, 0, _limit(request.section, restarts, request.max_requeues)
     attempts.settle(run, run.latest_attempt() + 1)
-    if loop := attempts.crash_loop(run, since=read_json(run.job_command)["since_attempt"]):
+    if loop := attempts.crash_loop(run, since=read_command(run)["since_attempt"]):
         return JobExit.FAILED, 0, f"{loop}\nto try once more: motet resume {run.root}"
     attempt, step = run.next_attempt(), attempts.newest_step(run)
     begun = {"job_id": job.id, "restarts": restarts, "attempt": attempt, "step": step}
@@ -77,7 +77,7 @@ def superseded(run: RunDir, job: CurrentJob | None, own: int) -> bool:
     """Return whether this very job has begun anew elsewhere since it claimed the attempt `own`: its
     scheduler took its node for lost.
     """
-    begun = read_json(run.job_begun)
+    begun = read_begun(run)
     return bool(begun["job_id"] == (job or OUTSIDE).id and begun["attempt"] > own)
 
 
@@ -167,7 +167,7 @@ def ending_of(run: RunDir, code: int, asked: str, job: CurrentJob | None, own: i
         own: attempt that this start of the job claimed.
     """
     settings, job = run_yaml.load(run.resolved_yaml), job or OUTSIDE
-    request, begun = _request(run, settings), read_json(run.job_begun)
+    request, begun = _request(run, settings), read_begun(run)
     refusal = attempts.refusal(run, begun["attempt"])
     return Ending(
         finished=run.finished(settings.steps),
@@ -188,7 +188,7 @@ def ending_of(run: RunDir, code: int, asked: str, job: CurrentJob | None, own: i
 
 def _followed(run: RunDir, job: str) -> bool:
     """Whether a job of the run was submitted after this one."""
-    jobs: list[Any] = read_json(run.jobs_json) if run.jobs_json.exists() else []
+    jobs = read_jobs(run)
     ids = [entry["job_id"] for entry in jobs]
     return job in ids[:-1]
 

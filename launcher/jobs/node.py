@@ -16,7 +16,6 @@ from pathlib import Path
 
 from motet.core.access import follow
 from motet.core.errors import UserError
-from motet.core.files import read_json
 from motet.core.jobs import JobNode
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -30,6 +29,7 @@ from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import NodePlace, attempt_command, launch_environment
 from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs.attempts import facts_of, numbers
+from motet.launcher.runs.job_files import read_command
 from motet.launcher.runs.rundir import RunDir
 
 WORD_WAIT_S = 60.0
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     follow(run.root)
     try:
         settings = run_yaml.load(run.resolved_yaml)
-        told = read_json(run.job_command)
+        told = read_command(run)
         scheduler = schedulers.of_run(run, settings.scheduler)
         here = scheduler.this_node(os.environ)
         each = [group["processes"] for group in told["groups"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import UserError, raise_problems
-from motet.core.files import atomic_write, read_json, write_json
+from motet.core.files import atomic_write, write_json
 from motet.core.jobs import SchedulerUnreachable
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -22,6 +22,7 @@ from motet.launcher.jobs import schedulers
 from motet.launcher.jobs.place import PORTS
 from motet.launcher.jobs.scheduler import JobCommands, JobRequest, Scheduler
 from motet.launcher.runs import attempts
+from motet.launcher.runs.job_files import read_jobs, write_jobs
 from motet.launcher.runs.rundir import RunDir
 
 WHOLE_JOB, HOOK, NODE = "motet.launcher.jobs.job", "motet.launcher.batch", "motet.launcher.node"
@@ -160,8 +161,7 @@ def hand_in(made: Submission, *, resumed: bool) -> list[str]:
         atomic_write(run.job_script, made.script)
         write_json(run.job_command, command_facts(made, run))
         run.cancelled.unlink(missing_ok=True)
-        if not run.jobs_json.exists():  # without an answer no job is known, but one may wait
-            write_json(run.jobs_json, [])
+        write_jobs(run, read_jobs(run))  # without an answer no job is known, but one may wait
     scheduler, settings = made.scheduler, made.settings[0]
     ids: list[str] = []
     for link in range(made.request.chain):
@@ -176,7 +176,7 @@ def _note(made: Submission, job_id: str, dependency: str, resumed: bool) -> None
     """Add a job to jobs.json of every run."""
     tasks: Sequence[int | None] = made.request.seeds or [None]
     for run, task in zip(made.rundirs, tasks, strict=True):
-        jobs: list[dict[str, Any]] = read_json(run.jobs_json) if run.jobs_json.exists() else []
+        jobs = read_jobs(run)
         entry = {
             "job_id": job_id if task is None else f"{job_id}_{task}",
             "submitted": time.time(),
@@ -184,7 +184,7 @@ def _note(made: Submission, job_id: str, dependency: str, resumed: bool) -> None
             "dependency": dependency,
             "resumed": resumed,
         }
-        write_json(run.jobs_json, [*jobs, entry])
+        write_jobs(run, [*jobs, entry])
 
 
 def command_facts(made: Submission, run: RunDir) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def resubmit(made: Submission, yaml_text: str) -> list[str]:
 
 def active_jobs(rundir: RunDir, scheduler: Scheduler) -> dict[str, str]:
     """Return the state of each job of the run that is not over, by id, in its scheduler's words."""
-    ids = [entry["job_id"] for entry in read_json(rundir.jobs_json)]
+    ids = [entry["job_id"] for entry in read_jobs(rundir)]
     known = scheduler.query(ids) if ids else {}
     return {
         job_id: job.word or job.state.value for job_id, job in known.items() if not job.finished

@@ -177,7 +177,7 @@ class RunDir:
 
     @property
     def jobs_json(self) -> Path:
-        """The submitted jobs as a JSON list, newest last."""
+        """The submitted jobs as JSON, newest last (`job_files.py`)."""
         return self.job_files / "jobs.json"
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from motet.launcher.runs.job_files import read_jobs
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.jobs import environment, job, output, submit, until
 from tests.system.conftest import corpus as corpus
@@ -116,7 +117,7 @@ def test_near_its_time_limit_a_job_saves_and_the_next_of_the_chain_goes_on(
     near_limit = ["scancel", "--batch", "--signal=USR1", first]
     subprocess.run(near_limit, env=environment(healed), check=True, timeout=30)
     until(run.done.exists, run)
-    second = json.loads(run.jobs_json.read_text())[1]["job_id"]
+    second = read_jobs(run)[1]["job_id"]
     until(lambda: job(healed, second).word == "COMPLETED", run)
     assert job(healed, first).word == "COMPLETED"
     assert "the next job of the chain goes on" in output(run)

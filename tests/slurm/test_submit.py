@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from motet.core.files import atomic_write, write_json
+from motet.launcher.runs.job_files import read_jobs
 from motet.launcher.runs.rundir import RunDir
 from motet.slurm.client import _QUEUE
 from tests.imports import ROOT
@@ -46,7 +47,7 @@ def motet(fake: FakeSlurm, *arguments: str, **more: str) -> subprocess.Completed
 
 
 def jobs(run: Path) -> list[dict[str, object]]:
-    return list(json.loads((run / "slurm" / "jobs.json").read_text()))
+    return list(read_jobs(RunDir(run)))
 
 
 def test_a_dry_run_prints_the_script_and_the_most_it_can_cost_and_makes_nothing(

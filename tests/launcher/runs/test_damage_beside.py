@@ -1,0 +1,130 @@
+"""Damage beside the files that a run is made of: corpora, exported models, records of jobs and what
+commands leave in a run folder for others. No command ends in a traceback, and none answers
+otherwise than before without naming the file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from motet.core.files import read_json, write_json
+from motet.launcher.runs.job_files import write_jobs
+from motet.launcher.runs.rundir import RunDir
+from tests.launcher.invented import RUN_YAML
+from tests.launcher.runs.test_verify import (
+    HOW,
+    VOLATILE,
+    damage,
+    neighbour,
+    no_ranks,
+    said,
+    weights_of,
+    whole,
+)
+
+__all__ = ["no_ranks", "weights_of", "whole"]
+Commands = Mapping[str, tuple[str, ...]]
+
+
+def faults(name: str, path: Path, commands: Commands, told: Mapping[str, tuple[int, str]], how: str) -> list[str]:  # fmt: skip
+    """Damage a file in one way, give the commands, put it back: tracebacks and silent changes."""
+    other = neighbour(path) if how == "swapped" else None
+    before = {one: one.read_bytes() for one in (path, other) if one is not None}
+    damage(path, how)
+    found = []
+    if any(one.read_bytes() != content for one, content in before.items()):
+        for command, words in commands.items():
+            try:
+                code, text = answer(words)
+            except Exception as error:
+                found.append(f"{name}, {how}, {command}: {type(error).__name__}: {error}")
+                continue
+            named = any(one.name in text for one in before)
+            if "Traceback" in text or ((code, text) != told[command] and not named):
+                found.append(f"{name}, {how}, {command}: {code}, {text[:400]!r}")
+    for one, content in before.items():
+        one.write_bytes(content)
+    return found
+
+
+def answer(words: Sequence[str]) -> tuple[int, str]:
+    code, text = said(*words)
+    return code, VOLATILE.sub("", " ".join(text.split()))
+
+
+def swept(files: Sequence[Path], commands: Commands) -> list[str]:
+    """Damage every file in every way."""
+    told = {command: answer(words) for command, words in commands.items()}
+    assert told == {command: answer(words) for command, words in commands.items()}
+    assert not any(code for code, _ in told.values()), told
+    return [
+        one for path in files for how in HOW for one in faults(path.name, path, commands, told, how)
+    ]
+
+
+@pytest.fixture
+def corpus(whole: Path, tmp_path: Path) -> Path:
+    facts = read_json(RunDir(whole).manifest)
+    source = Path(facts["config"]["data"]["corpora"][0]["path"])
+    shutil.copytree(source, tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def test_damage_to_a_corpus(corpus: Path, tmp_path: Path) -> None:
+    yaml = tmp_path / "r.yaml"
+    yaml.write_text(RUN_YAML.format(corpus=corpus))
+    commands = {
+        "inspect": ("data", "inspect", str(corpus)),
+        "sample": ("data", "sample", str(corpus), "--count", "3", "--output", str(tmp_path / "items.jsonl")),
+        "dry run": ("train", str(yaml), "--dry-run"),
+        "check": ("experiments", "check", str(yaml)),
+    }  # fmt: skip
+    files = [path for path in sorted(corpus.rglob("*")) if path.is_file()]
+    found = swept(files, commands)
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> RunDir:
+    root = tmp_path / "runs" / "r"
+    shutil.copytree(whole, root)
+    return RunDir(root)
+
+
+def test_damage_to_an_exported_model(run: RunDir, corpus: Path, tmp_path: Path) -> None:
+    exported = run.members / "whole"
+    code, text = said("export", str(run.root), "--output", str(exported))
+    assert code == 0, text
+    yaml = tmp_path / "next.yaml"
+    text = RUN_YAML.format(corpus=corpus).replace(
+        "name: r", f"name: next\nmodel: {{from_hf: {exported}}}"
+    )
+    yaml.write_text(text)
+    commands = {
+        "verify": ("verify", str(run.root)),
+        "go on from it": ("train", str(yaml), "--dry-run"),
+    }
+    files = [path for path in sorted(exported.rglob("*")) if path.is_file()]
+    assert len(files) >= 4, files
+    found = swept(files, commands)
+    assert not found, "\n".join(found)
+
+
+def test_damage_to_what_was_submitted(run: RunDir) -> None:
+    run.job_files.mkdir()
+    write_jobs(run, [{"job_id": "7", "submitted": 1.0}])
+    write_json(run.job_begun, {"job_id": "7", "restarts": 0, "attempt": 1, "step": 20})
+    write_json(run.job_command, {"since_attempt": 1})
+    run.job_script.write_text("#!/bin/bash\ntrue\n")
+    commands = {
+        "status": ("status", str(run.root), "--json"),
+        "logs": ("logs", str(run.root)),
+        "resume": ("resume", str(run.root)),
+        "cancel": ("cancel", str(run.root), "--dry-run"),
+    }
+    found = swept([run.jobs_json, run.job_begun, run.job_command, run.job_script], commands)
+    assert not found, "\n".join(found)
