@@ -5,13 +5,15 @@ through one place, which names the file, the place in it and a remedy, and check
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from motet.core.errors import DamagedFile, UserError
 from motet.core.hashing import canonical_json, sha256_hex
@@ -20,6 +22,9 @@ SEAL = "sha256"
 """Key of a JSON file under which it keeps the hash of all its other keys."""
 _TEXT_SEAL = "# sha256 of the lines above: "
 FROM_A_COPY = "restore it from a copy"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that has no room: there may be some when something is removed."""
+_T = TypeVar("_T")
 ValueTypes = type | tuple[type, ...]
 
 
@@ -82,6 +87,21 @@ def append_whole(file: int, content: bytes) -> None:
         raise
 
 
+def again_with_room(write: Callable[[], _T], make_room: Callable[[], bool]) -> _T:
+    """Write what is whole or not at all; where the disk is full, once more when there may be room.
+
+    Args:
+        write: writes all or nothing.
+        make_room: whether there may be room now, after what took it has given it back.
+    """
+    try:
+        return write()
+    except OSError as error:
+        if error.errno not in FULL or not make_room():
+            raise
+    return write()
+
+
 def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> None:
     """Write `content` to `path`, whole or not at all (see `whole_file`); text is UTF-8."""
     with whole_file(path, private=private) as file:
@@ -128,6 +148,21 @@ def seal_of(value: Mapping[str, Any]) -> str:
     plain = json.loads(json.dumps(value, allow_nan=False))  # as it will be read back
     plain.pop(SEAL, None)
     return sha256_hex(canonical_json(plain))
+
+
+def not_shown(paths: Sequence[Path], wait_s: float) -> list[Path]:
+    """Return the files that are not to be seen here, once all are or `wait_s` seconds have passed:
+    network file systems show what another machine wrote up to a minute late.
+    """
+    deadline = time.monotonic() + wait_s
+    while missing := [path for path in paths if not path.exists()]:
+        if time.monotonic() >= deadline:
+            return missing
+        for folder in {path.parent for path in missing}:
+            with contextlib.suppress(OSError):
+                os.listdir(folder)  # lets the file system ask again
+        time.sleep(0.1)
+    return []
 
 
 def read_bytes(path: Path, remedy: str = FROM_A_COPY) -> bytes:

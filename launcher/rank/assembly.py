@@ -18,7 +18,7 @@ from motet.core.errors import UserError
 from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.checkpoint import Checkpoints, NotShown
 from motet.launcher.rank.choices import DrawCheck
 from motet.launcher.rank.device import choose_precision, memory_meter, peak_flops
 from motet.launcher.rank.evaluating import MemberEvaluation
@@ -305,6 +305,7 @@ def _load_newest(
     """Load the newest undamaged checkpoint; return what it is.
 
     Raises:
+        NotShown: some ranks see another folder than others: no checkpoint is given up for that.
         UserError: there are checkpoints, and all are damaged: nothing is trained over them.
     """
     known = tell_all(run.checkpoint_steps(), world)
@@ -316,6 +317,8 @@ def _load_newest(
             held = _held_by(run, growing, step, grown, world)
             manifest = load(checkpoints, engines.of(held), step, hashes, grown)
             return Start(step, manifest["segment"], manifest, held)
+        except NotShown:
+            raise
         except UserError as error:
             complaints.append(str(error))
             metrics.log("event", step, event="damaged_checkpoint", why=str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning.prediction import record
 from motet.launcher.rank.assembly import build_job
+from motet.launcher.rank.disk import disk_is_out
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.loop import BadRun, train
 from motet.launcher.rank.signals import Lifeline, end_now
@@ -41,7 +41,6 @@ from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join,
 
 CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
 WELL = ("finished", "stopped")
-DISK_OUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 RESERVE, RESERVE_BYTES = "reserve", 1 << 16
 """File that holds room on the disk for the words in which a launch that found it full ends."""
 MIRROR_WAIT_S = 1.5
@@ -102,15 +101,6 @@ def _crash(run: RunDir, launch: int, attempt: int, error: Exception, lifeline: L
         if lifeline.attempt is not None or not begun(run, launch):
             text = "".join(traceback.format_exception(error))
             atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
-
-
-def disk_is_out(error: BaseException | None) -> str:
-    """Return in words that a disk took no more, if that is behind an error; else ""."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_OUT:
-            return str(error.strerror)
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:

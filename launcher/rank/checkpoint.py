@@ -1,33 +1,77 @@
 """Checkpoints: written in the background, published by rename, verified before they are read.
 
 `checkpoints/.step-N.part/` fills while training goes on: DCP writes the tensors, then every rank
-hashes the files it wrote, then rank 0 gathers the hashes into `manifest.json` and renames the
-folder. A folder under its final name is whole.
+hashes the files it wrote and tells the others, then rank 0 writes the hashes into `manifest.json`
+and renames the folder. A folder under its final name is whole. How a save ended is the same on all
+ranks: where the disk became full within it, on whichever rank, its folder is gone before they know.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from motet.core.errors import UserError
-from motet.core.files import fsync_folder, read_json, write_json
+from motet.core.files import FULL, fsync_folder, not_shown, write_json
 from motet.core.hashing import sha256_file
+from motet.launcher.rank.disk import Writer, of_any_rank
 from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import damage, read_checkpoint
-from motet.parallel.runtime.mesh import World, first_complaint
+from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
-HASHES_WAIT_S = 600.0
+LATE_S = 90.0
+"""How long a file system may take to show a file on all machines; NFS keeps what it knows of a
+folder for up to 60 s.
+"""
+
+
+class NotShown(UserError):
+    """A file is there for some ranks and not for others."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A save under way.
+
+    Attributes:
+        aside, final: the folder that fills, and its name once it is whole.
+        manifest: what the manifest says beside the hashes.
+        before_publish: called on each rank before its part counts as done.
+        may_skip: the run can do without it.
+    """
+
+    aside: Path
+    final: Path
+    manifest: Mapping[str, Any]
+    before_publish: Callable[[], None] | None
+    may_skip: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank brings to a save: its files, or why it has none.
+
+    Attributes:
+        files: name -> hash and size.
+        failed: in words; "" = all is written.
+        errno: of what the disk said, 0 where that cannot be made good by leaving this save out.
+    """
+
+    files: Mapping[str, Any]
+    failed: str = ""
+    errno: int = 0
 
 
 class Checkpoints:
@@ -47,7 +91,7 @@ class Checkpoints:
         """Steps whose checkpoints stay for good."""
         self.keep, self.keep_every_steps, self.background = keep, keep_every_steps, background
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: Future[str] | None = None
 
     def save(
         self,
@@ -67,7 +111,8 @@ class Checkpoints:
             facts: JSON values that the manifest keeps.
             before_publish: called in the background on each rank before its part counts as done.
             grown: it is what was made of the model of that step, see `RunDir.checkpoint`.
-            may_skip: the run can do without this one.
+            may_skip: the run can do without this one. `wait` says of the save before whether it
+                was skipped: call that first.
 
         Returns:
             "", or on every rank why it was skipped: the disk has no room for it.
@@ -77,38 +122,39 @@ class Checkpoints:
                 and nothing was begun.
         """
         self.wait()
-        if told := first_complaint(self._lacks_room(step, tensors), self.world):
+        final = self.run.checkpoint(step, grown)
+        aside = final.with_name(f".{final.name}.part")
+        told = first_complaint(self._lacks_room(step, tensors), self.world)
+        if told := told or first_complaint(self._make_folder(aside, step), self.world):
             if may_skip:
                 return told
             raise UserError(told)
-        final = self.run.checkpoint(step, grown)
-        aside = self._folder_aside(final, step)
-        writer = dcp.FileSystemWriter(aside, single_file_per_rank=True, sync_files=True)
+        manifest = {"version": 1, "step": step, "world_size": self.world.size, **facts}
+        saving = Saving(aside, final, manifest, before_publish, may_skip)
         written = dcp.async_save(
-            dict(tensors), storage_writer=writer, process_group=self.world.saving
+            dict(tensors),
+            storage_writer=Writer(aside, single_file_per_rank=True, sync_files=True),
+            process_group=self.world.saving,
         )
-        self._pending = self._pool.submit(
-            self._publish,
-            cast("Future[Any]", written),
-            aside,
-            final,
-            {"version": 1, "step": step, "world_size": self.world.size, **facts},
-            before_publish,
-        )
-        if not self.background:
-            self.wait()
-        return ""
+        self._pending = self._pool.submit(self._publish, cast("Future[Any]", written), saving)
+        return "" if self.background else self.wait()
 
-    def _folder_aside(self, final: Path, step: int) -> Path:
-        """Make the folder that a checkpoint fills before it has its name (a collective)."""
-        aside = final.with_name(f".{final.name}.part")
-        if self.world.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            # What grew of another training of the same steps must not be gone on with.
-            shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
+    def _make_folder(self, aside: Path, step: int) -> str | None:
+        """Make, on rank 0, the folder that a checkpoint fills before it has its name; return what
+        to say of a disk that has no room for it.
+        """
+        if self.world.rank:
+            return None
+        shutil.rmtree(aside, ignore_errors=True)
+        # What grew of another training of the same steps must not be gone on with.
+        shutil.rmtree(self.run.checkpoint(step, grown=True), ignore_errors=True)
+        try:
             aside.mkdir(parents=True)
-        dist.barrier(group=self.world.control)
-        return aside
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return f"no room for the checkpoint after step {step:,}: {error}; {self._remedy()}"
+        return None
 
     def _lacks_room(self, step: int, tensors: Mapping[str, torch.Tensor]) -> str | None:
         """Return on rank 0 what to say of a disk with less room than a checkpoint is known to take:
@@ -120,25 +166,57 @@ class Checkpoints:
         if earlier := self.run.checkpoint_steps():
             files = self.run.checkpoint(earlier[-1]).glob("*")
             needed = max(needed, sum(path.stat().st_size for path in files))
-        found = os.statvfs(self.run.root)
+        found = os.statvfs(self.run.checkpoints)
         free = found.f_bavail * found.f_frsize
         if not found.f_blocks or needed <= free:  # some file systems do not say
             return None
         return (
             f"no room for the checkpoint after step {step:,}: it takes {needed:,} bytes, and "
-            f"{free:,} are free at {self.run.root}; make room (checkpoint.keep={self.keep} are "
-            "kept), then `motet resume` goes on from the newest"
+            f"{free:,} are free at {self.run.checkpoints}; {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        return (
+            f"make room (checkpoint.keep={self.keep} are kept), then `motet resume` goes on from "
+            "the newest"
         )
 
     def keep_for_good(self, step: int) -> None:
         """Never remove the checkpoint of a step."""
         self.always |= {step}
 
-    def wait(self) -> None:
-        """Wait for the save under way; a failure in the background is raised here."""
+    def wait(self) -> str:
+        """Wait for the save under way.
+
+        Returns:
+            "", or on every rank why that save was skipped after all: the disk became full within
+            it, and it may be skipped. Nothing is left of it.
+
+        Raises:
+            UserError: on every rank: the same, and it may not be skipped.
+            OSError, RuntimeError: on every rank, what else failed in the background on one.
+        """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        return "" if pending is None else pending.result()
+
+    def skipped(self) -> str:
+        """Return why the save under way was skipped, as `wait` will; "" as long as it was not (no
+        collective: a rank may know it before others).
+        """
+        pending = self._pending
+        if pending is None or not pending.done() or pending.exception() is not None:
+            return ""
+        return pending.result()
+
+    def gives_room(self) -> bool:
+        """Wait until the save under way, if there is one, takes no more room, or has given up what
+        it had (no collective: the background threads agree). Return whether there was one: what
+        the disk refused meanwhile may be tried again, once.
+        """
+        if self._pending is None:
+            return False
+        wait_for([self._pending])
+        return True
 
     def busy(self) -> bool:
         """Return whether this rank's part of a save is still under way (no collective)."""
@@ -151,44 +229,84 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
 
-    def _publish(
-        self,
-        written: Future[Any],
-        aside: Path,
-        final: Path,
-        manifest: dict[str, Any],
-        before_publish: Callable[[], None] | None,
-    ) -> None:
-        """Hash this rank's files; on rank 0 also gather all hashes, write the manifest and
-        rename.
+    def _publish(self, written: Future[Any], saving: Saving) -> str:
+        """Let all ranks bring their part, then publish on rank 0; return why that was skipped."""
+        parts = self._told(self._own_part(written, saving))
+        if not any(part.failed for part in parts):
+            files = {name: facts for part in parts for name, facts in part.files.items()}
+            parts = self._told(self._published(saving, files))
+        failed = [(rank, part) for rank, part in enumerate(parts) if part.failed]
+        if not failed:
+            return ""
+        told = "; ".join(f"rank {rank}: {part.failed}" for rank, part in failed)
+        if any(part.errno not in FULL for _, part in failed):
+            first = failed[0][1].errno
+            raise OSError(first, told) if first else RuntimeError(told)
+        if self.world.rank == 0:
+            shutil.rmtree(saving.aside, ignore_errors=True)
+        self._told(Part({}))  # all know that there is room again
+        step = saving.manifest["step"]
+        why = (
+            f"no room for the checkpoint after step {step:,}: the disk was full before all of it "
+            f"was written ({told}), and what was is removed; {self._remedy()}"
+        )
+        if saving.may_skip:
+            return why
+        raise UserError(why)
+
+    def _told(self, mine: Part) -> list[Part]:
+        """Return every rank's part, by rank (a collective of the background threads)."""
+        parts: list[Part] = [mine] * self.world.size
+        dist.all_gather_object(parts, mine, group=self.world.saving)
+        return parts
+
+    def _own_part(self, written: Future[Any], saving: Saving) -> Part:
+        """Hash this rank's files once they are written. What failed within DCP it tells to all
+        ranks alike; anything else that it raises is no agreement, and ends this rank.
         """
-        written.result()
-        if before_publish is not None:
-            before_publish()
-        rank, size = self.world.rank, self.world.size
-        mine = list(aside.glob(f"__{rank}_*.distcp"))
-        if rank == 0:
-            mine.append(aside / ".metadata")
-        hashes = {
-            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in mine
-        }
-        write_json(aside / f"hashes-{rank}.json", hashes)
-        if rank == 0:
-            manifest["files"] = _gather_hashes(aside, size)
-            write_json(aside / "manifest.json", manifest)
-            self._rename(aside, final)
-            self._retain()
+        rank = self.world.rank
+        try:
+            written.result()
+        except CheckpointException as error:
+            return _failed(of_any_rank(error))
+        try:
+            if saving.before_publish is not None:
+                saving.before_publish()
+        except OSError as error:  # the ledger's: no run goes on without
+            return Part({}, str(error))
+        names = [path.name for path in saving.aside.glob(f"__{rank}_*.distcp")]
+        try:
+            paths = [saving.aside / name for name in [*names, *[".metadata"] * (rank == 0)]]
+            return Part(
+                {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in paths}
+            )
+        except OSError as error:
+            return _failed(error)
+
+    def _published(self, saving: Saving, files: Mapping[str, Any]) -> Part:
+        """Give the folder its manifest and its name, on rank 0."""
+        if self.world.rank:
+            return Part({})
+        try:
+            write_json(saving.aside / "manifest.json", {**saving.manifest, "files": files})
+            self._rename(saving.aside, saving.final)
+        except OSError as error:
+            return _failed(error) if saving.aside.exists() else Part({}, str(error))
+        self._retain()
+        return Part({})
 
     def _rename(self, aside: Path, final: Path) -> None:
         """Make the folder appear under its name; an older one of the same step gives way."""
-        for leftover in aside.glob("hashes-*.json"):
-            leftover.unlink()
         fsync_folder(aside)
         if final.exists():
             old = self.run.checkpoints / f".{final.name}.old"
             shutil.rmtree(old, ignore_errors=True)
             os.rename(final, old)
-            os.rename(aside, final)
+            try:
+                os.rename(aside, final)
+            except OSError:
+                os.rename(old, final)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(aside, final)
@@ -218,9 +336,12 @@ class Checkpoints:
         `expected` are facts that its manifest must hold, such as the hashes of this run's study.
 
         Raises:
+            NotShown: rank 0 sees a file that another rank does not, for a minute; every rank raises
+                it.
             UserError: a file is missing, altered or refused; every rank raises it.
         """
         folder = self.run.checkpoint(step, grown)
+        self._until_shown(folder)
         complaint = first_complaint(self._damage(step, grown), self.world)
         if complaint:
             raise UserError(f"checkpoint {folder} is damaged: {complaint}")
@@ -239,6 +360,19 @@ class Checkpoints:
             process_group=self.world.saving,
         )
         return manifest
+
+    def _until_shown(self, folder: Path) -> None:
+        """Wait on every rank for the files that rank 0 sees: what is shown late is not damaged, and
+        must not be given up.
+        """
+        seen = tell_all(sorted(path.name for path in folder.glob("*")), self.world)
+        late = not_shown([folder / name for name in seen], LATE_S)
+        told = f"does not see {late[0]}" if late else None
+        if told := first_complaint(told, self.world):
+            raise NotShown(
+                f"{told}, which rank 0 does, after {LATE_S:.0f} s: is the run folder one file "
+                "system on all machines? Nothing was changed; `motet resume` tries again"
+            )
 
     def _damage(self, step: int, grown: bool) -> str | None:
         """Return what is wrong with this rank's share of a checkpoint's files."""
@@ -260,15 +394,6 @@ def kept_out(steps: list[int], keep: int, keep_every_steps: int) -> list[int]:
     return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
 
 
-def _gather_hashes(aside: Path, world_size: int) -> dict[str, Any]:
-    """Return the hashes that every rank left in the folder, once all have."""
-    deadline = time.monotonic() + HASHES_WAIT_S
-    files: dict[str, Any] = {}
-    for rank in range(world_size):
-        path = aside / f"hashes-{rank}.json"
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"rank {rank} did not finish its part of {aside.name}")
-            time.sleep(0.02)
-        files.update(read_json(path))
-    return files
+def _failed(error: Exception) -> Part:
+    """Return the part of a rank that failed."""
+    return Part({}, str(error), getattr(error, "errno", None) or 0)

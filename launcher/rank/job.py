@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from motet.core.files import again_with_room
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.ledger import LedgerWriter, Record, Segment
 from motet.launcher.config.sections import RunSettings
@@ -92,11 +94,14 @@ class TrainingJob:
     """What probes may cost; None where they may cost whatever they do."""
     reached: int = 0
     """Updates that are done."""
+    told_skipped: str = ""
+    """What was said of the newest checkpoint that was skipped."""
     last: StepDone | None = None
     hooks: Hooks = field(init=False)
 
     def __post_init__(self) -> None:
         self.hooks = Hooks(self.world)
+        self.metrics.make_room = self.checkpoints.gives_room
 
     @property
     def growing(self) -> ProgressiveFamily | None:
@@ -164,4 +169,5 @@ class TrainingJob:
         """Write what a data-parallel rank consumed to the ledger, once."""
         if self.layout.is_dp_leader(self.world.rank):
             for record in records:
-                self.ledger.append(replace(record, applied=applied))
+                mine = replace(record, applied=applied)
+                again_with_room(partial(self.ledger.append, mine), self.checkpoints.gives_room)

@@ -59,6 +59,7 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         job.at("before_step", step, lr=lr)
         result = train_step(job, step, lr)
         watch(job, step + 1, result)
+        tell_skipped(job, job.checkpoints.skipped())
         job.at("after_step", step + 1, **numbers_of(result), lr=lr)
         stopping = result.stop or job.asked_to_stop()
         if not result.applied:
@@ -164,26 +165,30 @@ def save(job: TrainingJob, step: int, last: bool) -> None:
     model grows from it.
     """
     started = time.perf_counter()
+    tell_skipped(job, job.checkpoints.wait())
     optional = job.settings.checkpoint.no_room == "skip" and not (last or growth_due(job, step))
     tensors, facts = job.engine.tensors(), facts_of(job)
     why = job.checkpoints.save(step, tensors, facts, job.ledger.sync, may_skip=optional)
     job.seconds["checkpoint"] = time.perf_counter() - started
-    if job.world.rank == 0:
-        note_skipped(job.run.skipped(job.segment.attempt), why)
     if why:
-        job.progress.print(f"skipped: {why}")
-        job.metrics.log("event", step, event=SKIPPED, why=why)
+        tell_skipped(job, why)
+    else:
+        if job.world.rank == 0:  # the newest is under way
+            job.run.skipped(job.segment.attempt).unlink(missing_ok=True)
+        job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
+
+
+def tell_skipped(job: TrainingJob, why: str) -> None:
+    """Say once that a checkpoint was skipped, and leave word for `status` until the next is begun,
+    as far as the disk takes it; on rank 0.
+    """
+    if job.world.rank or why in ("", job.told_skipped):
         return
-    job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
-
-
-def note_skipped(path: Path, why: str) -> None:
-    """Leave word for `status` while checkpoints are skipped, as far as the disk takes it."""
+    job.told_skipped = why
     with contextlib.suppress(OSError):
-        if why:
-            atomic_write(path, f"{why}\n")
-        else:
-            path.unlink(missing_ok=True)
+        atomic_write(job.run.skipped(job.segment.attempt), f"{why}\n")
+    job.progress.print(f"skipped: {why}")
+    job.metrics.log("event", job.reached, event=SKIPPED, why=why)
 
 
 def load(
@@ -280,7 +285,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
 
     The steps stay in the ledger of a new segment, marked as not applied.
     """
-    job.checkpoints.wait()
+    tell_skipped(job, job.checkpoints.wait())
     saved_steps = tell_all([s for s in job.run.checkpoint_steps() if s <= step], job.world)
     if not saved_steps:
         return

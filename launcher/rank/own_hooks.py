@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from motet.core import format
+from motet.core.files import again_with_room
 from motet.experiments.types import ItemScores
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
@@ -53,9 +55,9 @@ class Probes(OwnHook):
                 context.facts["members"] = means
             if job.world.rank == 0:
                 segment = job.segment
-                sha256 = job.probes.write(
-                    job.run, step, segment.segment, segment.definition_sha256, scores, members
-                )
+                facts = (segment.segment, segment.definition_sha256)
+                write = partial(job.probes.write, job.run, step, *facts, scores, members)
+                sha256 = again_with_room(write, job.checkpoints.gives_room)
                 row = {"segment": segment.segment, "sha256": sha256}
                 job.measured.append({"step": step, **row})
                 seconds = time.perf_counter() - started

@@ -23,11 +23,12 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from motet.core.files import append_whole
+from motet.core.files import again_with_room, append_whole
 
 if TYPE_CHECKING:
     from motet.launcher.runs.rundir import RunDir
@@ -85,6 +86,8 @@ class MetricsWriter:
         self._mirror = mirror if rank == 0 else None
         self._file: int | None = None
         self._sync_error: OSError | None = None
+        self.make_room: Callable[[], bool] = lambda: False
+        """Whether a line that the disk had no room for may be tried again."""
         if rank != 0:
             return
         self._file = _open_for_append(rundir.metrics)
@@ -114,7 +117,7 @@ class MetricsWriter:
             return
         row: Row = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **fields}
         line = encode_row(row)
-        append_whole(self._file, line)
+        again_with_room(partial(append_whole, self._file, line), self.make_room)
         self._digest.update(line)
         self._bytes += len(line)
         self._dirty.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_a_plan_that_is_wrong_on_one_rank_stops_all_with_the_reason(
     assert said[0].startswith("rank 1: ")
     assert expected[damage] in said[0]
     assert run_ranks(2, verdict, [whole_run, whole_run]) == ["fine", "fine"]
+
+
+def test_settings_that_a_file_system_shows_late_to_one_rank_stop_all(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    """It reads those of before: nothing is trained by two settings."""
+    other = tmp_path / "whole"
+    shutil.copytree(whole_run, other)
+    settings = run_yaml.load(RunDir(other).resolved_yaml)
+    before = replace(settings, checkpoint=replace(settings.checkpoint, keep=7))
+    run_yaml.store(RunDir(other).resolved_yaml, before)
+    for said in run_ranks(2, verdict, [whole_run, other]):
+        assert said.startswith("rank 1: this rank read other settings of the run than rank 0")
+        assert "shows new files late" in said
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from motet.core.errors import UserError
 from motet.core.files import read_json, write_json
 from motet.core.hashing import sha256_file
+from motet.launcher.rank import checkpoint
 from motet.launcher.rank.checkpoint import Checkpoints, kept_out
 from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
@@ -58,6 +61,33 @@ def test_what_was_saved_is_what_the_weights_were_at_the_time(tmp_path: Path) -> 
         assert sha256_file(folder / name) == facts["sha256"]
     assert {"__0_0.distcp", ".metadata"} <= set(manifest["files"])
     assert not list(RunDir(tmp_path).checkpoints.glob(".*"))
+
+
+def load_late(world: World, folder: Path, after_s: float, waits_s: float) -> tuple[str, float]:
+    """Rank 1 looks through a folder of its own, into which the checkpoint comes later."""
+    checkpoint.LATE_S = waits_s
+    root = folder / "r" if world.rank == 0 else folder / "late"
+    mine, here = RunDir(root).checkpoint(5), RunDir(folder / "r").checkpoint(5)
+    if world.rank:
+        shutil.copytree(here, mine.with_name("aside"))
+    comes = threading.Timer(after_s, lambda: mine.with_name("aside").rename(mine))
+    if world.rank:
+        comes.start()
+    try:
+        return load(world, root, 5)
+    finally:
+        comes.cancel()
+
+
+def test_a_checkpoint_that_is_seen_late_is_waited_for_and_not_taken_for_damaged(
+    tmp_path: Path,
+) -> None:
+    run_ranks(2, save, tmp_path / "r", [5])
+    assert run_ranks(2, load_late, tmp_path, 0.5, 60.0) == [("", 5.0)] * 2
+    shutil.rmtree(tmp_path / "late")
+    for told, _ in run_ranks(2, load_late, tmp_path, 60.0, 0.2):
+        assert "rank 1: does not see" in told
+        assert "is damaged" not in told
 
 
 def test_one_flipped_bit_a_cut_file_and_a_missing_file_are_named_on_every_rank(

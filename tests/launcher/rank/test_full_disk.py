@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,11 @@ import pytest
 import torch
 
 from motet.core.errors import UserError
-from motet.core.files import append_whole
+from motet.core.files import again_with_room, append_whole
 from motet.experiments.stream.ledger import LedgerWriter, Record, read_records
 from motet.launcher.rank import loop
-from motet.launcher.rank.attempt import disk_is_out
 from motet.launcher.rank.checkpoint import Checkpoints
+from motet.launcher.rank.disk import disk_is_out
 from motet.launcher.runs.rundir import RunDir
 from motet.parallel.runtime.mesh import World
 from tests.parallel.ranks import run_ranks
@@ -127,6 +128,93 @@ def test_a_checkpoint_that_may_be_skipped_is_and_the_next_is_tried(small: Path) 
     assert RunDir(small / "r").checkpoint_steps() == [2]
 
 
+def fill_within(world: World, root: Path, may_skip: bool) -> list[str]:
+    """The disk looks large enough, and is not: rank 1 finds out while it writes."""
+    run = RunDir(root)
+    run.create()
+    checkpoints = Checkpoints(run, world)
+    checkpoints._lacks_room = lambda *_: None  # type: ignore[method-assign]
+    small = {"w": torch.zeros(40_000)}
+    checkpoints.save(1, small, {})
+    large = {"large": torch.zeros(400_000)} if world.rank else {}
+    said = [checkpoints.wait()]
+    checkpoints.save(2, small | large, {}, may_skip=may_skip)
+    try:
+        assert checkpoints.gives_room()
+        said += [checkpoints.skipped(), checkpoints.wait(), checkpoints.skipped()]
+    except UserError as error:
+        said.append(str(error))
+    left = [path.name for path in run.checkpoints.glob(".*")]
+    checkpoints.save(3, small, {}, may_skip=may_skip)
+    checkpoints.close()
+    return [*said, *left]
+
+
+def test_a_save_within_which_the_disk_fills_is_skipped_by_policy_and_nothing_is_left_of_it(
+    small: Path,
+) -> None:
+    first, other = run_ranks(2, fill_within, small / "r", True)
+    assert first == other
+    before, seen, told, after = first
+    assert (before, after) == ("", "")
+    assert seen == told
+    assert "after step 2: the disk was full before all of it was written (rank" in told
+    assert "No space left on device" in told
+    assert RunDir(small / "r").checkpoint_steps() == [1, 3]
+
+
+def test_a_save_within_which_the_disk_fills_ends_a_run_that_does_not_skip(small: Path) -> None:
+    first, other = run_ranks(2, fill_within, small / "r", False)
+    assert first == other
+    assert "no room for the checkpoint after step 2" in first[-1]
+    assert "motet resume" in first[-1]
+    assert RunDir(small / "r").checkpoint_steps() == [1, 3]
+
+
+def one_rank_fails(world: World, root: Path) -> str:
+    run = RunDir(root)
+    run.create()
+    checkpoints = Checkpoints(run, world)
+
+    def sync() -> None:
+        if world.rank == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    checkpoints.save(1, {"w": torch.zeros(40)}, {}, sync, may_skip=True)
+    try:
+        checkpoints.close()
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def test_what_fails_on_one_rank_within_a_save_every_rank_is_told_at_once(tmp_path: Path) -> None:
+    for told in run_ranks(2, one_rank_fails, tmp_path / "r"):
+        assert "rank 1: [Errno 5] Input/output error" in told
+    assert RunDir(tmp_path / "r").checkpoint_steps() == []
+
+
+def test_what_a_full_disk_refused_is_written_once_room_was_given_back(small: Path) -> None:
+    (small / "segment-00001").mkdir()
+    writer = LedgerWriter(small, 1, 0)
+    fill(small, leave=0)
+    asked: list[str] = []
+
+    def make_room(gives: bool) -> bool:
+        asked.append("room")
+        if gives:
+            (small / "filler").unlink()
+        return gives
+
+    write = partial(writer.append, record(0))
+    with pytest.raises(OSError, match="No space"):
+        again_with_room(write, lambda: make_room(False))
+    again_with_room(write, lambda: make_room(True))
+    assert asked == ["room", "room"]
+    path = small / "segment-00001/rank-00000.bin"
+    assert [one.step for one in read_records(path)] == [0]
+
+
 @pytest.mark.parametrize(("last", "grows", "policy"), [(True, False, "skip"), (False, True, "skip"), (False, False, "stop"), (False, False, "skip")])  # fmt: skip
 def test_only_by_policy_and_never_the_last_one_or_one_that_a_model_grows_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool, grows: bool, policy: str
@@ -142,7 +230,9 @@ def test_only_by_policy_and_never_the_last_one_or_one_that_a_model_grows_from(
     run.attempt(1).mkdir(parents=True)
     job: Any = SimpleNamespace(
         settings=SimpleNamespace(checkpoint=SimpleNamespace(no_room=policy)),
-        checkpoints=SimpleNamespace(save=save),
+        checkpoints=SimpleNamespace(save=save, wait=str),
+        told_skipped="",
+        reached=10,
         engine=SimpleNamespace(tensors=dict),
         ledger=SimpleNamespace(sync=None),
         seconds={},
