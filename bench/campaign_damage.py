@@ -192,11 +192,36 @@ def at_resume(run: RunDir) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-def segment(run: RunDir) -> None:
-    """A segment that was begun and says nothing."""
-    folder = run.ledger / "segment-00002"
+def given_up(world: World) -> str:
+    """A segment that was begun and says nothing, and that no checkpoint grew from: the proof goes
+    without, `verify` names it and says what to do.
+    """
+    one = stopped(world)
+    folder = one.run.ledger / "segment-00002"
     folder.mkdir()
     (folder / "segment.json").write_text('{"attempt": 2, "par')
+    one.resume()
+    audit = motet_here("experiments", "audit", str(one.run.root), "--replay")
+    must(audit.returncode == 0 and "no part of this proof" in audit.stdout, audit.stdout[-500:])
+    told = named(one.run, "take ledger/segment-00002 away", ("verify",))
+    shutil.rmtree(folder)
+    return f"audit passes without it, {told}; taken away: {as_twin(one, world.twin())}"
+
+
+def of_the_lineage(world: World) -> str:
+    """The segment that the weights grew from says nothing: its steps can no longer be proved, and
+    that is what the audit says; nothing else is lost.
+    """
+    one = stopped(world)
+    path = one.run.ledger / "segment-00001" / "segment.json"
+    kept = path.read_text()
+    path.write_text(kept[: len(kept) // 2])
+    one.resume()
+    told = named(
+        one.run, "ledger/segment-00001/segment.json", ("experiments", "audit"), ("verify",)
+    )
+    path.write_text(kept)
+    return f"resumed; {told}; put back from a copy: {as_twin(one, world.twin())}"
 
 
 def all_damaged(world: World) -> str:
@@ -367,7 +392,8 @@ CASES: Sequence[Case] = [
     Case("the newest checkpoint is damaged", "damage", EQUAL, resumed(newest)),
     Case("every checkpoint is damaged", "damage", "refused twice; over again by an explicit word, equal to its twin", all_damaged),
     Case("a cut probe file at the step of a resume", "damage", EQUAL, resumed(at_resume)),
-    Case("a cut segment.json", "damage", EQUAL, resumed(segment)),
+    Case("a cut segment.json", "damage", "the run goes on, equal to its twin; verify names it with what to do", given_up),
+    Case("a cut segment.json of steps that count", "damage", "the run goes on; audit and verify name what is lost, and no more", of_the_lineage),
     suite("every file of a run x five damages x six commands", "damage", "0 tracebacks, 0 silent differences", "tests/launcher/runs/test_verify.py", long=True),
     refused("100,000 units that cannot fit", units(100_000), "100,000 units"),
     refused("1,000,000 units that cannot fit", units(1_000_000), "1,000,000 units"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from campaign_kills import under
 from campaign_world import Case, Trained, World, as_twin, must
 
 from tests.system.runs import motet_here, rows
@@ -125,6 +126,56 @@ def full(world: World) -> str:
         return f"exit {code} after {took_s:.0f} s with the reason; {as_twin(one, twin)}"
 
 
+LIES = """
+import os
+_statvfs, _file = os.statvfs, os.environ.get("CAMPAIGN_CLOCK", "")
+def statvfs(path):
+    found = _statvfs(path)
+    if not os.path.exists(_file):
+        return found
+    return os.statvfs_result((*found[:4], 1 << 40, *found[5:]))
+os.statvfs = statvfs
+"""
+"""The disk says that it has room, as one does that somebody fills a moment later."""
+
+
+def within(policy: str) -> Callable[[World], str]:
+    """The disk fills while a checkpoint is written."""
+
+    def act(world: World) -> str:
+        one, twin = under(world, LIES, f"checkpoint.no_room={policy}"), world.twin()
+        with disk(one):
+            one.start()
+            one.until_step(AT)
+            filler = fill(one.run.root.parent, 300_000)
+            Path(one.more["CAMPAIGN_CLOCK"]).touch()
+            told = "after step 20: the disk was full before all of it was written"
+            if policy == "stop":
+                one.pace(0.0)
+                code = one.ends(2)
+                one_end(one, told)
+                left = list(one.run.checkpoints.glob(".*"))
+                must(not left, f"left: {left}")
+                filler.unlink()
+                one.resume()
+                return (
+                    f"exit {code}, the reason in status, nothing half written; {as_twin(one, twin)}"
+                )
+            one.until_step(24)
+            status = " ".join(motet_here("status", str(one.run.root)).stdout.split())
+            must(told in status, f"status says {status[-500:]}")
+            must(not list(one.run.checkpoints.glob(".*")), "a half checkpoint is left")
+            filler.unlink()
+            one.until(lambda: 30 in one.run.checkpoint_steps(), "the next checkpoint")
+            one.pace(0.0)
+            one.ends(0)
+            events = [r for r in rows(one.run.root, "event") if r["event"] == "checkpoint_skipped"]
+            must(len(events) == 1 and told in events[0]["why"], f"skipped {events}")
+            return f"skipped after step 20, told once, nothing of it left; {as_twin(one, twin)}"
+
+    return act
+
+
 @contextlib.contextmanager
 def ext4(one: Trained) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
     """An ext4 disk for the runs of a case; yields what makes it fail, as the kernel does when it
@@ -203,6 +254,18 @@ CASES = [
         "disks and clocks",
         "never skipped: " + GOES_ON,
         skipped_at_the_end,
+    ),
+    *(
+        Case(
+            f"a disk that fills within a save (policy {policy})",
+            "disks and clocks",
+            perfect,
+            within(policy),
+        )
+        for policy, perfect in (
+            ("skip", "goes on, told once, nothing half written; equal to its twin"),
+            ("stop", GOES_ON),
+        )
     ),
     Case("a full disk between checkpoints", "disks and clocks", GOES_ON, full),
     Case("mounted read-only under the run", "disks and clocks", GOES_ON, read_only),

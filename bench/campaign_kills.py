@@ -163,9 +163,9 @@ fcntl.flock = flock
 """Where runs are, nothing can be locked; elsewhere on the machine it can."""
 
 
-def under(world: World, text: str) -> Trained:
+def under(world: World, text: str, *settings: str) -> Trained:
     """A run whose processes all begin with some Python of ours."""
-    one = world.new()
+    one = world.new(*settings)
     site = one.yaml.parent / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(text)
@@ -189,6 +189,52 @@ def clock_back(world: World) -> str:
         one.ends(0)
         one.resume()
         return f"{as_twin(one, twin)}; attempts {', '.join(one.reasons())}"
+
+
+LATE = """
+import builtins, io, os, time
+_stat, _scandir, _listdir, _open, _made = os.stat, os.scandir, os.listdir, io.open, set()
+def late(path):
+    # Whether others made a file so short a time ago that this machine does not show it yet.
+    path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+    if os.environ.get("RANK") != "1" or "/runs/r/" not in path or path in _made:
+        return False
+    try:
+        return time.time() - _stat(path).st_ctime < 3.0
+    except OSError:
+        return False
+def hidden(path):
+    if late(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+def stat(path, *words, **more):
+    hidden(path)
+    return _stat(path, *words, **more)
+def opened(file, mode="r", *words, **more):
+    if any(c in mode for c in "wxa"):
+        _made.add(os.fsdecode(file) if not isinstance(file, int) else "")
+    elif not isinstance(file, int):
+        hidden(file)
+    return _open(file, mode, *words, **more)
+def listdir(path="."):
+    return [name for name in _listdir(path) if not late(os.path.join(os.fsdecode(path), name))]
+os.stat, os.listdir, io.open, builtins.open = stat, listdir, opened, opened
+"""
+"""Rank 1 sees files and folders of others three seconds after they were last changed."""
+
+
+def seen_late(world: World) -> str:
+    """Ranks of other machines see new files late, as on NFS; and a rank is killed right after a
+    checkpoint.
+    """
+    one, twin = under(world, LATE), world.twin()
+    with closing(one):
+        one.start()
+        one.until(lambda: 20 in one.run.checkpoint_steps(), "a checkpoint")
+        os.kill(one.ranks()[0], signal.SIGKILL)
+        one.pace(0.0)
+        one.ends(0)
+        must(not list(one.run.checkpoints.glob("*damaged*")), "a checkpoint was given up")
+        return as_twin(one, twin)
 
 
 def without_locks(world: World) -> str:
@@ -269,7 +315,7 @@ CASES = [
     case("kill -9 of rank 1 while a checkpoint is written", other, in_a_save, itself=True),
     case("kill -9 of rank 0 while units are measured", first, in_a_probe, itself=True),
     case("kill -9 of rank 0 before the first step", first, at_the_start, itself=True),
-    case("kill -9 of torchrun", kill(lambda one: [one.torchrun()]), codes=(1,)),
+    case("kill -9 of torchrun", kill(lambda one: [one.torchrun()])),
     case("kill -9 of motet", kill(lambda one: [one.pid]), codes=(-9,)),
     case("kill -9 of everything at once", everything, codes=(-9,)),
     case(
@@ -308,6 +354,12 @@ CASES = [
         "disks and clocks",
         "equal to its twin",
         clock_back,
+    ),
+    Case(
+        "a file system that shows new files late to one rank, and a kill",
+        "disks and clocks",
+        "waited for; equal to its twin",
+        seen_late,
     ),
     Case(
         "a file system without flock, and a kill",
