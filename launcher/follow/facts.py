@@ -165,7 +165,7 @@ def _damaged(run: RunDir) -> Iterator[str]:
     """
     newest = run.attempt(run.latest_attempt()) / "attempt.json"
     readers: list[tuple[Callable[[Path], Any], Path]] = [
-        (_mapping, run.manifest),
+        (lambda path: core_fields(path, {"config": dict}), run.manifest),
         (lambda path: _sealed(path, read_fields(run.manifest)), run.resolved_yaml),
         (lambda _: run.done_step(), run.done),
         (_mapping, newest),

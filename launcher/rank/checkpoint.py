@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from motet.core.errors import UserError
 from motet.core.files import FULL, fsync_folder, not_shown, write_json
 from motet.core.hashing import sha256_file
-from motet.launcher.rank.disk import Writer, of_any_rank
+from motet.launcher.rank.disk import CheckpointWriter, SavedPart, failed_part, of_any_rank
 from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import damage, read_checkpoint
@@ -42,7 +42,7 @@ class NotShown(UserError):
 
 
 @dataclass(frozen=True)
-class Saving:
+class SaveUnderWay:
     """A save under way.
 
     Attributes:
@@ -57,21 +57,6 @@ class Saving:
     manifest: Mapping[str, Any]
     before_publish: Callable[[], None] | None
     may_skip: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank brings to a save: its files, or why it has none.
-
-    Attributes:
-        files: name -> hash and size.
-        failed: in words; "" = all is written.
-        errno: of what the disk said, 0 where that cannot be made good by leaving this save out.
-    """
-
-    files: Mapping[str, Any]
-    failed: str = ""
-    errno: int = 0
 
 
 class Checkpoints:
@@ -130,10 +115,10 @@ class Checkpoints:
                 return told
             raise UserError(told)
         manifest = {"version": 1, "step": step, "world_size": self.world.size, **facts}
-        saving = Saving(aside, final, manifest, before_publish, may_skip)
+        saving = SaveUnderWay(aside, final, manifest, before_publish, may_skip)
         written = dcp.async_save(
             dict(tensors),
-            storage_writer=Writer(aside, single_file_per_rank=True, sync_files=True),
+            storage_writer=CheckpointWriter(aside, single_file_per_rank=True, sync_files=True),
             process_group=self.world.saving,
         )
         self._pending = self._pool.submit(self._publish, cast("Future[Any]", written), saving)
@@ -229,7 +214,7 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
 
-    def _publish(self, written: Future[Any], saving: Saving) -> str:
+    def _publish(self, written: Future[Any], saving: SaveUnderWay) -> str:
         """Let all ranks bring their part, then publish on rank 0; return why that was skipped."""
         parts = self._told(self._own_part(written, saving))
         if not any(part.failed for part in parts):
@@ -244,7 +229,7 @@ class Checkpoints:
             raise OSError(first, told) if first else RuntimeError(told)
         if self.world.rank == 0:
             shutil.rmtree(saving.aside, ignore_errors=True)
-        self._told(Part({}))  # all know that there is room again
+        self._told(SavedPart({}))  # all know that there is room again
         step = saving.manifest["step"]
         why = (
             f"no room for the checkpoint after step {step:,}: the disk was full before all of it "
@@ -254,13 +239,13 @@ class Checkpoints:
             return why
         raise UserError(why)
 
-    def _told(self, mine: Part) -> list[Part]:
+    def _told(self, mine: SavedPart) -> list[SavedPart]:
         """Return every rank's part, by rank (a collective of the background threads)."""
-        parts: list[Part] = [mine] * self.world.size
+        parts: list[SavedPart] = [mine] * self.world.size
         dist.all_gather_object(parts, mine, group=self.world.saving)
         return parts
 
-    def _own_part(self, written: Future[Any], saving: Saving) -> Part:
+    def _own_part(self, written: Future[Any], saving: SaveUnderWay) -> SavedPart:
         """Hash this rank's files once they are written. What failed within DCP it tells to all
         ranks alike; anything else that it raises is no agreement, and ends this rank.
         """
@@ -268,32 +253,32 @@ class Checkpoints:
         try:
             written.result()
         except CheckpointException as error:
-            return _failed(of_any_rank(error))
+            return failed_part(of_any_rank(error))
         try:
             if saving.before_publish is not None:
                 saving.before_publish()
         except OSError as error:  # the ledger's: no run goes on without
-            return Part({}, str(error))
+            return SavedPart({}, str(error))
         names = [path.name for path in saving.aside.glob(f"__{rank}_*.distcp")]
         try:
             paths = [saving.aside / name for name in [*names, *[".metadata"] * (rank == 0)]]
-            return Part(
+            return SavedPart(
                 {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in paths}
             )
         except OSError as error:
-            return _failed(error)
+            return failed_part(error)
 
-    def _published(self, saving: Saving, files: Mapping[str, Any]) -> Part:
+    def _published(self, saving: SaveUnderWay, files: Mapping[str, Any]) -> SavedPart:
         """Give the folder its manifest and its name, on rank 0."""
         if self.world.rank:
-            return Part({})
+            return SavedPart({})
         try:
             write_json(saving.aside / "manifest.json", {**saving.manifest, "files": files})
             self._rename(saving.aside, saving.final)
         except OSError as error:
-            return _failed(error) if saving.aside.exists() else Part({}, str(error))
+            return failed_part(error) if saving.aside.exists() else SavedPart({}, str(error))
         self._retain()
-        return Part({})
+        return SavedPart({})
 
     def _rename(self, aside: Path, final: Path) -> None:
         """Make the folder appear under its name; an older one of the same step gives way."""
@@ -354,11 +339,14 @@ class Checkpoints:
         ]
         if told := first_complaint(", ".join(foreign) or None, self.world):
             raise UserError(f"checkpoint {folder} is not of this run: it differs in {told}")
-        dcp.load(
-            cast("dict[str, Any]", dict(tensors)),
-            storage_reader=SafeReader(folder),
-            process_group=self.world.saving,
-        )
+        try:
+            dcp.load(
+                cast("dict[str, Any]", dict(tensors)),
+                storage_reader=SafeReader(folder),
+                process_group=self.world.saving,
+            )
+        except CheckpointException as error:
+            raise of_any_rank(error) from error
         return manifest
 
     def _until_shown(self, folder: Path) -> None:
@@ -392,8 +380,3 @@ def kept_out(steps: list[int], keep: int, keep_every_steps: int) -> list[int]:
     """
     old = steps[:-keep] if keep else steps
     return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
-
-
-def _failed(error: Exception) -> Part:
-    """Return the part of a rank that failed."""
-    return Part({}, str(error), getattr(error, "errno", None) or 0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
@@ -46,7 +48,7 @@ def disk_first() -> Iterator[None]:
         raise
 
 
-class Writer(dcp.FileSystemWriter):
+class CheckpointWriter(dcp.FileSystemWriter):
     """Writes a checkpoint's files; of a full disk it says so."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:  # type: ignore[override]
@@ -69,3 +71,23 @@ def of_any_rank(error: CheckpointException) -> Exception:
     if isinstance(worst, OSError):
         return OSError(worst.errno, worst.strerror)
     return RuntimeError(f"{type(worst).__name__}: {worst}")
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """What one rank brings to a save: its files, or why it has none.
+
+    Attributes:
+        files: name -> hash and size.
+        failed: in words; "" = all is written.
+        errno: of what the disk said, 0 where that cannot be made good by leaving this save out.
+    """
+
+    files: Mapping[str, Any]
+    failed: str = ""
+    errno: int = 0
+
+
+def failed_part(error: Exception) -> SavedPart:
+    """Return the part of a rank that failed."""
+    return SavedPart({}, str(error), getattr(error, "errno", None) or 0)

@@ -90,6 +90,24 @@ def test_a_checkpoint_that_is_seen_late_is_waited_for_and_not_taken_for_damaged(
         assert "is damaged" not in told
 
 
+def load_more(world: World, root: Path) -> str:
+    checkpoints = Checkpoints(RunDir(root), world)
+    try:
+        checkpoints.load(5, {**tensors(-1.0), "model.other": torch.zeros(3)})
+    except Exception as error:
+        return str(error)
+    finally:
+        checkpoints.close()
+    return ""
+
+
+def test_a_checkpoint_that_cannot_be_read_is_an_error_that_is_caught(tmp_path: Path) -> None:
+    """torch raises one that no `except Exception` sees: an attempt would end without a word."""
+    run_ranks(1, save, tmp_path, [5])
+    for told in run_ranks(2, load_more, tmp_path):
+        assert "model.other" in told
+
+
 def test_one_flipped_bit_a_cut_file_and_a_missing_file_are_named_on_every_rank(
     tmp_path: Path,
 ) -> None:

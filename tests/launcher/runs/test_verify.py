@@ -392,6 +392,14 @@ def test_a_corpus_is_hashed_once_and_again_when_it_was_written(
     assert problem.setting.endswith(shard.name)
 
 
+def test_status_says_so_of_a_manifest_that_is_another_file(run: RunDir) -> None:
+    content = run.manifest.read_bytes()
+    run.manifest.write_bytes(run.judgement.read_bytes())
+    _, told = answered(run, "status")
+    run.manifest.write_bytes(content)
+    assert "manifest.json" in told
+
+
 @pytest.mark.parametrize("text", ["", "name: r\n", "# nothing\n", "[]\n"])
 def test_status_says_so_of_settings_that_lost_their_hash_however_they_did(
     run: RunDir, text: str
