@@ -117,6 +117,7 @@ def full(world: World) -> str:
     one.until(lambda: not slurm(one.bed, "squeue", "--noheader"), "the job ends by itself")
     reasons = [str(facts["reason"]) for facts in one.attempts()]
     marker.unlink()
+    must(reasons == ["refused"], f"recorded as {reasons}")
     from tests.slurm.jobs import motet, output
 
     must("No space left on device" in output(one.run), output(one.run)[-500:])

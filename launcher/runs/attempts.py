@@ -88,6 +88,8 @@ def settle(run: RunDir, launch: int, before: int | None = None) -> None:
         settled = dict(facts)
         if facts.get("reason") == "running":
             settled |= {"reason": _unsaid_end(run, number, launch), "ended": time.time()}
+        if settled.get("reason") == "crashed" and _told(run, number).exists():
+            settled["reason"] = "refused"  # the others crashed on the rank that gave up
         if settled.get("reason") == "crashed" and "culprit" not in facts:
             settled["culprit"] = blame(run.attempt(number))
         if settled != facts:
@@ -112,8 +114,12 @@ def refusal(run: RunDir, launch: int) -> Path | None:
     """Return the error.txt of this launch: a mistake or a bad run, which a restart would only
     repeat.
     """
-    files = (run.attempt(number) / "error.txt" for number in numbers(run, launch))
+    files = (_told(run, number) for number in numbers(run, launch))
     return next((path for path in files if path.exists()), None)
+
+
+def _told(run: RunDir, number: int) -> Path:
+    return run.attempt(number) / "error.txt"
 
 
 def refuse_start_over(run: RunDir) -> None:

@@ -50,6 +50,14 @@ def test_a_stop_before_training_is_no_crash(run: RunDir) -> None:
     assert attempts.facts_of(run.attempt(1))["reason"] == "stopped"
 
 
+def test_ranks_that_crash_on_one_that_gave_up_end_a_refused_attempt(run: RunDir) -> None:
+    """A full disk of one node: its rank leaves the reason, and rank 0 only sees that it is gone."""
+    ended(run, 1, "crashed")
+    atomic_write(run.attempt(1) / "error.txt", "No space left on device\n")
+    attempts.settle(run, 1)
+    assert attempts.facts_of(run.attempt(1))["reason"] == "refused"
+
+
 def test_the_culprit_of_a_crash_is_written_down(run: RunDir) -> None:
     launch = run.next_attempt()
     attempts.claim(run, launch, 1)
