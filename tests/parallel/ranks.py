@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing as mp
 import os
+import queue
+import signal
 import socket
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 180
+LAST_WORDS_S = 10  # how long the other ranks may take to say what they waited for
 
 
 def free_port() -> int:
@@ -20,6 +27,21 @@ def free_port() -> int:
 
 
 def _rank(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    placement: tuple[int, ...],
+    args: tuple,
+    stacks: Path,
+    out: Any,
+) -> None:
+    with stacks.open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file)
+        _join_and_run(function, rank, world, port, placement, args, out)
+
+
+def _join_and_run(
     function: Callable[..., Any],
     rank: int,
     world: int,
@@ -55,29 +77,56 @@ def run_ranks(
     world: int, function: Callable[..., Any], *args: Any, placement: tuple[int, ...] = ()
 ) -> list[Any]:
     """Return function(world, *args) of every rank; the function must be importable, the results
-    picklable.
+    picklable. A failure tells what every other rank said, or where it stood.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tests.parallel.preloaded"])
     out = context.Queue()
     port = free_port()
-    ranks = [
-        context.Process(
-            target=_rank, args=(function, rank, world, port, placement, args, out), daemon=True
-        )
-        for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    results: dict[int, Any] = {}
-    try:
-        for _ in ranks:
-            rank, state, value = out.get(timeout=TIMEOUT_S)
-            assert state == "ok", f"rank {rank}:\n{value}"
-            results[rank] = value
-    finally:
+    with tempfile.TemporaryDirectory() as folder:
+        stacks = [Path(folder, f"rank-{rank}") for rank in range(world)]
+        ranks = [
+            context.Process(
+                target=_rank,
+                args=(function, rank, world, port, placement, args, stacks[rank], out),
+                daemon=True,
+            )
+            for rank in range(world)
+        ]
         for process in ranks:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
+            process.start()
+        results: dict[int, Any] = {}
+        try:
+            for _ in ranks:
+                rank, state, value = out.get(timeout=TIMEOUT_S)
+                assert state == "ok", f"rank {rank}:\n{value}\n{_others(ranks, stacks, out)}"
+                results[rank] = value
+        finally:
+            for process in ranks:
+                process.join(timeout=5 if len(results) == world else 0)
+                if process.is_alive():
+                    process.kill()
     return [results[rank] for rank in range(world)]
+
+
+def _others(ranks: list[Any], stacks: list[Path], out: Any) -> str:
+    """Return where the ranks that still run stand, then what they say at last: of two that waited
+    for each other, one report alone does not tell why.
+    """
+    for process, file in zip(ranks, stacks, strict=True):
+        if process.is_alive() and file.exists():
+            os.kill(process.pid, signal.SIGUSR1)
+    told = []
+    end = time.monotonic() + LAST_WORDS_S
+    try:
+        while True:
+            rank, state, value = out.get(timeout=max(end - time.monotonic(), 0.1))
+            told.append(f"rank {rank}, {state}:\n{value if state != 'ok' else ''}")
+    except queue.Empty:
+        pass
+    stood = [
+        f"rank {rank} stood at:\n{file.read_text()}"
+        for rank, file in enumerate(stacks)
+        if file.exists() and file.stat().st_size
+    ]
+    return "\n".join(stood + told)
