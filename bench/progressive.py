@@ -2,9 +2,10 @@
 
     python bench/progressive.py --text speeches.jsonl --json   train what is missing, then the table
     python bench/progressive.py --summary --json               what is kept; train nothing
+    bench/gpu_family.sh                                        --scale gpu, on one GPU
 
-Bytes of speeches, every tenth held out; one process, one thread, fp32. A model of 8 layers and
-width 64. All arms of a seed read the same sequences in the same order, and none twice.
+Bytes of speeches, every tenth held out; one process. A model of 8 layers and width 64 on one
+thread, fp32, or of 16 layers and width 896 on one GPU, bf16 (progressive_scales.py). All arms of a seed read the same sequences in the same order, and none twice.
 
     operators    a base trains 300 steps, grows, and trains 400 more (ARMS in progressive_arms.py
                  has the exceptions). The learning rate is warmed up and stays. `flops_speedup`:
@@ -23,8 +24,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,74 +35,98 @@ from typing import Any
 import numpy as np
 import progressive_arms as arms
 import torch
+from progressive_scales import SCALES, Scale
 from scipy import stats
 
 from motet.core.files import write_json
 from motet.parallel.runtime.mesh import join, leave
 
 SHARED = Path(os.environ.get("MOTET_SHARED", "../shared"))
-RESULTS = Path(__file__).parent / "results" / "progressive.json"
-GRID = (2e-3, 4e-3, 8e-3)
+RESULTS = Path(__file__).parent / "results"
+KEPT = {"cores": "progressive.json", "gpu": "progressive_gpu.json", "tiny": "progressive_tiny.json"}
 TUNING_SEED = 100
 NEIGHBOURS = 5
 NOT_OPERATORS = ("scratch", "family", "family-alone")
 Row = Mapping[str, Any]
 
 
-def fingerprint(arm: str, lr: float) -> str:
+def fingerprint(scale: Scale, arm: str, lr: float) -> str:
     """Return what a kept row must have been made with to count."""
-    told: list[Any] = [arm, lr, repr(arms.WHOLE), arms.SEQUENCES, arms.LENGTH, arms.HELD_OUT]
-    told += [arms.HELD_OUT_OFTEN, arms.EVERY, arms.WARMUP_STEPS, arms.REWARM_STEPS, arms.FALL]
-    told += {
-        "scratch": [arms.SCRATCH_STEPS],
-        "tuning": [arms.TUNING_STEPS],
-        "vcycle": [arms.CYCLE],
-        "incremental": [arms.INCREMENT],
-        "family": [arms.FAMILY_STEPS, arms.FAMILY_DEPTHS],
-        "family-alone": [arms.FAMILY_STEPS, arms.FAMILY_DEPTHS],
-        "ligo": [arms.LEARN_STEPS],
-        "mango": [arms.LEARN_STEPS],
-    }.get(arm, [arms.BASE_STEPS, arms.GROWN_STEPS])
+    told: list[Any] = [arm, lr, repr(scale.whole), scale.sequences, scale.length, scale.held_out]
+    told += [scale.held_out_often, scale.every, scale.warmup, scale.rewarm, scale.fall]
+    lengths: dict[str, list[Any]] = {
+        "scratch": [scale.scratch],
+        "tuning": [scale.tuning],
+        "vcycle": [scale.cycle],
+        "incremental": [scale.increment],
+        "family": [scale.family, scale.depths],
+        "family-alone": [scale.family, scale.depths],
+        "ligo": [scale.learn],
+        "mango": [scale.learn],
+    }
+    told += lengths.get(arm, [scale.base, scale.grown])
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def kept_rows(results: Path) -> list[dict[str, Any]]:
+def kept_rows(results: Path, scale: Scale) -> list[dict[str, Any]]:
     """Return the rows that were made as arms are made now."""
     rows = json.loads(results.read_text()) if results.exists() else []
-    return [row for row in rows if row["settings"] == fingerprint(row["arm"], row["lr"])]
+    return [row for row in rows if row["settings"] == fingerprint(scale, row["arm"], row["lr"])]
 
 
-def tuned(rows: Sequence[Row]) -> float | None:
-    """Return the learning rate of the lowest loss; None before all of the grid has trained."""
+def tuned(rows: Sequence[Row], grid: Sequence[float]) -> float | None:
+    """Return the learning rate of the lowest loss, or the only one; None before all of the grid has
+    trained.
+    """
+    if len(grid) == 1:
+        return grid[0]
     found = {row["lr"]: row["loss"] for row in rows if row["arm"] == "tuning"}
-    return min(found, key=lambda lr: found[lr]) if found.keys() >= set(GRID) else None
+    return min(found, key=lambda lr: found[lr]) if found.keys() >= set(grid) else None
 
 
-def train_missing(results: Path, text: Path, seeds: int, asked: Sequence[str]) -> None:
-    """Train what the results file lacks: all seeds of the questions in turn."""
+def train_missing(
+    results: Path,
+    text: Path,
+    seeds: int,
+    asked: Sequence[str],
+    scale: Scale,
+    device: str = "cpu",
+    budget_s: float = math.inf,
+) -> None:
+    """Train what the results file lacks: all seeds of the questions in turn.
+
+    Args:
+        budget_s: no arm begins after it.
+    """
     results.parent.mkdir(parents=True, exist_ok=True)
-    world, rows = join("cpu"), kept_rows(results)
+    world, rows, began = join(device), kept_rows(results, scale), time.monotonic()
 
     def keep(arm: str, seed: int, lr: float, made: Row) -> None:
-        told = {"settings": fingerprint(arm, lr), "arm": arm, "seed": seed, "lr": lr, **made}
+        settings = fingerprint(scale, arm, lr)
+        told = {"settings": settings, "arm": arm, "seed": seed, "lr": lr, **made}
         rows.append(told)
         write_json(results, rows)
         short = {key: value for key, value in told.items() if key != "curve"}
         print(json.dumps(short), file=sys.stderr, flush=True)
 
-    for lr in GRID:
+    for lr in scale.grid if len(scale.grid) > 1 else ():
         if not any((row["arm"], row["lr"]) == ("tuning", lr) for row in rows):
-            keep("tuning", TUNING_SEED, lr, arms.tuning(arms.Text(text, TUNING_SEED), world, lr))
-    lr = tuned(rows)
-    assert lr is not None
+            keep(
+                "tuning",
+                TUNING_SEED,
+                lr,
+                arms.tuning(arms.Text(text, TUNING_SEED, scale), world, lr),
+            )
+    chosen = tuned(rows, scale.grid)
+    assert chosen is not None
     parts = (asked[: list(asked).index("incremental")] if "incremental" in asked else asked, asked)
     for part in parts:
         for seed in range(seeds):
-            data = arms.Text(text, seed)
-            there = {row["arm"] for row in rows if (row["seed"], row["lr"]) == (seed, lr)}
+            data = arms.Text(text, seed, scale)
+            there = {row["arm"] for row in rows if (row["seed"], row["lr"]) == (seed, chosen)}
             for arm in part:
-                if arm not in there:
-                    keep(arm, seed, lr, arms.ARMS[arm](data, world, lr))
+                if arm not in there and time.monotonic() < began + budget_s:
+                    keep(arm, seed, chosen, arms.ARMS[arm](data, world, chosen))
     leave()
 
 
@@ -197,9 +224,9 @@ def family_line(by: Mapping[tuple[str, int], Row], seeds: int) -> dict[str, Any]
     }
 
 
-def summary(rows: Sequence[Row], seeds: int) -> dict[str, Any]:
+def summary(rows: Sequence[Row], seeds: int, grid: Sequence[float]) -> dict[str, Any]:
     """Return the table of what is kept, and what is lacking."""
-    lr = tuned(rows)
+    lr = tuned(rows, grid)
     by = {(row["arm"], row["seed"]): row for row in rows if row["lr"] == lr}
     lacking = [f"{arm}, seed {s}" for s in range(seeds) for arm in arms.ARMS if (arm, s) not in by]
     return {
@@ -215,7 +242,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, default=SHARED / "data" / "speeches.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="default: of the scale, in bench/results")
+    parser.add_argument("--scale", choices=list(SCALES), default="cores")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="begin no arm after it")
     parser.add_argument("--arms", nargs="+", choices=list(arms.ARMS), default=list(arms.ARMS))
     parser.add_argument("--summary", action="store_true", help="train nothing")
     parser.add_argument("--json", action="store_true")
@@ -223,9 +253,11 @@ def main() -> None:
     torch.set_num_threads(1)
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {**one, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    scale, results = SCALES[asked.scale], asked.results or RESULTS / KEPT[asked.scale]
     if not asked.summary:
-        train_missing(asked.results, asked.text, asked.seeds, asked.arms)
-    found = summary(kept_rows(asked.results), asked.seeds)
+        limits = (asked.device, asked.budget_s)
+        train_missing(results, asked.text, asked.seeds, asked.arms, scale, *limits)
+    found = summary(kept_rows(results, scale), asked.seeds, scale.grid)
     if found["lacking"]:
         print(f"not trained yet: {'; '.join(found['lacking'])}", file=sys.stderr)
     if asked.json:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from progressive_scales import Scale
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,22 +38,6 @@ from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World
 
 END_OF_DOCUMENT = 256
-SEQUENCES, LENGTH = 16, 128
-TOKENS = SEQUENCES * LENGTH
-HELD_OUT, HELD_OUT_OFTEN, EVERY = 384, 96, 25
-WHOLE = ModelConfig(257, 64, 8, 4, 4, 128)
-SHALLOW = replace(WHOLE, n_layers=2)
-HALF = {"d_model": 32, "n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "d_ffn": 64}
-NARROW = replace(WHOLE, **HALF)  # type: ignore[arg-type]
-SMALL = replace(NARROW, n_layers=4)
-WARMUP_STEPS, REWARM_STEPS, FALL = 40, 20, 0.2
-BASE_STEPS, GROWN_STEPS, SCRATCH_STEPS, TUNING_STEPS = 300, 400, 800, 300
-LEARN_STEPS = 100
-FAMILY_STEPS = 720
-"""Of the largest member alone; smaller ones have as many tokens for each parameter."""
-FAMILY_DEPTHS = ("1/8", "1/4", "1/2")
-CYCLE = {"large": 60, "small": 300, "grown": 350, "alpha": 0.5}
-INCREMENT = {"depths": (2, 4, 6, 8), "phase": 50, "after": 300}
 State = dict[str, WeightState]
 Rate = Callable[[int], float]
 
@@ -71,16 +56,18 @@ class Text:
     Args:
         path: JSON lines with "text".
         seed: of the order; every epoch has its own.
+        scale: how long sequences are, and how many a step has.
     """
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self.train, self.held = _sequences(path)
-        self.seed = seed
+    def __init__(self, path: Path, seed: int, scale: Scale) -> None:
+        self.train, self.held = _sequences(path, scale.length, scale.held_out)
+        self.seed, self.scale = seed, scale
         self._order = lru_cache(maxsize=2)(self._ordered)
 
     def batch(self, step: int) -> Rows:
-        """Return the sequences of a step [SEQUENCES, LENGTH]."""
-        places = np.arange(step * SEQUENCES, (step + 1) * SEQUENCES)
+        """Return the sequences of a step [sequences, length]."""
+        n = self.scale.sequences
+        places = np.arange(step * n, (step + 1) * n)
         found = [self._order(int(p) // len(self.train))[p % len(self.train)] for p in places]
         rows = self.train[found]
         return Rows(rows[:, :-1], rows[:, 1:].astype(np.int64))
@@ -91,35 +78,40 @@ class Text:
 
 
 @lru_cache(maxsize=1)
-def _sequences(path: Path) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def _sequences(
+    path: Path, length: int, held_out: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     parts: tuple[list[int], list[int]] = ([], [])
     for number, line in enumerate(path.open(encoding="utf-8")):
         parts[number % 10 == 9].extend([*json.loads(line)["text"].encode(), END_OF_DOCUMENT])
-    cut = [len(part) // (LENGTH + 1) * (LENGTH + 1) for part in parts]
+    cut = [len(part) // (length + 1) * (length + 1) for part in parts]
     train, held = (
-        np.array(part[:n], dtype=np.int32).reshape(-1, LENGTH + 1)
+        np.array(part[:n], dtype=np.int32).reshape(-1, length + 1)
         for part, n in zip(parts, cut, strict=True)
     )
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(held))
-    return train, held[order[:HELD_OUT]]
+    return train, held[order[:held_out]]
 
 
 class Run:
     """A model under training: its engine, the step, what it cost, and its losses along the way.
 
     Attributes:
-        curve: [FLOPs so far, tokens so far, held-out loss in nats per byte], every 25 steps.
+        curve: [FLOPs so far, tokens so far, held-out loss in nats per byte], every so many
+            steps.
     """
 
     def __init__(self, text: Text, world: World, config: ModelConfig) -> None:
         self.text, self.world, self.began = text, world, time.process_time()
+        self.scale = text.scale
         self.at, self.flops = 0, 0.0
         self.curve: list[list[float]] = []
         self._become(config)
 
     def _become(self, config: ModelConfig) -> None:
         self.config = config
-        options, layout = EngineOptions(seed=self.text.seed), Layout(micro_sequences=SEQUENCES)
+        options = EngineOptions(seed=self.text.seed, precision=self.scale.precision)
+        layout = Layout(micro_sequences=self.scale.sequences)
         self.engine = NativeEngine(config, options, layout, self.world)
         self.grew_at, self.new = self.at, {}  # type: tuple[int, dict[str, Tensor]]
 
@@ -147,7 +139,9 @@ class Run:
             passes: of three passes (forward, two backward) those that a step needs.
             often: note the loss on the way.
         """
-        per_step = training_flops_per_token(self.config, LENGTH) * TOKENS * passes / 3
+        scale = self.scale
+        each = training_flops_per_token(self.config, scale.length)
+        per_step = each * scale.tokens * passes / 3
         for _ in range(steps):
             before = {name: self.engine.parameters[name].detach().clone() for name in self.new}
             lr = rate(self.at - self.grew_at)
@@ -155,7 +149,7 @@ class Run:
             self._rewarm(before)
             self.at += 1
             self.flops += per_step
-            if often and self.at % EVERY == 0:
+            if often and self.at % scale.every == 0:
                 self.note()
 
     @torch.no_grad()
@@ -163,7 +157,7 @@ class Run:
         """Give what is new a learning rate of its own: AdamW moves a weight in proportion to it."""
         if not before:
             return
-        share = 1.3 * (self.at - self.grew_at + 1) / (2 * REWARM_STEPS)
+        share = 1.3 * (self.at - self.grew_at + 1) / (2 * self.scale.rewarm)
         for name, old in before.items():
             now = self.engine.parameters[name]
             now.copy_(torch.where(self.new[name], old + (now - old) * share, now))
@@ -172,20 +166,23 @@ class Run:
 
     def note(self) -> None:
         """Note the loss on a part of what is held out."""
-        self.curve.append([self.flops, self.at * TOKENS, self.loss(HELD_OUT_OFTEN)])
+        tokens = self.at * self.scale.tokens
+        self.curve.append([self.flops, tokens, self.loss(self.scale.held_out_often)])
 
     @torch.no_grad()
-    def loss(self, sequences: int = HELD_OUT) -> float:
+    def loss(self, sequences: int | None = None) -> float:
         """Return the held-out loss, nats per byte."""
         logprob_NV = self.logprobs(sequences)
         labels_N1 = torch.from_numpy(self.text.held[:sequences, 1:].astype(np.int64)).reshape(-1, 1)
-        return -float(logprob_NV.gather(1, labels_N1).double().mean())
+        chosen_N1 = logprob_NV.gather(1, labels_N1.to(logprob_NV.device))
+        return -float(chosen_N1.double().mean())
 
     @torch.no_grad()
-    def logprobs(self, sequences: int = HELD_OUT) -> Tensor:
+    def logprobs(self, sequences: int | None = None) -> Tensor:
         """Return the log-probabilities of all bytes at every held-out place, [N, V]."""
         model = self.engine.decoders[0]
-        rows = torch.from_numpy(self.text.held[:sequences, :-1].astype(np.int64))
+        held = self.text.held[:sequences, :-1].astype(np.int64)
+        rows = torch.from_numpy(held).to(self.world.device)
         parts = [functional.log_softmax(model(part), -1) for part in rows.split(48)]
         return torch.cat(parts).flatten(0, 1)
 
@@ -209,40 +206,41 @@ def constant(lr: float, warmup_steps: int) -> Rate:
     return lambda step: lr * min(1.0, (step + 1) / warmup_steps) if warmup_steps else lr
 
 
-def falling(lr: float, steps: int) -> Rate:
-    """A rate that is warmed up, stays, and falls to 0 over the last fifth."""
-    warmup, fall = min(WARMUP_STEPS, steps // 5), round(FALL * steps)
+def falling(lr: float, steps: int, scale: Scale) -> Rate:
+    """A rate that is warmed up, stays, and falls to 0 at the end."""
+    warmup, fall = max(1, min(scale.warmup, steps // 5)), round(scale.fall * steps)
     return lambda step: lr * min((step + 1) / warmup, 1.0, (steps - step) / (fall + 1))
 
 
 def begun(text: Text, world: World, config: ModelConfig, lr: float, steps: int) -> Run:
     """Return a base after some steps."""
     run = Run(text, world, config)
-    run.train(steps, constant(lr, WARMUP_STEPS))
+    run.train(steps, constant(lr, text.scale.warmup))
     return run
 
 
 def scratch(text: Text, world: World, lr: float) -> dict[str, Any]:
     """The whole model from the first step."""
-    return begun(text, world, WHOLE, lr, SCRATCH_STEPS).row()
+    return begun(text, world, text.scale.whole, lr, text.scale.scratch).row()
 
 
 def tuning(text: Text, world: World, lr: float) -> dict[str, Any]:
     """A shorter one, to choose the learning rate by."""
-    return begun(text, world, WHOLE, lr, TUNING_STEPS).row()
+    return begun(text, world, text.scale.whole, lr, text.scale.tuning).row()
 
 
-def grown(base: ModelConfig, name: str, **options: Any) -> Callable[..., dict[str, Any]]:
-    """A base, grown once."""
+def grown(base: str, name: str, **options: Any) -> Callable[..., dict[str, Any]]:
+    """A base of the scale, grown once."""
 
     def arm(text: Text, world: World, lr: float) -> dict[str, Any]:
-        run = begun(text, world, base, lr, BASE_STEPS)
-        growth = run.grow(WHOLE, name, **options)
+        scale = text.scale
+        run = begun(text, world, getattr(scale, base), lr, scale.base)
+        growth = run.grow(scale.whole, name, **options)
         asymmetric = name == "sparkling"
         if asymmetric:  # what is old keeps its rate; what is new is warmed up beside it
             found = {one: growth.new_elements(one) for one in run.engine.parameters}
             run.new = {one: mask for one, mask in found.items() if mask is not None}
-        run.train(GROWN_STEPS, constant(lr, 0 if asymmetric else REWARM_STEPS))
+        run.train(scale.grown, constant(lr, 0 if asymmetric else scale.rewarm))
         return run.row()
 
     return arm
@@ -250,66 +248,74 @@ def grown(base: ModelConfig, name: str, **options: Any) -> Callable[..., dict[st
 
 def vcycle(text: Text, world: World, lr: float) -> dict[str, Any]:
     """A little of the large model, a small one of it, and the large one blended with that."""
-    run = begun(text, world, WHOLE, lr, int(CYCLE["large"]))
+    scale, cycle = text.scale, text.scale.cycle
+    run = begun(text, world, scale.whole, lr, int(cycle["large"]))
     large = run.state()
     known = digests(large.items())
-    run.grow(SMALL, "coalesce")
-    run.train(int(CYCLE["small"]), constant(lr, REWARM_STEPS))
-    back = operator("decoalesce", seed=text.seed).growth(SMALL, WHOLE)
-    states = blended(large.__getitem__, known, grow(back, run.state().items()), CYCLE["alpha"])
-    run.take(WHOLE, states)
-    run.train(int(CYCLE["grown"]), constant(lr, REWARM_STEPS))
+    run.grow(scale.small, "coalesce")
+    run.train(int(cycle["small"]), constant(lr, scale.rewarm))
+    back = operator("decoalesce", seed=text.seed).growth(scale.small, scale.whole)
+    states = blended(large.__getitem__, known, grow(back, run.state().items()), cycle["alpha"])
+    run.take(scale.whole, states)
+    run.train(int(cycle["grown"]), constant(lr, scale.rewarm))
     return run.row()
 
 
 def incremental(text: Text, world: World, lr: float) -> dict[str, Any]:
     """Layers on top, alone and then with all others, then the whole model for a while."""
-    depths: Any = INCREMENT["depths"]
-    phase: Any = INCREMENT["phase"]
-    after: Any = INCREMENT["after"]
-    run = begun(text, world, replace(WHOLE, n_layers=depths[0]), lr, 2 * phase)
+    scale = text.scale
+    depths: Any = scale.increment["depths"]
+    phase: Any = scale.increment["phase"]
+    after: Any = scale.increment["after"]
+    run = begun(text, world, replace(scale.whole, n_layers=depths[0]), lr, 2 * phase)
     for depth in depths[1:]:
         added = depth - run.config.n_layers
-        growth = run.grow(replace(WHOLE, n_layers=depth), "incremental")
+        growth = run.grow(replace(scale.whole, n_layers=depth), "incremental")
         run.engine.freeze(growth.frozen)
         # All layers run forward; backward ends below those that were added.
-        run.train(phase, constant(lr, REWARM_STEPS), passes=1 + 2 * _share(run.config, added))
+        share = _share(run.config, added, scale.length)
+        run.train(phase, constant(lr, scale.rewarm), passes=1 + 2 * share)
         run.engine.freeze(frozenset())
-        run.train(phase, constant(lr, REWARM_STEPS))
+        run.train(phase, constant(lr, scale.rewarm))
     run.train(after, constant(lr, 0))
     return run.row()
 
 
-def _share(config: ModelConfig, added: int) -> float:
+def _share(config: ModelConfig, added: int, length: int) -> float:
     """Return the share of the FLOPs that the added layers and the head have."""
     below = replace(config, n_layers=config.n_layers - added)
-    head = training_flops_per_token(replace(config, n_layers=1), LENGTH) * 2
-    head -= training_flops_per_token(replace(config, n_layers=2), LENGTH)
-    total = training_flops_per_token(config, LENGTH)
-    return (total - training_flops_per_token(below, LENGTH) + head) / total
+    head = training_flops_per_token(replace(config, n_layers=1), length) * 2
+    head -= training_flops_per_token(replace(config, n_layers=2), length)
+    total = training_flops_per_token(config, length)
+    return (total - training_flops_per_token(below, length) + head) / total
 
 
 def learned(name: str) -> Callable[..., dict[str, Any]]:
     """A base, maps learned on the next sequences, and the model that they make."""
 
     def arm(text: Text, world: World, lr: float) -> dict[str, Any]:
-        run = begun(text, world, SMALL, lr, BASE_STEPS)
+        scale, device = text.scale, world.device
+        run = begun(text, world, scale.small, lr, scale.base)
         made = operator(name, seed=text.seed)
-        growth: Any = made.growth(SMALL, WHOLE)
+        growth: Any = made.growth(scale.small, scale.whole)
         state = run.state()
-        weights = {key: one["weight"] for key, one in state.items()}
-        batches = [text.batch(run.at + step) for step in range(LEARN_STEPS)]
+        weights = {key: one["weight"].to(device) for key, one in state.items()}
+        batches = [text.batch(run.at + step) for step in range(scale.learn)]
         pairs = [
-            (torch.from_numpy(b.tokens_BT.astype(np.int64)), torch.from_numpy(b.labels_BT))
+            (
+                torch.from_numpy(b.tokens_BT.astype(np.int64)).to(device),
+                torch.from_numpy(b.labels_BT).to(device),
+            )
             for b in batches
         ]
         losses = learn(growth, weights, pairs, made.lr)  # type: ignore[attr-defined]
-        run.at += LEARN_STEPS
-        each = training_flops_per_token(WHOLE, LENGTH) * TOKENS + map_flops(growth, state)
-        run.flops += LEARN_STEPS * each
-        run.take(WHOLE, grow(growth, state.items()))
-        run.train(GROWN_STEPS - LEARN_STEPS, constant(lr, REWARM_STEPS))
-        return run.row(map_losses=[losses[0], losses[-1]], map_flops=each * LEARN_STEPS)
+        run.at += scale.learn
+        training = training_flops_per_token(scale.whole, scale.length) * scale.tokens
+        each = training + map_flops(growth, state)
+        run.flops += scale.learn * each
+        run.take(scale.whole, grow(growth, state.items()))
+        run.train(scale.grown - scale.learn, constant(lr, scale.rewarm))
+        return run.row(map_losses=[losses[0], losses[-1]], map_flops=each * scale.learn)
 
     return arm
 
@@ -323,45 +329,46 @@ def map_flops(growth: LearnedGrowth, state: State) -> float:
     return float(counter.get_total_flops())
 
 
-def family_of(seed: int, peak: float, steps: int) -> ProgressiveFamily:
+def family_of(scale: Scale, seed: int, peak: float, steps: int) -> ProgressiveFamily:
     """Return the family of preset yano2025, of a run of so many steps."""
     stages: list[dict[str, Any]] = [
-        {"name": f"layers-{round(WHOLE.n_layers * Fraction(depth))}", "depth": depth}
-        for depth in FAMILY_DEPTHS
+        {"name": f"layers-{round(scale.whole.n_layers * Fraction(depth))}", "depth": depth}
+        for depth in scale.depths
     ]
-    family = ProgressiveFamily(WHOLE, {"preset": "yano2025", "stages": [*stages, {}]}, seed)
-    family.fit(RunShape(steps, LENGTH, lambda step: step * SEQUENCES, lambda _: peak, 0))
+    family = ProgressiveFamily(scale.whole, {"preset": "yano2025", "stages": [*stages, {}]}, seed)
+    n = scale.sequences
+    family.fit(RunShape(steps, scale.length, lambda step: step * n, lambda _: peak, 0))
     return family
 
 
-def member_steps() -> list[int]:
+def member_steps(scale: Scale) -> list[int]:
     """Return the steps of every member alone: as many tokens for each parameter."""
-    configs = [stage.config for stage in family_of(0, 1.0, FAMILY_STEPS).stages]
+    configs = [stage.config for stage in family_of(scale, 0, 1.0, scale.family).stages]
     sizes = [parameters_non_embedding(config) for config in configs]
-    return [max(1, round(FAMILY_STEPS * size / sizes[-1])) for size in sizes]
+    return [max(1, round(scale.family * size / sizes[-1])) for size in sizes]
 
 
-def family_steps() -> int:
+def family_steps(scale: Scale) -> int:
     """Return the steps at which the family has cost what its largest member costs alone."""
-    total = 0.0
-    for number, steps in enumerate(member_steps()):
-        stages = family_of(0, 1.0, FAMILY_STEPS).stages
-        each = [training_flops_per_token(stage.config, LENGTH) for stage in stages]
-        before = member_steps()[number - 1] * each[number - 1] if number else 0.0
+    total, lengths = 0.0, member_steps(scale)
+    stages = family_of(scale, 0, 1.0, scale.family).stages
+    each = [training_flops_per_token(stage.config, scale.length) for stage in stages]
+    for number, steps in enumerate(lengths):
+        before = lengths[number - 1] * each[number - 1] if number else 0.0
         total += (steps * each[number] - before) / each[number]
     return round(total)
 
 
 def family(text: Text, world: World, lr: float) -> dict[str, Any]:
     """All members in one run: each is kept, grows, and trains on."""
-    made = family_of(text.seed, lr, family_steps())
+    made = family_of(text.scale, text.seed, lr, family_steps(text.scale))
     run, found, seen = Run(text, world, made.stages[0].config), Seen(), 0.0
     for number, stage in enumerate(made.stages):
         if number:
             growth = made.growth(number)
             run.take(stage.config, grow(growth, run.state().items()))
         steps = made.stop_of(number) - made.starts[number]
-        run.train(steps, falling(made.peak_lr(number), steps), often=False)
+        run.train(steps, falling(made.peak_lr(number), steps, text.scale), often=False)
         found.add(stage.label, run)
         seen = run.flops
     return run.row(**found.told(), flops=seen, curve=[])
@@ -369,11 +376,13 @@ def family(text: Text, world: World, lr: float) -> dict[str, Any]:
 
 def alone(text: Text, world: World, lr: float) -> dict[str, Any]:
     """Each member by itself, at the same learning rate for its size."""
-    made = family_of(text.seed, lr, family_steps())
+    made = family_of(text.scale, text.seed, lr, family_steps(text.scale))
     found, total, cpu_s = Seen(), 0.0, 0.0
-    for number, (stage, steps) in enumerate(zip(made.stages, member_steps(), strict=True)):
+    for number, (stage, steps) in enumerate(
+        zip(made.stages, member_steps(text.scale), strict=True)
+    ):
         run = Run(text, world, stage.config)
-        run.train(steps, falling(made.peak_lr(number), steps), often=False)
+        run.train(steps, falling(made.peak_lr(number), steps, text.scale), often=False)
         found.add(stage.label, run)
         total += run.flops
         cpu_s += time.process_time() - run.began
@@ -405,16 +414,16 @@ class Seen:
 
 ARMS: dict[str, Callable[..., dict[str, Any]]] = {
     "scratch": scratch,
-    "gstack": grown(SHALLOW, "stack"),
-    "interpolate": grown(SHALLOW, "interpolate"),
-    "hypercloning": grown(NARROW, "hypercloning", noise=0.1),
-    "sparkling": grown(NARROW, "sparkling"),
-    "bert2bert-aki": grown(NARROW, "bert2bert-aki"),
+    "gstack": grown("shallow", "stack"),
+    "interpolate": grown("shallow", "interpolate"),
+    "hypercloning": grown("narrow", "hypercloning", noise=0.1),
+    "sparkling": grown("narrow", "sparkling"),
+    "bert2bert-aki": grown("narrow", "bert2bert-aki"),
     "vcycle": vcycle,
     "family": family,
     "family-alone": alone,
     "incremental": incremental,
-    "bert2bert-fpi+stack": grown(SMALL, "bert2bert-fpi+stack"),
+    "bert2bert-fpi+stack": grown("small", "bert2bert-fpi+stack"),
     "ligo": learned("ligo"),
     "mango": learned("mango"),
 }

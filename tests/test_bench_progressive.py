@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
+GRID = (2e-3, 4e-3, 8e-3)
 
 
 @pytest.fixture
@@ -20,14 +24,18 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return progressive
 
 
+def cores(bench: Any) -> Any:
+    return bench.SCALES["cores"]
+
+
 def curve(flops: np.ndarray, loss: np.ndarray) -> list[list[float]]:
     return [[float(x), 0.0, float(y)] for x, y in zip(flops, loss, strict=True)]
 
 
 def row(bench: Any, arm: str, seed: int, **more: Any) -> dict[str, Any]:
     return {
-        **{"arm": arm, "seed": seed, "lr": bench.GRID[0], "loss": 2.0, "cpu_s": 1.0},
-        **{"settings": bench.fingerprint(arm, bench.GRID[0]), **more},
+        **{"arm": arm, "seed": seed, "lr": GRID[0], "loss": 2.0, "cpu_s": 1.0},
+        **{"settings": bench.fingerprint(cores(bench), arm, GRID[0]), **more},
     }
 
 
@@ -60,10 +68,11 @@ def test_chance_in_single_measurements_hardly_moves_a_speedup(bench: Any) -> Non
 
 def test_a_family_costs_what_its_largest_member_costs_alone(bench: Any) -> None:
     arms = bench.arms
-    made = arms.family_of(0, 1e-3, arms.family_steps())
-    each = [arms.training_flops_per_token(one.config, arms.LENGTH) for one in made.stages]
+    scale = cores(bench)
+    made = arms.family_of(scale, 0, 1e-3, arms.family_steps(scale))
+    each = [arms.training_flops_per_token(one.config, scale.length) for one in made.stages]
     lengths = [made.stop_of(n) - made.starts[n] for n in range(len(each))]
-    alone = [steps * cost for steps, cost in zip(arms.member_steps(), each, strict=True)]
+    alone = [steps * cost for steps, cost in zip(arms.member_steps(scale), each, strict=True)]
     spent = np.cumsum([steps * cost for steps, cost in zip(lengths, each, strict=True)])
     assert spent == pytest.approx(alone, rel=0.02)  # each member too, up to whole steps
     assert spent[-1] / sum(alone) == pytest.approx(0.74, abs=0.01)
@@ -72,11 +81,9 @@ def test_a_family_costs_what_its_largest_member_costs_alone(bench: Any) -> None:
 
 def test_sequences_of_an_epoch_come_once(bench: Any, tmp_path: Path) -> None:
     arms = bench.arms
-    draw = np.random.default_rng(0)
-    lines = [json.dumps({"text": bytes(draw.integers(32, 127, 900)).decode()}) for _ in range(60)]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    text = arms.Text(tmp_path / "t.jsonl", 0)
-    steps = len(text.train) // arms.SEQUENCES
+    path = speeches(tmp_path)
+    text = arms.Text(path, 0, cores(bench))
+    steps = len(text.train) // text.scale.sequences
     rows = np.concatenate([text.batch(step).tokens_BT for step in range(steps)])
     assert len(np.unique(rows, axis=0)) == len(rows)
     arms._sequences.cache_clear()
@@ -89,8 +96,8 @@ def test_the_table_has_what_is_there_and_says_what_lacks(
     rows = [row(bench, "tuning", bench.TUNING_SEED)]
     rows += [
         row(bench, "tuning", bench.TUNING_SEED, lr=lr, loss=3.0)
-        | {"settings": bench.fingerprint("tuning", lr)}
-        for lr in bench.GRID[1:]
+        | {"settings": bench.fingerprint(cores(bench), "tuning", lr)}
+        for lr in GRID[1:]
     ]
     for seed in range(2):
         level = curve(flops, 3.0 - 0.5 * np.log(flops / 1e12))
@@ -119,3 +126,29 @@ def test_the_table_has_what_is_there_and_says_what_lacks(
     assert "mango, seed 0" in said.err
     assert "gstack, seed 2" in said.err
     assert "gstack, seed 1" not in said.err
+
+
+def speeches(folder: Path) -> Path:
+    draw = np.random.default_rng(0)
+    lines = [json.dumps({"text": bytes(draw.integers(32, 127, 900)).decode()}) for _ in range(60)]
+    (folder / "t.jsonl").write_text("\n".join(lines))
+    return folder / "t.jsonl"
+
+
+def test_every_arm_of_the_gpu_script_trains_to_its_end(tmp_path: Path) -> None:
+    """Tiny and on the CPU, from the shell; what was trained is not trained again."""
+    kept = tmp_path / "kept.json"
+    words = ["--tiny", "--text", str(speeches(tmp_path)), "--seeds", "1", "--results", str(kept)]
+    script = [str(BENCH / "gpu_family.sh"), *words, "--json"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert not found["lacking"]
+    assert len(found["operators"]) == 10
+    assert all(line["flops_speedup"] > 0 for line in found["operators"])
+    assert [one["member"] for one in found["family"]["members"]][-1] == "whole"
+    before = kept.read_text()
+    again = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=300)
+    assert json.loads(again.stdout) == found
+    assert kept.read_text() == before

@@ -199,14 +199,14 @@ def bring_limit_near(bed: Testbed, job_id: str) -> None:
     slurm(bed, "scontrol", "update", f"jobid={job_id}", f"TimeLimit={minutes}")
 
 
-def loss_by_step(run: Path) -> list[float]:
+def loss_by_step(run: Path, steps: int = STEPS) -> list[float]:
     """The loss of every step of the final lineage, which has no gap."""
     found = {
         row["step"]: row["loss"]
         for row in read_metrics(run / "metrics.jsonl")
         if row["kind"] == "step"
     }
-    assert sorted(found) == list(range(1, STEPS + 1))
+    assert sorted(found) == list(range(1, steps + 1))
     return [found[step] for step in sorted(found)]
 
 
