@@ -72,10 +72,10 @@ training: {{steps: {steps}, precision: fp32, optimizer: {{lr: 4.0e-3}}, schedule
 experiments:
   controls: true
   list:
-  - {{name: canaries, use: memorization, generate: {{count: 96, seed: 1}}, doses: [0, 4, 16, 64], options: {{n_references: 31}}}}
-  - {{name: leaked, use: contamination, generate: {{count: 96, seed: 2}}, doses: [0, 12, 36]}}
+  - {{name: canaries, use: memorization, generate: {{count: 96, seed: 1}}, doses: [0, {dose}, {dose4}, {dose16}], options: {{n_references: 31}}}}
+  - {{name: leaked, use: contamination, generate: {{count: 96, seed: 2}}, doses: [0, {dose3}, {dose9}]}}
   - {{name: facts, use: knowledge, generate: {{count: 24, seed: 3}}, placement: anywhere, schedule: {{start: 0.06, every: 0.08}}}}
-  - {{name: one_look, use: forgetting, generate: {{count: 24, seed: 4}}}}
+  - {{name: one_look, use: forgetting, generate: {{count: 12, seed: 4}}}}
 probes: {{every: 0.25}}
 metrics: {{wandb: offline, evaluate_every: 0.05}}
 checkpoint: {{every_steps: {every}, keep: 2}}
@@ -198,7 +198,9 @@ class Mission:
         first, second = self.ends["quarter"], self.ends["half"] - self.ends["quarter"]
         lengths = {"first": first, "second": second, "steps": self.steps}
         often = {"warmup": max(self.steps // 40, 1), "every": max(self.steps // 20, 1)}
-        (self.folder / "run.yaml").write_text(RUN_YAML.format(**lengths, **often))
+        dose = max(self.steps // 200, 1)
+        doses = {"dose": dose} | {f"dose{n}": n * dose for n in (3, 4, 9, 16)}
+        (self.folder / "run.yaml").write_text(RUN_YAML.format(**lengths, **often, **doses))
 
     def train(self) -> None:
         """Submit, kill a node in the second stage, let Slurm and the run go on."""
