@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 180
+TIMEOUT_S = 300
+SILENT_S = 150  # no rank of a test computes so long, on however busy a machine
 LAST_WORDS_S = 10  # how long the other ranks may take to say what they waited for
 
 
@@ -65,7 +66,7 @@ def _join_and_run(
 
     torch.set_num_threads(1)
     try:
-        joined = join("cpu", timeout_s=60, layout=Layout(placement=placement))
+        joined = join("cpu", timeout_s=SILENT_S, layout=Layout(placement=placement))
         result = function(joined, *args)
         leave()
         out.put((joined.rank, "ok", result))
