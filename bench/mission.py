@@ -53,6 +53,8 @@ KEPT = Path(__file__).parent / "results" / "mission.json"
 NODES, LOST = ("n1", "n2", "n3"), "n3"
 GROUPS = ("ib:n1,n2", "eth:n3")
 CONSTRAINTS = ("ib", "eth")
+LOSS_APART = 1e-3
+"""Tolerance, relative: sums of 3 ranks round otherwise than one's, and training amplifies it."""
 WAIT_S = 7200.0
 POLL_S = 0.5
 RUN_YAML = """
@@ -75,14 +77,22 @@ experiments:
   - {{name: canaries, use: memorization, generate: {{count: 96, seed: 1}}, doses: [0, {dose}, {dose4}, {dose16}], options: {{n_references: 31}}}}
   - {{name: leaked, use: contamination, generate: {{count: 96, seed: 2}}, doses: [0, {dose3}, {dose9}]}}
   - {{name: facts, use: knowledge, generate: {{count: 24, seed: 3}}, placement: anywhere, schedule: {{start: 0.06, every: 0.08}}}}
-  - {{name: one_look, use: forgetting, generate: {{count: 12, seed: 4}}}}
+  - {{name: one_look, use: forgetting, generate: {{count: 12, seed: 4}}, schedule: {{kind: steps, at: [{glance}]}}}}
 probes: {{every: 0.25}}
 metrics: {{wandb: offline, evaluate_every: 0.05}}
 checkpoint: {{every_steps: {every}, keep: 2}}
 layout: {{device: cpu, timeout_s: 300}}
 slurm: {{time: 180, partition: low}}
 """
-ONE_PROCESS = "layout={processes: 1, device: cpu, micro_sequences: 8}"
+DEGREES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "virtual_stages")
+ONE_PROCESS = (
+    *(f"layout.{name}=1" for name in DEGREES),
+    *(f"layout.{name}=[]" for name in ("stage_layers", "shares", "placement")),
+    "layout.micro_sequences=8",
+    "layout.cluster=null",
+    "slurm.groups=[]",
+    "metrics.wandb=off",
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class Mission:
             self.train()
         say("the same run in one process")
         if not self.alone.done.exists():
-            self.check(["train", "planned.yaml", "name=alone", ONE_PROCESS], "metrics.wandb=off")
+            self.check(["train", "planned.yaml", "name=alone", *ONE_PROCESS])
         return self.judged(planned, read_json(self.folder / "lost.json"))
 
     def prepare(self, text: str) -> None:
@@ -199,7 +209,9 @@ class Mission:
         lengths = {"first": first, "second": second, "steps": self.steps}
         often = {"warmup": max(self.steps // 40, 1), "every": max(self.steps // 20, 1)}
         dose = max(self.steps // 200, 1)
-        doses = {"dose": dose} | {f"dose{n}": n * dose for n in (3, 4, 9, 16)}
+        doses = {"dose": dose, "glance": self.steps // 2 + 1} | {
+            f"dose{n}": n * dose for n in (3, 4, 9, 16)
+        }
         (self.folder / "run.yaml").write_text(RUN_YAML.format(**lengths, **often, **doses))
 
     def train(self) -> None:
