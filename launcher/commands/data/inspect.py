@@ -14,6 +14,7 @@ from motet.launcher.output import terminal
 from motet.launcher.runs.rundir import RunDir
 
 if TYPE_CHECKING:
+    from motet.experiments.corpora.corpus import Corpus
     from motet.launcher.config.sections import RunSettings
 
 
@@ -75,14 +76,25 @@ def inspect_corpora(paths: list[Path], arguments: argparse.Namespace) -> int:
         shown[-1]["n_documents"] = corpus.n_documents
         shown[-1]["documents"] = [asdict(row) for row in found.documents]
         if arguments.verify:
-            shown[-1]["problems"] = problems
+            shown[-1] |= {"problems": problems, "without_checksum": without_checksum(corpus)}
         if not arguments.json:
             print(found, *problems, sep="\n")
             if arguments.verify and not problems:
-                print("\nevery checksum holds")
+                left = ", ".join(without_checksum(corpus))
+                print("\nevery checksum holds" + (f"; none is kept of {left}" if left else ""))
     if arguments.json:
         terminal.print_json(shown[0] if len(shown) == 1 else shown)
     return 1 if damaged else 0
+
+
+def without_checksum(corpus: Corpus) -> list[str]:
+    """Return the files of a corpus's folder that `verify` cannot speak of; no token is read from
+    them.
+    """
+    from motet.experiments.corpora.storage import MANIFEST
+
+    known = {file.path for file in corpus.files()} | {corpus.path / MANIFEST}
+    return sorted(p.name for p in corpus.path.iterdir() if p.is_file() and p not in known)
 
 
 def print_slot(view: dict[str, Any], planned: bool) -> None:
