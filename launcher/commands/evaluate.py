@@ -33,7 +33,7 @@ from motet.launcher.commands.export import (
 )
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
-from motet.launcher.runs.kept_models import is_growing, step_of
+from motet.launcher.runs.kept_models import inside_of, step_of
 from motet.launcher.runs.rundir import RunDir
 
 ALL = "all"
@@ -232,7 +232,7 @@ def _inside(
             decoder.load_state_dict(state, assign=True)
         found = evaluate_inside(
             decoder,
-            None if is_growing(rundir) else model.member,
+            inside_of(rundir, model.member),
             tokenizer,
             arguments.tasks.split(","),
             settings.data.sequence_length,

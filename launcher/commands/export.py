@@ -17,7 +17,13 @@ from motet.core.files import read_json, whole_folders
 from motet.core.parsing import parse_yaml
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
-from motet.launcher.runs.kept_models import held_by, is_growing, refuse_slices, step_of
+from motet.launcher.runs.kept_models import (
+    held_by,
+    inside_of,
+    refuse_slices,
+    stage_with,
+    step_of,
+)
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
 from motet.launcher.runs.verify import EXPORTED, EXPORTED_FROM, refuse_damage, seal_export
@@ -144,9 +150,9 @@ def all_models(rundir: RunDir, step: int) -> list[ChosenModel]:
     """
     members = members_of(read_json(rundir.manifest))
     names = [None, *(member.name for member in members)]
-    if is_growing(rundir):
+    if stages := read_json(rundir.manifest).get("stages"):
         held = {held_by(rundir, one) for one in rundir.checkpoint_steps() if one <= step}
-        names = [name for name in names if (name or WHOLE) in held]
+        names = [name for name in names if stage_with(stages, name or WHOLE) in held]
     models = [chosen_model(rundir, name) for name in names]
     return sorted(models, key=lambda model: _parameters(rundir, model.member))
 
@@ -167,7 +173,7 @@ def model_by_size(rundir: RunDir, size: str) -> ChosenModel:
     from motet.models.family.pick import nearest_slice
 
     refuse_slices(rundir, "--params")
-    whole, members = config_of(rundir, None), members_of(read_json(rundir.manifest))
+    whole, members = config_of(rundir, None), _slices(rundir)
     try:
         found = nearest_slice(whole, members, size, f"params-{size.strip().lower()}")
     except ValueError as error:
@@ -182,6 +188,12 @@ def model_by_size(rundir: RunDir, size: str) -> ChosenModel:
     )
 
 
+def _slices(rundir: RunDir) -> list[Member]:
+    """The members of a run that are slices of the whole model."""
+    members = members_of(read_json(rundir.manifest))
+    return [member for member in members if inside_of(rundir, member) is not None]
+
+
 def _what_else(members: Sequence[Member]) -> str:
     return "" if members else " (this run trained one model; --spec cuts any slice of it)"
 
@@ -191,7 +203,7 @@ def model_by_spec(rundir: RunDir, text: str) -> ChosenModel:
     from motet.models.family.pick import slice_by_spec
 
     refuse_slices(rundir, "--spec")
-    members = members_of(read_json(rundir.manifest))
+    members = _slices(rundir)
     try:
         asked = parse_yaml(text)
     except ValueError:
@@ -251,7 +263,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             if (at := step_of(rundir, step, model.name)) != read:
                 config, state = read_model(rundir, at)
                 facts, read = RunFacts(rundir, at, settings), at
-            inside = None if is_growing(rundir) else model.member
+            inside = inside_of(rundir, model.member)
             to_hf(
                 member_weights(inside, config, state),
                 config if inside is None else inside.config,

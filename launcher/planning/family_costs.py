@@ -4,8 +4,8 @@ alone. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from motet.core import format
 from motet.core.errors import UserError
@@ -21,12 +21,11 @@ from motet.launcher.runs.families import (
     sound_members,
 )
 from motet.models.config import ModelConfig
-from motet.models.family.base import WHOLE, Family, Member, choices
-from motet.models.family.costs import passes_of
+from motet.models.family.base import WHOLE, Family, Member
+from motet.models.family.costs import mean_passes
 from motet.models.family.nested import NestedFamily
 from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.samplers import SAMPLERS
-from motet.models.member import Term
 from motet.parallel.cost.family import StepCost, StepPrices
 from motet.parallel.engines.refusals import refusals
 from motet.parallel.layout.layout import Layout
@@ -52,7 +51,8 @@ class PlannedFamily:
         if isinstance(self.family, ProgressiveFamily):
             length = self.settings.data.sequence_length
             facts = self.family.stage_facts()
-            refused = growing_refusals(layout, self.members, facts, length)
+            needs = self.family.needs()
+            refused = growing_refusals(layout, self.whole, self.members, facts, length, needs)
         else:
             refused = refusals(layout, self.whole, self.members, self.family.needs())
         if refused:
@@ -116,7 +116,8 @@ class PlannedFamily:
         chosen = family is self.family
         if isinstance(family, str):
             return {"sampler": name, "chosen": False, "refused": family}
-        drawn = mean_passes(family, self.members, self.settings, draws)
+        by_name = {member.name: member for member in self.members}
+        drawn = mean_passes(family, by_name, sampled_steps(self.settings), draws)
         if strange := sorted(drawn.passes.keys() - prices.alone.keys()):
             why = f"trains {', '.join(strange)}, which its members() does not list"
             return {"sampler": name, "chosen": chosen, "refused": why}
@@ -128,35 +129,6 @@ class PlannedFamily:
             "passes": dict(drawn.passes),
             **_plain(cost),
         }
-
-
-class MeanPasses(NamedTuple):
-    """How often members pass over a token in a mean step.
-
-    Attributes:
-        passes: by name; a pass without gradient is a third of one.
-        taught: some member follows a teacher.
-    """
-
-    passes: Mapping[str, float]
-    taught: bool
-
-
-def mean_passes(
-    family: Family, members: Sequence[Member], settings: RunSettings, draws: int
-) -> MeanPasses:
-    """Count who trains, in steps spread over the run."""
-    by_name = {member.name: member for member in members}
-    passes: dict[str, float] = {}
-    taught, steps = False, sampled_steps(settings)
-    for step in steps:
-        for choice in choices(family, by_name, step, draws) or [(Term(None),)] * draws:
-            for term in passes_of(choice):
-                name = WHOLE if term.member is None else term.member.name
-                passes[name] = passes.get(name, 0.0) + (1.0 if term.trains else 1 / 3)
-                taught = taught or term.distill + term.kept > 0
-    tokens = draws * len(steps)  # as shares of a step
-    return MeanPasses({name: number / tokens for name, number in passes.items()}, taught)
 
 
 def _plain(cost: StepCost) -> dict[str, Any]:

@@ -9,10 +9,17 @@ from motet.core import format
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
 from motet.models import counts
-from motet.models.family.costs import lineage_totals
+from motet.models.family.base import WHOLE
+from motet.models.family.costs import lineage_totals, mean_passes
 from motet.models.family.progressive import ProgressiveFamily
-from motet.parallel.cost.family import GrowthStage, progressive_cost
+from motet.parallel.cost.family import GrowthStage, StepPrices, progressive_cost
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
+
+STEPS_COUNTED = 256
+"""Steps of a stage, spread over it, in which passes of slices are counted."""
+DRAWS = 4
+"""Shares of a step that are counted where the number of micro-batches decides how many there are.
+"""
 
 
 def stage_facts(family: ProgressiveFamily, settings: RunSettings) -> dict[str, Any]:
@@ -38,9 +45,12 @@ def _laid(
     for number, (stage, start) in enumerate(zip(family.stages, starts, strict=True)):
         stop, each = stops[number], counts.training_flops_per_token(stage.config, length)
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
+        passes = stage_passes(family, number, start, stop)
+        members = _members(family, passes, read, length)
+        ran = sum(one["flops"] for one in members) if members else read * each
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
-        spent = read * (each + family.teacher_flops(number)) + learning
+        spent = ran + read * family.teacher_flops(number) + learning
         tokens, flops = tokens + read, flops + spent
         rows.append(
             {
@@ -58,23 +68,80 @@ def _laid(
                 "flops": spent,
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
+                **({"members": members} if members else {}),
             }
         )
     return {"stages": rows, **lineage_totals(rows)}
+
+
+def stage_passes(
+    family: ProgressiveFamily, number: int, start: int, stop: int
+) -> Mapping[str, float]:
+    """Return how often the model of a stage and its slices pass over a token of it, by name; {}
+    where no slices train. Counted in steps that are spread over the stage.
+    """
+    nested = family.nested
+    if nested is None or family.stages[number].name is not None:
+        return {}
+    slices = {member.name: member for member in family.slices(None)}
+    steps = range(0, stop - start, max(1, (stop - start) // STEPS_COUNTED))
+    return mean_passes(nested, slices, steps, nested.draws or DRAWS).passes
+
+
+def _members(
+    family: ProgressiveFamily, passes: Mapping[str, float], tokens: float, length: int
+) -> list[dict[str, Any]]:
+    """Return what the model and the slices of a stage cost, each its own passes; [] without."""
+    if not passes:
+        return []
+    models = {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
+    each = {
+        name: counts.training_flops_per_token(config, length) for name, config in models.items()
+    }
+    return [
+        {
+            "member": name,
+            "parameters": counts.parameters(models[name]),
+            "passes": passes.get(name, 0.0),
+            "flops_per_token": each[name],
+            "flops": tokens * passes.get(name, 0.0) * each[name],
+        }
+        for name in sorted(models, key=each.__getitem__)
+    ]
 
 
 def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
     """Print the stages as a table, and what they save."""
     earliest = facts.get("earliest", facts)["stages"]
     terminal.print_table([_shown(*pair) for pair in zip(facts["stages"], earliest, strict=True)])
+    _draw_slices(facts)
     print(f"\n{told(facts)}")
     if not known_vocabulary:
         print("The vocabulary is not known without a corpus: embeddings are those of 32,768 rows.")
 
 
+def _draw_slices(facts: Mapping[str, Any]) -> None:
+    """Print the slices of the last stage, where it trains any."""
+    members = facts["stages"][-1].get("members")
+    if not members:
+        return
+    print("\nThe last stage trains slices of its model:")
+    terminal.print_table(
+        [
+            {
+                "member": one["member"],
+                "parameters": format.short(one["parameters"]),
+                "passes per token": f"{one['passes']:.2f}",
+                "FLOPs": format.power_of_ten(one["flops"]),
+            }
+            for one in members
+        ]
+    )
+
+
 def told(facts: Mapping[str, Any]) -> str:
     """Return what the family costs against separate runs, in words."""
-    number = len(facts["stages"])
+    number = sum(len(row.get("members") or [row]) for row in facts["stages"])
     flops, alone, longer = (
         format.power_of_ten(facts[key]) for key in ("flops", "at_equal_cost", "at_equal_tokens")
     )
@@ -151,19 +218,49 @@ def _priced(
         for stage, row, teacher in zip(family.stages, facts["stages"], teachers, strict=True)
     ]
     cost = progressive_cost(stages, choice.cluster, question.traits, question.constants)
+    alone_s = cost.alone_s
     for row in facts["stages"]:
         found = cost.predictions[row["name"]]
         row["step_time_s"] = found.step_time_s
         row["time_s"] = row["tokens"] / found.tokens_per_s
         row["memory_gib"], row["fits"] = found.memory_gib, found.fits
+        if "members" in row:
+            tokens_a_step = found.tokens_per_s * found.step_time_s
+            alone_s += _price_slices(family, row, question, choice) * (
+                row["lineage_tokens"] / tokens_a_step
+            )
+            row["time_s"] = row["tokens"] / tokens_a_step * row["step_time_s"]
     return {
         "layout": 1,
         **facts,
-        "time_s": cost.time_s,
-        "alone_s": cost.alone_s,
-        "memory_gib": cost.memory_gib,
-        "fits": cost.fits,
+        "time_s": sum(row["time_s"] for row in facts["stages"]),
+        "alone_s": alone_s,
+        "memory_gib": max(row["memory_gib"] for row in facts["stages"]),
+        "fits": all(row["fits"] for row in facts["stages"]),
     }
+
+
+def _price_slices(
+    family: ProgressiveFamily,
+    row: dict[str, Any],
+    question: PlanQuestion,
+    choice: RankedLayout,
+) -> float:
+    """Price a step of the stage whose slices train, by their passes; return the seconds of one step
+    of each slice in a run of its own, together.
+    """
+    models = {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
+    asked = (choice.cluster, choice.layout, question.training, question.traits)
+    prices = StepPrices(family.whole, models, *asked, question.constants)
+    assert family.nested is not None
+    taught = family.nested.loss in ("distill", "poa")
+    cost = prices.of({one["member"]: one["passes"] for one in row["members"]}, taught)
+    row["step_time_s"], row["memory_gib"], row["fits"] = (
+        cost.step_time_s,
+        cost.memory_gib,
+        cost.fits,
+    )
+    return sum(once.step_time_s for name, (once, _) in prices.alone.items() if name != WHOLE)
 
 
 def tell(priced: Mapping[str, Any]) -> None:

@@ -113,13 +113,9 @@ def build_job(
     # The whole model alone trains on all of a step: each rank reads, and proves, it in one piece.
     number = draws_of(family, settings, layout, begun) if members else 1
     choose = partial(choices, family, members, draws=number)
-    draws = Draws(
-        number,
-        choose,
-        family.by_replica,
-        partial(teacher_update_of, family),
-        grows=growing is not None,
-    )
+    draws = Draws(number, choose, family.by_replica, partial(teacher_update_of, family))
+    if growing is not None:
+        draws = draws._replace(tells=growing.trains_slices)
     draw_check = DrawCheck(family, members, number, settings.steps, world)
     draw_check.ahead(start.step)
     segment = _open_segment(run, start, attempt, world, hashes, number if members else None)
@@ -220,6 +216,8 @@ class StageEngines:
         self.made = None
         config = self.whole if member is None else member.config
         options = replace(self.options, taught_by=self.taught_by(member))
+        if member is not None:  # it trains alone; what slices ask for is the whole model's
+            options = replace(options, mask_update=False, by_users=False)
         return build_engine(config, options, self.layout, self.world)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +60,12 @@ class MemberEvaluation:
         """Return who is evaluated after a step: a function of step and length of the run alone, so
         that a resumed run goes on with the next member's turn.
         """
-        if step == total:
-            return list(self.members)
-        every = max(1, round(self.every * total))
-        turn, rest = divmod(step, every)
-        return [] if rest else [self.members[(turn - 1) % len(self.members)]]
+        return list(self.members) if step == total else self.turn(step, total, self.members)
+
+    def turn(self, step: int, total: int, members: Sequence[Member | None]) -> list[Member | None]:
+        """Return whose turn it is after a step, of some members."""
+        turn, rest = divmod(step, max(1, round(self.every * total)))
+        return [] if rest else [members[(turn - 1) % len(members)]]
 
     def loss(self, engine: Engine, layout: Layout, world: World, member: Member | None) -> float:
         """Return the mean cross-entropy over all labels, nats (a collective)."""

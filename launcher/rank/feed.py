@@ -42,14 +42,15 @@ class Draws(NamedTuple):
             for the whole model alone.
         by_replica: replicas work on different shares at the same time, instead of all on each.
         teacher: step -> what happens to the kept teacher before it.
-        grows: who trains is the engine's whole model, and the engine is told of nobody.
+        tells: step -> whether the engine is told of who trains; where a family grows it is the
+            engine's whole model.
     """
 
     number: int = 1
     choose: Callable[[int], list[Choice] | None] = lambda step: None
     by_replica: bool = False
     teacher: Callable[[int], TeacherUpdate | None] = lambda step: None
-    grows: bool = False
+    tells: Callable[[int], bool] = lambda step: True
 
 
 class Feed:
@@ -85,7 +86,7 @@ class Feed:
         batches = [self.stream.batch(first + start, micro) for start, _ in starts]
         mine = None if chosen is None else [chosen[draw] for _, draw in starts]
         members = None
-        if chosen is not None and mine is not None and not self.draws.grows:
+        if chosen is not None and mine is not None and self.draws.tells(step):
             update = self.draws.teacher(step)
             members = StepChoices(tuple(mine), names_of(chosen), tuple(chosen), update)
         return Share(batches, _records(step, batches, mine), members, chosen)

@@ -110,12 +110,26 @@ class TrainingJob:
 
     @property
     def scored(self) -> tuple[Member | None, ...]:
-        """Whom the engine can score now: all members, or the one that it has, where they grow."""
-        return (None, *self.members.values()) if self.growing is None else (self.held,)
+        """Whom the engine can score now: its model, and the slices of it that are members."""
+        return (self.held, *self.slices)
+
+    @property
+    def slices(self) -> tuple[Member, ...]:
+        """The members that are slices of the model that the engine has."""
+        if self.growing is None:
+            return tuple(self.members.values())
+        return tuple(self.growing.slices(self.held))
 
     def inside(self, member: Member | None) -> Member | None:
         """Return a member as the engine knows it: one that grew is the engine's whole model."""
-        return member if self.growing is None else None
+        return member if member in self.slices else None
+
+    @property
+    def ordered_at(self) -> int | None:
+        """The step before which channels are put in order; None: not at all, or not yet known."""
+        if self.growing is not None:
+            return self.growing.ordered_at()
+        return None if self.family is None else self.family.order_at_step
 
     @property
     def done(self) -> StepDone:

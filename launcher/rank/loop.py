@@ -37,8 +37,7 @@ ORDER = "order"
 def train(job: TrainingJob, step: int) -> tuple[int, str]:
     """Train from `step` until the run ends or a stop is asked for; return (step reached, why)."""
     total, stopping = job.settings.steps, agree_any(job.stop.requested(), job.world)
-    slices = job.members and job.growing is None
-    if job.settings.training.compile and slices and step < total and not stopping:
+    if job.slices and step < total and not stopping:
         compile_ahead(job, step)
     while True:
         job.reached = step
@@ -50,10 +49,12 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
             reason = "finished" if finished else "stopped"
             job.at("at_end", step, reason=reason)
             return step, reason
-        if order_due(job, step):
-            order(job, step)
         if growth_due(job, step):
             grow(job, step)
+            if job.slices:
+                compile_ahead(job, step)
+        if order_due(job, step):
+            order(job, step)
         stage = stage_of(job.family, step) if job.family else None
         lr = learning_rate(job.settings.training.schedule, step, total, job.peak_lr, stage)
         job.at("before_step", step, lr=lr)
@@ -69,21 +70,23 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
 
 def compile_ahead(job: TrainingJob, step: int) -> None:
     """Compile what trains each member, on the first sequences to come: no later step waits for it,
-    and what cannot be compiled ends the run here.
+    and what cannot be compiled ends the run here. Nothing where the run does not compile.
     """
+    if not job.settings.training.compile:
+        return
     started = time.perf_counter()
     with job.progress.phase("compiling"):
-        job.progress.print(f"compiling the whole model and {len(job.members)} members")
-        job.engine.compile_ahead(job.feed.read(step).batches[0], list(job.members.values()))
+        job.progress.print(f"compiling the whole model and {len(job.slices)} members")
+        job.engine.compile_ahead(job.feed.read(step).batches[0], job.slices)
     seconds = time.perf_counter() - started
-    job.metrics.log("event", step, event="compiled", members=len(job.members), seconds=seconds)
+    job.metrics.log("event", step, event="compiled", members=len(job.slices), seconds=seconds)
 
 
 def order_due(job: TrainingJob, step: int) -> bool:
     """Return whether channels are to be put in order before a step: once, and again where a
     checkpoint of before was loaded.
     """
-    at = None if job.family is None else job.family.order_at_step
+    at = job.ordered_at
     return at is not None and step >= at and ORDER not in job.facts
 
 
@@ -96,7 +99,7 @@ def order(job: TrainingJob, step: int) -> None:
     while sequences < job.family.order_sequences and ahead < job.settings.steps:
         batches += job.feed.read(ahead).batches
         sequences, ahead = sequences + job.steps.sequences(ahead), ahead + 1
-    groups = max((member.groups for member in job.members.values()), default=1)
+    groups = max((member.groups for member in job.slices), default=1)
     orders = job.engine.order_channels(batches, groups)
     job.facts[ORDER] = {"step": step, "orders": orders}
     job.metrics.log("event", step, event="ordered", sequences=sequences)
@@ -115,8 +118,10 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
         job.engine.freeze(job.growing.frozen(step))
         new = partial(job.growing.new_elements, step)
         job.engine.rewarm(job.growing.rewarm_share(step), new)
+    members = share.members
+    if job.growing is not None and not job.growing.trains_slices(step):
         guard = partial(of_member, job.guard, name_of(job.held))
-    members = share.members if job.growing is None else followers(job, step, len(share.batches))
+        members = followers(job, step, len(share.batches))
     result = job.engine.step(share.batches, lr, guard, job.stop.requested, members)
     if job.held is not None:
         result = replace(result, losses={job.held.name: result.loss})

@@ -181,14 +181,17 @@ class Evaluations(OwnHook):
             job.metrics.log("evaluation", step, losses=losses, **facts, **more, seconds=seconds)
 
     def _due(self, step: int) -> list[Member | None]:
-        """Return who is evaluated after a step; where members grow it is the one that trains, at
-        the end of its stage too.
+        """Return who is evaluated after a step; where members grow it is one that trains, and at
+        the end of a stage all of its.
         """
         job = self.job
         if job.evaluation is None:
             return []
-        due = job.evaluation.due(step, job.settings.steps)
-        return [job.held] * bool(due or self._is_last(step)) if job.growing else due
+        if job.growing is None:
+            return job.evaluation.due(step, job.settings.steps)
+        if self._is_last(step):
+            return list(job.scored)
+        return job.evaluation.turn(step, job.settings.steps, job.scored)
 
     def _is_last(self, step: int) -> bool:
         """Return whether a member that grows, or the whole that was grown, is as it will be."""
@@ -212,10 +215,9 @@ class Validations(OwnHook):
             more: dict[str, Any] = {}
             if job.held is not None:
                 more["members"] = {job.held.name: losses}
-            elif job.members and growing is None and step == total:
+            elif job.slices and step == total:
                 more["members"] = {
-                    name: job.validation.losses(*place, member)
-                    for name, member in job.members.items()
+                    member.name: job.validation.losses(*place, member) for member in job.slices
                 }
             job.engine.finish_scoring()
             labels = {name: text.n_labels for name, text in job.validation.texts.items()}

@@ -92,8 +92,9 @@ def assemble(sources: Sources) -> dict[str, Any]:
     training = training_record(sources.rows, exposure_steps(study.measured if study else ()))
     found = compliance(study, sources.problems)
     family = family_part(sources.manifest, sources.rows, found)
-    if stages := sources.manifest.get("stages"):
-        family |= {"neighbours": neighbours(stages, study.measured if study else ())}
+    if sources.manifest.get("stages"):
+        measured = study.measured if study else ()
+        family |= {"neighbours": neighbours(sources.manifest, measured)}
     if family:
         family["divergence"] = sources.divergence
     return plain(

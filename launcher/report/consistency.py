@@ -5,6 +5,7 @@ how far their distributions lie apart.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,40 +15,41 @@ import numpy.typing as npt
 from motet.core.errors import UserError
 from motet.core.files import read_fields
 from motet.experiments.analysis.measured import Measured
-from motet.launcher.runs.kept_models import step_of
+from motet.launcher.runs.kept_models import chains, step_of
 from motet.launcher.runs.rundir import RunDir
 
 WHOLE = "whole"
 
 
-def neighbours(
-    stages: Sequence[Mapping[str, Any]], measured: Sequence[Measured]
-) -> list[dict[str, Any]]:
-    """Return one row for each experiment and each two models that follow each other, both as they
-    were at their ends.
+def neighbours(manifest: Mapping[str, Any], measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Return one row for each experiment and each two models that follow each other, as they grew
+    or, of slices of one model, by size; all as they were at their ends.
 
-    `lost`: units that the one before has right and the one made of it wrong (a flip). `gained`: the
-    other way.
+    `lost`: units that the one before has right and the one made of it, or the larger one, wrong (a
+    flip). `gained`: the other way.
     A unit is right when the most likely token is the right one at every place of all its items.
 
     Args:
-        stages: of the manifest, in order; a stage that was not measured has no rows.
+        manifest: with stages; a member that was not measured has no rows.
         measured: of all members.
     """
     known = {(one.name, one.member or WHOLE): one for one in measured}
     experiments = list(dict.fromkeys(one.name for one in measured))
+    sizes = {one["name"]: one.get("parameters") or 0 for one in manifest.get("members") or ()}
+    sizes[WHOLE] = math.inf
+    orders = chains(manifest, sorted(sizes, key=sizes.__getitem__))
     found = []
-    for before, after in itertools.pairwise(stages):
+    for before, after in itertools.chain.from_iterable(map(itertools.pairwise, orders)):
         for name in experiments:
-            first, second = (known.get((name, stage["name"])) for stage in (before, after))
+            first, second = (known.get((name, member)) for member in (before, after))
             if first is None or second is None or not first.scores or not second.scores:
                 continue
             was, now = right(first), right(second)
             found.append(
                 {
                     "experiment": name,
-                    "before": before["name"],
-                    "after": after["name"],
+                    "before": before,
+                    "after": after,
                     "units": len(was),
                     "both": int((was & now).sum()),
                     "lost": int((was & ~now).sum()),

@@ -51,7 +51,7 @@ def family_part(
     for axis in AXES:
         for row, on_front in zip(members, front(members, axis), strict=True):
             row["front"][axis] = on_front
-    stages = lineage(members, manifest, rows) if manifest.get("stages") else []
+    stages = lineage(members, manifest, rows, compliance) if manifest.get("stages") else []
     return {
         "members": members,
         **({"lineage": stages} if stages else {}),
@@ -76,11 +76,14 @@ def _last_of_each(evaluations: Sequence[Row]) -> Row:
 
 
 def lineage(
-    members: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], metrics: Sequence[Row] = ()
+    members: Sequence[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    metrics: Sequence[Row] = (),
+    compliance: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return what each stage read and cost, in order, alone and with those before it; figures are
     None where no ledger says what was read. `ended` has the event of a stage that its loss could
-    end.
+    end; `members`, of a stage that trains slices, each one's passes.
     """
     events = [row for row in rows_of(metrics, "event") if row.get("event") == "stage_ended"]
     ended = {row["member"]: row for row in events}  # the last, where a stage was trained again
@@ -90,24 +93,59 @@ def lineage(
     flops = 0.0
     for stage in manifest["stages"]:
         row = by_name[stage["name"]]
-        own = None if row["tokens"] is None or tokens is None else float(row["tokens"])
+        inside = _inside(stage, members, manifest, compliance or {})
+        read = inside["tokens"] if inside else row["tokens"]
+        own = None if read is None or tokens is None else float(read)
         tokens = None if own is None or tokens is None else tokens + own
-        spent = own + stage.get("learning_tokens", 0) if own else 0.0
-        flops += spent * (row["flops_per_token"] or 0.0)
+        learning = stage.get("learning_tokens", 0) if own else 0
+        each = row["flops_per_token"] or 0.0
+        flops += inside.get("flops", (own or 0.0) * each) + learning * each
         flops += (own or 0.0) * stage.get("teacher_flops_per_token", 0.0)
         rows.append(
             {
                 "member": stage["name"],
                 "operator": stage["operator"],
                 "start_step": stage["start_step"],
-                "flops_per_token": row["flops_per_token"] or 0.0,
+                "flops_per_token": each,
                 "tokens": own,
                 "lineage_tokens": tokens,
                 "lineage_flops": None if own is None else flops,
+                **({"members": inside["members"]} if inside else {}),
                 **({"ended": _ended(ended.get(stage["name"]))} if "until" in stage else {}),
             }
         )
     return rows
+
+
+def _inside(
+    stage: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    compliance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the last stage read and ran where slices of its model train: what all did, less
+    what the models before it, which train alone; {} where its model trains alone.
+    """
+    ran, names = compliance.get("flops"), {stage["name"], *stage.get("members", ())}
+    if not stage.get("members"):
+        return {}
+    rows = [row for row in members if row["member"] in names]
+    found = [
+        {
+            "member": row["member"],
+            "flops_per_token": row["flops_per_token"] or 0.0,
+            "flops": float((ran or {}).get(row["member"], 0.0)),
+        }
+        for row in rows
+    ]
+    if ran is None:
+        return {"tokens": None, "members": found, "flops": 0.0}
+    before = [other["name"] for other in manifest["stages"] if other["name"] != stage["name"]]
+    trained = compliance.get("trained_sequences") or {}
+    sequences = compliance.get("sequences", 0) - sum(trained.get(name, 0) for name in before)
+    flops = sum(ran.values()) - sum(ran.get(name, 0.0) for name in before)
+    length = manifest.get("sequence_length") or 0
+    return {"tokens": sequences * length, "members": found, "flops": flops}
 
 
 def _ended(event: Row | None) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from motet.core.errors import UserError
 from motet.core.files import read_json
 from motet.experiments.stream.ledger import lineage, stretch_records
 from motet.launcher.config.sections import RunSettings
+from motet.launcher.runs.kept_models import stage_with, stages_of
 from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
 from motet.models import counts
@@ -33,7 +34,9 @@ class RunFacts:
     def __init__(self, run: RunDir, step: int, settings: RunSettings) -> None:
         self.run, self.step, self.settings = run, step, settings
         self.length = settings.data.sequence_length
-        self.manifest: Mapping[str, Any] = read_json(run.manifest)
+        manifest = read_json(run.manifest)
+        stages = stages_of(run, manifest)  # where they really began
+        self.manifest: Mapping[str, Any] = {**manifest, **({"stages": stages} if stages else {})}
         self.rows = [r for r in rows_of(read_metrics(run.metrics), "step") if r["step"] <= step]
         self.sequences = _sequences(run, step)
 
@@ -43,15 +46,33 @@ class RunFacts:
             return None
         return self.sequences[name_of(member)] * self.length
 
+    def stage_tokens(self, stage: Mapping[str, Any], who: str | None) -> int:
+        """Return the tokens that a stage read up to the step, whoever of its members trained on
+        them.
+        """
+        assert self.sequences is not None
+        if not stage.get("members"):
+            return self.sequences[who] * self.length
+        start, before = int(stage["start_step"]), self.settings.slots_before
+        return max(0, before(self.step) - before(start)) * self.length
+
     def lineage(self, member: Member | None) -> list[dict[str, Any]]:
-        """Return the stages that led to a model that grew, its own last; [] where none does."""
-        stages, name = self.manifest.get("stages") or [], name_of(member) or "whole"
+        """Return the stages that led to a model that grew, or to what it is a slice of, its own
+        last; [] where none does.
+        """
+        stages = self.manifest.get("stages") or []
         names = [stage["name"] for stage in stages]
+        name = stage_with(stages, name_of(member) or "whole") if stages else "whole"
         entries = {entry["name"]: entry for entry in self._members()} | {"whole": self.manifest}
         return [
             {**entries[stage["name"]], **stage}
             for stage in stages[: names.index(name) + 1 if stages else 0]
         ]
+
+    def is_stage(self, member: Member | None) -> bool:
+        """Return whether a model is that of a stage, and no slice of one."""
+        names = {stage["name"] for stage in self.manifest.get("stages") or []}
+        return (name_of(member) or "whole") in names
 
     def run_flops(self) -> float | None:
         """Return the operations of all passes with a gradient up to the step."""
@@ -67,7 +88,11 @@ class RunFacts:
         name = name_of(member) or "whole"
         found = [row.get("losses", {}).get(name) for row in self.rows]
         if self.manifest.get("stages"):
-            found = [row.get("loss") for row in self.rows if row.get("member", "whole") == name]
+            found = [
+                row["losses"].get(name) if "losses" in row else row.get("loss")
+                for row in self.rows
+                if name in row.get("losses", (row.get("member", "whole"),))
+            ]
         elif member is None and not any(x is not None for x in found):
             found = [row.get("loss") for row in self.rows]
         last = [x for x in found if isinstance(x, int | float) and math.isfinite(x)][-LAST_ROWS:]
@@ -134,7 +159,8 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
     tail = f"nats per token, mean of the last {LAST_ROWS} logged steps in which it trained"
     return [
         ("parameters", f"{total:,}; {matmul:,} outside embedding and head"),
-        *(_grown_from(facts, member) or _parent(facts, member, config)),
+        *_grown_from(facts, member),
+        *_parent(facts, member, config),
         ("tokens it trained on", _or_unknown(tokens, "no step trained it as such")),
         ("FLOPs of its own training", _flops(flops)),
         ("FLOPs of the whole run", _flops(run_flops)),
@@ -146,7 +172,9 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
 
 
 def _parent(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[tuple[str, str]]:
-    """Return what a model is a part of."""
+    """Return what a model is a part of; [] where it is one that grew."""
+    if facts.lineage(member) and facts.is_stage(member):
+        return []
     part = "all of it" if member is None else f"`{json.dumps(spec(member, config))}`"
     return [
         ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
@@ -159,7 +187,7 @@ def _grown_from(facts: RunFacts, member: Member | None) -> list[tuple[str, str]]
     told, tokens = [], 0
     for stage in facts.lineage(member):
         who = None if stage["name"] == "whole" else stage["name"]
-        own = None if facts.sequences is None else facts.sequences[who] * facts.length
+        own = None if facts.sequences is None else facts.stage_tokens(stage, who)
         tokens += own or 0
         made = f"{stage['operator']} → " if stage["operator"] else ""
         trained = "" if own is None else f", {own:,} tokens"

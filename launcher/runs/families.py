@@ -118,7 +118,7 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
             found = growing_refusals(
-                layout, members, manifest["stages"], manifest["sequence_length"]
+                layout, whole, members, manifest["stages"], manifest["sequence_length"], needs
             )
         else:
             found = refusals(layout, whole, members, needs)
@@ -127,16 +127,23 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
 
 def growing_refusals(
     layout: Layout,
+    whole: ModelConfig,
     members: Sequence[Member],
     stages: Sequence[Mapping[str, Any]],
     sequence_length: int,
+    needs: Sequence[str] = (),
 ) -> list[str]:
     """Return why a layout cannot train a family that grows, in words.
 
     Args:
         stages: `ProgressiveFamily.stage_facts`.
+        needs: of the family, whose last stage trains slices.
     """
-    found = stage_refusals(layout, members, sequence_length)
+    named = {stage["name"] for stage in stages}
+    alone = [member for member in members if member.name in named]
+    found = stage_refusals(layout, alone, sequence_length)
+    if slices := [member for member in members if member.name not in named]:
+        found = [*found, *refusals(layout, whole, slices, needs)]
     if layout.pp > 1 and any("teacher_flops_per_token" in stage for stage in stages):
         why = "stages of a pipeline have no second model beside them to follow"
         found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import read_json
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
-from motet.models.family.base import WHOLE
+from motet.models.family.base import WHOLE, Member
 
 
 def refuse_slices(rundir: RunDir, option: str) -> None:
     """Raise `UserError` where the models of a run are no slices of one."""
-    if is_growing(rundir):
+    if is_growing(rundir) and not (read_json(rundir.manifest)["stages"][-1].get("members")):
         raise UserError(
             f"{option}: members of this run grew one into the other, and none is a slice; give "
             "--member or all of them"
@@ -25,6 +25,33 @@ def refuse_slices(rundir: RunDir, option: str) -> None:
 def is_growing(rundir: RunDir) -> bool:
     """Whether the members of a run are models of their own that grow one into the other."""
     return bool(read_json(rundir.manifest).get("stages"))
+
+
+def stage_with(stages: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The name of the stage that trains a member: itself, or, of a slice, the one that has it
+    (`stages` of a manifest); what no stage names is a slice of the last.
+    """
+    return name if name in {stage["name"] for stage in stages} else str(stages[-1]["name"])
+
+
+def inside_of(rundir: RunDir, member: Member | None) -> Member | None:
+    """A member as a slice of the model of its checkpoint; None where it is that model itself."""
+    if member is None or not (stages := read_json(rundir.manifest).get("stages")):
+        return member
+    return None if stage_with(stages, member.name) == member.name else member
+
+
+def chains(manifest: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The models of a run in the orders in which neighbours are compared: as they grew; then the
+    slices with their model, by size.
+
+    Args:
+        names: of those that there are, by size.
+    """
+    grew = [stage["name"] for stage in manifest.get("stages") or ()]
+    found = [[name for name in grew if name in names]]
+    inside = [name for name in names if name not in grew or name == grew[-1]]
+    return [chain for chain in (*found, inside) if len(chain) > 1]
 
 
 def settled_starts(rundir: RunDir) -> list[int]:
@@ -58,8 +85,9 @@ def step_of(rundir: RunDir, step: int, name: str) -> int:
     """The step of the checkpoint that has a model as it was after `step` updates: of one that has
     grown since, the last of its own.
     """
-    if not is_growing(rundir):
+    if not (stages := read_json(rundir.manifest).get("stages")):
         return step
+    name = stage_with(stages, name)
     known = [one for one in rundir.checkpoint_steps() if one <= step]
     found = [one for one in known if held_by(rundir, one) == name]
     if not found:

@@ -32,7 +32,7 @@ from motet.experiments.stream.ledger import Stretch, lineage
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs.kept_models import stages_of
+from motet.launcher.runs.kept_models import stage_with, stages_of
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
@@ -244,12 +244,14 @@ class _Reader:
         return found
 
     def probed(self, stretches: Sequence[Stretch], member: str | None) -> dict[str, Probed]:
-        """The probes of a member by experiment; of one that grew, those of the models that it was
-        made of as well, each as long as it trained. Without its own it was not measured.
+        """The probes of a member by experiment; of one that grew, those of the models that it, or
+        what it is a slice of, was made of as well, each as long as it trained. Without its own it
+        was not measured.
         """
         own = read_probes(self.run.probes, stretches, member)
         names = [entry["name"] for entry in self.stages]
-        before = names[: names.index(member or WHOLE)] if names else []
+        own_stage = stage_with(self.stages, member or WHOLE) if names else WHOLE
+        before = names[: names.index(own_stage)] if names else []
         found: dict[str, Probed] = {}
         for part in (*(read_probes(self.run.probes, stretches, name) for name in before), own):
             for name in own.keys() & part.keys():
@@ -262,7 +264,7 @@ class _Reader:
         """The step at which a member grew into another: it is judged as it was then."""
         pairs = itertools.pairwise(self.stages)
         ends = {one["name"]: int(after["start_step"]) for one, after in pairs}
-        return ends.get(member or WHOLE, math.inf)
+        return ends.get(member or WHOLE, math.inf)  # the last stage, and its slices, have none
 
     @cached_property
     def overlaps(self) -> list[Overlap]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from motet.models.config import ModelConfig
 from motet.models.counts import (
@@ -12,7 +12,8 @@ from motet.models.counts import (
     head_training_flops_per_token,
     training_flops_per_token,
 )
-from motet.models.member import Choice, Term
+from motet.models.family.base import WHOLE, Family, choices
+from motet.models.member import Choice, Member, Term
 
 
 def choice_flops(choice: Choice, whole: ModelConfig, sequence_length: int) -> float:
@@ -28,16 +29,49 @@ def passes_of(choice: Choice) -> Choice:
     return (*teacher, *choice)
 
 
+class MeanPasses(NamedTuple):
+    """How often members pass over a token in a mean step.
+
+    Attributes:
+        passes: by name; a pass without gradient is a third of one.
+        taught: some member follows a teacher.
+    """
+
+    passes: Mapping[str, float]
+    taught: bool
+
+
+def mean_passes(
+    family: Family, members: Mapping[str, Member], steps: Sequence[int], draws: int
+) -> MeanPasses:
+    """Count who trains in some steps."""
+    passes: dict[str, float] = {}
+    taught = False
+    for step in steps:
+        for choice in choices(family, members, step, draws) or [(Term(None),)] * draws:
+            for term in passes_of(choice):
+                name = WHOLE if term.member is None else term.member.name
+                passes[name] = passes.get(name, 0.0) + (1.0 if term.trains else 1 / 3)
+                taught = taught or term.distill + term.kept > 0
+    tokens = draws * len(steps)  # as shares of a step
+    return MeanPasses({name: number / tokens for name, number in passes.items()}, taught)
+
+
 def lineage_totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the operations of a family that grows, and of separate runs of its members.
 
     Args:
         rows: of each stage in order: `flops_per_token`, and `lineage_tokens` and `lineage_flops` of
-            all stages up to its end.
+            all stages up to its end. Where slices of its model train too, `members` has of each,
+            and of the model, `flops_per_token` and the `flops` of its own passes.
     """
     flops = rows[-1]["lineage_flops"]
-    equal_cost = sum(row["lineage_flops"] for row in rows)
-    equal_tokens = sum(row["lineage_tokens"] * row["flops_per_token"] for row in rows)
+    equal_cost = equal_tokens = before = 0.0
+    for row in rows:
+        members = row.get("members") or [{**row, "flops": row["lineage_flops"] - before}]
+        equal_cost += sum(before + member["flops"] for member in members)
+        equal_tokens += sum(row["lineage_tokens"] * one["flops_per_token"] for one in members)
+        before = row["lineage_flops"]
     return {
         "flops": flops,
         "at_equal_cost": equal_cost,

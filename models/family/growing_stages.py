@@ -33,9 +33,17 @@ KEYS = (
     "blend",
     "rewarm_steps",
     "distill",
+    "nested",
 )
 AFTER_ANOTHER = ("frozen_steps", "loss_jump_nats", "blend", "rewarm_steps", "distill")
 """What no first stage has."""
+NOT_NESTED = {
+    "distill": "its slices learn from labels, or follow the largest (nested.loss: distill)",
+    "rewarm_steps": "a rate of their own for new values would be shared by slices that have "
+    "none; set warmup_steps",
+}
+"""What no nested stage has beside it, and why."""
+NO_TEACHER = ("teacher", "teacher_step", "ema_momentum", "ema_steps", "deploy")
 DISTILLED = ("labels", "divergence", "of")
 WIDTHS = ("d_model", "n_heads", "d_ffn", "d_expert", "d_shared")
 SIZED = (
@@ -82,6 +90,8 @@ class GrowingStage:
             times that of the rest (SPARKLING); None = all train alike.
         distill: it follows an earlier model, frozen, of any sizes (Minitron); None = it learns from
             labels alone.
+        nested: options of `family: {kind: nested}`, of the last stage alone: slices of its model
+            train too, and are members; None = its model trains alone.
     """
 
     name: str | None
@@ -96,6 +106,7 @@ class GrowingStage:
     blend: float | None = None
     rewarm_steps: int | None = None
     distill: Distillation | None = None
+    nested: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -127,7 +138,36 @@ def read_stage(
         blend=read.number("blend", None, 0.0, 1.0),
         rewarm_steps=read.whole("rewarm_steps", None, 1),
         distill=_distillation(read),
+        nested=_nested(read, last=after is None),
     )
+
+
+def _nested(read: MappingReader, last: bool) -> Mapping[str, Any] | None:
+    """Return `nested: {members: {half: {d_ffn: 0.5}}}` of the last stage."""
+    asked = read.values.get("nested")
+    if asked is None:
+        return None
+    if not isinstance(asked, Mapping):
+        read.refuse("nested", asked, "options of a nested family, as {members: [30m, 60m]}")
+        return None
+    if not last:
+        read.problem(
+            "nested",
+            "only the last stage trains slices of its model: a slice of a model that grows is no "
+            "slice of what it becomes; leave it out",
+        )
+        return None
+    for key in NOT_NESTED:
+        if key in read.values:
+            read.problem("nested", f"does not go with {key} of the same stage: {NOT_NESTED[key]}")
+    for key in NO_TEACHER:
+        if key in asked:
+            read.problem(
+                f"nested.{key}",
+                "a stage of a family that grows keeps no second set of weights; leave it out "
+                "(loss distill follows the largest of the same weights)",
+            )
+    return asked
 
 
 def _distillation(read: MappingReader) -> Distillation | None:

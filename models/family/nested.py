@@ -75,15 +75,18 @@ class NestedFamily(Family):
         mask_update, normalize, order_at_step, order_sequences: see `Family`.
     """
 
-    def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self, whole: ModelConfig, options: Mapping[str, Any], seed: int, where: str = WHERE
+    ) -> None:
         super().__init__(whole, options, seed)
+        self.where = where
         problems: list[Problem] = []
-        read = MappingReader(options, WHERE, problems, OPTIONS)
+        read = MappingReader(options, where, problems, OPTIONS)
         self._read(read)
         monotone = read.checked("monotone", True, _is_bool, "true or false")
         first = read.choice("depth", ("spread", "first"), "spread") == "first"
         how = SliceRule(self.groups, self.layer_groups, first)
-        sliced = _members(whole, read, how)
+        sliced = _members(whole, read, how, where)
         raise_problems(problems)
         self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
         self._refuse(monotone, read)
@@ -196,7 +199,7 @@ class NestedFamily(Family):
         for number, values in enumerate(asked):
             where = f"phases[{number}]"
             one = MappingReader(
-                values, f"{WHERE}.{where}", read.problems, ("until_step", "smallest")
+                values, f"{self.where}.{where}", read.problems, ("until_step", "smallest")
             )
             until = one.whole("until_step", None, 1)
             smallest = one.choice("smallest", list(numbers), "whole")
@@ -262,7 +265,7 @@ class NestedFamily(Family):
         return terms if drawn[0] is None else [Term(None, 0.0), *terms]
 
 
-def _members(whole: ModelConfig, read: MappingReader, how: SliceRule) -> list[Member]:
+def _members(whole: ModelConfig, read: MappingReader, how: SliceRule, where: str) -> list[Member]:
     """Return the members that the options ask for, by name or by size."""
     asked = read.values.get("members")
     axes = read.sequence("axes") or [
@@ -286,7 +289,7 @@ def _members(whole: ModelConfig, read: MappingReader, how: SliceRule) -> list[Me
         return []
     found = []
     for name, values in asked.items():
-        one = MappingReader(values, f"{WHERE}.members.{name}", read.problems, KEYS)
+        one = MappingReader(values, f"{where}.members.{name}", read.problems, KEYS)
         try:
             found.append(member_of(whole, str(name), one.values, *how))
         except SliceError as error:

@@ -17,6 +17,7 @@ from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import Member, Term, TrainingStage, WhoTrains
 from motet.models.family.growing_stages import KEYS, GrowingStage, read_stage
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
+from motet.models.family.nested import NestedFamily
 from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
 from motet.models.family.staged import WHERE, StagedFamily
 
@@ -45,9 +46,13 @@ class ProgressiveFamily(StagedFamily):
         stages: in order; see `growing_stages`. The last is the run's model.
         preset: a published schedule that fills in what is left out (`growth_presets`).
         factor, tokens, alpha, larger: of presets that make their stages themselves.
+
+    Attributes:
+        nested: who trains in the last stage, where slices of its model do; its steps are counted
+            from there.
     """
 
-    draws = 1
+    draws: int | None = 1
 
     def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
         super().__init__(whole, options, seed)
@@ -63,6 +68,11 @@ class ProgressiveFamily(StagedFamily):
             for stage in self.stages
             if stage.name is not None
         ]
+        self.nested = self._nested_stage()
+        if self.nested is not None:
+            self.draws, self.by_replica = self.nested.draws, self.nested.by_replica
+            self.mask_update, self.normalize = self.nested.mask_update, self.nested.normalize
+            self.order_sequences = self.nested.order_sequences
         self._frozen: dict[int, frozenset[str]] = {0: frozenset()}
         self._made: tuple[int, Growth] | None = None
 
@@ -82,6 +92,26 @@ class ProgressiveFamily(StagedFamily):
         problems += [Problem(f"{WHERE}.stages", f"{name!r} is the name of two") for name in twice]
         return found
 
+    def _nested_stage(self) -> NestedFamily | None:
+        """Return the family of slices that the last stage trains.
+
+        Raises:
+            UserError: they cannot be, or have the name of a stage.
+        """
+        asked, where = self.stages[-1].nested, f"{WHERE}.stages[{len(self.stages) - 1}].nested"
+        if asked is None:
+            return None
+        found = NestedFamily(self.whole, asked, self.seed, where)
+        names = {member.name for member in self._members}
+        raise_problems(
+            [
+                Problem(f"{where}.members", f"{member.name!r} is the name of a stage; take another")
+                for member in found.members()
+                if member.name in names
+            ]
+        )
+        return found
+
     def fit(self, run: RunShape, frozen: Sequence[Mapping[str, Any]] = ()) -> None:
         """Learn how long the run is, and with it where every stage begins.
 
@@ -96,8 +126,29 @@ class ProgressiveFamily(StagedFamily):
         self.lay(run, [int(entry["start_step"]) for entry in frozen])
 
     def members(self) -> Sequence[Member]:
-        """See `Family.members`: the models of all stages but the last, in their order."""
-        return self._members
+        """See `Family.members`: the models of all stages but the last, in their order, then the
+        slices of the last.
+        """
+        return [*self._members, *self.slices(None)]
+
+    def slices(self, held: Member | None) -> Sequence[Member]:
+        """Return the members that are slices of the model that trains, the smallest first."""
+        return self.nested.members() if self.nested is not None and held is None else ()
+
+    def trains_slices(self, step: int) -> bool:
+        """Return whether slices of the model train in a step."""
+        return self.nested is not None and self.number_at(step) == len(self.stages) - 1
+
+    def ordered_at(self) -> int | None:
+        """Return before which step channels of the last stage's model are put in order; None: not
+        at all, or not yet known.
+        """
+        at = None if self.nested is None else self.nested.order_at_step
+        return None if at is None or len(self.starts) < len(self.stages) else self.starts[-1] + at
+
+    def needs(self) -> tuple[str, ...]:
+        """See `Family.needs`."""
+        return () if self.nested is None else self.nested.needs()
 
     def stage_facts(self) -> list[dict[str, Any]]:
         """Return what a run's manifest says of its stages: where they begin, and how each model is
@@ -114,6 +165,8 @@ class ProgressiveFamily(StagedFamily):
                 facts["teacher_flops_per_token"] = teaching
             if learned := self.learning_sequences(number):
                 facts["learning_tokens"] = learned * self.run.sequence_length
+            if slices := [] if stage.name is not None else self.slices(None):
+                facts["members"] = [member.name for member in slices]
             found.append(facts)
         return found
 
@@ -149,6 +202,8 @@ class ProgressiveFamily(StagedFamily):
 
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """See `Family.choose`."""
+        if self.nested is not None and self.trains_slices(step):
+            return self.nested.choose(step - self.starts[-1], draws)
         return [(self.stages[self.number_at(step)].name,)] * draws
 
     def stage(self, step: int) -> TrainingStage | None:
@@ -255,6 +310,9 @@ class ProgressiveFamily(StagedFamily):
                     "blend with; let one have them, or leave blend out"
                 )
             found += _alone(stage.operator, where) or self._operator_faults(number)
+        if self.nested is not None:
+            last = self.least_steps(len(self.stages) - 1)
+            found += [f"{where}.nested.{why}" for why in self.nested.problems(last)]
         return found
 
     def _operator_faults(self, number: int) -> list[str]:

@@ -12,7 +12,7 @@ from motet.launcher.commands import common, options
 from motet.launcher.commands.export import all_models, chosen_step, config_of, read_model
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
-from motet.launcher.runs.kept_models import is_growing, step_of
+from motet.launcher.runs.kept_models import chains, inside_of, step_of
 from motet.launcher.runs.rundir import RunDir
 
 
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measured(rundir: RunDir, step: int, sequences: int | None) -> dict[str, Any]:
-    """Return the divergence of each two neighbours: those that follow each other as they grew, or
-    by size where they are slices.
+    """Return the divergence of each two neighbours: those that follow each other as they grew, and
+    by size those that are slices, with the whole model.
 
     Raises:
         UserError: there is one model, or a checkpoint is damaged.
@@ -57,9 +57,6 @@ def measured(rundir: RunDir, step: int, sequences: int | None) -> dict[str, Any]
 
     manifest, settings = read_json(rundir.manifest), run_yaml.load(rundir.resolved_yaml)
     models = all_models(rundir, step)
-    order = [stage["name"] for stage in manifest.get("stages") or ()]
-    if order:
-        models = sorted(models, key=lambda model: order.index(model.name))
     if len(models) < 2:
         known = ", ".join(model.name for model in models) or "none"
         raise UserError(f"{rundir.root}: no two models to compare up to step {step:,}: {known}")
@@ -70,22 +67,27 @@ def measured(rundir: RunDir, step: int, sequences: int | None) -> dict[str, Any]
         decoder.load_state_dict(state, assign=True)
         return decoder
 
-    chosen = [
-        MeasuredModel(
+    chosen = {
+        model.name: MeasuredModel(
             model.name,
             step_of(rundir, step, model.name),
             parameters_non_embedding(config_of(rundir, model.member)),
-            None if is_growing(rundir) else model.member,
+            inside_of(rundir, model.member),
         )
         for model in models
-    ]
+    }
     # Maps of learned operators read what lies behind the run's last sequence.
     tokens = sum(stage.get("learning_tokens", 0) for stage in manifest.get("stages") or ())
     slots = settings.slots_before(settings.steps) + tokens // settings.data.sequence_length
     count = sequences or settings.metrics.evaluate_sequences
     text = HeldOutSequences(open_stream(settings), count, slots)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"unseen": text.unseen, "pairs": pair_rows(chosen, decoder_of, text, device)}
+    rows = [
+        row
+        for names in chains(manifest, list(chosen))
+        for row in pair_rows([chosen[name] for name in names], decoder_of, text, device)
+    ]
+    return {"unseen": text.unseen, "pairs": rows}
 
 
 def _tell(facts: Mapping[str, Any]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from motet.launcher.config.sections import FamilySettings, RunSettings, TrainingSettings
-from motet.launcher.planning.family_costs import PlannedFamily, mean_passes
+from motet.launcher.planning.family_costs import PlannedFamily
+from motet.launcher.planning.family_facts import sampled_steps
 from motet.models.config import ModelConfig
+from motet.models.family.costs import mean_passes
 from motet.parallel.layout.layout import Layout
 
 WHOLE = ModelConfig(64, 64, 4, 4, 2, 128)
@@ -40,7 +42,8 @@ def test_a_kept_teacher_is_a_pass_and_who_follows_it_alone_trains(
     options: dict[str, Any], passes: dict[str, float], taught: bool
 ) -> None:
     made = planned(**options)
-    found = mean_passes(made.family, made.members, made.settings, 1)
+    members = {member.name: member for member in made.members}
+    found = mean_passes(made.family, members, sampled_steps(made.settings), 1)
     assert found.passes == pytest.approx(passes)
     assert found.taught == taught
 
