@@ -273,6 +273,8 @@ def model_problems(settings: RunSettings) -> list[Problem]:
 
     model = settings.model
     if model.from_hf is not None:
+        if settings.family.kind == "progressive":
+            return []  # they are sizes of the model that it grows into, once the folder is read
         given = ", ".join(
             f"model.{name}" for name in model.overrides() if name not in models.TRAINING_FIELDS
         )

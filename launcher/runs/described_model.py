@@ -52,7 +52,10 @@ def imported_model(settings: RunSettings) -> ModelConfig:
 
     section = settings.model
     assert section.from_hf is not None
-    config = replace(config_of_folder(Path(section.from_hf)), **section.overrides())
+    begins = config_of_folder(Path(section.from_hf))
+    # Where it grows, what is set beside it says into what; heads keep their channels.
+    kept = {"head_dim": begins.head_width} if section.overrides() else {}
+    config = replace(begins, **{**kept, **section.overrides()})
     raise_problems([Problem(f"model.{name}", why) for name, why in problems(config)])
     _check_corpora(settings, section.from_hf, config.vocabulary_size)
     return config

@@ -80,14 +80,36 @@ def sound_members(family: Family, settings: RunSettings) -> Sequence[Member]:
     # Those that grow are no slices of the whole; each is a model that was looked at by itself.
     grows = isinstance(family, ProgressiveFamily)
     problems = [] if grows else member_problems(family.whole, members)
-    if grows and settings.model.from_hf:
-        problems.append(
-            f"progressive begins with a small model of its own, and model.from_hf="
-            f"{settings.model.from_hf} has the weights of the last; leave it out"
-        )
+    if isinstance(family, ProgressiveFamily) and settings.model.from_hf:
+        problems = first_stage_problems(family, settings.model.from_hf)
     problems = problems or family.problems(settings.steps)
     raise_problems([Problem("family.kind", why) for why in problems])
     return members
+
+
+def first_stage_problems(family: ProgressiveFamily, folder: str) -> list[str]:
+    """Return why a family that grows cannot begin with the weights of a Hugging Face folder."""
+    from motet.models.growth.operator import FREE, foreign, sized  # brings torch
+    from motet.models.hf_files import config_of_folder
+
+    begins, first = config_of_folder(Path(folder)), family.stages[0]
+    if strange := foreign(begins):
+        return [
+            f"model.from_hf={folder} cannot grow: {', '.join(strange)} is of a kind whose weights "
+            "no operator of growth maps"
+        ]
+    differing = [
+        f"{key}={sized(first.config, key)} instead of {sized(begins, key)}"
+        for key in vars(begins)
+        if key not in FREE and sized(first.config, key) != sized(begins, key)
+    ]
+    if not differing:
+        return []
+    return [
+        f"model.from_hf={folder} is what the first stage begins with, and {first.label} has "
+        f"{', '.join(differing)}; give stages[0] the folder's sizes, and the section model those "
+        "of the last stage, as in model: {from_hf: FOLDER, n_layers: 24}"
+    ]
 
 
 def new_family(settings: RunSettings, whole: ModelConfig) -> Family:

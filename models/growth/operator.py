@@ -102,10 +102,10 @@ class GrowthOperator(ABC):
         for name, config in (("the old model", source), ("the new model", target)):
             if wrong := problems(config):
                 return [Problem(f"{name}: {setting}", why) for setting, why in wrong]
-            if foreign := _foreign(config):
+            if unknown := foreign(config):
                 return [
                     Problem(f"{name}: {setting}", "is of a kind whose weights no operator maps")
-                    for setting in foreign
+                    for setting in unknown
                 ]
         if self.moments is not None and self.moments not in {rule.value for rule in Moments}:
             known = ", ".join(rule.value for rule in Moments)
@@ -161,8 +161,8 @@ class GrowthOperator(ABC):
         return f"this operator changes {able}; keep it, or take an operator that changes {setting}"
 
 
-def _foreign(config: ModelConfig) -> list[str]:
-    """Return the settings of weights that the operators do not know: those of imported models."""
+def foreign(config: ModelConfig) -> list[str]:
+    """Return the settings of weights that no operator knows: those of some imported models."""
     names = ["norm_position"] if config.norm_position == "both" else []
     names += [name for name in ("o_bias", "mlp_bias") if getattr(config, name)]
     return [f"{name}={getattr(config, name)!r}" for name in names]
