@@ -105,6 +105,7 @@ class Decoder(nn.Module):
         teaches: bool = False,
         skips: Collection[int] = (),
         exits: Mapping[int, float] = NO_EXITS,
+        times: Sequence[int] = (),
     ) -> LossSums: ...
     @overload
     def forward(
@@ -142,6 +143,7 @@ class Decoder(nn.Module):
         teaches: bool = False,
         skips: Collection[int] = (),
         exits: Mapping[int, float] = NO_EXITS,
+        times: Sequence[int] = (),
     ) -> Tensor | LossSums | Scores | Teacher:
         """Run the model on int64 [B, T] tokens.
 
@@ -153,8 +155,8 @@ class Decoder(nn.Module):
         `member` runs a member of the family: its blocks, and of every weight its part. With
         `teachers` its loss is weights[0] x cross-entropy + weights[1], .. x divergence from each;
         one that `teaches` hands out what a `Teacher` needs, as mode "states" does. Blocks in
-        `skips` are left out. With `exits` (block -> weight) the states after those blocks meet norm
-        and head too, and the objective is that of all.
+        `skips` are left out; each runs `times[block]` times. With `exits` (block -> weight) the
+        states after those blocks meet norm and head too, and the objective is that of all.
         """
         if mode not in ("logits", "loss", "score", "states"):
             raise ValueError(f"mode={mode!r} is not one of 'logits', 'loss', 'score', 'states'")
@@ -164,7 +166,7 @@ class Decoder(nn.Module):
             )
         places = places or self.places(tokens_BT, document_ids_BT)
         ways: list[Tensor] = []
-        hidden_BTD = self._hidden(tokens_BT, places, member, skips, exits, ways)
+        hidden_BTD = self._hidden(tokens_BT, places, member, skips, exits, ways, times)
         if not self.part.last:
             return hidden_BTD
         head_VD = self._head_weight(self._stream(member))
@@ -225,19 +227,18 @@ class Decoder(nn.Module):
         skips: Collection[int],
         exits: Collection[int],
         ways: list[Tensor],
+        times: Sequence[int],
     ) -> Tensor:
         """Return the states before the head; those of exits are added to `ways`."""
-        stream = self._stream(member)
-        # Between stages of a pipeline a member's stream is padded to the whole width.
+        stream = self._stream(member)  # between stages of a pipeline padded to the whole width
         x_BTD = take(x, -1, stream) if self.embedding is None else self._embedded(x, stream)
         recompute = self.recompute != "none" and torch.is_grad_enabled()
         for layer, block, cuts in self._blocks(member):
-            if layer in skips:
-                pass
-            elif recompute:
-                x_BTD = _again(block, x_BTD, places, cuts, self.recompute)
-            else:
-                x_BTD = block(x_BTD, places, cuts)
+            for _ in range(0 if layer in skips else times[layer] if times else 1):
+                if recompute:
+                    x_BTD = _again(block, x_BTD, places, cuts, self.recompute)
+                else:
+                    x_BTD = block(x_BTD, places, cuts)
             if layer in exits and self.norm is not None:
                 ways.append(self._normed(x_BTD, stream))
         if self.norm is not None:

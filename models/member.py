@@ -136,6 +136,8 @@ class Term(NamedTuple):
         skips: blocks that this pass leaves out, of those that the member has (layer dropout).
         exits: members whose losses are taken on the way; each meets norm and head after its last
             block, or where that would have been.
+        times: how often each block of the whole model runs, one pass after the other
+            (`family/virtual_depth.py`); () = once.
     """
 
     member: Member | None
@@ -145,6 +147,7 @@ class Term(NamedTuple):
     kept: float = 0.0
     skips: tuple[int, ...] = ()
     exits: tuple[Exit, ...] = ()
+    times: tuple[int, ...] = ()
 
     @property
     def weight(self) -> float:

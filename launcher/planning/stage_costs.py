@@ -47,7 +47,8 @@ def _laid(
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
         passes = stage_passes(family, number, start, stop)
         members = _members(family, passes, read, length)
-        ran = sum(one["flops"] for one in members) if members else read * each
+        virtual = family.virtual_flops(number, start, stop)
+        ran = sum(one["flops"] for one in members) if members else read * (virtual or each)
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
         spent = ran + read * family.teacher_flops(number) + learning
@@ -69,6 +70,7 @@ def _laid(
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
                 **({"members": members} if members else {}),
+                **({"virtual_flops_per_token": virtual} if virtual else {}),
             }
         )
     return {"stages": rows, **lineage_totals(rows)}
@@ -224,6 +226,9 @@ def _priced(
         row["step_time_s"] = found.step_time_s
         row["time_s"] = row["tokens"] / found.tokens_per_s
         row["memory_gib"], row["fits"] = found.memory_gib, found.fits
+        # Layers that run again take as much longer as they take more operations.
+        more = row.get("virtual_flops_per_token", row["flops_per_token"]) / row["flops_per_token"]
+        row["step_time_s"], row["time_s"] = row["step_time_s"] * more, row["time_s"] * more
         if "members" in row:
             tokens_a_step = found.tokens_per_s * found.step_time_s
             alone_s += _price_slices(family, row, question, choice) * (

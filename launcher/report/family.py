@@ -99,7 +99,8 @@ def lineage(
         tokens = None if own is None or tokens is None else tokens + own
         learning = stage.get("learning_tokens", 0) if own else 0
         each = row["flops_per_token"] or 0.0
-        flops += inside.get("flops", (own or 0.0) * each) + learning * each
+        ran = (own or 0.0) * stage.get("virtual_flops_per_token", each)
+        flops += inside.get("flops", ran) + learning * each
         flops += (own or 0.0) * stage.get("teacher_flops_per_token", 0.0)
         rows.append(
             {

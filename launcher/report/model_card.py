@@ -74,12 +74,20 @@ class RunFacts:
         names = {stage["name"] for stage in self.manifest.get("stages") or []}
         return (name_of(member) or "whole") in names
 
+    def ran_flops_of(self, name: str | None, each: float) -> float:
+        """Return the operations per token of a model's steps: where its layers run several times,
+        the mean of its stage.
+        """
+        stages = {stage["name"]: stage for stage in self.manifest.get("stages") or []}
+        return float(stages.get(name or "whole", {}).get("virtual_flops_per_token", each))
+
     def run_flops(self) -> float | None:
         """Return the operations of all passes with a gradient up to the step."""
         if self.sequences is None:
             return None
         each = {member["name"]: member["flops_per_token"] for member in self._members()}
         each[None] = self.manifest["flops_per_token"]
+        each = {name: self.ran_flops_of(name, value) for name, value in each.items()}
         known = sum(each.get(name, 0.0) * number for name, number in self.sequences.items())
         return known * self.length
 
@@ -155,6 +163,7 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
     total, matmul = counts.parameters(config), counts.parameters_non_embedding(config)
     tokens, run_flops, loss = facts.tokens(member), facts.run_flops(), facts.loss(member)
     each = counts.training_flops_per_token(config, facts.length)
+    each = facts.ran_flops_of(name_of(member), each)
     flops = None if tokens is None else tokens * each
     tail = f"nats per token, mean of the last {LAST_ROWS} logged steps in which it trained"
     return [

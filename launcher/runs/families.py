@@ -169,6 +169,9 @@ def growing_refusals(
     if layout.pp > 1 and any("teacher_flops_per_token" in stage for stage in stages):
         why = "stages of a pipeline have no second model beside them to follow"
         found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
+    if layout.pp > 1 and any("virtual_flops_per_token" in stage for stage in stages):
+        why = "layers that run several times are not equally many in all stages of a pipeline"
+        found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
     if layout.pp > 1 and any(stage["operator"].startswith("prune") for stage in stages):
         why = "channels that are pruned are measured in one piece; set layout.pp=1"
         found = [*found, f"layout.pp={layout.pp}: {why}"]

@@ -83,8 +83,8 @@ def lineage_totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def term_flops(term: Term, whole: ModelConfig, sequence_length: int) -> float:
-    """Return those of one pass: of blocks that it skips none, of each exit another head, and
-    without gradient a third.
+    """Return those of one pass: of blocks that it skips none, of those that run again as many,
+    of each exit another head, and without gradient a third.
     """
     config = whole if term.member is None else term.member.config
     layers = range(whole.n_layers) if term.member is None else term.member.layers
@@ -92,5 +92,8 @@ def term_flops(term: Term, whole: ModelConfig, sequence_length: int) -> float:
     for at, layer in enumerate(layers):
         if layer in term.skips:
             flops -= block_training_flops_per_token(config, sequence_length, at)
+        elif term.times:
+            again = term.times[layer] - 1
+            flops += again * block_training_flops_per_token(config, sequence_length, at)
     flops += len(term.exits) * head_training_flops_per_token(config)
     return flops if term.trains else flops / 3

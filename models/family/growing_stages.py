@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from motet.core.errors import suggest
 from motet.core.schema import MappingReader, is_number, is_whole
@@ -19,6 +19,7 @@ from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import NAME, WHOLE
 from motet.models.family.space import size_of
 from motet.models.family.stage_lengths import LENGTHS, StageLength, amount, read_length
+from motet.models.family.stage_rules import Distillation, distillation_of, nested_of, virtual_of
 
 SIZES = ("parameters", "depth", "width", "model")
 KEYS = (
@@ -34,17 +35,10 @@ KEYS = (
     "rewarm_steps",
     "distill",
     "nested",
+    "virtual_depth",
 )
 AFTER_ANOTHER = ("frozen_steps", "loss_jump_nats", "blend", "rewarm_steps", "distill")
 """What no first stage has."""
-NOT_NESTED = {
-    "distill": "its slices learn from labels, or follow the largest (nested.loss: distill)",
-    "rewarm_steps": "a rate of their own for new values would be shared by slices that have "
-    "none; set warmup_steps",
-}
-"""What no nested stage has beside it, and why."""
-NO_TEACHER = ("teacher", "teacher_step", "ema_momentum", "ema_steps", "deploy")
-DISTILLED = ("labels", "divergence", "of")
 WIDTHS = ("d_model", "n_heads", "d_ffn", "d_expert", "d_shared")
 SIZED = (
     *("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "tied_embeddings"),
@@ -55,19 +49,6 @@ SIZED = (
 NEAR = 0.25
 """A number of parameters that no stage comes so near to is refused, as a share of it."""
 MOST_PARTS = 16
-
-
-class Distillation(NamedTuple):
-    """What the loss of a stage is, beside or instead of the labels.
-
-    Attributes:
-        labels, divergence: weights of the cross-entropy, and of KL(teacher || model).
-        of: name of the stage whose last model is the teacher; None = the one before.
-    """
-
-    labels: float = 0.0
-    divergence: float = 1.0
-    of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +73,7 @@ class GrowingStage:
             labels alone.
         nested: options of `family: {kind: nested}`, of the last stage alone: slices of its model
             train too, and are members; None = its model trains alone.
+        virtual: its layers run several times, as many as are drawn every step (`virtual_depth`).
     """
 
     name: str | None
@@ -107,6 +89,7 @@ class GrowingStage:
     rewarm_steps: int | None = None
     distill: Distillation | None = None
     nested: Mapping[str, Any] | None = None
+    virtual: bool = False
 
     @property
     def label(self) -> str:
@@ -137,64 +120,10 @@ def read_stage(
         loss_jump_nats=_positive(read, "loss_jump_nats"),
         blend=read.number("blend", None, 0.0, 1.0),
         rewarm_steps=read.whole("rewarm_steps", None, 1),
-        distill=_distillation(read),
-        nested=_nested(read, last=after is None),
+        distill=distillation_of(read),
+        nested=nested_of(read, last=after is None),
+        virtual=virtual_of(read, last=after is None),
     )
-
-
-def _nested(read: MappingReader, last: bool) -> Mapping[str, Any] | None:
-    """Return `nested: {members: {half: {d_ffn: 0.5}}}` of the last stage."""
-    asked = read.values.get("nested")
-    if asked is None:
-        return None
-    if not isinstance(asked, Mapping):
-        read.refuse("nested", asked, "options of a nested family, as {members: [30m, 60m]}")
-        return None
-    if not last:
-        read.problem(
-            "nested",
-            "only the last stage trains slices of its model: a slice of a model that grows is no "
-            "slice of what it becomes; leave it out",
-        )
-        return None
-    for key in NOT_NESTED:
-        if key in read.values:
-            read.problem("nested", f"does not go with {key} of the same stage: {NOT_NESTED[key]}")
-    for key in NO_TEACHER:
-        if key in asked:
-            read.problem(
-                f"nested.{key}",
-                "a stage of a family that grows keeps no second set of weights; leave it out "
-                "(loss distill follows the largest of the same weights)",
-            )
-    return asked
-
-
-def _distillation(read: MappingReader) -> Distillation | None:
-    """Return what `distill: {}` or `{labels: 0.5, divergence: 0.5, of: large}` asks for."""
-    asked = read.values.get("distill")
-    if asked is None:
-        return None
-    if not isinstance(asked, Mapping):
-        read.refuse("distill", asked, "{}, or weights such as {labels: 0.5, divergence: 0.5}")
-        return None
-    for key in asked:
-        if key not in DISTILLED:
-            why = (
-                f"is no part of it{suggest(str(key), DISTILLED)}; there are {', '.join(DISTILLED)}"
-            )
-            read.problem(f"distill.{key}", why)
-    found = {key: asked[key] for key in DISTILLED if key in asked}
-    for key in ("labels", "divergence"):
-        value = found.get(key, 1.0)
-        if not is_number(value) or value < 0 or (key == "divergence" and value == 0):
-            least = "above 0" if key == "divergence" else "of at least 0"
-            read.problem(f"distill.{key}", f"{value!r:.60} is not a number {least}")
-            return None
-    if not isinstance(found.get("of", ""), str):
-        read.problem("distill.of", f"{found['of']!r:.60} is not the name of a stage")
-        return None
-    return Distillation(**found)
 
 
 def _name(read: MappingReader, last: bool) -> str | None:

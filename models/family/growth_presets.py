@@ -53,11 +53,8 @@ def preset_options(read: MappingReader, whole: ModelConfig) -> list[Any]:
     """Return the stages as run.yaml would have them, with what a preset fills in."""
     name = read.values.get("preset")
     if name is not None and (not isinstance(name, str) or name not in PRESETS):
-        if why := NOT_BUILT.get(str(name)):
-            read.problem("preset", f"{name} is not built: {why}; there are {', '.join(PRESETS)}")
-        else:
-            hint = suggest(str(name), PRESETS)
-            read.problem("preset", f"{name!r} is not one of {', '.join(PRESETS)}{hint}")
+        hint = suggest(str(name), PRESETS)
+        read.problem("preset", f"{name!r} is not one of {', '.join(PRESETS)}{hint}")
         return []
     for key in ("factor", "tokens", "alpha", "larger"):
         if key in read.values and (name is None or key not in PRESETS[name].takes):
@@ -254,14 +251,23 @@ def _fitted_minitron(asked: PresetRun) -> list[GrowingStage]:
     return [replace(large, length=large.length or StageLength("tokens", tokens)), small]
 
 
+def _written_apollo(read: MappingReader, whole: ModelConfig) -> list[Any]:
+    """Return the stages with the sharing of layers, and interpolation between them."""
+    found = list(_listed(read))
+    for number, stage in enumerate(found):
+        if isinstance(stage, Mapping):
+            last = number == len(found) - 1
+            filled = {} if last else {"virtual_depth": "lvps"}
+            filled |= {"operator": "interpolate"} if number else {}
+            found[number] = filled | dict(stage)
+    return found
+
+
 PRESETS: Mapping[str, Preset] = {
     "yano2025": Preset((), _written_yano, _fitted_yano),
     "gstack": Preset(("factor", "tokens"), _written_gstack, _fitted_gstack),
     "upcycle": Preset(("tokens",), _written_upcycle, lambda asked: asked.stages),
     "minitron": Preset(("larger", "tokens"), _written_minitron, _fitted_minitron),
     "vcycle": Preset(("factor", "alpha"), _written_vcycle, _fitted_vcycle),
+    "apollo": Preset((), _written_apollo, lambda asked: asked.stages),
 }
-NOT_BUILT: Mapping[str, str] = {
-    "apollo": "its small models run layers several times, a number that is drawn every step",
-}
-"""Presets that are known and that a run cannot follow, and why."""

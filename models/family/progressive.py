@@ -165,6 +165,9 @@ class ProgressiveFamily(StagedFamily):
                 facts["teacher_flops_per_token"] = teaching
             if learned := self.learning_sequences(number):
                 facts["learning_tokens"] = learned * self.run.sequence_length
+            stop = [*self.planned[1:], self.run.steps][number]
+            if (each := self.virtual_flops(number, start, stop)) is not None:
+                facts["virtual_flops_per_token"] = each
             if slices := [] if stage.name is not None else self.slices(None):
                 facts["members"] = [member.name for member in slices]
             found.append(facts)
@@ -204,7 +207,10 @@ class ProgressiveFamily(StagedFamily):
         """See `Family.choose`."""
         if self.nested is not None and self.trains_slices(step):
             return self.nested.choose(step - self.starts[-1], draws)
-        return [(self.stages[self.number_at(step)].name,)] * draws
+        name = self.stages[self.number_at(step)].name
+        if repeats := self.layer_times(step):
+            return [(Term(name, times=repeats),)] * draws  # type: ignore[arg-type]
+        return [(name,)] * draws
 
     def stage(self, step: int) -> TrainingStage | None:
         """See `Family.stage`: a schedule of its own for every stage."""
@@ -256,6 +262,8 @@ class ProgressiveFamily(StagedFamily):
 
     def term(self, step: int) -> Term | None:
         """Return what the loss of a step is, of the model that trains; None: the labels alone."""
+        if repeats := self.layer_times(step):
+            return Term(None, times=repeats)
         asked = self.stages[self.number_at(step)].distill
         return None if asked is None else Term(None, asked.labels, kept=asked.divergence)
 
@@ -309,6 +317,7 @@ class ProgressiveFamily(StagedFamily):
                     f"{where}.blend: no stage before {stage.label} has a model of its sizes to "
                     "blend with; let one have them, or leave blend out"
                 )
+            found += _virtual_faults(stage, where)
             found += _alone(stage.operator, where) or self._operator_faults(number)
         if self.nested is not None:
             last = self.least_steps(len(self.stages) - 1)
@@ -359,6 +368,13 @@ class ProgressiveFamily(StagedFamily):
             f"warmup_steps: stage {stage.label} has {steps:,} steps, no more than its warm-up of "
             f"{warmup:,} ({whose}); set warmup_steps of the stage to {max(0, steps // 10):,}"
         ]
+
+
+def _virtual_faults(stage: GrowingStage, where: str) -> list[str]:
+    if not stage.virtual or not stage.config.n_experts:
+        return []
+    why = "a token that visits a layer several times is counted by its experts as several"
+    return [f"{where}.virtual_depth: {why}; leave it out, or the experts"]
 
 
 def _alone(operator: str, where: str) -> list[str]:

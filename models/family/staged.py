@@ -13,9 +13,12 @@ from motet.core.errors import Problem, UserError, raise_problems
 from motet.models.config import ModelConfig
 from motet.models.counts import training_flops_per_token
 from motet.models.family.base import Family
+from motet.models.family.costs import term_flops
 from motet.models.family.growing_stages import GrowingStage
 from motet.models.family.loss_trend import LEAST_BLOCKS, LossTrend
 from motet.models.family.stage_lengths import RunShape
+from motet.models.family.virtual_depth import times, virtual_depth
+from motet.models.member import Term
 
 WHERE = "family.options"
 
@@ -146,6 +149,30 @@ class StagedFamily(Family):
         if (teacher := self.teacher_of(number)) is None:
             return 0.0
         return training_flops_per_token(self.stages[teacher].config, self.run.sequence_length) / 3
+
+    def layer_times(self, step: int) -> tuple[int, ...]:
+        """Return how often each layer of the model runs in a step; () where each runs once."""
+        stage = self.stages[self.number_at(step)]
+        if not stage.virtual:
+            return ()
+        layers, deepest = stage.config.n_layers, self.whole.n_layers
+        depth = virtual_depth(self.seed, step, layers, deepest)
+        return () if depth == layers else times(layers, depth)
+
+    def virtual_flops(self, number: int, start: int, stop: int) -> float | None:
+        """Return the operations per token of a stage whose layers run several times: the mean over
+        its steps as they are drawn; None where each runs once.
+        """
+        assert self.run is not None
+        stage = self.stages[number]
+        if not stage.virtual:
+            return None
+        length, total = self.run.sequence_length, 0.0
+        for step in range(start, stop):
+            depth = virtual_depth(self.seed, step, stage.config.n_layers, self.whole.n_layers)
+            term = Term(None, times=times(stage.config.n_layers, depth))
+            total += term_flops(term, stage.config, length) * self.run.tokens(step, step + 1)
+        return total / self.run.tokens(start, stop)
 
     def number_at(self, step: int) -> int:
         """Return the number of the stage that a step belongs to."""

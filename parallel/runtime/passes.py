@@ -55,5 +55,6 @@ class Pass(NamedTuple):
             "teachers": [*own, *(kept if term.kept else ())],
             "weights": [term.labels, *filter(None, (term.distill, term.kept))],
             "skips": term.skips,
+            "times": term.times,
             "exits": {out.member.layers[-1]: out.labels for out in term.exits},
         }

@@ -329,7 +329,6 @@ REFUSED = [
     ([SMALL, {**STACK, "distill": {"labels": -1}}], {}, "-1 is not a number of at least 0"),
     ([SMALL, {**STACK, "distill": {"of": "large"}}], {}, "'large' is no stage before it"),
     ([SMALL, {**STACK, "distill": {"of": 3}}], {}, "3 is not the name of a stage"),
-    ([SMALL, STACK], {"preset": "apollo"}, "apollo is not built"),
     ([SMALL, STACK], {"preset": "gstack"}, "preset gstack makes them itself"),
     ([SMALL, STACK], {"preset": "yano2025"}, "yano2025 says how long each stage is"),
     ([SMALL, STACK], {"factor": 2}, "belongs to preset gstack or vcycle"),
