@@ -46,7 +46,13 @@ STEPS, START, SEQUENCES = 16, 6, 4
 def write(folder: Path, corpus: Path) -> Path:
     (folder / "stop.py").write_text(STOP)
     layers = ("n_layers: 2, n_heads: 2", "n_layers: 4, n_heads: 2")
-    changed = (("training:", FAMILY), layers, ("sequences: 8", "sequences: 4"), ("24", "16"))
+    changed = (
+        ("training:", FAMILY),
+        layers,
+        ("sequences: 8", "sequences: 4"),
+        ("24", "16"),
+        ("micro_sequences: 2", "micro_sequences: 1"),
+    )
 
     def edit(text: str) -> str:
         for old, new in changed:
