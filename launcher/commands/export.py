@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -338,12 +337,8 @@ def read_model(
     Args:
         source: "model", or "teacher" of a run that keeps one; "" = what the run deploys.
     """
-    import torch
-    import torch.distributed.checkpoint as dcp
-
-    from motet.launcher.rank.safe_reader import SafeReader
+    from motet.launcher.rank.stored_weights import stored_weights
     from motet.models.config import ModelConfig
-    from motet.models.decoder import Decoder
 
     _refuse_guest(rundir)
     folder = rundir.checkpoint(step)
@@ -351,14 +346,7 @@ def read_model(
     manifest = read_checkpoint(rundir, step)
     stage = manifest.get("stage") or {}
     model_config = ModelConfig(**(stage.get("model") or _model_facts(rundir, manifest)))
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Decoder(model_config).named_parameters()}
-    source = f"{source or _deployed(rundir)}."
-    tensors = {f"{source}{name}": torch.empty(shape) for name, shape in shapes.items()}
-    with warnings.catch_warnings():  # that no process group is there is what we want
-        warnings.simplefilter("ignore")
-        dcp.load(dict(tensors), storage_reader=SafeReader(folder), no_dist=True)
-    return model_config, {name.removeprefix(source): t for name, t in tensors.items()}
+    return model_config, stored_weights(folder, model_config, source or _deployed(rundir))
 
 
 def _deployed(rundir: RunDir) -> str:

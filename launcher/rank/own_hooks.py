@@ -15,6 +15,7 @@ from typing import Any
 from motet.core import format
 from motet.core.files import again_with_room
 from motet.experiments.types import ItemScores
+from motet.launcher.rank.diverging import divergence_due, measure
 from motet.launcher.rank.hooks import Hook, HookContext
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.probing import saturation
@@ -199,6 +200,15 @@ class Evaluations(OwnHook):
         return growing is not None and step in (*growing.ends(), self.job.settings.steps)
 
 
+class Divergences(OwnHook):
+    """Measures how far neighbours of a family that grows lie apart, at the end of each stage."""
+
+    def after_step(self, context: HookContext) -> None:
+        if divergence_due(self.job, context.step):
+            with self.job.progress.phase("comparing neighbours"):
+                measure(self.job, context.step)
+
+
 class Validations(OwnHook):
     """Measures the loss on text that is not trained on; at the end that of every member too."""
 
@@ -248,4 +258,5 @@ def own_hooks(job: TrainingJob) -> list[Hook]:
     """Return them in the order in which they are called: a step is in the ledger before its row is
     shown.
     """
-    return [Probes(job), Ledger(job), LifeSign(job), Rows(job), Evaluations(job), Validations(job)]
+    kinds = (Probes, Ledger, LifeSign, Rows, Evaluations, Validations, Divergences)
+    return [kind(job) for kind in kinds]

@@ -16,6 +16,7 @@ from motet.core.errors import UserError
 from motet.core.files import read_fields
 from motet.experiments.analysis.measured import Measured
 from motet.launcher.runs.kept_models import chains, step_of
+from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
 
 WHOLE = "whole"
@@ -60,13 +61,17 @@ def neighbours(manifest: Mapping[str, Any], measured: Sequence[Measured]) -> lis
 
 
 def divergence_of(rundir: RunDir) -> dict[str, Any] | None:
-    """Return what `motet family divergence` found; None where it was not asked, or its file is
-    damaged. `outdated`: a newer checkpoint has one of the models.
+    """Return what `motet family divergence` found, or else the run itself as its stages ended; None
+    where neither was asked, or a file is damaged. `outdated`: a newer checkpoint has one of the
+    models.
     """
-    if not rundir.divergence.exists():
-        return None
     try:
-        found = read_fields(rundir.divergence, {"pairs": list, "unseen": bool})
+        if rundir.divergence.exists():
+            found = read_fields(rundir.divergence, {"pairs": list, "unseen": bool})
+        else:
+            found = _in_the_run(rundir)
+        if not found["pairs"]:
+            return None
         newest = max(rundir.checkpoint_steps(), default=0)
         rows = []
         for row in found["pairs"]:
@@ -75,6 +80,13 @@ def divergence_of(rundir: RunDir) -> dict[str, Any] | None:
     except (UserError, KeyError, TypeError):
         return None
     return {"unseen": found["unseen"], "pairs": rows}
+
+
+def _in_the_run(rundir: RunDir) -> dict[str, Any]:
+    """Return what the run found of each two neighbours the last time that it measured them."""
+    measured = rows_of(read_metrics(rundir.metrics), "divergence")
+    pairs = {(row["before"], row["after"]): row for one in measured for row in one["pairs"]}
+    return {"unseen": all(one["unseen"] for one in measured), "pairs": list(pairs.values())}
 
 
 def right(one: Measured) -> npt.NDArray[np.bool_]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from motet.models.growth.growth import Growth
     from motet.models.growth.operator import GrowthOperator
 
-OPTIONS = ("stages", "preset", "factor", "tokens", "alpha", "larger")
+OPTIONS = ("stages", "preset", "factor", "tokens", "alpha", "larger", "divergence")
 LEARNED = ("ligo", "mango")
 ALONE = {
     **dict.fromkeys(LEARNED, "learns width and depth at once"),
@@ -46,6 +46,8 @@ class ProgressiveFamily(StagedFamily):
         stages: in order; see `growing_stages`. The last is the run's model.
         preset: a published schedule that fills in what is left out (`growth_presets`).
         factor, tokens, alpha, larger: of presets that make their stages themselves.
+        divergence: held-out sequences on which the model of a stage is compared with the one
+            before, as the stage ends; None = it is not.
 
     Attributes:
         nested: who trains in the last stage, where slices of its model do; its steps are counted
@@ -59,6 +61,7 @@ class ProgressiveFamily(StagedFamily):
         problems: list[Problem] = []
         read = MappingReader(options, WHERE, problems, OPTIONS)
         self.preset = read.values.get("preset")
+        self.divergence = read.whole("divergence", None, 1)
         filled = preset_options(read, whole)
         raise_problems(problems)
         self.stages = self._read(filled, problems)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("nested_stage")  # its runs are made once
 FAMILY = """family:
   kind: progressive
   options:
+    divergence: 4
     stages:
     - {name: small, depth: 0.5, steps: 6}
     - operator: stack
@@ -147,8 +148,17 @@ def test_every_member_is_measured_exported_and_reported(
 
 def report(run: Path) -> None:
     """What report.json says: effects by member, the front, the lineage, its cost, neighbours."""
-    done = motet_here("family", "divergence", str(run), "--json")
+    in_the_run = [row["pairs"] for row in rows(run, "divergence")]
+    done = motet_here("family", "divergence", str(run), "--sequences", "4", "--json")
     assert done.returncode == 0, done.stderr
+    afterwards = json.loads(done.stdout)["pairs"]
+    assert [afterwards] == [
+        [
+            {**row, "kl": pytest.approx(row["kl"]), "interval": pytest.approx(row["interval"])}
+            for row in found
+        ]
+        for found in in_the_run
+    ]
     pairs = [(row["before"], row["after"]) for row in json.loads(done.stdout)["pairs"]]
     assert pairs == [("small", "whole"), ("flat", "half"), ("half", "whole")]
     assert motet_here("report", str(run)).returncode == 0

@@ -1,0 +1,96 @@
+"""How far the model of a stage lies from the one before it, measured as the stage ends.
+
+As `motet family divergence` does it afterwards, of the same sequences and by the same function:
+rank 0 holds both models whole, and the others wait.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from motet.core.errors import UserError
+from motet.experiments.stream.held_out import HeldOutSequences
+from motet.launcher.measure.neighbours import MeasuredModel, pair_rows
+from motet.launcher.rank.job import TrainingJob
+from motet.launcher.rank.stored_weights import stored_weights
+from motet.launcher.runs.manifest import open_stream
+from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage
+from motet.models.config import ModelConfig
+from motet.models.counts import parameters_non_embedding
+from motet.models.decoder import Decoder
+from motet.models.family.progressive import ProgressiveFamily
+from motet.models.member import Member, name_of
+from motet.parallel.runtime.mesh import tell_all
+
+WHOLE = "whole"
+
+
+def divergence_due(job: TrainingJob, step: int) -> bool:
+    """Return whether neighbours are to be measured after `step` updates: a stage ends, it is not
+    the first, and the family asks for it.
+    """
+    growing = job.growing
+    if growing is None or growing.divergence is None or growing.number_at(step - 1) == 0:
+        return False
+    return step in (*growing.ends(), job.settings.steps)
+
+
+def measure(job: TrainingJob, step: int) -> None:
+    """Measure the model that ends its stage against the one before, and its slices by size (a
+    collective). What cannot be measured is told, and training goes on.
+    """
+    weights = job.engine.full_model()  # a collective; of rank 0 alone
+    facts: dict[str, Any] = {}
+    if job.world.rank == 0:
+        try:
+            facts = _measured(job, step, weights)
+        except (UserError, torch.OutOfMemoryError) as error:
+            why = f"the divergence of neighbours at step {step:,} was not measured: {error}"
+            job.metrics.log("event", step, event="unmeasured", why=why)
+            print(f"motet: {why}; training goes on", file=sys.stderr)
+    tell_all(None, job.world)
+    if facts:
+        job.metrics.log("divergence", step, **facts)
+
+
+def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+    growing = job.growing
+    assert growing is not None
+    assert growing.divergence is not None
+    number = growing.number_at(step - 1)
+    end = growing.starts[number]
+    before = growing.stages[number - 1].config
+    mine = growing.stages[number].config
+
+    def decoder_of(at: int) -> Decoder:
+        config, state = mine, weights
+        if at == end:
+            refuse_damage(job.run, EXPORTED_FROM, at)
+            config, state = before, stored_weights(job.run.checkpoint(at), before, "model")
+        decoder = Decoder(config)
+        decoder.load_state_dict(state, assign=True)
+        return decoder
+
+    def model(name: str, at: int, config: ModelConfig, inside: Member | None) -> MeasuredModel:
+        return MeasuredModel(name, at, parameters_non_embedding(config), inside)
+
+    own = model(name_of(job.held) or WHOLE, step, mine, None)
+    earlier = model(growing.stages[number - 1].label, end, before, None)
+    slices = [model(one.name, step, one.config, one) for one in job.slices]
+    text = HeldOutSequences(open_stream(job.settings), growing.divergence, _read(job, growing))
+    chains = [[earlier, own], *([[*slices, own]] if slices else [])]
+    device = job.world.device
+    rows = [row for chain in chains for row in pair_rows(chain, decoder_of, text, device)]
+    return {"unseen": text.unseen, "pairs": rows}
+
+
+def _read(job: TrainingJob, growing: ProgressiveFamily) -> int:
+    """Return how many sequences the run reads, with those that maps of learned operators do, which
+    lie behind its last.
+    """
+    learned = sum(map(growing.learning_sequences, range(len(growing.stages))))
+    return job.settings.slots_before(job.settings.steps) + learned
