@@ -185,7 +185,8 @@ def report(run: Path) -> None:
 
 def test_its_price_is_told_before_it_trains(tmp_path: Path, corpus: Path) -> None:
     yaml = write(tmp_path, corpus)
-    done = motet_here("family", "show", str(yaml), "--json")
+    larger = "batch.sequences=8"  # so that other layouts have whole micro-batches of a share too
+    done = motet_here("family", "show", str(yaml), larger, "--json")
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout)["stages"][-1]
     assert {one["member"]: one["passes"] for one in last["members"]} == {
@@ -194,7 +195,7 @@ def test_its_price_is_told_before_it_trains(tmp_path: Path, corpus: Path) -> Non
         "whole": pytest.approx(1.0),
     }
     assert last["flops"] == pytest.approx(sum(one["flops"] for one in last["members"]))
-    done = motet_here("plan", str(yaml), "--json")
+    done = motet_here("plan", str(yaml), larger, "--json")
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)["family"]
     first, last = planned["stages"]
@@ -205,6 +206,6 @@ def test_its_price_is_told_before_it_trains(tmp_path: Path, corpus: Path) -> Non
         ("layout.pp=2", "order_at_step"),
         ("layout.engine=accelerate", "layout.engine=accelerate"),
     ):
-        refused = motet_here("train", str(yaml), asked, "--dry-run")
+        refused = motet_here("train", str(yaml), larger, asked, "--dry-run")
         assert refused.returncode == 2
         assert why in refused.stderr

@@ -32,7 +32,7 @@ DENSE = ModelConfig(
 MIXED = replace(DENSE, n_experts=4, d_expert=32, balance_loss=0.01, bias_rate=0.001)
 DRAWS = 4
 WIDTHS = ["turns", "sandwich", "follow"]
-SHORT = ["users", "kept", "ordered", "exits"]
+SHORT = ["users", "kept", "ordered", "exits", "shared"]
 """What has state of its own, in two steps, of which the second is trained by a resumed engine too."""
 LOSSES = [*WIDTHS, "depths", *SHORT]
 OPTIONS = {"users": {"mask_update": True, "by_users": True}, "kept": {"teacher": True}}
@@ -72,6 +72,9 @@ def choices(kind: str, whole: ModelConfig, step: int) -> list[Choice]:
         exits = ((Exit(early, 0.3),), (), (Exit(early, 0.25),), (Exit(early, 0.1),))
         skips = ((), (2,), (3,), (1, 3))[step:] + ((1,),) * step
         return [(Term(None, 0.7, skips=s, exits=e),) for s, e in zip(skips, exits, strict=True)]
+    if kind == "shared":  # layers run several times, others in every step; experts count tokens
+        times = () if whole.n_experts else ((2, 1, 3, 1), (1, 2, 1, 2))[step]
+        return [(Term(None, times=times),)] * DRAWS
     if kind == "users":
         return [(Term((half, wide)[(draw == 1) != (step == 1)]),) for draw in range(DRAWS)]
     order: list[Choice] = [(Term(None),), (Term(half),), (Term(wide),), (Term(half),)]
@@ -190,7 +193,7 @@ def kinds_for(layout: Layout, alone: bool) -> list[str]:
     if alone:
         return [*WIDTHS, "users", "kept"] if layout.dp_shard == 2 else WIDTHS
     plain = layout.dp_replicate * layout.cp == 1 and layout.recompute == "none"
-    return LOSSES if plain else [*WIDTHS, "depths"]
+    return LOSSES if plain else [*WIDTHS, "depths", "shared"]
 
 
 @cache
