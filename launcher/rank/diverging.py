@@ -54,7 +54,7 @@ def measure(job: TrainingJob, step: int) -> None:
             print(f"motet: {why}; training goes on", file=sys.stderr)
     tell_all(None, job.world)
     if facts:
-        job.metrics.log("divergence", step, **facts)
+        job.metrics.log("event", step, event="divergence", **facts)
 
 
 def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:

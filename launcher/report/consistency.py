@@ -84,7 +84,8 @@ def divergence_of(rundir: RunDir) -> dict[str, Any] | None:
 
 def _in_the_run(rundir: RunDir) -> dict[str, Any]:
     """Return what the run found of each two neighbours the last time that it measured them."""
-    measured = rows_of(read_metrics(rundir.metrics), "divergence")
+    events = rows_of(read_metrics(rundir.metrics), "event")
+    measured = [row for row in events if row.get("event") == "divergence"]
     pairs = {(row["before"], row["after"]): row for one in measured for row in one["pairs"]}
     return {"unseen": all(one["unseen"] for one in measured), "pairs": list(pairs.values())}
 
