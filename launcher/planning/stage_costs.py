@@ -13,6 +13,7 @@ from motet.models.family.base import WHOLE
 from motet.models.family.costs import lineage_totals, mean_passes
 from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.cost.family import GrowthStage, StepPrices, progressive_cost
+from motet.parallel.cost.terms import Prediction
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
 
 STEPS_COUNTED = 256
@@ -222,19 +223,7 @@ def _priced(
     cost = progressive_cost(stages, choice.cluster, question.traits, question.constants)
     alone_s = cost.alone_s
     for row in facts["stages"]:
-        found = cost.predictions[row["name"]]
-        row["step_time_s"] = found.step_time_s
-        row["time_s"] = row["tokens"] / found.tokens_per_s
-        row["memory_gib"], row["fits"] = found.memory_gib, found.fits
-        # Layers that run again take as much longer as they take more operations.
-        more = row.get("virtual_flops_per_token", row["flops_per_token"]) / row["flops_per_token"]
-        row["step_time_s"], row["time_s"] = row["step_time_s"] * more, row["time_s"] * more
-        if "members" in row:
-            tokens_a_step = found.tokens_per_s * found.step_time_s
-            alone_s += _price_slices(family, row, question, choice) * (
-                row["lineage_tokens"] / tokens_a_step
-            )
-            row["time_s"] = row["tokens"] / tokens_a_step * row["step_time_s"]
+        alone_s += _price(family, row, cost.predictions[row["name"]], question, choice)
     return {
         "layout": 1,
         **facts,
@@ -243,6 +232,27 @@ def _priced(
         "memory_gib": max(row["memory_gib"] for row in facts["stages"]),
         "fits": all(row["fits"] for row in facts["stages"]),
     }
+
+
+def _price(
+    family: ProgressiveFamily,
+    row: dict[str, Any],
+    found: Prediction,
+    question: PlanQuestion,
+    choice: RankedLayout,
+) -> float:
+    """Price a stage; return the seconds that its slices take in runs of their own, together."""
+    # Layers that run again take as much longer as they take more operations.
+    more = row.get("virtual_flops_per_token", row["flops_per_token"]) / row["flops_per_token"]
+    row["step_time_s"] = found.step_time_s * more
+    row["time_s"] = row["tokens"] / found.tokens_per_s * more
+    row["memory_gib"], row["fits"] = found.memory_gib, found.fits
+    if "members" not in row:
+        return 0.0
+    tokens_a_step = found.tokens_per_s * found.step_time_s
+    alone_s = _price_slices(family, row, question, choice)
+    row["time_s"] = row["tokens"] / tokens_a_step * row["step_time_s"]
+    return alone_s * float(row["lineage_tokens"]) / tokens_a_step
 
 
 def _price_slices(

@@ -14,16 +14,14 @@ from torch import Tensor
 
 from motet.core.errors import UserError
 from motet.experiments.stream.held_out import HeldOutSequences
-from motet.launcher.measure.neighbours import MeasuredModel, pair_rows
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.stored_weights import stored_weights
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage
-from motet.models.config import ModelConfig
-from motet.models.counts import parameters_non_embedding
+from motet.models.counts import parameters_non_embedding as size_of
 from motet.models.decoder import Decoder
 from motet.models.family.progressive import ProgressiveFamily
-from motet.models.member import Member, name_of
+from motet.models.member import name_of
 from motet.parallel.runtime.mesh import tell_all
 
 WHOLE = "whole"
@@ -58,6 +56,8 @@ def measure(job: TrainingJob, step: int) -> None:
 
 
 def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+    from motet.launcher.rank.neighbours import MeasuredModel, pair_rows  # brings scipy
+
     growing = job.growing
     assert growing is not None
     assert growing.divergence is not None
@@ -75,12 +75,9 @@ def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[s
         decoder.load_state_dict(state, assign=True)
         return decoder
 
-    def model(name: str, at: int, config: ModelConfig, inside: Member | None) -> MeasuredModel:
-        return MeasuredModel(name, at, parameters_non_embedding(config), inside)
-
-    own = model(name_of(job.held) or WHOLE, step, mine, None)
-    earlier = model(growing.stages[number - 1].label, end, before, None)
-    slices = [model(one.name, step, one.config, one) for one in job.slices]
+    own = MeasuredModel(name_of(job.held) or WHOLE, step, size_of(mine), None)
+    earlier = MeasuredModel(growing.stages[number - 1].label, end, size_of(before), None)
+    slices = [MeasuredModel(one.name, step, size_of(one.config), one) for one in job.slices]
     text = HeldOutSequences(open_stream(job.settings), growing.divergence, _read(job, growing))
     chains = [[earlier, own], *([[*slices, own]] if slices else [])]
     device = job.world.device

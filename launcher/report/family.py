@@ -97,11 +97,8 @@ def lineage(
         read = inside["tokens"] if inside else row["tokens"]
         own = None if read is None or tokens is None else float(read)
         tokens = None if own is None or tokens is None else tokens + own
-        learning = stage.get("learning_tokens", 0) if own else 0
         each = row["flops_per_token"] or 0.0
-        ran = (own or 0.0) * stage.get("virtual_flops_per_token", each)
-        flops += inside.get("flops", ran) + learning * each
-        flops += (own or 0.0) * stage.get("teacher_flops_per_token", 0.0)
+        flops += _ran(stage, own or 0.0, each, inside)
         rows.append(
             {
                 "member": stage["name"],
@@ -116,6 +113,14 @@ def lineage(
             }
         )
     return rows
+
+
+def _ran(stage: Mapping[str, Any], tokens: float, each: float, inside: Mapping[str, Any]) -> float:
+    """Return the operations of a stage: of its passes, its teacher's, and what its maps learned."""
+    own = tokens * stage.get("virtual_flops_per_token", each)
+    learning = stage.get("learning_tokens", 0) * each if tokens else 0.0
+    teacher = tokens * stage.get("teacher_flops_per_token", 0.0)
+    return float(inside.get("flops", own)) + learning + teacher
 
 
 def _inside(

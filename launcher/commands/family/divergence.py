@@ -50,7 +50,7 @@ def measured(rundir: RunDir, step: int, sequences: int | None) -> dict[str, Any]
     import torch
 
     from motet.experiments.stream.held_out import HeldOutSequences
-    from motet.launcher.measure.neighbours import MeasuredModel, pair_rows
+    from motet.launcher.rank.neighbours import MeasuredModel, pair_rows
     from motet.launcher.runs.manifest import open_stream
     from motet.models.counts import parameters_non_embedding
     from motet.models.decoder import Decoder

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from motet.experiments.stream.stream import IGNORED_LABEL
-from motet.launcher.measure.neighbours import MeasuredModel, mean_with_interval, pair_rows
+from motet.launcher.rank.neighbours import MeasuredModel, mean_with_interval, pair_rows
 from motet.models.decoder import Decoder, initialize
 from motet.models.divergence import ROWS, divergence
 from motet.models.member import Member
