@@ -177,7 +177,8 @@ def report(run: Path) -> None:
     assert family["cost"]["flops"] == pytest.approx(
         first["tokens"] * each["small"] + sum(passes.values())
     )
-    assert [(row["before"], row["after"]) for row in family["neighbours"]] == pairs
+    compared = [(row["before"], row["after"]) for row in family["neighbours"]]
+    assert list(dict.fromkeys(compared)) == pairs
     (effects,) = (e for e in found["answers"]["experiments"] if e["name"] == "strong")
     told = {one["member"] for one in effects["members"]}
     assert told == {"small", "half", "flat"}
@@ -186,7 +187,7 @@ def report(run: Path) -> None:
 def test_its_price_is_told_before_it_trains(tmp_path: Path, corpus: Path) -> None:
     yaml = write(tmp_path, corpus)
     # Shares as many as a rank has micro-batches, so that each layout of the plan has whole ones.
-    yaml.write_text(yaml.read_text().replace("draws: 2\n", ""))
+    yaml.write_text(yaml.read_text().replace("        draws: 2\n", ""))
     done = motet_here("family", "show", str(yaml), "--json")
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout)["stages"][-1]
