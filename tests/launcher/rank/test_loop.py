@@ -36,25 +36,27 @@ def job(**changed: Any) -> Any:
 @pytest.mark.parametrize(("step", "called"), [(0, True), (4, True), (10, False)])
 @pytest.mark.parametrize("members", [{}, {"half": "HALF", "thin": "THIN"}])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("growing", [None, "models that train one after the other"])
+@pytest.mark.parametrize("trains_slices", [True, False])
 def test_members_are_compiled_on_the_sequences_that_come_next(
     monkeypatch: pytest.MonkeyPatch,
     step: int,
     called: bool,
     members: dict[str, str],
     compiled: bool,
-    growing: str | None,
+    trains_slices: bool,
 ) -> None:
+    """Of a family that grows the engine's model has slices in a nested stage alone."""
     asked: list[Any] = []
     engine = SimpleNamespace(compile_ahead=lambda batch, each: asked.append((batch, each)))
-    made = job(engine=engine, members=members, growing=growing)
+    slices = list(members.values()) if trains_slices else []
+    made = job(engine=engine, members=members, slices=slices)
     made.settings.training.compile = compiled
     for name in ("agree_any", "probe", "save", "order_due", "checkpoint_due", "growth_due"):
         monkeypatch.setattr(loop, name, lambda *_: False)  # a stop is asked for by the first probe
     made.segment = SimpleNamespace(start_step=step)
     made.at = lambda *_, **__: None
     assert loop.train(made, step)[0] == step
-    if called and members and compiled and growing is None:
+    if called and members and compiled and trains_slices:
         assert asked == [(f"batch of {step}", ["HALF", "THIN"])]
         ((kind, at, facts),) = made.metrics
         assert (kind, at, facts["event"], facts["members"]) == ("event", step, "compiled", 2)
