@@ -147,7 +147,7 @@ def test_every_member_is_measured_exported_and_reported(
 
 
 def report(run: Path) -> None:
-    """What report.json says: effects by member, the front, the lineage, its cost, neighbours."""
+    """What report.json says: losses, the lineage, its cost, and neighbours in every experiment."""
     in_the_run = [row["pairs"] for row in rows(run, "event") if "pairs" in row]
     done = motet_here("family", "divergence", str(run), "--sequences", "4", "--json")
     assert done.returncode == 0, done.stderr
@@ -179,9 +179,6 @@ def report(run: Path) -> None:
     )
     compared = [(row["before"], row["after"]) for row in family["neighbours"]]
     assert list(dict.fromkeys(compared)) == pairs
-    (effects,) = (e for e in found["answers"]["experiments"] if e["name"] == "strong")
-    told = {one["member"] for one in effects["members"]}
-    assert told == {"small", "half", "flat"}
 
 
 def test_its_price_is_told_before_it_trains(tmp_path: Path, corpus: Path) -> None:
