@@ -108,7 +108,8 @@ class Told:
         loss_apart: largest relative difference from the run in one process, by stage.
         audit: what `motet experiments audit --replay` said last.
         wandb_steps: in the merged files of W&B, which are one run.
-        effects: {member: [effect of each question with its interval and verdict]}.
+        effects: {question: its primary outcome at each member, from the smallest to the largest}.
+        controls: {control: {member: [p, whether it found what it should]}}.
     """
 
     layout: dict[str, Any]
@@ -123,6 +124,7 @@ class Told:
     audit: str
     wandb_steps: int
     effects: dict[str, list[dict[str, Any]]]
+    controls: dict[str, dict[str, tuple[float, bool]]]
 
 
 def main() -> int:
@@ -274,7 +276,7 @@ class Mission:
         """What the report, the audit and the run in one process say."""
         say("report and audit")
         self.check(["report", str(self.run.root)])
-        report = read_json(self.run.root / "report" / "report.json")
+        report = read_json(self.run.root / "report.json")
         losses = mirrored(self.run)
         attempts = read_attempts(self.run)
         return Told(
@@ -287,9 +289,10 @@ class Mission:
             steps_again=steps_lost(self.run),
             recovery_s=lost["seconds"],
             loss_apart=self.apart(),
-            audit=motet_audit(self.run).strip().splitlines()[-1],
+            audit=next(line for line in motet_audit(self.run).splitlines() if "missing" in line),
             wandb_steps=len(losses),
             effects=effects(report),
+            controls=controls(report),
         )
 
     def step_s(self) -> float:
@@ -309,9 +312,10 @@ class Mission:
 
 
 def effects(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Every question's and control's primary outcome, from the smallest member to the largest."""
+    """Every question's primary outcome, from the smallest member to the largest."""
     by_size: dict[str, list[dict[str, Any]]] = {}
-    sizes = {one["name"]: one["parameters"] for one in report["run"]["members"]}
+    run = report["run"]
+    sizes = {one["name"]: one["parameters"] for one in (*run["members"], {**run, "name": "whole"})}
     for entry in report["answers"]["experiments"]:
         seen = [*entry["members"], entry]
         for at in sorted(seen, key=lambda one: sizes[one["member"] or "whole"]):
@@ -319,6 +323,14 @@ def effects(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             found |= {"member": at["member"] or "whole", "invalid": at.get("invalid") or ""}
             by_size.setdefault(entry["name"], []).append(found)
     return by_size
+
+
+def controls(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, bool]]]:
+    """What the A/A and the positive control said at every member."""
+    return {
+        one["name"]: {row["member"] or "whole": (row["p"], row["ok"]) for row in one["by_member"]}
+        for one in report["answers"]["controls"].values()
+    }
 
 
 def show(told: Told) -> None:
@@ -336,11 +348,18 @@ def show(told: Told) -> None:
     console.print(f"losses apart from one process: {apart}")
     console.print(f"audit: {told.audit}; {told.wandb_steps} steps in W&B's files")
     for name, found in told.effects.items():
-        texts = [
-            f"{one['member']} {one['effect']:+.3g} [{one['low']:+.3g}, {one['high']:+.3g}]"
-            for one in found
-        ]
+        texts = [effect_text(one) for one in found]
         console.print(f"{name}: {'; '.join(texts)} {found[0]['unit']}")
+    for name, by_size in told.controls.items():
+        said = [f"{one} p {p:.3f}{'' if ok else ' (failed)'}" for one, (p, ok) in by_size.items()]
+        console.print(f"{name}: {', '.join(said)}")
+
+
+def effect_text(one: Mapping[str, Any]) -> str:
+    """One member's effect; none where its stage ended before the first exposure."""
+    if one["effect"] is None:
+        return f"{one['member']} none"
+    return f"{one['member']} {one['effect']:+.3g} [{one['low']:+.3g}, {one['high']:+.3g}]"
 
 
 def say(what: str) -> None:

@@ -13,6 +13,8 @@ __all__ = ["healed", "testbed"]
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.long]  # some minutes
 BENCH = Path(__file__).parents[2] / "bench"
 STEPS, INTERVAL = 40, 2
+SIZES = ["quarter", "half", "whole"]
+CONTROLS = ("aa-placebo", "positive-control")
 
 
 def test_one_run_answers_for_every_size_on_two_clusters_though_a_node_is_lost(
@@ -29,8 +31,10 @@ def test_one_run_answers_for_every_size_on_two_clusters_though_a_node_is_lost(
     assert max(told.loss_apart.values()) < mission.LOSS_APART
     assert "missing 0, repeated 0, unplanned 0" in told.audit
     assert told.wandb_steps == STEPS
-    questions = {"canaries", "leaked", "facts", "one_look"}
-    assert told.effects.keys() == questions | {"aa-placebo", "positive-control"}
-    for found in told.effects.values():
-        assert [one["member"] for one in found] == ["quarter", "half", "whole"]
-        assert all(one["low"] < one["effect"] < one["high"] for one in found)
+    assert told.effects.keys() == {"canaries", "leaked", "facts", "one_look"}
+    assert all(told.controls[name].keys() == set(SIZES) for name in CONTROLS)
+    for name, found in told.effects.items():
+        assert [one["member"] for one in found] == SIZES
+        # The first member had no exposure of what is shown once, in the middle of the run.
+        seen = [one for one in found if (name, one["member"]) != ("one_look", "quarter")]
+        assert all(one["low"] < one["effect"] < one["high"] for one in seen)
