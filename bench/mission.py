@@ -8,8 +8,8 @@ nodes, a link between their two clusters that a token bucket shapes.
 1. `motet cluster probe` measures two nodes of cluster ib and one of cluster eth, in a job.
 2. `motet plan --write` chooses the layout for the largest member; `--pick` leaves out layouts that
    do not use both clusters, and the table says how many were before it.
-3. `motet submit` starts one heterogeneous job: a family of three sizes, four experiments, an A/A and
-   a positive control at every size, W&B offline.
+3. `motet submit` starts one heterogeneous job: a family of three sizes whose last stage is nested and
+   so has a fourth, four experiments, an A/A and a positive control at every size, W&B offline.
 4. In the second stage the only node of eth that the job has is killed. Slurm requeues the job on the
    other one; the run goes on from its newest checkpoint.
 5. `motet report`, `motet experiments audit --replay`, and the same run in one process, whose losses
@@ -67,7 +67,7 @@ family:
     stages:
     - {{name: quarter, depth: 0.5, width: 0.5, steps: {first}, warmup_steps: {warmup}}}
     - {{name: half, depth: 0.5, steps: {second}, warmup_steps: {warmup}, operator: {{name: hypercloning, noise: 0.1}}}}
-    - {{operator: stack, warmup_steps: {warmup}}}
+    - {{operator: stack, warmup_steps: {warmup}, nested: {{members: {{slim: {{d_ffn: 0.5}}}}, sampler: joint, draws: 1}}}}
 data: {{sequence_length: 320, corpora: [{{path: corpus}}]}}
 batch: {{sequences: 24}}
 training: {{steps: {steps}, precision: fp32, optimizer: {{lr: 4.0e-3}}, schedule: {{kind: cosine, warmup_steps: {warmup}}}}}

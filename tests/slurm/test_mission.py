@@ -13,7 +13,7 @@ __all__ = ["healed", "testbed"]
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.long]  # some minutes
 BENCH = Path(__file__).parents[2] / "bench"
 STEPS, INTERVAL = 40, 2
-SIZES = ["quarter", "half", "whole"]
+SIZES = ["quarter", "half", "slim", "whole"]
 CONTROLS = ("aa-placebo", "positive-control")
 
 
