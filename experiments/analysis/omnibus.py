@@ -113,8 +113,7 @@ def _infer(
         share_as_extreme(wald, observed),
         share_as_extreme(wald, max(float(wald.max()), observed)),
     )
-    variance = np.einsum("kj,jl,lk->k", fit.inverse[0], fit.meat[0], fit.inverse[0])
-    errors = np.sqrt(np.where(np.isfinite(squared) & (variance > 0), variance, 0.0))
+    errors = np.sqrt(np.where(np.isfinite(squared), fit.variance()[0], 0.0))
     reach, detectable, note = math.inf, None, ""
     if np.all(errors > 0):
         wald_left, largest_left = statistics(sums.without(residual), draws)

@@ -107,11 +107,16 @@ class WaldFit:
 
     def squared_t(self) -> F64:
         """Squared studentized effect of every arm, float64 [D, K]."""
+        size = np.einsum("dkj,djk->dk", self.inverse, self.inverse)
+        return _ratio(self.b**2, self.variance(), self.scale * size)
+
+    def variance(self) -> F64:
+        """Squared standard error of every arm's effect, float64 [D, K]; 0 where it is nothing but
+        the rounding of sums, which differs between processors.
+        """
         variance = np.einsum("dkj,djl,dlk->dk", self.inverse, self.meat, self.inverse)
         trace = np.einsum("dkj,dj,djk->dk", self.inverse, self._size(), self.inverse)
-        variance = np.where(variance <= ROUNDING * trace, 0.0, variance)
-        size = np.einsum("dkj,djk->dk", self.inverse, self.inverse)
-        return _ratio(self.b**2, variance, self.scale * size)
+        return np.where(variance <= ROUNDING * trace, 0.0, variance)
 
     def _size(self) -> F64:
         return np.einsum("dkk->dk", self.meat) + ROUNDING * self.scale
