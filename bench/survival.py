@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.processes import catches, children, command_line
-from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
+from motet.experiments.stream.ledger import read_records, readable_segments, segment_folder
 from motet.launcher.runs.ranks import ranks_of
 
 MOTET = [sys.executable, "-m", "motet.launcher.cli"]
@@ -156,7 +156,7 @@ def moment(run: Run, kind: str, rng: random.Random, life_s: float) -> None:
 def last_steps(run: Run) -> set[int]:
     """The step after the last record of each rank's ledger in the newest segment."""
     ledger = run.root / "ledger"
-    newest = read_segments(ledger)[-1]
+    newest = readable_segments(ledger)[-1]
     files = segment_folder(ledger, newest.segment).glob("rank-*.bin")
     ends = [[record.step + 1 for record in read_records(path)] for path in files]
     return {steps[-1] if steps else newest.start_step for steps in ends}

@@ -150,19 +150,6 @@ def read_segment(ledger: Path, number: int) -> Segment:
     return Segment(**{one.name: found[one.name] for one in fields(Segment) if one.name in found})
 
 
-def read_segments(ledger: Path) -> list[Segment]:
-    """Return every segment of a run, oldest first.
-
-    Raises:
-        DamagedFile: one cannot be read.
-    """
-    return [
-        read_segment(ledger, number)
-        for number in segment_numbers(ledger)
-        if _is_begun(ledger, number)
-    ]
-
-
 def readable_segments(ledger: Path) -> list[Segment]:
     """Return the segments of a run that are not damaged, oldest first."""
     found = []

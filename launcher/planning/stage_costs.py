@@ -9,6 +9,7 @@ from motet.core import format
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
 from motet.models import counts
+from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE
 from motet.models.family.costs import lineage_totals, mean_passes
 from motet.models.family.progressive import ProgressiveFamily
@@ -97,7 +98,7 @@ def _members(
     """Return what the model and the slices of a stage cost, each its own passes; [] without."""
     if not passes:
         return []
-    models = {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
+    models = _models(family)
     each = {
         name: counts.training_flops_per_token(config, length) for name, config in models.items()
     }
@@ -111,6 +112,11 @@ def _members(
         }
         for name in sorted(models, key=each.__getitem__)
     ]
+
+
+def _models(family: ProgressiveFamily) -> dict[str, ModelConfig]:
+    """Return the model of the last stage and the slices of it, by name."""
+    return {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
 
 
 def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
@@ -245,12 +251,9 @@ def _price(
     # Layers that run again take as much longer as they take more operations.
     more = row.get("virtual_flops_per_token", row["flops_per_token"]) / row["flops_per_token"]
     row["step_time_s"] = found.step_time_s * more
-    row["time_s"] = row["tokens"] / found.tokens_per_s * more
     row["memory_gib"], row["fits"] = found.memory_gib, found.fits
-    if "members" not in row:
-        return 0.0
+    alone_s = _price_slices(family, row, question, choice) if "members" in row else 0.0
     tokens_a_step = found.tokens_per_s * found.step_time_s
-    alone_s = _price_slices(family, row, question, choice)
     row["time_s"] = row["tokens"] / tokens_a_step * row["step_time_s"]
     return alone_s * float(row["lineage_tokens"]) / tokens_a_step
 
@@ -264,17 +267,13 @@ def _price_slices(
     """Price a step of the stage whose slices train, by their passes; return the seconds of one step
     of each slice in a run of its own, together.
     """
-    models = {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
     asked = (choice.cluster, choice.layout, question.training, question.traits)
-    prices = StepPrices(family.whole, models, *asked, question.constants)
+    prices = StepPrices(family.whole, _models(family), *asked, question.constants)
     assert family.nested is not None
     taught = family.nested.loss in ("distill", "poa")
     cost = prices.of({one["member"]: one["passes"] for one in row["members"]}, taught)
-    row["step_time_s"], row["memory_gib"], row["fits"] = (
-        cost.step_time_s,
-        cost.memory_gib,
-        cost.fits,
-    )
+    row["step_time_s"] = cost.step_time_s
+    row["memory_gib"], row["fits"] = cost.memory_gib, cost.fits
     return sum(once.step_time_s for name, (once, _) in prices.alone.items() if name != WHOLE)
 
 

@@ -20,11 +20,10 @@ from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage
 from motet.models.counts import parameters_non_embedding as size_of
 from motet.models.decoder import Decoder
+from motet.models.family.base import WHOLE
 from motet.models.family.progressive import ProgressiveFamily
 from motet.models.member import name_of
 from motet.parallel.runtime.mesh import tell_all
-
-WHOLE = "whole"
 
 
 def divergence_due(job: TrainingJob, step: int) -> bool:

@@ -179,7 +179,8 @@ def save(job: TrainingJob, step: int, last: bool) -> None:
         tell_skipped(job, why)
     else:
         if job.world.rank == 0:  # the newest is under way
-            job.run.skipped(job.segment.attempt).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                job.run.skipped(job.segment.attempt).unlink(missing_ok=True)
         job.at("at_checkpoint", step, folder=str(job.run.checkpoint(step)))
 
 

@@ -18,8 +18,7 @@ from motet.experiments.analysis.measured import Measured
 from motet.launcher.runs.kept_models import chains, step_of
 from motet.launcher.runs.metrics import read_metrics, rows_of
 from motet.launcher.runs.rundir import RunDir
-
-WHOLE = "whole"
+from motet.models.family.base import WHOLE
 
 
 def neighbours(manifest: Mapping[str, Any], measured: Sequence[Measured]) -> list[dict[str, Any]]:

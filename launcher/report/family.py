@@ -10,9 +10,9 @@ from typing import Any
 
 from motet.launcher.report import plots, words
 from motet.launcher.runs.metrics import Row, rows_of
+from motet.models.family.base import WHOLE
 from motet.models.family.costs import lineage_totals
 
-WHOLE = "whole"
 AXES = {
     "parameters": "parameters (log scale)",
     "flops_per_token": "training FLOPs per token (log scale)",

@@ -11,6 +11,7 @@ from typing import Any
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import FROM_A_COPY
 from motet.launcher.runs import seals
+from motet.launcher.runs.ancestors import segments_used
 from motet.launcher.runs.rundir import RunDir
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, OverflowError)
@@ -87,6 +88,11 @@ class Findings:
     def manifest(self) -> dict[str, Any]:
         """`manifest.json`, {} when it cannot be read."""
         return self.reading(seals.read_manifest, self.run) or {}
+
+    @cached_property
+    def segments_used(self) -> set[int]:
+        """Segments of the ledger that a checkpoint or a measurement grew from."""
+        return segments_used(self.run, self.checkpoints)
 
     @cached_property
     def checkpoints(self) -> dict[int, dict[str, Any]]:

@@ -31,7 +31,6 @@ from motet.experiments.stream.ledger import (
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs import metrics, seals
-from motet.launcher.runs.ancestors import segments_used
 from motet.launcher.runs.begun import unlike_frozen
 from motet.launcher.runs.findings import GIVEN_UP, TOLD_ONLY, Findings
 from motet.launcher.runs.manifest import corpus_problems
@@ -178,15 +177,14 @@ def _newest(found: Findings) -> None:
 
 def _ledger(found: Findings) -> None:
     """The segments that a checkpoint or a measurement grew from."""
-    for number in sorted(segments_used(found.run, found.checkpoints)):
+    for number in sorted(found.segments_used):
         _read_segment(found, number)
 
 
 def _given_up(found: Findings) -> None:
     """The other segments: their steps were trained again. No answer rests on them."""
     before = len(found.damage)
-    used = segments_used(found.run, found.checkpoints)
-    for number in set(segment_numbers(found.run.ledger)) - used:
+    for number in set(segment_numbers(found.run.ledger)) - found.segments_used:
         _read_segment(found, number)
     for place, one in enumerate(found.damage[before:], start=before):
         remedy = f"{NOTHING_GREW}: take {Path(one.path).parent} away"

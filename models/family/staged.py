@@ -17,7 +17,7 @@ from motet.models.family.costs import term_flops
 from motet.models.family.growing_stages import GrowingStage
 from motet.models.family.loss_trend import LEAST_BLOCKS, LossTrend
 from motet.models.family.stage_lengths import RunShape
-from motet.models.family.virtual_depth import times, virtual_depth
+from motet.models.family.virtual_depth import times, virtual_depth, virtual_depths
 from motet.models.member import Term
 
 WHERE = "family.options"
@@ -167,12 +167,17 @@ class StagedFamily(Family):
         stage = self.stages[number]
         if not stage.virtual:
             return None
-        length, total = self.run.sequence_length, 0.0
-        for step in range(start, stop):
-            depth = virtual_depth(self.seed, step, stage.config.n_layers, self.whole.n_layers)
-            term = Term(None, times=times(stage.config.n_layers, depth))
-            total += term_flops(term, stage.config, length) * self.run.tokens(step, step + 1)
-        return total / self.run.tokens(start, stop)
+        layers, deepest = stage.config.n_layers, self.whole.n_layers
+        depths = virtual_depths(self.seed, start, stop, layers, deepest).tolist()
+        each = {
+            depth: term_flops(
+                Term(None, times=times(layers, depth)), stage.config, self.run.sequence_length
+            )
+            for depth in set(depths)
+        }
+        run = self.run
+        total = sum(each[d] * run.tokens(at, at + 1) for at, d in enumerate(depths, start=start))
+        return total / run.tokens(start, stop)
 
     def number_at(self, step: int) -> int:
         """Return the number of the stage that a step belongs to."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from motet.models.keyed import key_of, uniforms
 
 LEAST = 1e-6
@@ -37,7 +40,22 @@ def lvps_depth(x: float, layers: int, deepest: int) -> int:
 
 def virtual_depth(seed: int, step: int, layers: int, deepest: int) -> int:
     """Return the virtual depth of a step, the same on all ranks and in every attempt."""
-    drawn = float(uniforms(key_of("lvps", seed), step, 1)[0])
+    return _drawn(key_of("lvps", seed), step, layers, deepest)
+
+
+@lru_cache(maxsize=16)
+def virtual_depths(
+    seed: int, start: int, stop: int, layers: int, deepest: int
+) -> npt.NDArray[np.int64]:
+    """Return the virtual depths of steps, int64 [stop - start]: each is a draw of its own, and
+    plans ask for those of a whole stage once for every layout.
+    """
+    key = key_of("lvps", seed)
+    return np.array([_drawn(key, step, layers, deepest) for step in range(start, stop)])
+
+
+def _drawn(key: int, step: int, layers: int, deepest: int) -> int:
+    drawn = float(uniforms(key, step, 1)[0])
     return lvps_depth(LEAST + (1 - LEAST) * drawn, layers, deepest)
 
 

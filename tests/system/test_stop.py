@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from motet.core.processes import catches, children, command_line
-from motet.experiments.stream.ledger import read_records, read_segments, segment_folder
+from motet.experiments.stream.ledger import read_records, readable_segments, segment_folder
 from motet.launcher.runs.ranks import ranks_of
 from tests.system.runs import MOTET, environment, motet_here, rows, write_yaml
 
@@ -80,7 +80,7 @@ class Stopped:
 
 def last_steps(run: Path) -> set[int]:
     """Return after which step each rank's ledger ends."""
-    newest = read_segments(run / "ledger")[-1]
+    newest = readable_segments(run / "ledger")[-1]
     files = segment_folder(run / "ledger", newest.segment).glob("rank-*.bin")
     return {list(read_records(path))[-1].step + 1 for path in files}
 
