@@ -29,7 +29,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ from motet.launcher.runs.rundir import RunDir
 from motet.slurm.testbed.bed import Testbed
 from tests.slurm.bed_fixture import job_field, slurm
 from tests.slurm.fault_runs import loss_by_step, mirrored, motet_audit, rows_since, steps_lost
-from tests.slurm.jobs import output
+from tests.slurm.jobs import environment, output
 from tests.system.cluster_runs import step_seconds
-from tests.system.runs import rows
+from tests.system.runs import newest_step, rows
 
 KEPT = Path(__file__).parent / "results" / "mission.json"
 NODES, LOST = ("n1", "n2", "n3"), "n3"
@@ -223,7 +223,7 @@ class Mission:
             say(self.check(["submit", "planned.yaml"]).strip().splitlines()[0])
         middle = (self.ends["quarter"] + self.ends["half"]) // 2
         if not (self.folder / "lost.json").exists():
-            self.until(lambda: self.step() >= middle, f"step {middle}")
+            self.until(lambda: newest_step(self.run.root) >= middle, f"step {middle}")
             self.lose()
         self.until(self.run.done.exists, "the run ends")
 
@@ -243,31 +243,26 @@ class Mission:
     def rows_after(self, attempts: int) -> list[dict[str, Any]]:
         return [row for row in rows_since(self.run, attempts) if row["kind"] == "step"]
 
-    def step(self) -> int:
-        return max((row["step"] for row in rows(self.run.root, "step")), default=0)
-
-    def until(self, seen: Any, what: str) -> None:
+    def until(self, seen: Callable[[], object], what: str) -> None:
         """Wait, and say every minute how far the run is."""
         ends, told = time.monotonic() + WAIT_S, time.monotonic()
         while not seen():
             if time.monotonic() > ends:
                 raise SystemExit(f"not after {WAIT_S:.0f} s: {what}\n{output(self.run)}")
             if time.monotonic() > told + 60:
-                say(f"step {self.step()} of {self.steps}, waiting until {what}")
+                say(f"step {newest_step(self.run.root)} of {self.steps}, waiting until {what}")
                 told = time.monotonic()
             time.sleep(POLL_S)
 
-    def check(self, words: Sequence[str], *settings: str) -> str:
+    def check(self, words: Sequence[str]) -> str:
         """Run a command of ours that must succeed; returns what it printed."""
-        return self.command(["motet", *words, *settings])
+        return self.command(["motet", *words])
 
     def command(self, words: Sequence[str]) -> str:
         """Run a command in a shell that knows the testbed, as a user does."""
         path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
-        environment = {**os.environ, **self.bed.environment(), "OMP_NUM_THREADS": "1", "PATH": path}
-        done = subprocess.run(
-            words, capture_output=True, text=True, cwd=self.folder, env=environment
-        )
+        shell = environment(self.bed, PATH=path)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=self.folder, env=shell)
         if done.returncode:
             raise SystemExit(f"{' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return done.stdout

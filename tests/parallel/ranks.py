@@ -37,20 +37,7 @@ def _rank(
     stacks: Path,
     out: Any,
 ) -> None:
-    with stacks.open("w") as file:
-        faulthandler.register(signal.SIGUSR1, file=file)
-        _join_and_run(function, rank, world, port, placement, args, out)
-
-
-def _join_and_run(
-    function: Callable[..., Any],
-    rank: int,
-    world: int,
-    port: int,
-    placement: tuple[int, ...],
-    args: tuple,
-    out: Any,
-) -> None:
+    faulthandler.register(signal.SIGUSR1, file=stacks.open("w"))  # open as long as the rank lives
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -25,7 +25,7 @@ from motet.slurm.testbed.processes import Inhabitant, wait_for
 from tests.launcher.rank.test_wandb_mirror import history, of_type, records
 from tests.slurm.bed_fixture import job_field, slurm
 from tests.slurm.jobs import output, submit
-from tests.system.runs import motet, rows
+from tests.system.runs import motet, newest_step, rows
 
 STEPS, INTERVAL = 60, 10
 SLOW_S = 0.3
@@ -103,7 +103,7 @@ class FaultRun:
 
     def step(self) -> int:
         """The newest step in the metrics, 0 before the first."""
-        return max((row["step"] for row in rows(self.run.root, "step")), default=0)
+        return newest_step(self.run.root)
 
     def until(self, seen: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
         """Wait for something to come true. A failure shows what the jobs printed."""

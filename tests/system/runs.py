@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,19 @@ def motet_here(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
     return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
+def replaced(text: str, edits: Sequence[tuple[str, str]]) -> str:
+    """Return a text with the first of each old words replaced; all of them are there."""
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new, 1)
+    return text
+
+
+def newest_step(run: Path) -> int:
+    """Return the newest step in a run's metrics, 0 before the first."""
+    return max((row["step"] for row in rows(run, "step")), default=0)
+
+
 def write_yaml(
     folder: Path, corpus: Path, name: str = "r", edit: Callable[[str], str] = str
 ) -> Path:
@@ -117,7 +130,7 @@ def train_until(yaml: Path, step: int, *arguments: str) -> tuple[subprocess.Pope
 def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     """Return once `step` is in the metrics; the process must live until then."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not any(row["step"] >= step for row in rows(run, "step")):
+    while newest_step(run) < step:
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from motet.core import format
 from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
 from motet.models.family.virtual_depth import virtual_depth
-from tests.system.runs import losses, motet, motet_here, write_yaml
+from tests.system.runs import losses, motet, motet_here, replaced, write_yaml
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("apollo")]
 
@@ -38,13 +38,10 @@ STOPS = (
 def write(folder: Path, corpus: Path) -> Path:
     (folder / "stop.py").write_text(STOPS)
 
-    def edit(text: str) -> str:
-        for old, new in EDIT:
-            assert old in text
-            text = text.replace(old, new, 1)
-        return text.partition("experiments:")[0]
+    def edited(text: str) -> str:
+        return replaced(text, EDIT).partition("experiments:")[0]
 
-    return write_yaml(folder, corpus, "r", edit)
+    return write_yaml(folder, corpus, "r", edited)
 
 
 def test_a_stop_changes_no_bit_two_ranks_train_as_one_and_cards_count_what_ran(

@@ -13,7 +13,7 @@ from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initialize
 from motet.models.hf import from_hf, to_hf
-from tests.system.runs import motet, motet_here, rows, write_yaml
+from tests.system.runs import motet, motet_here, replaced, rows, write_yaml
 
 FOLDER = ModelConfig(1024, 32, 2, 2, 1, 64, head_dim=16, qk_norm="head", init_std=0.1)
 EDIT = (
@@ -47,13 +47,10 @@ def yaml(tmp_path: Path, corpus: Path) -> Path:
     to_hf(decoder.state_dict(), FOLDER, None, tmp_path / "hf")
     (tmp_path / "first.py").write_text(KEEPS.format(folder=str(tmp_path)))
 
-    def edit(text: str) -> str:
-        for old, new in EDIT:
-            assert old in text
-            text = text.replace(old, new, 1)
-        return text.partition("experiments:")[0]
+    def edited(text: str) -> str:
+        return replaced(text, EDIT).partition("experiments:")[0]
 
-    return write_yaml(tmp_path, corpus, "r", edit)
+    return write_yaml(tmp_path, corpus, "r", edited)
 
 
 def test_a_run_begins_as_the_folders_model_and_grows(tmp_path: Path, yaml: Path) -> None:

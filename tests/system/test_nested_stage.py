@@ -15,7 +15,7 @@ from motet.launcher.commands.export import read_model
 from motet.launcher.runs.rundir import RunDir
 from motet.models.decoder import Decoder
 from motet.models.family.base import members_of
-from tests.system.runs import losses, motet, motet_here, rows, who_trained, write_yaml
+from tests.system.runs import losses, motet, motet_here, replaced, rows, who_trained, write_yaml
 
 pytestmark = pytest.mark.xdist_group("nested_stage")  # its runs are made once
 
@@ -56,8 +56,7 @@ def write(folder: Path, corpus: Path) -> Path:
     )
 
     def edit(text: str) -> str:
-        for old, new in changed:
-            text = text.replace(old, new, 1)
+        text = replaced(text, changed)
         kept = ("canaries", "facts", "name: aa")
         return "\n".join(line for line in text.splitlines() if not any(k in line for k in kept))
 
