@@ -158,7 +158,7 @@ def build_job(
         family=family,
         members=members,
         draw_check=draw_check,
-        evaluation=MemberEvaluation.of_run(settings, members),
+        evaluation=MemberEvaluation.of_run(settings, members, manifest.get("stages") or ()),
         validation=Validation.of_run(settings),
         engines=None if growing is None else engines.another,
         held=held,

@@ -16,12 +16,13 @@ from motet.core.errors import UserError
 from motet.experiments.stream.held_out import HeldOutSequences
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.stored_weights import stored_weights
+from motet.launcher.runs.kept_models import sequences_read
 from motet.launcher.runs.manifest import open_stream
+from motet.launcher.runs.seals import read_manifest
 from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage
 from motet.models.counts import parameters_non_embedding as size_of
 from motet.models.decoder import Decoder
 from motet.models.family.base import WHOLE
-from motet.models.family.progressive import ProgressiveFamily
 from motet.models.member import name_of
 from motet.parallel.runtime.mesh import tell_all
 
@@ -77,16 +78,9 @@ def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[s
     own = MeasuredModel(name_of(job.held) or WHOLE, step, size_of(mine), None)
     earlier = MeasuredModel(growing.stages[number - 1].label, end, size_of(before), None)
     slices = [MeasuredModel(one.name, step, size_of(one.config), one) for one in job.slices]
-    text = HeldOutSequences(open_stream(job.settings), growing.divergence, _read(job, growing))
+    slots = sequences_read(job.settings, read_manifest(job.run).get("stages") or ())
+    text = HeldOutSequences(open_stream(job.settings), growing.divergence, slots)
     chains = [[earlier, own], *([[*slices, own]] if slices else [])]
     device = job.world.device
     rows = [row for chain in chains for row in pair_rows(chain, decoder_of, text, device)]
     return {"unseen": text.unseen, "pairs": rows}
-
-
-def _read(job: TrainingJob, growing: ProgressiveFamily) -> int:
-    """Return how many sequences the run reads, with those that maps of learned operators do, which
-    lie behind its last.
-    """
-    learned = sum(map(growing.learning_sequences, range(len(growing.stages))))
-    return job.settings.slots_before(job.settings.steps) + learned

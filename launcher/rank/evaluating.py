@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from motet.experiments.stream.held_out import HeldOutSequences
 from motet.experiments.stream.stream import IGNORED_LABEL
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.probing import sum_over_ranks
+from motet.launcher.runs.kept_models import sequences_read
 from motet.launcher.runs.manifest import open_stream
 from motet.models.family.base import Member
 from motet.parallel.engines.protocol import Engine
@@ -41,13 +43,20 @@ class MemberEvaluation:
 
     @classmethod
     def of_run(
-        cls, settings: RunSettings, members: Mapping[str, Member]
+        cls,
+        settings: RunSettings,
+        members: Mapping[str, Member],
+        stages: Sequence[Mapping[str, Any]] = (),
     ) -> MemberEvaluation | None:
-        """Return the evaluation of a run; None for one model, or where it is switched off."""
+        """Return the evaluation of a run; None for one model, or where it is switched off.
+
+        Args:
+            stages: of the run's manifest, where it grows.
+        """
         every = settings.metrics.evaluate_every
         if not members or not every:
             return None
-        slots, count = settings.slots_before(settings.steps), settings.metrics.evaluate_sequences
+        slots, count = sequences_read(settings, stages), settings.metrics.evaluate_sequences
         held_out = HeldOutSequences(open_stream(settings), count, slots)
         return cls(held_out, (None, *members.values()), every, settings.probes.batch_tokens)
 

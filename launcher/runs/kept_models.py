@@ -8,6 +8,7 @@ from typing import Any
 
 from motet.core.errors import DamagedFile, UserError
 from motet.core.files import read_json
+from motet.launcher.config.sections import RunSettings
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
 from motet.models.family.base import WHOLE, Member
@@ -52,6 +53,17 @@ def chains(manifest: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]
     found = [[name for name in grew if name in names]]
     inside = [name for name in names if name not in grew or name == grew[-1]]
     return [chain for chain in (*found, inside) if len(chain) > 1]
+
+
+def sequences_read(settings: RunSettings, stages: Sequence[Mapping[str, Any]]) -> int:
+    """How many sequences a run reads: those that it trains on, and behind them those that maps of
+    learned operators do. Held-out text that lies among them is not unseen.
+
+    Args:
+        stages: of its manifest.
+    """
+    learned = sum(stage.get("learning_tokens", 0) for stage in stages)
+    return settings.slots_before(settings.steps) + learned // settings.data.sequence_length
 
 
 def settled_starts(rundir: RunDir) -> list[int]:

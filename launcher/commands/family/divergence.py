@@ -12,7 +12,7 @@ from motet.launcher.commands import common, options
 from motet.launcher.commands.export import all_models, chosen_step, config_of, read_model
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
-from motet.launcher.runs.kept_models import chains, inside_of, step_of
+from motet.launcher.runs.kept_models import chains, inside_of, sequences_read, step_of
 from motet.launcher.runs.rundir import RunDir
 
 
@@ -76,9 +76,7 @@ def measured(rundir: RunDir, step: int, sequences: int | None) -> dict[str, Any]
         )
         for model in models
     }
-    # Maps of learned operators read what lies behind the run's last sequence.
-    tokens = sum(stage.get("learning_tokens", 0) for stage in manifest.get("stages") or ())
-    slots = settings.slots_before(settings.steps) + tokens // settings.data.sequence_length
+    slots = sequences_read(settings, manifest.get("stages") or ())
     count = sequences or settings.metrics.evaluate_sequences
     text = HeldOutSequences(open_stream(settings), count, slots)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
