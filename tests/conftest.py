@@ -27,6 +27,19 @@ os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="motet-cache-")
 
 
+def pytest_configure(config):  # type: ignore[no-untyped-def]
+    """Tests that were killed while an extension compiled left a lock: all that use it would wait
+    for it until they are given up, which takes longer than the rest of the suite.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    from motet.launcher.runs import extension_locks
+
+    for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("**/lock"):
+        if not extension_locks.is_held(lock):
+            lock.unlink(missing_ok=True)
+
+
 def pytest_runtest_setup(item):  # type: ignore[no-untyped-def]
     """Versions that let go of groups in silence would give each worker a testbed of its own."""
     grouping = getattr(item.config.option, "loadgroup", False)

@@ -15,8 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from motet.launcher.runs import extension_locks
+
 TIMEOUT_S = 300
-SILENT_S = 150  # no rank of a test computes so long, on however busy a machine
+SILENT_S = (
+    150  # no rank of a test computes so long, on however busy a machine: an extension compiles 40 s
+)
 LAST_WORDS_S = 10  # how long the other ranks may take to say what they waited for
 
 
@@ -86,15 +90,25 @@ def run_ranks(
         results: dict[int, Any] = {}
         try:
             for _ in ranks:
-                rank, state, value = out.get(timeout=TIMEOUT_S)
+                rank, state, value = _next(ranks, stacks, out)
                 assert state == "ok", f"rank {rank}:\n{value}\n{_others(ranks, stacks, out)}"
                 results[rank] = value
         finally:
             for process in ranks:
                 process.join(timeout=5 if len(results) == world else 0)
                 if process.is_alive():
+                    extension_locks.drop(process.pid or 0)
                     process.kill()
     return [results[rank] for rank in range(world)]
+
+
+def _next(ranks: list[Any], stacks: list[Path], out: Any) -> tuple[int, str, Any]:
+    try:
+        return out.get(timeout=TIMEOUT_S)  # type: ignore[no-any-return]
+    except queue.Empty:
+        raise AssertionError(
+            f"no rank said anything for {TIMEOUT_S} s\n{_others(ranks, stacks, out)}"
+        ) from None
 
 
 def _others(ranks: list[Any], stacks: list[Path], out: Any) -> str:
