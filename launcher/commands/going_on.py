@@ -42,7 +42,10 @@ def go_on(arguments: argparse.Namespace, rundir: RunDir) -> int:
     ranks, submitted = settings.layout.processes * nodes.count, rundir.jobs_json.exists()
     if submitted:
         ranks = schedulers.of_run(rundir, settings.scheduler).size(settings)[1]
-    raise_problems(frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks))
+    alone = nodes.count == 1 and not submitted
+    raise_problems(
+        frozen_problems(before, settings) or _layout_problems(settings, rundir, ranks, alone)
+    )
     text = yaml_with_overrides(read_text(rundir.run_yaml), arguments.settings)
     if arguments.from_start and not arguments.dry_run:
         give_up_damaged(rundir)
@@ -103,23 +106,33 @@ def sound(rundir: RunDir) -> None:
         print(f"motet: warning: damaged: {one}", file=sys.stderr)
 
 
-def _layout_problems(settings: RunSettings, rundir: RunDir, ranks: int) -> list[Problem]:
-    """What a begun run finds wrong with its layout on so many ranks; the manifest knows the
-    model.
+def _layout_problems(
+    settings: RunSettings, rundir: RunDir, ranks: int, alone: bool
+) -> list[Problem]:
+    """What a begun run finds wrong with its layouts on so many ranks; the manifest knows the model.
+    `alone`: of this machine only, and of no job.
     """
     from motet.launcher.config.checks import deepspeed_library_problems, layout_problems
-    from motet.launcher.runs.families import draws_begun, draws_of, open_family, refuse_layout
+    from motet.launcher.runs.families import draws_begun, draws_of, open_family
+    from motet.launcher.runs.stage_layouts import checked_layouts, family_of
     from motet.models.config import ModelConfig
 
     manifest = read_json(rundir.manifest)
     model = ModelConfig(**manifest["model"])
     if found := layout_problems(settings, ranks, model):
         return found
+    checked_layouts(
+        settings,
+        manifest,
+        model,
+        ranks,
+        family=family_of(settings, model, rundir, manifest),
+        alone=alone,
+        draws=draws_begun(rundir),
+    )
     if manifest.get("members"):
-        layout = settings.layout_for(ranks)
-        refuse_layout(manifest, layout, model)
         family, _ = open_family(rundir, settings, manifest)
-        draws_of(family, settings, layout, draws_begun(rundir))
+        draws_of(family, settings, settings.layout_for(ranks), draws_begun(rundir))
     return deepspeed_library_problems(settings)
 
 

@@ -17,6 +17,7 @@ from motet.launcher.follow.records import Records
 from motet.launcher.follow.state import ACTIVE, at, shown
 from motet.launcher.jobs.schedulers import Schedulers
 from motet.launcher.output import terminal
+from motet.launcher.runs.attempts import ENDED_WELL
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -220,7 +221,7 @@ def attempt_row(attempt: Fields, row: Fields) -> Fields:
     reason = attempt.get("reason")
     if reason in (None, "running") and not (newest and row["state"] in ACTIVE):
         reason = "crashed" if attempt["why"] else "lost" if started else "never began"
-    last = attempt.get("end_step") if reason in ("finished", "stopped") else None
+    last = attempt.get("end_step") if reason in ENDED_WELL else None
     if newest and last is None:
         last = row["step"]
     took = None if started is None or ended is None else format.clock(ended - started)

@@ -13,6 +13,7 @@ from motet.core.errors import UserError, raise_problems
 from motet.launcher.commands import common, options
 from motet.launcher.config import run_yaml
 from motet.launcher.config.checks import deepspeed_settings
+from motet.launcher.config.layout import names_layouts
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.follow.state import shown as shown_path
 from motet.launcher.jobs import schedulers
@@ -102,6 +103,8 @@ def announce(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_NODE)
     """Say what starts, where, and how to watch it, before anything that takes time."""
     layout, shown = settings.layout, shown_path(rundir.root)
     where = f"{layout.processes} process{'es' if layout.processes > 1 else ''} ({layout.device})"
+    if names_layouts(settings.family.options):
+        where += " in the last stage"
     if nodes.count > 1:
         where += f" of machine {nodes.rank} of {nodes.count}"
     print(
@@ -149,7 +152,7 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_
     # These import torch, which is not needed to say what is wrong in experiments.
     from motet.launcher.launch.local import check_layout, check_weights
 
-    check_layout(settings, ranks_on(settings, nodes))
+    check_layout(settings, ranks_on(settings, nodes), alone=nodes.count == 1)
     check_weights(settings, values=False)
     check_asked_device(settings)
     terminal.print_facts(_plan_facts(build(settings)))
@@ -170,14 +173,29 @@ def print_command(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_
     print(run_yaml.to_yaml(settings), end="")
     attempt = rundir.latest_attempt() + 1
     cores = len(os.sched_getaffinity(0))
-    environment = launch_environment(settings, rundir, {}, cores, attempt, nodes)
+    own = _begins(settings, rundir)
+    environment = launch_environment(own, rundir, {}, cores, attempt, nodes)
     live = sys.stdout.isatty() and nodes.rank == 0
-    command = attempt_command(settings, rundir, attempt, nodes, live)
+    command = attempt_command(own, rundir, attempt, nodes, live)
     print(f"\n# {shell_text(command, environment)}")
     if settings.layout.engine == "deepspeed":
         shown = json.dumps(deepspeed_settings(settings), indent=2).replace("\n", "\n# ")
         print(f"# DeepSpeed's configuration: {shown}")
     terminal.print_facts(run_facts.run_facts(settings))
+
+
+def _begins(settings: RunSettings, rundir: RunDir) -> RunSettings:
+    """The settings of the stage that comes next, where stages have layouts of their own."""
+    if not names_layouts(settings.family.options):
+        return settings
+    from motet.launcher.runs.stage_layouts import beginning, stage_settings
+
+    if rundir.manifest.exists():
+        return beginning(settings, rundir)[0]
+    from motet.launcher.launch.local import model_of
+
+    stages = stage_settings(settings, lambda: model_of(settings)[0], None)
+    return next(iter(stages.values()), settings)
 
 
 def _plan_facts(study: Study) -> list[tuple[str, str]]:

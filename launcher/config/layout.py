@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,13 @@ class LayoutSettings:
             shares=self.shares,
             placement=self.placement,
         )
+
+
+def names_layouts(options: Mapping[str, Any]) -> bool:
+    """Return whether stages among the options of a run's family have layouts of their own."""
+    asked = options.get("stages")
+    stages = asked if isinstance(asked, Sequence) else ()
+    return any(isinstance(stage, Mapping) and "layout" in stage for stage in stages)
 
 
 # Settings that have another name now -> what to write.

@@ -20,7 +20,7 @@ from motet.launcher.follow.pace import FEW_BYTES, Pace, read_pace
 from motet.launcher.follow.processes import Locks, Process, lock_holder, read_processes
 from motet.launcher.follow.tails import last_bytes
 from motet.launcher.runs import job_files
-from motet.launcher.runs.attempts import STOP_MARKER
+from motet.launcher.runs.attempts import ENDED_WELL, STOP_MARKER
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.metrics import decode_row
 from motet.launcher.runs.rundir import RunDir
@@ -121,7 +121,7 @@ def read_facts(run: RunDir, locks: Locks) -> Facts:
     open_end = number > 0 and reason in ("running", "lost")  # others need no sign of life
     steps, tokens = _length(run, manifest)
     finished = run.done.exists()
-    ended_well = finished or reason in ("finished", "stopped")
+    ended_well = finished or reason in ENDED_WELL
     return Facts(
         run=run,
         guest=bool(manifest.get("guest")),

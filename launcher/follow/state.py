@@ -16,6 +16,7 @@ from motet.core.jobs import JobRecord, JobState
 from motet.launcher.follow.facts import Facts
 from motet.launcher.follow.records import Records
 from motet.launcher.jobs.schedulers import title
+from motet.launcher.runs.attempts import HANDED_OVER
 
 ACTIVE = frozenset({"pending", "starting", "running", "completing", "suspended"})
 """States in which something will still happen by itself."""
@@ -152,6 +153,8 @@ def _ended(facts: Facts, records: Records) -> State:
         return State(name, f"job {job.id}: {job.why or job.state.value}", resume, job)
     if facts.number == 0:
         return _never_begun(facts, records, resume)
+    if reason == HANDED_OVER:
+        return State("stopped", "after a stage; other ranks go on with the next", resume, job)
     if reason not in (None, "running", "lost"):
         return State("stopped", str(reason), resume, job)
     return State("lost", _lost(facts, records), resume, job)

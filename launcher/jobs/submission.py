@@ -75,7 +75,7 @@ def check(made: Submission) -> None:
 
     settings = made.settings[0]
     verify_corpora(settings)
-    check_layout(settings, made.request.world_size)
+    check_layout(settings, made.request.world_size, alone=False)
     raise_problems(made.scheduler.problems(settings, os.environ))
 
 

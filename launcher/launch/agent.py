@@ -20,11 +20,18 @@ from typing import Protocol
 from motet.core.processes import adopt_orphans, catches, children, die_with_parent, reap
 from motet.launcher.launch.alone import closed
 from motet.launcher.runs import extension_locks
-from motet.launcher.runs.attempts import facts_of, numbers, refusal, settle, stopped_early
+from motet.launcher.runs.attempts import (
+    HANDED_OVER,
+    facts_of,
+    numbers,
+    refusal,
+    settle,
+    stopped_early,
+)
 from motet.launcher.runs.ranks import ranks_of
 from motet.launcher.runs.rundir import RunDir
 
-FINISHED_OR_STOPPED, CRASHED, USER_ERROR = 0, 1, 2
+FINISHED_OR_STOPPED, CRASHED, USER_ERROR, OTHER_RANKS = 0, 1, 2, 4
 POLL_S, LOOK_S = 0.1, 0.5
 ORPHAN_GRACE_S = 120.0
 """How long ranks may save when torchrun is gone: longer than a checkpoint takes to write."""
@@ -211,7 +218,8 @@ def run_agent(
             of a machine whose own was killed; it is ended when that machine has.
 
     Returns:
-        0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused.
+        0 when the run finished or stopped as asked, 1 when it crashed, 2 when it was refused, 4
+        when other ranks go on with the next stage, unless a stop was asked for.
     """
     agent = Agent(command, environment, held)
     with _handling(agent):
@@ -234,7 +242,8 @@ def run_agent(
                 watch.close(agent)
     if first_node:
         settle(rundir, attempt)
-    return outcome(rundir, attempt, code)
+    found = outcome(rundir, attempt, code)
+    return FINISHED_OR_STOPPED if found == OTHER_RANKS and agent.asked is not None else found
 
 
 def outcome(rundir: RunDir, attempt: int, code: int) -> int:
@@ -246,6 +255,8 @@ def outcome(rundir: RunDir, attempt: int, code: int) -> int:
     last = facts_of(rundir.attempt(numbers(rundir, attempt)[-1])).get("reason")
     if last in ("finished", "stopped") or stopped_early(rundir, attempt):
         return FINISHED_OR_STOPPED
+    if last == HANDED_OVER:
+        return OTHER_RANKS
     if refusal(rundir, attempt):
         return CRASHED if last == "crash_loop" else USER_ERROR
     return FINISHED_OR_STOPPED if code == 0 and last is not None else CRASHED

@@ -23,6 +23,7 @@ RECORDED = (
     "MKL_NUM_THREADS",
     "MOTET_ATTEMPT",
     "MOTET_RANK_OFFSET",
+    "MOTET_STAGE",
     "OMP_NUM_THREADS",
     "PYTHONPATH",
     "PYTHONSAFEPATH",
@@ -30,7 +31,7 @@ RECORDED = (
 RECORDED_PREFIXES = ("GLOO_", "NCCL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
 OWN = (
     *("MOTET_ATTEMPT", "MOTET_RANK_OFFSET", "MOTET_HOLDS_STORE", "MOTET_STORE"),
-    *("MOTET_MEETING", "MOTET_ROUND"),
+    *("MOTET_MEETING", "MOTET_ROUND", "MOTET_STAGE"),
 )
 """Variables by which a launch tells its own ranks who they are; one of another launch must not
 reach them.

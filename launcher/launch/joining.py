@@ -21,15 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from motet.core.errors import DamagedFile, UserError, raise_problems
+from motet.core.errors import DamagedFile, UserError
 from motet.core.files import read_json, write_json
 from motet.core.hashing import sha256_hex
 from motet.launcher.config import run_yaml
-from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.launch.alone import private_folder
 from motet.launcher.launch.command import NodePlace
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.stage_layouts import checked_layouts, family_of
 from motet.models.config import ModelConfig
 
 WAIT_S = 600.0
@@ -177,8 +177,10 @@ def _words(requests: Mapping[int, JoinRequest]) -> list[str]:
 
 def _check_together(run: RunDir, settings: RunSettings, total: int) -> None:
     """The layout fits the processes of all machines."""
-    model = ModelConfig(**read_json(run.manifest)["model"])
-    raise_problems(layout_problems(settings, total, model))
+    manifest = read_json(run.manifest)
+    model = ModelConfig(**manifest["model"])
+    family = family_of(settings, model, run, manifest)
+    checked_layouts(settings, manifest, model, total, family=family, alone=False)
 
 
 def ask_to_join(run: RunDir, settings: RunSettings, nodes: NodePlace) -> tuple[int, NodePlace]:

@@ -9,12 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import motet
 from motet.core.access import follow
-from motet.core.errors import UserError, raise_problems
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import atomic_write, write_json
 from motet.core.plugins import is_reference
 from motet.launcher.config import run_yaml
@@ -24,7 +25,7 @@ from motet.launcher.config.checks import (
     layout_problems,
 )
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.launch.agent import run_agent
+from motet.launcher.launch.agent import OTHER_RANKS, run_agent
 from motet.launcher.launch.alone import found_here
 from motet.launcher.launch.command import (
     ONE_NODE,
@@ -34,13 +35,14 @@ from motet.launcher.launch.command import (
     recorded_environment,
 )
 from motet.launcher.launch.holding import only_one
+from motet.launcher.launch.in_turn import in_turn
 from motet.launcher.launch.joining import ask_to_join, gather
 from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
 from motet.launcher.runs.described_model import imported_model
-from motet.launcher.runs.families import draws_of, new_family, new_members, refuse_layout
+from motet.launcher.runs.families import draws_of, new_family, new_members
 from motet.launcher.runs.manifest import (
     corpus_problems,
     data_facts,
@@ -50,6 +52,7 @@ from motet.launcher.runs.manifest import (
 )
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import seal_frozen
+from motet.launcher.runs.stage_layouts import checked_layouts, family_of, stage_settings
 from motet.launcher.study import before_training, cautions, contamination
 from motet.launcher.study.preregistration import check_registered, keep_registered
 from motet.models import counts
@@ -80,14 +83,15 @@ def train(
             "shows it"
         )
         return 0
-    check_devices(settings)
+    check_devices(settings, rundir if resume else None)
     verify_corpora(settings)
     if not resume:
         check_layout(settings)
         check_weights(settings)
         prepare_run(settings, rundir, yaml_text)
     with only_one(rundir) as held:
-        return launch(settings, rundir, rundir.next_attempt(), held=held, recorded=recorded)
+        start = partial(launch, settings, rundir, held=held, recorded=recorded)
+        return in_turn(settings, rundir, start)
 
 
 def train_together(
@@ -124,6 +128,8 @@ def launch(
     held: int = -1,
     nodes: NodePlace = ONE_NODE,
     recorded: Sequence[str] = (),
+    own: RunSettings | None = None,
+    stage: int | None = None,
 ) -> int:
     """Train here from an attempt that was claimed, and restart it when a rank dies; return the exit
     code.
@@ -132,13 +138,16 @@ def launch(
         held: file descriptor of the run's lock, -1 where another machine holds it.
         nodes: the machines, and which one this is.
         recorded: what begins further names of variables that are kept with the attempt.
+        own, stage: settings and number of the stage that it begins with, where it has its own.
     """
     follow(rundir.root)
+    own = own or settings
     cores = len(os.sched_getaffinity(0))
     terminal = sys.stdout.isatty() and nodes.rank == 0
     with found_here(nodes, rundir.meeting(attempt)) as place:
-        environment = launch_environment(settings, rundir, os.environ, cores, attempt, place)
-        command = attempt_command(settings, rundir, attempt, place, terminal)
+        environment = launch_environment(own, rundir, os.environ, cores, attempt, place)
+        environment |= {} if stage is None else {"MOTET_STAGE": str(stage)}
+        command = attempt_command(own, rundir, attempt, place, terminal)
         if nodes.rank == 0:
             record_launch(rundir, attempt, settings, command, environment, recorded)
         watch = StartWatch(rundir, attempt, settings.layout.timeout_s, nodes)
@@ -167,23 +176,26 @@ def record_launch(
     )
 
 
-def check_layout(settings: RunSettings, ranks: int | None = None) -> None:
-    """Refuse a layout that does not fit the model of a new run on so many ranks; None: the
-    processes of this machine.
+def check_layout(settings: RunSettings, ranks: int | None = None, alone: bool = True) -> None:
+    """Refuse layouts that do not fit the models of a new run on so many ranks; None: the processes
+    of this machine. `alone`: it is the only one, and no job.
     """
     processes = settings.layout.processes if ranks is None else ranks
     model = model_of(settings)[0]
-    raise_problems(layout_problems(settings, processes, model))
-    if facts := new_members(settings, model):
-        layout = settings.layout_for(processes)
-        refuse_layout(facts, layout, model)
-        draws_of(new_family(settings, model), settings, layout)
+    family = family_of(settings, model, None, {})
+    facts = {} if layout_problems(settings, processes, model) else new_members(settings, model)
+    checked_layouts(settings, facts, model, processes, family=family, alone=alone)
+    if facts:
+        draws_of(new_family(settings, model), settings, settings.layout_for(processes))
     raise_problems(deepspeed_library_problems(settings))
 
 
-def check_devices(settings: RunSettings) -> None:
+def check_devices(settings: RunSettings, run: RunDir | None = None) -> None:
     """Refuse devices that are not here, and a description of machines that cannot be read, before
     any process starts.
+
+    Args:
+        run: one that was made; None: it is not yet.
     """
     layout = settings.layout
     if layout.cluster:
@@ -196,6 +208,9 @@ def check_devices(settings: RunSettings) -> None:
 
     gpus = torch.cuda.device_count()
     raise_problems(device_problems(layout.device, layout.processes, gpus))
+    for label, one in stage_settings(settings, lambda: model_of(settings)[0], run).items():
+        found = device_problems(layout.device, one.layout.processes, gpus)
+        raise_problems([Problem(f"stage {label}: {p.setting}", p.message) for p in found])
 
 
 def check_weights(settings: RunSettings, values: bool = True) -> None:
@@ -361,6 +376,9 @@ def _say_how_it_ended(rundir: RunDir, attempt: int, code: int) -> int:
     steps = rundir.checkpoint_steps()
     at = f"the checkpoint after step {steps[-1]:,}" if steps else "the start"
     error = refusal(rundir, attempt)
+    if code == OTHER_RANKS:
+        print(f"a stage is over; other processes go on from {at}")
+        return code
     if code == 0:
         print(f"stopped; to go on from {at}:\n  motet resume {shown}")
         return 0

@@ -52,7 +52,8 @@ class PlannedFamily:
             length = self.settings.data.sequence_length
             facts = self.family.stage_facts()
             needs = self.family.needs()
-            refused = growing_refusals(layout, self.whole, self.members, facts, length, needs)
+            layouts = [layout] * len(facts)
+            refused = growing_refusals(layouts, self.whole, self.members, facts, length, needs)
         else:
             refused = refusals(layout, self.whole, self.members, self.family.needs())
         if refused:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from motet.launcher.rank.probing import ProbeSet
 from motet.launcher.rank.progress import TrainingProgress
 from motet.launcher.rank.stage_ends import restore as restore_trend
 from motet.launcher.rank.stage_ends import settle
+from motet.launcher.rank.stage_engines import StageEngines, layout_at
 from motet.launcher.rank.stop import SpikeGuard, StopRequest
 from motet.launcher.rank.trackers import open_trackers
 from motet.launcher.rank.validating import Validation
@@ -45,12 +45,13 @@ from motet.launcher.runs.manifest import check_frozen, open_stream
 from motet.launcher.runs.metrics import MetricsWriter, all_rows
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint, run_sha256
+from motet.launcher.runs.stage_layouts import RunLayouts
 from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
 from motet.models.family.base import Family, Member, choices, teacher_update_of
 from motet.models.family.progressive import ProgressiveFamily
 from motet.parallel.engines.embedding_noise import refuse_noise
-from motet.parallel.engines.protocol import Engine, EngineOptions, build_engine
+from motet.parallel.engines.protocol import EngineOptions
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, tell_all
 
@@ -58,13 +59,15 @@ from motet.parallel.runtime.mesh import World, agree_any, first_complaint, tell_
 @dataclass(frozen=True)
 class Start:
     """The checkpoint that an attempt begins with: its step, its segment of the ledger and its
-    facts; 0, 0 and None for fresh weights. `held`: whose model it has, where a family grows.
+    facts; 0, 0 and None for fresh weights. `held`: whose model it has, where a family grows, and
+    `layout` how it lies.
     """
 
     step: int = 0
     segment: int = 0
     facts: dict[str, Any] | None = None
     held: Member | None = None
+    layout: Layout | None = None
 
 
 def build_job(
@@ -72,7 +75,7 @@ def build_job(
     settings: RunSettings,
     attempt: int,
     world: World,
-    layout: Layout,
+    layouts: RunLayouts,
     stop: StopRequest,
     manifest: dict[str, Any],
     heartbeat: Heartbeat,
@@ -80,6 +83,9 @@ def build_job(
 ) -> tuple[TrainingJob, int]:
     """Put an attempt together and load the newest good checkpoint; return the job and its first
     step.
+
+    Raises:
+        OtherRanks: on every rank: the ranks of this launch cannot go on from that checkpoint.
     """
     _, plan = check_frozen(run, settings)
     hashes = {
@@ -88,30 +94,32 @@ def build_job(
         "run_sha256": run_sha256(manifest),
     }
     model, training = ModelConfig(**manifest["model"]), settings.training
-    refuse_noise(plan.noise, layout, model.n_experts > 0)
+    for layout in layouts.layouts:
+        refuse_noise(plan.noise, layout, model.n_experts > 0)
     family, members = open_family(run, settings, manifest)
     precision = _precision(run, settings, world)
     starting.at(StartStage.ENGINE, "the model to be built", detail=_extension)
     growing = family if isinstance(family, ProgressiveFamily) else None
     options = engine_options(settings, precision, family)
-    engines = StageEngines(model, options, layout, world)
+    engines = StageEngines(model, options, world)
     if growing is not None:
         engines.taught_by = growing.taught_by
     if growing is None:  # else the checkpoint says whose model it is
-        engines.of(None)
+        engines.of(None, layouts.of(0))
     checkpoints = _checkpoints(run, settings, world, growing)
     public = run_yaml.public(settings)
     mirror = open_trackers(run, public, world.rank, hashes | model_facts_of(manifest))
     metrics = MetricsWriter(run, public, world.rank, mirror)
     starting.at(StartStage.CHECKPOINT, "a checkpoint to be read")
-    start = _load_newest(run, engines, growing, checkpoints, metrics, world, hashes)
-    engine, held = engines.of(start.held), start.held
+    start = _load_newest(run, engines, layouts, growing, checkpoints, metrics, world, hashes)
+    layout, held = start.layout or layouts.of(0), start.held
+    engine = engines.of(held, layout)
     if start.facts is None and settings.model.from_hf:
         engine.load_model(_imported(settings.model.from_hf))
     steps = settings.batch_steps
     begun = (start.facts or {}).get("draws")
     # The whole model alone trains on all of a step: each rank reads, and proves, it in one piece.
-    number = draws_of(family, settings, layout, begun) if members else 1
+    number = draws_of(family, settings, layouts.layouts[-1], begun) if members else 1
     choose = partial(choices, family, members, draws=number)
     draws = Draws(number, choose, family.by_replica, partial(teacher_update_of, family))
     if growing is not None:
@@ -123,6 +131,7 @@ def build_job(
         settings=settings,
         run=run,
         world=world,
+        layouts=layouts,
         layout=layout,
         engine=engine,
         steps=steps,
@@ -186,39 +195,6 @@ def _extension() -> tuple[str, bool] | None:
     if lock is not None:
         return extension_locks.told(lock)
     return ("an extension to be compiled", False) if extension_locks.compiles() else None
-
-
-@dataclass
-class StageEngines:
-    """Makes the engine of the model that trains: the whole one, or a member that is a model of its
-    own; the one that was made last is kept until another is asked for.
-
-    Attributes:
-        taught_by: the sizes of the frozen model that one of them follows; None: of none.
-    """
-
-    whole: ModelConfig
-    options: EngineOptions
-    layout: Layout
-    world: World
-    taught_by: Callable[[Member | None], ModelConfig | None] = lambda member: None
-    made: tuple[Member | None, Engine] | None = None
-
-    def of(self, member: Member | None) -> Engine:
-        """Return the engine of a model."""
-        if self.made is None or self.made[0] != member:
-            self.made = None  # its memory is needed
-            self.made = (member, self.another(member))
-        return self.made[1]
-
-    def another(self, member: Member | None) -> Engine:
-        """Make an engine beside the one that there is."""
-        self.made = None
-        config = self.whole if member is None else member.config
-        options = replace(self.options, taught_by=self.taught_by(member))
-        if member is not None:  # it trains alone; what slices ask for is the whole model's
-            options = replace(options, mask_update=False, by_users=False)
-        return build_engine(config, options, self.layout, self.world)
 
 
 def _checkpoints(
@@ -294,6 +270,7 @@ def engine_options(settings: RunSettings, precision: str, family: Family) -> Eng
 def _load_newest(
     run: RunDir,
     engines: StageEngines,
+    layouts: RunLayouts,
     growing: ProgressiveFamily | None,
     checkpoints: Checkpoints,
     metrics: MetricsWriter,
@@ -305,6 +282,7 @@ def _load_newest(
     Raises:
         NotShown: some ranks see another folder than others: no checkpoint is given up for that.
         UserError: there are checkpoints, and all are damaged: nothing is trained over them.
+        OtherRanks: the newest has the model of a stage that has other ranks.
     """
     known = tell_all(run.checkpoint_steps(), world)
     complaints = []
@@ -313,8 +291,9 @@ def _load_newest(
     for step, grown in reversed(kept):
         try:
             held = _held_by(run, growing, step, grown, world)
-            manifest = load(checkpoints, engines.of(held), step, hashes, grown)
-            return Start(step, manifest["segment"], manifest, held)
+            layout = layout_at(layouts, growing, step, held)
+            manifest = load(checkpoints, engines.of(held, layout), step, hashes, grown)
+            return Start(step, manifest["segment"], manifest, held, layout)
         except NotShown:
             raise
         except UserError as error:
@@ -326,7 +305,8 @@ def _load_newest(
     if complaints:
         raise UserError("no checkpoint of this run can be used:\n" + "\n".join(complaints))
     refuse_start_over(run)
-    return Start(held=None if growing is None else growing.member_at(0))
+    held = None if growing is None else growing.member_at(0)
+    return Start(held=held, layout=layout_at(layouts, growing, 0, held))
 
 
 def _held_by(

@@ -18,7 +18,6 @@ from motet.core.errors import UserError, raise_problems
 from motet.core.files import atomic_write, read_json, write_json
 from motet.core.hashing import sha256_hex
 from motet.launcher.config import run_yaml
-from motet.launcher.config.checks import layout_problems
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.planning.prediction import record
 from motet.launcher.rank.assembly import build_job
@@ -26,21 +25,25 @@ from motet.launcher.rank.disk import disk_is_out
 from motet.launcher.rank.job import TrainingJob
 from motet.launcher.rank.loop import BadRun, train
 from motet.launcher.rank.signals import Lifeline, end_now
+from motet.launcher.rank.stage_engines import OtherRanks
 from motet.launcher.rank.stop import StopRequest
-from motet.launcher.runs.attempts import begun, claim, crash_loop
+from motet.launcher.runs.attempts import ENDED_WELL, HANDED_OVER, begun, claim, crash_loop
 from motet.launcher.runs.blame import Heartbeat
-from motet.launcher.runs.families import refuse_layout
 from motet.launcher.runs.manifest import check_frozen, corpus_problems
 from motet.launcher.runs.metrics import unmirrored
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_manifest
+from motet.launcher.runs.stage_layouts import (
+    RunLayouts,
+    checked_layouts,
+    family_of,
+    stage_to_begin,
+)
 from motet.launcher.runs.starting import Starting, StartStage
 from motet.models.config import ModelConfig
-from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any, first_complaint, join, leave, tell_all
 
 CRASHED, USER_ERROR, BAD_RUN = 1, 2, 3
-WELL = ("finished", "stopped")
 RESERVE, RESERVE_BYTES = "reserve", 1 << 16
 """File that holds room on the disk for the words in which a launch that found it full ends."""
 MIRROR_WAIT_S = 1.5
@@ -61,15 +64,19 @@ def rank_main(
     """
     attempt = launch
     try:
-        settings, layout = _settings(run, launch)
+        settings, layouts = _settings(run, launch)
         starting.at(StartStage.MEETING, _meeting(), waits=True)
         _store = _hold_store(settings.layout.timeout_s)  # until this rank ends
-        world = join(settings.layout.device, settings.layout.timeout_s, layout)
+        world = join(settings.layout.device, settings.layout.timeout_s, layouts.of(layouts.begun))
         attempt = _take(run, launch, world)
         heartbeat = Heartbeat(run.attempt(attempt), world.rank)
         lifeline.belongs_to(run.attempt(attempt), world.rank)
         refuse_crash_loop(run, launch, attempt, world)
-        _attempt(run, settings, attempt, world, layout, stop, heartbeat, lifeline, starting)
+        _attempt(run, settings, attempt, world, layouts, stop, heartbeat, lifeline, starting)
+    except OtherRanks as told:
+        if os.environ["RANK"] == "0":
+            _amend(run, attempt, end_step=told.step, reason=HANDED_OVER)
+        agree_any(False, world)  # none leaves before that is on disk
     except (UserError, BadRun, CrashLoop) as error:
         with contextlib.suppress(OSError):  # a full disk must not hold up the end
             _refuse(run, attempt, error)
@@ -103,17 +110,19 @@ def _crash(run: RunDir, launch: int, attempt: int, error: Exception, lifeline: L
             atomic_write(run.attempt(attempt) / f"crash-{os.environ['RANK']}.txt", text)
 
 
-def _settings(run: RunDir, launch: int) -> tuple[RunSettings, Layout]:
-    """Read the settings of this launch, and split the world as they say."""
+def _settings(run: RunDir, launch: int) -> tuple[RunSettings, RunLayouts]:
+    """Read the settings of this launch, and split the world as they say, in every stage."""
     own = run.launch_settings(launch)
     settings = run_yaml.load(own if own.exists() else run.resolved_yaml)
     world_size = int(os.environ["WORLD_SIZE"])
     manifest = read_manifest(run)
     model = ModelConfig(**manifest["model"])
-    raise_problems(layout_problems(settings, world_size, model))
-    layout = settings.layout_for(world_size)
-    refuse_layout(manifest, layout, model)
-    return settings, layout
+    family = family_of(settings, model, run, manifest)
+    begun = os.environ.get("MOTET_STAGE") or stage_to_begin(run, family)
+    alone = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
+    return settings, checked_layouts(
+        settings, manifest, model, world_size, family=family, begun=int(begun), alone=alone
+    )
 
 
 def _meeting() -> str:
@@ -183,7 +192,7 @@ def _amend(run: RunDir, attempt: int, **facts: Any) -> None:
     """
     path = run.attempt(attempt) / "attempt.json"
     before = read_json(path)
-    ended_well = facts.get("reason") in ("stopped", "finished")
+    ended_well = facts.get("reason") in ENDED_WELL
     if before.get("ended") is None or (before.get("reason") == "lost" and ended_well):
         ended = {} if facts.get("reason") == "running" else {"ended": time.time()}
         write_json(path, before | ended | facts)
@@ -194,7 +203,7 @@ def _attempt(
     settings: RunSettings,
     attempt: int,
     world: World,
-    layout: Layout,
+    layouts: RunLayouts,
     stop: StopRequest,
     heartbeat: Heartbeat,
     lifeline: Lifeline,
@@ -204,7 +213,7 @@ def _attempt(
     starting.at(StartStage.CHECKS, "the corpora and the plan to be checked")
     manifest = _verified(run, settings, world)
     job, step = build_job(
-        run, settings, attempt, world, layout, stop, manifest, heartbeat, starting
+        run, settings, attempt, world, layouts, stop, manifest, heartbeat, starting
     )
     if world.rank == 0:
         _begin(run, job, attempt, step)
@@ -219,8 +228,8 @@ def _attempt(
         job.checkpoints.close()  # all ranks give up at one step: what is being written may finish
         raise
     finally:
-        _end(run, job, attempt, step if reason in WELL else job.reached, reason)
-        if reason in WELL:
+        _end(run, job, attempt, step if reason in ENDED_WELL else job.reached, reason)
+        if reason in ENDED_WELL:
             agree_any(False, world)  # none leaves before all is on disk
             lifeline.ends()
         if job.mirror is not None:
@@ -274,7 +283,7 @@ def _predict(run: RunDir, job: TrainingJob, attempt: int, step: int) -> None:
         run,
         attempt,
         job.settings,
-        job.layout,
+        job.layouts.of(job.stage_at(step)),
         sequences=job.steps.sequences(step),
         precision=job.facts["precision"],
         nodes=-(-job.world.size // int(os.environ.get("LOCAL_WORLD_SIZE", job.world.size))),
@@ -291,7 +300,7 @@ def _end(run: RunDir, job: TrainingJob, attempt: int, step: int, reason: str) ->
             last_first.callback(job.feed.close)
             last_first.callback(job.ledger.close)
     except BaseException:
-        reason = "crashed" if reason in WELL else reason
+        reason = "crashed" if reason in ENDED_WELL else reason
         raise
     finally:
         if job.world.rank == 0:

@@ -78,6 +78,11 @@ class Feed:
         """Drop what was read ahead: who trains on it has changed."""
         self._ahead = None
 
+    def under(self, layout: Layout, rank: int) -> Feed:
+        """Close this one, and return one that cuts the same steps for a rank of another layout."""
+        self.close()
+        return Feed(self.stream, self.steps, layout, rank, self.draws)
+
     def read(self, step: int) -> Share:
         """Read this rank's share of a step."""
         chosen = self.draws.choose(step)

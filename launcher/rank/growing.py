@@ -32,6 +32,7 @@ from motet.models.family.base import WHOLE
 from motet.models.growth.growth import grow as grown_states
 from motet.models.member import name_of
 from motet.parallel.engines.protocol import Engine
+from motet.parallel.layout.layout import Layout
 
 EXACT_TOLERANCE = {"fp32": 1e-5, "bf16": 0.1}
 """Most that a log-probability may change by when an operator is exact, nats, by precision; more
@@ -75,17 +76,18 @@ def grow(job: TrainingJob, step: int) -> None:
     assert job.engines is not None
     job.checkpoints.wait()  # the model before is on disk
     started, number = time.perf_counter(), job.growing.number_at(step)
-    growth = growth_of(job, number)
-    batch = job.feed.read(step).batches[0]
+    growth, layout = growth_of(job, number), job.layouts.of(number)
+    batch = _compared(job, step, layout)
     with job.progress.phase("growing"):
         before = _scores(job.engine, batch)
-        engine = job.engines(job.growing.member_at(step))
+        engine = job.engines(job.growing.member_at(step), layout)
         grown = grown_states(growth, job.engine.export_state())
         engine.import_state(blended_states(job, number, engine, grown))
         change = _change(job, batch, before, _scores(engine, batch))
         refuse_change(job, number, change)
         from_name = name_of(job.held) or WHOLE
         job.engine, job.held = engine, job.growing.member_at(step)
+        job.lie(layout)
         read_teacher(job)
         gc.collect()  # the old engine holds as much as half of the new one
         if torch.cuda.is_available():
@@ -93,6 +95,16 @@ def grow(job: TrainingJob, step: int) -> None:
         job.checkpoints.save(step, engine.tensors(), facts_of(job), job.ledger.sync, grown=True)
         job.checkpoints.wait()
     _tell(job, step, from_name, change, time.perf_counter() - started)
+
+
+def _compared(job: TrainingJob, step: int, layout: Layout) -> Batch:
+    """Return the sequences that both models are scored on, of those that come next: each rank's
+    own, or, where the new model lies otherwise, and other ranks must read alike, the same on all.
+    """
+    if layout == job.layout:
+        return job.feed.read(step).batches[0]
+    first, rows = job.steps.slots_before(step), (job.layout, layout)
+    return job.feed.stream.batch(first, min(one.micro_sequences for one in rows))
 
 
 def _tell(job: TrainingJob, step: int, from_name: str, change: Change, seconds: float) -> None:

@@ -85,7 +85,9 @@ class Hook:
         """A checkpoint is being written in the background; facts: folder, once it is whole."""
 
     def at_end(self, context: HookContext) -> None:
-        """Training ends as it should; facts: reason, "finished" or "stopped"."""
+        """Training ends as it should; facts: reason, "finished", "stopped", or
+        "handed_over" where other ranks go on with the next stage of a family.
+        """
 
 
 def mistake_of(hook: type[Hook]) -> str:

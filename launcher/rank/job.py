@@ -24,6 +24,7 @@ from motet.launcher.rank.validating import Validation
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter, Tracker
 from motet.launcher.runs.rundir import RunDir
+from motet.launcher.runs.stage_layouts import RunLayouts
 from motet.launcher.runs.starting import Starting
 from motet.models.counts import training_flops_per_token
 from motet.models.family.base import Choice, Family, Member
@@ -56,6 +57,7 @@ class TrainingJob:
     settings: RunSettings
     run: RunDir
     world: World
+    layouts: RunLayouts
     layout: Layout
     engine: Engine
     steps: Steps
@@ -82,8 +84,8 @@ class TrainingJob:
     draw_check: DrawCheck | None = None
     evaluation: MemberEvaluation | None = None
     validation: Validation | None = None
-    engines: Callable[[Member | None], Engine] | None = None
-    """Makes the engine of a member's own model, where a family grows."""
+    engines: Callable[[Member | None, Layout], Engine] | None = None
+    """Makes the engine of a member's own model under a layout, where a family grows."""
     held: Member | None = None
     """Whose model the engine has, where a family grows; None is the whole one."""
     trend: tuple[int, LossTrend] | None = None
@@ -107,6 +109,17 @@ class TrainingJob:
     def growing(self) -> ProgressiveFamily | None:
         """The family, where its members are models of their own that train one after the other."""
         return self.family if isinstance(self.family, ProgressiveFamily) else None
+
+    def stage_at(self, step: int) -> int:
+        """Return the number of the stage of a step; 0 where nothing grows."""
+        return 0 if self.growing is None else self.growing.number_at(step)
+
+    def lie(self, layout: Layout) -> None:
+        """Go on under another layout of the same ranks: what is read is the same, and who reads
+        which of it another.
+        """
+        if layout != self.layout:
+            self.layout, self.feed = layout, self.feed.under(layout, self.world.rank)
 
     @property
     def scored(self) -> tuple[Member | None, ...]:

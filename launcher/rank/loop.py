@@ -23,6 +23,7 @@ from motet.launcher.rank.probing import Interrupted
 from motet.launcher.rank.stage_ends import restore as restore_trend
 from motet.launcher.rank.stage_ends import watch
 from motet.launcher.rank.stop import SpikeGuard
+from motet.launcher.runs.attempts import HANDED_OVER
 from motet.launcher.runs.lr_schedule import learning_rate
 from motet.launcher.runs.metrics import SKIPPED
 from motet.models.family.base import stage_of
@@ -45,8 +46,9 @@ def train(job: TrainingJob, step: int) -> tuple[int, str]:
         finished = step >= total and not stopping
         if finished or checkpoint_due(job, step) or (stopping and step > job.segment.start_step):
             save(job, step, last=finished or stopping)
-        if finished or stopping:
-            reason = "finished" if finished else "stopped"
+        leaves = growth_due(job, step) and not job.layouts.runs_here(job.stage_at(step))
+        if finished or stopping or leaves:
+            reason = "finished" if finished else "stopped" if stopping else HANDED_OVER
             job.at("at_end", step, reason=reason)
             return step, reason
         if growth_due(job, step):

@@ -19,6 +19,9 @@ from motet.launcher.runs.rundir import RunDir
 CRASHES_IN_A_ROW = 2
 DAMAGED = ".damaged-"
 """In the name of a checkpoint that could not be used, and was set aside."""
+HANDED_OVER = "handed_over"
+"""How an attempt ended whose stage is over, where the next one needs other ranks."""
+ENDED_WELL = ("finished", "stopped", HANDED_OVER)
 STOP_MARKER = "stop"
 """File of an attempt that was asked to stop before it trained."""
 

@@ -17,6 +17,7 @@ from motet.launcher.runs.rundir import RunDir
 # questions.
 RESUMABLE = (
     r"layout\..*",
+    r"family\.options\.stages\.\d+\.layout(\..*)?",
     r"(metrics|tracking|alerts)\..*",
     r"checkpoint\..*",
     r"probes\.batch_tokens",

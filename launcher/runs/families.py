@@ -134,13 +134,24 @@ def new_family(settings: RunSettings, whole: ModelConfig) -> Family:
     return _made(made, settings, whole)
 
 
-def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfig) -> None:
-    """Raise `UserError` where a layout cannot train the family of a run's manifest."""
+def refuse_layout(
+    manifest: Mapping[str, Any], layout: Layout, whole: ModelConfig, stages: Sequence[Layout] = ()
+) -> None:
+    """Raise `UserError` where a layout cannot train the family of a run's manifest.
+
+    Args:
+        stages: layouts of the stages of a family that grows, in order; () = all have `layout`.
+    """
     if manifest.get("members"):
         members, needs = members_of(manifest), manifest.get("family_needs", ())
         if manifest.get("stages"):
             found = growing_refusals(
-                layout, whole, members, manifest["stages"], manifest["sequence_length"], needs
+                stages or [layout] * len(manifest["stages"]),
+                whole,
+                members,
+                manifest["stages"],
+                manifest["sequence_length"],
+                needs,
             )
         else:
             found = refusals(layout, whole, members, needs)
@@ -148,34 +159,37 @@ def refuse_layout(manifest: Mapping[str, Any], layout: Layout, whole: ModelConfi
 
 
 def growing_refusals(
-    layout: Layout,
+    layouts: Sequence[Layout],
     whole: ModelConfig,
     members: Sequence[Member],
     stages: Sequence[Mapping[str, Any]],
     sequence_length: int,
     needs: Sequence[str] = (),
 ) -> list[str]:
-    """Return why a layout cannot train a family that grows, in words.
+    """Return why layouts cannot train a family that grows, in words.
 
     Args:
+        layouts: of every stage, in order.
         stages: `ProgressiveFamily.stage_facts`.
         needs: of the family, whose last stage trains slices.
     """
     named = {stage["name"] for stage in stages}
     alone = [member for member in members if member.name in named]
-    found = stage_refusals(layout, alone, sequence_length)
+    found = list(stage_refusals(layouts, alone, sequence_length))
     if slices := [member for member in members if member.name not in named]:
-        found = [*found, *refusals(layout, whole, slices, needs)]
-    if layout.pp > 1 and any("teacher_flops_per_token" in stage for stage in stages):
-        why = "stages of a pipeline have no second model beside them to follow"
-        found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
-    if layout.pp > 1 and any("virtual_flops_per_token" in stage for stage in stages):
-        why = "layers that run several times are not equally many in all stages of a pipeline"
-        found = [*found, f"layout.pp={layout.pp}: {why}; set layout.pp=1"]
-    if layout.pp > 1 and any(stage["operator"].startswith("prune") for stage in stages):
-        why = "channels that are pruned are measured in one piece; set layout.pp=1"
-        found = [*found, f"layout.pp={layout.pp}: {why}"]
-    return found
+        found += refusals(layouts[-1], whole, slices, needs)
+    for number, (layout, stage) in enumerate(zip(layouts, stages, strict=True)):
+        if layout.pp > 1 and "teacher_flops_per_token" in stage:
+            why = "stages of a pipeline have no second model beside them to follow"
+            found.append(f"layout.pp={layout.pp}: {why}; set layout.pp=1")
+        if layout.pp > 1 and "virtual_flops_per_token" in stage:
+            why = "layers that run several times are not equally many in all stages of a pipeline"
+            found.append(f"layout.pp={layout.pp}: {why}; set layout.pp=1")
+        pp = layouts[max(0, number - 1)].pp
+        if pp > 1 and stage["operator"].startswith("prune"):
+            why = "channels that are pruned are measured in one piece; set layout.pp=1"
+            found.append(f"layout.pp={pp}: {why}")
+    return list(dict.fromkeys(found))
 
 
 def draws_of(

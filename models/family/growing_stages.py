@@ -19,7 +19,13 @@ from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import NAME, WHOLE
 from motet.models.family.space import size_of
 from motet.models.family.stage_lengths import LENGTHS, StageLength, amount, read_length
-from motet.models.family.stage_rules import Distillation, distillation_of, nested_of, virtual_of
+from motet.models.family.stage_rules import (
+    Distillation,
+    distillation_of,
+    layout_of,
+    nested_of,
+    virtual_of,
+)
 
 SIZES = ("parameters", "depth", "width", "model")
 KEYS = (
@@ -36,6 +42,7 @@ KEYS = (
     "distill",
     "nested",
     "virtual_depth",
+    "layout",
 )
 AFTER_ANOTHER = ("frozen_steps", "loss_jump_nats", "blend", "rewarm_steps", "distill")
 """What no first stage has."""
@@ -74,6 +81,8 @@ class GrowingStage:
         nested: options of `family: {kind: nested}`, of the last stage alone: slices of its model
             train too, and are members; None = its model trains alone.
         virtual: its layers run several times, as many as are drawn every step (`virtual_depth`).
+        layout: settings of the section `layout` that it has otherwise than the run; which there are
+            and what they may be is not known here.
     """
 
     name: str | None
@@ -90,6 +99,7 @@ class GrowingStage:
     distill: Distillation | None = None
     nested: Mapping[str, Any] | None = None
     virtual: bool = False
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -123,6 +133,7 @@ def read_stage(
         distill=distillation_of(read),
         nested=nested_of(read, last=after is None),
         virtual=virtual_of(read, last=after is None),
+        layout=layout_of(read, last=after is None),
     )
 
 

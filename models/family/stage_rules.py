@@ -37,6 +37,13 @@ class Distillation(NamedTuple):
     of: str | None = None
 
 
+def layout_of(read: MappingReader, last: bool) -> Mapping[str, Any]:
+    """Return what a stage has otherwise than the section `layout`."""
+    if last and "layout" in read.values:
+        read.problem("layout", "the last stage has the layout of the run; set it there")
+    return read.mapping("layout")
+
+
 def virtual_of(read: MappingReader, last: bool) -> bool:
     """Return whether `virtual_depth: lvps` is asked for."""
     if "virtual_depth" not in read.values:

@@ -58,15 +58,21 @@ def refusals(
     return reasons + list(dict.fromkeys(_cut_groups(layout, config, members)))
 
 
-def stage_refusals(layout: Layout, members: Sequence[Member], sequence_length: int) -> list[str]:
-    """Return why a layout cannot train the models of a run that grows, one after the other."""
-    if layout.engine != "native":
+def stage_refusals(
+    layouts: Sequence[Layout], members: Sequence[Member], sequence_length: int
+) -> list[str]:
+    """Return why layouts cannot train the models of a run that grows, one after the other.
+
+    Args:
+        layouts: of every stage in order; the last is that of the whole model.
+    """
+    if others := [layout.engine for layout in layouts if layout.engine != "native"]:
         return [
-            f"layout.engine={layout.engine}: a model that grows is handed over with its optimizer "
+            f"layout.engine={others[0]}: a model that grows is handed over with its optimizer "
             "state between two engines of one process, which was shown for native alone; use native"
         ]
     found = []
-    for member in members:
+    for layout, member in zip(layouts, members, strict=False):
         for setting, why in model_problems(layout, member.config, sequence_length):
             found.append(f"stage {member.name}: {setting}: {why}")
     return found

@@ -29,6 +29,7 @@ FAMILY = """family:
        rewarm_steps: 5}
     - {operator: stack, warmup_steps: 2}
 training:"""
+STAGES = "family.options.stages"
 STEPS, ENDS = 24, {"tiny": 8, "small": 15, "whole": 24}
 KILLS = '''
 import os
@@ -87,12 +88,15 @@ TENSORS = (5,)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Path]:
-    """The same run on one rank, on two with FSDP2, and as a pipeline of two stages."""
+    """The same run on one rank, on two with FSDP2, as a pipeline of two stages, and in three
+    layouts: a rank, then a pipeline of two, then FSDP2.
+    """
     found = {}
     for kind, asked in (
         ("one", ["layout.processes=1"]),
         ("fsdp", []),
         ("pipeline", ["layout.pp=2"]),
+        ("stages", [f"{STAGES}.0.layout={{processes: 1}}", f"{STAGES}.1.layout={{pp: 2}}"]),
     ):
         folder = tmp_path_factory.mktemp(kind)
         yaml = write(folder, corpus)
@@ -111,7 +115,9 @@ def write(folder: Path, corpus: Path, tensors: tuple[int, ...] = TENSORS) -> Pat
     )
 
 
-def test_two_ranks_and_a_pipeline_grow_as_one_process(runs: dict[str, Path]) -> None:
+def test_two_ranks_and_a_pipeline_and_layouts_that_change_grow_as_one_process(
+    runs: dict[str, Path],
+) -> None:
     expected, plain = losses(runs["one"]), read_model(RunDir(runs["one"]), STEPS)[1]
     for run in runs.values():
         assert losses(run) == pytest.approx(expected, abs=1e-4)

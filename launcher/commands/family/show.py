@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         draws_of,
         new_family,
         new_members,
-        refuse_layout,
         sound_members,
     )
+    from motet.launcher.runs.stage_layouts import checked_layouts, family_of
     from motet.models.family.base import WHOLE
     from motet.models.family.progressive import ProgressiveFamily
 
@@ -41,7 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     family = new_family(settings, model)
     members = list(sound_members(family, settings))
     layout = settings.layout_for(settings.layout.processes)
-    refuse_layout(new_members(settings, model), layout, model)
+    checked_layouts(
+        settings,
+        new_members(settings, model),
+        model,
+        settings.layout.processes,
+        family=family_of(settings, model, None, {}),
+    )
     draws = draws_of(family, settings, layout)
     if isinstance(family, ProgressiveFamily):
         facts = {"kind": settings.family.kind, **stage_costs.stage_facts(family, settings)}
