@@ -30,6 +30,8 @@ before(TrainingJob, "at", -1, leaves)
 """Where a run is killed before its next stage's ranks start: as its last checkpoint gets its name,
 and as the ranks end.
 """
+SAVED = "checkpoint.async=false"
+"""A checkpoint is there when ranks end, wherever that is."""
 MINE = 'number == passed and os.environ["RANK"] == "0"'
 
 
@@ -76,7 +78,7 @@ def test_a_run_killed_at_every_point_between_stages_of_other_ranks_ends_with_the
     tensors = tuple(range(14))
     yaml, run = write(tmp_path, corpus), tmp_path / "runs/r"
     kills(tmp_path, tensors)
-    settings = ["training.max_restarts=0", "training.hooks=[kills.py:Dies]"]
+    settings = ["training.max_restarts=0", "training.hooks=[kills.py:Dies]", SAVED]
     done = motet("train", str(yaml), *FEWER, *settings)
     for number in range(2 + len(tensors) + 4):
         assert done.returncode != 0, done.stdout
@@ -113,9 +115,8 @@ def test_a_stage_whose_last_checkpoint_is_damaged_is_trained_again_by_its_own_ra
     yaml, run = write(tmp_path, corpus), tmp_path / "runs/r"
     kills(tmp_path, ())
     (tmp_path / "died" / "0").touch()
-    done = motet(
-        "train", str(yaml), *FEWER, "training.hooks=[kills.py:Dies]", "training.max_restarts=0"
-    )
+    settings = ["training.max_restarts=0", "training.hooks=[kills.py:Dies]", SAVED]
+    done = motet("train", str(yaml), *FEWER, *settings)
     assert done.returncode != 0, done.stdout
     assert RunDir(run).checkpoint_steps() == [6, 8]
     (broken,) = RunDir(run).checkpoint(8).glob("*.distcp")
