@@ -4,14 +4,14 @@ alone. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motet.core import format
 from motet.core.errors import UserError
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
-from motet.launcher.planning import stage_costs
+from motet.launcher.planning import stage_costs, stage_proposals
 from motet.launcher.planning.family_facts import sampled_steps
 from motet.launcher.runs.families import (
     draws_of,
@@ -49,11 +49,7 @@ class PlannedFamily:
     def refusal(self, layout: Layout) -> str:
         """Say why a layout cannot train the family; "" where it can."""
         if isinstance(self.family, ProgressiveFamily):
-            length = self.settings.data.sequence_length
-            facts = self.family.stage_facts()
-            needs = self.family.needs()
-            layouts = [layout] * len(facts)
-            refused = growing_refusals(layouts, self.whole, self.members, facts, length, needs)
+            refused = self._growing([layout] * len(self.family.stages))
         else:
             refused = refusals(layout, self.whole, self.members, self.family.needs())
         if refused:
@@ -63,6 +59,25 @@ class PlannedFamily:
         except UserError as error:
             return str(error).removeprefix("family.kind: ")
         return ""
+
+    def _growing(self, layouts: Sequence[Layout]) -> list[str]:
+        """Say why layouts of the stages cannot train a family that grows."""
+        assert isinstance(self.family, ProgressiveFamily)
+        length = self.settings.data.sequence_length
+        facts, needs = self.family.stage_facts(), self.family.needs()
+        return growing_refusals(layouts, self.whole, self.members, facts, length, needs)
+
+    def of_stages(self, question: PlanQuestion, choice: RankedLayout) -> list[RankedLayout]:
+        """Return the layout of every stage, where the run's is `choice`; [] of what has none."""
+        if not isinstance(self.family, ProgressiveFamily):
+            return []
+        return stage_proposals.proposed(self.family, question, choice, self._growing)
+
+    def note(self, question: PlanQuestion, choice: RankedLayout) -> str:
+        """Return what is written below the run's layout of those of its stages."""
+        if not isinstance(self.family, ProgressiveFamily):
+            return ""
+        return stage_proposals.text(self.family, self.of_stages(question, choice), choice)
 
     def trainable(self, answer: PlanAnswer) -> tuple[list[RankedLayout], list[str]]:
         """Return the ranked layouts that can train the family, and why others cannot."""
@@ -74,7 +89,8 @@ class PlannedFamily:
         alone do.
         """
         if isinstance(self.family, ProgressiveFamily):
-            return stage_costs.stage_prices(self.family, self.settings, question, choice)
+            own = self.of_stages(question, choice)
+            return stage_costs.stage_prices(self.family, self.settings, question, choice, own)
         models = {member.name: member.config for member in self.members} | {WHOLE: self.whole}
         asked = (choice.cluster, choice.layout, question.training, question.traits)
         found = StepPrices(self.whole, models, *asked, question.constants)

@@ -8,11 +8,13 @@ from typing import Any
 from motet.core import format
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.output import terminal
+from motet.launcher.planning.stage_proposals import differences, flow
 from motet.models import counts
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE
 from motet.models.family.costs import lineage_totals, mean_passes
 from motet.models.family.progressive import ProgressiveFamily
+from motet.models.family.staged import WHERE
 from motet.parallel.cost.family import GrowthStage, StepPrices, progressive_cost
 from motet.parallel.cost.terms import Prediction
 from motet.parallel.planner.question import PlanQuestion, RankedLayout
@@ -199,12 +201,20 @@ def stage_prices(
     settings: RunSettings,
     question: PlanQuestion,
     choice: RankedLayout,
+    own: Sequence[RankedLayout],
 ) -> dict[str, Any]:
-    """Return time, memory and operations of every stage in one layout, and of separate runs."""
+    """Return time, memory and operations of every stage in its own layout, and of separate runs.
+
+    Args:
+        choice: the run's layout.
+        own: of every stage.
+    """
     facts = stage_facts(family, settings)
-    priced = _priced(family, facts, question, choice)
+    priced = _priced(family, facts, question, own)
     if early := facts.get("earliest"):
-        priced["earliest"] = _priced(family, early, question, choice)
+        priced["earliest"] = _priced(family, early, question, own)
+    for row, one in zip(priced["stages"], own, strict=True):
+        row["layout"] = differences(one, choice)
     return priced
 
 
@@ -212,24 +222,26 @@ def _priced(
     family: ProgressiveFamily,
     facts: dict[str, Any],
     question: PlanQuestion,
-    choice: RankedLayout,
+    own: Sequence[RankedLayout],
 ) -> dict[str, Any]:
     teachers = [family.teacher_of(number) for number in range(len(family.stages))]
     stages = [
         GrowthStage(
             row["name"],
             stage.config,
-            choice.layout,
+            one.layout,
             question.training,
             row["tokens"],
             None if teacher is None else family.stages[teacher].config,
         )
-        for stage, row, teacher in zip(family.stages, facts["stages"], teachers, strict=True)
+        for stage, row, teacher, one in zip(
+            family.stages, facts["stages"], teachers, own, strict=True
+        )
     ]
-    cost = progressive_cost(stages, choice.cluster, question.traits, question.constants)
+    cost = progressive_cost(stages, own[-1].cluster, question.traits, question.constants)
     alone_s = cost.alone_s
-    for row in facts["stages"]:
-        alone_s += _price(family, row, cost.predictions[row["name"]], question, choice)
+    for row, one in zip(facts["stages"], own, strict=True):
+        alone_s += _price(family, row, cost.predictions[row["name"]], question, one)
     return {
         "layout": 1,
         **facts,
@@ -278,7 +290,7 @@ def _price_slices(
 
 
 def tell(priced: Mapping[str, Any]) -> None:
-    """Print what the stages cost in a layout."""
+    """Print what the stages cost, each in its layout."""
     print("\nThe stages of the family in layout 1:")
     earliest = priced.get("earliest", priced)
     pairs = list(zip(priced["stages"], earliest["stages"], strict=True))
@@ -297,6 +309,12 @@ def tell(priced: Mapping[str, Any]) -> None:
             for row, early in pairs
         ]
     )
+    for number, row in enumerate(priced["stages"]):
+        if row["layout"]:
+            print(
+                f"{row['name']} in a layout of its own, which is predicted to be faster; in the "
+                f"run.yaml: {WHERE}.stages[{number}].layout: {flow(row['layout'])}"
+            )
     time = _range(*map(format.clock, sorted((earliest["time_s"], priced["time_s"]))))
     print(
         f"All stages take {time}; separate runs of the members on as many tokens each "

@@ -28,6 +28,10 @@ COLUMNS = {
 }
 TRANSFERS = ("tensor", "context", "experts", "pipeline_send", "data_parallel")
 
+FULLEST = 0.9
+"""The share of a device's memory that a layout which is written may fill by prediction: memory is
+predicted to some percent, and fragments, other processes and longer steps come on top."""
+
 
 def row(number: int, choice: RankedLayout, tokens: float) -> dict[str, Any]:
     prediction, cost = choice.prediction, bill(choice, tokens)

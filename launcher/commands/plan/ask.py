@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,10 +224,14 @@ def _answer(arguments: argparse.Namespace, settings: RunSettings, question: Plan
         from motet.launcher.commands.plan.probe import probe
 
         return probe(arguments, settings, question, answer)
-    priced = None
-    if family is not None:
+    if family is None:
+        told.tell_answer(arguments, settings.name, question, answer, tokens)
+        return 0
+    with told.telling() as tell:
+        tell("searching layouts of the family")
         priced = {**family.prices(question, answer.best), "left_out": left_out}
-    told.tell_answer(arguments, settings.name, question, answer, tokens, priced)
+    note = partial(family.note, question)
+    told.tell_answer(arguments, settings.name, question, answer, tokens, priced, note)
     return 0
 
 

@@ -18,15 +18,13 @@ from motet.core.marks import rich_console
 from motet.launcher.output import terminal
 from motet.launcher.planning import summary as plan_words
 from motet.launcher.planning import table as plan_table
+from motet.launcher.planning.table import FULLEST
 
 if TYPE_CHECKING:
     from motet.parallel.cluster.description import Cluster
     from motet.parallel.planner.question import PlanAnswer, PlanQuestion, RankedLayout
 
 CALIBRATED = "calibrated.yaml"
-FULLEST = 0.9
-"""The share of a device's memory that a layout which is written may fill by prediction: memory is
-predicted to some percent, and fragments, other processes and longer steps come on top."""
 
 
 def tell_answer(
@@ -36,11 +34,13 @@ def tell_answer(
     answer: PlanAnswer,
     tokens: float,
     family: Mapping[str, Any] | None = None,
+    note: Callable[[RankedLayout], str] = lambda choice: "",
 ) -> None:
     """Print the table, and write what was asked for.
 
     Args:
         family: what its samplers cost, `family_costs.PlannedFamily.prices`.
+        note: what is written below a layout.
     """
     rows = [plan_table.row(i, choice, tokens) for i, choice in enumerate(answer.choices, 1)]
     if arguments.html:
@@ -51,7 +51,7 @@ def tell_answer(
         page = plan_page.page(name, question, answer, rows, tokens, *files)
         atomic_write(Path(arguments.html), page)
     if arguments.write:
-        _write(arguments, answer)
+        _write(arguments, answer, note)
     if arguments.json:
         facts = plan_words.plain(question, answer, rows, tokens)
         terminal.print_json(facts if family is None else {**facts, "family": family})
@@ -114,7 +114,9 @@ def write_calibrated(arguments: argparse.Namespace, found: Cluster, sentences: l
         )
 
 
-def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
+def _write(
+    arguments: argparse.Namespace, answer: PlanAnswer, note: Callable[[RankedLayout], str]
+) -> None:
     """Write the layout that was picked, or the best that leaves room in memory, and say which where
     it is not the first.
     """
@@ -122,7 +124,8 @@ def _write(arguments: argparse.Namespace, answer: PlanAnswer) -> None:
     if picked and picked > len(answer.choices):
         raise UserError(f"--pick {picked}: only {len(answer.choices)} layouts are ranked")
     number = picked or roomy(answer.choices)
-    write_choice(arguments.write, answer.choices[number - 1])
+    choice = answer.choices[number - 1]
+    write_choice(arguments.write, choice, note(choice))
     if picked or arguments.json:
         return
     first = answer.choices[0].prediction
@@ -151,6 +154,6 @@ def roomy(choices: Sequence[RankedLayout]) -> int:
     return 1
 
 
-def write_choice(path: str, choice: RankedLayout) -> None:
-    """Write layout.yaml of one layout."""
-    atomic_write(Path(path), plan_table.layout_text(choice))
+def write_choice(path: str, choice: RankedLayout, note: str = "") -> None:
+    """Write layout.yaml of one layout, and a note below."""
+    atomic_write(Path(path), plan_table.layout_text(choice) + note)

@@ -19,6 +19,9 @@ from motet.launcher.config import run_yaml
 from motet.launcher.config.batch import groups_of
 from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.launch.command import NodePlace
+from motet.launcher.runs.described_model import model_of
+from motet.launcher.runs.families import new_members
+from motet.launcher.runs.stage_layouts import checked_layouts, family_of
 
 RUN = """
 name: planned
@@ -332,6 +335,68 @@ def test_the_stages_of_a_family_are_priced_beside_separate_runs(
     assert main(["family", "show", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["flops"] == pytest.approx(family["flops"])
+
+
+GROWS = """
+name: planned
+model: {preset: 1b, vocabulary_size: 32768, n_layers: 48, d_model: 4096, n_heads: 32, n_kv_heads: 8, head_dim: 128, d_ffn: 14336}
+data: {sequence_length: 4096, corpora: [{path: nowhere}]}
+batch: {sequences: 64}
+training: {steps: 10000}
+family:
+  kind: progressive
+  options:
+    stages:
+    - {name: quarter, depth: 0.25, steps: 3000}
+    - {name: half, depth: 0.5, steps: 3000, operator: stack}
+    - {operator: stack}
+"""
+
+
+def test_a_stage_is_proposed_a_layout_of_its_own_that_a_run_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cluster, written = (tmp_path / name for name in ("run.yaml", "cluster.yaml", "out.yaml"))
+    path.write_text(GROWS)
+    cluster.write_text("groups: [{name: hall, device: h100, nodes: 1, devices_per_node: 8}]")
+    divided = ["layout.pp=1", "layout.cp=1", "layout.tp=1"]
+    asked = ["plan", str(path), "--cluster", str(cluster), *divided]
+    assert main([*asked, "--json", "--write", str(written)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    run, stages = found["layouts"][0], found["family"]["stages"]
+    assert stages[0]["layout"]
+    assert not stages[-1]["layout"]
+    whole = stages[-1]["step_time_s"] / stages[-1]["flops_per_token"]
+    # The run's layout computes its blocks again, for want of memory that a small model leaves.
+    assert stages[0]["step_time_s"] / stages[0]["flops_per_token"] < 0.95 * whole
+    for number, stage in enumerate(stages):
+        assert stage["memory_gib"] < 0.9 * run["capacity_gib"]
+        said = f"stages[{number}], {stage['name']}: layout:"
+        assert (said in written.read_text()) == bool(stage["layout"])
+    together = tmp_path / "together.yaml"
+    together.write_text(GROWS + written.read_text())
+    own = [
+        f"family.options.stages.{number}.layout={json.dumps(stage['layout'])}"
+        for number, stage in enumerate(stages)
+        if stage["layout"]
+    ]
+    settings = run_yaml.load(together, own)
+    model = model_of(settings)[0]
+    made = checked_layouts(
+        settings,
+        new_members(settings, model),
+        model,
+        8,
+        family=family_of(settings, model, None, {}),
+        alone=False,
+    )
+    small = made.layouts[0]
+    assert small.micro_sequences == stages[0]["layout"].get(
+        "micro_sequences", small.micro_sequences
+    )
+    assert made.runs_here(0)
+    assert main(asked) == 0
+    assert "quarter in a layout of its own" in capsys.readouterr().out
 
 
 def test_a_family_that_cannot_be_is_refused_by_a_plan(
