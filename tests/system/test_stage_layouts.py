@@ -138,7 +138,7 @@ def test_every_parallelism_hands_over_to_every_other(
     """In place, on two ranks: replicas, tensors, sequences, and a layout that another attempt has
     otherwise.
     """
-    more = ["model.n_kv_heads=2", "model.d_model=64", "model.n_heads=4"]
+    more = ["model.n_kv_heads=4", "model.d_model=64", "model.n_heads=4"]
     plain = training(tmp_path / "plain", corpus, "layout.processes=1", *more)
     asked = [
         ["layout.tp=2", f"{STAGES}.0.layout={{tp: 1, dp_replicate: 2}}"],
