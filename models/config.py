@@ -78,6 +78,8 @@ class ModelConfig:
         embedding_scale, residual_scale: what embeddings, and what a sub-layer adds to the residual
             stream, are multiplied by.
         logits_divisor: what logits are divided by.
+        output_multiplier: what they are multiplied by besides, by their model's width
+            (`width_multipliers`); no setting, and folded into the last norm at export.
         model_type: the Hugging Face class that it goes back to; "" = the first that fits.
     """
 
@@ -125,6 +127,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    output_multiplier: float = 1.0
     model_type: str = ""
 
     def __post_init__(self) -> None:

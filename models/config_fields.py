@@ -11,6 +11,7 @@ from motet.models.rope_scaling import scaling_problem
 
 BY_LAYER = ("layer_windows", "layer_rope")
 """Settings that say yes or no of every layer."""
+SCALES = ("embedding_scale", "residual_scale", "logits_divisor", "output_multiplier")
 
 
 def size_problems(config: Any) -> list[tuple[str, str]]:
@@ -73,7 +74,7 @@ def variant_problems(config: Any) -> list[tuple[str, str]]:
             found.append((setting, why))
     found += [
         (setting, f"{getattr(config, setting)!r} is not a finite number above 0")
-        for setting in ("embedding_scale", "residual_scale", "logits_divisor")
+        for setting in SCALES
         if not is_finite(getattr(config, setting), above=True)
     ]
     if config.rope_scaling is not None and (why := scaling_problem(config.rope_scaling)):

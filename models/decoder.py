@@ -252,10 +252,10 @@ class Decoder(nn.Module):
         return x_BTD if scale == 1.0 else x_BTD * scale
 
     def _normed(self, x_BTD: Tensor, stream: Cut | None) -> Tensor:
-        """Return what the head reads: logits are divided here, where all modes meet."""
+        """Return what the head reads: logits are scaled here, where all modes meet."""
         assert self.norm is not None
         x_BTD = self.norm(x_BTD, stream)
-        divisor = self.config.logits_divisor
+        divisor = self.config.logits_divisor / self.config.output_multiplier
         return x_BTD if divisor == 1.0 else x_BTD / divisor
 
     def places(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Places:

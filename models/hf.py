@@ -13,6 +13,7 @@ import json
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,13 @@ def to_hf(
     `sequence_length` is recorded as the longest trained context, in tokens. Without `begins`, texts
     began with no special token in training, and the tokenizer is written so that it adds none.
     Where hidden widths differ by layer, zeros fill the narrow layers up (see `one_width`).
+    A multiplier of logits goes into the last norm (`folded`).
     Raises `ModelError` where transformers has no such model, a tensor is missing or misshapen, or
     the folder already holds weights.
     """
     text = hf_config(config, dtype, sequence_length)
     _check_state(decoder_state, config)
+    decoder_state, config = folded(decoder_state, config)
     folder = Path(folder)
     if folder.exists() and any(folder.glob("*.safetensors*")):
         raise ModelError(f"{folder} already holds weights; export to a new or empty folder")
@@ -131,6 +134,18 @@ def _generation(end: int | None) -> dict[str, Any]:
     gradient when the model is trained further, and here it is the end of a document.
     """
     return {"do_sample": False, "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+
+
+def folded(
+    state: Mapping[str, Tensor], config: ModelConfig
+) -> tuple[Mapping[str, Tensor], ModelConfig]:
+    """Return a state and a config that compute the same without the multiplier of logits that a
+    width rule gave the model: the last norm has it, whether the head is tied or not.
+    """
+    if config.output_multiplier == 1.0:
+        return state, config
+    norm = state["norm.weight"] * config.output_multiplier
+    return {**state, "norm.weight": norm}, replace(config, output_multiplier=1.0)
 
 
 def widened(state: Mapping[str, Tensor], config: ModelConfig) -> Mapping[str, Tensor]:

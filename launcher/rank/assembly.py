@@ -260,6 +260,7 @@ def engine_options(settings: RunSettings, precision: str, family: Family) -> Eng
         mask_update=family.mask_update,
         by_users=family.normalize == "users",
         teacher=family.has_teacher,
+        base_width=family.base if isinstance(family, ProgressiveFamily) else None,
         seed=settings.seed,
         zero_stage=settings.layout.zero_stage,
         offload=settings.layout.offload,

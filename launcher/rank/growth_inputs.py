@@ -21,6 +21,7 @@ from motet.models.family.progressive import ProgressiveFamily
 from motet.models.growth.growth import Growth
 from motet.models.growth.learned import LearnedGrowth, LearnedOperator, learn
 from motet.models.growth.multilevel import blended, digests
+from motet.models.growth.multiplied import Multiplied
 from motet.models.growth.prune import Prune
 from motet.models.growth.state import WeightState, states_of
 from motet.parallel.engines.protocol import Engine
@@ -46,7 +47,8 @@ def growth_of(job: TrainingJob, number: int) -> Growth:
     if isinstance(operator, Prune) and "scores" not in job.growing.stages[number].options:
         return _pruned(job, number, operator)
     growth = job.growing.growth(number)
-    if not isinstance(growth, LearnedGrowth):
+    learns = growth.inner if isinstance(growth, Multiplied) else growth
+    if not isinstance(learns, LearnedGrowth):
         return growth
     weights: dict[str, Tensor] = {}
     for name, state in job.engine.export_state():  # a collective, to its end
@@ -56,13 +58,13 @@ def growth_of(job: TrainingJob, number: int) -> Growth:
     complaint = None
     if job.world.rank == 0:
         try:
-            losses = _learn(job, number, growth, weights)
+            losses = _learn(job, number, learns, weights)
         except UserError as error:
             complaint = str(error)
     if told := first_complaint(complaint, job.world):
         raise UserError(f"family.options.stages[{number}].operator: {told}")
     if job.world.size > 1:
-        for parameter in growth.maps.parameters():
+        for parameter in learns.maps.parameters():
             dist.broadcast(parameter.data, src=0, group=job.world.control)
     if losses:
         _tell(job, number, losses)
@@ -78,8 +80,8 @@ def _pruned(job: TrainingJob, number: int, operator: Prune) -> Growth:
     while sequences < operator.sequences and step < job.settings.steps:
         batches += job.feed.read(step).batches
         sequences, step = sequences + job.steps.sequences(step), step + 1
-    before, after = job.growing.stages[number - 1].config, job.growing.stages[number].config
-    return replace(operator, scores=job.engine.channel_scores(batches)).growth(before, after)
+    measured = replace(operator, scores=job.engine.channel_scores(batches))
+    return job.growing.growth(number, measured)
 
 
 def _learn(

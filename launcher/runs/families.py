@@ -67,6 +67,7 @@ def new_members(settings: RunSettings, whole: ModelConfig) -> dict[str, Any]:
     if isinstance(family, ProgressiveFamily):
         facts["stages"] = family.stage_facts()
         facts["sequence_length"] = settings.data.sequence_length
+        facts["model"] = vars(family.whole)  # with the multipliers of its width
     return facts | ({"family_needs": list(needs)} if (needs := family.needs()) else {})
 
 

@@ -126,12 +126,12 @@ def _fitted_yano(asked: PresetRun) -> list[GrowingStage]:
         for cost, before, each in zip(costs, [0.0, *costs[:-1]], flops, strict=True)
     ]
     total = run.tokens(0, run.steps)
-    peak = run.peak_lr(sizes[-1])
+    peak, ruled = run.peak_lr(sizes[-1]), "width_multipliers" in asked.options
     return [
         replace(
             stage,
             length=stage.length or StageLength("tokens", total * share / sum(shares)),
-            lr=stage.lr or peak * (sizes[-1] / size) ** LR_EXPONENT,
+            lr=stage.lr or (None if ruled else peak * (sizes[-1] / size) ** LR_EXPONENT),
         )
         for stage, share, size in zip(stages, shares, sizes, strict=True)
     ]

@@ -8,6 +8,7 @@ the run begins, or, where the loss ends a stage, once it did. Torch-free, but fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import Problem, UserError, raise_problems
@@ -18,8 +19,16 @@ from motet.models.family.base import Member, Term, TrainingStage, WhoTrains
 from motet.models.family.growing_stages import KEYS, GrowingStage, read_stage
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
 from motet.models.family.nested import NestedFamily
-from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
+from motet.models.family.stage_lengths import RunShape
+from motet.models.family.stage_rules import (
+    LEARNED,
+    alone,
+    multiplier_faults,
+    multiplies,
+    virtual_faults,
+)
 from motet.models.family.staged import WHERE, StagedFamily
+from motet.models.width_multipliers import initial_scales, multiplied, multiplier_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +36,10 @@ if TYPE_CHECKING:
     from motet.models.growth.growth import Growth
     from motet.models.growth.operator import GrowthOperator
 
-OPTIONS = ("stages", "preset", "factor", "tokens", "alpha", "larger", "divergence")
-LEARNED = ("ligo", "mango")
-ALONE = {
-    **dict.fromkeys(LEARNED, "learns width and depth at once"),
-    "prune": "measures the model that stands before it",
-}
-"""Operators that go with no other in a pair, and why."""
+OPTIONS = (
+    *("stages", "preset", "factor", "tokens", "alpha", "larger"),
+    *("divergence", "width_multipliers"),
+)
 REWARM_PEAK = 1.3
 BLEND_JUMP_NATS = 8.0
 """Of a model that is the sum of two: nothing is known but that chance is no better."""
@@ -48,8 +54,11 @@ class ProgressiveFamily(StagedFamily):
         factor, tokens, alpha, larger: of presets that make their stages themselves.
         divergence: held-out sequences on which the model of a stage is compared with the one
             before, as the stage ends; None = it is not.
+        width_multipliers: "mup": learning rates of matrices and logits follow the width
+            (`models.width_multipliers`), from the first stage's; None = they do not.
 
     Attributes:
+        base: the model that multipliers are counted from; None = there are none.
         nested: who trains in the last stage, where slices of its model do; its steps are counted
             from there.
     """
@@ -62,10 +71,12 @@ class ProgressiveFamily(StagedFamily):
         read = MappingReader(options, WHERE, problems, OPTIONS)
         self.preset = read.values.get("preset")
         self.divergence = read.whole("divergence", None, 1)
+        ruled = multiplies(read)
         filled = preset_options(read, whole)
         raise_problems(problems)
         self.stages = self._read(filled, problems)
         raise_problems(problems)
+        self.base = self._multiply() if ruled else None
         self._members = [
             Member(stage.name, stage.config, tuple(range(stage.config.n_layers)))
             for stage in self.stages
@@ -94,6 +105,13 @@ class ProgressiveFamily(StagedFamily):
         twice = sorted({name for name in names if names.count(name) > 1})
         problems += [Problem(f"{WHERE}.stages", f"{name!r} is the name of two") for name in twice]
         return found
+
+    def _multiply(self) -> ModelConfig:
+        """Give every stage the multiplier of its width; return the base."""
+        base = replace(self.stages[0].config, output_multiplier=1.0)
+        self.stages = [replace(one, config=multiplied(base, one.config)) for one in self.stages]
+        self.whole = self.stages[-1].config
+        return base
 
     def _nested_stage(self) -> NestedFamily | None:
         """Return the family of slices that the last stage trains.
@@ -171,6 +189,8 @@ class ProgressiveFamily(StagedFamily):
             stop = [*self.planned[1:], self.run.steps][number]
             if (each := self.virtual_flops(number, start, stop)) is not None:
                 facts["virtual_flops_per_token"] = each
+            if self.base is not None:
+                facts["width_multipliers"] = multiplier_facts(self.base, stage.config)
             if slices := [] if stage.name is not None else self.slices(None):
                 facts["members"] = [member.name for member in slices]
             found.append(facts)
@@ -227,11 +247,11 @@ class ProgressiveFamily(StagedFamily):
 
     def peak_lr(self, number: int) -> float:
         """Return the peak learning rate of a stage: its own, or the run's for a model of its
-        size.
+        size; that of the base where multipliers follow the width.
         """
         assert self.run is not None
         one = self.stages[number]
-        return one.lr or self.run.peak_lr(parameters_non_embedding(one.config))
+        return one.lr or self.run.peak_lr(parameters_non_embedding(self.base or one.config))
 
     def operator(self, number: int) -> GrowthOperator:
         """Return the operator that makes the model of a stage.
@@ -247,15 +267,23 @@ class ProgressiveFamily(StagedFamily):
             options = {"scores": _even_scores(self.stages[number - 1].config), **options}
         return operator(stage.operator, **options)
 
-    def growth(self, number: int) -> Growth:
+    def growth(self, number: int, operator: GrowthOperator | None = None) -> Growth:
         """Return how the model of a stage is made of the one before.
+
+        Args:
+            operator: the stage's own, with what a run has measured for it; None = as it is written.
 
         Raises:
             ModelError: it cannot be.
         """
-        return self.operator(number).growth(
-            self.stages[number - 1].config, self.stages[number].config
-        )
+        from motet.models.growth.multiplied import Multiplied  # brings torch
+
+        before, after = (self.stages[n].config for n in (number - 1, number))
+        alike = replace(after, output_multiplier=before.output_multiplier)
+        made = (operator or self.operator(number)).growth(before, alike)
+        if self.base is None:
+            return made
+        return Multiplied(made, after, initial_scales(self.base, after))
 
     def taught_by(self, member: Member | None) -> ModelConfig | None:
         """Return the sizes of the frozen model that a model follows; None: it follows none."""
@@ -314,14 +342,16 @@ class ProgressiveFamily(StagedFamily):
         for number, stage in enumerate(self.stages):
             where = f"stages[{number}]"
             self.teacher_of(number)
-            found += [f"{where}.{why}" for why in self._length_faults(number)]
+            found += [f"{where}.{why}" for why in self.length_faults(number)]
             if stage.blend is not None and self.blended_with(number) is None:
                 found.append(
                     f"{where}.blend: no stage before {stage.label} has a model of its sizes to "
                     "blend with; let one have them, or leave blend out"
                 )
-            found += _virtual_faults(stage, where)
-            found += _alone(stage.operator, where) or self._operator_faults(number)
+            found += virtual_faults(stage.virtual, stage.config, where)
+            found += alone(stage.operator, where) or self._operator_faults(number)
+        if self.base is not None:
+            found += multiplier_faults([stage.config for stage in self.stages], self.nested)
         if self.nested is not None:
             last = self.least_steps(len(self.stages) - 1)
             found += [f"{where}.nested.{why}" for why in self.nested.problems(last)]
@@ -354,41 +384,6 @@ class ProgressiveFamily(StagedFamily):
         if stage.rewarm_steps > steps:
             return [f"{where}: {stage.rewarm_steps:,} are more than the {steps:,} of the stage"]
         return []
-
-    def _length_faults(self, number: int) -> list[str]:
-        assert self.run is not None
-        stage, steps = self.stages[number], self.least_steps(number)
-        if self.loss_ends(number) and steps < LEAST_STEPS:
-            return [
-                f"until.least_tokens: they are {steps} steps of stage {stage.label}, and a slope "
-                f"needs {LEAST_STEPS}; make them more, or the batch smaller"
-            ]
-        warmup = self.run.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
-        if warmup < steps:
-            return []
-        whose = "training.schedule.warmup_steps" if stage.warmup_steps is None else "its own"
-        return [
-            f"warmup_steps: stage {stage.label} has {steps:,} steps, no more than its warm-up of "
-            f"{warmup:,} ({whose}); set warmup_steps of the stage to {max(0, steps // 10):,}"
-        ]
-
-
-def _virtual_faults(stage: GrowingStage, where: str) -> list[str]:
-    if not stage.virtual or not stage.config.n_experts:
-        return []
-    why = "a token that visits a layer several times is counted by its experts as several"
-    return [f"{where}.virtual_depth: {why}; leave it out, or the experts"]
-
-
-def _alone(operator: str, where: str) -> list[str]:
-    """Say that an operator goes with no other, where it is one of a pair."""
-    parts = [part.strip() for part in operator.split("+")]
-    return [
-        f"{where}.operator: {part} {ALONE[part]}, and goes with no other operator; write {part} "
-        "alone"
-        for part in parts
-        if part in ALONE and len(parts) > 1
-    ][:1]
 
 
 def _even_scores(config: ModelConfig) -> dict[str, list[float]]:

@@ -1,14 +1,17 @@
 """What the loss of a stage is and who trains in it, beside its one model: a model that is followed,
-slices, layers that run several times. Read from the options of a progressive family. Torch-free.
+slices, layers that run several times; and which options do not go together. Read from the options
+of a progressive family. Torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from motet.core.errors import suggest
 from motet.core.schema import MappingReader, is_number
+from motet.models.config import ModelConfig
+from motet.models.width_multipliers import fan_in_ratio, uneven
 
 NOT_NESTED = {
     "distill": "its slices learn from labels, or follow the largest (nested.loss: distill)",
@@ -21,6 +24,12 @@ NOT_VIRTUAL = {
     "distill": "a step of another depth would follow the teacher as another model",
 }
 NO_TEACHER = ("teacher", "teacher_step", "ema_momentum", "ema_steps", "deploy")
+LEARNED = ("ligo", "mango")
+ALONE = {
+    **dict.fromkeys(LEARNED, "learns width and depth at once"),
+    "prune": "measures the model that stands before it",
+}
+"""Operators that go with no other in a pair, and why."""
 DISTILLED = ("labels", "divergence", "of")
 
 
@@ -110,3 +119,50 @@ def distillation_of(read: MappingReader) -> Distillation | None:
         read.problem("distill.of", f"{found['of']!r:.60} is not the name of a stage")
         return None
     return Distillation(**found)
+
+
+def virtual_faults(virtual: bool, config: ModelConfig, where: str) -> list[str]:
+    """Say why layers of a stage cannot run several times."""
+    if not virtual or not config.n_experts:
+        return []
+    why = "a token that visits a layer several times is counted by its experts as several"
+    return [f"{where}.virtual_depth: {why}; leave it out, or the experts"]
+
+
+def alone(operator: str, where: str) -> list[str]:
+    """Say that an operator goes with no other, where it is one of a pair."""
+    parts = [part.strip() for part in operator.split("+")]
+    return [
+        f"{where}.operator: {part} {ALONE[part]}, and goes with no other operator; write {part} "
+        "alone"
+        for part in parts
+        if part in ALONE and len(parts) > 1
+    ][:1]
+
+
+def multiplies(read: MappingReader) -> bool:
+    """Return whether `width_multipliers: mup` is asked for."""
+    accepts = lambda value: value in (None, "mup")  # noqa: E731
+    return read.checked("width_multipliers", None, accepts, "mup, or left out") is not None
+
+
+def multiplier_faults(configs: Sequence[ModelConfig], nested: object | None) -> list[str]:
+    """Say why learning rates of the models of all stages, in order, cannot follow their widths.
+
+    Args:
+        nested: who trains slices; None = nobody.
+    """
+    base, why = configs[0], ""
+    if nested is not None:
+        why = (
+            "slices of a nested stage share weights, and each would ask for rates of its own "
+            "width; leave it out, or nested"
+        )
+    elif uneven(base):
+        why = (
+            f"layers of the first stage have hidden widths of {list(base.layer_ffn or ())}, and "
+            "none is the one to compare others with; give it one width, or leave it out"
+        )
+    elif all(set(fan_in_ratio(base, config).values()) == {1.0} for config in configs):
+        why = "all stages are as wide as the first, so that it would do nothing; leave it out"
+    return [f"width_multipliers: mup: {why}"] if why else []

@@ -16,7 +16,7 @@ from motet.models.family.base import Family
 from motet.models.family.costs import term_flops
 from motet.models.family.growing_stages import GrowingStage
 from motet.models.family.loss_trend import LEAST_BLOCKS, LossTrend
-from motet.models.family.stage_lengths import RunShape
+from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
 from motet.models.family.virtual_depth import times, virtual_depth, virtual_depths
 from motet.models.member import Term
 
@@ -197,3 +197,21 @@ class StagedFamily(Family):
     def ends(self) -> tuple[int, ...]:
         """Return the steps at which a model is kept and grows, as far as they are known."""
         return self.starts[1:]
+
+    def length_faults(self, number: int) -> list[str]:
+        """Return why a stage is too short, in words."""
+        assert self.run is not None
+        stage, steps = self.stages[number], self.least_steps(number)
+        if self.loss_ends(number) and steps < LEAST_STEPS:
+            return [
+                f"until.least_tokens: they are {steps} steps of stage {stage.label}, and a slope "
+                f"needs {LEAST_STEPS}; make them more, or the batch smaller"
+            ]
+        warmup = self.run.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
+        if warmup < steps:
+            return []
+        whose = "training.schedule.warmup_steps" if stage.warmup_steps is None else "its own"
+        return [
+            f"warmup_steps: stage {stage.label} has {steps:,} steps, no more than its warm-up of "
+            f"{warmup:,} ({whose}); set warmup_steps of the stage to {max(0, steps // 10):,}"
+        ]

@@ -227,30 +227,6 @@ def _is_balance(name: str) -> bool:
     return name.partition(".")[0] in BALANCE
 
 
-def fan_in_ratio(source: ModelConfig, target: ModelConfig) -> dict[str, float]:
-    """Return of every matrix of a block how many times as many channels it reads as before.
-
-    A step of Adam moves what it writes as many times as far: the rule of muP (arXiv:2203.03466,
-    table 8) divides its learning rate by this. Layers are compared with the first that has such a
-    matrix: widths of layers grow alike.
-    """
-    before: dict[str, int] = {}
-    for weight in named_weights(source):
-        before.setdefault(_inner(weight.name), weight.shape[-1])
-    return {
-        weight.name: weight.shape[-1] / before[_inner(weight.name)]
-        for weight in named_weights(target)
-        if len(weight.shape) > 1
-        and weight.name.startswith("blocks.")
-        and _inner(weight.name) in before
-    }
-
-
-def _inner(name: str) -> str:
-    """Return the name of a weight within its block."""
-    return name.split(".", 2)[-1] if name.startswith("blocks.") else name
-
-
 def grown(growth: Growth, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the new model's weights from the old one's, without optimizer state."""
     return weights_of(grow(growth, states_of(weights)))

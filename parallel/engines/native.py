@@ -23,6 +23,7 @@ from motet.models.layers import Places
 from motet.models.loss import LossSums
 from motet.models.member import Term, name_of
 from motet.models.moe import MoE
+from motet.models.width_multipliers import fan_in_ratio
 from motet.parallel.engines.channel_order import measured, move, read_through
 from motet.parallel.engines.embedding_noise import NoisyEmbeddings
 from motet.parallel.engines.kept_teacher import WithTeacher, followed
@@ -80,7 +81,7 @@ class NativeEngine(NoisyEmbeddings, Scoring, WithTeacher, TensorState):
         }
         self.experts = mixtures(self.decoders.values())
         fill(self.parameters, lambda name, shape: initial_value(name, shape, config, options.seed))
-        self.optimizer = adamw(self.parameters, options)
+        self.optimizer = adamw(self.parameters, options, fan_in_ratio(options.base_width, config))
         self.usage = Usage(config, self.parameters)
         self.teacher = followed(config, options, self._second, self.decoders)
 
@@ -302,8 +303,7 @@ class NativeEngine(NoisyEmbeddings, Scoring, WithTeacher, TensorState):
         """Clip and apply the gradient, or drop it."""
         if applied:
             clip(self.parameters.values(), grad_norm, self.options.clip_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            self.set_lr(lr)
             with self.rewarmed():
                 if self.options.mask_update and usage is not None:
                     step_within(self.optimizer, usage)

@@ -204,6 +204,8 @@ def build_engine(
     """Build the engine that a layout asks for; its module, and what that needs, is imported only
     then.
     """
+    if options.base_width is not None and layout.engine != "native":
+        raise AssertionError(f"{layout.engine} gives all weights one learning rate")
     module, name = ENGINES[layout.engine]
     engine: Engine = getattr(import_module(module), name)(config, options, layout, world)
     return engine

@@ -71,6 +71,11 @@ class TensorState:
             now = local(self.parameters[name])
             now.copy_(torch.where(new[name], torch.lerp(old, now, self.new_share), now))
 
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of a step: of every group that over its width multiplier."""
+        for group in self.adam().param_groups:
+            group["lr"] = lr / group["width_multiplier"]
+
     def speaks(self) -> bool:
         """Return whether this rank tells the others of the weights that it holds."""
         return self.world.rank == 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
 from motet.parallel.runtime.options import EngineOptions
+
+NO_MULTIPLIERS: Mapping[str, float] = MappingProxyType({})
 
 
 def local(value: Tensor) -> Tensor:
@@ -132,22 +135,35 @@ def clip(parameters: Iterable[Tensor], norm: float, most: float) -> None:
             torch._foreach_mul_(gradients, most / (norm + 1e-6))
 
 
-def adamw(parameters: Mapping[str, nn.Parameter], options: EngineOptions) -> torch.optim.AdamW:
+def adamw(
+    parameters: Mapping[str, nn.Parameter],
+    options: EngineOptions,
+    multipliers: Mapping[str, float] = NO_MULTIPLIERS,
+) -> torch.optim.AdamW:
     """Return AdamW with its state in place, so that a checkpoint can be loaded before the first
     step.
 
     Matrices outside the embedding decay. One group holds weights of one mesh: the fused kernel
     takes no mixture.
+
+    Args:
+        multipliers: width multipliers by name (`EngineOptions.base_width`), by which the rate of a
+            group is divided; it has its own beside it.
     """
-    groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, object, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decays = parameter.ndim >= 2 and "embed" not in name
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((decays, mesh), []).append(parameter)
+        groups.setdefault((decays, mesh, multipliers.get(name, 1.0)), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
-            {"params": members, "weight_decay": options.weight_decay if decays else 0.0}
-            for (decays, _), members in groups.items()
+            {
+                "params": members,
+                # AdamW takes rate x decay of a value away: as much at any width.
+                "weight_decay": options.weight_decay * multiplier if decays else 0.0,
+                "width_multiplier": multiplier,
+            }
+            for (decays, _, multiplier), members in groups.items()
         ],
         lr=0.0,
         betas=options.betas,

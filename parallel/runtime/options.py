@@ -56,6 +56,9 @@ class EngineOptions:
             over all.
         teacher: a second set of the weights is kept for members to follow.
         taught_by: a trained model of these sizes is kept instead, and never changes.
+        base_width: a model that the learning rate is for: that of a matrix which reads r times as
+            many channels is divided by r, and its decay multiplied, so that a step takes as much of
+            it (`width_multipliers`); None: all have it as it is.
         seed: of the initial weights.
         zero_stage, offload, deepspeed: of the DeepSpeed engine: 1 to 3; "none", "optimizer" or
             "parameters"; settings passed through.
@@ -73,6 +76,7 @@ class EngineOptions:
     by_users: bool = False
     teacher: bool = False
     taught_by: ModelConfig | None = None
+    base_width: ModelConfig | None = None
     seed: int = 0
     zero_stage: int = 2
     offload: str = "none"

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from motet.models.decoder import Decoder
-from motet.models.growth.growth import fan_in_ratio
 from motet.models.growth.registry import OPERATORS, operator
 from motet.models.growth.upcycling import mixture_of
 from tests.imports import ROOT
@@ -61,16 +60,6 @@ def test_the_loss_of_a_trained_model_rises_by_no_more_than_is_stated() -> None:
         rise = loss_of(larger(growth, model)) - before
         assert rise <= max(OPERATORS[name].facts.loss_jump_nats, 1e-4), name
         assert not growth.exact or apart(growth, model) <= EXACT, name
-
-
-def test_matrices_know_how_many_times_more_they_read() -> None:
-    config, _ = source_of("llama")
-    target = replace(config, d_model=64, head_dim=8, d_ffn=144, n_layers=3)
-    ratios = fan_in_ratio(config, target)
-    assert ratios["blocks.2.attention.q_proj.weight"] == 2
-    assert ratios["blocks.2.attention.o_proj.weight"] == 1
-    assert ratios["blocks.0.feed_forward.down_proj.weight"] == 3
-    assert not [name for name in ratios if "norm" in name or "embedding" in name]
 
 
 def test_the_example_on_the_page_runs() -> None:
