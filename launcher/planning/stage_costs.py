@@ -52,6 +52,7 @@ def _laid(
         passes = stage_passes(family, number, start, stop)
         members = _members(family, passes, read, length)
         virtual = family.virtual_flops(number, start, stop)
+        rules = family.multipliers(stage.label)
         ran = sum(one["flops"] for one in members) if members else read * (virtual or each)
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
@@ -73,6 +74,7 @@ def _laid(
                 "flops": spent,
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
+                **({"width_multipliers": rules} if rules else {}),
                 **({"members": members} if members else {}),
                 **({"virtual_flops_per_token": virtual} if virtual else {}),
             }
@@ -191,9 +193,18 @@ def _shown(row: Mapping[str, Any], early: Mapping[str, Any]) -> dict[str, Any]:
         "layers": row["layers"],
         "width": row["d_model"],
         "peak lr": f"{row['peak_lr']:.2g}",
+        **_shown_multipliers(row),
         "FLOPs": format.power_of_ten(row["flops"]),
         "with those before": format.power_of_ten(row["lineage_flops"]),
     }
+
+
+def _shown_multipliers(row: Mapping[str, Any]) -> dict[str, str]:
+    if (rules := row.get("width_multipliers")) is None:
+        return {}
+    rates = sorted({1.0, *(rate for each in rules["learning_rate"].values() for rate in each)})
+    told = _range(f"{rates[0]:.3g}", f"{rates[-1]:.3g}")
+    return {"lr x": told, "logits x": f"{rules['output']:.3g}"}
 
 
 def stage_prices(

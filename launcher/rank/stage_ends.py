@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from motet.launcher.rank.job import TrainingJob
+from motet.launcher.runs.families import refuse_other_multipliers
+from motet.models.family.base import WHOLE
 from motet.models.family.loss_trend import LossTrend, Slope
 from motet.models.family.progressive import ProgressiveFamily
 from motet.models.member import name_of
@@ -71,14 +73,18 @@ def _end(
 
 
 def stage_state(job: TrainingJob) -> dict[str, Any]:
-    """Return what a checkpoint says of stages whose ends are not known beforehand; {} where all
-    are.
+    """Return what a checkpoint says of its stage: the width multipliers of its model where it has
+    some, and of stages whose ends are not known beforehand.
     """
     growing = job.growing
-    if growing is None or not any(map(growing.loss_ends, range(len(growing.stages)))):
+    if growing is None:
         return {}
+    multipliers = growing.multipliers(name_of(job.held) or WHOLE)
+    found = {} if multipliers is None else {"width_multipliers": multipliers}
+    if not any(map(growing.loss_ends, range(len(growing.stages)))):
+        return found
     trend = {} if job.trend is None else {"number": job.trend[0], **job.trend[1].state()}
-    return {"starts": list(growing.starts), "trend": trend}
+    return {**found, "starts": list(growing.starts), "trend": trend}
 
 
 def settle(growing: ProgressiveFamily, facts: Mapping[str, Any]) -> None:
@@ -88,6 +94,12 @@ def settle(growing: ProgressiveFamily, facts: Mapping[str, Any]) -> None:
 
 
 def restore(job: TrainingJob, facts: Mapping[str, Any]) -> None:
-    """Take over the losses of a checkpoint's stage."""
+    """Take over the losses of a checkpoint's stage.
+
+    Raises:
+        UserError: its model trained with other width multipliers than the family has.
+    """
+    if job.growing is not None and (stage := facts.get("stage")):
+        refuse_other_multipliers(job.growing, stage, f"the checkpoint of {job.run.root}")
     kept = (facts.get("stage") or {}).get("trend")
     job.trend = (int(kept["number"]), LossTrend.restored(kept)) if kept else None

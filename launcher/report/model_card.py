@@ -170,6 +170,7 @@ def _facts(facts: RunFacts, member: Member | None, config: ModelConfig) -> list[
         ("parameters", f"{total:,}; {matmul:,} outside embedding and head"),
         *_grown_from(facts, member),
         *_parent(facts, member, config),
+        *_multiplied(config),
         ("tokens it trained on", _or_unknown(tokens, "no step trained it as such")),
         ("FLOPs of its own training", _flops(flops)),
         ("FLOPs of the whole run", _flops(run_flops)),
@@ -189,6 +190,14 @@ def _parent(facts: RunFacts, member: Member | None, config: ModelConfig) -> list
         ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
         ("part of the parent", part),
     ]
+
+
+def _multiplied(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return what became of the multiplier of a model's logits; [] where it has none."""
+    if config.output_multiplier == 1.0:
+        return []
+    told = f"logits x {config.output_multiplier:.6g} (muP), folded into the last norm of this model"
+    return [("width multipliers", told)]
 
 
 def _grown_from(facts: RunFacts, member: Member | None) -> list[tuple[str, str]]:

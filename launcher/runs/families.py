@@ -251,7 +251,28 @@ def open_family(
             f"family.kind: {kind} makes other members than those that {run.manifest} was frozen "
             "with; members must depend on the model, the options and the seed alone"
         )
+    if isinstance(family, ProgressiveFamily):
+        for stage in manifest.get("stages", ()):
+            refuse_other_multipliers(family, stage, str(run.manifest))
     return family, {member.name: member for member in frozen}
+
+
+def refuse_other_multipliers(
+    family: ProgressiveFamily, stage: Mapping[str, Any], source: str
+) -> None:
+    """Raise `UserError` where a stage was written down with other width multipliers than the family
+    has for it: its model would train, or compute, another thing than it did.
+
+    Args:
+        stage: of a run's or a checkpoint's manifest.
+        source: the file.
+    """
+    now, then = family.multipliers(stage["name"]), stage.get("width_multipliers")
+    if now != then:
+        raise UserError(
+            f"family.options.width_multipliers: {source} says {then} of stage {stage['name']}, and "
+            f"this family gives {now}; restore that file, or the version that wrote it"
+        )
 
 
 def _made(

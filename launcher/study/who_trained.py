@@ -15,11 +15,12 @@ from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.placement import PLACEBO_FLAG
 from motet.experiments.stream.who_trained import Contains, Drawn, Together, doses
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs.families import open_family
+from motet.launcher.runs.families import open_family, refuse_other_multipliers
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.family.base import WHOLE, Choice, Family, Member, choices, members_of
 from motet.models.family.costs import passes_of, term_flops
+from motet.models.family.progressive import ProgressiveFamily
 from motet.models.family.space import lies_in
 from motet.models.member import Term, name_of, trained_by
 
@@ -47,6 +48,8 @@ class FamilyDraws:
             self._family, self._members = open_family(run, settings, manifest)
             facts = read_json(run.checkpoint(step) / "manifest.json")
             self._number = int(facts.get("draws") or 1)
+            if isinstance(self._family, ProgressiveFamily) and (stage := facts.get("stage")):
+                refuse_other_multipliers(self._family, stage, str(run.checkpoint(step)))
         self._choices = lru_cache(DRAWS_KEPT)(self._chosen)
 
     def choices(self, step: int, draws: int | None = None) -> list[Choice] | None:

@@ -28,7 +28,7 @@ from motet.models.family.stage_rules import (
     virtual_faults,
 )
 from motet.models.family.staged import WHERE, StagedFamily
-from motet.models.width_multipliers import initial_scales, multiplied, multiplier_facts
+from motet.models.width_multipliers import initial_scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,6 @@ class ProgressiveFamily(StagedFamily):
             (`models.width_multipliers`), from the first stage's; None = they do not.
 
     Attributes:
-        base: the model that multipliers are counted from; None = there are none.
         nested: who trains in the last stage, where slices of its model do; its steps are counted
             from there.
     """
@@ -76,7 +75,8 @@ class ProgressiveFamily(StagedFamily):
         raise_problems(problems)
         self.stages = self._read(filled, problems)
         raise_problems(problems)
-        self.base = self._multiply() if ruled else None
+        if ruled:
+            self.multiply()
         self._members = [
             Member(stage.name, stage.config, tuple(range(stage.config.n_layers)))
             for stage in self.stages
@@ -105,13 +105,6 @@ class ProgressiveFamily(StagedFamily):
         twice = sorted({name for name in names if names.count(name) > 1})
         problems += [Problem(f"{WHERE}.stages", f"{name!r} is the name of two") for name in twice]
         return found
-
-    def _multiply(self) -> ModelConfig:
-        """Give every stage the multiplier of its width; return the base."""
-        base = replace(self.stages[0].config, output_multiplier=1.0)
-        self.stages = [replace(one, config=multiplied(base, one.config)) for one in self.stages]
-        self.whole = self.stages[-1].config
-        return base
 
     def _nested_stage(self) -> NestedFamily | None:
         """Return the family of slices that the last stage trains.
@@ -189,8 +182,8 @@ class ProgressiveFamily(StagedFamily):
             stop = [*self.planned[1:], self.run.steps][number]
             if (each := self.virtual_flops(number, start, stop)) is not None:
                 facts["virtual_flops_per_token"] = each
-            if self.base is not None:
-                facts["width_multipliers"] = multiplier_facts(self.base, stage.config)
+            if (multipliers := self.multipliers(stage.label)) is not None:
+                facts["width_multipliers"] = multipliers
             if slices := [] if stage.name is not None else self.slices(None):
                 facts["members"] = [member.name for member in slices]
             found.append(facts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
@@ -19,6 +20,7 @@ from motet.models.family.loss_trend import LEAST_BLOCKS, LossTrend
 from motet.models.family.stage_lengths import LEAST_STEPS, RunShape
 from motet.models.family.virtual_depth import times, virtual_depth, virtual_depths
 from motet.models.member import Term
+from motet.models.width_multipliers import multiplied, multiplier_facts
 
 WHERE = "family.options"
 
@@ -31,6 +33,7 @@ class StagedFamily(Family):
         run: None before `fit`.
         planned: where each begins at the latest.
         starts: where those begin of which that is known: all, but where the loss ends one.
+        base: the model that width multipliers are counted from; None = there are none.
     """
 
     def __init__(self, whole: ModelConfig, options: Mapping[str, Any], seed: int) -> None:
@@ -39,6 +42,22 @@ class StagedFamily(Family):
         self.run: RunShape | None = None
         self.planned: tuple[int, ...] = ()
         self.starts: tuple[int, ...] = ()
+        self.base: ModelConfig | None = None
+
+    def multiply(self) -> None:
+        """Give the model of every stage the multipliers of its width, over that of the first."""
+        self.base = base = replace(self.stages[0].config, output_multiplier=1.0)
+        self.stages = [replace(one, config=multiplied(base, one.config)) for one in self.stages]
+        self.whole = self.stages[-1].config
+
+    def multipliers(self, name: str) -> dict[str, Any] | None:
+        """Return the width multipliers of a stage's model (`multiplier_facts`); None: it has none.
+
+        Args:
+            name: the stage's label.
+        """
+        configs = {stage.label: stage.config for stage in self.stages}
+        return None if self.base is None else multiplier_facts(self.base, configs[name])
 
     def lay(self, run: RunShape, frozen: Sequence[int] = ()) -> None:
         """Lay the stages over a run.

@@ -265,7 +265,48 @@ def test_a_stage_may_follow_any_model_before_it() -> None:
     assert found.term(399) == Term(None, 0.5, kept=1.0)
 
 
+def test_rates_and_logits_follow_the_width_from_the_first_stage_on() -> None:
+    deep = {"name": "deep", "width": 0.5, "steps": 50, "operator": "stack"}
+    stages = ({**SMALL, "width": 0.5}, deep, {"operator": "hypercloning", "lr": 5e-4})
+    run = replace(shape(), peak_lr=lambda size: 1 / size)
+    found, plain = (family(*stages, run=run, **o) for o in ({"width_multipliers": "mup"}, {}))
+    assert found.problems(STEPS) == plain.problems(STEPS) == []
+    assert [one.config.output_multiplier for one in found.stages] == [1, 1, 0.5]
+    assert [member.config.output_multiplier for member in found.members()] == [1, 1]
+    assert found.whole.output_multiplier == 0.5
+    # One rate for all, the base's by its size; a stage's own is taken as it is.
+    base = parameters_non_embedding(found.stages[0].config)
+    assert [found.peak_lr(number) for number in range(3)] == [1 / base, 1 / base, 5e-4]
+    assert plain.peak_lr(1) < plain.peak_lr(0)
+    facts = [entry["width_multipliers"] for entry in found.stage_facts()]
+    assert [entry["output"] for entry in facts] == [1, 1, 0.5]
+    assert facts[0]["learning_rate"] == facts[1]["learning_rate"] == {}
+    assert set(map(tuple, facts[2]["learning_rate"].values())) == {(0.5,)}
+    assert "width_multipliers" not in plain.stage_facts()[0]
+    # Made again of its own frozen model it is the same.
+    again = ProgressiveFamily(found.whole, found.options, found.seed)
+    assert [one.config for one in again.stages] == [one.config for one in found.stages]
+
+
+def test_the_multiplied_model_grows_by_its_operator_and_exactly() -> None:
+    """Also back to smaller ones, and beside one that was there before."""
+    found = family({**WIDE}, {"operator": "hypercloning"}, width_multipliers="mup")
+    growth = found.growth(1)
+    assert growth.exact
+    assert growth.source.output_multiplier == 1.0
+    assert growth.target == found.whole
+    cycle = family(preset="vcycle", width_multipliers="mup")
+    assert [one.config.output_multiplier for one in cycle.stages] == [1, 2, 1]
+    assert cycle.problems(STEPS) == []
+    assert cycle.blended_with(2) == 0
+    sizes = ({"name": "small", "width": 0.5}, {"operator": "hypercloning"})
+    yano = family(*sizes, preset="yano2025", width_multipliers="mup")
+    assert [stage.lr for stage in yano.stages] == [None, None]
+
+
 CUT = {"name": "cut", "operator": "prune", "steps": 100}
+MUP = {"width_multipliers": "mup"}
+HALF = {"members": {"half": {"d_ffn": 0.5}}}
 REFUSED = [
     ([], {}, "stages: is not set"),
     ([SMALL], {}, "a model that grows has 2 or more"),
@@ -312,6 +353,10 @@ REFUSED = [
     ([SMALL, {**STACK, "rewarm_steps": 3}], {}, "stack makes no new values"),
     ([WIDE, {**SPARKLING, "rewarm_steps": 301}], {}, "301 are more than the 300 of the stage"),
     ([WIDE, {**SPARKLING, "rewarm_steps": 0}], {}, "0 is not a whole number >= 1"),
+    ([SMALL, STACK], MUP, "all stages are as wide as the first"),
+    ([SMALL, STACK], {"width_multipliers": "sp"}, "'sp' is not mup, or left out"),
+    ([WIDE, {**SPARKLING, "nested": HALF}], MUP, "slices of a nested stage share weights"),
+    ([{**SMALL, "lr": 0}, STACK], {}, "0 is not a number above 0"),
     ([SMALL, {**STACK, "lr": 0}], {}, "0 is not a number above 0"),
     ([SMALL, {**STACK, "lrr": 0.1}], {}, "stages[1].lrr"),
     (["small", STACK], {}, "stages[0]: 'small' is not a mapping"),

@@ -100,7 +100,11 @@ def curves(world: World, layouts: list[Layout], base: ModelConfig) -> list[Curve
 
 
 @pytest.mark.parametrize(
-    ("base", "layouts"), [(DENSE, [FSDP, TP, PP]), (TIED, [FSDP, TP])], ids=["head", "tied"]
+    ("base", "layouts"),
+    [
+        pytest.param(DENSE, [FSDP, TP, PP], id="head"),
+        pytest.param(TIED, [FSDP, TP], id="tied", marks=pytest.mark.long),
+    ],
 )
 def test_ranks_have_the_rates_and_logits_of_one_process(
     base: ModelConfig, layouts: list[Layout]
