@@ -52,7 +52,6 @@ def _laid(
         passes = stage_passes(family, number, start, stop)
         members = _members(family, passes, read, length)
         virtual = family.virtual_flops(number, start, stop)
-        rules = family.multipliers(stage.label)
         ran = sum(one["flops"] for one in members) if members else read * (virtual or each)
         # Maps learn by passes of the new model, on sequences that are no part of the run.
         learning = family.learning_sequences(number) * length * each
@@ -74,7 +73,7 @@ def _laid(
                 "flops": spent,
                 "lineage_tokens": tokens,
                 "lineage_flops": flops,
-                **({"width_multipliers": rules} if rules else {}),
+                **({"width_multipliers": m} if (m := family.multipliers(stage.label)) else {}),
                 **({"members": members} if members else {}),
                 **({"virtual_flops_per_token": virtual} if virtual else {}),
             }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,21 +151,8 @@ def adamw(
         multipliers: width multipliers by name (`EngineOptions.base_width`), by which the rate of a
             group is divided; it has its own beside it.
     """
-    groups: dict[tuple[bool, object, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        decays = parameter.ndim >= 2 and "embed" not in name
-        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((decays, mesh, multipliers.get(name, 1.0)), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": members,
-                # AdamW takes rate x decay of a value away: as much at any width.
-                "weight_decay": options.weight_decay * multiplier if decays else 0.0,
-                "width_multiplier": multiplier,
-            }
-            for (decays, _, multiplier), members in groups.items()
-        ],
+        _groups(parameters, options.weight_decay, multipliers),
         lr=0.0,
         betas=options.betas,
         eps=options.eps,
@@ -178,3 +166,23 @@ def adamw(
             "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
         }
     return optimizer
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], decay: float, multipliers: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return groups of weights of one decay, one mesh and one width multiplier each."""
+    groups: dict[tuple[bool, object, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decays = parameter.ndim >= 2 and "embed" not in name
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((decays, mesh, multipliers.get(name, 1.0)), []).append(parameter)
+    return [
+        {
+            "params": members,
+            # AdamW takes rate x decay of a value away: as much at any width.
+            "weight_decay": decay * multiplier if decays else 0.0,
+            "width_multiplier": multiplier,
+        }
+        for (decays, _, multiplier), members in groups.items()
+    ]
