@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ States = dict[str, dict[str, npt.NDArray[np.float64]]]
 
 def wider(config: ModelConfig) -> ModelConfig:
     """Twice as wide, with feed-forwards of three times as many channels."""
-    heads = {"n_heads": 8, "n_kv_heads": 4, "head_dim": config.head_width}
+    heads: dict[str, Any] = {"n_heads": 8, "n_kv_heads": 4, "head_dim": config.head_width}
     return multiplied(config, replace(config, d_model=64, d_ffn=192, **heads))
 
 
