@@ -87,7 +87,8 @@ def test_motet_takes_at_most_ten_lines_and_each_is_marked(script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "alone"),
     [
-        ("trainer.py", ["--cpu"], True),
+        # the whole of it is trained below, the shares of two processes in tests/launcher/guest
+        pytest.param("trainer.py", ["--cpu"], True, marks=pytest.mark.long),
         ("accelerate_loop.py", ["--cpu"], True),
         ("deepspeed_loop.py", ["3"], False),
     ],
@@ -179,6 +180,7 @@ def test_an_example_as_printed_ends_in_a_valid_answer(
     start = torchrun if script == "deepspeed_loop.py" else []
     cpu = [] if script == "deepspeed_loop.py" else ["--cpu"]
     run(tmp_path, [sys.executable, *start, str(EXAMPLES / script), str(yaml), *cpu])
+    audit(tmp_path)
     assert motet_here("report", "runs/guest", cwd=tmp_path).returncode == 0
     answers = json.loads((tmp_path / "runs" / "guest" / "report.json").read_text())["answers"]
     (canaries,) = answers["experiments"]

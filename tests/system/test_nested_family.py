@@ -323,6 +323,7 @@ def test_every_member_is_evaluated_and_told_in_one_table(
     assert "| toy | acc,none | 0.2500 |" in card
 
 
+@pytest.mark.long
 def test_scores_inside_are_those_of_the_exported_folder_in_the_harness(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:

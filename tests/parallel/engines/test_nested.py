@@ -192,7 +192,9 @@ def kinds_for(layout: Layout, alone: bool) -> list[str]:
         return [*WIDTHS, "depths", "users"]
     if alone:
         return [*WIDTHS, "users", "kept"] if layout.dp_shard == 2 else WIDTHS
-    plain = layout.dp_replicate * layout.cp == 1 and layout.recompute == "none"
+    # Of tensor ranks the four that are sharded as well show all of it.
+    small = layout.tp > 1 and layout.world_size == 2
+    plain = layout.dp_replicate * layout.cp == 1 and layout.recompute == "none" and not small
     return LOSSES if plain else [*WIDTHS, "depths", "shared"]
 
 
