@@ -222,6 +222,29 @@ def draws_of(
     return number
 
 
+def units_of(settings: RunSettings, family: Family | None) -> tuple[int, int]:
+    """Return the sequences that the micro-batches of all data-parallel ranks together divide, and
+    those that a micro-batch divides, in every step of a run: what `draws_of` asks of a layout.
+
+    Args:
+        family: None or one that says in no fixed number of shares who trains: whole steps.
+
+    Raises:
+        UserError: a step cannot be cut in the family's shares.
+    """
+    sizes = {size for _, size in settings.batch_steps.changes}
+    number = 1 if family is None or family.draws is None else family.draws
+    if uneven := sorted(size for size in sizes if size % number):
+        fits = ", ".join(str(n) for n in range(1, number) if math.gcd(*sizes) % n == 0)
+        raise UserError(
+            f"family.kind: {number} shares of a step of {uneven[0]} sequences are not equal; "
+            f"shares that would fit: {fits}, or another batch"
+        )
+    step = math.gcd(*sizes)
+    replicas_apart = family is not None and family.by_replica
+    return step if replicas_apart else step // number, step // number
+
+
 def draws_begun(run: RunDir) -> int | None:
     """Return in how many shares of a step a begun run draws; None before its first checkpoint."""
     for step in reversed(run.checkpoint_steps()):

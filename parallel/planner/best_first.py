@@ -100,7 +100,7 @@ class PipelinesSearch:
         for core in question.inner_degrees():
             done = self.context.work_bound(core, least)
             rates = 1 / done.whole
-            for dp_ranks in divisors(question.training.sequences // core.micro_sequences):
+            for dp_ranks in divisors(question.rank_unit // core.micro_sequences):
                 ranks = dp_ranks * core.cp * core.tp
                 if ranks not in rooms_of:
                     rooms = [min(size // ranks, question.most_stages) for size in sizes]

@@ -53,6 +53,9 @@ class PlanQuestion:
         top: how many kinds of layouts are ranked.
         worth: layouts that take longer than this many times the fastest are not.
         constants: by kind of device; None: what ships.
+        units: the sequences that the micro-batches of all data-parallel ranks together divide, and
+            those that a micro-batch divides: of a ramp's smaller steps, and of equal shares of a
+            step that may not be cut (`runs.families.units_of`); None: a step's.
     """
 
     model: ModelConfig
@@ -66,6 +69,7 @@ class PlanQuestion:
     limits: Limits = field(default_factory=Limits)
     traits: Traits = NATIVE
     constants: Mapping[str, Constants] | None = None
+    units: tuple[int, int] | None = None
 
     def allows(self, **values: object) -> bool:
         """Return whether values contradict none that are fixed."""
@@ -84,10 +88,20 @@ class PlanQuestion:
         """Yield the divisions of a block that may be searched."""
         largest = max(group.devices for group in self.cluster.groups)
         node = max(group.devices_per_node for group in self.cluster.groups)
-        length, sequences = self.training.sequence_length, self.training.sequences
+        length, sequences = self.training.sequence_length, self.micro_unit
         for core in inner_degrees(self.model, length, sequences, largest, node, self.limits):
             if self.allows(**core._asdict()):
                 yield core
+
+    @property
+    def micro_unit(self) -> int:
+        """The sequences that micro-batches divide."""
+        return self.training.sequences if self.units is None else self.units[1]
+
+    @property
+    def rank_unit(self) -> int:
+        """The sequences that the micro-batches of all data-parallel ranks divide."""
+        return self.training.sequences if self.units is None else self.units[0]
 
     def micro_batches(self, core: InnerDegrees, dp_ranks: int) -> int:
         """Return the micro-batches of a step."""

@@ -87,13 +87,14 @@ def _smallest(q: PlanQuestion, recompute: str) -> Iterator[tuple[int, Layout]]:
     """Yield (group, layout) for the degrees of every group, as many devices as they can use."""
     limits = replace(q.limits, micro_sequences=int(str(q.fixed.get("micro_sequences", 1))))
     length, sequences = q.training.sequence_length, q.training.sequences
+    unit = q.micro_unit
     for g, group in enumerate(q.cluster.groups):
         for core in inner_degrees(
-            q.model, length, sequences, group.devices, group.devices_per_node, limits
+            q.model, length, unit, group.devices, group.devices_per_node, limits
         ):
             if not q.allows(**core._asdict()):
                 continue
-            for dp_ranks in divisors(sequences // core.micro_sequences):
+            for dp_ranks in divisors(q.rank_unit // core.micro_sequences):
                 ranks = dp_ranks * core.cp * core.tp
                 if ranks > group.devices:
                     break
@@ -229,7 +230,23 @@ def _broken(question: PlanQuestion, fixed: Mapping[str, Any]) -> list[str]:
     length = question.training.sequence_length
     found = problems(plain, question.model, length, sequences, None)
     asked = {f"layout.{name}" for name in every}
-    return [f"{setting}: {message}" for setting, message in found if setting in asked]
+    told = [f"{setting}: {message}" for setting, message in found if setting in asked]
+    return told or _cut(question, plain)
+
+
+def _cut(question: PlanQuestion, layout: Layout) -> list[str]:
+    """Return that micro-batches cut what no micro-batch may: a share of a step of a family, or a
+    smaller step of a ramp.
+    """
+    together = layout.dp_size * layout.micro_sequences
+    whole = question.rank_unit % together or question.micro_unit % layout.micro_sequences
+    if not whole or question.units is None:
+        return []
+    return [
+        f"dp x micro_sequences = {together:,} sequences do not divide {question.rank_unit:,}: so "
+        f"many has each share of a step of the family, or the greatest part that all steps of the "
+        f"ramp have in common; micro_sequences must divide {question.micro_unit:,}"
+    ]
 
 
 def _unplaced(asked: PlanQuestion, counts: Mapping[str, int]) -> str:
@@ -292,7 +309,7 @@ def _values(question: PlanQuestion, best: RankedLayout) -> dict[str, list[Any]]:
     """Return the values that are worth a look: powers of two as far as rules and devices go, and
     every choice of the switches.
     """
-    model, training = question.model, question.training
+    model = question.model
     devices = question.cluster.devices
     node = max(group.devices_per_node for group in question.cluster.groups)
     twos, most = [2**i for i in range(15)], question.limits.micro_sequences
@@ -300,7 +317,7 @@ def _values(question: PlanQuestion, best: RankedLayout) -> dict[str, list[Any]]:
         "tp": [n for n in twos if n <= node],
         "pp": [n for n in twos if n <= min(devices, model.n_layers + 2)],
         "cp": [n for n in twos if n <= min(devices, question.limits.cp)],
-        "micro_sequences": [n for n in twos if n <= most and training.sequences % n == 0],
+        "micro_sequences": [n for n in twos if n <= most and question.micro_unit % n == 0],
         "recompute": list(RECOMPUTE),
     }
     if model.n_experts:

@@ -149,7 +149,7 @@ def _of_core(
     sequences, layers = question.training.sequences, context.question.model.n_layers
     sizes = np.array([context.question.cluster.groups[g].devices for g in chosen])
     at = list(chosen)
-    shards = np.array(divisors(sequences // core.micro_sequences))
+    shards = np.array(divisors(question.rank_unit // core.micro_sequences))
     pp = np.arange(1, question.most_stages + 1)
     each = shards[:, None] * (core.cp * core.tp) * pp  # [shard, pp]
     # Every group that takes part is filled: an idle device of a group that takes part would only

@@ -4,6 +4,7 @@ offload. Pure; no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from motet.parallel.cost.predictor import Predictor
@@ -24,7 +25,7 @@ def search(context: Context) -> None:
     if any(question.fixed.get(name, 1) != 1 for name in ("tp", "pp", "cp", "ep", "etp")):
         return
     for g, group in enumerate(context.question.cluster.groups):
-        for ranks in divisors(question.training.sequences, group.devices):
+        for ranks in divisors(question.rank_unit, group.devices):
             used = [
                 ranks if other == g else 0 for other in range(len(context.question.cluster.groups))
             ]
@@ -48,7 +49,8 @@ def _batches(
 ) -> None:
     question = context.question
     fits = False
-    for micro in divisors(question.training.sequences // ranks, question.limits.micro_sequences):
+    unit = math.gcd(question.rank_unit // ranks, question.micro_unit)
+    for micro in divisors(unit, question.limits.micro_sequences):
         if not question.allows(micro_sequences=micro):
             continue
         for recompute in question.recomputes():

@@ -200,17 +200,19 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
 
 
 def _answer(arguments: argparse.Namespace, settings: RunSettings, question: PlanQuestion) -> int:
+    from motet.launcher.runs.families import units_of
     from motet.parallel.planner.best_first import plan
 
     tokens = settings.slots_before(settings.steps) * settings.data.sequence_length
-    limits = budget.limits(arguments)
+    limits, family = budget.limits(arguments), _family(settings, question)
+    units = units_of(settings, None if family is None else family.family)
+    question = replace(question, units=units)
     if limits is not None:
         return budget.within(arguments, settings, question, limits, tokens)
     if arguments.why is not None:
         from motet.launcher.commands.plan.why import tell_why
 
         return tell_why(arguments, question)
-    family = _family(settings, question)
     if family is not None:
         question = replace(question, engines=("native",))
     with told.telling() as tell:

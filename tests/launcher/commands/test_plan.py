@@ -20,8 +20,10 @@ from motet.launcher.config.batch import groups_of
 from motet.launcher.jobs.schedulers import world_size
 from motet.launcher.launch.command import NodePlace
 from motet.launcher.runs.described_model import model_of
-from motet.launcher.runs.families import new_members
+from motet.launcher.runs.families import draws_of, new_family, new_members
 from motet.launcher.runs.stage_layouts import checked_layouts, family_of
+from motet.models.config import preset
+from motet.parallel.layout import rules
 
 RUN = """
 name: planned
@@ -30,6 +32,7 @@ data: {sequence_length: 2048, corpora: [{path: nowhere}]}
 batch: {sequences: 64}
 training: {tokens: 100000000}
 """
+MODEL = preset("1b", 32768)
 CLUSTER = """
 groups:
   - {name: hall, device: h100, nodes: 1, devices_per_node: 4}
@@ -397,6 +400,64 @@ def test_a_stage_is_proposed_a_layout_of_its_own_that_a_run_takes(
     assert made.runs_here(0)
     assert main(asked) == 0
     assert "quarter in a layout of its own" in capsys.readouterr().out
+
+
+SHARED = "family: {kind: nested, options: {members: {half: {d_ffn: 0.5}}, draws: %d%s}}\n"
+SLICED = """family:
+  kind: progressive
+  options:
+    stages:
+    - {name: small, depth: 0.5, steps: 200}
+    - {operator: stack, nested: {members: {half: {d_ffn: 0.5}}, draws: 4}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "batch"),
+    [
+        (SHARED % (64, ""), {64}),
+        (SHARED % (16, ", by_replica: true"), {64}),
+        (SLICED, {64}),
+        ("", {64, 24}),
+    ],
+    ids=["a sequence each", "replicas apart", "a nested stage", "a ramp"],
+)
+def test_ranked_layouts_are_those_that_the_shares_of_every_step_fit(
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    batch: set[int],
+) -> None:
+    path, cluster = tmp_path / "shared.yaml", tmp_path / "small.yaml"
+    ramp = ", ramp: [{step: 9, sequences: 24}]" if 24 in batch else ""
+    path.write_text(RUN.replace("{sequences: 64}", f"{{sequences: 64{ramp}}}") + family)
+    cluster.write_text(CLUSTER.split("  - {name: attic")[0])
+    assert main(["plan", str(path), "--cluster", str(cluster), "--json", *UNDIVIDED[:2]]) == 0
+    ranked = json.loads(capsys.readouterr().out)["layouts"]
+    assert len(ranked) > 1
+    for one in ranked:
+        asked = [f"layout.{key}={value}" for key, value in one["settings"].items()]
+        settings = run_yaml.load(path, asked, world=lambda s: s.layout_for(4).world_size)
+        layout = settings.layout_for(settings.layout.processes)
+        assert rules.problems(layout, MODEL, 2048, sorted(batch), layout.world_size) == []
+        if family:
+            draws_of(new_family(settings, MODEL), settings, layout)
+
+
+def test_shares_that_no_layout_fits_are_one_error(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text(RUN + SHARED % (6, ""))
+    assert main(["plan", str(path), "--cluster", files[1]]) == 2
+    told = capsys.readouterr().err
+    assert "family.kind: 6 shares of a step of 64 sequences are not equal" in told
+    assert "shares that would fit: 1, 2, 4, or another batch" in told
+    path.write_text(RUN + SHARED % (32, ""))
+    assert main(["plan", str(path), "--cluster", files[1], "layout.micro_sequences=4"]) == 2
+    told = capsys.readouterr().err
+    assert "4 sequences do not divide 2: so many has each share of a step of the family" in told
 
 
 def test_a_family_that_cannot_be_is_refused_by_a_plan(
