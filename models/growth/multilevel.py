@@ -15,7 +15,7 @@ from torch import Tensor
 from motet.core.errors import Problem
 from motet.models.architecture import WeightSpec
 from motet.models.config import ModelConfig
-from motet.models.growth.axes import AxisMap, Copies, axis_of, reads
+from motet.models.growth.axes import AxisMap, Copies, axis_of, copies, reads
 from motet.models.growth.depth import first_copies, interpolated
 from motet.models.growth.growth import Growth, Mapped
 from motet.models.growth.operator import (
@@ -98,7 +98,8 @@ class Levels(GrowthOperator):
         layers = interpolated(small.n_layers, large.n_layers, small.moe_every)
         shallow = _shallow(large, layers, small)
         every = [
-            widths_of(small, shallow, layer, "cyclic", self.seed) for layer in range(small.n_layers)
+            widths_of(small, shallow, layer, lambda _, old, new: copies(old, new))
+            for layer in range(small.n_layers)
         ]
         recipe = partial(self.recipe, source, layers, every)
         stand_for = [layers.index(old) for old in range(small.n_layers)]

@@ -20,6 +20,7 @@ from motet.models.growth.ligo import LigoOperator
 from motet.models.growth.mango import MangoOperator
 from motet.models.growth.multilevel import Coalesce, Decoalesce
 from motet.models.growth.operator import GrowthOperator, OperatorFacts
+from motet.models.growth.prefix import Prefix
 from motet.models.growth.prune import Prune
 from motet.models.growth.state import Moments
 from motet.models.growth.upcycling import Upcycling
@@ -29,7 +30,7 @@ OPERATORS: dict[str, type[GrowthOperator]] = {
     kind.facts.name: kind
     for kind in (
         *(Stack, Interpolate, IdentityBlocks, FrozenSubstrate, Incremental),
-        *(HyperCloning, Bert2Bert, AdvancedKnowledge, Sparkling),
+        *(HyperCloning, Bert2Bert, AdvancedKnowledge, Sparkling, Prefix),
         *(Coalesce, Decoalesce, Upcycling, LigoOperator, MangoOperator, Prune),
     )
 }

@@ -6,7 +6,7 @@ the copies so that they add up. Query heads are copied inside their groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -52,17 +52,20 @@ def axis_sizes(config: ModelConfig, layer: int) -> dict[str, int]:
 
 
 def widths_of(
-    source: ModelConfig, target: ModelConfig, layer: int, chosen: str, seed: int
+    source: ModelConfig,
+    target: ModelConfig,
+    layer: int,
+    copied: Callable[[str, int, int], Copies],
 ) -> dict[str, Copies]:
     """Return the copies along every axis of block `layer` that grows, in channels.
 
     Args:
-        chosen: see `copies`.
+        copied: gives those of an axis from one size to another.
     """
     old, new = axis_sizes(source, layer), axis_sizes(target, layer)
 
     def made(axis: str) -> Copies:
-        return copies(old[axis], new[axis], chosen, "growth", seed, axis)
+        return copied(axis, old[axis], new[axis])
 
     found = {axis: made(axis) for axis in old if old[axis] != new[axis]}
     keys, inner = made("keys"), made("queries")
@@ -106,13 +109,14 @@ class WidthOperator(GrowthOperator):
 
     def mapped(self, source: ModelConfig, target: ModelConfig) -> Growth:
         """See `GrowthOperator.mapped`."""
-        every = [
-            widths_of(source, target, layer, self._chosen(), self.seed)
-            for layer in range(source.n_layers)
-        ]
+        every = [widths_of(source, target, layer, self.copied) for layer in range(source.n_layers)]
         recipe = partial(self.recipe, source, target, every)
         exact = all(self.is_exact(target, widths) for widths in every)
         return Mapped(source, target, recipe, tuple(range(source.n_layers)), exact)
+
+    def copied(self, axis: str, old: int, new: int) -> Copies:
+        """Return which old index each one of a longer axis is a copy of."""
+        return copies(old, new, self._chosen(), "growth", self.seed, axis)
 
     def is_exact(self, target: ModelConfig, widths: Widths) -> bool:
         """Return whether a block computes the same: a norm's mean must stay, so that every channel

@@ -42,7 +42,7 @@ def test_the_loss_of_a_trained_model_rises_by_no_more_than_is_stated() -> None:
     twice = replace(config, d_model=64, head_dim=8, n_heads=8, n_kv_heads=4, d_ffn=128)
     half = replace(config, d_model=16, head_dim=8, n_heads=2, n_kv_heads=1, d_ffn=32, n_layers=1)
     targets = dict.fromkeys(OPERATORS, deep)
-    targets |= dict.fromkeys(("bert2bert-fpi", "bert2bert-aki", "sparkling"), wide)
+    targets |= dict.fromkeys(("bert2bert-fpi", "bert2bert-aki", "sparkling", "prefix"), wide)
     targets |= {"hypercloning": twice, "mango": replace(twice, n_layers=4), "coalesce": half}
     targets |= {"decoalesce": replace(twice, n_layers=4), "ligo": replace(wide, n_layers=4)}
     targets |= {"upcycling": mixture_of(config, 4, 2), "prune": replace(config, n_layers=1)}
