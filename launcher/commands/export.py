@@ -189,8 +189,15 @@ def model_by_size(rundir: RunDir, size: str) -> ChosenModel:
 
 def _slices(rundir: RunDir) -> list[Member]:
     """The members of a run that are slices of the whole model."""
-    members = members_of(read_json(rundir.manifest))
-    return [member for member in members if inside_of(rundir, member) is not None]
+    manifest = read_json(rundir.manifest)
+    stages, members = manifest.get("stages"), members_of(manifest)
+    if not stages:
+        return members
+    return [
+        member
+        for member in members
+        if inside_of(rundir, member) is not None and stage_with(stages, member.name) == WHOLE
+    ]
 
 
 def _what_else(members: Sequence[Member]) -> str:

@@ -50,7 +50,7 @@ def _laid(
         stop, each = stops[number], counts.training_flops_per_token(stage.config, length)
         read = (settings.slots_before(stop) - settings.slots_before(start)) * length
         passes = stage_passes(family, number, start, stop)
-        members = _members(family, passes, read, length)
+        members = _members(_models(family, number), passes, read, length)
         virtual = family.virtual_flops(number, start, stop)
         ran = sum(one["flops"] for one in members) if members else read * (virtual or each)
         # Maps learn by passes of the new model, on sequences that are no part of the run.
@@ -87,21 +87,21 @@ def stage_passes(
     """Return how often the model of a stage and its slices pass over a token of it, by name; {}
     where no slices train. Counted in steps that are spread over the stage.
     """
-    nested = family.nested
-    if nested is None or family.stages[number].name is not None:
+    if (nested := family.nests.get(number)) is None:
         return {}
-    slices = {member.name: member for member in family.slices(None)}
+    slices = {member.name: member for member in nested.members()}
     steps = range(0, stop - start, max(1, (stop - start) // STEPS_COUNTED))
-    return mean_passes(nested, slices, steps, nested.draws or DRAWS).passes
+    passes = mean_passes(nested, slices, steps, nested.draws or DRAWS).passes
+    label = family.stages[number].label
+    return {label if name == WHOLE else name: count for name, count in passes.items()}
 
 
 def _members(
-    family: ProgressiveFamily, passes: Mapping[str, float], tokens: float, length: int
+    models: Mapping[str, ModelConfig], passes: Mapping[str, float], tokens: float, length: int
 ) -> list[dict[str, Any]]:
     """Return what the model and the slices of a stage cost, each its own passes; [] without."""
     if not passes:
         return []
-    models = _models(family)
     each = {
         name: counts.training_flops_per_token(config, length) for name, config in models.items()
     }
@@ -117,9 +117,11 @@ def _members(
     ]
 
 
-def _models(family: ProgressiveFamily) -> dict[str, ModelConfig]:
-    """Return the model of the last stage and the slices of it, by name."""
-    return {WHOLE: family.whole} | {one.name: one.config for one in family.slices(None)}
+def _models(family: ProgressiveFamily, number: int) -> dict[str, ModelConfig]:
+    """Return the model of a stage and the slices of it, by name."""
+    stage, nested = family.stages[number], family.nests.get(number)
+    slices = () if nested is None else nested.members()
+    return {stage.label: stage.config} | {one.name: one.config for one in slices}
 
 
 def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
@@ -133,22 +135,22 @@ def draw(facts: Mapping[str, Any], known_vocabulary: bool) -> None:
 
 
 def _draw_slices(facts: Mapping[str, Any]) -> None:
-    """Print the slices of the last stage, where it trains any."""
-    members = facts["stages"][-1].get("members")
-    if not members:
-        return
-    print("\nThe last stage trains slices of its model:")
-    terminal.print_table(
-        [
-            {
-                "member": one["member"],
-                "parameters": format.short(one["parameters"]),
-                "passes per token": f"{one['passes']:.2f}",
-                "FLOPs": format.power_of_ten(one["flops"]),
-            }
-            for one in members
-        ]
-    )
+    """Print the slices that stages train."""
+    for row in facts["stages"]:
+        if not row.get("members"):
+            continue
+        print(f"\nStage {row['name']} trains slices of its model:")
+        terminal.print_table(
+            [
+                {
+                    "member": one["member"],
+                    "parameters": format.short(one["parameters"]),
+                    "passes per token": f"{one['passes']:.2f}",
+                    "FLOPs": format.power_of_ten(one["flops"]),
+                }
+                for one in row["members"]
+            ]
+        )
 
 
 def told(facts: Mapping[str, Any]) -> str:
@@ -250,8 +252,8 @@ def _priced(
     ]
     cost = progressive_cost(stages, own[-1].cluster, question.traits, question.constants)
     alone_s = cost.alone_s
-    for row, one in zip(facts["stages"], own, strict=True):
-        alone_s += _price(family, row, cost.predictions[row["name"]], question, one)
+    for number, (row, one) in enumerate(zip(facts["stages"], own, strict=True)):
+        alone_s += _price(family, number, row, cost.predictions[row["name"]], question, one)
     return {
         "layout": 1,
         **facts,
@@ -264,6 +266,7 @@ def _priced(
 
 def _price(
     family: ProgressiveFamily,
+    number: int,
     row: dict[str, Any],
     found: Prediction,
     question: PlanQuestion,
@@ -274,7 +277,7 @@ def _price(
     more = row.get("virtual_flops_per_token", row["flops_per_token"]) / row["flops_per_token"]
     row["step_time_s"] = found.step_time_s * more
     row["memory_gib"], row["fits"] = found.memory_gib, found.fits
-    alone_s = _price_slices(family, row, question, choice) if "members" in row else 0.0
+    alone_s = _price_slices(family, number, row, question, choice) if "members" in row else 0.0
     tokens_a_step = found.tokens_per_s * found.step_time_s
     row["time_s"] = row["tokens"] / tokens_a_step * row["step_time_s"]
     return alone_s * float(row["lineage_tokens"]) / tokens_a_step
@@ -282,6 +285,7 @@ def _price(
 
 def _price_slices(
     family: ProgressiveFamily,
+    number: int,
     row: dict[str, Any],
     question: PlanQuestion,
     choice: RankedLayout,
@@ -290,13 +294,13 @@ def _price_slices(
     of each slice in a run of its own, together.
     """
     asked = (choice.cluster, choice.layout, question.training, question.traits)
-    prices = StepPrices(family.whole, _models(family), *asked, question.constants)
-    assert family.nested is not None
-    taught = family.nested.loss in ("distill", "poa")
+    stage, nested = family.stages[number], family.nests[number]
+    prices = StepPrices(stage.config, _models(family, number), *asked, question.constants)
+    taught = nested.loss in ("distill", "poa")
     cost = prices.of({one["member"]: one["passes"] for one in row["members"]}, taught)
     row["step_time_s"] = cost.step_time_s
     row["memory_gib"], row["fits"] = cost.memory_gib, cost.fits
-    return sum(once.step_time_s for name, (once, _) in prices.alone.items() if name != WHOLE)
+    return sum(once.step_time_s for name, (once, _) in prices.alone.items() if name != stage.label)
 
 
 def tell(priced: Mapping[str, Any]) -> None:

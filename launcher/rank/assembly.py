@@ -103,7 +103,7 @@ def build_job(
     options = engine_options(settings, precision, family)
     engines = StageEngines(model, options, world)
     if growing is not None:
-        engines.taught_by = growing.taught_by
+        engines.taught_by, engines.update_rule = growing.taught_by, growing.update_rule
     if growing is None:  # else the checkpoint says whose model it is
         engines.of(None, layouts.of(0))
     checkpoints = _checkpoints(run, settings, world, growing)
@@ -123,7 +123,7 @@ def build_job(
     choose = partial(choices, family, members, draws=number)
     draws = Draws(number, choose, family.by_replica, partial(teacher_update_of, family))
     if growing is not None:
-        draws = draws._replace(tells=growing.trains_slices)
+        draws = draws._replace(told=growing.engine_choices)
     draw_check = DrawCheck(family, members, number, settings.steps, world)
     draw_check.ahead(start.step)
     segment = _open_segment(run, start, attempt, world, hashes, number if members else None)

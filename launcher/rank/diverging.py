@@ -28,18 +28,21 @@ from motet.parallel.runtime.mesh import tell_all
 
 
 def divergence_due(job: TrainingJob, step: int) -> bool:
-    """Return whether neighbours are to be measured after `step` updates: a stage ends, it is not
-    the first, and the family asks for it.
+    """Return whether neighbours are to be measured after `step` updates: a stage ends, there are
+    some, and the family asks for it.
     """
     growing = job.growing
-    if growing is None or growing.divergence is None or growing.number_at(step - 1) == 0:
+    if growing is None or growing.divergence is None:
+        return False
+    if growing.number_at(step - 1) == 0 and not job.slices:
         return False
     return step in (*growing.ends(), job.settings.steps)
 
 
 def measure(job: TrainingJob, step: int) -> None:
-    """Measure the model that ends its stage against the one before, and its slices by size (a
-    collective). What cannot be measured is told, and training goes on.
+    """Measure the model that ends its stage against the one before, its slices by size, and those
+    that joined from the stage before against what they were (a collective). What cannot be measured
+    is told, and training goes on.
     """
     weights = job.engine.full_model()  # a collective; of rank 0 alone
     facts: dict[str, Any] = {}
@@ -63,8 +66,8 @@ def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[s
     assert growing.divergence is not None
     number = growing.number_at(step - 1)
     end = growing.starts[number]
-    before = growing.stages[number - 1].config
     mine = growing.stages[number].config
+    before = growing.stages[max(0, number - 1)].config
 
     def decoder_of(at: int) -> Decoder:
         config, state = mine, weights
@@ -76,11 +79,18 @@ def _measured(job: TrainingJob, step: int, weights: dict[str, Tensor]) -> dict[s
         return decoder
 
     own = MeasuredModel(name_of(job.held) or WHOLE, step, size_of(mine), None)
-    earlier = MeasuredModel(growing.stages[number - 1].label, end, size_of(before), None)
     slices = [MeasuredModel(one.name, step, size_of(one.config), one) for one in job.slices]
+    chains = [[*slices, own]]
+    if number:
+        earlier = MeasuredModel(growing.stages[number - 1].label, end, size_of(before), None)
+        chains.insert(0, [earlier, own])
+    for one in growing.carried.get(number, ()):
+        config = before if one.source is None else one.source.config
+        was = MeasuredModel(one.source_name, end, size_of(config), one.source)
+        now = MeasuredModel(one.member.name, step, size_of(one.member.config), one.member)
+        chains.append([was, now])
     slots = sequences_read(job.settings, read_manifest(job.run).get("stages") or ())
     text = HeldOutSequences(open_stream(job.settings), growing.divergence, slots)
-    chains = [[earlier, own], *([[*slices, own]] if slices else [])]
     device = job.world.device
     rows = [row for chain in chains for row in pair_rows(chain, decoder_of, text, device)]
     return {"unseen": text.unseen, "pairs": rows}

@@ -42,15 +42,15 @@ class Draws(NamedTuple):
             for the whole model alone.
         by_replica: replicas work on different shares at the same time, instead of all on each.
         teacher: step -> what happens to the kept teacher before it.
-        tells: step -> whether the engine is told of who trains; where a family grows it is the
-            engine's whole model.
+        told: (step, who trains) -> what the engine is told of it, None: nothing. Where a family
+            grows, the model that trains is the engine's whole one.
     """
 
     number: int = 1
     choose: Callable[[int], list[Choice] | None] = lambda step: None
     by_replica: bool = False
     teacher: Callable[[int], TeacherUpdate | None] = lambda step: None
-    tells: Callable[[int], bool] = lambda step: True
+    told: Callable[[int, list[Choice]], list[Choice] | None] = lambda step, chosen: chosen
 
 
 class Feed:
@@ -91,9 +91,10 @@ class Feed:
         batches = [self.stream.batch(first + start, micro) for start, _ in starts]
         mine = None if chosen is None else [chosen[draw] for _, draw in starts]
         members = None
-        if chosen is not None and mine is not None and self.draws.tells(step):
-            update = self.draws.teacher(step)
-            members = StepChoices(tuple(mine), names_of(chosen), tuple(chosen), update)
+        told = None if chosen is None else self.draws.told(step, chosen)
+        if told is not None:
+            own, update = tuple(told[draw] for _, draw in starts), self.draws.teacher(step)
+            members = StepChoices(own, names_of(told), tuple(told), update)
         return Share(batches, _records(step, batches, mine), members, chosen)
 
     def close(self) -> None:

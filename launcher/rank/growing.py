@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ from motet.launcher.rank.growth_inputs import (
     is_exact,
     read_teacher,
 )
-from motet.launcher.rank.job import TrainingJob
+from motet.launcher.rank.job import ORDER, TrainingJob
 from motet.launcher.rank.probing import sum_over_ranks
 from motet.launcher.rank.stage_ends import stage_state
-from motet.models.family.base import WHOLE
+from motet.models.family.base import WHOLE, Member
+from motet.models.family.nested_stages import Carried
 from motet.models.growth.growth import grow as grown_states
 from motet.models.member import name_of
 from motet.parallel.engines.protocol import Engine
@@ -79,22 +81,37 @@ def grow(job: TrainingJob, step: int) -> None:
     growth, layout = growth_of(job, number), job.layouts.of(number)
     batch = _compared(job, step, layout)
     with job.progress.phase("growing"):
-        before = _scores(job.engine, batch)
+        before, earlier = _scores(job.engine, batch), _earlier(job, number, batch)
         engine = job.engines(job.growing.member_at(step), layout)
         grown = grown_states(growth, job.engine.export_state())
         engine.import_state(blended_states(job, number, engine, grown))
         change = _change(job, batch, before, _scores(engine, batch))
         refuse_change(job, number, change)
+        slices = [
+            (one, _change(job, batch, old, _scores(engine, batch, one.member)))
+            for one, old in earlier
+        ]
+        refuse_slices(job, number, slices)
         from_name = name_of(job.held) or WHOLE
         job.engine, job.held = engine, job.growing.member_at(step)
         job.lie(layout)
+        job.facts.pop(ORDER, None)  # of the channels of the model before
         read_teacher(job)
         gc.collect()  # the old engine holds as much as half of the new one
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         job.checkpoints.save(step, engine.tensors(), facts_of(job), job.ledger.sync, grown=True)
         job.checkpoints.wait()
-    _tell(job, step, from_name, change, time.perf_counter() - started)
+    _tell(job, step, from_name, change, slices, time.perf_counter() - started)
+
+
+def _earlier(
+    job: TrainingJob, number: int, batch: Batch
+) -> list[tuple[Carried, npt.NDArray[np.float64]]]:
+    """Return how the models score that join the space of a stage as slices, before they do."""
+    assert job.growing is not None
+    carried = job.growing.carried.get(number, [])
+    return [(one, _scores(job.engine, batch, one.source)) for one in carried]
 
 
 def _compared(job: TrainingJob, step: int, layout: Layout) -> Batch:
@@ -107,10 +124,21 @@ def _compared(job: TrainingJob, step: int, layout: Layout) -> Batch:
     return job.feed.stream.batch(first, min(one.micro_sequences for one in rows))
 
 
-def _tell(job: TrainingJob, step: int, from_name: str, change: Change, seconds: float) -> None:
+def _tell(
+    job: TrainingJob,
+    step: int,
+    from_name: str,
+    change: Change,
+    slices: Sequence[tuple[Carried, Change]],
+    seconds: float,
+) -> None:
     """Log a growth, and show it."""
     assert job.growing is not None
     number = job.growing.number_at(step)
+    joined = {
+        one.member.name: {"source": one.source_name, "exact": one.exact, **own._asdict()}
+        for one, own in slices
+    }
     job.metrics.log(
         "event",
         step,
@@ -120,6 +148,7 @@ def _tell(job: TrainingJob, step: int, from_name: str, change: Change, seconds: 
         operator=job.growing.told(number),
         exact=is_exact(job.growing, number),
         **change._asdict(),
+        **({"slices": joined} if joined else {}),
         seconds=seconds,
     )
     job.progress.print(
@@ -171,11 +200,27 @@ def refuse_change(job: TrainingJob, number: int, change: Change) -> None:
         raise UserError(f"{where}: {told}. The model before it is kept")
 
 
-def _scores(engine: Engine, batch: Batch) -> npt.NDArray[np.float64]:
+def refuse_slices(job: TrainingJob, number: int, slices: Sequence[tuple[Carried, Change]]) -> None:
+    """Raise `UserError` where a slice that is to be a model of the stage before is not."""
+    assert job.growing is not None
+    tolerance, stage = EXACT_TOLERANCE[job.facts["precision"]], job.growing.stages[number]
+    for one, change in slices:
+        if one.exact and not change.largest <= tolerance:
+            where = f"family.options.stages[{number}].nested.before"
+            raise UserError(
+                f"{where}: {one.member.name} computes what {one.source_name} does, by "
+                f"{stage.operator}, and a log-probability changed by {change.largest:.2g}; "
+                f"{tolerance:g} is what {job.facts['precision']} explains. The model before it is "
+                "kept"
+            )
+
+
+def _scores(engine: Engine, batch: Batch, member: Member | None = None) -> npt.NDArray[np.float64]:
     """Return the log-probability of every label of the sequences that come next; nothing is trained
     on them before their turn.
     """
-    logprob_BT, _ = engine.score(batch.tokens_BT.astype(np.int64), batch.labels_BT.astype(np.int64))
+    tokens, labels = batch.tokens_BT.astype(np.int64), batch.labels_BT.astype(np.int64)
+    logprob_BT, _ = engine.score(tokens, labels, member)
     engine.finish_scoring()
     return logprob_BT
 

@@ -131,9 +131,7 @@ def read_teacher(job: TrainingJob) -> None:
     growing = job.growing
     if growing is None or growing.taught_by(job.held) is None:
         return
-    names = [member.name for member in growing.members()]
-    number = len(names) if job.held is None else names.index(job.held.name)
-    teacher = growing.teacher_of(number)
+    teacher = growing.teacher_of(growing.number_of(job.held))
     assert teacher is not None
     job.checkpoints.load(growing.stop_of(teacher), job.engine.teacher_source())
 

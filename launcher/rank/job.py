@@ -35,6 +35,9 @@ from motet.parallel.engines.protocol import Engine, StepResult
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World, agree_any
 
+ORDER = "order"
+"""The fact of a checkpoint: at which step channels of its model were put in order, and in which."""
+
 
 @dataclass(frozen=True)
 class StepDone:
@@ -136,13 +139,6 @@ class TrainingJob:
     def inside(self, member: Member | None) -> Member | None:
         """Return a member as the engine knows it: one that grew is the engine's whole model."""
         return member if member in self.slices else None
-
-    @property
-    def ordered_at(self) -> int | None:
-        """The step before which channels are put in order; None: not at all, or not yet known."""
-        if self.growing is not None:
-            return self.growing.ordered_at()
-        return None if self.family is None else self.family.order_at_step
 
     @property
     def done(self) -> StepDone:

@@ -17,7 +17,7 @@ from motet.experiments.scoring.store import probe_path, read_probe, set_aside
 from motet.experiments.stream.ledger import LedgerWriter, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.growing import facts_of, grow, growth_due, has_grown
-from motet.launcher.rank.job import StepDone, TrainingJob
+from motet.launcher.rank.job import ORDER, StepDone, TrainingJob
 from motet.launcher.rank.probe_budget import THINNED
 from motet.launcher.rank.probing import Interrupted
 from motet.launcher.rank.stage_ends import restore as restore_trend
@@ -30,9 +30,6 @@ from motet.models.family.base import stage_of
 from motet.models.member import StepChoices, name_of
 from motet.parallel.engines.protocol import Engine, Guard, StepResult
 from motet.parallel.runtime.mesh import agree_any, tell_all
-
-ORDER = "order"
-"""The fact of a checkpoint: at which step channels were put in order, and in which."""
 
 
 def train(job: TrainingJob, step: int) -> tuple[int, str]:
@@ -88,8 +85,8 @@ def order_due(job: TrainingJob, step: int) -> bool:
     """Return whether channels are to be put in order before a step: once, and again where a
     checkpoint of before was loaded.
     """
-    at = job.ordered_at
-    return at is not None and step >= at and ORDER not in job.facts
+    ordering = None if job.family is None else job.family.ordering(step)
+    return ordering is not None and step >= ordering[0] and ORDER not in job.facts
 
 
 def order(job: TrainingJob, step: int) -> None:
@@ -97,8 +94,10 @@ def order(job: TrainingJob, step: int) -> None:
     from here on say how (`models.family.importance`).
     """
     assert job.family is not None
+    ordering = job.family.ordering(step)
+    assert ordering is not None
     batches, sequences, ahead = [], 0, step
-    while sequences < job.family.order_sequences and ahead < job.settings.steps:
+    while sequences < ordering[1] and ahead < job.settings.steps:
         batches += job.feed.read(ahead).batches
         sequences, ahead = sequences + job.steps.sequences(ahead), ahead + 1
     groups = max((member.groups for member in job.slices), default=1)
@@ -121,12 +120,14 @@ def train_step(job: TrainingJob, step: int, lr: float) -> StepResult:
         new = partial(job.growing.new_elements, step)
         job.engine.rewarm(job.growing.rewarm_share(step), new)
     members = share.members
-    if job.growing is not None and not job.growing.trains_slices(step):
-        guard = partial(of_member, job.guard, name_of(job.held))
+    slices = job.growing is None or job.growing.trains_slices(step)
+    if not slices:
         members = followers(job, step, len(share.batches))
+    if job.held is not None or not slices:
+        guard = partial(of_member, job.guard, name_of(job.held))
     result = job.engine.step(share.batches, lr, guard, job.stop.requested, members)
     if job.held is not None:
-        result = replace(result, losses={job.held.name: result.loss})
+        result = replace(result, losses=named(job.held.name, result.losses, result.loss))
     job.seconds |= {"data": waited, "train": time.perf_counter() - started - waited}
     if job.budget is not None:
         job.budget.train_s += job.seconds["data"] + job.seconds["train"]
@@ -144,10 +145,27 @@ def followers(job: TrainingJob, step: int, micro_batches: int) -> StepChoices | 
 
 
 def of_member(
-    guard: SpikeGuard, name: str | None, loss: float, grad_norm: float, losses: object = None
+    guard: SpikeGuard,
+    name: str | None,
+    loss: float,
+    grad_norm: float,
+    losses: Mapping[str | None, float] | None = None,
 ) -> bool:
-    """Ask the guard about a step of one member: each model that grows has a window of its own."""
-    return guard(loss, grad_norm, {name: loss})
+    """Ask the guard about a step of one model, and of its slices where they train: each model that
+    grows has a window of its own.
+    """
+    return guard(loss, grad_norm, named(name, losses or {}, loss))
+
+
+def named(
+    name: str | None, losses: Mapping[str | None, float], loss: float
+) -> dict[str | None, float]:
+    """Return the losses of an engine's members, with the name of its model; where that trained
+    alone, the loss of the step.
+    """
+    if set(losses) <= {None}:
+        return {name: loss}
+    return {name if one is None else one: value for one, value in losses.items()}
 
 
 def numbers_of(result: StepResult) -> dict[str, Any]:

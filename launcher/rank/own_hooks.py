@@ -210,7 +210,9 @@ class Divergences(OwnHook):
 
 
 class Validations(OwnHook):
-    """Measures the loss on text that is not trained on; at the end that of every member too."""
+    """Measures the loss on text that is not trained on; at the end of a run, and of a stage of one
+    that grows, that of every member too.
+    """
 
     def after_step(self, context: HookContext) -> None:
         job, step, total = self.job, context.step, self.job.settings.steps
@@ -222,13 +224,10 @@ class Validations(OwnHook):
             started = time.perf_counter()
             place = job.engine, job.layout, job.world
             losses = job.validation.losses(*place)
-            more: dict[str, Any] = {}
-            if job.held is not None:
-                more["members"] = {job.held.name: losses}
-            elif job.slices and step == total:
-                more["members"] = {
-                    member.name: job.validation.losses(*place, member) for member in job.slices
-                }
+            own = {} if job.held is None else {job.held.name: losses}
+            if ends or step == total:
+                own |= {one.name: job.validation.losses(*place, one) for one in job.slices}
+            more: dict[str, Any] = {"members": own} if own else {}
             job.engine.finish_scoring()
             labels = {name: text.n_labels for name, text in job.validation.texts.items()}
             seconds = time.perf_counter() - started

@@ -48,12 +48,15 @@ class StageEngines:
 
     Attributes:
         taught_by: the sizes of the frozen model that one of them follows; None: of none.
+        update_rule: what slices of a model ask of its updates, where a family grows
+            (`Family.update_rule`).
     """
 
     whole: ModelConfig
     options: EngineOptions
     world: World
     taught_by: Callable[[Member | None], ModelConfig | None] = lambda member: None
+    update_rule: Callable[[Member | None], tuple[bool, bool]] | None = None
     made: tuple[Member | None, Layout, Engine] | None = None
 
     def of(self, member: Member | None, layout: Layout) -> Engine:
@@ -68,6 +71,7 @@ class StageEngines:
         self.made = None
         config = self.whole if member is None else member.config
         options = replace(self.options, taught_by=self.taught_by(member))
-        if member is not None:  # it trains alone; what slices ask for is the whole model's
-            options = replace(options, mask_update=False, by_users=False)
+        if self.update_rule is not None:
+            mask_update, by_users = self.update_rule(member)
+            options = replace(options, mask_update=mask_update, by_users=by_users)
         return build_engine(config, options, layout, self.world)

@@ -129,8 +129,8 @@ def _inside(
     manifest: Mapping[str, Any],
     compliance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the last stage read and ran where slices of its model train: what all did, less
-    what the models before it, which train alone; {} where its model trains alone.
+    """Return what a stage read and ran where slices of its model train; {} where its model trains
+    alone.
     """
     ran, names = compliance.get("flops"), {stage["name"], *stage.get("members", ())}
     if not stage.get("members"):
@@ -146,12 +146,9 @@ def _inside(
     ]
     if ran is None:
         return {"tokens": None, "members": found, "flops": 0.0}
-    before = [other["name"] for other in manifest["stages"] if other["name"] != stage["name"]]
-    trained = compliance.get("trained_sequences") or {}
-    sequences = compliance.get("sequences", 0) - sum(trained.get(name, 0) for name in before)
-    flops = sum(ran.values()) - sum(ran.get(name, 0.0) for name in before)
+    own = (compliance.get("stages") or {}).get(stage["name"]) or {"sequences": 0, "flops": 0.0}
     length = manifest.get("sequence_length") or 0
-    return {"tokens": sequences * length, "members": found, "flops": flops}
+    return {"tokens": own["sequences"] * length, "members": found, "flops": own["flops"]}
 
 
 def _ended(event: Row | None) -> dict[str, Any] | None:

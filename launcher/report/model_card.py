@@ -53,8 +53,10 @@ class RunFacts:
         assert self.sequences is not None
         if not stage.get("members"):
             return self.sequences[who] * self.length
+        starts = [int(one["start_step"]) for one in self.manifest["stages"]]
         start, before = int(stage["start_step"]), self.settings.slots_before
-        return max(0, before(self.step) - before(start)) * self.length
+        stop = min([self.step, *(one for one in starts if one > start)])
+        return max(0, before(stop) - before(start)) * self.length
 
     def lineage(self, member: Member | None) -> list[dict[str, Any]]:
         """Return the stages that led to a model that grew, or to what it is a slice of, its own
@@ -186,8 +188,9 @@ def _parent(facts: RunFacts, member: Member | None, config: ModelConfig) -> list
     if facts.lineage(member) and facts.is_stage(member):
         return []
     part = "all of it" if member is None else f"`{json.dumps(spec(member, config))}`"
+    parent = [facts.manifest, *facts.lineage(member)][-1]
     return [
-        ("parent", f"{facts.manifest.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
+        ("parent", f"{parent.get('parameters', 0):,} parameters, run `{facts.run.name}`"),
         ("part of the parent", part),
     ]
 

@@ -172,13 +172,15 @@ def growing_refusals(
     Args:
         layouts: of every stage, in order.
         stages: `ProgressiveFamily.stage_facts`.
-        needs: of the family, whose last stage trains slices.
+        needs: of the family, where no stage says its own.
     """
-    named = {stage["name"] for stage in stages}
+    named, by_name = {stage["name"] for stage in stages}, {one.name: one for one in members}
     alone = [member for member in members if member.name in named]
     found = list(stage_refusals(layouts, alone, sequence_length))
-    if slices := [member for member in members if member.name not in named]:
-        found += refusals(layouts[-1], whole, slices, needs)
+    for layout, stage in zip(layouts, stages, strict=True):
+        if slices := [by_name[name] for name in stage.get("members", ())]:
+            config = by_name[stage["name"]].config if stage["name"] in by_name else whole
+            found += refusals(layout, config, slices, stage.get("needs", needs))
     for number, (layout, stage) in enumerate(zip(layouts, stages, strict=True)):
         if layout.pp > 1 and "teacher_flops_per_token" in stage:
             why = "stages of a pipeline have no second model beside them to follow"

@@ -18,8 +18,8 @@ def refuse_slices(rundir: RunDir, option: str) -> None:
     """Raise `UserError` where the models of a run are no slices of one."""
     if is_growing(rundir) and not (read_json(rundir.manifest)["stages"][-1].get("members")):
         raise UserError(
-            f"{option}: members of this run grew one into the other, and none is a slice; give "
-            "--member or all of them"
+            f"{option}: members of this run grew one into the other, and none is a slice of the "
+            "last; give --member or all of them"
         )
 
 
@@ -32,7 +32,10 @@ def stage_with(stages: Sequence[Mapping[str, Any]], name: str) -> str:
     """The name of the stage that trains a member: itself, or, of a slice, the one that has it
     (`stages` of a manifest); what no stage names is a slice of the last.
     """
-    return name if name in {stage["name"] for stage in stages} else str(stages[-1]["name"])
+    if name in {stage["name"] for stage in stages}:
+        return name
+    having = [stage["name"] for stage in stages if name in stage.get("members", ())]
+    return str((having or [stages[-1]["name"]])[0])
 
 
 def inside_of(rundir: RunDir, member: Member | None) -> Member | None:
@@ -43,16 +46,23 @@ def inside_of(rundir: RunDir, member: Member | None) -> Member | None:
 
 
 def chains(manifest: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    """The models of a run in the orders in which neighbours are compared: as they grew; then the
-    slices with their model, by size.
+    """The models of a run in the orders in which neighbours are compared: as they grew; then of
+    each stage the slices with their model, by size, and those that joined it each after what it
+    was.
 
     Args:
         names: of those that there are, by size.
     """
-    grew = [stage["name"] for stage in manifest.get("stages") or ()]
-    found = [[name for name in grew if name in names]]
-    inside = [name for name in names if name not in grew or name == grew[-1]]
-    return [chain for chain in (*found, inside) if len(chain) > 1]
+    stages = manifest.get("stages") or ()
+    found = [[stage["name"] for stage in stages if stage["name"] in names]]
+    for stage in stages:
+        inside = {*stage.get("members", ()), stage["name"]}
+        found.append([name for name in names if name in inside])
+        carried = stage.get("carried", {})
+        found += [[was, now] for now, was in carried.items() if {was, now} <= {*names}]
+    if not stages:
+        found.append(list(names))
+    return [chain for chain in found if len(chain) > 1]
 
 
 def sequences_read(settings: RunSettings, stages: Sequence[Mapping[str, Any]]) -> int:

@@ -178,7 +178,7 @@ def checked_layouts(
     made = RunLayouts(_of_stages(settings, family, ranks, begun, alone), begun)
     refuse_layout(manifest, made.layouts[-1], model, made.layouts)
     raise_problems(_unmeasured(made, family, settings))
-    shares = draws_of(family, settings, made.layouts[-1], draws)  # slices train in the last stage
+    shares = draws_of(family, settings, made.layouts[-1], draws)
     for layout in made.layouts[:-1]:
         draws_of(family, settings, layout, shares)
     return made

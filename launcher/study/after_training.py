@@ -261,10 +261,11 @@ class _Reader:
         return found
 
     def end_of(self, member: str | None) -> float:
-        """The step at which a member grew into another: it is judged as it was then."""
+        """The step at which a member, or what it is a slice of, grew: it is judged as then."""
         pairs = itertools.pairwise(self.stages)
         ends = {one["name"]: int(after["start_step"]) for one, after in pairs}
-        return ends.get(member or WHOLE, math.inf)  # the last stage, and its slices, have none
+        own = stage_with(self.stages, member or WHOLE) if self.stages else WHOLE
+        return ends.get(own, math.inf)  # the last stage, and its slices, have none
 
     @cached_property
     def overlaps(self) -> list[Overlap]:

@@ -61,6 +61,13 @@ class FamilyDraws:
             return None
         return choices(self._family, self._members, step, draws or self._number)
 
+    def stage(self, step: int) -> str:
+        """Return the name of the stage of a step; "" where nothing grows."""
+        family = self._family
+        if not isinstance(family, ProgressiveFamily):
+            return ""
+        return family.stages[family.number_at(step)].label
+
     def drawn(self, step: int, draws: int | None) -> Sequence[Together]:
         """Return the names of those who train, see `experiments.stream.who_trained.Drawn`."""
         found = self.choices(step, draws)
@@ -95,8 +102,8 @@ def trained_sequences(
     audit: Compliance, run: RunDir, settings: RunSettings, manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return on how many sequences each member trained in the lineage, as the ledger says, and the
-    operations of all passes by member, of the draws that the audit held against the ledger; {} for
-    a run of one model.
+    operations of all passes by member, of the draws that the audit held against the ledger; of each
+    stage of a family that grows the sequences and operations of all. {} for a run of one model.
 
     A pass without gradient costs a third; skipped blocks cost nothing, exits another head each.
     """
@@ -105,15 +112,21 @@ def trained_sequences(
     draws, steps = FamilyDraws(run, settings, manifest, audit.step), settings.batch_steps
     whole, length = ModelConfig(**manifest["model"]), settings.data.sequence_length
     flops: dict[str, float] = {}
+    stages: dict[str, dict[str, float]] = {}
     for step in range(audit.step):
         found = draws.choices(step) or [(Term(None),)]
+        stage = stages.setdefault(draws.stage(step), {"sequences": 0, "flops": 0.0})
+        stage["sequences"] += steps.sequences(step)
         for choice in found:
             for term in passes_of(choice):
                 name = name_of(term.member) or WHOLE
                 spent = term_flops(term, whole, length) * length
-                flops[name] = flops.get(name, 0.0) + spent * steps.sequences(step) / len(found)
+                spent *= steps.sequences(step) / len(found)
+                flops[name] = flops.get(name, 0.0) + spent
+                stage["flops"] += spent
     trained = {name or WHOLE: count for name, count in audit.trained.sequences.items()}
-    return {"sequences": audit.trained.slots, "trained_sequences": trained, "flops": flops}
+    facts = {"sequences": audit.trained.slots, "trained_sequences": trained, "flops": flops}
+    return facts | ({"stages": stages} if manifest.get("stages") else {})
 
 
 def add_doses(

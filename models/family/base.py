@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +18,9 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.core.plugins import MISTAKES, place
-from motet.models import counts
 from motet.models.config import ModelConfig, problems
+from motet.models.family.frozen_members import member_facts as member_facts
+from motet.models.family.frozen_members import members_of as members_of
 from motet.models.hf_kinds import lost_class
 from motet.models.member import Choice as Choice
 from motet.models.member import Exit as Exit
@@ -128,6 +129,20 @@ class Family(ABC):
     def stage(self, step: int) -> TrainingStage | None:
         """Return the stage that a step belongs to; None where the whole run has one schedule."""
         return None
+
+    def model_at(self, step: int) -> ModelConfig:
+        """Return the model whose parts train in a step."""
+        return self.whole
+
+    def ordering(self, step: int) -> tuple[int, int] | None:
+        """Return before which step channels are put in order, and on how many sequences, of the
+        model that trains in a step; None: they are not.
+        """
+        return None if self.order_at_step is None else (self.order_at_step, self.order_sequences)
+
+    def update_rule(self, held: Member | None) -> tuple[bool, bool]:
+        """Return (`mask_update`, gradients are means over users) of a model that trains."""
+        return self.mask_update, self.normalize == "users"
 
 
 class WholeModel(Family):
@@ -239,14 +254,15 @@ def choices(
     call = f"choose({step}, {draws})"
     with _mistakes(family, call):
         given = [tuple(choice) for choice in family.choose(step, draws)]
-        found = [_choice(family, members, choice) for choice in given]
+        whole = family.model_at(step)
+        found = [_choice(family, whole, members, choice) for choice in given]
     if len(found) != draws or not all(found):
         raise UserError(
             f"family.kind: {type(family).__name__}.{call} gave {given}; it must give {draws} "
             f"tuples of {', '.join(members)}, None (the whole model), a Member or a Term"
         )
     chosen = [choice for choice in found if choice]
-    if family.by_replica and (why := _uneven(family.whole, chosen)):
+    if family.by_replica and (why := _uneven(whole, chosen)):
         raise UserError(f"family.kind: {type(family).__name__}.{call} {why}")
     alone = all(choice == (Term(None),) for choice in chosen) and not family.has_teacher
     return None if alone else chosen
@@ -272,47 +288,45 @@ def _uneven(whole: ModelConfig, chosen: Sequence[Choice]) -> str:
 
 
 def _choice(
-    family: Family, members: Mapping[str, Member], asked: Sequence[WhoTrains]
+    family: Family, whole: ModelConfig, members: Mapping[str, Member], asked: Sequence[WhoTrains]
 ) -> Choice | None:
     """Return the passes that one tuple asks for; None where it cannot be."""
     terms: list[Term] = []
     for one in asked:
         term = one if isinstance(one, Term) else Term(one, 1.0 / len(asked))  # type: ignore[arg-type]
-        known, member = _known(family, members, term.member)
-        also, teacher = _known(family, members, term.teacher)
+        known, member = _known(whole, members, term.member)
+        also, teacher = _known(whole, members, term.teacher)
         weights = (term.labels, term.distill, term.kept, *(out.labels for out in term.exits))
         sound = min(weights) >= 0 and sum(weights) < math.inf
         follows = not term.distill or teacher in [earlier.member for earlier in terms]
         follows = follows and (family.has_teacher or not term.kept)
-        if not (known and also and sound and follows and _on_the_way(family, member, term)):
+        if not (known and also and sound and follows and _on_the_way(whole, member, term)):
             return None
         terms.append(term._replace(member=member, teacher=teacher))
     return tuple(terms) or None
 
 
-def _on_the_way(family: Family, member: Member | None, term: Term) -> bool:
+def _on_the_way(whole: ModelConfig, member: Member | None, term: Term) -> bool:
     """Return whether a pass has the blocks that it skips, and its exits lie in it: a member of the
     first of its blocks, at its widths.
     """
-    whole = Member(WHOLE, family.whole, tuple(range(family.whole.n_layers)))
-    runs = member or whole
+    runs = member or Member(WHOLE, whole, tuple(range(whole.n_layers)))
     return set(term.skips) <= set(runs.layers) and all(
-        _known(family, {}, out.member)[0]
+        _known(whole, {}, out.member)[0]
         and out.member.layers == runs.layers[: len(out.member.layers)]
-        and block_cuts(family.whole, out.member)
-        == block_cuts(family.whole, runs)[: len(out.member.layers)]
+        and block_cuts(whole, out.member) == block_cuts(whole, runs)[: len(out.member.layers)]
         for out in term.exits
     )
 
 
 def _known(
-    family: Family, members: Mapping[str, Member], who: object
+    whole: ModelConfig, members: Mapping[str, Member], who: object
 ) -> tuple[bool, Member | None]:
     """Return whether somebody can train, and as which member."""
     if isinstance(who, str):
         return who in members, members.get(who)
     if isinstance(who, Member):
-        return not _faults_of(family.whole, who), who
+        return not _faults_of(whole, who), who
     return who is None, None
 
 
@@ -369,32 +383,3 @@ def _mistakes(family: Family, call: str) -> Iterator[None]:
     except MISTAKES as error:
         why = place(error, type(family))
         raise UserError(f"family.kind: {type(family).__name__}.{call} failed: {why}") from None
-
-
-def member_facts(members: Iterable[Member], sequence_length: int) -> list[dict[str, Any]]:
-    """Return what a run's manifest says of its members."""
-    return [
-        {
-            "name": member.name,
-            "model": vars(member.config),
-            "layers": list(member.layers),
-            "groups": member.groups,
-            "parameters": counts.parameters(member.config),
-            "parameters_non_embedding": counts.parameters_non_embedding(member.config),
-            "flops_per_token": counts.training_flops_per_token(member.config, sequence_length),
-        }
-        for member in members
-    ]
-
-
-def members_of(manifest: Mapping[str, Any]) -> list[Member]:
-    """Return the members that a manifest names; none where it was written without."""
-    return [
-        Member(
-            entry["name"],
-            ModelConfig(**entry["model"]),
-            tuple(entry["layers"]),
-            entry.get("groups", 1),
-        )
-        for entry in manifest.get("members", ())
-    ]

@@ -78,8 +78,9 @@ class GrowingStage:
             times that of the rest (SPARKLING); None = all train alike.
         distill: it follows an earlier model, frozen, of any sizes (Minitron); None = it learns from
             labels alone.
-        nested: options of `family: {kind: nested}`, of the last stage alone: slices of its model
-            train too, and are members; None = its model trains alone.
+        nested: options of `family: {kind: nested}`, and what of the stage before joins
+            (`nested_stages.BEFORE`): slices of its model train too, and are members; None = its
+            model trains alone.
         virtual: its layers run several times, as many as are drawn every step (`virtual_depth`).
         layout: settings of the section `layout` that it has otherwise than the run; which there are
             and what they may be is not known here.
@@ -131,7 +132,7 @@ def read_stage(
         blend=read.number("blend", None, 0.0, 1.0),
         rewarm_steps=read.whole("rewarm_steps", None, 1),
         distill=distillation_of(read),
-        nested=nested_of(read, last=after is None),
+        nested=nested_of(read),
         virtual=virtual_of(read, last=after is None),
         layout=layout_of(read, last=after is None),
     )

@@ -73,10 +73,19 @@ class NestedFamily(Family):
             same weights, or a second set of the whole model's (`teachers.py`): "frozen" or "ema".
         deploy: which weights are exported and evaluated: "student", or those of the "ema".
         mask_update, normalize, order_at_step, order_sequences: see `Family`.
+
+    Args:
+        where: of the options, in messages.
+        joined: members beside those that the options ask for.
     """
 
     def __init__(
-        self, whole: ModelConfig, options: Mapping[str, Any], seed: int, where: str = WHERE
+        self,
+        whole: ModelConfig,
+        options: Mapping[str, Any],
+        seed: int,
+        where: str = WHERE,
+        joined: Sequence[Member] = (),
     ) -> None:
         super().__init__(whole, options, seed)
         self.where = where
@@ -86,7 +95,8 @@ class NestedFamily(Family):
         monotone = read.checked("monotone", True, _is_bool, "true or false")
         first = read.choice("depth", ("spread", "first"), "spread") == "first"
         how = SliceRule(self.groups, self.layer_groups, first)
-        sliced = _members(whole, read, how, where)
+        asked = not joined or "members" in options
+        sliced = [*joined, *(_members(whole, read, how, where) if asked else [])]
         raise_problems(problems)
         self._members = sorted(sliced, key=lambda m: (_size(m), m.name))
         self._refuse(monotone, read)

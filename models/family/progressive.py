@@ -18,7 +18,7 @@ from motet.models.counts import parameters_non_embedding
 from motet.models.family.base import Member, Term, TrainingStage, WhoTrains
 from motet.models.family.growing_stages import KEYS, GrowingStage, read_stage
 from motet.models.family.growth_presets import PRESETS, PresetRun, preset_options
-from motet.models.family.nested import NestedFamily
+from motet.models.family.nested_stages import NestingFamily
 from motet.models.family.stage_lengths import RunShape
 from motet.models.family.stage_rules import (
     LEARNED,
@@ -27,7 +27,7 @@ from motet.models.family.stage_rules import (
     multiplies,
     virtual_faults,
 )
-from motet.models.family.staged import WHERE, StagedFamily
+from motet.models.family.staged import WHERE
 from motet.models.width_multipliers import initial_scales
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ BLEND_JUMP_NATS = 8.0
 """Of a model that is the sum of two: nothing is known but that chance is no better."""
 
 
-class ProgressiveFamily(StagedFamily):
+class ProgressiveFamily(NestingFamily):
     """Members that train one after the other, each grown from the one before.
 
     Options:
@@ -56,10 +56,6 @@ class ProgressiveFamily(StagedFamily):
             before, as the stage ends; None = it is not.
         width_multipliers: "mup": learning rates of matrices and logits follow the width
             (`models.width_multipliers`), from the first stage's; None = they do not.
-
-    Attributes:
-        nested: who trains in the last stage, where slices of its model do; its steps are counted
-            from there.
     """
 
     draws: int | None = 1
@@ -77,18 +73,12 @@ class ProgressiveFamily(StagedFamily):
         raise_problems(problems)
         if ruled:
             self.multiply()
-        self._members = [
-            Member(stage.name, stage.config, tuple(range(stage.config.n_layers)))
-            for stage in self.stages
-            if stage.name is not None
-        ]
-        self.nested = self._nested_stage()
-        if self.nested is not None:
-            self.draws, self.by_replica = self.nested.draws, self.nested.by_replica
-            self.mask_update, self.normalize = self.nested.mask_update, self.nested.normalize
-            self.order_sequences = self.nested.order_sequences
+            if any(stage.nested is not None for stage in self.stages):
+                (why,) = multiplier_faults([stage.config for stage in self.stages], self)
+                raise UserError(f"{WHERE}.{why}")
         self._frozen: dict[int, frozenset[str]] = {0: frozenset()}
         self._made: tuple[int, Growth] | None = None
+        self.nest()
 
     def _read(self, asked: Sequence[Any], problems: list[Problem]) -> list[GrowingStage]:
         """Return the stages, read from the last: a size may depend on what it grows into."""
@@ -106,26 +96,6 @@ class ProgressiveFamily(StagedFamily):
         problems += [Problem(f"{WHERE}.stages", f"{name!r} is the name of two") for name in twice]
         return found
 
-    def _nested_stage(self) -> NestedFamily | None:
-        """Return the family of slices that the last stage trains.
-
-        Raises:
-            UserError: they cannot be, or have the name of a stage.
-        """
-        asked, where = self.stages[-1].nested, f"{WHERE}.stages[{len(self.stages) - 1}].nested"
-        if asked is None:
-            return None
-        found = NestedFamily(self.whole, asked, self.seed, where)
-        names = {member.name for member in self._members}
-        raise_problems(
-            [
-                Problem(f"{where}.members", f"{member.name!r} is the name of a stage; take another")
-                for member in found.members()
-                if member.name in names
-            ]
-        )
-        return found
-
     def fit(self, run: RunShape, frozen: Sequence[Mapping[str, Any]] = ()) -> None:
         """Learn how long the run is, and with it where every stage begins.
 
@@ -138,31 +108,6 @@ class ProgressiveFamily(StagedFamily):
         if self.preset is not None and not frozen:
             self.stages = PRESETS[self.preset].fitted(PresetRun(self.stages, run, self.options))
         self.lay(run, [int(entry["start_step"]) for entry in frozen])
-
-    def members(self) -> Sequence[Member]:
-        """See `Family.members`: the models of all stages but the last, in their order, then the
-        slices of the last.
-        """
-        return [*self._members, *self.slices(None)]
-
-    def slices(self, held: Member | None) -> Sequence[Member]:
-        """Return the members that are slices of the model that trains, the smallest first."""
-        return self.nested.members() if self.nested is not None and held is None else ()
-
-    def trains_slices(self, step: int) -> bool:
-        """Return whether slices of the model train in a step."""
-        return self.nested is not None and self.number_at(step) == len(self.stages) - 1
-
-    def ordered_at(self) -> int | None:
-        """Return before which step channels of the last stage's model are put in order; None: not
-        at all, or not yet known.
-        """
-        at = None if self.nested is None else self.nested.order_at_step
-        return None if at is None or len(self.starts) < len(self.stages) else self.starts[-1] + at
-
-    def needs(self) -> tuple[str, ...]:
-        """See `Family.needs`."""
-        return () if self.nested is None else self.nested.needs()
 
     def stage_facts(self) -> list[dict[str, Any]]:
         """Return what a run's manifest says of its stages: where they begin, and how each model is
@@ -184,9 +129,7 @@ class ProgressiveFamily(StagedFamily):
                 facts["virtual_flops_per_token"] = each
             if (multipliers := self.multipliers(stage.label)) is not None:
                 facts["width_multipliers"] = multipliers
-            if slices := [] if stage.name is not None else self.slices(None):
-                facts["members"] = [member.name for member in slices]
-            found.append(facts)
+            found.append(facts | self.slice_facts(number))
         return found
 
     def told(self, number: int) -> str:
@@ -214,15 +157,10 @@ class ProgressiveFamily(StagedFamily):
         made: Any = self.operator(number)
         return int(made.steps * made.sequences)
 
-    def member_at(self, step: int) -> Member | None:
-        """Return the model that trains in a step; None is the whole one."""
-        number = self.number_at(step)
-        return self._members[number] if number < len(self._members) else None
-
     def choose(self, step: int, draws: int) -> Sequence[Sequence[WhoTrains]]:
         """See `Family.choose`."""
-        if self.nested is not None and self.trains_slices(step):
-            return self.nested.choose(step - self.starts[-1], draws)
+        if self.trains_slices(step):
+            return self.chosen_slices(step, draws)
         name = self.stages[self.number_at(step)].name
         if repeats := self.layer_times(step):
             return [(Term(name, times=repeats),)] * draws  # type: ignore[arg-type]
@@ -280,8 +218,7 @@ class ProgressiveFamily(StagedFamily):
 
     def taught_by(self, member: Member | None) -> ModelConfig | None:
         """Return the sizes of the frozen model that a model follows; None: it follows none."""
-        names = [stage.label for stage in self.stages]
-        teacher = self.teacher_of(len(names) - 1 if member is None else names.index(member.name))
+        teacher = self.teacher_of(self.number_of(member))
         return None if teacher is None else self.stages[teacher].config
 
     def term(self, step: int) -> Term | None:
@@ -344,11 +281,8 @@ class ProgressiveFamily(StagedFamily):
             found += virtual_faults(stage.virtual, stage.config, where)
             found += alone(stage.operator, where) or self._operator_faults(number)
         if self.base is not None:
-            found += multiplier_faults([stage.config for stage in self.stages], self.nested)
-        if self.nested is not None:
-            last = self.least_steps(len(self.stages) - 1)
-            found += [f"{where}.nested.{why}" for why in self.nested.problems(last)]
-        return found
+            found += multiplier_faults([stage.config for stage in self.stages], None)
+        return found + self.slice_problems()
 
     def _operator_faults(self, number: int) -> list[str]:
         if number == 0:

@@ -17,6 +17,8 @@ NOT_NESTED = {
     "distill": "its slices learn from labels, or follow the largest (nested.loss: distill)",
     "rewarm_steps": "a rate of their own for new values would be shared by slices that have "
     "none; set warmup_steps",
+    "virtual_depth": "a slice of layers that run several times is no member",
+    "until": "its loss is that of other members every step, and has no slope; give steps or tokens",
 }
 """What no nested stage has beside it, and why."""
 NOT_VIRTUAL = {
@@ -66,20 +68,13 @@ def virtual_of(read: MappingReader, last: bool) -> bool:
     return True
 
 
-def nested_of(read: MappingReader, last: bool) -> Mapping[str, Any] | None:
-    """Return `nested: {members: {half: {d_ffn: 0.5}}}` of the last stage."""
+def nested_of(read: MappingReader) -> Mapping[str, Any] | None:
+    """Return `nested: {members: {half: {d_ffn: 0.5}}}` of a stage."""
     asked = read.values.get("nested")
     if asked is None:
         return None
     if not isinstance(asked, Mapping):
         read.refuse("nested", asked, "options of a nested family, as {members: [30m, 60m]}")
-        return None
-    if not last:
-        read.problem(
-            "nested",
-            "only the last stage trains slices of its model: a slice of a model that grows is no "
-            "slice of what it becomes; leave it out",
-        )
         return None
     for key in NOT_NESTED:
         if key in read.values:

@@ -24,7 +24,7 @@ UNGROUPED = ("stream", "shared")
 """Axes that no group divides."""
 
 
-class Standing(NamedTuple):
+class StandingModel(NamedTuple):
     """Where an old model stands.
 
     Attributes:
@@ -44,7 +44,7 @@ class _Firsts(NamedTuple):
     exact: bool
 
 
-def standing(growth: Growth, groups: int = 1) -> Standing | None:
+def standing(growth: Growth, groups: int = 1) -> StandingModel | None:
     """Return where the old model stands in the new one; None where it stands nowhere: its layers
     are mixed, its channels are others, or a new layer stands for an old one that no longer is.
 
@@ -56,7 +56,7 @@ def standing(growth: Growth, groups: int = 1) -> Standing | None:
         if first is None or second is None:
             return None
         layers = tuple(second.layers[layer] for layer in first.layers)
-        return Standing(layers, first.exact and second.exact)
+        return StandingModel(layers, first.exact and second.exact)
     if not isinstance(growth, Mapped):
         return None
     shapes = {weight.name: weight.shape for weight in named_weights(growth.source)}
@@ -78,14 +78,23 @@ def standing(growth: Growth, groups: int = 1) -> Standing | None:
             return None
         kept.append((stands[0][1], not stands[0][0]))
     layers = tuple(new for new, _ in kept)
-    around = [(name, one) for name, one in found.items() if layer_of(name) is None]
+    around = _around(growth, found)
+    if around is None or list(layers) != sorted(set(layers)):
+        return None
+    return StandingModel(layers, around and all(same for _, same in kept))
+
+
+def _around(growth: Mapped, found: dict[str, _Firsts | None]) -> bool | None:
+    """Return whether the first channels of what lies around the layers are the old ones, number for
+    number; None where they do not even stand for them.
+    """
     tied = growth.source.tied_embeddings
-    for name, one in around:
+    around = {name: one for name, one in found.items() if layer_of(name) is None}
+    for name, one in around.items():
         old_name = "embedding.weight" if tied and name == "head.weight" else name
         if one is None or one.source != old_name:
             return None
-    exact = all(same for _, same in kept) and all(one.exact for _, one in around if one)
-    return Standing(layers, exact) if list(layers) == sorted(set(layers)) else None
+    return all(one.exact for one in around.values() if one)
 
 
 def _whole_layer(found: dict[str, _Firsts | None], new: int, wanted: set[str]) -> bool | None:

@@ -1,5 +1,5 @@
-"""The last stage of a family that grows may be nested: who trains then, what it costs, and what is
-refused.
+"""Stages of a family that grows may be nested: who trains then, what of a space joins the next one,
+what it costs, and what is refused.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from motet.models.counts import training_flops_per_token
+from motet.models.counts import parameters_non_embedding, training_flops_per_token
 from motet.models.family.base import choices
-from motet.models.family.costs import lineage_totals
+from motet.models.family.costs import choice_flops, lineage_totals
 from motet.models.family.nested import NestedFamily
 from motet.models.family.stage_lengths import RunShape
 from motet.models.member import name_of
@@ -18,6 +18,11 @@ from tests.models.test_progressive import LENGTH, SMALL, STEPS, WHOLE, family, t
 
 NESTED = {"members": {"half": {"d_ffn": 0.5}, "thin": {"d_ffn": 0.25}}, "draws": 2}
 LAST = {"operator": "stack", "nested": NESTED}
+FIRST: dict[str, Any] = {**SMALL, "nested": {"members": {"part": {"d_ffn": 0.5}}, "draws": 2}}
+
+
+def joins(before: Any, operator: str = "stack", **nested: Any) -> dict[str, Any]:
+    return {"operator": operator, "nested": {"before": before, "draws": 2, **nested}}
 
 
 def test_the_last_stage_trains_who_a_nested_family_of_its_own_would_from_its_start() -> None:
@@ -28,7 +33,7 @@ def test_the_last_stage_trains_who_a_nested_family_of_its_own_would_from_its_sta
     slices = {name: members[name] for name in ("thin", "half")}
     for step in range(100):
         assert not found.trains_slices(step)
-        (first, _) = choices(found, members, step, 2) or ()
+        (first, _) = choices(found, members, step, 2) or [(), ()]
         assert [name_of(term.member) for term in first] == ["small"]
     drawn = set()
     for step in range(100, STEPS):
@@ -47,17 +52,92 @@ def test_the_engine_holds_slices_in_the_last_stage_alone() -> None:
     assert [facts.get("members") for facts in found.stage_facts()] == [None, ["thin", "half"]]
 
 
+def test_a_stage_before_the_last_trains_slices_of_its_own_model_by_its_name() -> None:
+    distilled = {"sampler": "sandwich", "loss": "distill", "distill_from_step": 5}
+    first = {**FIRST, "nested": {**FIRST["nested"], **distilled}}
+    middle = {
+        "name": "middle",
+        "model": {"d_ffn": 96},
+        "steps": 50,
+        "operator": "hypercloning+stack",
+    }
+    found = family(first, middle, PRUNE)
+    assert found.problems(STEPS) == []
+    small, middle, part = found.members()
+    assert (small.name, middle.name, part.name) == ("small", "middle", "part")
+    members = {member.name: member for member in found.members()}
+    assert list(found.slices(small)) == [part]
+    assert list(found.slices(middle)) == list(found.slices(None)) == []
+    assert found.model_at(0) == small.config
+    alone = NestedFamily(small.config, first["nested"], seed=3)
+    for step in (0, 7, 99):
+        chosen = choices(found, members, step, 2)
+        assert chosen is not None
+        # To its engine the model of the stage is the whole one.
+        assert found.engine_choices(step, chosen) == choices(alone, {"part": part}, step, 2)
+        for choice in chosen:
+            assert [name_of(term.member) for term in choice] == ["small", "part"]
+            assert choice[1].teacher == (small if step >= 5 else None)
+        assert step_flops(chosen) == 2 * sum(
+            training_flops_per_token(one.config, LENGTH) for one in (small, part)
+        )
+    assert found.engine_choices(100, choices(found, members, 100, 2) or []) is None
+    assert [facts.get("members") for facts in found.stage_facts()] == [["part"], None, None]
+
+
+PRUNE = {"operator": "prune", "distill": {}}
+
+
+def step_flops(chosen: Any) -> float:
+    return sum(choice_flops(choice, WHOLE, LENGTH) for choice in chosen)
+
+
+@pytest.mark.parametrize(
+    ("operator", "layers", "exact"),
+    [("stack", (0, 1), True), ("interpolate", (0, 2), True), ("identity", None, True)],
+)
+def test_the_space_of_a_stage_joins_that_of_the_next_where_its_layers_stand(
+    operator: str, layers: tuple[int, ...] | None, exact: bool
+) -> None:
+    found = family(FIRST, joins("all", operator, members={"half": {"d_ffn": 0.5}}, monotone=False))
+    assert found.problems(STEPS) == []
+    slices = {one.name: one for one in found.slices(None)}
+    assert set(slices) == {"part.whole", "small.whole", "half"}
+    assert [one.exact for one in found.carried[1]] == [exact, exact]
+    small, part = found.members()[0], found.slices(found.members()[0])[0]
+    for was, now in ((small, slices["small.whole"]), (part, slices["part.whole"])):
+        assert layers is None or now.layers == layers
+        assert parameters_non_embedding(now.config) == parameters_non_embedding(was.config)
+    facts = found.stage_facts()[1]
+    assert facts["carried"] == {"part.whole": "part", "small.whole": "small"}
+    # What joins alone is a space as well: the new model is its largest.
+    alone = family(FIRST, joins(["part"], operator))
+    assert [one.name for one in alone.slices(None)] == ["part.whole"]
+
+
+def test_what_grows_in_width_says_whether_a_slice_is_what_it_was() -> None:
+    first = {"name": "small", "width": 0.5, "steps": 100, "nested": FIRST["nested"]}
+    for operator, exact in (("hypercloning", False), ("prefix", True)):
+        found = family(first, joins("all", operator))
+        assert found.problems(STEPS) == []
+        assert {one.exact for one in found.carried[1]} == {exact}
+        assert [one.layers for one in found.slices(None)] == [(0, 1, 2, 3)] * 2
+
+
 def test_channels_are_ordered_so_many_steps_into_the_stage_once_it_is_known_when_it_begins() -> (
     None
 ):
     ordered = {**LAST, "nested": {**NESTED, "order_at_step": 7}}
-    assert family(SMALL, ordered).ordered_at() == 107
-    assert family(SMALL, LAST).ordered_at() is None
+    first = {**SMALL, "nested": {**NESTED, "members": {"part": {"d_ffn": 0.5}}}}
+    first["nested"] |= {"order_at_step": 3, "order_sequences": 16}
+    found = family(first, ordered)
+    assert (found.ordering(0), found.ordering(100)) == ((3, 16), (107, 1024))
+    assert family(SMALL, ordered).ordering(0) is None
+    assert family(SMALL, LAST).ordering(100) is None
     until = {"loss_fall": 0.1, "least_tokens": 20_000, "most_tokens": 40_000}
     found = family({"name": "small", "depth": 0.5, "until": until}, ordered)
-    assert found.ordered_at() is None
     found.end_stage(50)
-    assert found.ordered_at() == 57
+    assert found.ordering(50) == (57, 1024)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +145,45 @@ def test_channels_are_ordered_so_many_steps_into_the_stage_once_it_is_known_when
     [
         (
             [{**SMALL, "nested": NESTED}, LAST],
-            "stages[0].nested: only the last stage trains slices",
+            "stages[1].nested.members: 'thin' is the name of a slice of stage small; take another",
         ),
+        (
+            [{**FIRST, "nested": {**FIRST["nested"], "draws": 4}}, LAST],
+            "stages[1].nested.draws: is 2, and of stage small it is 4: who reads which share",
+        ),
+        (
+            [{"name": "small", "depth": 0.5, "until": {}, "nested": NESTED}, {"operator": "stack"}],
+            "stages[0].nested: does not go with until",
+        ),
+        (
+            [{**SMALL, "virtual_depth": "lvps", "nested": NESTED}, {"operator": "interpolate"}],
+            "stages[0].nested: does not go with virtual_depth",
+        ),
+        ([{**SMALL, "nested": {"before": "all"}}, LAST], "stages[0].nested.before: nothing comes"),
+        ([FIRST, joins(["hafl"])], "'hafl' is neither the model of the stage before nor a slice"),
+        ([FIRST, joins(7)], "stages[1].nested.before: 7 is not all, or a list of part, small"),
+        ([FIRST, joins([])], "stages[1].nested.before: is empty; leave it out"),
+        (
+            [FIRST, joins("all", groups=2)],
+            "nested.before: part of stage small lies in 1 groups, and this stage has 2; set",
+        ),
+        (
+            [FIRST, joins("all", order_at_step=3)],
+            "nested.before: order_at_step puts other channels first than those of the stage before",
+        ),
+        (
+            [{**FIRST, "depth": 1, "model": {"d_ffn": 96}}, joins("all", "prune")],
+            "nested.before: prune leaves the model of stage small in no part of what it makes; name",
+        ),
+        (
+            [FIRST, joins("all", by_replica=True)],
+            "stages[1].nested.by_replica: is True, and of stage small it is False",
+        ),
+        (
+            [SMALL, joins("all", by_replica=True)],
+            "stages[1].nested.by_replica: member 'small.whole' leaves out layers",
+        ),
+        ([FIRST, joins("all", "stock")], "stages[1].operator: operator 'stock' is not one of"),
         ([SMALL, {**LAST, "distill": {}}], "stages[1].nested: does not go with distill"),
         ([SMALL, {**LAST, "rewarm_steps": 5}], "stages[1].nested: does not go with rewarm_steps"),
         (

@@ -14,7 +14,7 @@ from motet.models.config import ModelConfig, problems
 from motet.models.family.space import member_of
 from motet.models.growth.growth import grow
 from motet.models.growth.registry import OPERATORS, operator
-from motet.models.growth.standing import Standing, standing
+from motet.models.growth.standing import StandingModel, standing
 from motet.models.growth.upcycling import mixture_of
 from motet.models.member import Member
 from tests.models.families import some_tokens
@@ -39,7 +39,7 @@ def targets(name: str, config: ModelConfig) -> ModelConfig:
     return replace(config, **sizes)
 
 
-def slices(config: ModelConfig, target: ModelConfig, stands: Standing, groups: int) -> Any:
+def slices(config: ModelConfig, target: ModelConfig, stands: StandingModel, groups: int) -> Any:
     """(the old model, or a part of it, and the slice of the new one that stands for it)."""
     for name, asked in (("all", {}), ("part", {"n_kv_heads": 0.5, "d_ffn": 0.5})):
         old = member_of(config, name, asked, groups)
@@ -87,7 +87,7 @@ def test_copies_that_nothing_reads_leave_every_slice_of_the_old_model(
     assert not problems(target)
     growth = operator("prefix").growth(config, target)
     stands = standing(growth)
-    assert stands == Standing(tuple(range(config.n_layers)), True)
+    assert stands == StandingModel(tuple(range(config.n_layers)), True)
     old = Member("old", config, tuple(range(config.n_layers)))
     widths = {key: getattr(config, key) for key in ("d_model", "n_kv_heads")}
     if config.n_moe_layers < config.n_layers:
@@ -103,7 +103,7 @@ def test_groups_of_channels_get_copies_of_their_own() -> None:
     target = replace(config, d_ffn=96, n_heads=8, n_kv_heads=4)
     grouped = operator("prefix", groups=2).growth(config, target)
     assert grouped.exact
-    assert standing(grouped, 2) == Standing((0,), True)
+    assert standing(grouped, 2) == StandingModel((0,), True)
     assert standing(grouped, 1) is None
     assert standing(operator("prefix").growth(config, target), 2) is None
     old = member_of(config, "old", {"d_ffn": 24}, 2)
@@ -134,6 +134,6 @@ def test_a_pair_stands_where_both_do() -> None:
         growth = operator(name).growth(config, target)
         stands = standing(growth)
         assert stands is not None
-        assert stands == ((0, 2) if exact else (0, 1), exact)
+        assert stands == StandingModel((0, 2) if exact else (0, 1), exact)
         for old, new in slices(config, target, stands, 1):
             assert (apart(growth, model, old, new) <= EXACT) == exact
