@@ -8,7 +8,9 @@ A corpus is a folder with a manifest, `corpus.json`, that lists
 - `documents.ids`: one JSON string a line, with `documents.id_offsets` (uint64 byte offsets, one
   more than documents); without them a document is called `NAME:ordinal`;
 - `tokenizer.json`, if known;
-- the size in bytes and the SHA-256 of all of these.
+- the size in bytes and the SHA-256 of all of these, and of what else lay in the folder when it was
+  made (`beside`: `prepare.json`, `tokenizer_config.json`);
+- its own SHA-256.
 
 Positions count tokens from the beginning of the first shard. Every document's tokens are followed
 by the end-of-document token `eod`, which belongs to the document, when `eod_terminated`;
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -30,17 +32,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motet.core.errors import Problem, UserError
+from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.parsing import parse_json
 from motet.experiments.corpora.eod_marks import END
 from motet.experiments.corpora.storage import (
+    BESIDE,
+    READ_WITH,
     ByteProgress,
     CorpusFile,
     HashedFile,
     Tokens,
+    altered,
     check_output,
+    entries_of,
     finish_manifest,
-    hash_files,
     map_array,
     map_bytes,
     partial_folder,
@@ -85,7 +90,8 @@ class Corpus:
         Raises `UserError` that names the folder or the missing or truncated file.
         """
         corpus = cls(Path(path), read_manifest(Path(path)))
-        problems = [problem for file in corpus.files() if (problem := size_problem(file))]
+        needed = corpus._files(entries_of(corpus.manifest))
+        problems = [problem for file in needed if (problem := size_problem(file))]
         if problems:
             raise UserError("\n".join(str(problem) for problem in problems))
         return corpus
@@ -154,16 +160,22 @@ class Corpus:
         return str(parse_json(text[int(offsets[document]) : int(offsets[document + 1])]))
 
     def files(self) -> list[CorpusFile]:
-        """Return every file of the corpus except the manifest, shards first, with absolute
-        paths.
+        """Return every file that the manifest has a hash of, shards first, with absolute paths. Of
+        those of which no token needs any (`beside`), the ones that are there still, and those that
+        are read with the tokenizer.
         """
-        documents = self.manifest["documents"]
-        entries = [*self.manifest["shards"], documents["starts"], documents["ids"]]
-        entries += [documents["id_offsets"], self.manifest["tokenizer"]]
+        beside = self._files(self.manifest.get(BESIDE, []))
+        left = [one for one in beside if one.path.exists() or one.path.name in READ_WITH]
+        return [*self._files(entries_of(self.manifest)), *left]
+
+    @property
+    def vouched(self) -> bool:
+        """Whether there is a hash of the manifest, and of what lies beside the tokens."""
+        return BESIDE in self.manifest
+
+    def _files(self, entries: Sequence[Mapping[str, Any]]) -> list[CorpusFile]:
         return [
-            CorpusFile(self.path / entry["path"], entry["n_bytes"], entry["sha256"])
-            for entry in entries
-            if entry
+            CorpusFile(self.path / one["path"], one["n_bytes"], one["sha256"]) for one in entries
         ]
 
     def verify(self, progress: ByteProgress | None = None, known: bool = False) -> list[Problem]:
@@ -175,15 +187,29 @@ class Corpus:
             known: a file whose place, size and times are as when it was hashed last is not
                 hashed again.
         """
-        files = self.files()
-        problems = [size_problem(file) for file in files]
-        sound = [file for file, problem in zip(files, problems, strict=True) if problem is None]
-        digests = hash_files([file.path for file in sound], progress, known)
-        for file, digest in zip(sound, digests, strict=True):
-            if digest != file.sha256:
-                message = f"altered: its SHA-256 is {digest}, the manifest says {file.sha256}"
-                problems.append(Problem(str(file.path), message))
-        return [problem for problem in problems if problem is not None]
+        return [*altered(self.files(), progress, known), *self._strangers()]
+
+    def check_tokenizer(self) -> None:
+        """Compare the tokenizer, and what is read beside it, with their hashes.
+
+        Raises:
+            UserError: one of them is not what the corpus was made with.
+        """
+        with_it = (self.tokenizer_path, *(self.path / name for name in READ_WITH))
+        mine = [file for file in self.files() if file.path in with_it]
+        raise_problems([*altered(mine, known=True), *self._strangers()])
+
+    def _strangers(self) -> list[Problem]:
+        """Return a problem for each file that would be read with the tokenizer and was not there
+        when the corpus was made.
+        """
+        known = {file.path for file in self.files()}
+        there = [self.path / name for name in READ_WITH] if self.vouched else []
+        return [
+            Problem(str(path), "was not there when the corpus was made; take it away")
+            for path in there
+            if path.exists() and path not in known
+        ]
 
     def _check_document(self, document: int) -> None:
         if not 0 <= document < self.n_documents:

@@ -50,9 +50,13 @@ def load_tokenizer(corpus: Corpus) -> Tokenizer | None:
     """Return the corpus's own tokenizer, or None if it was indexed without one.
 
     It ends documents as the corpus does, whatever files beside the tokenizer say.
+
+    Raises:
+        UserError: it is not the one that the corpus was made with.
     """
     if corpus.tokenizer_path is None:
         return None
+    corpus.check_tokenizer()
     return Tokenizer.load(corpus.tokenizer_path, eod=corpus.eod)
 
 

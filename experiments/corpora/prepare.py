@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from motet.core.errors import Problem, UserError, raise_problems
-from motet.core.files import atomic_write
+from motet.core.files import atomic_write, read_fields, write_json
 from motet.core.hashing import sha256_hex
+from motet.core.listed import SMALL_BYTES, refuse_altered
 from motet.core.locks import Taken, held
-from motet.core.parsing import parse_json
 from motet.experiments.corpora.blocks import ReadOptions, SourceBlock
 from motet.experiments.corpora.corpus import SHARD_TOKENS, Corpus, CorpusWriter
 from motet.experiments.corpora.encoding import encode_blocks, worker_count
@@ -38,7 +38,7 @@ from motet.experiments.corpora.sources import (
     stdlib_sources,
 )
 from motet.experiments.corpora.splitting import split_problem
-from motet.experiments.corpora.storage import check_output, partial_folder
+from motet.experiments.corpora.storage import MANIFEST, check_output, partial_folder
 from motet.experiments.corpora.tokenizer import Tokenizer, smallest_vocabulary, train_bpe
 
 __all__ = [
@@ -108,6 +108,8 @@ def prepare(request: PrepareRequest, progress: Callable[[Progress], None] | bool
         with progress_bar() as show:
             return prepare(request, show)
     raise_problems(prepare_request_problems(request))
+    if request.tokenizer is not None:
+        _check_origin(Path(request.tokenizer))
     sources, left_out = open_inputs(request.inputs, request.read_options)
     tokenizer = request.tokenizer and Tokenizer.load(request.tokenizer, request.eod_token)
     settings = _settings(request, sources, tokenizer or None)
@@ -122,7 +124,16 @@ def prepare(request: PrepareRequest, progress: Callable[[Progress], None] | bool
         state = _begin(partial, settings, request)
         state.left_out = [str(problem) for problem in left_out]
         show = progress or (lambda _: None)
-        return _run(request, sources, state, tokenizer or _trained(request, sources, show), show)
+        tokenizer = tokenizer or _trained(request, sources, state, show)
+        return _run(request, sources, state, tokenizer, show)
+
+
+def _check_origin(tokenizer: Path) -> None:
+    """Refuse a tokenizer, of another corpus or an exported model, that is not what it was."""
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    if (folder / MANIFEST).exists():
+        Corpus.open(folder).check_tokenizer()
+    refuse_altered(folder, "tokenizer", "export it again, or name another", SMALL_BYTES)
 
 
 def prepare_request_problems(request: PrepareRequest) -> list[Problem]:
@@ -178,9 +189,10 @@ class _State:
     bad: list[str] = field(default_factory=list)  # the first of them: where, and why
     left_out: list[str] = field(default_factory=list)  # files in folders that were not read
     writer: dict[str, Any] | None = None  # CorpusWriter.checkpoint()
+    tokenizer_sha256: str = ""  # of the one that was trained, if one was
 
     def save(self, folder: Path) -> None:
-        atomic_write(folder / STATE, json.dumps(vars(self), indent=1) + "\n")
+        write_json(folder / STATE, vars(self))
 
 
 def _run(
@@ -236,15 +248,31 @@ def _write_blocks(
 
 
 def _trained(
-    request: PrepareRequest, sources: Sequence[Source], show: Callable[[Progress], None]
+    request: PrepareRequest,
+    sources: Sequence[Source],
+    state: _State,
+    show: Callable[[Progress], None],
 ) -> Tokenizer:
-    """Return the tokenizer that an earlier run trained, or train it."""
+    """Return the tokenizer that an earlier run trained, or train it.
+
+    Raises:
+        UserError: it is not the one that the blocks before were encoded with.
+    """
     trained = partial_folder(request.output) / "tokenizer.json"
     if trained.exists():
-        return Tokenizer.load(trained)
+        found = Tokenizer.load(trained)
+        if state.tokenizer_sha256 not in ("", found.sha256):
+            raise UserError(
+                f"{trained} was altered since it was trained; delete {trained.parent}, and prepare "
+                "the corpus again"
+            )
+        state.tokenizer_sha256 = found.sha256
+        return found
     texts = _sample(sources, request.read_options, request.sample_mib * MIB, show)
     tokenizer = train_bpe(texts, request.vocabulary_size, request.reserved_tokens)
     atomic_write(trained, tokenizer.json_bytes)
+    state.tokenizer_sha256 = tokenizer.sha256
+    state.save(trained.parent)  # before a block is encoded with it
     return tokenizer
 
 
@@ -317,10 +345,10 @@ def _begin(partial: Path, settings: dict[str, Any], request: PrepareRequest) -> 
 
 def _load_state(folder: Path) -> _State | None:
     try:
-        return _State(**parse_json((folder / STATE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, TypeError) as error:
+        if not (folder / STATE).is_file():
+            return None
+        return _State(**read_fields(folder / STATE, {"settings": dict}, f"delete {folder}"))
+    except TypeError as error:
         raise UserError(f"{folder / STATE} is damaged ({error}); delete {folder}") from error
 
 

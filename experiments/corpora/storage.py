@@ -8,11 +8,10 @@ of foreign token files (`indexed.py`) have in common.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +21,20 @@ import numpy.typing as npt
 
 from motet.core.cache import cache_file, recall, remember
 from motet.core.errors import Problem, UserError
-from motet.core.files import atomic_write, fsync_folder, remove_leftovers
+from motet.core.files import SEAL, fsync_folder, remove_leftovers, seal_of, write_json
 from motet.core.hashing import canonical_json, sha256_file, sha256_hex
 from motet.core.parsing import parse_json
 from motet.experiments.corpora.eod_marks import END
+from motet.experiments.corpora.eos import TOKENIZER_FILES
 
 MANIFEST = "corpus.json"
 FORMAT = "motet-corpus"
 VERSION = 1
+BESIDE = "beside"
+"""Key under which the manifest lists files of the folder of which the tokens need none; manifests
+of before it was kept have no hash of their own either."""
+READ_WITH = (*TOKENIZER_FILES, "chat_template.jinja")
+"""What is read beside a tokenizer, where it is there."""
 HASH_BLOCK_BYTES = 1 << 22
 HASH_THREADS = 8
 SETTLED_S = 5.0
@@ -95,11 +100,28 @@ def finish_manifest(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish(partial: Path, path: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest into the folder `partial` and rename that to `path`, durably."""
+    """Write the manifest into the folder `partial` and rename that to `path`, durably; the
+    manifest vouches for itself and for what else lies in the folder.
+    """
     remove_leftovers(partial)
-    atomic_write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    known = {name for entry in entries_of(manifest) if (name := entry["path"])}
+    others = [file for file in sorted(partial.iterdir()) if file.is_file()]
+    beside = [
+        {"path": file.name, "n_bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in others
+        if file.name not in known
+    ]
+    write_json(partial / MANIFEST, {**manifest, BESIDE: beside})
     os.rename(partial, path)
     fsync_folder(path.parent)
+
+
+def entries_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what the manifest says of each file that the corpus needs, shards first."""
+    documents = manifest["documents"]
+    entries = [*manifest["shards"], documents["starts"], documents["ids"]]
+    entries += [documents["id_offsets"], manifest["tokenizer"]]
+    return [entry for entry in entries if entry]
 
 
 def check_output(path: Path) -> None:
@@ -125,6 +147,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} has version {manifest.get('version')}; this Motet reads version {VERSION}"
         )
+    seal = manifest.pop(SEAL, None)
+    if (seal is not None or BESIDE in manifest) and seal != seal_of(manifest):
+        raise UserError(f"{file} was altered since it was written; prepare the corpus again")
     if manifest.get("fingerprint") != fingerprint(manifest):
         raise UserError(
             f"{file} was altered: its fingerprint does not fit its content; prepare it again"
@@ -232,3 +257,21 @@ def size_problem(file: CorpusFile) -> Problem | None:
         return None
     kind = "truncated" if n_bytes < file.n_bytes else "altered"
     return Problem(str(file.path), f"{kind}: {n_bytes} bytes, the manifest says {file.n_bytes}")
+
+
+def altered(
+    files: Sequence[CorpusFile], progress: ByteProgress | None = None, known: bool = False
+) -> list[Problem]:
+    """Hash files, several at once; return a problem for each missing, truncated or altered one.
+
+    Args:
+        known: see `hash_files`.
+    """
+    problems = [size_problem(file) for file in files]
+    sound = [file for file, problem in zip(files, problems, strict=True) if problem is None]
+    digests = hash_files([file.path for file in sound], progress, known)
+    for file, digest in zip(sound, digests, strict=True):
+        if digest != file.sha256:
+            message = f"altered: its SHA-256 is {digest}, the manifest says {file.sha256}"
+            problems.append(Problem(str(file.path), message))
+    return [problem for problem in problems if problem is not None]

@@ -13,9 +13,10 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def open_segment(
     segment = Segment(number, parent, attempt, start_step, world_size, *hashes, draws)
     folder = segment_folder(ledger, number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "segment.json", asdict(segment))
+    write_segment(ledger, segment)
     return segment
 
 
@@ -147,7 +148,36 @@ def read_segment(ledger: Path, number: int) -> Segment:
     if found["segment"] != number:
         what = f"is that of segment {found['segment']}, not of {number}"
         raise DamagedFile(path, what, "put each back into its own folder")
+    return segment_from(found)
+
+
+def segment_from(found: Mapping[str, Any]) -> Segment:
+    """Return the segment that a mapping describes; what else it holds is left out."""
     return Segment(**{one.name: found[one.name] for one in fields(Segment) if one.name in found})
+
+
+def ancestry(
+    ledger: Path, segment: Segment, grew_from: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the segments that lead from step 0 to a new one, itself last: what a checkpoint keeps
+    of them, so that a damaged `segment.json` can be written again. [] where they are not known.
+
+    Args:
+        grew_from: the manifest of the checkpoint that the segment grew from.
+    """
+    before: list[dict[str, Any]] = list((grew_from or {}).get("lineage") or ())
+    if segment.parent and not before:  # a checkpoint of before they were kept
+        try:
+            older = lineage(ledger, segment.parent, segment.start_step)
+        except UserError:
+            return []
+        before = [asdict(stretch.segment) for stretch in older]
+    return [*before, asdict(segment)]
+
+
+def write_segment(ledger: Path, segment: Segment) -> None:
+    """Write the facts of a segment into its folder; the same facts give the same bytes."""
+    write_json(segment_folder(ledger, segment.segment) / "segment.json", asdict(segment))
 
 
 def readable_segments(ledger: Path) -> list[Segment]:

@@ -15,6 +15,7 @@ from typing import Any
 from motet.core import format
 from motet.core.errors import UserError
 from motet.core.files import write_json
+from motet.core.listed import refuse_altered
 from motet.launcher.commands import common, options
 from motet.launcher.commands.export import (
     ChosenModel,
@@ -34,6 +35,7 @@ from motet.launcher.commands.export import (
 from motet.launcher.config import run_yaml
 from motet.launcher.output import terminal
 from motet.launcher.runs.kept_models import inside_of, step_of
+from motet.launcher.runs.listed import EXPORT_AGAIN, seal
 from motet.launcher.runs.rundir import RunDir
 
 ALL = "all"
@@ -150,12 +152,22 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("motet eval needs lm-evaluation-harness: pip install 'motet[eval]'")
+    _refuse_altered_results(rundir, step, models, arguments.inside)
     if arguments.inside:
         _inside(rundir, step, models, arguments)
     elif code := _exported(rundir, step, models, arguments):
         return code
     _tell(rundir, step, models, arguments)
     return 0
+
+
+def _refuse_altered_results(
+    rundir: RunDir, step: int, models: Sequence[ChosenModel], inside: bool
+) -> None:
+    """Refuse where results of before are not what they were: one list vouches for all."""
+    for model in models:
+        folder = _output(rundir, step, model, inside)
+        refuse_altered(folder, "results", "take that folder away, and evaluate again")
 
 
 def _models(rundir: RunDir, step: int, arguments: argparse.Namespace) -> list[ChosenModel]:
@@ -202,12 +214,15 @@ def _exported(
     }
     if missing:
         export(rundir, step, missing, "float32")
+    for folder in targets:
+        refuse_altered(folder, "exported model", EXPORT_AGAIN)
     for model in models:
         command = _command(rundir, step, model, arguments)
         # The table of all models is what goes to standard output as JSON.
         code = subprocess.call(command, stdout=sys.stderr if arguments.json else None)
         if code:
             return code
+        seal(_output(rundir, step, model, False), rundir, step)
     return 0
 
 
@@ -241,6 +256,7 @@ def _inside(
         )
         output = _output(rundir, step, model, True)
         write_json(output / "results_inside.json", {"results": found["results"]})
+        seal(output, rundir, step)
 
 
 def _tell(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from motet.core.errors import UserError
 from motet.core.files import read_json, whole_folders
+from motet.core.listed import listed_files
 from motet.core.parsing import parse_yaml
 from motet.launcher.commands import common, export_table, options
 from motet.launcher.config import run_yaml
@@ -23,9 +24,10 @@ from motet.launcher.runs.kept_models import (
     stage_with,
     step_of,
 )
+from motet.launcher.runs.listed import EXPORT_AGAIN, seal
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.seals import read_checkpoint
-from motet.launcher.runs.verify import EXPORTED, EXPORTED_FROM, refuse_damage, seal_export
+from motet.launcher.runs.verify import EXPORTED_FROM, refuse_damage
 from motet.models.family.base import WHOLE, Member, members_of
 
 if TYPE_CHECKING:
@@ -264,6 +266,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             print(f"motet: {folder} was cut short, and is written again", file=sys.stderr)
             shutil.rmtree(folder)
     corpus = Corpus.open(Path(settings.data.corpora[0].path))
+    corpus.check_tokenizer()  # it goes into each folder
     with whole_folders(list(targets)) as folders:
         for folder, (target, model) in zip(folders, targets.items(), strict=True):
             if (at := step_of(rundir, step, model.name)) != read:
@@ -283,7 +286,7 @@ def export(rundir: RunDir, step: int, targets: Mapping[Path, ChosenModel], dtype
             scores = benchmarks(rundir.evaluations / target.name)
             text = card(facts, model.member, model.found, scores)
             (folder / "README.md").write_text(text, encoding="utf-8")
-            seal_export(folder, rundir, at)
+            seal(folder, rundir, at)
 
 
 def is_cut_short(rundir: RunDir, folder: Path) -> bool:
@@ -298,7 +301,7 @@ def is_cut_short(rundir: RunDir, folder: Path) -> bool:
     try:
         read_json(folder / "config.json")
         stored_tensors(folder)
-        listed = read_json(folder / EXPORTED)["files"] if (folder / EXPORTED).exists() else ()
+        listed = listed_files(folder, EXPORT_AGAIN) or ()
     except (UserError, OSError, ValueError, KeyError):
         return True
     return any(not (folder / name).exists() for name in listed)
@@ -325,6 +328,7 @@ def begin_token(corpus: Corpus) -> int | None:
 
     if corpus.tokenizer_path is None:
         return None
+    corpus.check_tokenizer()
     file = Path(corpus.tokenizer_path)
     file = file / "tokenizer.json" if file.is_dir() else file
     settings = file.parent / "tokenizer_config.json"

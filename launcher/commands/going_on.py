@@ -21,6 +21,7 @@ from motet.launcher.jobs import schedulers
 from motet.launcher.output import terminal
 from motet.launcher.runs.attempts import give_up_damaged, refuse_start_over
 from motet.launcher.runs.begun import differences, frozen_problems, yaml_with_overrides
+from motet.launcher.runs.mending import mend
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.verify import EVIDENCE, TRAINED, inspect, refuse_damage
 from motet.launcher.study.before_training import check_classes
@@ -28,6 +29,8 @@ from motet.launcher.study.before_training import check_classes
 
 def go_on(arguments: argparse.Namespace, rundir: RunDir) -> int:
     """Go on from the last checkpoint, perhaps on other processes, perhaps for longer."""
+    for done in () if arguments.dry_run else mend(rundir):
+        print(f"motet: mended: {done}", file=sys.stderr)
     sound(rundir)
     if read_json(rundir.manifest).get("guest"):
         raise UserError(

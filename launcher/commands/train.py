@@ -150,7 +150,8 @@ def print_dry_run(settings: RunSettings, rundir: RunDir, nodes: NodePlace = ONE_
     print_command(settings, rundir, nodes)
     raise_problems(check(settings))
     # These import torch, which is not needed to say what is wrong in experiments.
-    from motet.launcher.launch.local import check_layout, check_weights
+    from motet.launcher.launch.local import check_layout
+    from motet.launcher.runs.described_model import check_weights
 
     check_layout(settings, ranks_on(settings, nodes), alone=nodes.count == 1)
     check_weights(settings, values=False)

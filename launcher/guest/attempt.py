@@ -19,7 +19,7 @@ from motet.core.files import atomic_write, write_json
 from motet.experiments.design.frozen import read_definition
 from motet.experiments.stream.batch_sizes import Steps
 from motet.experiments.stream.exposure_plan import ExposurePlan
-from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
+from motet.experiments.stream.ledger import LedgerWriter, Segment, ancestry, open_segment
 from motet.experiments.stream.stream import Batch, Stream
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
@@ -34,7 +34,7 @@ from motet.launcher.report import ended
 from motet.launcher.runs.blame import Heartbeat
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.runs.seals import read_manifest, run_sha256
+from motet.launcher.runs.seals import read_checkpoint, read_manifest, run_sha256
 from motet.parallel.engines.protocol import Engine
 from motet.parallel.layout.layout import Layout
 from motet.parallel.runtime.mesh import World
@@ -67,6 +67,8 @@ class Attempt:
             self._check_masks()
         parent = parent_segment(run, start_step, world)
         self.segment, self.number = self._open(parent, plan)
+        grew_from = read_checkpoint(run, start_step) if parent else None
+        self.lineage = ancestry(run.ledger, self.segment, grew_from)
         self.ledger = LedgerWriter(run.ledger, self.segment.segment, world.rank)
         config = run_yaml.public(settings)
         self.mirror = open_trackers(run, config, world.rank, self.hashes)
@@ -227,6 +229,7 @@ class Attempt:
         facts = {
             **self.hashes,
             "segment": self.segment.segment,
+            "lineage": self.lineage,
             "model": (manifest := read_manifest(self.run))["model"],
             "run_sha256": run_sha256(manifest),
             "probes": self.measured,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.files import fsync_folder, write_json
 from motet.core.hashing import sha256_file
+from motet.core.listed import damage
 from motet.experiments.design.experiment import make
 from motet.launcher.config.run_yaml import load, store
 from motet.launcher.config.sections import RunSettings
@@ -24,7 +25,7 @@ from motet.launcher.launch.local import prepare_run, verify_corpora
 from motet.launcher.runs.begun import frozen_problems, yaml_with_overrides
 from motet.launcher.runs.guest_settings import NO_WARMUP, not_read
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.runs.seals import damage, read_checkpoint, read_manifest
+from motet.launcher.runs.seals import read_checkpoint, read_manifest
 from motet.launcher.study.before_training import library_of, specs_of
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 

@@ -93,7 +93,7 @@ def submit_all(all_made: Sequence[Submission], yaml_texts: Sequence[str]) -> lis
 
     Where one is refused, it and those behind it leave no folder, and the error names the others.
     """
-    from motet.launcher.launch.local import check_weights
+    from motet.launcher.runs.described_model import check_weights
 
     for made in all_made:
         made.scheduler.trial(made.script)

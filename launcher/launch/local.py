@@ -41,7 +41,7 @@ from motet.launcher.launch.start_watch import StartWatch
 from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import refusal
 from motet.launcher.runs.blame import blame
-from motet.launcher.runs.described_model import imported_model
+from motet.launcher.runs.described_model import check_weights, imported_model
 from motet.launcher.runs.families import draws_of, new_family, new_members
 from motet.launcher.runs.manifest import (
     corpus_problems,
@@ -57,7 +57,6 @@ from motet.launcher.study import before_training, cautions, contamination
 from motet.launcher.study.preregistration import check_registered, keep_registered
 from motet.models import counts
 from motet.models.config import ModelConfig, preset
-from motet.models.hf_files import check_finite, stored_tensors
 
 
 def train(
@@ -211,18 +210,6 @@ def check_devices(settings: RunSettings, run: RunDir | None = None) -> None:
     for label, one in stage_settings(settings, lambda: model_of(settings)[0], run).items():
         found = device_problems(layout.device, one.layout.processes, gpus)
         raise_problems([Problem(f"stage {label}: {p.setting}", p.message) for p in found])
-
-
-def check_weights(settings: RunSettings, values: bool = True) -> None:
-    """Refuse imported weights that are missing, cut short or not finite.
-
-    Args:
-        values: read all of them; else whether the files hold what they promise.
-    """
-    if settings.model.from_hf:
-        found = stored_tensors(Path(settings.model.from_hf))
-        if values:
-            check_finite(found)
 
 
 def verify_corpora(settings: RunSettings, full: bool = False) -> None:

@@ -14,7 +14,7 @@ import torch
 
 import motet
 from motet.core.errors import UserError
-from motet.experiments.stream.ledger import LedgerWriter, Segment, open_segment
+from motet.experiments.stream.ledger import LedgerWriter, Segment, ancestry, open_segment
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
 from motet.launcher.rank.checkpoint import Checkpoints, NotShown
@@ -183,6 +183,8 @@ def build_job(
         read_teacher(job)
         keep_order(job.facts, start.facts)
         job.measured += start.facts.get("probes", [])
+    if world.rank == 0:
+        job.lineage = ancestry(run.ledger, segment, start.facts)
     job.hooks = Hooks(world, own_hooks(job), load_hooks(run, settings, manifest, world))
     first = "the first step, which compiles the model" if training.compile else "the first step"
     starting.at(StartStage.FIRST_STEP, first, detail=_extension)

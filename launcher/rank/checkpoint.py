@@ -25,10 +25,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from motet.core.errors import UserError
 from motet.core.files import FULL, fsync_folder, not_shown, write_json
 from motet.core.hashing import sha256_file
+from motet.core.listed import damage
 from motet.launcher.rank.disk import CheckpointWriter, SavedPart, failed_part, of_any_rank
 from motet.launcher.rank.safe_reader import SafeReader
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.runs.seals import damage, read_checkpoint
+from motet.launcher.runs.seals import read_checkpoint
 from motet.parallel.runtime.mesh import World, first_complaint, tell_all
 
 LATE_S = 90.0

@@ -170,6 +170,7 @@ def facts_of(job: TrainingJob) -> dict[str, Any]:
         **job.facts,
         **held,
         "segment": job.segment.segment,
+        "lineage": list(job.lineage),
         "judge": job.guard.state(),
         "probes": list(job.measured),
         "metrics": job.metrics.mark(),

@@ -95,6 +95,8 @@ class TrainingJob:
     """Number and losses of the stage that trains, where its loss may end it."""
     measured: list[dict[str, Any]] = field(default_factory=list)
     """Step, segment and SHA-256 of each probe file that the weights were measured by (rank 0)."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """The segments of the ledger that lead to the one that trains, itself last (rank 0)."""
     budget: ProbeBudget | None = None
     """What probes may cost; None where they may cost whatever they do."""
     reached: int = 0

@@ -14,7 +14,7 @@ from motet.core.errors import DamagedFile
 from motet.core.files import atomic_write
 from motet.core.hashing import sha256_file
 from motet.experiments.scoring.store import probe_path, read_probe, set_aside
-from motet.experiments.stream.ledger import LedgerWriter, open_segment
+from motet.experiments.stream.ledger import LedgerWriter, ancestry, open_segment
 from motet.launcher.rank.checkpoint import Checkpoints
 from motet.launcher.rank.growing import facts_of, grow, growth_due, has_grown
 from motet.launcher.rank.job import ORDER, StepDone, TrainingJob
@@ -332,6 +332,7 @@ def roll_back(job: TrainingJob, step: int) -> None:
             hashes,
             job.segment.draws,
         )
+        job.lineage = ancestry(job.run.ledger, opened, manifest)
     job.segment = tell_all(opened if job.world.rank == 0 else job.segment, job.world)
     job.ledger = LedgerWriter(job.run.ledger, job.segment.segment, job.world.rank)
     for left_out in range(saved_steps[-1], step + 1):

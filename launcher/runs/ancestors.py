@@ -28,7 +28,10 @@ def segments_used(run: RunDir, checkpoints: Mapping[int, Mapping[str, Any]]) -> 
         return every
     try:
         grown = [seals.read_checkpoint(run, step, grown=True) for step in run.grown_steps()]
-        used = {int(one["segment"]) for one in (*checkpoints.values(), *grown)}
+        manifests = (*checkpoints.values(), *grown)
+        used = {int(one["segment"]) for one in manifests}
+        # Also where one of them is damaged, beyond which its own parents are not known.
+        used |= {int(a["segment"]) for one in manifests for a in one.get("lineage", ())}
         used |= {int(read_facts(path)["segment"]) for path in probe_files(run.probes)}
     except DamagedFile:
         return every

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from motet.core.errors import Problem, UserError, raise_problems
+from motet.core.listed import SMALL_BYTES, refuse_altered
 from motet.launcher.config.sections import RunSettings
 
 if TYPE_CHECKING:
@@ -99,3 +100,20 @@ def _check_tokenizer(where: str, path: Path, folder: str) -> None:
             f"{known[first]!r}); prepare it with the model's tokenizer, or set "
             "model.another_tokenizer=true"
         )
+
+
+def check_weights(settings: RunSettings, values: bool = True) -> None:
+    """Refuse imported weights that are missing, cut short or not finite.
+
+    Args:
+        values: read all of them; else whether the files hold what they promise.
+    """
+    from motet.models.hf_files import check_finite, stored_tensors
+
+    if settings.model.from_hf:
+        folder = Path(settings.model.from_hf)
+        most = None if values else SMALL_BYTES
+        refuse_altered(folder, "model.from_hf", "export it again, or name another", most)
+        found = stored_tensors(folder)
+        if values:
+            check_finite(found)

@@ -16,10 +16,11 @@ from motet.launcher.runs.rundir import RunDir
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, OverflowError)
 """What reading a file that holds something else can raise; `UserError` is a `ValueError`."""
+UNKNOWN = "made before hashes were kept"
 GIVEN_UP = "segments given up"
 """Segments of the ledger that nothing grew from."""
-TOLD_ONLY = ("metrics.jsonl", "attempts", GIVEN_UP)
-"""Parts of which a report shows curves and times, and no answer is made."""
+TOLD_ONLY = ("metrics.jsonl", "attempts", GIVEN_UP, "eval")
+"""Parts of which a report shows curves, times and benchmarks, and no answer is made."""
 
 
 @dataclass(frozen=True)

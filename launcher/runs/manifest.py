@@ -11,6 +11,7 @@ from typing import Any
 
 from motet.core.errors import Problem, UserError, raise_problems
 from motet.core.hashing import sha256_file
+from motet.core.listed import altered_files
 from motet.experiments.corpora.corpus import Corpus
 from motet.experiments.design.frozen import check_kinds, read_definition
 from motet.experiments.library.kinds import Library
@@ -22,7 +23,7 @@ from motet.launcher.config.sections import RunSettings
 from motet.launcher.config.validation import names_of
 from motet.launcher.runs.begun import unlike_frozen
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.runs.seals import altered_files, read_frozen, read_manifest
+from motet.launcher.runs.seals import read_frozen, read_manifest
 
 
 def open_corpora(settings: RunSettings) -> list[Corpus]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import DamagedFile
-from motet.core.files import FROM_A_COPY, SEAL, read_fields, seal_of, write_json
+from motet.core.files import FROM_A_COPY, read_fields, seal_of, write_json
 from motet.core.hashing import sha256_file
+from motet.core.listed import FileHashes, hash_of
 from motet.launcher.runs.rundir import RunDir
 
 MANIFEST_NEEDS: Mapping[str, Any] = {
@@ -23,7 +24,6 @@ MANIFEST_NEEDS: Mapping[str, Any] = {
 CHECKPOINT_NEEDS: Mapping[str, Any] = {"step": int, "segment": int, "definition_sha256": str}
 _GROWS = ("plugins",)
 """Keys of the manifest that may be added to while the run lives: a scheduler of the user's own."""
-FileHashes = Mapping[str, Mapping[str, Any]]
 
 
 def read_manifest(run: RunDir) -> dict[str, Any]:
@@ -80,29 +80,6 @@ def frozen_files(run: RunDir) -> Iterator[Path]:
             compiled = "__pycache__" in path.parts or path.name.endswith(".tmp")
             if path.is_file() and not compiled and path.name != "exposures.plan":
                 yield path
-
-
-def hash_of(path: Path) -> dict[str, Any]:
-    """Return what is kept of a file: SHA-256 and size."""
-    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-
-
-def altered_files(folder: Path, files: FileHashes) -> Iterator[tuple[str, str]]:
-    """Yield (name, what is wrong) of every file that is missing, cut short or altered."""
-    for name, facts in files.items():
-        path = folder / name
-        if not path.is_file():
-            yield name, "is missing"
-        elif path.stat().st_size != facts["bytes"]:
-            yield name, f"has {path.stat().st_size:,} bytes instead of {facts['bytes']:,}"
-        elif sha256_file(path) != facts[SEAL]:
-            yield name, "was altered: its SHA-256 is another one"
-
-
-def damage(folder: Path, files: FileHashes) -> str | None:
-    """Return the first file that is missing, cut short or altered, in words, or None."""
-    inside = {Path(name).name: facts for name, facts in files.items()}  # never leave the folder
-    return next((f"{name} {what}" for name, what in altered_files(folder, inside)), None)
 
 
 def read_frozen(run: RunDir, manifest: Mapping[str, Any]) -> FileHashes | None:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import UserError
-from motet.core.files import FROM_A_COPY, SEAL, read_fields, read_json, read_sealed, write_json
+from motet.core.errors import DamagedFile, UserError
+from motet.core.files import FROM_A_COPY, SEAL, read_fields, read_json, read_sealed
 from motet.core.hashing import sha256_file
+from motet.core.listed import altered_files
 from motet.core.plugins import NOT_THE_SOURCE
 from motet.experiments.design.frozen import read_definition, read_questions
 from motet.experiments.library.kinds import Library
@@ -30,16 +31,17 @@ from motet.experiments.stream.ledger import (
 )
 from motet.launcher.config import run_yaml
 from motet.launcher.config.sections import RunSettings
-from motet.launcher.runs import metrics, seals
+from motet.launcher.runs import listed, mending, metrics, seals
 from motet.launcher.runs.begun import unlike_frozen
-from motet.launcher.runs.findings import GIVEN_UP, TOLD_ONLY, Findings
-from motet.launcher.runs.manifest import corpus_problems
+from motet.launcher.runs.findings import GIVEN_UP, TOLD_ONLY, UNKNOWN, Findings
+from motet.launcher.runs.manifest import (
+    corpus_problems,
+    open_corpora,
+    open_validation_corpora,
+)
 from motet.launcher.runs.rundir import RunDir
 
-UNKNOWN = "made before hashes were kept"
 NOTHING_GREW = "no checkpoint and no measurement of the run grew from it"
-EXPORTED = "motet.json"
-"""File of an exported model that has the hashes of the others."""
 
 
 def inspect(
@@ -124,7 +126,7 @@ def _frozen(found: Findings, within: str) -> None:
     if files is None:
         return
     mine = {name: facts for name, facts in files.items() if name.startswith(within)}
-    for name, what in seals.altered_files(found.run.root, mine):
+    for name, what in altered_files(found.run.root, mine):
         path = found.run.root / name
         if path.is_relative_to(found.run.plugins) and path.is_file():
             what = f"{NOT_THE_SOURCE} ({what})"
@@ -145,7 +147,7 @@ def _checkpoints(found: Findings) -> None:
             if manifest.get(key, now) != now:
                 found.add(folder, f"is of another run: its {key} differs", "take it away")
         if found.step in (None, step):
-            for name, what in seals.altered_files(folder, manifest.get("files", {})):
+            for name, what in altered_files(folder, manifest.get("files", {})):
                 found.add(folder / name, what, "use another checkpoint")
 
 
@@ -195,8 +197,11 @@ def _read_segment(found: Findings, number: int) -> None:
     folder = segment_folder(found.run.ledger, number)
     files = sorted(folder.glob("rank-*.bin"))
     if files or (folder / "segment.json").exists():
-        segment = found.reading(read_segment, found.run.ledger, number)
-        _check_segment(found, folder, segment)
+        try:
+            _check_segment(found, folder, read_segment(found.run.ledger, number))
+        except DamagedFile as error:
+            what_works = mending.remedy(found.run, number, found.checkpoints)
+            found.add(error.path, error.what, what_works)
     for path in files:
         found.reading(_read_through, path)
 
@@ -223,9 +228,9 @@ def _lineage(found: Findings) -> None:
         found.add(run.ledger, f"does not prove the run: {problem}")
 
 
-def _check_segment(found: Findings, folder: Path, segment: Segment | None) -> None:
+def _check_segment(found: Findings, folder: Path, segment: Segment) -> None:
     known = found.manifest.get("definition_sha256")
-    if segment is not None and known and segment.definition_sha256 != known:
+    if known and segment.definition_sha256 != known:
         found.add(folder / "segment.json", "is of another run", "take it away")
 
 
@@ -332,32 +337,11 @@ def _check_done(found: Findings, step: int) -> None:
 
 def _corpora(found: Findings) -> None:
     settings: RunSettings = run_yaml.load(found.run.resolved_yaml)
+    for corpus in (*open_corpora(settings), *open_validation_corpora(settings)):
+        if not corpus.vouched:
+            found.unknown.append(f"{corpus.path}: corpus.json and what it does not list: {UNKNOWN}")
     for problem in corpus_problems(settings, found.manifest.get("data"), found.full):
         found.add(Path(problem.setting), problem.message, "prepare the corpus again, or restore it")
-
-
-def _exports(found: Findings) -> None:
-    """Exported models against the list that `motet export` left beside each."""
-    for folder in _folders(found.run.members):
-        if not (folder / EXPORTED).exists():
-            found.unknown.append(f"members/{folder.name}: {UNKNOWN}")
-            continue
-        listed = found.reading(read_fields, folder / EXPORTED, {"files": dict})
-        for name, what in seals.altered_files(folder, (listed or {"files": {}})["files"]):
-            found.add(folder / name, what, "export it again")
-
-
-def seal_export(folder: Path, run: RunDir, step: int) -> None:
-    """Leave beside an exported model of which run it is, and the hash of each of its files."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != EXPORTED]
-    listed = {path.relative_to(folder).as_posix(): seals.hash_of(path) for path in files}
-    facts = {"run_sha256": seals.run_sha256(seals.read_manifest(run)), "step": step}
-    write_json(folder / EXPORTED, {**facts, "files": listed})
-
-
-def _folders(parent: Path) -> Iterator[Path]:
-    if parent.is_dir():
-        yield from sorted(path for path in parent.iterdir() if path.is_dir())
 
 
 PARTS: Mapping[str, Callable[[Findings], None]] = {
@@ -374,7 +358,8 @@ PARTS: Mapping[str, Callable[[Findings], None]] = {
     "metrics.jsonl": _metrics,
     "attempts": _attempts,
     "corpora": _corpora,
-    "members": _exports,
+    "members": listed.exports,
+    "eval": listed.evaluations,
 }
 BASIS = ("manifest.json", "resolved.yaml", "plan")
 """What every command relies on."""

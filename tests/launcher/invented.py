@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from motet.core.files import atomic_write, read_json, write_json
+from motet.core.listed import hash_of
 from motet.experiments.design.frozen import read_definition, read_questions
 from motet.experiments.library.kinds import Library
 from motet.experiments.scoring.store import write_probe
@@ -20,6 +21,7 @@ from motet.experiments.stream.exposure_plan import ExposurePlan
 from motet.experiments.stream.ledger import (
     LedgerWriter,
     Record,
+    ancestry,
     open_segment,
 )
 from motet.experiments.types import ItemScores
@@ -31,7 +33,7 @@ from motet.launcher.report.collect import assemble, collect
 from motet.launcher.runs.manifest import open_stream
 from motet.launcher.runs.metrics import MetricsWriter
 from motet.launcher.runs.rundir import RunDir
-from motet.launcher.runs.seals import hash_of, read_manifest, run_sha256
+from motet.launcher.runs.seals import read_manifest, run_sha256
 
 STEPS = 40
 RUN_YAML = """
@@ -103,9 +105,10 @@ class InventedRun:
         run_yaml.store(self.run.launch_settings(number), settings)
         run_yaml.store(self.run.resolved_yaml, settings)
         definition, sha256 = read_definition(self.run.plan)
-        parent = 0
+        parent, grew_from = 0, None
         if start:
-            parent = read_json(self.run.checkpoint(start) / "manifest.json")["segment"]
+            grew_from = read_json(self.run.checkpoint(start) / "manifest.json")
+            parent = grew_from["segment"]
             for step in self.run.checkpoint_steps():
                 if step > start:
                     shutil.rmtree(self.run.checkpoint(step))
@@ -147,6 +150,7 @@ class InventedRun:
             folder.mkdir(parents=True, exist_ok=True)
             facts = {"step": until, "segment": segment.segment, "definition_sha256": sha256}
             facts["plan_sha256"] = self.plan.sha256
+            facts["lineage"] = ancestry(self.run.ledger, segment, grew_from)
             facts["run_sha256"] = run_sha256(read_manifest(self.run))
             if self.weights is not None:
                 self.weights(folder)

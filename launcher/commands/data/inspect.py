@@ -88,12 +88,13 @@ def inspect_corpora(paths: list[Path], arguments: argparse.Namespace) -> int:
 
 
 def without_checksum(corpus: Corpus) -> list[str]:
-    """Return the files of a corpus's folder that `verify` cannot speak of; no token is read from
-    them.
+    """Return the files of a corpus's folder that `verify` cannot speak of: made after it, or before
+    hashes of them were kept.
     """
     from motet.experiments.corpora.storage import MANIFEST
 
-    known = {file.path for file in corpus.files()} | {corpus.path / MANIFEST}
+    known = {file.path for file in corpus.files()}
+    known |= {corpus.path / MANIFEST} if corpus.vouched else set()
     return sorted(p.name for p in corpus.path.iterdir() if p.is_file() and p not in known)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.experiments.corpora.corpus import Corpus, CorpusWriter
+from motet.experiments.corpora.inspection import load_tokenizer
 from motet.experiments.corpora.tokenizer import train_bpe
 
 TOKENIZER = train_bpe(["some text"], 257)
@@ -170,6 +171,59 @@ def test_a_manifest_that_is_missing_damaged_or_edited_is_refused(tmp_path: Path)
     manifest.unlink()
     with pytest.raises(UserError, match=r"is not a corpus: it has no corpus.json"):
         Corpus.open(corpus.path)
+
+
+def test_every_value_of_a_manifest_is_vouched_for(tmp_path: Path) -> None:
+    """The fingerprint covers what defines the tokens; the manifest's own hash all else."""
+    manifest = small(tmp_path / "c").path / "corpus.json"
+    content = json.loads(manifest.read_text())
+    assert {"vocabulary_size", "n_documents", "tokenizer", "beside"} < set(content)
+    for key in content.keys() - {"format", "version"}:
+        manifest.write_text(json.dumps({**content, key: None}))
+        with pytest.raises(UserError, match=r"corpus.json was altered"):
+            Corpus.open(tmp_path / "c")
+        manifest.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
+        with pytest.raises(UserError, match=r"corpus.json was altered"):
+            Corpus.open(tmp_path / "c")
+
+
+def test_what_is_read_with_the_tokenizer_is_vouched_for(tmp_path: Path) -> None:
+    corpus = small(tmp_path / "c")
+    assert corpus.vouched
+    settings = corpus.path / "tokenizer_config.json"
+    kept = settings.read_text()
+    corpus.check_tokenizer()
+    for text in (kept.replace("endofdoc", "endofall"), kept[:20], "[]"):
+        settings.write_text(text)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json"):
+            corpus.check_tokenizer()
+        with pytest.raises(UserError, match=r"tokenizer_config\.json"):
+            load_tokenizer(corpus)
+        assert "tokenizer_config.json" in str(corpus.verify())
+    settings.unlink()
+    assert "tokenizer_config.json: missing" in str(corpus.verify()[0])
+    settings.write_text(kept)
+    (corpus.path / "notes.txt").write_text("read by nobody")
+    assert corpus.verify() == []
+    (corpus.path / "special_tokens_map.json").write_text("{}")
+    (problem,) = corpus.verify()
+    assert "special_tokens_map.json: was not there when the corpus was made" in str(problem)
+    with pytest.raises(UserError, match="special_tokens_map"):
+        corpus.check_tokenizer()
+
+
+def test_a_corpus_of_before_its_manifest_had_a_hash_is_read_and_not_vouched_for(
+    tmp_path: Path,
+) -> None:
+    manifest = small(tmp_path / "c").path / "corpus.json"
+    content = json.loads(manifest.read_text())
+    old = {key: value for key, value in content.items() if key not in ("sha256", "beside")}
+    manifest.write_text(json.dumps(old))
+    corpus = Corpus.open(tmp_path / "c")
+    assert not corpus.vouched
+    corpus.check_tokenizer()
+    assert corpus.verify() == []
+    assert all(file.path.name != "tokenizer_config.json" for file in corpus.files())
 
 
 def test_a_corpus_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from motet.core.errors import UserError
+from motet.core.listed import write_list
 from motet.experiments.corpora import prepare as prepare_module
 from motet.experiments.corpora import sources
 from motet.experiments.corpora.corpus import Corpus
@@ -170,6 +172,37 @@ def test_a_resumed_run_encodes_only_what_is_left(request_: PrepareRequest) -> No
     assert all(progress.stage == "encode" for progress in seen), "the tokenizer was kept"
     assert seen[-1].input_bytes == seen[-1].input_bytes_total == total
     assert 0 < seen[-1].text_bytes < total * 0.7
+
+
+def test_a_tokenizer_that_changed_between_two_runs_is_refused(request_: PrepareRequest) -> None:
+    """Half of the corpus would be in other tokens than the rest."""
+    with pytest.raises(KeyboardInterrupt):
+        prepare(request_, killing(after=10))
+    trained = request_.output.with_name("c.partial") / "tokenizer.json"
+    content = json.loads(trained.read_text())
+    content["model"]["merges"].pop()
+    trained.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer.json was altered since it was trained"):
+        prepare(request_)
+
+
+def test_a_tokenizer_of_another_corpus_or_of_a_model_is_compared_with_its_hash(
+    request_: PrepareRequest, tmp_path: Path
+) -> None:
+    first = prepare(request_).path
+    model = shutil.copytree(first, tmp_path / "model")
+    for name in ("corpus.json", "prepare.json"):
+        (model / name).unlink()
+    write_list(model, {})
+    for folder in (first, model):
+        other = replace(request_, output=tmp_path / f"from-{folder.name}", tokenizer=str(folder))
+        settings = folder / "tokenizer_config.json"
+        kept = settings.read_text()
+        settings.write_text(kept.replace("endofdoc", "endofall"))
+        with pytest.raises(UserError, match=r"tokenizer_config.json"):
+            prepare(other)
+        settings.write_text(kept)
+        assert prepare(other).eod_token == Corpus.open(first).eod_token
 
 
 def test_resuming_under_other_settings_is_refused_by_name(request_: PrepareRequest) -> None:

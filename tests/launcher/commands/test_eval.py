@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from motet.core.errors import UserError
+from motet.core.files import write_json
+from motet.core.listed import listed_files
 from motet.experiments.corpora.corpus import Corpus, CorpusWriter
 from motet.experiments.corpora.tokenizer import Tokenizer
 from motet.launcher.commands import evaluate
 from motet.launcher.commands.export import begin_token, begins_with_special, is_cut_short
 from motet.launcher.report.benchmarks import benchmark_rows
 from motet.launcher.report.page import render
+from motet.launcher.runs.listed import seal
 from motet.launcher.runs.rundir import RunDir
 from motet.models.config import ModelConfig
 from motet.models.decoder import Decoder, initialize
@@ -184,3 +188,38 @@ def test_a_corpus_that_is_gone_is_told_where_texts_cannot_be_scored_as_in_traini
     assert told.startswith("motet: warning: ")
     assert str(tmp_path / "gone") in told
     assert "which may not be as in training" in told
+
+
+def test_neither_a_damaged_export_nor_damaged_results_are_evaluated_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was exported or found before: the new results would vouch for it."""
+    rundir, called = RunDir(tmp_path / "r"), []
+    folder, output = rundir.members / "step-00000004", rundir.evaluations / "step-00000004"
+    exported(folder, None)
+    write_json(rundir.manifest, {"plan_sha256": "p", "definition_sha256": "d"})
+    seal(folder, rundir, 4)
+    model = evaluate.ChosenModel("whole", None, "The whole model")
+    arguments = SimpleNamespace(json=False, inside=False, dry_run=False, tasks="t")
+    monkeypatch.setattr(evaluate, "member_folder", lambda *_: folder)
+    monkeypatch.setattr(evaluate, "harness_command", lambda *_: ["harness"])
+    monkeypatch.setattr(evaluate, "_scored_as_trained", lambda _: {})
+    monkeypatch.setattr(evaluate.subprocess, "call", lambda command, **_: called.append(command) or write(output))  # fmt: skip
+
+    def write(output: Path) -> int:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results_1.json").write_text('{"results": {"t": {"acc,none": 0.5}}}')
+        return 0
+
+    assert evaluate._exported(rundir, 4, [model], arguments) == 0  # type: ignore[arg-type]
+    assert listed_files(output, "") is not None
+    weights = folder / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model.safetensors was altered"):
+        evaluate._exported(rundir, 4, [model], arguments)  # type: ignore[arg-type]
+    weights.write_bytes(kept)
+    (output / "results_1.json").write_text('{"results": {"t": {"acc,none": 0.9}}}')
+    with pytest.raises(UserError, match=r"results_1.json was altered"):
+        evaluate._refuse_altered_results(rundir, 4, [model], False)
+    assert len(called) == 1

@@ -30,6 +30,7 @@ from motet.launcher import cli
 from motet.launcher.config import run_yaml
 from motet.launcher.launch import local
 from motet.launcher.report.collect import assemble, collect
+from motet.launcher.runs import snapshot
 from motet.launcher.runs.attempts import DAMAGED
 from motet.launcher.runs.rundir import RunDir
 from motet.launcher.runs.verify import WHOLE
@@ -74,9 +75,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = make_corpus(tmp_path_factory.mktemp("corpus"))
     model = preset("1m", Corpus.open(corpus).vocabulary_size, **TINY)
     few = lambda text: text.replace("draws: 400", "draws: 100")  # noqa: E731
-    invented = InventedRun(
-        folder, corpus, few, facts={"model": vars(model), "flops_per_token": 1e6}
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Of the code one room, as every command hashes all of it: nothing is executed from there.
+        package = shutil.copytree(snapshot.package_folder() / "core", folder / "motet" / "core")
+        patch.setattr(snapshot, "package_folder", lambda: package.parent)
+        invented = InventedRun(
+            folder, corpus, few, facts={"model": vars(model), "flops_per_token": 1e6}
+        )
     invented.logs, invented.weights = True, weights_of(model)
     invented.train(STEPS // 2)
     invented.train(STEPS, start=STEPS // 2)
