@@ -12,7 +12,7 @@ import pytest
 from motet.core.errors import UserError
 from motet.experiments.corpora.corpus import Corpus
 from motet.launcher import cli
-from motet.launcher.launch import local
+from motet.launcher.runs import described_model
 from motet.models.config import preset
 from tests.launcher.guests import RUN_YAML, make_corpus
 from tests.launcher.invented import STEPS, InventedRun
@@ -59,7 +59,7 @@ def test_weights_that_are_cut_are_refused_by_a_dry_run(
         asked.append(values)
         raise UserError("model.safetensors is cut short")
 
-    monkeypatch.setattr(local, "check_weights", cut)
+    monkeypatch.setattr(described_model, "check_weights", cut)
     assert cli.main(["train", str(write(tmp_path, corpus)), "--dry-run"]) == 2
     assert "is cut short" in capsys.readouterr().err
     assert asked == [False], "without reading all of them"
