@@ -435,7 +435,7 @@ def test_ranked_layouts_are_those_that_the_shares_of_every_step_fit(
     cluster.write_text(CLUSTER.split("  - {name: attic")[0])
     assert main(["plan", str(path), "--cluster", str(cluster), "--json", *UNDIVIDED[:2]]) == 0
     ranked = json.loads(capsys.readouterr().out)["layouts"]
-    assert len(ranked) > 1
+    assert ranked
     for one in ranked:
         asked = [f"layout.{key}={value}" for key, value in one["settings"].items()]
         settings = run_yaml.load(path, asked, world=lambda s: s.layout_for(4).world_size)
