@@ -41,6 +41,7 @@ class PlannedFamily:
 
     def __init__(self, settings: RunSettings, whole: ModelConfig) -> None:
         self.settings, self.whole = settings, whole
+        self._own: tuple[RankedLayout, list[RankedLayout]] | None = None
         self.family = new_family(settings, whole)
         self.members: list[Member] = list(made_members(self.family))
         if isinstance(self.family, ProgressiveFamily):
@@ -67,17 +68,23 @@ class PlannedFamily:
         facts, needs = self.family.stage_facts(), self.family.needs()
         return growing_refusals(layouts, self.whole, self.members, facts, length, needs)
 
-    def of_stages(self, question: PlanQuestion, choice: RankedLayout) -> list[RankedLayout]:
-        """Return the layout of every stage, where the run's is `choice`; [] of what has none."""
-        if not isinstance(self.family, ProgressiveFamily):
-            return []
-        return stage_proposals.proposed(self.family, question, choice, self._growing)
+    def _of_stages(
+        self, family: ProgressiveFamily, question: PlanQuestion, choice: RankedLayout
+    ) -> list[RankedLayout]:
+        """Return the layout of every stage, where the run's is `choice`: a search for each stage,
+        made once for a layout that is both told and written.
+        """
+        if self._own is None or self._own[0] is not choice:
+            own = stage_proposals.proposed(family, question, choice, self._growing)
+            self._own = choice, own
+        return self._own[1]
 
     def note(self, question: PlanQuestion, choice: RankedLayout) -> str:
         """Return what is written below the run's layout of those of its stages."""
         if not isinstance(self.family, ProgressiveFamily):
             return ""
-        return stage_proposals.text(self.family, self.of_stages(question, choice), choice)
+        own = self._of_stages(self.family, question, choice)
+        return stage_proposals.text(self.family, own, choice)
 
     def trainable(self, answer: PlanAnswer) -> tuple[list[RankedLayout], list[str]]:
         """Return the ranked layouts that can train the family, and why others cannot."""
@@ -89,7 +96,7 @@ class PlannedFamily:
         alone do.
         """
         if isinstance(self.family, ProgressiveFamily):
-            own = self.of_stages(question, choice)
+            own = self._of_stages(self.family, question, choice)
             return stage_costs.stage_prices(self.family, self.settings, question, choice, own)
         models = {member.name: member.config for member in self.members} | {WHOLE: self.whole}
         asked = (choice.cluster, choice.layout, question.training, question.traits)
